@@ -1,0 +1,139 @@
+"""The pure step on arrays: tighten masks, land dropped weights on zero, find those that are not.
+
+Everything here takes lists of the leaves that are pruned, or plain trees, and knows no optimizer. Masks
+are applied by selecting, never by multiplying: NaN times zero is NaN, and -1.0 times zero is -0.0.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.select import select
+
+
+def tighten(
+    params: Sequence[jax.Array],
+    masks: Sequence[jax.Array],
+    n_keep: jax.Array,
+    pool_of: Sequence[int],
+    *,
+    score: Callable[..., jax.Array],
+    structure: Any,
+    start: jax.Array | None = None,
+) -> tuple[list[jax.Array], jax.Array]:
+    """New masks that keep exactly the best `n_keep` units of each pool, and only units kept so far.
+
+    Args:
+      params: the leaves that are pruned.
+      masks: their masks; what they drop stays dropped, even where `n_keep` asks for more.
+      n_keep: int[n_pools].
+      pool_of: the pool of each leaf.
+      score: score function.
+      structure: what a unit is.
+      start: float[n_pools], the thresholds of the last fire, to open the search at.
+
+    Returns:
+      Masks in the dtypes of `masks`, and the threshold of each pool, 0 where it drops nothing.
+    """
+    kept, thresholds = select(
+        params,
+        n_keep,
+        score=lambda p: structure.unit_scores(score(p, None, None)),
+        among=[structure.unit_mask(m) for m in masks],
+        pool_of=pool_of,
+        start=start,
+    )
+    new = [structure.expand(k, m.shape).astype(m.dtype) for k, m in zip(kept, masks, strict=True)]
+    return new, jnp.where(jnp.isfinite(thresholds), thresholds, 0).astype(jnp.float32)
+
+
+def land(param: jax.Array, update: jax.Array, mask: jax.Array) -> jax.Array:
+    """The update that leaves a kept weight alone and takes a dropped one to exactly +0.0.
+
+    `p + (-p)` is +0.0 for every finite `p` in every float format, as long as `-p` is not rounded: hence
+    the wider of the two dtypes. A NaN update cannot survive at a dropped weight.
+    """
+    dtype = wider_dtype(param.dtype, update.dtype)
+    return jnp.where(mask != 0, update.astype(dtype), -param.astype(dtype))
+
+
+def wider_dtype(a: Any, b: Any) -> Any:
+    """The dtype that holds both exactly, under strict promotion as well."""
+    if a == b:
+        return a
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(a, b)
+
+
+def keep(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """`x` where the mask keeps it, +0.0 elsewhere."""
+    return jnp.where(mask != 0, x, jnp.zeros_like(x))
+
+
+def is_nonzero(x: jax.Array) -> jax.Array:
+    """Whether each entry differs from zero; by bits, since XLA on CPU compares subnormals as zero."""
+    if jnp.iscomplexobj(x):
+        return is_nonzero(x.real) | is_nonzero(x.imag)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x != 0
+    if x.dtype.itemsize == 1:
+        x = x.astype(jnp.float32)
+    n_bits = 8 * x.dtype.itemsize
+    unsigned = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}[n_bits]
+    return (lax.bitcast_convert_type(x, unsigned) & unsigned(2 ** (n_bits - 1) - 1)) != 0
+
+
+def count_violations(params: Sequence[jax.Array], masks: Sequence[jax.Array]) -> jax.Array:
+    """How many dropped weights are not zero, int32, saturating."""
+    most = jnp.int32(np.iinfo(np.int32).max)
+    total = jnp.zeros((), jnp.int32)
+    for p, m in zip(params, masks, strict=True):
+        n = jnp.sum((m == 0) & is_nonzero(p), dtype=jnp.int32)
+        total = total + jnp.minimum(n, most - total)
+    return total
+
+
+def full_mask(leaf: Any, dtype: Any) -> jax.Array:
+    """A mask that keeps everything, on the devices of the leaf; a scalar for what is not an array."""
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+        return jnp.ones(jnp.shape(leaf) if isinstance(leaf, (int, float, complex)) else (), dtype)
+    if not jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype != bool:
+        return jnp.ones(leaf.shape, dtype)  # PRNG keys
+    return jnp.ones_like(leaf, dtype=dtype)
+
+
+@jax.custom_jvp
+def _straight_through(param: jax.Array, mask: jax.Array) -> jax.Array:
+    return keep(param, mask)
+
+
+@_straight_through.defjvp
+def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    return keep(*primals), tangents[0]
+
+
+def straight_through(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.ArrayTree:
+    """Params masked in the forward pass, with the gradient of the identity.
+
+    Dropped weights count as zero in the loss but still receive the gradient of what takes their place,
+    so they may grow and return (Bengio et al. 2013, arXiv:1308.3432).
+
+    Args:
+      params: any tree of arrays.
+      masks: a tree of the same structure; nonzero means kept.
+
+    Returns:
+      A tree like `params`, +0.0 at every dropped weight.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> w, mask = jnp.array([1.0, 2.0]), jnp.array([True, False])
+      >>> jax.grad(lambda w: (3.0 * straight_through(w, mask)).sum())(w).tolist()
+      [3.0, 3.0]
+    """
+    return jax.tree.map(_straight_through, params, masks)

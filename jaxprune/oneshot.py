@@ -1,0 +1,104 @@
+"""Pruning without an optimizer: once, or from the zeros that are there already."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.budget import Recipe
+from jaxprune.distribution import Distribution, uniform
+from jaxprune.mask import full_mask, is_nonzero, keep, tighten
+from jaxprune.paths import leaves_with_paths
+from jaxprune.schedule import as_sparsity
+from jaxprune.score import magnitude
+from jaxprune.structure import Unstructured
+
+
+def prune_params(
+    params: chex.ArrayTree,
+    sparsity: float,
+    *,
+    include: Any = None,
+    exclude: Any = (),
+    overrides: Any = None,
+    distribution: Distribution = uniform,
+    structure: Any = Unstructured(),  # noqa: B008 - frozen
+    score: Callable[..., jax.Array] = magnitude,
+) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+    """Prunes once, without an optimizer; works under `jit`.
+
+    Args:
+      params: any tree.
+      sparsity: fraction of zeros, in [0, 1).
+      include: as in `prune`, and so are the arguments after it.
+      exclude: leaves left alone.
+      overrides: regex -> sparsity.
+      distribution: who competes with whom.
+      structure: what one decision covers.
+      score: what a weight is worth.
+
+    Returns:
+      The params with +0.0 at every dropped weight, and bool masks (True = kept) at every leaf.
+
+    Raises:
+      TypeError, ValueError: as `prune`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, -2.0]]), "bias": jnp.ones(2)}
+      >>> params, masks = prune_params(params, 0.5)
+      >>> params["kernel"].tolist(), masks["bias"].tolist()
+      ([[3.0, 0.0], [0.0, -2.0]], [True, True])
+    """
+    targets = (as_sparsity(sparsity, "sparsity"),)
+    recipe = Recipe.of(targets, include, exclude, overrides, distribution, structure, score)
+    paths, leaves, treedef = leaves_with_paths(params)
+    budget = recipe.budget(paths, leaves)
+    masks = [full_mask(leaf, bool) for leaf in leaves]
+    n_keep = jnp.asarray(np.array(budget.pools.n_units) - budget.pools.n_drop[-1], jnp.int32)
+    arrays = [jnp.asarray(leaves[i]) for i in budget.chosen]
+    kept, _ = tighten(
+        arrays,
+        [masks[i] for i in budget.chosen],
+        n_keep,
+        budget.pools.pool_of,
+        score=score,
+        structure=structure,
+    )
+    for i, p, m in zip(budget.chosen, arrays, kept, strict=True):
+        leaves[i], masks[i] = keep(p, m), m
+    return treedef.unflatten(leaves), treedef.unflatten(masks)
+
+
+def masks_from_params(
+    params: chex.ArrayTree, *, include: Any = None, exclude: Any = ()
+) -> chex.ArrayTree:
+    """Masks that drop what is zero already: the way back from sparse params without a prune state.
+
+    Args:
+      params: any tree.
+      include: leaves to look at; by default those that `prune` takes.
+      exclude: leaves to leave out. A leaf that is not chosen is kept whole, zeros and all.
+
+    Returns:
+      Bool masks, False where a chosen leaf is exactly zero. Put them into an optimizer state with
+      `optax.tree.set(opt_state, masks=masks)`.
+
+    Raises:
+      TypeError, ValueError: as `prune`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> masks = masks_from_params({"kernel": jnp.array([[0.0, 1.0]]), "bias": jnp.zeros(2)})
+      >>> masks["kernel"].tolist(), masks["bias"].tolist()
+      ([[False, True]], [True, True])
+    """
+    paths, leaves, treedef = leaves_with_paths(params)
+    recipe = Recipe.of((as_sparsity(0.0, "sparsity"),), include, exclude)
+    masks = [full_mask(leaf, bool) for leaf in leaves]
+    for i in recipe.budget(paths, leaves).chosen:
+        masks[i] = is_nonzero(jnp.asarray(leaves[i]))
+    return treedef.unflatten(masks)

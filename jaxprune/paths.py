@@ -1,0 +1,156 @@
+"""Key paths as strings, and the rules that choose leaves by them.
+
+One path language for every library: the keys joined by `/`, without the trailing `value` that boxes add
+(flax NNX shows `fc/kernel/value` to `init` and `fc/kernel` to `update`; linen `Partitioned` does the
+same). A regex must match the whole path. Nothing here knows what being chosen is for.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Rule = str | Callable[[str, Any], bool]
+
+
+def path_str(path: tuple[Any, ...]) -> str:
+    """A key path as rules see it.
+
+    Example:
+      >>> import jax
+      >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"fc": [{"kernel": 1.0}]})
+      >>> path_str(path)
+      'fc/0/kernel'
+    """
+    if path and getattr(path[-1], "name", None) == "value":
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def spec_of(leaf: Any) -> jax.ShapeDtypeStruct | None:
+    """Shape and dtype of an array leaf; None for anything else."""
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+        return None
+    return jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
+
+
+def leaves_with_paths(tree: Any) -> tuple[list[str], list[Any], Any]:
+    """The paths and the leaves of a tree, in order, and its structure."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    return [path_str(path) for path, _ in flat], [leaf for _, leaf in flat], treedef
+
+
+def as_rules(rules: Any, argument: str) -> tuple[Rule, ...]:
+    """Regexes and predicates as a tuple, each checked.
+
+    Args:
+      rules: one regex or predicate, or a sequence of them.
+      argument: the name of the user's argument, for errors.
+
+    Raises:
+      TypeError: something that is neither.
+      ValueError: a regex that does not compile.
+    """
+    if isinstance(rules, str) or callable(rules):
+        rules = (rules,)
+    if not isinstance(rules, Sequence):
+        raise TypeError(
+            f"{argument} must be a regex, a function (path, leaf) -> bool, or a sequence of these, "
+            f"got {rules!r}."
+        )
+    for rule in rules:
+        if isinstance(rule, str):
+            try:
+                re.compile(rule)
+            except re.error as error:
+                raise ValueError(
+                    f"{argument}: {rule!r} is not a regular expression ({error}). Rules match whole "
+                    'paths: write ".*kernel", not "*kernel".'
+                ) from None
+        elif not callable(rule):
+            raise TypeError(
+                f"{argument}: each rule must be a regex or a function (path, leaf) -> bool, got {rule!r}."
+            )
+    return tuple(rules)
+
+
+def matches(rule: Rule, path: str, spec: jax.ShapeDtypeStruct) -> bool:
+    """Whether a rule takes a leaf: a regex by its whole path, a predicate by path, shape and dtype."""
+    if isinstance(rule, str):
+        return re.fullmatch(rule, path) is not None
+    return bool(rule(path, spec))
+
+
+def rule_name(rule: Rule) -> str:
+    """A rule as people know it."""
+    return repr(rule) if isinstance(rule, str) else getattr(rule, "__name__", repr(rule))
+
+
+class Choice(NamedTuple):
+    """What the rules decided for one leaf."""
+
+    chosen: bool
+    reason: str
+    override: int | None  # which override is the first to match the path
+
+
+def choose(
+    paths: Sequence[str],
+    specs: Sequence[jax.ShapeDtypeStruct | None],
+    include: tuple[Rule, ...] | None,
+    exclude: tuple[Rule, ...],
+    overrides: tuple[Rule, ...],
+) -> tuple[list[Choice], list[str]]:
+    """Decides every leaf, and names the rules that decided nothing.
+
+    A leaf is chosen if it matches `include` (by default: inexact dtype, two or more axes) and not
+    `exclude`. Overrides do not choose; the first that matches a chosen leaf applies to it. What is not
+    an array is never chosen.
+
+    Returns:
+      One `Choice` per leaf, and one line per rule that no leaf met.
+    """
+    used: set[tuple[str, int]] = set()
+
+    def first(argument: str, rules: tuple[Rule, ...], path: str, spec: Any) -> int | None:
+        index = next((i for i, rule in enumerate(rules) if matches(rule, path, spec)), None)
+        if index is not None:
+            used.add((argument, index))
+        return index
+
+    def decide(path: str, spec: jax.ShapeDtypeStruct | None) -> Choice:
+        if spec is None:
+            return Choice(False, "not an array", None)
+        excluded = first("exclude", exclude, path, spec)
+        if include is not None and first("include", include, path, spec) is None:
+            return Choice(False, "not matched by include", None)
+        if excluded is not None:
+            return Choice(False, f"excluded by {rule_name(exclude[excluded])}", None)
+        if include is None and not is_weight(spec):
+            inexact = jnp.issubdtype(spec.dtype, jnp.inexact)
+            return Choice(False, f"{spec.ndim}-D" if inexact else f"dtype {spec.dtype}", None)
+        return Choice(True, "", first("overrides", overrides, path, spec))
+
+    choices = [decide(path, spec) for path, spec in zip(paths, specs, strict=True)]
+    unused = []
+    for argument, rules in (
+        ("include", include or ()),
+        ("exclude", exclude),
+        ("overrides", overrides),
+    ):
+        for i, rule in enumerate(rules):
+            if (argument, i) not in used:
+                which = (
+                    "matches no leaf that is pruned"
+                    if argument == "overrides"
+                    else "matches no leaf"
+                )
+                unused.append(f"{argument}: {rule_name(rule)} {which}")
+    return choices, unused
+
+
+def is_weight(spec: jax.ShapeDtypeStruct) -> bool:
+    """The default choice: inexact dtype and two or more axes."""
+    return bool(jnp.issubdtype(spec.dtype, jnp.inexact)) and len(spec.shape) >= 2

@@ -1,0 +1,332 @@
+"""What was pruned, what will be, and whether it holds: `plan`, `summarize`, `metrics`, `check`.
+
+Tables print as plain text everywhere and as rich tables where rich prints them.
+"""
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.budget import Recipe
+from jaxprune.distribution import Distribution, uniform
+from jaxprune.mask import is_nonzero
+from jaxprune.paths import leaves_with_paths, rule_name, spec_of
+from jaxprune.schedule import SparsitySchedule, as_sparsity
+from jaxprune.score import magnitude
+from jaxprune.state import find_states, get_masks, get_state, masks_by_path
+from jaxprune.structure import Unstructured
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafReport:
+    """One leaf of a report.
+
+    Attributes:
+      path: `/`-joined.
+      shape: of the leaf.
+      dtype: its name.
+      size: number of weights.
+      n_zero: how many of them are, or will be, dropped.
+      note: why it is not pruned, or which rule set its sparsity.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    size: int
+    n_zero: int
+    note: str = ""
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros; 0 for an empty leaf."""
+        return self.n_zero / max(self.size, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A table of leaves that prints itself.
+
+    Attributes:
+      title: first line.
+      leaves: one row per leaf, in the order of the tree.
+      notes: lines under the table, such as rules that matched nothing.
+    """
+
+    title: str
+    leaves: tuple[LeafReport, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of weights in all leaves."""
+        return sum(leaf.size for leaf in self.leaves)
+
+    @property
+    def n_zero(self) -> int:
+        """Dropped weights in all leaves."""
+        return sum(leaf.n_zero for leaf in self.leaves)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros over all leaves, those that are not pruned included."""
+        return self.n_zero / max(self.size, 1)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        total = LeafReport("total", (), "", self.size, self.n_zero)
+        rows = []
+        for leaf in (*self.leaves, total):
+            shape = "x".join(map(str, leaf.shape)) if leaf is not total else ""
+            counts = (f"{leaf.size:,}", f"{leaf.size - leaf.n_zero:,}", f"{leaf.sparsity:.2%}")
+            rows.append((leaf.path or "(root)", shape, leaf.dtype, *counts, leaf.note))
+        return rows
+
+    def __str__(self) -> str:
+        table = [_HEADER, *self._rows()]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = []
+        for row in table:
+            cells = [
+                cell.rjust(width) if name in _NUMBERS else cell.ljust(width)
+                for cell, width, name in zip(row, widths, _HEADER, strict=True)
+            ]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join([self.title, *lines, *self.notes])
+
+    def __rich__(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=self.title)
+        for name in _HEADER:
+            table.add_column(name, justify="right" if name in _NUMBERS else "left")
+        rows = self._rows()
+        for row in rows[:-1]:
+            table.add_row(*map(Text, row))
+        table.add_section()
+        table.add_row(*map(Text, rows[-1]))
+        return Group(table, *map(Text, self.notes))
+
+
+_HEADER = ("leaf", "shape", "dtype", "weights", "nonzero", "sparsity", "note")
+_NUMBERS = ("weights", "nonzero", "sparsity")
+
+
+def plan(
+    params: chex.ArrayTree,
+    schedule: SparsitySchedule | float,
+    *,
+    include: Any = None,
+    exclude: Any = (),
+    overrides: Any = None,
+    distribution: Distribution = uniform,
+    structure: Any = Unstructured(),  # noqa: B008 - frozen
+    score: Any = magnitude,
+) -> Report:
+    """A dry run of `prune`: which leaves it takes, to what exact count, and which rules met nothing.
+
+    Args:
+      params: a tree of arrays, or of `jax.ShapeDtypeStruct`: nothing is computed.
+      schedule: as for `prune`, or a final sparsity.
+      include: as for `prune`, and so are the arguments after it.
+      exclude: leaves to leave out.
+      overrides: regex -> final sparsity.
+      distribution: who competes with whom.
+      structure: what one decision covers.
+      score: accepted so that the arguments of `prune` can be passed as they are.
+
+    Returns:
+      A `Report` of the masks after the last fire. It prints as a table.
+
+    Raises:
+      TypeError, ValueError: what `prune` and its `init` would raise.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"fc": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}}
+      >>> print(plan(params, 0.9))
+      plan: 0.9 at step 0, 1 fire
+      leaf       shape  dtype    weights  nonzero  sparsity  note
+      fc/bias    4      float32        4        4     0.00%  1-D
+      fc/kernel  8x4    float32       32        3    90.62%
+      total                           36        7    80.56%
+    """
+    if not isinstance(schedule, SparsitySchedule):
+        schedule = SparsitySchedule(0, 0, 1, (as_sparsity(schedule, "schedule"),))
+    recipe = Recipe.of(
+        schedule.targets, include, exclude, overrides, distribution, structure, score
+    )
+    paths, leaves, _ = leaves_with_paths(params)
+    budget = recipe.budget(paths, leaves)
+    n_zero = [0] * len(paths)
+    notes = [choice.reason for choice in budget.choices]
+    for i, pool in zip(budget.chosen, budget.pools.pool_of, strict=True):
+        n_zero[i] = int(budget.pools.n_drop[-1, pool])
+        override = budget.choices[i].override
+        if override is not None:
+            notes[i] = f"override {rule_name(recipe.overrides[override][0])}"
+    first, last, n_fires = schedule.begin_step, schedule.end_step, len(schedule.targets)
+    when = f"step {last}, 1 fire" if n_fires == 1 else f"steps {first} to {last}, {n_fires} fires"
+    return Report(
+        f"plan: {float(schedule.final_sparsity):.4g} at {when}",
+        tuple(map(_leaf_report, paths, leaves, n_zero, notes)),
+        tuple(f"unused: {line}" for line in budget.unused),
+    )
+
+
+def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
+    """How sparse params are, leaf by leaf.
+
+    Args:
+      params: a tree of arrays. It is read on the host.
+      masks: masks, or an optimizer state that holds them. With them the dropped weights are counted;
+        without them, the zeros.
+
+    Returns:
+      A `Report`. It prints as a table. With masks, a leaf where a dropped weight is not zero, or a kept
+      one is, says so in its note.
+
+    Raises:
+      ValueError: masks that do not fit, with the path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(summarize({"kernel": jnp.eye(4), "bias": jnp.ones(4)}))
+      summary
+      leaf    shape  dtype    weights  nonzero  sparsity  note
+      bias    4      float32        4        4     0.00%
+      kernel  4x4    float32       16        4    75.00%
+      total                        20        8    60.00%
+    """
+    paths, leaves, _ = leaves_with_paths(params)
+    by_leaf = [None] * len(leaves) if masks is None else masks_by_path(masks, paths, leaves)
+    rows = []
+    for path, leaf, mask in zip(paths, leaves, by_leaf, strict=True):
+        nonzero = (
+            np.asarray(is_nonzero(jnp.asarray(leaf)))
+            if spec_of(leaf)
+            else np.ones(jnp.shape(leaf), bool)
+        )
+        kept = nonzero if mask is None else np.asarray(mask) != 0
+        leaks, idle = int(np.sum(nonzero & ~kept)), int(np.sum(~nonzero & kept))
+        notes = [f"{leaks:,} dropped but nonzero"] * (leaks > 0) + [f"{idle:,} kept but zero"] * (
+            idle > 0
+        )
+        rows.append(_leaf_report(path, leaf, int(np.sum(~kept)), "; ".join(notes)))
+    return Report("summary", tuple(rows))
+
+
+def metrics(opt_state: Any, *, per_leaf: bool = False) -> dict[str, jax.Array]:
+    """Scalars for a logger; works inside `jit`.
+
+    Args:
+      opt_state: any optimizer state with one prune state inside.
+      per_leaf: add the sparsity and the threshold of every leaf, by path.
+
+    Returns:
+      float32 and int32 scalars: `prune/step` (updates so far), `prune/sparsity` (fraction of dropped
+      weights over all leaves), `prune/n_zero` (float32: how many), `prune/violations`; with `per_leaf`
+      also `prune/sparsity/PATH` and `prune/threshold/PATH`.
+
+    Raises:
+      ValueError: no prune state, or several.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune
+      >>> tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
+      >>> state = tx.init({"kernel": jnp.ones((2, 2))})
+      >>> {name: float(value) for name, value in metrics(state).items()}
+      {'prune/step': 0.0, 'prune/sparsity': 0.0, 'prune/n_zero': 0.0, 'prune/violations': 0.0}
+    """
+    state = get_state(opt_state)
+    paths, masks, _ = leaves_with_paths(state.masks)
+    zeros = [jnp.sum(m == 0, dtype=jnp.int32).astype(jnp.float32) for m in masks]
+    n_zero = sum(zeros, jnp.zeros((), jnp.float32))
+    size = sum(np.size(m) for m in masks)
+    [step], [violations] = jax.tree.leaves(state.prune_step), jax.tree.leaves(state.violations)
+    out = {
+        "prune/step": step,
+        "prune/sparsity": n_zero / max(size, 1),
+        "prune/n_zero": n_zero,
+        "prune/violations": violations,
+    }
+    if per_leaf:
+        [thresholds] = jax.tree.leaves(state.thresholds)
+        for i, (path, mask) in enumerate(zip(paths, masks, strict=True)):
+            out[f"prune/sparsity/{path}"] = zeros[i] / max(np.size(mask), 1)
+            out[f"prune/threshold/{path}"] = thresholds[i]
+    return out
+
+
+def check(params: chex.ArrayTree, opt_state: Any) -> None:
+    """Raises unless every dropped weight is exactly zero and has been at every fire.
+
+    Call it on the host, where you save or evaluate.
+
+    Args:
+      params: the params that the optimizer holds.
+      opt_state: any optimizer state with prune states inside.
+
+    Raises:
+      ValueError: naming the leaves where a dropped weight is not zero, or not finite; where masks do not
+        fit; or where an earlier fire found dropped weights that had moved (`violations`).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune, optax
+      >>> params = {"kernel": jnp.array([[3.0, -1.0]])}
+      >>> tx = optax.chain(jaxprune.prune(jaxprune.one_shot_schedule(0.5)), optax.scale(0.1))
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> check(optax.apply_updates(params, updates), state)
+      Traceback (most recent call last):
+      ...
+      ValueError: kernel: 1 of 1 dropped weights is not zero. Something changes the updates after prune: ...
+    """
+    get_masks(opt_state)  # raises where there is no prune state
+    paths, leaves, _ = leaves_with_paths(params)
+    lines, not_finite = [], False
+    for path, leaf, mask in zip(
+        paths, leaves, masks_by_path(opt_state, paths, leaves), strict=True
+    ):
+        if mask is None or spec_of(leaf) is None or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        dropped = mask == 0
+        n_dropped = int(jnp.sum(dropped, dtype=jnp.int32))
+        n_moved = int(jnp.sum(dropped & is_nonzero(leaf), dtype=jnp.int32))
+        n_wild = int(jnp.sum(dropped & ~jnp.isfinite(leaf), dtype=jnp.int32))
+        if n_moved:
+            verb = "is" if n_moved == 1 else "are"
+            wild = f", {n_wild} of them not finite" if n_wild else ""
+            lines.append(
+                f"{path or '(root)'}: {n_moved} of {n_dropped} dropped weights {verb} not zero{wild}"
+            )
+            not_finite |= bool(n_wild)
+    if lines:
+        raise ValueError("; ".join(lines) + ". " + (_NOT_FINITE if not_finite else _MISPLACED))
+    violations = max(int(jax.tree.leaves(s.violations)[0]) for s in find_states(opt_state))
+    if violations:
+        raise ValueError(
+            f"every dropped weight is zero now, but a fire found {violations} that had moved. {_MISPLACED}"
+        )
+
+
+_MISPLACED = (
+    "Something changes the updates after prune: make jaxprune.prune the last link of the chain, or wrap "
+    "the optimizer with prune(schedule, inner=optimizer). If the params were restored without their "
+    "optimizer state, or are an average, take jaxprune.apply_masks(params, opt_state)."
+)
+_NOT_FINITE = (
+    "No update can take NaN or inf to zero: repair the params with "
+    "jaxprune.apply_masks(params, opt_state) and look for what made them."
+)
+
+
+def _leaf_report(path: str, leaf: Any, n_zero: int, note: str) -> LeafReport:
+    spec = spec_of(leaf)
+    if spec is None:
+        return LeafReport(path, (), type(leaf).__name__, 1, n_zero, note)
+    return LeafReport(path, spec.shape, spec.dtype.name, spec.size, n_zero, note)

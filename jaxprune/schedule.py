@@ -1,0 +1,299 @@
+"""When the masks are recomputed, and how much is zero from then on.
+
+A `SparsitySchedule` is a short list of steps, on the host, with an exact rational target for each. That
+list is what makes budgets exact and lets the step test inside a compiled update cost a few scalar
+operations. Schedules know nothing of params, masks or optimizers.
+"""
+
+import dataclasses
+import itertools
+import numbers
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_LAST_STEP = 2**31 - 2  # steps are counted in int32
+_ROUNDING = Fraction(1, 10**6)  # a float32 schedule may dip by this much without meaning to
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsitySchedule:
+    """Steps at which masks are recomputed, and the target sparsity of each.
+
+    Fires at `begin_step, begin_step + every, ...` and always at `end_step`, so that the last target is
+    reached for any grid. Steps count the updates applied so far: step 0 is the first update.
+
+    Attributes:
+      begin_step: the first fire.
+      end_step: the last fire.
+      every: steps between fires.
+      targets: one exact sparsity per fire, in [0, 1), never falling, because masks only shrink.
+
+    Example:
+      >>> schedule = cubic_schedule(0.9, begin_step=10, end_step=25, every=10)
+      >>> schedule.fire_steps
+      (10, 20, 25)
+      >>> [schedule.sparsity(step) for step in (9, 10, 20, 24, 25, 1000)]
+      [0.0, 0.0, 0.8666666666666667, 0.8666666666666667, 0.9, 0.9]
+    """
+
+    begin_step: int
+    end_step: int
+    every: int
+    targets: tuple[Fraction, ...]
+
+    @property
+    def fire_steps(self) -> tuple[int, ...]:
+        """The steps that recompute the masks, in order."""
+        return _fire_steps(self.begin_step, self.end_step, self.every)
+
+    @property
+    def final_sparsity(self) -> Fraction:
+        """The last target."""
+        return self.targets[-1]
+
+    def fires(self, step: Any) -> Any:
+        """Whether `step` is a fire step: a bool for an int, a bool array for an array or tracer."""
+        begin, end = self.begin_step, self.end_step
+        on_grid = (step >= begin) & (step < end) & ((step - begin) % self.every == 0)
+        return on_grid | (step == end)
+
+    def index(self, step: Any) -> Any:
+        """Which fire is the latest at `step`: 0 for the first, -1 before it; works on tracers."""
+        last = len(self.targets) - 1
+        if isinstance(step, numbers.Integral):
+            if step < self.begin_step:
+                return -1
+            return last if step >= self.end_step else int(step - self.begin_step) // self.every
+        step = jnp.asarray(step)
+        fired = jnp.where(step >= self.end_step, last, (step - self.begin_step) // self.every)
+        return jnp.where(step < self.begin_step, -1, fired)
+
+    def sparsity(self, step: Any) -> Any:
+        """The target in force once update `step` is done: it holds from one fire to the next.
+
+        Args:
+          step: an int, or an integer array or tracer.
+
+        Returns:
+          A float for an int; a float32 array otherwise. 0 before the first fire.
+        """
+        if isinstance(step, numbers.Integral):
+            index = self.index(step)
+            return float(self.targets[index]) if index >= 0 else 0.0
+        table = jnp.asarray(np.array([0.0, *map(float, self.targets)], np.float32))
+        return table[self.index(step) + 1]
+
+
+def polynomial_schedule(
+    final_sparsity: float,
+    begin_step: int,
+    end_step: int,
+    every: int = 100,
+    initial_sparsity: float = 0.0,
+    power: float = 3,
+) -> SparsitySchedule:
+    r"""Gradual pruning along a polynomial: fast at first, while there is much to drop.
+
+    .. math::
+      s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^p
+
+    Args:
+      final_sparsity: :math:`s_f`, the fraction of zeros from `end_step` on, in [0, 1).
+      begin_step: :math:`t_0`, the step of the first fire.
+      end_step: :math:`t_1`, the step of the last fire. It always fires, on the grid or off it.
+      every: steps between fires.
+      initial_sparsity: :math:`s_i`, reached at `begin_step`; at most `final_sparsity`.
+      power: :math:`p` > 0. Integers are evaluated exactly, in rational arithmetic.
+
+    Returns:
+      A `SparsitySchedule`.
+
+    Raises:
+      TypeError: a sparsity that is not a real number, or a step that is not an int.
+      ValueError: a sparsity outside [0, 1), a negative step, `begin_step > end_step`, `every < 1`.
+
+    Example:
+      >>> polynomial_schedule(0.5, 0, 4, every=2, power=2).targets
+      (Fraction(0, 1), Fraction(3, 8), Fraction(1, 2))
+    """
+    final = as_sparsity(final_sparsity, "final_sparsity")
+    initial = as_sparsity(initial_sparsity, "initial_sparsity")
+    if initial > final:
+        raise ValueError(
+            f"initial_sparsity must be at most final_sparsity, got {initial_sparsity!r} > "
+            f"{final_sparsity!r}. Masks only shrink: start lower or end higher."
+        )
+    if isinstance(power, bool) or not isinstance(power, numbers.Real):
+        raise TypeError(f"power must be a real number, got {power!r}.")
+    if not 0 < power < float("inf"):
+        raise ValueError(f"power must be positive and finite, got {power!r}.")
+    _check_steps(begin_step, end_step, every)
+    exponent = int(power) if power == int(power) else float(power)
+
+    def target(step: int) -> Fraction:
+        if step == end_step:
+            return final
+        left = Fraction(end_step - step, end_step - begin_step)
+        return final + (initial - final) * Fraction(left**exponent)
+
+    steps = _fire_steps(begin_step, end_step, every)
+    return SparsitySchedule(begin_step, end_step, every, tuple(map(target, steps)))
+
+
+def cubic_schedule(
+    final_sparsity: float,
+    begin_step: int,
+    end_step: int,
+    every: int = 100,
+    initial_sparsity: float = 0.0,
+) -> SparsitySchedule:
+    """The gradual schedule of Zhu & Gupta (2017), equation 1: `polynomial_schedule` with power 3.
+
+    Args:
+      final_sparsity: fraction of zeros from `end_step` on, in [0, 1).
+      begin_step: step of the first fire.
+      end_step: step of the last fire. It always fires; the paper's grid ends there by construction.
+      every: steps between fires; the paper used 100 to 1000.
+      initial_sparsity: reached at `begin_step`.
+
+    Returns:
+      A `SparsitySchedule`.
+
+    Raises:
+      TypeError, ValueError: as `polynomial_schedule`.
+
+    References:
+      Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_, 2017.
+
+    Example:
+      >>> [float(t) for t in cubic_schedule(0.8, 0, 4, every=1).targets]
+      [0.0, 0.4625, 0.7, 0.7875, 0.8]
+    """
+    return polynomial_schedule(
+        final_sparsity, begin_step, end_step, every, initial_sparsity, power=3
+    )
+
+
+def linear_schedule(
+    final_sparsity: float,
+    begin_step: int,
+    end_step: int,
+    every: int = 100,
+    initial_sparsity: float = 0.0,
+) -> SparsitySchedule:
+    """Sparsity that grows by the same amount at every fire: `polynomial_schedule` with power 1.
+
+    Example:
+      >>> [float(t) for t in linear_schedule(0.8, 0, 4, every=1).targets]
+      [0.0, 0.2, 0.4, 0.6, 0.8]
+    """
+    return polynomial_schedule(
+        final_sparsity, begin_step, end_step, every, initial_sparsity, power=1
+    )
+
+
+def one_shot_schedule(final_sparsity: float, step: int = 0) -> SparsitySchedule:
+    """The whole sparsity at one step, dense before it.
+
+    Example:
+      >>> one_shot_schedule(0.5, step=100).fire_steps
+      (100,)
+    """
+    return polynomial_schedule(final_sparsity, step, step, every=1)
+
+
+def from_optax_schedule(
+    fn: Callable[[Any], Any], begin_step: int, end_step: int, every: int = 100
+) -> SparsitySchedule:
+    """A schedule whose targets are read off any optax schedule, once, while building.
+
+    Args:
+      fn: step -> sparsity. It is called on the fire steps as int32 scalars. A float32 value stands for
+        the shortest decimal that rounds to it, so an optax schedule that ends at 0.9 ends at exactly
+        nine tenths.
+      begin_step: step of the first fire.
+      end_step: step of the last fire, which always fires.
+      every: steps between fires.
+
+    Returns:
+      A `SparsitySchedule`.
+
+    Raises:
+      TypeError: `fn` is not callable, or a step is not an int.
+      ValueError: values outside [0, 1), or falling ones: masks only shrink.
+
+    Example:
+      >>> import optax
+      >>> from_optax_schedule(optax.linear_schedule(0.0, 0.75, 10), 0, 10, every=5).targets
+      (Fraction(0, 1), Fraction(3, 8), Fraction(3, 4))
+    """
+    if not callable(fn):
+        raise TypeError(
+            f"from_optax_schedule: `fn` must be a function of the step, got {fn!r}. For a constant "
+            "sparsity use one_shot_schedule."
+        )
+    _check_steps(begin_step, end_step, every)
+    steps = _fire_steps(begin_step, end_step, every)
+    with jax.ensure_compile_time_eval():
+        values = [np.asarray(fn(jnp.asarray(step, jnp.int32))) for step in steps]
+    targets = tuple(
+        as_sparsity(value[()] if value.ndim == 0 else value, f"from_optax_schedule: fn({step})")
+        for step, value in zip(steps, values, strict=True)
+    )
+    for i in range(1, len(steps)):
+        if targets[i - 1] - targets[i] > _ROUNDING:
+            raise ValueError(
+                f"from_optax_schedule: the sparsity falls from {float(targets[i - 1])} at step "
+                f"{steps[i - 1]} to {float(targets[i])} at step {steps[i]}, but masks only shrink. "
+                "Pass a schedule of the fraction of zeros that never falls."
+            )
+    rising = tuple(itertools.accumulate(targets, max))
+    return SparsitySchedule(begin_step, end_step, every, rising)
+
+
+def as_sparsity(value: Any, name: str) -> Fraction:
+    """The exact fraction of zeros that a number stands for: 0.9 is nine tenths, not its binary float.
+
+    Raises:
+      TypeError: not a real number.
+      ValueError: outside [0, 1).
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        hint = (
+            " Sparsity is decided on the host, before tracing."
+            if isinstance(value, jax.Array)
+            else ""
+        )
+        kind = type(value).__name__ if isinstance(value, jax.core.Tracer) else repr(value)
+        raise TypeError(f"{name} must be a real number in [0, 1), got {kind}.{hint}")
+    if not 0 <= value < 1:
+        fix = f" Did you mean {float(value) / 100:g}?" if 1 < value < 100 else ""
+        fix = " Sparsity 1 would leave no weight." if value == 1 else fix
+        raise ValueError(f"{name} is a fraction of zeros in [0, 1), got {value!r}.{fix}")
+    return value if isinstance(value, Fraction) else Fraction(str(value))
+
+
+def _fire_steps(begin_step: int, end_step: int, every: int) -> tuple[int, ...]:
+    return (*range(begin_step, end_step, every), end_step)
+
+
+def _check_steps(begin_step: Any, end_step: Any, every: Any) -> None:
+    for name, value in (("begin_step", begin_step), ("end_step", end_step), ("every", every)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} must be an int, got {value!r}.")
+    if begin_step < 0:
+        raise ValueError(f"begin_step must be at least 0, got {begin_step}.")
+    if end_step < begin_step:
+        raise ValueError(
+            f"end_step must be at least begin_step, got begin_step={begin_step} and "
+            f"end_step={end_step}. Did you swap them?"
+        )
+    if end_step > _LAST_STEP:
+        raise ValueError(f"end_step must be at most {_LAST_STEP}, got {end_step}.")
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}.")

@@ -1,0 +1,475 @@
+"""Exact selection of the largest scores over a group of arrays, by counting instead of sorting.
+
+A float's bit pattern, read as an unsigned integer, sorts like the float (after the negative half is
+flipped). So the threshold that keeps exactly `n_keep` scores can be found by *counting*: hold a bracket
+of keys, count how many scores reach each of a few thresholds inside it in one read of the data, narrow
+the bracket, repeat. Ties are settled by the same loop on the flat index, so the count is exact on any
+input, a constant array included. All arrays of the group advance together in one `while_loop`, and only
+counts travel: nothing is sorted, gathered or concatenated, and no array crosses devices.
+
+This module knows nothing of pruning: arrays in, masks out.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# Thresholds counted in one read. XLA CPU fuses up to 15 reduction operands; 7 cost about one memory read.
+_N_CUTS = 7
+# Where the cuts of an interpolated pass lie around the expected place, in standard deviations.
+_LADDER = np.array([-3.5, -1.1, -0.35, 0.0, 0.35, 1.1, 3.5], np.float32)
+# Where the cuts of a warm start lie around the last threshold, as key distances of a float32: about
+# 12%, 1.6% and 0.2% of the threshold on either side.
+_WARM = np.array([-(2**20), -(2**17), -(2**14), 0, 2**14, 2**17, 2**20], np.int64)
+# Elements of one reduced row on a single device: long enough to vectorise, short enough that XLA CPU has
+# rows left to spread over its threads.
+_ROW = 1024
+
+
+def topk_mask(scores: jax.Array, n_keep: int | jax.Array) -> jax.Array:
+    """Marks the `n_keep` largest scores; True means kept.
+
+    Args:
+      scores: any shape, any real floating dtype. NaN ranks above inf, -0.0 equals 0.0, and subnormals
+        are told apart on every backend.
+      n_keep: how many entries are True, exactly; a Python int, or a traced integer, which is clipped
+        to [0, scores.size].
+
+    Returns:
+      A bool array of the shape (and sharding) of `scores`. Among equal scores the lower row-major index
+      is kept, as `jax.lax.top_k` does, so a constant array still reaches its count.
+
+    Raises:
+      TypeError: scores that are not real floating point.
+      ValueError: a Python int `n_keep` outside [0, scores.size].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> topk_mask(jnp.array([0.5, 2.0, 0.5, 1.0]), 3).tolist()
+      [True, True, False, True]
+    """
+    return topk_masks([scores], [n_keep])[0]
+
+
+def topk_masks(
+    scores: Sequence[jax.Array],
+    n_keep: Sequence[int | jax.Array] | int | jax.Array,
+    pool: str = "leaf",
+) -> list[jax.Array]:
+    """Marks the largest scores of each array, or of all arrays together; True means kept.
+
+    Args:
+      scores: arrays of any shapes and real floating dtypes.
+      n_keep: with `pool="leaf"` one count per array; with `pool="global"` one count for all.
+      pool: who competes with whom: `"leaf"` or `"global"`. In the global pool an earlier array wins a
+        tie against a later one.
+
+    Returns:
+      A list of bool arrays, shaped (and sharded) like `scores`.
+
+    Raises:
+      TypeError: scores that are not real floating point.
+      ValueError: an unknown pool, a wrong number of counts, a Python int count out of range, or a pool
+        of more than 2**31 - 2 entries.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> a, b = jnp.array([3.0, 1.0]), jnp.array([2.0, 4.0, 0.0])
+      >>> [m.tolist() for m in topk_masks([a, b], [1, 1])]
+      [[True, False], [False, True, False]]
+      >>> [m.tolist() for m in topk_masks([a, b], 3, pool="global")]
+      [[True, False], [True, True, False]]
+    """
+    scores = [jnp.asarray(s) for s in scores]
+    if pool not in ("leaf", "global"):
+        raise ValueError(f'topk_masks: `pool` must be "leaf" or "global", got {pool!r}.')
+    if pool == "leaf":
+        pool_of = tuple(range(len(scores)))
+    else:
+        pool_of, n_keep = (0,) * len(scores), [n_keep]  # type: ignore[list-item]
+    masks, _ = select(scores, _checked_counts(scores, n_keep, pool_of), pool_of=pool_of)
+    return masks
+
+
+def select(
+    operands: Sequence[Any],
+    n_keep: jax.Array | np.ndarray | Sequence[int | jax.Array],
+    *,
+    score: Callable[[Any], jax.Array] = lambda x: x,
+    among: Sequence[jax.Array] | None = None,
+    pool_of: Sequence[int] | None = None,
+    start: jax.Array | None = None,
+) -> tuple[list[jax.Array], jax.Array]:
+    """The engine behind `topk_masks`: exact masks and their thresholds, scores computed on the fly.
+
+    Args:
+      operands: one pytree of arrays per leaf.
+      n_keep: int[n_pools], clipped to [0, entries of the pool].
+      score: elementwise map from one operand to its scores. It runs inside every counting pass, where
+        XLA fuses it into the read, so the scores are never stored.
+      among: per leaf, nonzero where an entry may be kept. The others rank below every score, and are
+        False in the result even where `n_keep` exceeds what is left.
+      pool_of: the pool of each leaf, numbered from 0; by default each leaf is its own pool.
+      start: float[n_pools], thresholds to open the search at, such as those returned last time. They
+        cost nothing but passes when they are wrong. Non-finite or zero ones are ignored.
+
+    Returns:
+      Bool masks shaped like the scores, and float32[n_pools] thresholds (float64 where a score is):
+      every score above its pool's threshold is kept and every score below is dropped, if it is among
+      those that may be kept. Inf where nothing was kept, -inf where everything was.
+    """
+    pool_of = tuple(range(len(operands))) if pool_of is None else tuple(pool_of)
+    specs = [jax.eval_shape(score, x) for x in operands]
+    for spec in specs:
+        if not jnp.issubdtype(spec.dtype, jnp.floating):
+            raise TypeError(f"scores must be real floating point, got {spec.dtype}[{spec.shape}].")
+    if not operands:
+        return [], jnp.zeros((0,), jnp.float32)
+    group = _Group.of(specs, pool_of)
+    keys = _key_function(score, specs, group)
+    masks: Sequence[Any] = [None] * len(operands) if among is None else among
+    cuts = _search(keys, operands, masks, group, _as_counts(n_keep), start)
+    kept = [
+        _above(keys(x, m), cuts, p, _rank(s.shape, group.key_dtype(group.top[i])))
+        for i, (x, m, p, s) in enumerate(zip(operands, masks, pool_of, specs, strict=True))
+    ]
+    if among is not None:
+        kept = [k & (m != 0) for k, m in zip(kept, among, strict=True)]
+    return kept, _scores_of(cuts.value, group)
+
+
+class _Group(NamedTuple):
+    """What is known of the arrays while tracing: everything here is a Python value."""
+
+    pool_of: tuple[int, ...]
+    sizes: tuple[int, ...]  # entries of each leaf
+    pool_sizes: tuple[int, ...]
+    top: tuple[int, ...]  # rank of each leaf's first entry; ranks fall by one per entry, down to 1
+    common: np.dtype | None  # dtype that scores are widened to, where a pool mixes several
+    floats: tuple[np.dtype, ...]  # dtype of each pool's keyed scores
+    key_dtype: Any
+
+    @staticmethod
+    def of(specs: Sequence[jax.ShapeDtypeStruct], pool_of: tuple[int, ...]) -> "_Group":
+        sizes = tuple(math.prod(s.shape) for s in specs)
+        n_pools = max(pool_of) + 1
+        left = [
+            sum(n for n, p in zip(sizes, pool_of, strict=True) if p == q) for q in range(n_pools)
+        ]
+        pool_sizes = tuple(left)
+        for n in pool_sizes:
+            if n >= 2**31 - 1:
+                raise ValueError(f"a pool of {n} scores; at most 2**31 - 2 can be counted exactly.")
+        top = []
+        for n, p in zip(sizes, pool_of, strict=True):
+            top.append(left[p])
+            left[p] -= n
+        dtypes = [_keyed_dtype(s.dtype) for s in specs]
+        mixed = len(set(pool_of)) < len(pool_of) and len(set(dtypes)) > 1
+        common = max([*dtypes, np.dtype(np.float32)], key=lambda d: d.itemsize) if mixed else None
+        floats = tuple(common or dtypes[pool_of.index(q)] for q in range(n_pools))
+        wide = any(d.itemsize == 8 for d in floats)
+        key_dtype = jnp.uint64 if wide else jnp.uint32
+        return _Group(pool_of, sizes, pool_sizes, tuple(top), common, floats, key_dtype)
+
+
+def _keyed_dtype(dtype: Any) -> np.dtype:
+    # One-byte floats have a dozen bit layouts (some put NaN at -0); all of them widen exactly.
+    return np.dtype(dtype) if np.dtype(dtype).itemsize > 1 else np.dtype(np.float32)
+
+
+def _bits(dtype: Any) -> tuple[Any, int, int]:
+    """The unsigned integer type of a float type, its sign bit, and the bits of its infinity."""
+    n_bits = 8 * np.dtype(dtype).itemsize
+    unsigned = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}[n_bits]
+    infinity = int(np.asarray(np.inf, dtype).view(np.dtype(unsigned)))
+    return unsigned, 1 << (n_bits - 1), infinity
+
+
+def order_key(scores: jax.Array) -> jax.Array:
+    """Unsigned integers that sort like the scores: at least 1, NaN highest, -0.0 equal to 0.0.
+
+    Integer comparisons are exact where float ones are not: XLA on CPU takes subnormals for zero.
+    """
+    scores = scores.astype(_keyed_dtype(scores.dtype))
+    unsigned, sign, infinity = _bits(scores.dtype)
+    bits = lax.bitcast_convert_type(scores, unsigned)
+    bits = jnp.where(bits == unsigned(sign), unsigned(0), bits)
+    key = jnp.where(bits >= unsigned(sign), ~bits, bits | unsigned(sign))
+    is_nan = (bits & unsigned(sign - 1)) > unsigned(infinity)
+    return jnp.where(is_nan, unsigned((sign | infinity) + 1), key)
+
+
+def _scores_of(keys: jax.Array, group: _Group) -> jax.Array:
+    """The score each pool's threshold key stands for, clipped to [-inf, inf]."""
+    wide = jnp.float64 if group.key_dtype == jnp.uint64 else jnp.float32
+    out = []
+    for pool, dtype in enumerate(group.floats):
+        unsigned, sign, infinity = _bits(dtype)
+        least = ~(sign | infinity) & (2 * sign - 1)
+        key = jnp.clip(keys[pool], group.key_dtype(least), group.key_dtype(sign | infinity))
+        key = key.astype(unsigned)
+        bits = jnp.where(key >= unsigned(sign), key & unsigned(sign - 1), ~key)
+        out.append(lax.bitcast_convert_type(bits, dtype).astype(wide))
+    return jnp.stack(out)
+
+
+def _key_function(
+    score: Callable[[Any], jax.Array], specs: Sequence[Any], group: _Group
+) -> Callable[[Any, Any], jax.Array]:
+    def keys(operand: Any, among: Any) -> jax.Array:
+        scores = score(operand)
+        if group.common is not None:
+            scores = scores.astype(group.common)
+        key = order_key(scores).astype(group.key_dtype)
+        return key if among is None else jnp.where(among != 0, key, group.key_dtype(0))
+
+    return keys
+
+
+class _Cuts(NamedTuple):
+    """Kept is what has `key > value`, or `key == value` and `rank >= cut`. One entry per pool."""
+
+    value: jax.Array
+    cut: jax.Array
+
+
+class _Bracket(NamedTuple):
+    """One step of the search; every field has one entry per pool.
+
+    The digit searched is the key at first, and the rank among equal keys once the key is settled. Of
+    the entries still in play, `n_lo >= want` have a digit `>= lo` and `n_hi <= want` one `>= hi`.
+    """
+
+    lo: jax.Array
+    hi: jax.Array
+    n_lo: jax.Array
+    n_hi: jax.Array
+    want: jax.Array
+    on_rank: jax.Array
+    even: (
+        jax.Array
+    )  # the last pass narrowed little: cut the next one evenly, which bounds the passes
+    done: jax.Array
+    cuts: _Cuts
+
+
+def _search(
+    keys: Callable[[Any, Any], jax.Array],
+    operands: Sequence[Any],
+    among: Sequence[Any],
+    group: _Group,
+    n_keep: jax.Array,
+    start: jax.Array | None,
+) -> _Cuts:
+    """Narrows all brackets together until each holds exactly the wanted count."""
+    key_dtype = group.key_dtype
+    sizes = jnp.asarray(np.array(group.pool_sizes), key_dtype)
+    want = jnp.clip(n_keep, 0, jnp.asarray(np.array(group.pool_sizes), n_keep.dtype)).astype(
+        key_dtype
+    )
+    zero = jnp.zeros_like(sizes)
+    hi = jnp.full_like(sizes, np.iinfo(np.dtype(key_dtype)).max)
+    no = jnp.zeros(sizes.shape, bool)
+    all_kept = want == sizes
+    cuts = _Cuts(value=jnp.where(all_kept, zero, hi), cut=zero)
+    bracket = _Bracket(zero, hi, sizes, zero, want, no, no, all_kept | (want == 0), cuts)
+
+    def count(thresholds: jax.Array, bracket: _Bracket) -> jax.Array:
+        # The barrier ties the read to the loop's own values. Without it XLA computes keys and ranks
+        # once outside the loop and keeps them: several times the memory, and slower.
+        inside = (
+            tuple(operands),
+            tuple(among),
+            thresholds,
+            bracket.cuts.value,
+            bracket.on_rank,
+            sizes,
+        )
+        xs, ms, thresholds, value, on_rank, tops = lax.optimization_barrier(inside)
+        totals = [jnp.zeros((_N_CUTS,), key_dtype) for _ in group.pool_sizes]
+        for i, (x, m, p) in enumerate(zip(xs, ms, group.pool_of, strict=True)):
+            if group.sizes[i]:
+                behind = group.pool_sizes[p] - group.top[i]
+                key = keys(x, m)
+                rank = _rank(key.shape, tops[p] - key_dtype(behind))
+                digit = jnp.where(on_rank[p], jnp.where(key == value[p], rank, key_dtype(0)), key)
+                totals[p] = totals[p] + _count_reaching(digit, thresholds[p])
+        return jnp.stack(totals)
+
+    def one_pass(carry: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
+        bracket, first = carry
+        thresholds = jnp.where(first, opening, _next_cuts(bracket))
+        return _narrow(bracket, thresholds, count(thresholds, bracket), sizes), jnp.zeros_like(
+            first
+        )
+
+    opening = _opening(bracket, group, start)
+    first = jnp.ones((), bool)
+    bracket, _ = lax.while_loop(lambda c: jnp.any(~c[0].done), one_pass, (bracket, first))
+    return bracket.cuts
+
+
+def _opening(bracket: _Bracket, group: _Group, start: jax.Array | None) -> jax.Array:
+    """Cuts of the first pass: around `start`, else even sections of the non-negative keys."""
+    rows = []
+    for pool, dtype in enumerate(group.floats):
+        _, sign, infinity = _bits(dtype)
+        even = [sign + infinity * i // (_N_CUTS + 1) for i in range(1, _N_CUTS + 1)]
+        row = jnp.asarray(np.array(even, np.dtype(group.key_dtype)))
+        if start is not None:
+            key = order_key(start[pool].astype(dtype)).astype(group.key_dtype)
+            usable = jnp.isfinite(start[pool]) & (start[pool] != 0)
+            row = jnp.where(usable, key + _warm_steps(dtype, group.key_dtype), row)
+        rows.append(row)
+    return _inside(bracket, jnp.stack(rows))
+
+
+def _warm_steps(dtype: Any, key_dtype: Any) -> np.ndarray:
+    """Key distances of the warm cuts; the negative ones wrap, as unsigned addition undoes."""
+    unit = 2.0 ** (jnp.finfo(dtype).nmant - 23)
+    steps = [math.copysign(max(abs(s) * unit, 1), s) if s else 0 for s in _WARM.tolist()]
+    return np.array(steps, np.int64).astype(np.dtype(key_dtype))
+
+
+def _next_cuts(b: _Bracket) -> jax.Array:
+    """Cuts inside each bracket, [n_pools, n_cuts]: where the counts point, or evenly spread.
+
+    Within a bracket the digits are taken as uniform. The number of them among the first `x` of the
+    bracket's width is then binomial, which gives both the expected place of the wanted count and the
+    standard deviation by which the ladder spreads the cuts.
+    """
+    n_cuts = jnp.asarray(_N_CUTS + 1, b.lo.dtype)
+    step = (b.hi - b.lo + n_cuts - 1) // n_cuts
+    even = b.lo[:, None] + step[:, None] * jnp.arange(1, _N_CUTS + 1, dtype=b.lo.dtype)[None, :]
+    real = jnp.float64 if b.lo.dtype == jnp.uint64 else jnp.float32
+    width, n_in, n_below = (
+        (a).astype(real) for a in (b.hi - b.lo, b.n_lo - b.n_hi, b.n_lo - b.want)
+    )
+    per_entry = width / jnp.maximum(n_in, 1)
+    deviation = jnp.sqrt(n_below * jnp.maximum(n_in - n_below, 0) / jnp.maximum(n_in, 1))
+    spread = jnp.maximum(per_entry * deviation, 1)
+    offset = (per_entry * n_below)[:, None] + spread[:, None] * jnp.asarray(_LADDER, real)[None, :]
+    # Rounding may carry the width just past the integer type; anything past `hi` is clipped below.
+    offset = jnp.clip(offset, 0, (width * (1 - 2.0**-20))[:, None]).astype(b.lo.dtype)
+    return _inside(b, jnp.where(b.even[:, None], even, b.lo[:, None] + offset))
+
+
+def _inside(b: _Bracket, cuts: jax.Array) -> jax.Array:
+    return jnp.clip(cuts, b.lo[:, None] + jnp.ones_like(cuts), b.hi[:, None] - jnp.ones_like(cuts))
+
+
+def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, sizes: jax.Array) -> _Bracket:
+    """The bracket after one pass; a pool is done when some cut holds exactly the wanted count."""
+    most = np.iinfo(np.dtype(b.lo.dtype)).max
+    enough, few = counts >= b.want[:, None], counts <= b.want[:, None]
+    lo = jnp.maximum(b.lo, jnp.max(jnp.where(enough, cuts, jnp.zeros_like(cuts)), axis=1))
+    hi = jnp.minimum(b.hi, jnp.min(jnp.where(few, cuts, jnp.full_like(cuts, most)), axis=1))
+    n_lo = jnp.minimum(
+        b.n_lo, jnp.min(jnp.where(enough, counts, jnp.full_like(counts, most)), axis=1)
+    )
+    n_hi = jnp.maximum(b.n_hi, jnp.max(jnp.where(few, counts, jnp.zeros_like(counts)), axis=1))
+    one = jnp.ones_like(lo)
+    hit_lo, hit_hi = n_lo == b.want, n_hi == b.want
+    at = jnp.where(hit_lo, lo, hi)
+    hit = hit_lo | hit_hi
+    # The key is settled and more entries share it than are wanted: go on with their ranks.
+    tied = ~hit & ~b.on_rank & (hi - lo == one)
+    value = jnp.where(b.on_rank, b.cuts.value, jnp.where(hit, at, lo))
+    new = _Bracket(
+        lo=jnp.where(tied, one, lo),
+        hi=jnp.where(tied, sizes + one, hi),
+        n_lo=jnp.where(tied, n_lo - n_hi, n_lo),
+        n_hi=jnp.where(tied, jnp.zeros_like(n_hi), n_hi),
+        want=jnp.where(tied, b.want - n_hi, b.want),
+        on_rank=b.on_rank | tied,
+        even=~tied & ((hi - lo) > (b.hi - b.lo) // jnp.full_like(lo, _N_CUTS + 1)),
+        done=hit,
+        cuts=_Cuts(value, jnp.where(b.on_rank & hit, at, jnp.zeros_like(at))),
+    )
+    return jax.tree.map(lambda new, old: jnp.where(b.done, old, new), new, b)
+
+
+def _count_reaching(digit: jax.Array, cuts: jax.Array) -> jax.Array:
+    """How many entries of `digit` are >= each of the cuts, [n_cuts]: one fused read for all of them.
+
+    A variadic `lax.reduce` is what keeps it one read on CPU: a plain sum of a compare stores the
+    compare first and costs ten times as much.
+    """
+    rows = _as_rows(digit) if jax.device_count() == 1 else digit
+    axes = (1,) if rows is not digit else tuple(range(digit.ndim))
+    zero = np.zeros((), np.dtype(digit.dtype))
+    reached = tuple((rows >= cuts[j]).astype(digit.dtype) for j in range(_N_CUTS))
+    sums = lax.reduce(reached, (zero,) * _N_CUTS, lambda a, b: tuple(map(operator.add, a, b)), axes)
+    return jnp.stack([jnp.sum(s, dtype=digit.dtype) for s in sums])
+
+
+def _as_rows(digit: jax.Array) -> jax.Array:
+    """A view as [rows, row] for one device, where merging axes is free; padding never counts.
+
+    With several devices an axis may be sharded, and a reshape would gather it.
+    """
+    row = _row_length(digit.size)
+    padded = -digit.size % row
+    flat = digit.reshape(-1)
+    if padded:
+        flat = lax.pad(flat, np.zeros((), np.dtype(digit.dtype)), [(0, padded, 0)])
+    return flat.reshape(-1, row)
+
+
+@functools.cache
+def _row_length(size: int) -> int:
+    """The longest divisor of `size` up to `_ROW`; `_ROW` itself, by padding, when that is short."""
+    if size <= _ROW:
+        return size
+    longest = next(n for n in range(_ROW, 0, -1) if size % n == 0)
+    return longest if longest >= _ROW // 16 else _ROW
+
+
+def _rank(shape: tuple[int, ...], top: jax.Array) -> jax.Array:
+    """`top` for the first entry in row-major order, and one less for each one after."""
+    rank = jnp.broadcast_to(top, shape)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        if shape[axis] > 1:
+            index = lax.broadcasted_iota(top.dtype, shape, axis)
+            rank = rank - index * jnp.asarray(stride, top.dtype)
+        stride *= shape[axis]
+    return rank
+
+
+def _above(keys: jax.Array, cuts: _Cuts, pool: int, rank: jax.Array) -> jax.Array:
+    value, cut = cuts.value[pool], cuts.cut[pool]
+    return (keys > value) | ((keys == value) & (rank >= cut))
+
+
+def _as_counts(n_keep: Any) -> jax.Array:
+    if isinstance(n_keep, (list, tuple)):
+        return jnp.stack([jnp.asarray(n, jnp.int32) for n in n_keep])
+    return jnp.asarray(n_keep, jnp.int32)
+
+
+def _checked_counts(
+    scores: Sequence[jax.Array], n_keep: Any, pool_of: tuple[int, ...]
+) -> Sequence[int | jax.Array]:
+    n_pools = len(set(pool_of))
+    is_list = isinstance(n_keep, (list, tuple)) or getattr(n_keep, "ndim", 0) == 1
+    if not is_list or len(n_keep) != n_pools:
+        raise ValueError(
+            f"topk_masks: `n_keep` must hold one count per pool, here {n_pools}, got {n_keep!r}. "
+            'One count over all arrays wants pool="global".'
+        )
+    for pool, n in enumerate(n_keep):
+        size = sum(s.size for s, p in zip(scores, pool_of, strict=True) if p == pool)
+        if isinstance(n, (int, np.integer)) and not 0 <= n <= size:
+            raise ValueError(f"topk_masks: n_keep[{pool}] must be in [0, {size}], got {n}.")
+        if not jnp.issubdtype(jnp.result_type(n), jnp.integer):
+            raise TypeError(f"topk_masks: n_keep[{pool}] must be an integer, got {n!r}.")
+    return n_keep

@@ -1,0 +1,176 @@
+"""The prune state, and how to find it and its masks inside any optimizer state.
+
+Masks are matched to params by key path, never by tree structure: wrappers such as `optax.masked` and
+`optax.partition` leave holes, and flax boxes its leaves differently at different times.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxprune.mask import keep
+from jaxprune.paths import leaves_with_paths
+
+
+class PruneState(NamedTuple):
+    """State of `prune`: arrays only, so that every checkpoint format and wrapper takes it.
+
+    Attributes:
+      prune_step: int32 scalar, updates applied so far. It is not called `count`, which
+        `optax.tree.set(state, count=0)` resets everywhere.
+      masks: uint8 tree of the structure, shapes and shardings of the params; 1 = kept. Leaves that are
+        not pruned have masks too, all ones.
+      thresholds: float32[n_leaves] in the order of the leaves: what a score had to reach at the last
+        fire; 0 where nothing is dropped.
+      violations: int32 scalar, the most dropped weights that any fire found to be nonzero. It stays 0
+        unless something after `prune` changes the updates.
+      inner_state: state of the wrapped optimizer.
+    """
+
+    prune_step: jax.Array
+    masks: Any
+    thresholds: jax.Array
+    violations: jax.Array
+    inner_state: Any
+
+
+def find_states(opt_state: Any) -> list[PruneState]:
+    """Every prune state inside an optimizer state, a TrainState or an NNX optimizer, in order."""
+    opt_state = getattr(opt_state, "opt_state", opt_state)
+    found = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, PruneState))
+    return [state for state in found if isinstance(state, PruneState)]
+
+
+def get_state(opt_state: Any) -> PruneState:
+    """The prune state inside an optimizer state, however deeply it is wrapped.
+
+    Args:
+      opt_state: an optax state, or anything that holds one as `.opt_state` (linen `TrainState`,
+        `nnx.Optimizer`).
+
+    Returns:
+      The one `PruneState` in it.
+
+    Raises:
+      ValueError: there is none, or more than one.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune, optax
+      >>> tx = optax.chain(optax.sgd(0.1), jaxprune.prune(jaxprune.one_shot_schedule(0.5)))
+      >>> int(get_state(tx.init({"kernel": jnp.ones((2, 2))})).prune_step)
+      0
+    """
+    states = _some_states(opt_state)
+    if len(states) > 1:
+        raise ValueError(
+            f"{len(states)} prune states found. Pass the part of the optimizer state that holds the one you "
+            "mean; get_masks and apply_masks merge them all."
+        )
+    return states[0]
+
+
+def get_masks(opt_state: Any) -> chex.ArrayTree:
+    """The masks inside an optimizer state, as bool (True = kept).
+
+    Args:
+      opt_state: as for `get_state`. Where several prune states are found, a weight is kept if all keep it.
+
+    Returns:
+      A tree with the structure of the params. A leaf that every prune state was masked from keeps the
+      placeholder that stands there.
+
+    Raises:
+      ValueError: no prune state, or states of different models.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune
+      >>> tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
+      >>> get_masks(tx.init({"kernel": jnp.ones((1, 2))}))["kernel"].tolist()
+      [[True, True]]
+    """
+    trees = [state.masks for state in _some_states(opt_state)]
+    if len(trees) == 1:
+        return jax.tree.map(lambda m: m != 0, trees[0])
+    slots = [jax.tree.flatten(tree, is_leaf=_is_hole) for tree in trees]
+    if len({len(leaves) for leaves, _ in slots}) > 1:
+        raise ValueError("the prune states found hold masks of different trees; pass one of them.")
+    merged = []
+    for column in zip(*(leaves for leaves, _ in slots), strict=True):
+        masks = [m != 0 for m in column if not _is_hole(m)]
+        merged.append(jnp.all(jnp.stack(masks), axis=0) if masks else column[0])
+    return jax.tree.unflatten(slots[0][1], merged)
+
+
+def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTree:
+    """Params with +0.0 at every dropped weight, whatever stood there, NaN included.
+
+    This is for copies that the optimizer does not land on zero itself: averages, lookahead and
+    schedule-free weights, params after a NaN.
+
+    Args:
+      params: a tree of arrays.
+      masks_or_opt_state: bool or integer masks (nonzero = kept), or any optimizer state with a prune
+        state inside.
+
+    Returns:
+      A tree like `params`. A leaf without a mask is returned as it is.
+
+    Raises:
+      ValueError: a mask without a param, or of another shape, naming the path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> apply_masks({"w": jnp.array([jnp.nan, 2.0])}, {"w": jnp.array([False, True])})[
+      ...     "w"
+      ... ].tolist()
+      [0.0, 2.0]
+    """
+    paths, leaves, treedef = leaves_with_paths(params)
+    masks = masks_by_path(masks_or_opt_state, paths, leaves)
+    pairs = zip(leaves, masks, strict=True)
+    return treedef.unflatten([p if m is None else keep(jnp.asarray(p), m) for p, m in pairs])
+
+
+def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) -> list[Any]:
+    """The mask of every leaf, in the order of `paths`, or None; checked against the leaves."""
+    states = find_states(masks_or_opt_state)
+    trees = [state.masks for state in states] if states else [masks_or_opt_state]
+    shapes = dict(zip(paths, map(jnp.shape, leaves), strict=True))
+    merged: dict[str, Any] = {}
+    for tree in trees:
+        mask_paths, masks, _ = leaves_with_paths(tree)
+        for path, mask in zip(mask_paths, masks, strict=True):
+            if path not in shapes:
+                raise ValueError(
+                    f"{path or '(root)'}: a mask, but no such param; the params have "
+                    f"{', '.join(paths[:8]) or 'no leaf'}. Pass the tree that the optimizer was "
+                    "initialised with."
+                )
+            if jnp.shape(mask) != shapes[path]:
+                raise ValueError(wrong_shape(path, jnp.shape(mask), shapes[path]))
+            merged[path] = mask if path not in merged else (merged[path] != 0) & (mask != 0)
+    return [merged.get(path) for path in paths]
+
+
+def wrong_shape(path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """The error of a mask that does not fit its param."""
+    return (
+        f"{path or '(root)'}: the mask has shape {mask_shape} but the param has shape {shape}. Was the "
+        "state restored from another model?"
+    )
+
+
+def _some_states(opt_state: Any) -> list[PruneState]:
+    states = find_states(opt_state)
+    if not states:
+        raise ValueError(
+            f"no prune state in {type(opt_state).__name__}. Pass the optimizer state of a chain with "
+            "jaxprune.prune in it, tx.init(params) or what tx.update returned."
+        )
+    return states
+
+
+def _is_hole(x: Any) -> bool:
+    return not jax.tree.leaves(x)

@@ -1,0 +1,253 @@
+"""`prune`: the optax shell around the pure step. The only module that imports optax."""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxprune.budget import Budget, Recipe
+from jaxprune.distribution import Distribution, uniform
+from jaxprune.mask import count_violations, full_mask, keep, land, tighten
+from jaxprune.paths import leaves_with_paths
+from jaxprune.schedule import SparsitySchedule
+from jaxprune.score import magnitude
+from jaxprune.state import PruneState, wrong_shape
+from jaxprune.structure import Unstructured
+
+
+def prune(
+    schedule: SparsitySchedule,
+    *,
+    inner: optax.GradientTransformation | None = None,
+    include: Any = None,
+    exclude: Any = (),
+    overrides: Any = None,
+    distribution: Distribution = uniform,
+    structure: Any = Unstructured(),  # noqa: B008 - frozen
+    score: Any = magnitude,
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps the largest weights and takes the others to exactly zero, at every update.
+
+    As the last link of a chain, or around an optimizer:
+
+    >>> import jaxprune, optax
+    >>> schedule = jaxprune.cubic_schedule(0.9, begin_step=1_000, end_step=9_000, every=100)
+    >>> tx = optax.chain(optax.adamw(3e-4), jaxprune.prune(schedule))
+    >>> tx = jaxprune.prune(schedule, inner=optax.adamw(3e-4))
+
+    Laws. After `optax.apply_updates`, every finite dropped weight is +0.0, on every step and not only
+    when the schedule fires, so a torn restore heals itself. Updates of kept weights pass bit-unchanged.
+    Each fire leaves exactly the budgeted number of zeros per pool, and masks only shrink. Scores are
+    those of the params that `update` is given. The emitted dtype at a pruned leaf is the wider of the
+    param's and the update's: a narrower one could not land on zero.
+
+    With `inner`, the optimizer sees gradients that are zero at dropped weights, so momentum and the norm
+    that global clipping takes are those of the sparse network, and `prune` can't be put in the wrong
+    place. In a chain it must come last; `violations` in the state and `check` tell when it does not.
+
+    Args:
+      schedule: when to fire and what sparsity to reach. Steps count this transform's updates.
+      inner: the optimizer to wrap.
+      include: which leaves to prune: a regex for the whole `/`-joined path, a function
+        `(path, shape_and_dtype) -> bool`, or a sequence of these. By default every leaf of inexact dtype
+        with two or more axes.
+      exclude: leaves to leave out, likewise. It wins over `include`.
+      overrides: regex -> final sparsity, for chosen leaves whose schedule is scaled to end there. The
+        first match wins.
+      distribution: who competes with whom; `uniform` gives every leaf the same sparsity.
+      structure: what one decision covers.
+      score: `(params, grads, key) -> scores`, elementwise in one leaf, larger = keep.
+
+    Returns:
+      A transformation whose state is a `PruneState`. `update` needs `params`.
+
+    Raises:
+      TypeError, ValueError: here for arguments; in `init` for a leaf that can't be pruned or would lose
+        all of its weights, or when nothing is chosen; while tracing `update` for missing params or masks
+        that do not fit.
+
+    References:
+      Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_, 2017.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, -2.0]]), "bias": jnp.ones(2)}
+      >>> tx = optax.chain(optax.sgd(0.5), jaxprune.prune(jaxprune.one_shot_schedule(0.5)))
+      >>> state = tx.init(params)
+      >>> grads = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(grads, state, params)
+      >>> optax.apply_updates(params, updates)["kernel"].tolist()
+      [[2.5, 0.0], [0.0, -2.5]]
+    """
+    _check_schedule(schedule)
+    recipe = Recipe.of(
+        schedule.targets, include, exclude, overrides, distribution, structure, score
+    )
+    inner_tx = None if inner is None else _as_extra_args(inner)
+
+    def init(params: optax.Params) -> PruneState:
+        paths, leaves, treedef = leaves_with_paths(params)
+        if leaves:  # optax.tree.map_params calls init with a tree of no leaves
+            for line in recipe.budget(paths, leaves).unused:
+                warnings.warn(
+                    f"jaxprune.prune: {line}; the paths are {', '.join(paths[:8])}", stacklevel=2
+                )
+        return PruneState(
+            prune_step=jnp.zeros((), jnp.int32),
+            masks=treedef.unflatten([full_mask(leaf, jnp.uint8) for leaf in leaves]),
+            thresholds=jnp.zeros((len(leaves),), jnp.float32),
+            violations=jnp.zeros((), jnp.int32),
+            inner_state=optax.EmptyState() if inner_tx is None else inner_tx.init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: PruneState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, PruneState]:
+        if params is None:
+            raise ValueError(
+                "jaxprune.prune needs the params: call tx.update(updates, state, params)."
+            )
+        paths, p_leaves, treedef = leaves_with_paths(params)
+        masks = _parallel(treedef, state.masks, "masks in the state")
+        u_leaves = _parallel(treedef, updates, "updates")
+        budget = recipe.budget(paths, p_leaves)
+        _check_leaves(budget, paths, p_leaves, masks, u_leaves, state)
+        inner_state = state.inner_state
+        if inner_tx is not None:
+            for i in budget.chosen:
+                u_leaves[i] = keep(u_leaves[i], masks[i])
+            updates, inner_state = inner_tx.update(
+                treedef.unflatten(u_leaves), inner_state, params, **extra_args
+            )
+            u_leaves = _parallel(treedef, updates, "updates of `inner`")
+        chosen = [jnp.asarray(p_leaves[i]) for i in budget.chosen]
+        kept, thresholds, violations = _fire(schedule, recipe, budget, chosen, masks, state)
+        for i, p, m in zip(budget.chosen, chosen, kept, strict=True):
+            u_leaves[i], masks[i] = land(p, jnp.asarray(u_leaves[i]), m), m
+        return treedef.unflatten(u_leaves), PruneState(
+            prune_step=optax.safe_increment(state.prune_step),
+            masks=treedef.unflatten(masks),
+            thresholds=thresholds,
+            violations=violations,
+            inner_state=inner_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _fire(
+    schedule: SparsitySchedule,
+    recipe: Recipe,
+    budget: Budget,
+    params: list[jax.Array],
+    masks: list[Any],
+    state: PruneState,
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """Masks of the chosen leaves, thresholds and violations after this step, recomputed if it fires.
+
+    The fire is a loop of at most one trip rather than a `cond`. The loop updates its carry in place, so
+    that a quiet step copies nothing, and under `vmap` it still runs only when some member fires, where
+    a `cond` becomes a select that runs the selection on every step.
+    """
+    if not budget.chosen:
+        return [], state.thresholds, state.violations
+    pools = budget.pools
+    n_keep = jnp.asarray(np.array(pools.n_units) - pools.n_drop, jnp.int32)
+    first_leaf = [budget.chosen[pools.pool_of.index(p)] for p in range(len(pools.n_units))]
+
+    def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        old, thresholds, violations, fires = carry
+        new, found = tighten(
+            params,
+            old,
+            n_keep[jnp.maximum(schedule.index(state.prune_step), 0)],
+            pools.pool_of,
+            score=recipe.score,
+            structure=recipe.structure,
+            start=thresholds[np.array(first_leaf)],
+        )
+        found = found[np.array(pools.pool_of)].astype(thresholds.dtype)
+        thresholds = thresholds.at[np.array(budget.chosen)].set(found)
+        violations = jnp.maximum(violations, count_violations(params, old).astype(violations.dtype))
+        return new, thresholds, violations, jnp.zeros_like(fires)
+
+    carry = (
+        [jnp.asarray(masks[i]) for i in budget.chosen],
+        jnp.asarray(state.thresholds),
+        jnp.asarray(state.violations),
+        schedule.fires(jnp.asarray(state.prune_step)),
+    )
+    new, thresholds, violations, _ = lax.while_loop(lambda c: c[3], trip, carry)
+    return new, thresholds, violations
+
+
+def _as_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
+    if not callable(getattr(inner, "init", None)) or not callable(getattr(inner, "update", None)):
+        raise TypeError(
+            f"inner must be an optax transformation such as optax.adamw(3e-4), got {inner!r}."
+        )
+    return optax.with_extra_args_support(inner)
+
+
+def _check_schedule(schedule: Any) -> None:
+    if isinstance(schedule, SparsitySchedule):
+        return
+    if isinstance(schedule, (int, float, np.ndarray, jax.Array)):
+        fix = (
+            "For a constant sparsity pass jaxprune.one_shot_schedule(sparsity), for a gradual one "
+            "jaxprune.cubic_schedule(sparsity, begin_step=..., end_step=...)."
+        )
+    elif hasattr(schedule, "init"):
+        fix = "Pass the optimizer by name: prune(schedule, inner=optimizer)."
+    elif callable(schedule):
+        fix = "Wrap it: jaxprune.from_optax_schedule(fn, begin_step=..., end_step=...)."
+    else:
+        fix = "Build one with jaxprune.cubic_schedule(0.9, begin_step=..., end_step=...)."
+    raise TypeError(f"schedule must be a jaxprune.SparsitySchedule, got {schedule!r}. {fix}")
+
+
+def _parallel(treedef: Any, tree: Any, what: str) -> list[Any]:
+    """The subtrees of `tree` at the leaves of the params."""
+    try:
+        return treedef.flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(
+            f"jaxprune.prune: the {what} and the params differ in structure: {error}. Pass the params that "
+            "the state was initialised with, and gradients with respect to them."
+        ) from None
+
+
+def _check_leaves(
+    budget: Budget,
+    paths: list[str],
+    params: list[Any],
+    masks: list[Any],
+    updates: list[Any],
+    state: PruneState,
+) -> None:
+    for i in budget.chosen:
+        path = paths[i] or "(root)"
+        if jnp.shape(masks[i]) != jnp.shape(params[i]):
+            raise ValueError(wrong_shape(path, jnp.shape(masks[i]), jnp.shape(params[i])))
+        if updates[i] is None:
+            raise ValueError(
+                f"{path}: the update is None, but the leaf is pruned. Leave it out with "
+                f"exclude={path!r}, or give it a gradient."
+            )
+        if jnp.shape(updates[i]) != jnp.shape(params[i]):
+            raise ValueError(
+                f"{path}: the update has shape {jnp.shape(updates[i])} but the param has shape "
+                f"{jnp.shape(params[i])}. Pass gradients with respect to these params."
+            )
+    if jnp.shape(state.thresholds) != (len(paths),):
+        raise ValueError(
+            f"the state holds thresholds of {jnp.shape(state.thresholds)} leaves but the params have "
+            f"{len(paths)}. Was the state restored from another model?"
+        )
