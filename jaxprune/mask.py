@@ -4,6 +4,7 @@ Everything here takes lists of the leaves that are pruned, or plain trees, and k
 are applied by selecting, never by multiplying: NaN times zero is NaN, and -1.0 times zero is -0.0.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,13 +44,24 @@ def tighten(
     kept, thresholds = select(
         params,
         n_keep,
-        score=lambda p: structure.unit_scores(score(p, None, None)),
+        score=_UnitScore(score, structure),
         among=[structure.unit_mask(m) for m in masks],
         pool_of=pool_of,
         start=start,
     )
     new = [structure.expand(k, m.shape).astype(m.dtype) for k, m in zip(kept, masks, strict=True)]
     return new, jnp.where(jnp.isfinite(thresholds), thresholds, 0).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _UnitScore:
+    """The score of each unit of a leaf; equal for equal parts, so that compilations are shared."""
+
+    score: Callable[..., jax.Array]
+    structure: Any
+
+    def __call__(self, param: jax.Array) -> jax.Array:
+        return self.structure.unit_scores(self.score(param, None, None))
 
 
 def land(param: jax.Array, update: jax.Array, mask: jax.Array) -> jax.Array:

@@ -30,7 +30,7 @@ def path_str(path: tuple[Any, ...]) -> str:
 
 
 def spec_of(leaf: Any) -> jax.ShapeDtypeStruct | None:
-    """Shape and dtype of an array leaf; None for anything else."""
+    """Shape and dtype of an array leaf (or of its spec); None for anything else."""
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
         return None
     return jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)

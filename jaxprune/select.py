@@ -98,11 +98,15 @@ def topk_masks(
     return masks
 
 
+def _itself(scores: jax.Array) -> jax.Array:
+    return scores
+
+
 def select(
     operands: Sequence[Any],
     n_keep: jax.Array | np.ndarray | Sequence[int | jax.Array],
     *,
-    score: Callable[[Any], jax.Array] = lambda x: x,
+    score: Callable[[Any], jax.Array] = _itself,
     among: Sequence[jax.Array] | None = None,
     pool_of: Sequence[int] | None = None,
     start: jax.Array | None = None,
@@ -113,7 +117,8 @@ def select(
       operands: one pytree of arrays per leaf.
       n_keep: int[n_pools], clipped to [0, entries of the pool].
       score: elementwise map from one operand to its scores. It runs inside every counting pass, where
-        XLA fuses it into the read, so the scores are never stored.
+        XLA fuses it into the read, so the scores are never stored. Calls with an equal `score` share
+        their compilation.
       among: per leaf, nonzero where an entry may be kept. The others rank below every score, and are
         False in the result even where `n_keep` exceeds what is left.
       pool_of: the pool of each leaf, numbered from 0; by default each leaf is its own pool.
@@ -126,16 +131,33 @@ def select(
       those that may be kept. Inf where nothing was kept, -inf where everything was.
     """
     pool_of = tuple(range(len(operands))) if pool_of is None else tuple(pool_of)
-    specs = [jax.eval_shape(score, x) for x in operands]
-    for spec in specs:
+    for x in operands:
+        spec = jax.eval_shape(score, x)
         if not jnp.issubdtype(spec.dtype, jnp.floating):
             raise TypeError(f"scores must be real floating point, got {spec.dtype}[{spec.shape}].")
     if not operands:
         return [], jnp.zeros((0,), jnp.float32)
-    group = _Group.of(specs, pool_of)
-    keys = _key_function(score, specs, group)
+    counts = _as_counts(n_keep)
+    one_device = jax.device_count() == 1
+    return _select(list(operands), counts, among, start, score, pool_of, one_device)
+
+
+# Compiled here so that a call outside `jit` does not compile its loop again; inside, XLA inlines it.
+@functools.partial(jax.jit, static_argnames=("score", "pool_of", "one_device"))
+def _select(
+    operands: list[Any],
+    n_keep: jax.Array,
+    among: Sequence[jax.Array] | None,
+    start: jax.Array | None,
+    score: Callable[[Any], jax.Array],
+    pool_of: tuple[int, ...],
+    one_device: bool,
+) -> tuple[list[jax.Array], jax.Array]:
+    specs = [jax.eval_shape(score, x) for x in operands]
+    group = _Group.of(specs, pool_of, one_device)
+    keys = _key_function(score, group)
     masks: Sequence[Any] = [None] * len(operands) if among is None else among
-    cuts = _search(keys, operands, masks, group, _as_counts(n_keep), start)
+    cuts = _search(keys, operands, masks, group, n_keep, start)
     kept = [
         _above(keys(x, m), cuts, p, _rank(s.shape, group.key_dtype(group.top[i])))
         for i, (x, m, p, s) in enumerate(zip(operands, masks, pool_of, specs, strict=True))
@@ -155,9 +177,12 @@ class _Group(NamedTuple):
     common: np.dtype | None  # dtype that scores are widened to, where a pool mixes several
     floats: tuple[np.dtype, ...]  # dtype of each pool's keyed scores
     key_dtype: Any
+    one_device: bool
 
     @staticmethod
-    def of(specs: Sequence[jax.ShapeDtypeStruct], pool_of: tuple[int, ...]) -> "_Group":
+    def of(
+        specs: Sequence[jax.ShapeDtypeStruct], pool_of: tuple[int, ...], one_device: bool
+    ) -> "_Group":
         sizes = tuple(math.prod(s.shape) for s in specs)
         n_pools = max(pool_of) + 1
         left = [
@@ -177,7 +202,7 @@ class _Group(NamedTuple):
         floats = tuple(common or dtypes[pool_of.index(q)] for q in range(n_pools))
         wide = any(d.itemsize == 8 for d in floats)
         key_dtype = jnp.uint64 if wide else jnp.uint32
-        return _Group(pool_of, sizes, pool_sizes, tuple(top), common, floats, key_dtype)
+        return _Group(pool_of, sizes, pool_sizes, tuple(top), common, floats, key_dtype, one_device)
 
 
 def _keyed_dtype(dtype: Any) -> np.dtype:
@@ -222,7 +247,7 @@ def _scores_of(keys: jax.Array, group: _Group) -> jax.Array:
 
 
 def _key_function(
-    score: Callable[[Any], jax.Array], specs: Sequence[Any], group: _Group
+    score: Callable[[Any], jax.Array], group: _Group
 ) -> Callable[[Any, Any], jax.Array]:
     def keys(operand: Any, among: Any) -> jax.Array:
         scores = score(operand)
@@ -301,7 +326,7 @@ def _search(
                 key = keys(x, m)
                 rank = _rank(key.shape, tops[p] - key_dtype(behind))
                 digit = jnp.where(on_rank[p], jnp.where(key == value[p], rank, key_dtype(0)), key)
-                totals[p] = totals[p] + _count_reaching(digit, thresholds[p])
+                totals[p] = totals[p] + _count_reaching(digit, thresholds[p], group.one_device)
         return jnp.stack(totals)
 
     def one_pass(carry: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
@@ -397,14 +422,14 @@ def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, sizes: jax.Array) -
     return jax.tree.map(lambda new, old: jnp.where(b.done, old, new), new, b)
 
 
-def _count_reaching(digit: jax.Array, cuts: jax.Array) -> jax.Array:
+def _count_reaching(digit: jax.Array, cuts: jax.Array, one_device: bool) -> jax.Array:
     """How many entries of `digit` are >= each of the cuts, [n_cuts]: one fused read for all of them.
 
     A variadic `lax.reduce` is what keeps it one read on CPU: a plain sum of a compare stores the
     compare first and costs ten times as much.
     """
-    rows = _as_rows(digit) if jax.device_count() == 1 else digit
-    axes = (1,) if rows is not digit else tuple(range(digit.ndim))
+    rows = _as_rows(digit) if one_device else digit
+    axes = (1,) if one_device else tuple(range(digit.ndim))
     zero = np.zeros((), np.dtype(digit.dtype))
     reached = tuple((rows >= cuts[j]).astype(digit.dtype) for j in range(_N_CUTS))
     sums = lax.reduce(reached, (zero,) * _N_CUTS, lambda a, b: tuple(map(operator.add, a, b)), axes)

@@ -1,5 +1,6 @@
 """`prune`: the optax shell around the pure step. The only module that imports optax."""
 
+import functools
 import warnings
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax import lax
 from jaxprune.budget import Budget, Recipe
 from jaxprune.distribution import Distribution, uniform
 from jaxprune.mask import count_violations, full_mask, keep, land, tighten
-from jaxprune.paths import leaves_with_paths
+from jaxprune.paths import leaves_with_paths, spec_of
 from jaxprune.schedule import SparsitySchedule
 from jaxprune.score import magnitude
 from jaxprune.state import PruneState, wrong_shape
@@ -128,7 +129,15 @@ def prune(
             )
             u_leaves = _parallel(treedef, updates, "updates of `inner`")
         chosen = [jnp.asarray(p_leaves[i]) for i in budget.chosen]
-        kept, thresholds, violations = _fire(schedule, recipe, budget, chosen, masks, state)
+        kept, thresholds, violations = _fire(
+            schedule,
+            recipe,
+            tuple(paths),
+            tuple(map(spec_of, p_leaves)),
+            chosen,
+            [jnp.asarray(masks[i]) for i in budget.chosen],
+            (state.prune_step, state.thresholds, state.violations),
+        )
         for i, p, m in zip(budget.chosen, chosen, kept, strict=True):
             u_leaves[i], masks[i] = land(p, jnp.asarray(u_leaves[i]), m), m
         return treedef.unflatten(u_leaves), PruneState(
@@ -142,13 +151,16 @@ def prune(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+# Compiled here so that an update outside `jit` does not compile its loop again; inside, XLA inlines it.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _fire(
     schedule: SparsitySchedule,
     recipe: Recipe,
-    budget: Budget,
+    paths: tuple[str, ...],
+    specs: tuple[jax.ShapeDtypeStruct | None, ...],
     params: list[jax.Array],
-    masks: list[Any],
-    state: PruneState,
+    masks: list[jax.Array],
+    counters: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[list[jax.Array], jax.Array, jax.Array]:
     """Masks of the chosen leaves, thresholds and violations after this step, recomputed if it fires.
 
@@ -156,34 +168,30 @@ def _fire(
     that a quiet step copies nothing, and under `vmap` it still runs only when some member fires, where
     a `cond` becomes a select that runs the selection on every step.
     """
-    if not budget.chosen:
-        return [], state.thresholds, state.violations
-    pools = budget.pools
+    prune_step, thresholds, violations = counters
+    _, chosen, pools, *_ = recipe.budget(paths, specs)
+    if not chosen:
+        return masks, thresholds, violations
     n_keep = jnp.asarray(np.array(pools.n_units) - pools.n_drop, jnp.int32)
-    first_leaf = [budget.chosen[pools.pool_of.index(p)] for p in range(len(pools.n_units))]
+    pool_of, leaf = np.array(pools.pool_of), np.array(chosen)
+    first_leaf = leaf[[pools.pool_of.index(pool) for pool in range(len(pools.n_units))]]
 
     def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         old, thresholds, violations, fires = carry
         new, found = tighten(
             params,
             old,
-            n_keep[jnp.maximum(schedule.index(state.prune_step), 0)],
+            n_keep[jnp.maximum(schedule.index(prune_step), 0)],
             pools.pool_of,
             score=recipe.score,
             structure=recipe.structure,
-            start=thresholds[np.array(first_leaf)],
+            start=thresholds[first_leaf],
         )
-        found = found[np.array(pools.pool_of)].astype(thresholds.dtype)
-        thresholds = thresholds.at[np.array(budget.chosen)].set(found)
+        thresholds = thresholds.at[leaf].set(found[pool_of].astype(thresholds.dtype))
         violations = jnp.maximum(violations, count_violations(params, old).astype(violations.dtype))
         return new, thresholds, violations, jnp.zeros_like(fires)
 
-    carry = (
-        [jnp.asarray(masks[i]) for i in budget.chosen],
-        jnp.asarray(state.thresholds),
-        jnp.asarray(state.violations),
-        schedule.fires(jnp.asarray(state.prune_step)),
-    )
+    carry = (masks, thresholds, violations, schedule.fires(prune_step))
     new, thresholds, violations, _ = lax.while_loop(lambda c: c[3], trip, carry)
     return new, thresholds, violations
 

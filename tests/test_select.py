@@ -1,0 +1,220 @@
+"""Exact selection against a stable sort, over every float type, shape and kind of value."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxprune.select import order_key, select, topk_mask, topk_masks
+
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.float8_e4m3b11fnuz)
+SHAPES = ((), (1,), (0,), (3, 0), (31,), (4, 8), (3, 5, 7), (1031,), (2, 1024))
+KINDS = ("normal", "ties", "constant", "zeros", "sparse", "subnormal", "wild", "signed zeros")
+
+
+def oracle(scores, n_keep):
+    """A stable sort, largest first, NaN above inf: slow and obvious."""
+    with np.errstate(invalid="ignore"):
+        flat = np.asarray(scores).astype(np.float64).reshape(-1)
+    order = np.lexsort(
+        (np.arange(flat.size), -np.nan_to_num(flat, nan=0, posinf=np.inf), ~np.isnan(flat))
+    )
+    mask = np.zeros(flat.size, bool)
+    mask[order[:n_keep]] = True
+    return mask.reshape(np.shape(scores))
+
+
+def values(kind, shape, dtype, key=0):
+    rng = np.random.default_rng(key)
+    normal = rng.normal(size=shape)
+    tiny = float(ml_dtypes.finfo(dtype).smallest_subnormal)
+    out = {
+        "normal": normal,
+        "ties": np.round(normal * 2),
+        "constant": np.full(shape, 0.5),
+        "zeros": np.zeros(shape),
+        "sparse": normal * (rng.random(shape) < 0.1),
+        "subnormal": rng.integers(-7, 8, shape) * tiny,
+        "wild": np.choose(
+            rng.integers(0, 6, shape), [normal, np.inf, -np.inf, np.nan, -normal, 0.0]
+        ),
+        "signed zeros": np.where(rng.random(shape) < 0.5, 0.0, -0.0),
+    }[kind]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(out).astype(dtype)
+
+
+@functools.cache
+def jitted():
+    return jax.jit(lambda scores, n_keep: topk_mask(scores, n_keep))
+
+
+@pytest.fixture(params=("one device", "many devices"))
+def layout(request, monkeypatch):
+    """Counts rows of a flat view, as on one device, or the array as it is, as on many."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1 if request.param == "one device" else 8)
+    return jax.jit(lambda scores, n_keep: topk_mask(scores, n_keep))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_keeps_exactly_the_largest_and_the_earlier_of_equals(shape, dtype, layout):
+    for kind in KINDS:
+        scores = values(kind, shape, dtype)
+        n = scores.size
+        for n_keep in sorted({0, min(1, n), n // 10, n // 2, max(n - 1, 0), n}):
+            mask = layout(scores, n_keep)
+            assert mask.dtype == bool
+            np.testing.assert_array_equal(mask, oracle(scores, n_keep), err_msg=f"{kind} {n_keep}")
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    shape=st.sampled_from(((31,), (4, 8), (3, 5, 7))),
+    dtype=st.sampled_from(DTYPES),
+    key=st.integers(0, 2**16),
+    part=st.floats(0, 1),
+)
+def test_keeps_exactly_the_largest_on_generated_scores(kind, shape, dtype, key, part):
+    scores = values(kind, shape, dtype, key)
+    n_keep = round(part * scores.size)
+    np.testing.assert_array_equal(jitted()(scores, n_keep), oracle(scores, n_keep))
+
+
+@given(
+    bits=st.lists(st.integers(0, 2**32 - 1), min_size=31, max_size=31),
+    n_keep=st.integers(0, 31),
+)
+def test_keeps_exactly_the_largest_of_any_bit_patterns(bits, n_keep):
+    scores = np.array(bits, np.uint32).view(np.float32)
+    np.testing.assert_array_equal(jitted()(scores, n_keep), oracle(scores, n_keep))
+
+
+@pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float16), ids=lambda d: d.__name__)
+def test_keys_sort_like_all_65536_patterns(dtype):
+    scores = np.arange(2**16).astype(np.uint16).view(dtype)
+    keys = np.asarray(order_key(jnp.asarray(scores))).astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        wide = scores.astype(np.float64)
+    assert keys.min() >= 1
+    assert len(set(keys[np.isnan(wide)])) == 1
+    assert keys[np.isnan(wide)][0] > keys[np.isposinf(wide)].max()
+    order = np.argsort(wide[~np.isnan(wide)], kind="stable")
+    steps, key_steps = (
+        np.diff(wide[~np.isnan(wide)][order][1:-1]),
+        np.diff(keys[~np.isnan(wide)][order][1:-1]),
+    )
+    np.testing.assert_array_equal(np.sign(steps), np.sign(key_steps))
+
+
+def test_float64_scores_are_told_apart_beyond_float32():
+    with jax.enable_x64(True):
+        scores = 1.0 + np.arange(1000) * 2.0**-50
+        np.random.default_rng(0).shuffle(scores)
+        for n_keep in (0, 1, 300, 999, 1000):
+            np.testing.assert_array_equal(
+                topk_mask(jnp.asarray(scores), n_keep), oracle(scores, n_keep)
+            )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaf_pools_are_independent_of_each_other(kind):
+    leaves = [
+        values(kind, shape, dtype) for shape, dtype in zip(SHAPES, (*DTYPES, *DTYPES), strict=False)
+    ]
+    counts = [leaf.size // 3 for leaf in leaves]
+    masks = topk_masks(leaves, counts)
+    for leaf, n_keep, mask in zip(leaves, counts, masks, strict=True):
+        np.testing.assert_array_equal(mask, oracle(leaf, n_keep))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mixed", (False, True), ids=("one dtype", "mixed dtypes"))
+def test_global_pool_equals_selection_from_the_concatenation(kind, mixed):
+    dtypes = (jnp.float32, jnp.bfloat16, jnp.float16) if mixed else (jnp.float32,) * 3
+    leaves = [values(kind, s, d) for s, d in zip(((31,), (4, 8), (3, 5, 7)), dtypes, strict=True)]
+    whole = np.concatenate([np.asarray(leaf).astype(np.float64).reshape(-1) for leaf in leaves])
+    for n_keep in (0, 1, 50, whole.size - 1, whole.size):
+        masks = topk_masks(leaves, n_keep, pool="global")
+        flat = np.concatenate([np.asarray(mask).reshape(-1) for mask in masks])
+        np.testing.assert_array_equal(flat, oracle(whole, n_keep))
+
+
+def test_agrees_with_lax_top_k_on_which_of_equals_is_kept(getkey):
+    scores = jnp.round(jax.random.normal(getkey(), (500,)))
+    kept = np.zeros(500, bool)
+    kept[np.asarray(jax.lax.top_k(scores, 123)[1])] = True
+    np.testing.assert_array_equal(topk_mask(scores, 123), kept)
+
+
+def test_traced_counts_are_clipped_and_need_one_trace(getkey):
+    scores = jax.random.normal(getkey(), (10,))
+    fn = jax.jit(lambda scores, n_keep: topk_mask(scores, n_keep))
+    for n_keep, expected in ((-3, 0), (4, 4), (99, 10)):
+        assert fn(scores, n_keep).sum() == expected
+    assert fn._cache_size() == 1
+
+
+def test_vmap_selects_in_each_member(getkey):
+    scores = jax.random.normal(getkey(), (5, 4, 9))
+    counts = jnp.arange(5) * 7
+    masks = jax.vmap(topk_mask)(scores, counts)
+    for s, n_keep, mask in zip(scores, counts.tolist(), masks, strict=True):
+        np.testing.assert_array_equal(mask, oracle(s, n_keep))
+
+
+@pytest.mark.parametrize("start", (0.0, 1e-30, 0.5, 1.2, 3e38, np.inf, np.nan, -1.0))
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_a_wrong_start_costs_passes_and_nothing_else(start, dtype):
+    scores = jnp.asarray(values("normal", (3, 5, 7), dtype))
+    masks, _ = select([scores], [20], start=jnp.float32([start]))
+    np.testing.assert_array_equal(masks[0], oracle(scores, 20))
+
+
+def test_thresholds_lie_between_the_kept_and_the_dropped():
+    leaves = [
+        values("normal", shape, d) for shape, d in (((40,), jnp.float32), ((6, 9), jnp.bfloat16))
+    ]
+    masks, thresholds = select(leaves, [7, 30])
+    for leaf, mask, threshold in zip(leaves, masks, np.asarray(thresholds), strict=True):
+        wide, mask = np.asarray(leaf).astype(np.float32), np.asarray(mask)
+        assert wide[mask].min() >= threshold > wide[~mask].max()
+
+
+def test_thresholds_at_the_ends_are_infinite():
+    _, thresholds = select([jnp.arange(4.0)] * 2, [4, 0])
+    assert thresholds.tolist() == [-np.inf, np.inf]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_only_entries_among_the_allowed_are_kept(dtype):
+    scores = values("ties", (3, 5, 7), dtype)
+    among = np.random.default_rng(1).random(scores.shape) < 0.4
+    ranked = np.where(among, np.asarray(scores).astype(np.float64), -np.inf)
+    for n_keep in (0, 5, int(among.sum()), scores.size):
+        [mask], _ = select([jnp.asarray(scores)], [n_keep], among=[jnp.asarray(among, jnp.uint8)])
+        np.testing.assert_array_equal(mask, oracle(ranked, n_keep) & among)
+
+
+def test_score_runs_inside_the_selection(getkey):
+    w, g = jax.random.normal(getkey(), (2, 6, 7))
+    [mask], _ = select([(w, g)], [10], score=lambda x: jnp.abs(x[0] * x[1]))
+    np.testing.assert_array_equal(mask, oracle(jnp.abs(w * g), 10))
+
+
+def test_no_arrays_give_no_masks():
+    assert topk_masks([], []) == []
+
+
+def test_the_search_holds_no_copy_of_the_scores(layout):
+    scores = jnp.zeros((1000, 1000))
+    compiled = layout.lower(scores, 3).compile()
+    stats = compiled.memory_analysis()
+    if stats is None:
+        pytest.skip("this backend reports no memory")
+    assert stats.temp_size_in_bytes < scores.nbytes / 10

@@ -1,0 +1,117 @@
+"""Sharded params: the masks of one device, on every mesh, with the shardings of the params."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxprune
+
+SPECS = {
+    "rows": {"w": P("data"), "v": P("data"), "bias": P()},
+    "columns": {"w": P(None, "model"), "v": P(None, "model"), "bias": P("model")},
+    "both": {"w": P("data", "model"), "v": P(("data", "model")), "bias": P()},
+}
+
+
+def make_params():
+    rng = np.random.default_rng(0)
+    return {
+        "w": rng.normal(size=(64, 32)).astype(np.float32),
+        "v": np.round(rng.normal(size=(16, 8)) * 2).astype(np.float32),  # ties
+        "bias": rng.normal(size=(32,)).astype(np.float32),
+    }
+
+
+def make_mesh(axis_type):
+    devices = np.array(jax.devices()[:8])
+    if devices.size < 8:
+        pytest.skip("needs 8 devices")
+    return jax.sharding.Mesh(devices.reshape(4, 2), ("data", "model"), axis_types=(axis_type,) * 2)
+
+
+def run(params, place):
+    tx = jaxprune.prune(jaxprune.cubic_schedule(0.8, 0, 4, 2))
+    params = place(params)
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    history = []
+    for t in range(6):
+        rng = np.random.default_rng(t)
+        updates = place(
+            {k: (0.1 * rng.normal(size=p.shape)).astype(p.dtype) for k, p in sorted(params.items())}
+        )
+        updates, state = update(updates, state, params)
+        params = optax.apply_updates(params, updates)
+        history.append((params, jaxprune.get_masks(state)))
+    return history, state, update
+
+
+@pytest.mark.parametrize("axis_type", (AxisType.Auto, AxisType.Explicit), ids=lambda t: t.name)
+@pytest.mark.parametrize("layout", SPECS)
+def test_sharded_masks_equal_those_of_one_device(axis_type, layout):
+    mesh = make_mesh(axis_type)
+
+    def place(tree):
+        return {
+            k: jax.device_put(x, NamedSharding(mesh, SPECS[layout][k])) for k, x in tree.items()
+        }
+
+    single, *_ = run(make_params(), lambda tree: jax.device_put(tree, jax.devices()[0]))
+    sharded, state, update = run(make_params(), place)
+    for (p0, m0), (p1, m1) in zip(single, sharded, strict=True):
+        chex.assert_trees_all_equal(jax.device_get((p0, m0)), jax.device_get((p1, m1)))
+    for name, mask in state.masks.items():
+        spec = NamedSharding(mesh, SPECS[layout][name])
+        assert mask.sharding.is_equivalent_to(spec, mask.ndim), (name, mask.sharding)
+    assert update._cache_size() <= 3
+
+
+@pytest.mark.parametrize("axis_type", (AxisType.Auto, AxisType.Explicit), ids=lambda t: t.name)
+@pytest.mark.parametrize("layout", SPECS)
+def test_only_counts_cross_devices(axis_type, layout):
+    mesh = make_mesh(axis_type)
+    specs = {k: NamedSharding(mesh, spec) for k, spec in SPECS[layout].items()}
+    params = jax.tree.map(jax.device_put, make_params(), specs)
+    tx = jaxprune.prune(jaxprune.cubic_schedule(0.8, 0, 4, 2))
+    compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
+    moved = [
+        line
+        for line in compiled.as_text().splitlines()
+        if any(f" {op}(" in line for op in ("all-gather", "all-to-all", "collective-permute"))
+    ]
+    for line in moved:
+        shape = line.split("[", 1)[1].split("]", 1)[0]
+        assert np.prod([int(n) for n in shape.split(",") if n]) <= 64, line
+
+
+@pytest.mark.parametrize("axis_type", (AxisType.Auto, AxisType.Explicit), ids=lambda t: t.name)
+def test_init_under_jit_and_set_mesh_works(axis_type):
+    mesh = make_mesh(axis_type)
+    specs = {k: NamedSharding(mesh, spec) for k, spec in SPECS["both"].items()}
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.adam(0.1))
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(jax.device_put, make_params(), specs)
+        state = jax.jit(tx.init)(params)
+        updates, state = jax.jit(tx.update)(params, state, params)
+        params = optax.apply_updates(params, updates)
+    assert np.sum(np.asarray(params["w"]) == 0) == 64 * 32 // 2
+
+
+def test_global_pool_selects_across_shardings():
+    mesh = make_mesh(AxisType.Auto)
+    rng = np.random.default_rng(0)
+    leaves = [rng.normal(size=s).astype(np.float32) for s in ((64, 32), (16, 8))]
+    placed = [
+        jax.device_put(x, NamedSharding(mesh, spec))
+        for x, spec in zip(leaves, (P("data"), P(None, "model")), strict=True)
+    ]
+    masks = jax.jit(lambda xs: jaxprune.topk_masks(xs, 300, pool="global"))(placed)
+    chex.assert_trees_all_equal(
+        jax.device_get(masks),
+        jax.device_get(jaxprune.topk_masks([jnp.asarray(x) for x in leaves], 300, pool="global")),
+    )
