@@ -9,7 +9,7 @@ _DEMO_PACKAGES = ("typer", "rich", "tqdm", "flax", "orbax", "matplotlib", "sklea
 
 
 def missing_extra(error: ImportError, packages: Sequence[str], extra: str) -> str | None:
-    """What to type when `error` says that one of `packages` isn't installed; None for other errors."""
+    """What to type when `error` says that one of `packages` is missing; None for other errors."""
     package = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or package not in packages:
         return None
@@ -47,7 +47,7 @@ def demo(
         list[float] | None, typer.Option(help="A final sparsity; give it once for each.")
     ] = None,
 ) -> None:
-    """Trains dense, sparse and small dense networks on handwritten digits, and compares them.
+    """Trains dense, sparse and small dense networks on handwritten digits and compares them.
 
     About five minutes on two cores. Ctrl-C leaves a checkpoint that --resume continues from.
     """

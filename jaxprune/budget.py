@@ -1,7 +1,8 @@
-"""From a user's arguments and a tree of shapes to the leaves that are pruned and their exact budgets.
+"""From arguments and a tree of shapes to the leaves that are pruned and their budgets.
 
-`Recipe` is the arguments, checked once; `Budget` is what they mean for one tree. Both live on the host
-and are the same while tracing and outside. The transform, the one-shot form and the dry run share them.
+`Recipe` is the arguments, checked once; `Budget` is what they mean for one tree. Both live on the
+host and are the same while tracing and outside. The transform, the one-shot form and the dry run
+share them.
 """
 
 import functools
@@ -59,7 +60,7 @@ class Recipe(NamedTuple):
         exclude: Any = (),
         overrides: Any = None,
         distribution: Any = uniform,
-        structure: Any = Unstructured(),  # noqa: B008 - frozen
+        structure: Any = Unstructured(),
         score: Any = magnitude,
     ) -> "Recipe":
         """Checks a user's arguments.
@@ -125,7 +126,8 @@ def _as_overrides(overrides: Any, final: Fraction) -> tuple[tuple[Rule, Fraction
         return ()
     if not isinstance(overrides, Mapping):
         raise TypeError(
-            f'overrides must map regexes to sparsities, like {{".*head/kernel": 0.5}}, got {overrides!r}.'
+            f'overrides must map regexes to sparsities, like {{".*head/kernel": 0.5}}, got '
+            f"{overrides!r}."
         )
     if overrides and final == 0:
         raise ValueError(
@@ -155,26 +157,26 @@ def _check_part(name: str, value: Any, ok: bool, example: str) -> None:
 def _check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
     if not jnp.issubdtype(spec.dtype, jnp.inexact):
         raise ValueError(
-            f"{path}: dtype {spec.dtype} cannot be pruned; only floating point and complex weights can. "
-            f"Leave the leaf out with exclude={path!r}."
+            f"{path}: dtype {spec.dtype} cannot be pruned; only floating point and complex weights "
+            f"can. Leave the leaf out with exclude={path!r}."
         )
     if spec.dtype.name == "float8_e8m0fnu":
         raise ValueError(
-            f"{path}: dtype float8_e8m0fnu has no zero, so a weight cannot be dropped. Leave the leaf out "
-            f"with exclude={path!r}."
+            f"{path}: dtype float8_e8m0fnu has no zero, so a weight cannot be dropped. Leave the "
+            f"leaf out with exclude={path!r}."
         )
     if spec.size >= 2**31 - 1:
         raise ValueError(
-            f"{path}: {spec.size} weights (shape {spec.shape}); at most 2**31 - 2 can be counted exactly "
-            f"in one leaf. Split the leaf, or leave it out with exclude={path!r}."
+            f"{path}: {spec.size} weights (shape {spec.shape}); at most 2**31 - 2 can be counted "
+            f"exactly in one leaf. Split the leaf, or leave it out with exclude={path!r}."
         )
 
 
 def _emptied(leaf: LeafShape, n_units: int) -> str:
     return (
         f"{leaf.path}: shape {leaf.shape} would lose all of its {n_units} weights at sparsity "
-        f"{float(leaf.targets[-1]):g}. Leave it out with exclude={leaf.path!r}, or lower its sparsity with "
-        f"overrides={{{leaf.path!r}: ...}}."
+        f"{float(leaf.targets[-1]):g}. Leave it out with exclude={leaf.path!r}, or lower its "
+        f"sparsity with overrides={{{leaf.path!r}: ...}}."
     )
 
 
@@ -184,6 +186,7 @@ def _nothing_chosen(paths: Sequence[str], choices: Sequence[Choice]) -> str:
     )
     more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
     return (
-        f"nothing to prune: none of the {len(paths)} leaves is chosen: {shown}{more}. By default leaves of "
+        f"nothing to prune: none of the {len(paths)} leaves is chosen: {shown}{more}. By default "
+        "leaves of "
         'inexact dtype with two or more axes are; pass include=".*" to choose others.'
     )

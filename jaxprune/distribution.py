@@ -1,8 +1,8 @@
 """Who competes with whom, and how many units each pool drops at every fire.
 
-A distribution turns shapes and target sparsities into pools with exact integer budgets. It works on the
-host, in rational arithmetic: float32 is off by up to 28 units at 2**30, and a tie such as a quarter of
-6 units falls either way. It never sees a weight.
+A distribution turns shapes and target sparsities into pools with exact integer budgets. It works on
+the host, in rational arithmetic: float32 is off by up to 28 units at 2**30, and a tie such as a
+quarter of 6 units falls either way. It never sees a weight.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ class Pools(NamedTuple):
 class Distribution:
     """A named way to spread sparsity over leaves.
 
-    It is a value and not a function, so that wrappers which take every callable argument for a schedule
-    (`optax.inject_hyperparams`) leave it alone.
+    It is a value and not a function, so that wrappers which take every callable argument for a
+    schedule (`optax.inject_hyperparams`) leave it alone.
     """
 
     name: str

@@ -1,7 +1,8 @@
 """The pure step on arrays: tighten masks, land dropped weights on zero, find those that are not.
 
-Everything here takes lists of the leaves that are pruned, or plain trees, and knows no optimizer. Masks
-are applied by selecting, never by multiplying: NaN times zero is NaN, and -1.0 times zero is -0.0.
+Everything here takes lists of the leaves that are pruned, or plain trees, and knows no optimizer.
+Masks are applied by selecting, never by multiplying: NaN times zero is NaN, and -1.0 times zero is
+-0.0.
 """
 
 import dataclasses
@@ -12,9 +13,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jaxprune.select import select
+from jaxprune.floats import is_nonzero
+from jaxprune.select import count_true, select
 
 
 def tighten(
@@ -67,8 +68,8 @@ class _UnitScore:
 def land(param: jax.Array, update: jax.Array, mask: jax.Array) -> jax.Array:
     """The update that leaves a kept weight alone and takes a dropped one to exactly +0.0.
 
-    `p + (-p)` is +0.0 for every finite `p` in every float format, as long as `-p` is not rounded: hence
-    the wider of the two dtypes. A NaN update cannot survive at a dropped weight.
+    `p + (-p)` is +0.0 for every finite `p` in every float format, as long as `-p` is not rounded:
+    hence the wider of the two dtypes. A NaN update cannot survive at a dropped weight.
     """
     dtype = wider_dtype(param.dtype, update.dtype)
     return jnp.where(mask != 0, update.astype(dtype), -param.astype(dtype))
@@ -87,31 +88,20 @@ def keep(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask != 0, x, jnp.zeros_like(x))
 
 
-def is_nonzero(x: jax.Array) -> jax.Array:
-    """Whether each entry differs from zero; by bits, since XLA on CPU compares subnormals as zero."""
-    if jnp.iscomplexobj(x):
-        return is_nonzero(x.real) | is_nonzero(x.imag)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return x != 0
-    if x.dtype.itemsize == 1:
-        x = x.astype(jnp.float32)
-    n_bits = 8 * x.dtype.itemsize
-    unsigned = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}[n_bits]
-    return (lax.bitcast_convert_type(x, unsigned) & unsigned(2 ** (n_bits - 1) - 1)) != 0
-
-
 def count_violations(params: Sequence[jax.Array], masks: Sequence[jax.Array]) -> jax.Array:
     """How many dropped weights are not zero, int32, saturating."""
     most = jnp.int32(np.iinfo(np.int32).max)
     total = jnp.zeros((), jnp.int32)
     for p, m in zip(params, masks, strict=True):
-        n = jnp.sum((m == 0) & is_nonzero(p), dtype=jnp.int32)
+        # Two counts, both used: XLA turns a single one into the slow form that count_true avoids.
+        n, n_dropped = count_true([(m == 0) & is_nonzero(p), m == 0])
+        n = jnp.minimum(n, n_dropped)
         total = total + jnp.minimum(n, most - total)
     return total
 
 
 def full_mask(leaf: Any, dtype: Any) -> jax.Array:
-    """A mask that keeps everything, on the devices of the leaf; a scalar for what is not an array."""
+    """A mask that keeps everything, on the devices of the leaf; a scalar for a non-array."""
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
         return jnp.ones(jnp.shape(leaf) if isinstance(leaf, (int, float, complex)) else (), dtype)
     if not jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype != bool:
@@ -132,8 +122,8 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, j
 def straight_through(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.ArrayTree:
     """Params masked in the forward pass, with the gradient of the identity.
 
-    Dropped weights count as zero in the loss but still receive the gradient of what takes their place,
-    so they may grow and return (Bengio et al. 2013, arXiv:1308.3432).
+    Dropped weights count as zero in the loss but still receive the gradient of what takes their
+    place, so they may grow and return (Bengio et al. 2013, arXiv:1308.3432).
 
     Args:
       params: any tree of arrays.

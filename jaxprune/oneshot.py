@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxprune.budget import Recipe
 from jaxprune.distribution import Distribution, uniform
-from jaxprune.mask import full_mask, is_nonzero, keep, tighten
+from jaxprune.floats import is_nonzero
+from jaxprune.mask import full_mask, keep, tighten
 from jaxprune.paths import leaves_with_paths
 from jaxprune.schedule import as_sparsity
 from jaxprune.score import magnitude
@@ -25,7 +26,7 @@ def prune_params(
     exclude: Any = (),
     overrides: Any = None,
     distribution: Distribution = uniform,
-    structure: Any = Unstructured(),  # noqa: B008 - frozen
+    structure: Any = Unstructured(),
     score: Callable[..., jax.Array] = magnitude,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
     """Prunes once, without an optimizer; works under `jit`.

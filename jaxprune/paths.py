@@ -1,8 +1,8 @@
 """Key paths as strings, and the rules that choose leaves by them.
 
-One path language for every library: the keys joined by `/`, without the trailing `value` that boxes add
-(flax NNX shows `fc/kernel/value` to `init` and `fc/kernel` to `update`; linen `Partitioned` does the
-same). A regex must match the whole path. Nothing here knows what being chosen is for.
+One path language for every library: the keys joined by `/`, without the trailing `value` that boxes
+add (flax NNX shows `fc/kernel/value` to `init` and `fc/kernel` to `update`; linen `Partitioned`
+does the same). A regex must match the whole path. Nothing here knows what being chosen is for.
 """
 
 import re
@@ -66,18 +66,20 @@ def as_rules(rules: Any, argument: str) -> tuple[Rule, ...]:
                 re.compile(rule)
             except re.error as error:
                 raise ValueError(
-                    f"{argument}: {rule!r} is not a regular expression ({error}). Rules match whole "
+                    f"{argument}: {rule!r} is not a regular expression ({error}). Rules match "
+                    "whole "
                     'paths: write ".*kernel", not "*kernel".'
                 ) from None
         elif not callable(rule):
             raise TypeError(
-                f"{argument}: each rule must be a regex or a function (path, leaf) -> bool, got {rule!r}."
+                f"{argument}: each rule must be a regex or a function (path, leaf) -> bool, got "
+                f"{rule!r}."
             )
     return tuple(rules)
 
 
 def matches(rule: Rule, path: str, spec: jax.ShapeDtypeStruct) -> bool:
-    """Whether a rule takes a leaf: a regex by its whole path, a predicate by path, shape and dtype."""
+    """Whether a rule takes a leaf: a regex by its whole path, a function by path and spec."""
     if isinstance(rule, str):
         return re.fullmatch(rule, path) is not None
     return bool(rule(path, spec))
@@ -106,8 +108,8 @@ def choose(
     """Decides every leaf, and names the rules that decided nothing.
 
     A leaf is chosen if it matches `include` (by default: inexact dtype, two or more axes) and not
-    `exclude`. Overrides do not choose; the first that matches a chosen leaf applies to it. What is not
-    an array is never chosen.
+    `exclude`. Overrides do not choose; the first that matches a chosen leaf applies to it. What is
+    not an array is never chosen.
 
     Returns:
       One `Choice` per leaf, and one line per rule that no leaf met.

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxprune.budget import Recipe
 from jaxprune.distribution import Distribution, uniform
-from jaxprune.mask import is_nonzero
+from jaxprune.floats import is_nonzero
 from jaxprune.paths import leaves_with_paths, rule_name, spec_of
 from jaxprune.schedule import SparsitySchedule, as_sparsity
 from jaxprune.score import magnitude
@@ -125,10 +125,10 @@ def plan(
     exclude: Any = (),
     overrides: Any = None,
     distribution: Distribution = uniform,
-    structure: Any = Unstructured(),  # noqa: B008 - frozen
+    structure: Any = Unstructured(),
     score: Any = magnitude,
 ) -> Report:
-    """A dry run of `prune`: which leaves it takes, to what exact count, and which rules met nothing.
+    """A dry run of `prune`: the leaves it takes, their exact counts, and rules that met nothing.
 
     Args:
       params: a tree of arrays, or of `jax.ShapeDtypeStruct`: nothing is computed.
@@ -184,12 +184,12 @@ def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
 
     Args:
       params: a tree of arrays. It is read on the host.
-      masks: masks, or an optimizer state that holds them. With them the dropped weights are counted;
-        without them, the zeros.
+      masks: masks, or an optimizer state that holds them. With them the dropped weights are
+        counted; without them, the zeros.
 
     Returns:
-      A `Report`. It prints as a table. With masks, a leaf where a dropped weight is not zero, or a kept
-      one is, says so in its note.
+      A `Report`. It prints as a table. With masks, a leaf where a dropped weight is not zero, or a
+      kept one is, says so in its note.
 
     Raises:
       ValueError: masks that do not fit, with the path.
@@ -229,9 +229,9 @@ def metrics(opt_state: Any, *, per_leaf: bool = False) -> dict[str, jax.Array]:
       per_leaf: add the sparsity and the threshold of every leaf, by path.
 
     Returns:
-      float32 and int32 scalars: `prune/step` (updates so far), `prune/sparsity` (fraction of dropped
-      weights over all leaves), `prune/n_zero` (float32: how many), `prune/violations`; with `per_leaf`
-      also `prune/sparsity/PATH` and `prune/threshold/PATH`.
+      float32 and int32 scalars: `prune/step` (updates so far), `prune/sparsity` (fraction of
+      dropped weights over all leaves), `prune/n_zero` (float32: how many), `prune/violations`; with
+      `per_leaf` also `prune/sparsity/PATH` and `prune/threshold/PATH`.
 
     Raises:
       ValueError: no prune state, or several.
@@ -273,8 +273,8 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
       opt_state: any optimizer state with prune states inside.
 
     Raises:
-      ValueError: naming the leaves where a dropped weight is not zero, or not finite; where masks do not
-        fit; or where an earlier fire found dropped weights that had moved (`violations`).
+      ValueError: naming the leaves where a dropped weight is not zero, or not finite; where masks
+        do not fit; or where an earlier fire found dropped weights that had moved (`violations`).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -284,7 +284,8 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
       >>> check(optax.apply_updates(params, updates), state)
       Traceback (most recent call last):
       ...
-      ValueError: kernel: 1 of 1 dropped weights is not zero. Something changes the updates after prune: ...
+      ValueError: kernel: 1 of 1 dropped weights is not zero. Something changes the updates after
+        prune: ...
     """
     get_masks(opt_state)  # raises where there is no prune state
     paths, leaves, _ = leaves_with_paths(params)
@@ -302,7 +303,8 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
             verb = "is" if n_moved == 1 else "are"
             wild = f", {n_wild} of them not finite" if n_wild else ""
             lines.append(
-                f"{path or '(root)'}: {n_moved} of {n_dropped} dropped weights {verb} not zero{wild}"
+                f"{path or '(root)'}: {n_moved} of {n_dropped} dropped weights {verb} not "
+                f"zero{wild}"
             )
             not_finite |= bool(n_wild)
     if lines:
@@ -310,14 +312,15 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
     violations = max(int(jax.tree.leaves(s.violations)[0]) for s in find_states(opt_state))
     if violations:
         raise ValueError(
-            f"every dropped weight is zero now, but a fire found {violations} that had moved. {_MISPLACED}"
+            f"every dropped weight is zero now, but a fire found {violations} that had moved. "
+            f"{_MISPLACED}"
         )
 
 
 _MISPLACED = (
-    "Something changes the updates after prune: make jaxprune.prune the last link of the chain, or wrap "
-    "the optimizer with prune(schedule, inner=optimizer). If the params were restored without their "
-    "optimizer state, or are an average, take jaxprune.apply_masks(params, opt_state)."
+    "Something changes the updates after prune: make jaxprune.prune the last link of the chain, or "
+    "wrap the optimizer with prune(schedule, inner=optimizer). If the params were restored without "
+    "their optimizer state, or are an average, take jaxprune.apply_masks(params, opt_state)."
 )
 _NOT_FINITE = (
     "No update can take NaN or inf to zero: repair the params with "

@@ -1,8 +1,8 @@
 """When the masks are recomputed, and how much is zero from then on.
 
-A `SparsitySchedule` is a short list of steps, on the host, with an exact rational target for each. That
-list is what makes budgets exact and lets the step test inside a compiled update cost a few scalar
-operations. Schedules know nothing of params, masks or optimizers.
+A `SparsitySchedule` is a short list of steps, on the host, with an exact rational target for each.
+That list is what makes budgets exact and lets the step test inside a compiled update cost a few
+scalar operations. Schedules know nothing of params, masks or optimizers.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ _ROUNDING = Fraction(1, 10**6)  # a float32 schedule may dip by this much withou
 class SparsitySchedule:
     """Steps at which masks are recomputed, and the target sparsity of each.
 
-    Fires at `begin_step, begin_step + every, ...` and always at `end_step`, so that the last target is
-    reached for any grid. Steps count the updates applied so far: step 0 is the first update.
+    Fires at `begin_step, begin_step + every, ...` and always at `end_step`, so that the last target
+    is reached for any grid. Steps count the updates applied so far: step 0 is the first update.
 
     Attributes:
       begin_step: the first fire.
@@ -213,9 +213,9 @@ def from_optax_schedule(
     """A schedule whose targets are read off any optax schedule, once, while building.
 
     Args:
-      fn: step -> sparsity. It is called on the fire steps as int32 scalars. A float32 value stands for
-        the shortest decimal that rounds to it, so an optax schedule that ends at 0.9 ends at exactly
-        nine tenths.
+      fn: step -> sparsity. It is called on the fire steps as int32 scalars. A float32 value stands
+        for the shortest decimal that rounds to it, so an optax schedule that ends at 0.9 ends at
+        exactly nine tenths.
       begin_step: step of the first fire.
       end_step: step of the last fire, which always fires.
       every: steps between fires.
@@ -257,7 +257,7 @@ def from_optax_schedule(
 
 
 def as_sparsity(value: Any, name: str) -> Fraction:
-    """The exact fraction of zeros that a number stands for: 0.9 is nine tenths, not its binary float.
+    """The exact fraction that a number stands for: 0.9 is nine tenths, not its binary float.
 
     Raises:
       TypeError: not a real number.

@@ -1,7 +1,7 @@
 """Score functions: how much each weight is worth. Larger means keep.
 
-A score is elementwise in one leaf: `(params, grads, key) -> scores`, arrays of one shape. It runs inside
-the selection's own read of the weights and is never stored.
+A score is elementwise in one leaf: `(params, grads, key) -> scores`, arrays of one shape. It runs
+inside the selection's own read of the weights and is never stored.
 """
 
 from typing import Any

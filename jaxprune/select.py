@@ -1,11 +1,12 @@
 """Exact selection of the largest scores over a group of arrays, by counting instead of sorting.
 
 A float's bit pattern, read as an unsigned integer, sorts like the float (after the negative half is
-flipped). So the threshold that keeps exactly `n_keep` scores can be found by *counting*: hold a bracket
-of keys, count how many scores reach each of a few thresholds inside it in one read of the data, narrow
-the bracket, repeat. Ties are settled by the same loop on the flat index, so the count is exact on any
-input, a constant array included. All arrays of the group advance together in one `while_loop`, and only
-counts travel: nothing is sorted, gathered or concatenated, and no array crosses devices.
+flipped). So the threshold that keeps exactly `n_keep` scores can be found by *counting*: hold a
+bracket of keys, count how many scores reach each of a few thresholds inside it in one read of the
+data, narrow the bracket, repeat. Ties are settled by the same loop on the flat index, so the count
+is exact on any input, a constant array included. All arrays of the group advance together in one
+`while_loop`, and only counts travel: nothing is sorted, gathered or concatenated, and no array
+crosses devices.
 
 This module knows nothing of pruning: arrays in, masks out.
 """
@@ -21,15 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Thresholds counted in one read. XLA CPU fuses up to 15 reduction operands; 7 cost about one memory read.
+from jaxprune.floats import bits_of, key_value, keyed_dtype, order_key
+
+# Thresholds counted in one read. XLA CPU fuses up to 15 reduction operands; 7 cost about one memory
+# read.
 _N_CUTS = 7
 # Where the cuts of an interpolated pass lie around the expected place, in standard deviations.
 _LADDER = np.array([-3.5, -1.1, -0.35, 0.0, 0.35, 1.1, 3.5], np.float32)
 # Where the cuts of a warm start lie around the last threshold, as key distances of a float32: about
 # 12%, 1.6% and 0.2% of the threshold on either side.
 _WARM = np.array([-(2**20), -(2**17), -(2**14), 0, 2**14, 2**17, 2**20], np.int64)
-# Elements of one reduced row on a single device: long enough to vectorise, short enough that XLA CPU has
-# rows left to spread over its threads.
+# Elements of one reduced row on a single device: long enough to vectorise, short enough that XLA
+# CPU has rows left to spread over its threads.
 _ROW = 1024
 
 
@@ -37,14 +41,14 @@ def topk_mask(scores: jax.Array, n_keep: int | jax.Array) -> jax.Array:
     """Marks the `n_keep` largest scores; True means kept.
 
     Args:
-      scores: any shape, any real floating dtype. NaN ranks above inf, -0.0 equals 0.0, and subnormals
-        are told apart on every backend.
-      n_keep: how many entries are True, exactly; a Python int, or a traced integer, which is clipped
-        to [0, scores.size].
+      scores: any shape, any real floating dtype. NaN ranks above inf, -0.0 equals 0.0, and
+        subnormals are told apart on every backend.
+      n_keep: how many entries are True, exactly; a Python int, or a traced integer, which is
+        clipped to [0, scores.size].
 
     Returns:
-      A bool array of the shape (and sharding) of `scores`. Among equal scores the lower row-major index
-      is kept, as `jax.lax.top_k` does, so a constant array still reaches its count.
+      A bool array of the shape (and sharding) of `scores`. Among equal scores the lower row-major
+      index is kept, as `jax.lax.top_k` does, so a constant array still reaches its count.
 
     Raises:
       TypeError: scores that are not real floating point.
@@ -68,16 +72,16 @@ def topk_masks(
     Args:
       scores: arrays of any shapes and real floating dtypes.
       n_keep: with `pool="leaf"` one count per array; with `pool="global"` one count for all.
-      pool: who competes with whom: `"leaf"` or `"global"`. In the global pool an earlier array wins a
-        tie against a later one.
+      pool: who competes with whom: `"leaf"` or `"global"`. In the global pool an earlier array wins
+        a tie against a later one.
 
     Returns:
       A list of bool arrays, shaped (and sharded) like `scores`.
 
     Raises:
       TypeError: scores that are not real floating point.
-      ValueError: an unknown pool, a wrong number of counts, a Python int count out of range, or a pool
-        of more than 2**31 - 2 entries.
+      ValueError: an unknown pool, a wrong number of counts, a Python int count out of range, or a
+        pool of more than 2**31 - 2 entries.
 
     Example:
       >>> import jax.numpy as jnp
@@ -116,19 +120,19 @@ def select(
     Args:
       operands: one pytree of arrays per leaf.
       n_keep: int[n_pools], clipped to [0, entries of the pool].
-      score: elementwise map from one operand to its scores. It runs inside every counting pass, where
-        XLA fuses it into the read, so the scores are never stored. Calls with an equal `score` share
-        their compilation.
-      among: per leaf, nonzero where an entry may be kept. The others rank below every score, and are
-        False in the result even where `n_keep` exceeds what is left.
+      score: elementwise map from one operand to its scores. It runs inside every counting pass,
+        where XLA fuses it into the read, so the scores are never stored. Calls with an equal
+        `score` share their compilation.
+      among: per leaf, nonzero where an entry may be kept. The others rank below every score, and
+        are False in the result even where `n_keep` exceeds what is left.
       pool_of: the pool of each leaf, numbered from 0; by default each leaf is its own pool.
-      start: float[n_pools], thresholds to open the search at, such as those returned last time. They
-        cost nothing but passes when they are wrong. Non-finite or zero ones are ignored.
+      start: float[n_pools], thresholds to open the search at, such as those returned last time.
+        They cost nothing but passes when they are wrong. Non-finite or zero ones are ignored.
 
     Returns:
       Bool masks shaped like the scores, and float32[n_pools] thresholds (float64 where a score is):
-      every score above its pool's threshold is kept and every score below is dropped, if it is among
-      those that may be kept. Inf where nothing was kept, -inf where everything was.
+      every score above its pool's threshold is kept and every score below is dropped, if it is
+      among those that may be kept. Inf where nothing was kept, -inf where everything was.
     """
     pool_of = tuple(range(len(operands))) if pool_of is None else tuple(pool_of)
     for x in operands:
@@ -142,7 +146,8 @@ def select(
     return _select(list(operands), counts, among, start, score, pool_of, one_device)
 
 
-# Compiled here so that a call outside `jit` does not compile its loop again; inside, XLA inlines it.
+# Compiled here so that a call outside `jit` does not compile its loop again; inside, XLA inlines
+# it.
 @functools.partial(jax.jit, static_argnames=("score", "pool_of", "one_device"))
 def _select(
     operands: list[Any],
@@ -196,7 +201,7 @@ class _Group(NamedTuple):
         for n, p in zip(sizes, pool_of, strict=True):
             top.append(left[p])
             left[p] -= n
-        dtypes = [_keyed_dtype(s.dtype) for s in specs]
+        dtypes = [keyed_dtype(s.dtype) for s in specs]
         mixed = len(set(pool_of)) < len(pool_of) and len(set(dtypes)) > 1
         common = max([*dtypes, np.dtype(np.float32)], key=lambda d: d.itemsize) if mixed else None
         floats = tuple(common or dtypes[pool_of.index(q)] for q in range(n_pools))
@@ -205,45 +210,11 @@ class _Group(NamedTuple):
         return _Group(pool_of, sizes, pool_sizes, tuple(top), common, floats, key_dtype, one_device)
 
 
-def _keyed_dtype(dtype: Any) -> np.dtype:
-    # One-byte floats have a dozen bit layouts (some put NaN at -0); all of them widen exactly.
-    return np.dtype(dtype) if np.dtype(dtype).itemsize > 1 else np.dtype(np.float32)
-
-
-def _bits(dtype: Any) -> tuple[Any, int, int]:
-    """The unsigned integer type of a float type, its sign bit, and the bits of its infinity."""
-    n_bits = 8 * np.dtype(dtype).itemsize
-    unsigned = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}[n_bits]
-    infinity = int(np.asarray(np.inf, dtype).view(np.dtype(unsigned)))
-    return unsigned, 1 << (n_bits - 1), infinity
-
-
-def order_key(scores: jax.Array) -> jax.Array:
-    """Unsigned integers that sort like the scores: at least 1, NaN highest, -0.0 equal to 0.0.
-
-    Integer comparisons are exact where float ones are not: XLA on CPU takes subnormals for zero.
-    """
-    scores = scores.astype(_keyed_dtype(scores.dtype))
-    unsigned, sign, infinity = _bits(scores.dtype)
-    bits = lax.bitcast_convert_type(scores, unsigned)
-    bits = jnp.where(bits == unsigned(sign), unsigned(0), bits)
-    key = jnp.where(bits >= unsigned(sign), ~bits, bits | unsigned(sign))
-    is_nan = (bits & unsigned(sign - 1)) > unsigned(infinity)
-    return jnp.where(is_nan, unsigned((sign | infinity) + 1), key)
-
-
 def _scores_of(keys: jax.Array, group: _Group) -> jax.Array:
-    """The score each pool's threshold key stands for, clipped to [-inf, inf]."""
+    """The score that each pool's threshold key stands for."""
     wide = jnp.float64 if group.key_dtype == jnp.uint64 else jnp.float32
-    out = []
-    for pool, dtype in enumerate(group.floats):
-        unsigned, sign, infinity = _bits(dtype)
-        least = ~(sign | infinity) & (2 * sign - 1)
-        key = jnp.clip(keys[pool], group.key_dtype(least), group.key_dtype(sign | infinity))
-        key = key.astype(unsigned)
-        bits = jnp.where(key >= unsigned(sign), key & unsigned(sign - 1), ~key)
-        out.append(lax.bitcast_convert_type(bits, dtype).astype(wide))
-    return jnp.stack(out)
+    values = [key_value(keys[pool], dtype) for pool, dtype in enumerate(group.floats)]
+    return jnp.stack([value.astype(wide) for value in values])
 
 
 def _key_function(
@@ -269,8 +240,9 @@ class _Cuts(NamedTuple):
 class _Bracket(NamedTuple):
     """One step of the search; every field has one entry per pool.
 
-    The digit searched is the key at first, and the rank among equal keys once the key is settled. Of
-    the entries still in play, `n_lo >= want` have a digit `>= lo` and `n_hi <= want` one `>= hi`.
+    The digit searched is the key at first, and the rank among equal keys once the key is settled.
+    Of the entries still in play, `n_lo >= want` have a digit `>= lo` and `n_hi <= want` one `>=
+    hi`.
     """
 
     lo: jax.Array
@@ -346,7 +318,7 @@ def _opening(bracket: _Bracket, group: _Group, start: jax.Array | None) -> jax.A
     """Cuts of the first pass: around `start`, else even sections of the non-negative keys."""
     rows = []
     for pool, dtype in enumerate(group.floats):
-        _, sign, infinity = _bits(dtype)
+        _, sign, infinity = bits_of(dtype)
         even = [sign + infinity * i // (_N_CUTS + 1) for i in range(1, _N_CUTS + 1)]
         row = jnp.asarray(np.array(even, np.dtype(group.key_dtype)))
         if start is not None:
@@ -368,8 +340,8 @@ def _next_cuts(b: _Bracket) -> jax.Array:
     """Cuts inside each bracket, [n_pools, n_cuts]: where the counts point, or evenly spread.
 
     Within a bracket the digits are taken as uniform. The number of them among the first `x` of the
-    bracket's width is then binomial, which gives both the expected place of the wanted count and the
-    standard deviation by which the ladder spreads the cuts.
+    bracket's width is then binomial, which gives both the expected place of the wanted count and
+    the standard deviation by which the ladder spreads the cuts.
     """
     n_cuts = jnp.asarray(_N_CUTS + 1, b.lo.dtype)
     step = (b.hi - b.lo + n_cuts - 1) // n_cuts
@@ -423,17 +395,26 @@ def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, sizes: jax.Array) -
 
 
 def _count_reaching(digit: jax.Array, cuts: jax.Array, one_device: bool) -> jax.Array:
-    """How many entries of `digit` are >= each of the cuts, [n_cuts]: one fused read for all of them.
-
-    A variadic `lax.reduce` is what keeps it one read on CPU: a plain sum of a compare stores the
-    compare first and costs ten times as much.
-    """
+    """How many entries of `digit` are >= each of the cuts, [n_cuts], in the dtype of `digit`."""
     rows = _as_rows(digit) if one_device else digit
-    axes = (1,) if one_device else tuple(range(digit.ndim))
-    zero = np.zeros((), np.dtype(digit.dtype))
-    reached = tuple((rows >= cuts[j]).astype(digit.dtype) for j in range(_N_CUTS))
-    sums = lax.reduce(reached, (zero,) * _N_CUTS, lambda a, b: tuple(map(operator.add, a, b)), axes)
-    return jnp.stack([jnp.sum(s, dtype=digit.dtype) for s in sums])
+    return _count([rows >= cuts[j] for j in range(_N_CUTS)], digit.dtype, one_device)
+
+
+def count_true(flags: Sequence[jax.Array]) -> jax.Array:
+    """How often each of two or more bool arrays of one shape is set: int32[n_flags], one read."""
+    one_device = jax.device_count() == 1
+    rows = [_as_rows(flag) for flag in flags] if one_device and flags[0].size else flags
+    return _count(rows, jnp.int32, one_device and flags[0].size > 0)
+
+
+def _count(flags: Sequence[jax.Array], dtype: Any, rows: bool) -> jax.Array:
+    # A variadic reduce is what keeps it one fused read on CPU: a plain sum stores the compare first
+    # and costs ten times as much. Across devices the sums of all axes travel, not those of rows.
+    axes = (1,) if rows else tuple(range(flags[0].ndim))
+    zero = np.zeros((), np.dtype(dtype))
+    ones = tuple(flag.astype(dtype) for flag in flags)
+    sums = lax.reduce(ones, (zero,) * len(ones), lambda a, b: tuple(map(operator.add, a, b)), axes)
+    return jnp.stack([jnp.sum(s, dtype=dtype) for s in sums])
 
 
 def _as_rows(digit: jax.Array) -> jax.Array:

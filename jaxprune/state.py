@@ -1,7 +1,7 @@
 """The prune state, and how to find it and its masks inside any optimizer state.
 
-Masks are matched to params by key path, never by tree structure: wrappers such as `optax.masked` and
-`optax.partition` leave holes, and flax boxes its leaves differently at different times.
+Masks are matched to params by key path, never by tree structure: wrappers such as `optax.masked`
+and `optax.partition` leave holes, and flax boxes its leaves differently at different times.
 """
 
 from typing import Any, NamedTuple
@@ -20,12 +20,12 @@ class PruneState(NamedTuple):
     Attributes:
       prune_step: int32 scalar, updates applied so far. It is not called `count`, which
         `optax.tree.set(state, count=0)` resets everywhere.
-      masks: uint8 tree of the structure, shapes and shardings of the params; 1 = kept. Leaves that are
-        not pruned have masks too, all ones.
-      thresholds: float32[n_leaves] in the order of the leaves: what a score had to reach at the last
-        fire; 0 where nothing is dropped.
-      violations: int32 scalar, the most dropped weights that any fire found to be nonzero. It stays 0
-        unless something after `prune` changes the updates.
+      masks: uint8 tree of the structure, shapes and shardings of the params; 1 = kept. Leaves that
+        are not pruned have masks too, all ones.
+      thresholds: float32[n_leaves] in the order of the leaves: what a score had to reach at the
+        last fire; 0 where nothing is dropped.
+      violations: int32 scalar, the most dropped weights that any fire found to be nonzero. It stays
+        0 unless something after `prune` changes the updates.
       inner_state: state of the wrapped optimizer.
     """
 
@@ -65,8 +65,8 @@ def get_state(opt_state: Any) -> PruneState:
     states = _some_states(opt_state)
     if len(states) > 1:
         raise ValueError(
-            f"{len(states)} prune states found. Pass the part of the optimizer state that holds the one you "
-            "mean; get_masks and apply_masks merge them all."
+            f"{len(states)} prune states found. Pass the part of the optimizer state that holds "
+            "the one you mean; get_masks and apply_masks merge them all."
         )
     return states[0]
 
@@ -75,11 +75,12 @@ def get_masks(opt_state: Any) -> chex.ArrayTree:
     """The masks inside an optimizer state, as bool (True = kept).
 
     Args:
-      opt_state: as for `get_state`. Where several prune states are found, a weight is kept if all keep it.
+      opt_state: as for `get_state`. Where several prune states are found, a weight is kept if all
+        keep it.
 
     Returns:
-      A tree with the structure of the params. A leaf that every prune state was masked from keeps the
-      placeholder that stands there.
+      A tree with the structure of the params. A leaf that every prune state was masked from keeps
+      the placeholder that stands there.
 
     Raises:
       ValueError: no prune state, or states of different models.
@@ -111,8 +112,8 @@ def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTr
 
     Args:
       params: a tree of arrays.
-      masks_or_opt_state: bool or integer masks (nonzero = kept), or any optimizer state with a prune
-        state inside.
+      masks_or_opt_state: bool or integer masks (nonzero = kept), or any optimizer state with a
+        prune state inside.
 
     Returns:
       A tree like `params`. A leaf without a mask is returned as it is.
@@ -157,8 +158,8 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
 def wrong_shape(path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...]) -> str:
     """The error of a mask that does not fit its param."""
     return (
-        f"{path or '(root)'}: the mask has shape {mask_shape} but the param has shape {shape}. Was the "
-        "state restored from another model?"
+        f"{path or '(root)'}: the mask has shape {mask_shape} but the param has shape {shape}. Was "
+        "the state restored from another model?"
     )
 
 
@@ -166,8 +167,8 @@ def _some_states(opt_state: Any) -> list[PruneState]:
     states = find_states(opt_state)
     if not states:
         raise ValueError(
-            f"no prune state in {type(opt_state).__name__}. Pass the optimizer state of a chain with "
-            "jaxprune.prune in it, tx.init(params) or what tx.update returned."
+            f"no prune state in {type(opt_state).__name__}. Pass the optimizer state of a chain "
+            "with jaxprune.prune in it, tx.init(params) or what tx.update returned."
         )
     return states
 

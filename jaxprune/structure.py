@@ -1,7 +1,7 @@
 """What one decision covers: a single weight, or a group of weights that stay or go together.
 
-A structure turns the scores of a leaf into one score per unit, and a mask of units back into a mask of
-weights. It knows nothing of budgets or of other leaves.
+A structure turns the scores of a leaf into one score per unit, and a mask of units back into a mask
+of weights. It knows nothing of budgets or of other leaves.
 """
 
 import dataclasses

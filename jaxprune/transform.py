@@ -28,7 +28,7 @@ def prune(
     exclude: Any = (),
     overrides: Any = None,
     distribution: Distribution = uniform,
-    structure: Any = Unstructured(),  # noqa: B008 - frozen
+    structure: Any = Unstructured(),
     score: Any = magnitude,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the largest weights and takes the others to exactly zero, at every update.
@@ -40,25 +40,26 @@ def prune(
     >>> tx = optax.chain(optax.adamw(3e-4), jaxprune.prune(schedule))
     >>> tx = jaxprune.prune(schedule, inner=optax.adamw(3e-4))
 
-    Laws. After `optax.apply_updates`, every finite dropped weight is +0.0, on every step and not only
-    when the schedule fires, so a torn restore heals itself. Updates of kept weights pass bit-unchanged.
-    Each fire leaves exactly the budgeted number of zeros per pool, and masks only shrink. Scores are
-    those of the params that `update` is given. The emitted dtype at a pruned leaf is the wider of the
-    param's and the update's: a narrower one could not land on zero.
+    Laws. After `optax.apply_updates`, every finite dropped weight is +0.0, on every step and not
+    only when the schedule fires, so a torn restore heals itself. Updates of kept weights pass
+    bit-unchanged. Each fire leaves exactly the budgeted number of zeros per pool, and masks only
+    shrink. Scores are those of the params that `update` is given. The emitted dtype at a pruned
+    leaf is the wider of the param's and the update's: a narrower one could not land on zero.
 
-    With `inner`, the optimizer sees gradients that are zero at dropped weights, so momentum and the norm
-    that global clipping takes are those of the sparse network, and `prune` can't be put in the wrong
-    place. In a chain it must come last; `violations` in the state and `check` tell when it does not.
+    With `inner`, the optimizer sees gradients that are zero at dropped weights, so momentum and the
+    norm that global clipping takes are those of the sparse network, and `prune` can't be put in the
+    wrong place. In a chain it must come last; `violations` in the state and `check` tell when it
+    does not.
 
     Args:
       schedule: when to fire and what sparsity to reach. Steps count this transform's updates.
       inner: the optimizer to wrap.
       include: which leaves to prune: a regex for the whole `/`-joined path, a function
-        `(path, shape_and_dtype) -> bool`, or a sequence of these. By default every leaf of inexact dtype
-        with two or more axes.
+        `(path, shape_and_dtype) -> bool`, or a sequence of these. By default every leaf of inexact
+        dtype with two or more axes.
       exclude: leaves to leave out, likewise. It wins over `include`.
-      overrides: regex -> final sparsity, for chosen leaves whose schedule is scaled to end there. The
-        first match wins.
+      overrides: regex -> final sparsity, for chosen leaves whose schedule is scaled to end there.
+        The first match wins.
       distribution: who competes with whom; `uniform` gives every leaf the same sparsity.
       structure: what one decision covers.
       score: `(params, grads, key) -> scores`, elementwise in one leaf, larger = keep.
@@ -67,9 +68,9 @@ def prune(
       A transformation whose state is a `PruneState`. `update` needs `params`.
 
     Raises:
-      TypeError, ValueError: here for arguments; in `init` for a leaf that can't be pruned or would lose
-        all of its weights, or when nothing is chosen; while tracing `update` for missing params or masks
-        that do not fit.
+      TypeError, ValueError: here for arguments; in `init` for a leaf that can't be pruned or would
+        lose all of its weights, or when nothing is chosen; while tracing `update` for missing
+        params or masks that do not fit.
 
     References:
       Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_, 2017.
@@ -151,7 +152,8 @@ def prune(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-# Compiled here so that an update outside `jit` does not compile its loop again; inside, XLA inlines it.
+# Compiled here so that an update outside `jit` does not compile its loop again; inside, XLA inlines
+# it.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _fire(
     schedule: SparsitySchedule,
@@ -162,11 +164,11 @@ def _fire(
     masks: list[jax.Array],
     counters: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-    """Masks of the chosen leaves, thresholds and violations after this step, recomputed if it fires.
+    """Masks of the chosen leaves, thresholds and violations after this step.
 
-    The fire is a loop of at most one trip rather than a `cond`. The loop updates its carry in place, so
-    that a quiet step copies nothing, and under `vmap` it still runs only when some member fires, where
-    a `cond` becomes a select that runs the selection on every step.
+    The fire is a loop of at most one trip rather than a `cond`. The loop updates its carry in
+    place, so that a quiet step copies nothing, and under `vmap` it still runs only when some member
+    fires, where a `cond` becomes a select that runs the selection on every step.
     """
     prune_step, thresholds, violations = counters
     _, chosen, pools, *_ = recipe.budget(paths, specs)
@@ -227,8 +229,8 @@ def _parallel(treedef: Any, tree: Any, what: str) -> list[Any]:
         return treedef.flatten_up_to(tree)
     except ValueError as error:
         raise ValueError(
-            f"jaxprune.prune: the {what} and the params differ in structure: {error}. Pass the params that "
-            "the state was initialised with, and gradients with respect to them."
+            f"jaxprune.prune: the {what} and the params differ in structure: {error}. Pass the "
+            "params that the state was initialised with, and gradients with respect to them."
         ) from None
 
 
@@ -256,6 +258,6 @@ def _check_leaves(
             )
     if jnp.shape(state.thresholds) != (len(paths),):
         raise ValueError(
-            f"the state holds thresholds of {jnp.shape(state.thresholds)} leaves but the params have "
-            f"{len(paths)}. Was the state restored from another model?"
+            f"the state holds thresholds of {jnp.shape(state.thresholds)} leaves but the params "
+            f"have {len(paths)}. Was the state restored from another model?"
         )

@@ -1,5 +1,6 @@
 """Fire steps and targets: the last one is always reached, exactly."""
 
+import itertools
 from fractions import Fraction
 
 import jax
@@ -7,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import jaxprune
 from jaxprune.distribution import LeafShape, round_half_up, uniform
@@ -42,7 +42,7 @@ def test_cubic_targets_are_the_papers_equation(steps, final, part):
 @given(steps=STEPS, final=SPARSITIES)
 def test_targets_never_fall(steps, final):
     targets = jaxprune.cubic_schedule(final, *steps).targets
-    assert all(a <= b for a, b in zip(targets, targets[1:], strict=False))
+    assert all(a <= b for a, b in itertools.pairwise(targets))
 
 
 @given(steps=STEPS, final=SPARSITIES)
