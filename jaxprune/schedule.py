@@ -264,18 +264,17 @@ def as_sparsity(value: Any, name: str) -> Fraction:
       ValueError: outside [0, 1).
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        hint = (
-            " Sparsity is decided on the host, before tracing."
-            if isinstance(value, jax.Array)
-            else ""
-        )
-        kind = type(value).__name__ if isinstance(value, jax.core.Tracer) else repr(value)
-        raise TypeError(f"{name} must be a real number in [0, 1), got {kind}.{hint}")
-    if not 0 <= value < 1:
-        fix = f" Did you mean {float(value) / 100:g}?" if 1 < value < 100 else ""
-        fix = " Sparsity 1 would leave no weight." if value == 1 else fix
+        if isinstance(value, jax.Array):
+            got = f"a jax array ({type(value).__name__}). Sparsity is decided on the host, not traced"
+        else:
+            got = repr(value)
+        raise TypeError(f"{name} must be a real number in [0, 1), got {got}.")
+    number: Any = value
+    if not 0 <= number < 1:
+        fix = f" Did you mean {float(number) / 100:g}?" if 1 < number < 100 else ""
+        fix = " Sparsity 1 would leave no weight." if number == 1 else fix
         raise ValueError(f"{name} is a fraction of zeros in [0, 1), got {value!r}.{fix}")
-    return value if isinstance(value, Fraction) else Fraction(str(value))
+    return number if isinstance(number, Fraction) else Fraction(str(number))
 
 
 def _fire_steps(begin_step: int, end_step: int, every: int) -> tuple[int, ...]:

@@ -35,6 +35,8 @@ _WARM = np.array([-(2**20), -(2**17), -(2**14), 0, 2**14, 2**17, 2**20], np.int6
 # Elements of one reduced row on a single device: long enough to vectorise, short enough that XLA
 # CPU has rows left to spread over its threads.
 _ROW = 1024
+# Leaves of at most this many entries are copied together with others of their shape.
+_STACKED = 2**20
 
 
 def topk_mask(scores: jax.Array, n_keep: int | jax.Array) -> jax.Array:
@@ -159,16 +161,24 @@ def _select(
     one_device: bool,
 ) -> tuple[list[jax.Array], jax.Array]:
     specs = [jax.eval_shape(score, x) for x in operands]
-    group = _Group.of(specs, pool_of, one_device)
+    group = _Group.of(specs, pool_of)
+    allowed: Sequence[Any] = [None] * len(operands) if among is None else among
+    stacks = _stacked(list(zip(operands, allowed, strict=True)), specs, one_device)
     keys = _key_function(score, group)
-    masks: Sequence[Any] = [None] * len(operands) if among is None else among
-    cuts = _search(keys, operands, masks, group, n_keep, start)
-    kept = [
-        _above(keys(x, m), cuts, p, _rank(s.shape, group.key_dtype(group.top[i])))
-        for i, (x, m, p, s) in enumerate(zip(operands, masks, pool_of, specs, strict=True))
-    ]
-    if among is not None:
-        kept = [k & (m != 0) for k, m in zip(kept, among, strict=True)]
+    cuts = _search(keys, stacks, group, n_keep, start)
+    kept: list[Any] = [jnp.zeros(spec.shape, bool) for spec in specs]  # what an empty leaf has
+    for members, (x, allow) in stacks:
+        pools = np.array([pool_of[i] for i in members])
+        key = keys(x, allow)
+        top = jnp.asarray(np.array([group.top[i] for i in members]), group.key_dtype)
+        value, cut = (_per_member(c[pools], key.ndim) for c in cuts)
+        mask = (key > value) | ((key == value) & (_rank(key.shape, top) >= cut))
+        mask = mask if allow is None else mask & (allow != 0)
+        for i, member in zip(members, mask, strict=True):
+            shape = specs[i].shape
+            kept[i] = (
+                member.reshape(-1)[: math.prod(shape)].reshape(shape) if one_device else member
+            )
     return kept, _scores_of(cuts.value, group)
 
 
@@ -182,17 +192,13 @@ class _Group(NamedTuple):
     common: np.dtype | None  # dtype that scores are widened to, where a pool mixes several
     floats: tuple[np.dtype, ...]  # dtype of each pool's keyed scores
     key_dtype: Any
-    one_device: bool
 
     @staticmethod
-    def of(
-        specs: Sequence[jax.ShapeDtypeStruct], pool_of: tuple[int, ...], one_device: bool
-    ) -> "_Group":
-        sizes = tuple(math.prod(s.shape) for s in specs)
-        n_pools = max(pool_of) + 1
-        left = [
-            sum(n for n, p in zip(sizes, pool_of, strict=True) if p == q) for q in range(n_pools)
-        ]
+    def of(specs: Sequence[jax.ShapeDtypeStruct], pool_of: tuple[int, ...]) -> "_Group":
+        sizes = [math.prod(s.shape) for s in specs]
+        left = [0] * (max(pool_of) + 1)
+        for n, p in zip(sizes, pool_of, strict=True):
+            left[p] += n
         pool_sizes = tuple(left)
         for n in pool_sizes:
             if n >= 2**31 - 1:
@@ -204,10 +210,42 @@ class _Group(NamedTuple):
         dtypes = [keyed_dtype(s.dtype) for s in specs]
         mixed = len(set(pool_of)) < len(pool_of) and len(set(dtypes)) > 1
         common = max([*dtypes, np.dtype(np.float32)], key=lambda d: d.itemsize) if mixed else None
-        floats = tuple(common or dtypes[pool_of.index(q)] for q in range(n_pools))
+        floats = tuple(common or dtypes[pool_of.index(q)] for q in range(len(pool_sizes)))
         wide = any(d.itemsize == 8 for d in floats)
         key_dtype = jnp.uint64 if wide else jnp.uint32
-        return _Group(pool_of, sizes, pool_sizes, tuple(top), common, floats, key_dtype, one_device)
+        return _Group(pool_of, tuple(sizes), pool_sizes, tuple(top), common, floats, key_dtype)
+
+
+_Stacks = list[tuple[tuple[int, ...], Any]]
+
+
+def _stacked(operands: Sequence[Any], specs: Sequence[Any], one_device: bool) -> _Stacks:
+    """Operands of equal shapes as one, with a new first axis, each beside the leaves it holds.
+
+    Compile time then grows with the number of different shapes instead of that of leaves. The copy
+    that it takes is freed with the selection. Across devices every operand stays by itself.
+    """
+    alike: dict[Any, list[int]] = {}
+    for i, (x, spec) in enumerate(zip(operands, specs, strict=True)):
+        leaves, treedef = jax.tree.flatten(x)
+        kind = (treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        size = math.prod(spec.shape)
+        if size:
+            alike.setdefault(kind if one_device and size <= _STACKED else i, []).append(i)
+
+    def stack(*xs: jax.Array) -> jax.Array:
+        rows = [_as_rows(x) if one_device else jnp.expand_dims(x, 0) for x in xs]
+        return jnp.concatenate(rows) if len(rows) > 1 else rows[0]
+
+    return [
+        (tuple(members), jax.tree.map(stack, *(operands[i] for i in members)))
+        for members in alike.values()
+    ]
+
+
+def _per_member(x: jax.Array, ndim: int) -> jax.Array:
+    """[n_members] against the entries of a stack of `ndim` axes."""
+    return jnp.expand_dims(x, tuple(range(1, ndim)))
 
 
 def _scores_of(keys: jax.Array, group: _Group) -> jax.Array:
@@ -241,8 +279,7 @@ class _Bracket(NamedTuple):
     """One step of the search; every field has one entry per pool.
 
     The digit searched is the key at first, and the rank among equal keys once the key is settled.
-    Of the entries still in play, `n_lo >= want` have a digit `>= lo` and `n_hi <= want` one `>=
-    hi`.
+    Of the entries still in play, `n_lo >= want` have a digit `>= lo` and `n_hi <= want` one `>= hi`.
     """
 
     lo: jax.Array
@@ -251,17 +288,14 @@ class _Bracket(NamedTuple):
     n_hi: jax.Array
     want: jax.Array
     on_rank: jax.Array
-    even: (
-        jax.Array
-    )  # the last pass narrowed little: cut the next one evenly, which bounds the passes
+    even: jax.Array  # the last pass narrowed little: the next one cuts evenly, which bounds them
     done: jax.Array
     cuts: _Cuts
 
 
 def _search(
     keys: Callable[[Any, Any], jax.Array],
-    operands: Sequence[Any],
-    among: Sequence[Any],
+    stacks: _Stacks,
     group: _Group,
     n_keep: jax.Array,
     start: jax.Array | None,
@@ -269,46 +303,45 @@ def _search(
     """Narrows all brackets together until each holds exactly the wanted count."""
     key_dtype = group.key_dtype
     sizes = jnp.asarray(np.array(group.pool_sizes), key_dtype)
-    want = jnp.clip(n_keep, 0, jnp.asarray(np.array(group.pool_sizes), n_keep.dtype)).astype(
-        key_dtype
-    )
+    want = jnp.clip(n_keep, 0, jnp.asarray(np.array(group.pool_sizes), n_keep.dtype))
+    want = want.astype(key_dtype)
     zero = jnp.zeros_like(sizes)
     hi = jnp.full_like(sizes, np.iinfo(np.dtype(key_dtype)).max)
     no = jnp.zeros(sizes.shape, bool)
     all_kept = want == sizes
     cuts = _Cuts(value=jnp.where(all_kept, zero, hi), cut=zero)
     bracket = _Bracket(zero, hi, sizes, zero, want, no, no, all_kept | (want == 0), cuts)
+    opening = _opening(bracket, group, start)
 
-    def count(thresholds: jax.Array, bracket: _Bracket) -> jax.Array:
+    def count(cuts: jax.Array, bracket: _Bracket) -> jax.Array:
         # The barrier ties the read to the loop's own values. Without it XLA computes keys and ranks
         # once outside the loop and keeps them: several times the memory, and slower.
-        inside = (
-            tuple(operands),
-            tuple(among),
-            thresholds,
-            bracket.cuts.value,
-            bracket.on_rank,
-            sizes,
-        )
-        xs, ms, thresholds, value, on_rank, tops = lax.optimization_barrier(inside)
-        totals = [jnp.zeros((_N_CUTS,), key_dtype) for _ in group.pool_sizes]
-        for i, (x, m, p) in enumerate(zip(xs, ms, group.pool_of, strict=True)):
-            if group.sizes[i]:
-                behind = group.pool_sizes[p] - group.top[i]
-                key = keys(x, m)
-                rank = _rank(key.shape, tops[p] - key_dtype(behind))
-                digit = jnp.where(on_rank[p], jnp.where(key == value[p], rank, key_dtype(0)), key)
-                totals[p] = totals[p] + _count_reaching(digit, thresholds[p], group.one_device)
-        return jnp.stack(totals)
+        inside = ([x for _, x in stacks], cuts, bracket.cuts.value, bracket.on_rank, sizes)
+        xs, cuts, value, on_rank, pool_sizes = lax.optimization_barrier(inside)
+        totals = jnp.zeros(cuts.shape, key_dtype)
+        for (members, _), x in zip(stacks, xs, strict=True):
+            pools = np.array([group.pool_of[i] for i in members])
+            behind = [group.pool_sizes[group.pool_of[i]] - group.top[i] for i in members]
+            top = pool_sizes[pools] - jnp.asarray(np.array(behind), key_dtype)
+            key = keys(*x)
+            tied = key == _per_member(value[pools], key.ndim)
+            rank = _rank(key.shape, top)
+            digit = jnp.where(
+                _per_member(on_rank[pools], key.ndim), jnp.where(tied, rank, key_dtype(0)), key
+            )
+            size = group.sizes[members[0]]
+            if math.prod(key.shape[1:]) > size:  # the padding of rows, whose ranks run on
+                last = _per_member(top - key_dtype(size), key.ndim)
+                inside = (rank > last) & (rank <= _per_member(top, key.ndim))
+                digit = jnp.where(inside, digit, key_dtype(0))
+            totals = totals.at[pools].add(_count_reaching(digit, cuts[pools]))
+        return totals
 
     def one_pass(carry: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
         bracket, first = carry
-        thresholds = jnp.where(first, opening, _next_cuts(bracket))
-        return _narrow(bracket, thresholds, count(thresholds, bracket), sizes), jnp.zeros_like(
-            first
-        )
+        cuts = jnp.where(first, opening, _next_cuts(bracket))
+        return _narrow(bracket, cuts, count(cuts, bracket), sizes), jnp.zeros_like(first)
 
-    opening = _opening(bracket, group, start)
     first = jnp.ones((), bool)
     bracket, _ = lax.while_loop(lambda c: jnp.any(~c[0].done), one_pass, (bracket, first))
     return bracket.cuts
@@ -394,40 +427,43 @@ def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, sizes: jax.Array) -
     return jax.tree.map(lambda new, old: jnp.where(b.done, old, new), new, b)
 
 
-def _count_reaching(digit: jax.Array, cuts: jax.Array, one_device: bool) -> jax.Array:
-    """How many entries of `digit` are >= each of the cuts, [n_cuts], in the dtype of `digit`."""
-    rows = _as_rows(digit) if one_device else digit
-    return _count([rows >= cuts[j] for j in range(_N_CUTS)], digit.dtype, one_device)
+def _count_reaching(digit: jax.Array, cuts: jax.Array) -> jax.Array:
+    """How many entries of each member are >= each of its cuts, [n_members, n_cuts]."""
+    return _count(
+        [digit >= _per_member(cuts[:, j], digit.ndim) for j in range(_N_CUTS)], digit.dtype
+    )
 
 
 def count_true(flags: Sequence[jax.Array]) -> jax.Array:
     """How often each of two or more bool arrays of one shape is set: int32[n_flags], one read."""
+    if not flags[0].size:
+        return jnp.zeros((len(flags),), jnp.int32)
     one_device = jax.device_count() == 1
-    rows = [_as_rows(flag) for flag in flags] if one_device and flags[0].size else flags
-    return _count(rows, jnp.int32, one_device and flags[0].size > 0)
+    views = [_as_rows(f) if one_device else jnp.expand_dims(f, 0) for f in flags]
+    return _count(views, jnp.int32)[0]
 
 
-def _count(flags: Sequence[jax.Array], dtype: Any, rows: bool) -> jax.Array:
+def _count(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
     # A variadic reduce is what keeps it one fused read on CPU: a plain sum stores the compare first
-    # and costs ten times as much. Across devices the sums of all axes travel, not those of rows.
-    axes = (1,) if rows else tuple(range(flags[0].ndim))
+    # and costs ten times as much. Rows are reduced by themselves, which gives XLA something to
+    # spread over threads; across devices all axes are, so that scalars travel and not rows.
+    axes = (2,) if jax.device_count() == 1 else tuple(range(1, flags[0].ndim))
     zero = np.zeros((), np.dtype(dtype))
     ones = tuple(flag.astype(dtype) for flag in flags)
     sums = lax.reduce(ones, (zero,) * len(ones), lambda a, b: tuple(map(operator.add, a, b)), axes)
-    return jnp.stack([jnp.sum(s, dtype=dtype) for s in sums])
+    return jnp.stack([jnp.sum(s, axis=tuple(range(1, s.ndim)), dtype=dtype) for s in sums], axis=1)
 
 
-def _as_rows(digit: jax.Array) -> jax.Array:
-    """A view as [rows, row] for one device, where merging axes is free; padding never counts.
+def _as_rows(x: jax.Array) -> jax.Array:
+    """A leaf as [1, rows, row], padded with zeros; for one device, where merging axes is free.
 
     With several devices an axis may be sharded, and a reshape would gather it.
     """
-    row = _row_length(digit.size)
-    padded = -digit.size % row
-    flat = digit.reshape(-1)
-    if padded:
-        flat = lax.pad(flat, np.zeros((), np.dtype(digit.dtype)), [(0, padded, 0)])
-    return flat.reshape(-1, row)
+    row = _row_length(x.size)
+    flat = x.reshape(-1)
+    if x.size % row:
+        flat = lax.pad(flat, np.zeros((), np.dtype(x.dtype)), [(0, -x.size % row, 0)])
+    return flat.reshape(1, -1, row)
 
 
 @functools.cache
@@ -440,20 +476,15 @@ def _row_length(size: int) -> int:
 
 
 def _rank(shape: tuple[int, ...], top: jax.Array) -> jax.Array:
-    """`top` for the first entry in row-major order, and one less for each one after."""
-    rank = jnp.broadcast_to(top, shape)
+    """`top` for each member's first entry in row-major order, falling by one; [n_members, ...]."""
+    rank = jnp.broadcast_to(_per_member(top, len(shape)), shape)
     stride = 1
-    for axis in reversed(range(len(shape))):
+    for axis in range(len(shape) - 1, 0, -1):
         if shape[axis] > 1:
             index = lax.broadcasted_iota(top.dtype, shape, axis)
             rank = rank - index * jnp.asarray(stride, top.dtype)
         stride *= shape[axis]
     return rank
-
-
-def _above(keys: jax.Array, cuts: _Cuts, pool: int, rank: jax.Array) -> jax.Array:
-    value, cut = cuts.value[pool], cuts.cut[pool]
-    return (keys > value) | ((keys == value) & (rank >= cut))
 
 
 def _as_counts(n_keep: Any) -> jax.Array:

@@ -91,7 +91,7 @@ def prune(
     )
     inner_tx = None if inner is None else _as_extra_args(inner)
 
-    def init(params: optax.Params) -> PruneState:
+    def init(params: optax.Params) -> Any:
         paths, leaves, treedef = leaves_with_paths(params)
         if leaves:  # optax.tree.map_params calls init with a tree of no leaves
             for line in recipe.budget(paths, leaves).unused:
@@ -108,10 +108,10 @@ def prune(
 
     def update(
         updates: optax.Updates,
-        state: PruneState,
+        state: Any,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, PruneState]:
+    ) -> tuple[optax.Updates, Any]:
         if params is None:
             raise ValueError(
                 "jaxprune.prune needs the params: call tx.update(updates, state, params)."
@@ -142,7 +142,7 @@ def prune(
         for i, p, m in zip(budget.chosen, chosen, kept, strict=True):
             u_leaves[i], masks[i] = land(p, jnp.asarray(u_leaves[i]), m), m
         return treedef.unflatten(u_leaves), PruneState(
-            prune_step=optax.safe_increment(state.prune_step),
+            prune_step=jnp.asarray(optax.safe_increment(state.prune_step)),
             masks=treedef.unflatten(masks),
             thresholds=thresholds,
             violations=violations,
