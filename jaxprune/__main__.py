@@ -60,9 +60,10 @@ def demo(
             message = missing_extra(error, _DEMO_PACKAGES, "demo")
             if message is None:
                 raise
-            sys.exit(message)
+            typer.echo(message, err=True)
+            raise typer.Exit(1) from None
         options = {"--seeds": seeds, "--steps": steps, "--sparsity": sparsity}
-        sys.exit(cli.main(out, resume=resume, small=quick, options=options, stop=stop))
+        raise typer.Exit(cli.main(out, resume=resume, small=quick, options=options, stop=stop))
 
 
 if __name__ == "__main__":

@@ -69,8 +69,15 @@ class Recipe(NamedTuple):
           TypeError, ValueError: naming the argument, what was got, and what to type instead.
         """
         _check_part("distribution", distribution, isinstance(distribution, Distribution), "uniform")
-        _check_part("structure", structure, hasattr(structure, "unit_scores"), "Unstructured()")
-        _check_part("score", score, callable(score) and not isinstance(score, type), "magnitude")
+        is_structure = hasattr(structure, "unit_scores") and not isinstance(structure, type)
+        _check_part("structure", structure, is_structure, "Unstructured()")
+        is_function = callable(score) and not isinstance(score, type)
+        _check_part("score", score, is_function, "magnitude")
+        if not paths_lib.is_hashable(score):
+            raise TypeError(
+                f"score: {score!r} cannot be hashed, so that its compilation can't be remembered. "
+                "Wrap it: lambda params, grads, key: score(params, grads, key)."
+            )
         include = None if include is None else paths_lib.as_rules(include, "include")
         if include == ():
             raise ValueError(
@@ -101,12 +108,13 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs) -> Budget:
     choices, unused = paths_lib.choose(paths, specs, recipe.include, recipe.exclude, rules)
     chosen = tuple(i for i, choice in enumerate(choices) if choice.chosen)
     if paths and not chosen:
-        raise ValueError(_nothing_chosen(paths, choices))
+        raise ValueError(_nothing_chosen(paths, choices, specs, recipe.include is None))
     shapes = []
     for i in chosen:
         spec = specs[i]
         assert spec is not None  # only arrays are chosen
         _check_leaf(paths[i], spec)
+        _check_score(paths[i], spec, recipe.score)
         override = choices[i].override
         targets = recipe.targets
         if override is not None:
@@ -154,39 +162,62 @@ def _check_part(name: str, value: Any, ok: bool, example: str) -> None:
     raise TypeError(f"{name} must be {article} such as jaxprune.{example}, got {value!r}.{hint}")
 
 
+def _check_score(path: str, spec: jax.ShapeDtypeStruct, score: Callable[..., jax.Array]) -> None:
+    out = jax.eval_shape(score, spec, None, None)
+    got = paths_lib.spec_of(out)
+    if got is None or got.shape != spec.shape or not jnp.issubdtype(got.dtype, jnp.floating):
+        what = type(out).__name__ if got is None else f"{got.dtype} of shape {got.shape}"
+        raise ValueError(
+            f"{path or '(root)'}: score returned {what} for {spec.dtype} of shape {spec.shape}; "
+            "it must return one real floating point score per weight, elementwise, as "
+            "jaxprune.magnitude does."
+        )
+
+
 def _check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
+    rule, path = paths_lib.rule_for(path), path or "(root)"
     if not jnp.issubdtype(spec.dtype, jnp.inexact):
         raise ValueError(
             f"{path}: dtype {spec.dtype} cannot be pruned; only floating point and complex weights "
-            f"can. Leave the leaf out with exclude={path!r}."
+            f"can. Leave the leaf out with exclude={rule!r}."
         )
     if spec.dtype.name == "float8_e8m0fnu":
         raise ValueError(
             f"{path}: dtype float8_e8m0fnu has no zero, so a weight cannot be dropped. Leave the "
-            f"leaf out with exclude={path!r}."
+            f"leaf out with exclude={rule!r}."
         )
     if spec.size >= 2**31 - 1:
         raise ValueError(
             f"{path}: {spec.size} weights (shape {spec.shape}); at most 2**31 - 2 can be counted "
-            f"exactly in one leaf. Split the leaf, or leave it out with exclude={path!r}."
+            f"exactly in one leaf. Split the leaf, or leave it out with exclude={rule!r}."
         )
 
 
 def _emptied(leaf: LeafShape, n_units: int) -> str:
+    rule = paths_lib.rule_for(leaf.path)
     return (
-        f"{leaf.path}: shape {leaf.shape} would lose all of its {n_units} weights at sparsity "
-        f"{float(leaf.targets[-1]):g}. Leave it out with exclude={leaf.path!r}, or lower its "
-        f"sparsity with overrides={{{leaf.path!r}: ...}}."
+        f"{leaf.path or '(root)'}: shape {leaf.shape} would lose all of its {n_units} weights at "
+        f"sparsity {float(leaf.targets[-1]):g}. Leave it out with exclude={rule!r}, or lower its "
+        f"sparsity with overrides={{{rule!r}: ...}}."
     )
 
 
-def _nothing_chosen(paths: Sequence[str], choices: Sequence[Choice]) -> str:
+def _nothing_chosen(
+    paths: Sequence[str], choices: Sequence[Choice], specs: Specs, by_default: bool
+) -> str:
     shown = ", ".join(
         f"{p or '(root)'} ({c.reason})" for p, c in list(zip(paths, choices, strict=True))[:8]
     )
     more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
-    return (
-        f"nothing to prune: none of the {len(paths)} leaves is chosen: {shown}{more}. By default "
-        "leaves of "
-        'inexact dtype with two or more axes are; pass include=".*" to choose others.'
-    )
+    fix = 'A regex matches the whole path: write include=".*kernel", not "kernel".'
+    if by_default:
+        fix = (
+            'By default leaves of inexact dtype with two or more axes are; pass include=".*" '
+            "to choose others."
+        )
+    if by_default and tuple(paths) == ("",) and specs[0] is not None and specs[0].ndim == 1:
+        fix += (
+            " If optax.flatten made one leaf of many, flatten the optimizer alone: "
+            "optax.chain(optax.flatten(optimizer), jaxprune.prune(schedule))."
+        )
+    return f"nothing to prune: none of the {len(paths)} leaves is chosen: {shown}{more}. {fix}"

@@ -51,7 +51,7 @@ def is_nonzero(x: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(x):
         return is_nonzero(x.real) | is_nonzero(x.imag)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        return x != 0
+        return x if x.dtype == bool else x != 0
     if x.dtype.itemsize == 1:
         x = x.astype(jnp.float32)
     n_bits = 8 * x.dtype.itemsize

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.floats import is_nonzero
+from jaxprune.paths import path_str
 from jaxprune.select import count_true, select
 
 
@@ -72,7 +73,7 @@ def land(param: jax.Array, update: jax.Array, mask: jax.Array) -> jax.Array:
     hence the wider of the two dtypes. A NaN update cannot survive at a dropped weight.
     """
     dtype = wider_dtype(param.dtype, update.dtype)
-    return jnp.where(mask != 0, update.astype(dtype), -param.astype(dtype))
+    return jnp.where(mask.astype(bool), update.astype(dtype), -param.astype(dtype))
 
 
 def wider_dtype(a: Any, b: Any) -> Any:
@@ -85,7 +86,7 @@ def wider_dtype(a: Any, b: Any) -> Any:
 
 def keep(x: jax.Array, mask: jax.Array) -> jax.Array:
     """`x` where the mask keeps it, +0.0 elsewhere."""
-    return jnp.where(mask != 0, x, jnp.zeros_like(x))
+    return jnp.where(mask.astype(bool), x, jnp.zeros_like(x))
 
 
 def count_violations(params: Sequence[jax.Array], masks: Sequence[jax.Array]) -> jax.Array:
@@ -94,7 +95,7 @@ def count_violations(params: Sequence[jax.Array], masks: Sequence[jax.Array]) ->
     total = jnp.zeros((), jnp.int32)
     for p, m in zip(params, masks, strict=True):
         # Two counts, both used: XLA turns a single one into the slow form that count_true avoids.
-        n, n_dropped = count_true([(m == 0) & is_nonzero(p), m == 0])
+        n, n_dropped = count_true([~m.astype(bool) & is_nonzero(p), ~m.astype(bool)])
         n = jnp.minimum(n, n_dropped)
         total = total + jnp.minimum(n, most - total)
     return total
@@ -138,4 +139,14 @@ def straight_through(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.Arra
       >>> jax.grad(lambda w: (3.0 * straight_through(w, mask)).sum())(w).tolist()
       [3.0, 3.0]
     """
-    return jax.tree.map(_straight_through, params, masks)
+    return jax.tree_util.tree_map_with_path(_straight_through_leaf, params, masks)
+
+
+def _straight_through_leaf(path: tuple[Any, ...], param: Any, mask: Any) -> jax.Array:
+    if jnp.shape(param) != jnp.shape(mask):
+        raise ValueError(
+            f"{path_str(path) or '(root)'}: the mask has shape {jnp.shape(mask)} but the param "
+            f"has shape {jnp.shape(param)}. Pass masks like the params, such as "
+            "jaxprune.get_masks(opt_state)."
+        )
+    return _straight_through(param, mask)

@@ -1,6 +1,7 @@
 """Pruning without an optimizer: once, or from the zeros that are there already."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -12,7 +13,7 @@ from jaxprune.budget import Recipe
 from jaxprune.distribution import Distribution, uniform
 from jaxprune.floats import is_nonzero
 from jaxprune.mask import full_mask, keep, tighten
-from jaxprune.paths import leaves_with_paths
+from jaxprune.paths import leaves_with_paths, listed
 from jaxprune.schedule import as_sparsity
 from jaxprune.score import magnitude
 from jaxprune.structure import Unstructured
@@ -58,7 +59,10 @@ def prune_params(
     recipe = Recipe.of(targets, include, exclude, overrides, distribution, structure, score)
     paths, leaves, treedef = leaves_with_paths(params)
     budget = recipe.budget(paths, leaves)
+    _warn_unused("prune_params", budget.unused, paths)
     masks = [full_mask(leaf, bool) for leaf in leaves]
+    if not budget.chosen:
+        return params, treedef.unflatten(masks)
     n_keep = jnp.asarray(np.array(budget.pools.n_units) - budget.pools.n_drop[-1], jnp.int32)
     arrays = [jnp.asarray(leaves[i]) for i in budget.chosen]
     kept, _ = tighten(
@@ -100,6 +104,13 @@ def masks_from_params(
     paths, leaves, treedef = leaves_with_paths(params)
     recipe = Recipe.of((as_sparsity(0.0, "sparsity"),), include, exclude)
     masks = [full_mask(leaf, bool) for leaf in leaves]
-    for i in recipe.budget(paths, leaves).chosen:
+    budget = recipe.budget(paths, leaves)
+    _warn_unused("masks_from_params", budget.unused, paths)
+    for i in budget.chosen:
         masks[i] = is_nonzero(jnp.asarray(leaves[i]))
     return treedef.unflatten(masks)
+
+
+def _warn_unused(function: str, unused: Sequence[str], paths: Sequence[str]) -> None:
+    for line in unused:
+        warnings.warn(f"jaxprune.{function}: {line}; the paths are {listed(paths)}", stacklevel=3)

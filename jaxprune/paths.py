@@ -36,6 +36,20 @@ def spec_of(leaf: Any) -> jax.ShapeDtypeStruct | None:
     return jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
 
 
+def listed(paths: Sequence[str]) -> str:
+    """Paths as an error lists them: the first 8, and how many more."""
+    more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
+    return ", ".join(path or "(root)" for path in paths[:8]) + more or "no leaf"
+
+
+def rule_for(path: str) -> str:
+    """A regex that matches this path, for errors to suggest."""
+    try:
+        return path if re.fullmatch(path, path) else re.escape(path)
+    except re.error:
+        return re.escape(path)
+
+
 def leaves_with_paths(tree: Any) -> tuple[list[str], list[Any], Any]:
     """The paths and the leaves of a tree, in order, and its structure."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
@@ -55,7 +69,7 @@ def as_rules(rules: Any, argument: str) -> tuple[Rule, ...]:
     """
     if isinstance(rules, str) or callable(rules):
         rules = (rules,)
-    if not isinstance(rules, Sequence):
+    if not isinstance(rules, Sequence) or isinstance(rules, bytes):
         raise TypeError(
             f"{argument} must be a regex, a function (path, leaf) -> bool, or a sequence of these, "
             f"got {rules!r}."
@@ -75,7 +89,21 @@ def as_rules(rules: Any, argument: str) -> tuple[Rule, ...]:
                 f"{argument}: each rule must be a regex or a function (path, leaf) -> bool, got "
                 f"{rule!r}."
             )
+        elif not is_hashable(rule):
+            raise TypeError(
+                f"{argument}: {rule!r} cannot be hashed, so that what it chose can't be "
+                "remembered. Wrap it: lambda path, leaf: rule(path, leaf)."
+            )
     return tuple(rules)
+
+
+def is_hashable(x: Any) -> bool:
+    """Whether `x` can key a cache; some callable dataclasses and modules can't."""
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
 
 
 def matches(rule: Rule, path: str, spec: jax.ShapeDtypeStruct) -> bool:
@@ -114,13 +142,13 @@ def choose(
     Returns:
       One `Choice` per leaf, and one line per rule that no leaf met.
     """
-    used: set[tuple[str, int]] = set()
+    met: set[tuple[str, int]] = set()
+    decided: set[int] = set()  # overrides that came first somewhere
 
     def first(argument: str, rules: tuple[Rule, ...], path: str, spec: Any) -> int | None:
-        index = next((i for i, rule in enumerate(rules) if matches(rule, path, spec)), None)
-        if index is not None:
-            used.add((argument, index))
-        return index
+        found = [i for i, rule in enumerate(rules) if matches(rule, path, spec)]
+        met.update((argument, i) for i in found)
+        return found[0] if found else None
 
     def decide(path: str, spec: jax.ShapeDtypeStruct | None) -> Choice:
         if spec is None:
@@ -133,7 +161,10 @@ def choose(
         if include is None and not is_weight(spec):
             inexact = jnp.issubdtype(spec.dtype, jnp.inexact)
             return Choice(False, f"{spec.ndim}-D" if inexact else f"dtype {spec.dtype}", None)
-        return Choice(True, "", first("overrides", overrides, path, spec))
+        override = first("overrides", overrides, path, spec)
+        if override is not None:
+            decided.add(override)
+        return Choice(True, "", override)
 
     choices = [decide(path, spec) for path, spec in zip(paths, specs, strict=True)]
     unused = []
@@ -143,13 +174,13 @@ def choose(
         ("overrides", overrides),
     ):
         for i, rule in enumerate(rules):
-            if (argument, i) not in used:
-                which = (
-                    "matches no leaf that is pruned"
-                    if argument == "overrides"
-                    else "matches no leaf"
+            if (argument, i) not in met:
+                which = " that is pruned" if argument == "overrides" else ""
+                unused.append(f"{argument}: {rule_name(rule)} matches no leaf{which}")
+            elif argument == "overrides" and i not in decided:
+                unused.append(
+                    f"overrides: {rule_name(rule)} only matches where an earlier one does"
                 )
-                unused.append(f"{argument}: {rule_name(rule)} {which}")
     return choices, unused
 
 

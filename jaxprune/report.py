@@ -4,6 +4,7 @@ Tables print as plain text everywhere and as rich tables where rich prints them.
 """
 
 import dataclasses
+import numbers
 from typing import Any
 
 import chex
@@ -15,7 +16,7 @@ from jaxprune.budget import Recipe
 from jaxprune.distribution import Distribution, uniform
 from jaxprune.floats import is_nonzero
 from jaxprune.paths import leaves_with_paths, rule_name, spec_of
-from jaxprune.schedule import SparsitySchedule, as_sparsity
+from jaxprune.schedule import SparsitySchedule, as_sparsity, check_schedule
 from jaxprune.score import magnitude
 from jaxprune.state import find_states, get_masks, get_state, masks_by_path
 from jaxprune.structure import Unstructured
@@ -157,6 +158,8 @@ def plan(
       total                           36        7    80.56%
     """
     if not isinstance(schedule, SparsitySchedule):
+        if not isinstance(schedule, numbers.Real) or isinstance(schedule, bool):
+            check_schedule(schedule, " or a final sparsity")
         schedule = SparsitySchedule(0, 0, 1, (as_sparsity(schedule, "schedule"),))
     recipe = Recipe.of(
         schedule.targets, include, exclude, overrides, distribution, structure, score
@@ -207,11 +210,10 @@ def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
     by_leaf = [None] * len(leaves) if masks is None else masks_by_path(masks, paths, leaves)
     rows = []
     for path, leaf, mask in zip(paths, leaves, by_leaf, strict=True):
-        nonzero = (
-            np.asarray(is_nonzero(jnp.asarray(leaf)))
-            if spec_of(leaf)
-            else np.ones(jnp.shape(leaf), bool)
-        )
+        spec = spec_of(leaf)
+        nonzero = np.ones(() if spec is None else spec.shape, bool)
+        if spec is not None and (jnp.issubdtype(spec.dtype, jnp.number) or spec.dtype == bool):
+            nonzero = np.asarray(is_nonzero(jnp.asarray(leaf)))
         kept = nonzero if mask is None else np.asarray(mask) != 0
         leaks, idle = int(np.sum(nonzero & ~kept)), int(np.sum(~nonzero & kept))
         notes = [f"{leaks:,} dropped but nonzero"] * (leaks > 0) + [f"{idle:,} kept but zero"] * (
@@ -245,7 +247,7 @@ def metrics(opt_state: Any, *, per_leaf: bool = False) -> dict[str, jax.Array]:
     """
     state = get_state(opt_state)
     paths, masks, _ = leaves_with_paths(state.masks)
-    zeros = [jnp.sum(m == 0, dtype=jnp.int32).astype(jnp.float32) for m in masks]
+    zeros = [jnp.sum(~m.astype(bool), dtype=jnp.int32).astype(jnp.float32) for m in masks]
     n_zero = sum(zeros, jnp.zeros((), jnp.float32))
     size = sum(np.size(m) for m in masks)
     [step], [violations] = jax.tree.leaves(state.prune_step), jax.tree.leaves(state.violations)
@@ -295,7 +297,7 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
     ):
         if mask is None or spec_of(leaf) is None or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             continue
-        dropped = mask == 0
+        dropped = ~mask.astype(bool)
         n_dropped = int(jnp.sum(dropped, dtype=jnp.int32))
         n_moved = int(jnp.sum(dropped & is_nonzero(leaf), dtype=jnp.int32))
         n_wild = int(jnp.sum(dropped & ~jnp.isfinite(leaf), dtype=jnp.int32))
@@ -309,7 +311,7 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
             not_finite |= bool(n_wild)
     if lines:
         raise ValueError("; ".join(lines) + ". " + (_NOT_FINITE if not_finite else _MISPLACED))
-    violations = max(int(jax.tree.leaves(s.violations)[0]) for s in find_states(opt_state))
+    violations = max(int(np.max(jax.tree.leaves(s.violations)[0])) for s in find_states(opt_state))
     if violations:
         raise ValueError(
             f"every dropped weight is zero now, but a fire found {violations} that had moved. "

@@ -61,7 +61,10 @@ def topk_mask(scores: jax.Array, n_keep: int | jax.Array) -> jax.Array:
       >>> topk_mask(jnp.array([0.5, 2.0, 0.5, 1.0]), 3).tolist()
       [True, True, False, True]
     """
-    return topk_masks([scores], [n_keep])[0]
+    scores = _checked_scores("topk_mask: `scores`", scores)
+    _check_count("topk_mask: `n_keep`", n_keep, scores.size)
+    masks, _ = select([scores], [n_keep])
+    return masks[0]
 
 
 def topk_masks(
@@ -93,15 +96,27 @@ def topk_masks(
       >>> [m.tolist() for m in topk_masks([a, b], 3, pool="global")]
       [[True, False], [True, True, False]]
     """
-    scores = [jnp.asarray(s) for s in scores]
+    if not isinstance(scores, (list, tuple)):
+        raise TypeError(
+            f"topk_masks: `scores` must be a list of arrays, got a {type(scores).__name__}. Pass "
+            "one array to topk_mask, and of a tree jax.tree.leaves(scores)."
+        )
+    scores = [_checked_scores(f"topk_masks: scores[{i}]", s) for i, s in enumerate(scores)]
     if pool not in ("leaf", "global"):
         raise ValueError(f'topk_masks: `pool` must be "leaf" or "global", got {pool!r}.')
-    if pool == "leaf":
-        pool_of = tuple(range(len(scores)))
-    else:
-        pool_of, n_keep = (0,) * len(scores), [n_keep]  # type: ignore[list-item]
-    masks, _ = select(scores, _checked_counts(scores, n_keep, pool_of), pool_of=pool_of)
-    return masks
+    if pool == "global":
+        _check_count("topk_masks: `n_keep`", n_keep, sum(s.size for s in scores))
+        return select(scores, [n_keep], pool_of=(0,) * len(scores))[0]  # type: ignore[list-item]
+    is_list = isinstance(n_keep, (list, tuple)) or getattr(n_keep, "ndim", 0) == 1
+    if not is_list or len(n_keep) != len(scores):  # type: ignore[arg-type]
+        raise ValueError(
+            f"topk_masks: `n_keep` must hold one count per array, here {len(scores)}, got "
+            f"{n_keep!r}. "
+            'One count over all arrays wants pool="global".'
+        )
+    for i, s in enumerate(scores):
+        _check_count(f"topk_masks: n_keep[{i}]", n_keep[i], s.size)  # type: ignore[index]
+    return select(scores, n_keep)[0]  # type: ignore[arg-type]
 
 
 def _itself(scores: jax.Array) -> jax.Array:
@@ -173,7 +188,7 @@ def _select(
         top = jnp.asarray(np.array([group.top[i] for i in members]), group.key_dtype)
         value, cut = (_per_member(c[pools], key.ndim) for c in cuts)
         mask = (key > value) | ((key == value) & (_rank(key.shape, top) >= cut))
-        mask = mask if allow is None else mask & (allow != 0)
+        mask = mask if allow is None else mask & allow.astype(bool)
         for i, member in zip(members, mask, strict=True):
             shape = specs[i].shape
             kept[i] = (
@@ -263,7 +278,7 @@ def _key_function(
         if group.common is not None:
             scores = scores.astype(group.common)
         key = order_key(scores).astype(group.key_dtype)
-        return key if among is None else jnp.where(among != 0, key, group.key_dtype(0))
+        return key if among is None else jnp.where(among.astype(bool), key, group.key_dtype(0))
 
     return keys
 
@@ -279,7 +294,7 @@ class _Bracket(NamedTuple):
     """One step of the search; every field has one entry per pool.
 
     The digit searched is the key at first, and the rank among equal keys once the key is settled.
-    Of the entries still in play, `n_lo >= want` have a digit `>= lo` and `n_hi <= want` one `>= hi`.
+    Of the entries still in play, `n_lo >= want` have a digit `>= lo`, and `n_hi <= want` one `>= hi`.
     """
 
     lo: jax.Array
@@ -493,20 +508,22 @@ def _as_counts(n_keep: Any) -> jax.Array:
     return jnp.asarray(n_keep, jnp.int32)
 
 
-def _checked_counts(
-    scores: Sequence[jax.Array], n_keep: Any, pool_of: tuple[int, ...]
-) -> Sequence[int | jax.Array]:
-    n_pools = len(set(pool_of))
-    is_list = isinstance(n_keep, (list, tuple)) or getattr(n_keep, "ndim", 0) == 1
-    if not is_list or len(n_keep) != n_pools:
-        raise ValueError(
-            f"topk_masks: `n_keep` must hold one count per pool, here {n_pools}, got {n_keep!r}. "
-            'One count over all arrays wants pool="global".'
+def _checked_scores(name: str, scores: Any) -> jax.Array:
+    dtype = getattr(scores, "dtype", None)
+    scores = jnp.asarray(scores)
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        cast = "" if dtype is None else " Cast them with .astype(jnp.float32)."
+        raise TypeError(
+            f"{name} must be real floating point, got {scores.dtype} of shape {scores.shape}.{cast}"
         )
-    for pool, n in enumerate(n_keep):
-        size = sum(s.size for s, p in zip(scores, pool_of, strict=True) if p == pool)
-        if isinstance(n, (int, np.integer)) and not 0 <= n <= size:
-            raise ValueError(f"topk_masks: n_keep[{pool}] must be in [0, {size}], got {n}.")
-        if not jnp.issubdtype(jnp.result_type(n), jnp.integer):
-            raise TypeError(f"topk_masks: n_keep[{pool}] must be an integer, got {n!r}.")
-    return n_keep
+    return scores
+
+
+def _check_count(name: str, n: Any, size: int) -> None:
+    is_int = isinstance(n, (int, np.integer)) and not isinstance(n, bool)
+    dtype = getattr(n, "dtype", np.dtype(object))
+    is_array = jnp.issubdtype(dtype, jnp.integer) and np.ndim(n) == 0
+    if not is_int and not is_array:
+        raise TypeError(f"{name} must be an integer, got {n!r}.")
+    if is_int and not 0 <= n <= size:
+        raise ValueError(f"{name} must be in [0, {size}], got {n}.")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.mask import keep
-from jaxprune.paths import leaves_with_paths
+from jaxprune.paths import leaves_with_paths, listed, path_str, spec_of
 
 
 class PruneState(NamedTuple):
@@ -93,15 +93,19 @@ def get_masks(opt_state: Any) -> chex.ArrayTree:
     """
     trees = [state.masks for state in _some_states(opt_state)]
     if len(trees) == 1:
-        return jax.tree.map(lambda m: m != 0, trees[0])
-    slots = [jax.tree.flatten(tree, is_leaf=_is_hole) for tree in trees]
-    if len({len(leaves) for leaves, _ in slots}) > 1:
-        raise ValueError("the prune states found hold masks of different trees; pass one of them.")
+        return jax.tree.map(lambda m: m.astype(bool), trees[0])
+    flat = [jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_hole) for tree in trees]
+    paths = [[path_str(path) for path, _ in slots] for slots, _ in flat]
     merged = []
-    for column in zip(*(leaves for leaves, _ in slots), strict=True):
-        masks = [m != 0 for m in column if not _is_hole(m)]
-        merged.append(jnp.all(jnp.stack(masks), axis=0) if masks else column[0])
-    return jax.tree.unflatten(slots[0][1], merged)
+    if all(other == paths[0] for other in paths):
+        for column in zip(*([m for _, m in slots] for slots, _ in flat), strict=True):
+            masks = [m.astype(bool) for m in column if not _is_hole(m)]
+            if len({m.shape for m in masks}) > 1:
+                break
+            merged.append(jnp.all(jnp.stack(masks), axis=0) if masks else column[0])
+    if len(merged) != len(paths[0]):
+        raise ValueError("the prune states found hold masks of different trees; pass one of them.")
+    return jax.tree.unflatten(flat[0][1], merged)
 
 
 def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTree:
@@ -131,14 +135,26 @@ def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTr
     paths, leaves, treedef = leaves_with_paths(params)
     masks = masks_by_path(masks_or_opt_state, paths, leaves)
     pairs = zip(leaves, masks, strict=True)
-    return treedef.unflatten([p if m is None else keep(jnp.asarray(p), m) for p, m in pairs])
+    return treedef.unflatten([p if m is None else _masked(p, m) for p, m in pairs])
+
+
+def _masked(param: Any, mask: Any) -> Any:
+    spec = spec_of(param)
+    is_number = spec is not None and jnp.issubdtype(spec.dtype, jnp.number)
+    return keep(jnp.asarray(param), mask) if is_number else param
 
 
 def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) -> list[Any]:
     """The mask of every leaf, in the order of `paths`, or None; checked against the leaves."""
     states = find_states(masks_or_opt_state)
     trees = [state.masks for state in states] if states else [masks_or_opt_state]
-    shapes = dict(zip(paths, map(jnp.shape, leaves), strict=True))
+    fix = "Pass the tree that the optimizer was initialised with."
+    if not states:
+        fix = "Pass masks like the params, or an optimizer state with jaxprune.prune in it."
+        if paths and not jax.tree.leaves(masks_or_opt_state):
+            raise ValueError(f"no mask in {type(masks_or_opt_state).__name__}. {fix}")
+    specs = [spec_of(leaf) for leaf in leaves]
+    shapes = {p: () if s is None else s.shape for p, s in zip(paths, specs, strict=True)}
     merged: dict[str, Any] = {}
     for tree in trees:
         mask_paths, masks, _ = leaves_with_paths(tree)
@@ -146,12 +162,13 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
             if path not in shapes:
                 raise ValueError(
                     f"{path or '(root)'}: a mask, but no such param; the params have "
-                    f"{', '.join(paths[:8]) or 'no leaf'}. Pass the tree that the optimizer was "
-                    "initialised with."
+                    f"{listed(paths)}. {fix}"
                 )
             if jnp.shape(mask) != shapes[path]:
                 raise ValueError(wrong_shape(path, jnp.shape(mask), shapes[path]))
-            merged[path] = mask if path not in merged else (merged[path] != 0) & (mask != 0)
+            merged[path] = (
+                mask if path not in merged else merged[path].astype(bool) & mask.astype(bool)
+            )
     return [merged.get(path) for path in paths]
 
 

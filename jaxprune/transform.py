@@ -13,8 +13,8 @@ from jax import lax
 from jaxprune.budget import Budget, Recipe
 from jaxprune.distribution import Distribution, uniform
 from jaxprune.mask import count_violations, full_mask, keep, land, tighten
-from jaxprune.paths import leaves_with_paths, spec_of
-from jaxprune.schedule import SparsitySchedule
+from jaxprune.paths import leaves_with_paths, listed, rule_for, spec_of
+from jaxprune.schedule import SparsitySchedule, check_schedule, shown
 from jaxprune.score import magnitude
 from jaxprune.state import PruneState, wrong_shape
 from jaxprune.structure import Unstructured
@@ -85,7 +85,7 @@ def prune(
       >>> optax.apply_updates(params, updates)["kernel"].tolist()
       [[2.5, 0.0], [0.0, -2.5]]
     """
-    _check_schedule(schedule)
+    check_schedule(schedule)
     recipe = Recipe.of(
         schedule.targets, include, exclude, overrides, distribution, structure, score
     )
@@ -96,7 +96,7 @@ def prune(
         if leaves:  # optax.tree.map_params calls init with a tree of no leaves
             for line in recipe.budget(paths, leaves).unused:
                 warnings.warn(
-                    f"jaxprune.prune: {line}; the paths are {', '.join(paths[:8])}", stacklevel=2
+                    f"jaxprune.prune: {line}; the paths are {listed(paths)}", stacklevel=2
                 )
         return PruneState(
             prune_step=jnp.zeros((), jnp.int32),
@@ -116,9 +116,15 @@ def prune(
             raise ValueError(
                 "jaxprune.prune needs the params: call tx.update(updates, state, params)."
             )
+        if not isinstance(state, PruneState):
+            raise TypeError(
+                f"jaxprune.prune: the state must be a PruneState, got {shown(state)}. Pass what "
+                "init or the last update of this transformation returned; restore a checkpoint "
+                "into the structure of tx.init(params)."
+            )
         paths, p_leaves, treedef = leaves_with_paths(params)
-        masks = _parallel(treedef, state.masks, "masks in the state")
-        u_leaves = _parallel(treedef, updates, "updates")
+        masks = _parallel(paths, treedef, state.masks, "masks in the state")
+        u_leaves = _parallel(paths, treedef, updates, "updates", holes=True)
         budget = recipe.budget(paths, p_leaves)
         _check_leaves(budget, paths, p_leaves, masks, u_leaves, state)
         inner_state = state.inner_state
@@ -128,7 +134,7 @@ def prune(
             updates, inner_state = inner_tx.update(
                 treedef.unflatten(u_leaves), inner_state, params, **extra_args
             )
-            u_leaves = _parallel(treedef, updates, "updates of `inner`")
+            u_leaves = _parallel(paths, treedef, updates, "updates of `inner`", holes=True)
         chosen = [jnp.asarray(p_leaves[i]) for i in budget.chosen]
         kept, thresholds, violations = _fire(
             schedule,
@@ -201,37 +207,36 @@ def _fire(
 def _as_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
     if not callable(getattr(inner, "init", None)) or not callable(getattr(inner, "update", None)):
         raise TypeError(
-            f"inner must be an optax transformation such as optax.adamw(3e-4), got {inner!r}."
+            f"inner must be an optax transformation such as optax.adamw(3e-4), got {shown(inner)}."
         )
     return optax.with_extra_args_support(inner)
 
 
-def _check_schedule(schedule: Any) -> None:
-    if isinstance(schedule, SparsitySchedule):
-        return
-    if isinstance(schedule, (int, float, np.ndarray, jax.Array)):
-        fix = (
-            "For a constant sparsity pass jaxprune.one_shot_schedule(sparsity), for a gradual one "
-            "jaxprune.cubic_schedule(sparsity, begin_step=..., end_step=...)."
-        )
-    elif hasattr(schedule, "init"):
-        fix = "Pass the optimizer by name: prune(schedule, inner=optimizer)."
-    elif callable(schedule):
-        fix = "Wrap it: jaxprune.from_optax_schedule(fn, begin_step=..., end_step=...)."
-    else:
-        fix = "Build one with jaxprune.cubic_schedule(0.9, begin_step=..., end_step=...)."
-    raise TypeError(f"schedule must be a jaxprune.SparsitySchedule, got {schedule!r}. {fix}")
-
-
-def _parallel(treedef: Any, tree: Any, what: str) -> list[Any]:
-    """The subtrees of `tree` at the leaves of the params."""
+def _parallel(
+    paths: list[str], treedef: Any, tree: Any, what: str, holes: bool = False
+) -> list[Any]:
+    """The leaves of `tree`, one per leaf of the params; with `holes`, some may be None."""
     try:
-        return treedef.flatten_up_to(tree)
-    except ValueError as error:
-        raise ValueError(
-            f"jaxprune.prune: the {what} and the params differ in structure: {error}. Pass the "
-            "params that the state was initialised with, and gradients with respect to them."
-        ) from None
+        leaves = treedef.flatten_up_to(tree)
+    except ValueError:
+        leaves = []
+    is_leaf = [(holes and x is None) or jax.tree_util.all_leaves([x]) for x in leaves]
+    if len(leaves) == len(paths) and all(is_leaf):
+        return leaves
+    theirs, _, _ = leaves_with_paths(tree)
+    lines = []
+    for one, have, other, lack in (
+        ("params", paths, what, theirs),
+        (what, theirs, "params", paths),
+    ):
+        odd = [path for path in have if path not in set(lack)]
+        if odd:
+            lines.append(f"the {one} have {listed(odd)}, the {other} do not")
+    differ = "; ".join(lines) or "the same paths, but in other containers"
+    raise ValueError(
+        f"jaxprune.prune: the {what} and the params differ in structure: {differ}. Pass the "
+        "params that the state was initialised with, and gradients with respect to them."
+    )
 
 
 def _check_leaves(
@@ -242,14 +247,15 @@ def _check_leaves(
     updates: list[Any],
     state: PruneState,
 ) -> None:
+    for path, param, mask in zip(paths, params, masks, strict=True):
+        if spec_of(param) is not None and jnp.shape(mask) != param.shape:
+            raise ValueError(wrong_shape(path, jnp.shape(mask), param.shape))
     for i in budget.chosen:
         path = paths[i] or "(root)"
-        if jnp.shape(masks[i]) != jnp.shape(params[i]):
-            raise ValueError(wrong_shape(path, jnp.shape(masks[i]), jnp.shape(params[i])))
         if updates[i] is None:
             raise ValueError(
                 f"{path}: the update is None, but the leaf is pruned. Leave it out with "
-                f"exclude={path!r}, or give it a gradient."
+                f"exclude={rule_for(paths[i])!r}, or give it a gradient."
             )
         if jnp.shape(updates[i]) != jnp.shape(params[i]):
             raise ValueError(
@@ -258,6 +264,6 @@ def _check_leaves(
             )
     if jnp.shape(state.thresholds) != (len(paths),):
         raise ValueError(
-            f"the state holds thresholds of {jnp.shape(state.thresholds)} leaves but the params "
-            f"have {len(paths)}. Was the state restored from another model?"
+            f"the thresholds in the state have shape {jnp.shape(state.thresholds)} but the params "
+            f"have {len(paths)} leaves. Was the state restored from another model?"
         )

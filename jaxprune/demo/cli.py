@@ -1,0 +1,78 @@
+"""`python -m jaxprune demo` behind the parser: a configuration in, results on the screen."""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxprune.demo import job
+from jaxprune.demo.config import Config, quick
+from jaxprune.demo.pictures import write_pictures
+from jaxprune.demo.report import table
+
+DEFAULT_FOLDER = Path("jaxprune-demo")
+_FIELDS = {"--seeds": "n_seeds", "--steps": "steps", "--sparsity": "sparsities"}
+
+
+def main(
+    folder: Path,
+    *,
+    resume: bool,
+    small: bool,
+    options: Mapping[str, Any],
+    stop: Callable[[], bool],
+) -> int:
+    """Runs the job, prints the table and draws the pictures.
+
+    Args:
+      folder: of the results.
+      resume: continue the job in it.
+      small: start from the configuration of `--quick`.
+      options: `--seeds`, `--steps`, `--sparsity` as given; None or empty for the default.
+      stop: as for `job.train`.
+
+    Returns:
+      The exit code: 0, 1 for an error of the user's, 130 if stopped.
+    """
+    command = command_line(folder, small, options)
+    try:
+        config = configure(small, options)
+        results = job.prepare(config, folder, resume=resume, command=command)
+    except (ValueError, OSError) as error:
+        print(f"jaxprune demo: {error}", file=sys.stderr)
+        return 1
+    if results["finished"]:
+        print(f"The job in {folder} is finished; nothing is left to train.", file=sys.stderr)
+    try:
+        results = job.train(config, folder, results, stop=stop)
+    except job.Stopped as where:
+        print(f"Stopped at {where}. To continue: {command} --resume", file=sys.stderr)
+        return 130
+    pictures = write_pictures(results, folder)
+    Console().print(table(results))
+    print(f"{results['seconds']:.0f} s of training. In {folder}: results.json, checkpoints/,")
+    print(", ".join(path.name for path in pictures))
+    return 0
+
+
+def configure(small: bool, options: Mapping[str, Any]) -> Config:
+    """The configuration that the options describe."""
+    given = {_FIELDS[name]: value for name, value in options.items() if value}
+    if "sparsities" in given:
+        given["sparsities"] = tuple(given["sparsities"])
+    return dataclasses.replace(quick() if small else Config(), **given)
+
+
+def command_line(folder: Path, small: bool, options: Mapping[str, Any]) -> str:
+    """The command with these options, `--resume` left out, ready for a shell."""
+    words = ["python", "-m", "jaxprune", "demo"] + ["--quick"] * small
+    for name, value in options.items():
+        for item in value if isinstance(value, list) else [value]:
+            words += [] if item is None else [name, str(item)]
+    if folder != DEFAULT_FOLDER:
+        words += ["--out", str(folder)]
+    return shlex.join(words)

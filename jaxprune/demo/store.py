@@ -1,0 +1,109 @@
+"""The output folder, which is valid at every moment.
+
+    results.json           configuration, finished runs, and in the end the summary
+    checkpoints/RUN/STEP   orbax: params, optimizer state and curves of the first seed of every
+                           network, and of the run in progress
+
+A file is written under a temporary name and renamed; orbax does the same with a folder. A run is
+finished once it stands in `results.json`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every save
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A folder of results, not necessarily there yet."""
+
+    folder: Path
+
+    @property
+    def results_file(self) -> Path:
+        """Where the results are, once a job was started here."""
+        return self.folder / "results.json"
+
+    def read(self) -> dict[str, Any] | None:
+        """The results so far; None where no job was started."""
+        if not self.results_file.exists():
+            return None
+        try:
+            return json.loads(self.results_file.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{self.results_file} is not JSON ({error}). Choose another folder with --out."
+            ) from None
+
+    def write(self, results: dict[str, Any]) -> None:
+        """Replaces the results, in one step."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.results_file, lambda path: path.write_text(_to_json(results)))
+
+    def save(self, run: str, step: int, state: Any) -> None:
+        """Saves a checkpoint; the one before it goes only when the new one is complete."""
+        with self._manager(run) as manager:
+            if manager.latest_step() == step:
+                return
+            manager.save(step, args=ocp.args.StandardSave(state))
+            manager.wait_until_finished()
+
+    def restore(self, run: str, target: Any) -> Any | None:
+        """The latest checkpoint, in the structure and dtypes of `target`; None if there is none."""
+        if not self._checkpoints(run).exists():
+            return None
+        with self._manager(run) as manager:
+            step = manager.latest_step()
+            if step is None:
+                return None
+            return manager.restore(step, args=ocp.args.StandardRestore(target))
+
+    def has_checkpoints(self) -> bool:
+        """Whether any run left a checkpoint here."""
+        return (self.folder / "checkpoints").exists()
+
+    def forget(self, run: str) -> None:
+        """Deletes the checkpoints of a run."""
+        shutil.rmtree(self._checkpoints(run), ignore_errors=True)
+
+    def _checkpoints(self, run: str) -> Path:
+        return self.folder.resolve() / "checkpoints" / run
+
+    @contextlib.contextmanager
+    def _manager(self, run: str) -> Iterator[ocp.CheckpointManager]:
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+        self._checkpoints(run).mkdir(parents=True, exist_ok=True)
+        with ocp.CheckpointManager(self._checkpoints(run), options=options) as manager:
+            yield manager
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a temporary name of the same suffix, then renames the file to `path`."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _to_json(results: dict[str, Any]) -> str:
+    """Indented, but a row of a list on one line: a run is a row, and a diff shows it as one."""
+    parts = []
+    for name, value in results.items():
+        text = json.dumps(value, indent=2).replace("\n", "\n  ")
+        if isinstance(value, list):
+            rows = ",\n".join(f"    {json.dumps(row)}" for row in value)
+            text = f"[\n{rows}\n  ]" if rows else "[]"
+        parts.append(f"  {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"

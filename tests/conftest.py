@@ -1,0 +1,58 @@
+"""How every test runs: on the CPU, as eight devices, from fixed keys.
+
+The environment is set before anything imports jax, which reads it once. `JAX_PLATFORMS` and
+`XLA_FLAGS` that are already set win, so `JAX_PLATFORMS=cuda pytest -n0` runs the suite on a GPU.
+`HYPOTHESIS_PROFILE=thorough` searches longer and afresh each time; the default, `ci`, draws the
+same examples every time.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in (_flags := os.environ.get("XLA_FLAGS", "")):
+    os.environ["XLA_FLAGS"] = f"{_flags} {_DEVICES}=8".strip()
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# A first example pays for the compilation of all the others.
+_common = {
+    "deadline": None,
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+}
+hypothesis.settings.register_profile(
+    "ci", max_examples=25, derandomize=True, database=None, **_common
+)
+hypothesis.settings.register_profile("thorough", max_examples=500, print_blob=True, **_common)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+def getkey():
+    """A function that returns another `jax.random.key` on each call, the same ones in every run.
+
+    Not for `@given` tests, where a failing example could not be replayed: draw a seed there.
+    """
+    count = iter(range(2**31))
+    return lambda: jax.random.fold_in(jax.random.key(0), next(count))
+
+
+@pytest.fixture
+def x64():
+    """Runs the test with 64-bit types; `jax.enable_x64` is newer than the oldest jax we support."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Four workers at most: each pays for its own jax import, memory and compilations."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    if hasattr(os, "sched_getaffinity"):
+        return min(4, len(os.sched_getaffinity(0)))
+    return min(4, os.cpu_count() or 1)

@@ -1,0 +1,558 @@
+"""`plan` foretells what training does, `summarize` and `metrics` count, `check` finds damage."""
+
+import functools
+import io
+import warnings
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+
+STEPS = dict(begin_step=1, end_step=4, every=3)
+SCHEDULE = jaxprune.cubic_schedule(0.75, **STEPS, initial_sparsity=0.25)  # fires at 1 and 4
+KERNELS = ("fc/kernel", "head/kernel")
+
+
+@functools.cache
+def make_params():
+    """Leaves that are pruned (one of ties, one bf16, one empty) and leaves that are not."""
+    rng = np.random.default_rng(0)
+    return {
+        "empty": jnp.zeros((0, 3), jnp.float32),
+        "fc": {
+            "kernel": jnp.asarray(rng.normal(size=(7, 5)), jnp.float32),
+            "bias": jnp.asarray(rng.normal(size=5), jnp.float32),
+        },
+        "head": {"kernel": jnp.asarray(rng.normal(size=(5, 2)), jnp.bfloat16)},
+        "scale": jnp.float32(2.0),
+        "table": jnp.arange(6, dtype=jnp.int32).reshape(2, 3),
+        "ties": jnp.ones((3, 3), jnp.float32),
+    }
+
+
+def ones(*shape):
+    return jnp.ones(shape, jnp.float32)
+
+
+def trainable():
+    """The leaves of inexact dtype; optimizers take no integers."""
+    return {k: v for k, v in make_params().items() if k != "table"}
+
+
+def flat(tree):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): np.asarray(v) for k, v in leaves}
+
+
+def n_zeros(tree):
+    return {path: int(np.sum(leaf == 0)) for path, leaf in flat(tree).items()}
+
+
+def rows(report):
+    return {leaf.path: leaf for leaf in report.leaves}
+
+
+def train(tx, params, n_steps):
+    """Params and states after each of the first updates."""
+
+    @jax.jit
+    def step(params, state, t):
+        grads = jax.tree.map(lambda p: jnp.sin(p + t.astype(p.dtype)), params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, trace = tx.init(params), []
+    for t in range(n_steps):
+        params, state = step(params, state, jnp.int32(t))
+        trace.append((params, state))
+    return trace
+
+
+# --- plan
+
+RULES = {
+    "default": {},
+    "exclude": dict(exclude=".*head.*"),
+    "include": dict(include=("fc/bias", "ties")),
+    "override": dict(overrides={"fc/.*": 0.5, ".*": 0.9}),
+    "all": dict(include=".*", exclude=("scale", "empty"), overrides={"fc/bias": 0.2}),
+}
+
+
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+def test_plan_agrees_exactly_with_what_training_reaches(rules):
+    params = trainable()
+    plan = jaxprune.plan(params, SCHEDULE, **rules)
+    tx = optax.chain(optax.sgd(0.01), jaxprune.prune(SCHEDULE, **rules))
+    trained, state = train(tx, params, STEPS["end_step"] + 1)[-1]
+    planned = {leaf.path: leaf.n_zero for leaf in plan.leaves}
+    assert planned == {path: int(np.sum(~m)) for path, m in flat(jaxprune.get_masks(state)).items()}
+    assert planned == n_zeros(trained)
+    assert sum(planned.values()) == plan.n_zero > 0
+
+
+def test_plan_gives_each_leaf_its_exact_budget_and_says_why_not():
+    report = jaxprune.plan(make_params(), SCHEDULE, exclude="ties", overrides={"head/.*": 0.5})
+    table = {leaf.path: (leaf.shape, leaf.dtype, leaf.size, leaf.n_zero) for leaf in report.leaves}
+    assert table == {
+        "empty": ((0, 3), "float32", 0, 0),
+        "fc/bias": ((5,), "float32", 5, 0),
+        "fc/kernel": ((7, 5), "float32", 35, 26),  # 26.25
+        "head/kernel": ((5, 2), "bfloat16", 10, 5),
+        "scale": ((), "float32", 1, 0),
+        "table": ((2, 3), "int32", 6, 0),
+        "ties": ((3, 3), "float32", 9, 0),
+    }
+    assert {leaf.path: leaf.note for leaf in report.leaves} == {
+        "empty": "",
+        "fc/bias": "1-D",
+        "fc/kernel": "",
+        "head/kernel": "override 'head/.*'",
+        "scale": "0-D",
+        "table": "dtype int32",
+        "ties": "excluded by 'ties'",
+    }
+    assert (report.size, report.n_zero, report.notes) == (66, 31, ())
+    assert report.sparsity == 31 / 66
+
+
+def test_plan_prints_as_a_table():
+    params = {"fc": {"kernel": ones(60, 50), "bias": ones(50)}, "name": "mlp"}
+    report = jaxprune.plan(params, SCHEDULE, exclude="nope", overrides={"fc/kernel": 0.9})
+    assert str(report).splitlines() == [
+        "plan: 0.75 at steps 1 to 4, 2 fires",
+        "leaf       shape  dtype    weights  nonzero  sparsity  note",
+        "fc/bias    50     float32       50       50     0.00%  1-D",
+        "fc/kernel  60x50  float32    3,000      300    90.00%  override 'fc/kernel'",
+        "name              str            1        1     0.00%  not an array",
+        "total                        3,051      351    88.50%",
+        "unused: exclude: 'nope' matches no leaf",
+    ]
+
+
+@pytest.mark.parametrize(
+    "schedule, when",
+    [
+        (0.25, "0.25 at step 0, 1 fire"),
+        (jaxprune.one_shot_schedule(0.5, 7), "0.5 at step 7, 1 fire"),
+        (jaxprune.linear_schedule(Fraction(1, 3), 5, 26, 10), "0.3333 at steps 5 to 26, 4 fires"),
+    ],
+)
+def test_plan_is_headed_by_what_the_schedule_reaches_and_when(schedule, when):
+    assert jaxprune.plan(make_params(), schedule).title == f"plan: {when}"
+
+
+def test_plan_of_a_number_is_the_plan_of_one_shot():
+    number = jaxprune.plan(make_params(), 0.6)
+    assert number == jaxprune.plan(make_params(), jaxprune.one_shot_schedule(0.6))
+    _, masks = jaxprune.prune_params(make_params(), 0.6)
+    assert {leaf.path: leaf.n_zero for leaf in number.leaves} == n_zeros(masks)
+
+
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+def test_plan_needs_no_arrays(rules):
+    params = trainable()
+    shapes = jax.eval_shape(lambda: params)
+    assert jaxprune.plan(shapes, SCHEDULE, **rules) == jaxprune.plan(params, SCHEDULE, **rules)
+
+
+def by_size(path, spec):
+    return spec.size > 20
+
+
+UNUSED = {
+    "all_used": (dict(include="fc/.*", exclude="fc/bias", overrides={"fc/kernel": 0.5}), ()),
+    "include": (
+        dict(include=("fc/kernel", "kernel")),
+        ("include: 'kernel' matches no leaf",),
+    ),
+    "exclude": (
+        dict(exclude=("ties", "head")),
+        ("exclude: 'head' matches no leaf",),
+    ),
+    "exclude_what_is_not_pruned": (dict(exclude="fc/bias"), ()),
+    "override_of_what_is_not_pruned": (
+        dict(overrides={"fc/bias": 0.5}),
+        ("overrides: 'fc/bias' matches no leaf that is pruned",),
+    ),
+    "override_of_what_is_excluded": (
+        dict(exclude="ties", overrides={"ties": 0.5}),
+        ("overrides: 'ties' matches no leaf that is pruned",),
+    ),
+    "two_includes_of_one_leaf": (dict(include=("fc/.*", "fc/kernel")), ()),
+    "two_excludes_of_one_leaf": (dict(exclude=("ti.*", "ties")), ()),
+    "override_behind_another": (
+        dict(overrides={"fc/.*": 0.5, "fc/kernel": 0.6}),
+        ("overrides: 'fc/kernel' only matches where an earlier one does",),
+    ),
+    "function": (
+        dict(include=("ties", by_size), exclude=lambda path, spec: spec.ndim > 7),
+        ("exclude: <lambda> matches no leaf",),
+    ),
+    "all_three": (
+        dict(include=("ties", "a"), exclude="b", overrides={"c": 0.5}),
+        (
+            "include: 'a' matches no leaf",
+            "exclude: 'b' matches no leaf",
+            "overrides: 'c' matches no leaf that is pruned",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("rules, unused", UNUSED.values(), ids=UNUSED)
+def test_plan_names_the_rules_that_decide_nothing(rules, unused):
+    notes = jaxprune.plan(make_params(), SCHEDULE, **rules).notes
+    assert notes == tuple(f"unused: {line}" for line in unused)
+
+
+PATHS = "empty, fc/bias, fc/kernel, head/kernel, scale, table, ties"
+CALLS = {
+    "prune": lambda p, **rules: jaxprune.prune(SCHEDULE, **rules).init(p),
+    "prune_params": lambda p, **rules: jaxprune.prune_params(p, 0.75, **rules),
+}
+
+
+@pytest.mark.parametrize("function", CALLS)
+@pytest.mark.parametrize("rules, unused", UNUSED.values(), ids=UNUSED)
+def test_each_unused_rule_warns_once(function, rules, unused):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        CALLS[function](make_params(), **rules)
+    assert [str(w.message) for w in caught] == [
+        f"jaxprune.{function}: {line}; the paths are {PATHS}" for line in unused
+    ]
+    assert all(w.category is UserWarning for w in caught)
+
+
+def test_only_init_warns_of_unused_rules():
+    tx = jaxprune.prune(SCHEDULE, exclude="nope", inner=optax.sgd(0.1))
+    with pytest.warns(UserWarning, match="exclude: 'nope' matches no leaf"):
+        state = tx.init(trainable())
+    _, state = tx.update(trainable(), state, trainable())  # warnings are errors here
+    assert int(jaxprune.get_state(state).prune_step) == 1
+
+
+def test_map_params_meets_unused_rules_without_a_word():
+    tx = optax.chain(optax.adam(0.1), jaxprune.prune(SCHEDULE, exclude="nope"))
+    with pytest.warns(UserWarning, match="exclude: 'nope' matches no leaf"):
+        state = tx.init(trainable())
+    touched = optax.tree.map_params(tx, lambda x: x * 0, state)
+    assert all(not leaf.any() for leaf in flat(jaxprune.get_state(touched).masks).values())
+
+
+BAD = {
+    "emptied": ({"w": ones(1, 2), "v": ones(9, 9), "b": ones(2)}, {}),
+    "integers": (make_params(), dict(include="table")),
+    "nothing": (make_params(), dict(include="nope")),
+}
+
+
+@pytest.mark.parametrize("params, rules", BAD.values(), ids=BAD)
+def test_plan_raises_what_init_would(params, rules):
+    with pytest.raises(ValueError, match=r"exclude=|include=") as by_init:
+        jaxprune.prune(SCHEDULE, **rules).init(params)
+    with pytest.raises(ValueError, match=r"exclude=|include=") as by_plan:
+        jaxprune.plan(params, SCHEDULE, **rules)
+    assert str(by_plan.value) == str(by_init.value)
+
+
+# --- summarize
+
+
+def damaged():
+    """Params, masks, and per leaf how many dropped weights are nonzero and kept ones zero."""
+    params, masks = jaxprune.prune_params(make_params(), 0.5)
+    fc = np.array(params["fc"]["kernel"])
+    dropped = np.argwhere(~np.asarray(masks["fc"]["kernel"]))
+    kept = np.argwhere(np.asarray(masks["fc"]["kernel"]))
+    fc[tuple(dropped[:3].T)] = (1e-45, -2.0, np.inf)  # the first is subnormal
+    fc[tuple(kept[:2].T)] = (0.0, -0.0)
+    bias = np.array(params["fc"]["bias"])
+    bias[1] = 0
+    params["fc"] = {"kernel": jnp.asarray(fc), "bias": jnp.asarray(bias)}
+    return params, masks
+
+
+def test_summarize_counts_zeros_by_their_bits():
+    params, _ = damaged()
+    report = jaxprune.summarize(params)
+    counted = {leaf.path: leaf.n_zero for leaf in report.leaves}
+    assert counted == n_zeros(params) == {**counted, "fc/kernel": 18 - 3 + 2, "fc/bias": 1}
+    assert report.n_zero == sum(counted.values())
+    assert report.size == sum(leaf.size for leaf in flat(params).values())
+    assert all(leaf.note == "" for leaf in report.leaves)
+
+
+@pytest.mark.parametrize("form", ("bool", "uint8", "state"))
+def test_summarize_with_masks_counts_them_and_notes_what_differs(form):
+    params, masks = damaged()
+    if form == "uint8":
+        masks = jax.tree.map(lambda m: m.astype(jnp.uint8), masks)
+    expected = n_zeros(masks)
+    if form == "state":
+        state = optax.chain(optax.sgd(0.1), jaxprune.prune(SCHEDULE)).init(params)
+        masks = optax.tree.set(state, masks=masks)
+    report = jaxprune.summarize(params, masks)
+    assert {leaf.path: leaf.n_zero for leaf in report.leaves} == expected
+    assert {leaf.path: leaf.note for leaf in report.leaves if leaf.note} == {
+        "fc/bias": "1 kept but zero",
+        "fc/kernel": "3 dropped but nonzero; 2 kept but zero",
+        "table": "1 kept but zero",
+    }
+
+
+def test_summarize_takes_whatever_a_tree_may_hold():
+    tree = {
+        "array": np.eye(2, dtype=np.float32),
+        "bool": jnp.array([True, False]),
+        "complex": jnp.array([[0j, 1j]], jnp.complex64),
+        "empty": jnp.zeros((2, 0, 3), jnp.bfloat16),
+        "float": 2.5,
+        "key": jax.random.key(0),
+        "keys": jax.random.split(jax.random.key(0), 2),
+        "name": "mlp",
+        "none": None,
+        "scalar": jnp.zeros((), jnp.float16),
+        "tiny": jnp.asarray(np.float32([[0, 1e-45]])),
+    }
+    table = {
+        leaf.path: (leaf.shape, leaf.dtype, leaf.size, leaf.n_zero)
+        for leaf in jaxprune.summarize(tree).leaves
+    }
+    assert table == {
+        "array": ((2, 2), "float32", 4, 2),
+        "bool": ((2,), "bool", 2, 1),
+        "complex": ((1, 2), "complex64", 2, 1),
+        "empty": ((2, 0, 3), "bfloat16", 0, 0),
+        "float": ((), "float", 1, 0),
+        "key": ((), "key<fry>", 1, 0),
+        "keys": ((2,), "key<fry>", 2, 0),
+        "name": ((), "str", 1, 0),
+        "scalar": ((), "float16", 1, 1),
+        "tiny": ((1, 2), "float32", 2, 1),
+    }
+
+
+@pytest.mark.parametrize("tree", ({}, None, [], {"a": {}}), ids=repr)
+def test_an_empty_tree_has_an_empty_report(tree):
+    for report in (jaxprune.summarize(tree), jaxprune.plan(tree, 0.5)):
+        assert (report.leaves, report.size, report.n_zero, report.sparsity) == ((), 0, 0, 0.0)
+        assert str(report).splitlines()[1:] == [
+            "leaf   shape  dtype  weights  nonzero  sparsity  note",
+            "total                      0        0     0.00%",
+        ]
+
+
+def test_a_leaf_at_the_root_is_called_root():
+    report = jaxprune.summarize(jnp.eye(4, dtype=jnp.float32))
+    assert str(report).splitlines() == [
+        "summary",
+        "leaf    shape  dtype    weights  nonzero  sparsity  note",
+        "(root)  4x4    float32       16        4    75.00%",
+        "total                        16        4    75.00%",
+    ]
+
+
+def test_rich_prints_every_cell_of_the_text_and_takes_no_path_for_markup():
+    console = pytest.importorskip("rich.console")
+    params = {"[bold]": ones(3, 4), "[/]": ones(4), "s": "x"}
+    report = jaxprune.plan(params, 0.5, exclude="nope")
+    text = io.StringIO()
+    console.Console(width=200, file=text).print(report)
+    text = text.getvalue()
+    for line in str(report).splitlines():
+        cells = [cell for cell in line.split("  ") if cell.strip()]
+        assert all(cell.strip() in text for cell in cells), line
+    assert text.count("float32") == 2
+
+
+# --- metrics
+
+
+def test_metrics_count_what_the_masks_and_thresholds_hold():
+    tx = optax.chain(optax.sgd(0.01), jaxprune.prune(SCHEDULE))
+    for t, (_, state) in enumerate(train(tx, trainable(), 6)):
+        masks, found = flat(jaxprune.get_masks(state)), jaxprune.metrics(state, per_leaf=True)
+        dropped = {path: int(np.sum(~m)) for path, m in masks.items()}
+        size = sum(m.size for m in masks.values())
+        thresholds = np.asarray(jaxprune.get_state(state).thresholds)
+        expected = {
+            "prune/step": t + 1,
+            "prune/n_zero": sum(dropped.values()),
+            "prune/sparsity": np.float32(sum(dropped.values())) / np.float32(size),
+            "prune/violations": 0,
+        }
+        for i, (path, mask) in enumerate(masks.items()):
+            expected[f"prune/sparsity/{path}"] = np.float32(dropped[path]) / max(mask.size, 1)
+            expected[f"prune/threshold/{path}"] = thresholds[i]
+        assert set(found) == set(expected)
+        for name, value in found.items():
+            assert value.shape == (), name
+            assert value.dtype in (jnp.float32, jnp.int32), name
+            # A quotient of floats that XLA may multiply by the reciprocal: one rounding apart.
+            np.testing.assert_allclose(value, expected[name], rtol=2**-22, err_msg=name)
+        names = ("prune/step", "prune/sparsity", "prune/n_zero", "prune/violations")
+        assert tuple(jaxprune.metrics(state)) == names
+
+
+def test_thresholds_in_metrics_part_the_kept_from_the_dropped():
+    params = trainable()
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
+    _, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    found = jaxprune.metrics(state, per_leaf=True)
+    masks = flat(jaxprune.get_masks(state))
+    for path, leaf in flat(params).items():
+        threshold = float(found[f"prune/threshold/{path}"])
+        scores = np.abs(leaf.astype(np.float32))
+        if masks[path].all():
+            assert threshold == 0
+        else:
+            assert scores[masks[path]].min() >= threshold >= scores[~masks[path]].max()
+
+
+@pytest.mark.parametrize("per_leaf", (False, True))
+def test_metrics_are_the_same_inside_jit(per_leaf):
+    tx = jaxprune.prune(SCHEDULE, inner=optax.sgd(0.01))
+    _, state = train(tx, trainable(), 3)[-1]
+    outside = jaxprune.metrics(state, per_leaf=per_leaf)
+    inside = jax.jit(functools.partial(jaxprune.metrics, per_leaf=per_leaf))(state)
+    assert set(inside) == set(outside)
+    for name in inside:
+        assert inside[name].dtype == outside[name].dtype
+        np.testing.assert_allclose(inside[name], outside[name], rtol=2**-22, err_msg=name)
+
+
+def test_metrics_of_an_empty_tree_are_zero():
+    found = jaxprune.metrics(jaxprune.prune(SCHEDULE).init({}), per_leaf=True)
+    assert {name: float(value) for name, value in found.items()} == dict.fromkeys(
+        ("prune/step", "prune/sparsity", "prune/n_zero", "prune/violations"), 0.0
+    )
+
+
+# --- check
+
+MISPLACED = (
+    "Something changes the updates after prune: make jaxprune.prune the last link of the chain, "
+    "or wrap the optimizer with prune(schedule, inner=optimizer). If the params were restored "
+    "without their optimizer state, or are an average, take jaxprune.apply_masks(params, "
+    "opt_state)."
+)
+
+
+def prune(**more):
+    return jaxprune.prune(SCHEDULE, **more)
+
+
+RIGHT = {
+    "last": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2), prune()),
+    "momentum": lambda: optax.chain(optax.sgd(0.1, momentum=0.9), prune()),
+    "inner": lambda: prune(inner=optax.adamw(1e-2)),
+    "before_identity": lambda: optax.chain(optax.sgd(0.1), prune(), optax.identity()),
+    "nested": lambda: optax.chain(optax.chain(optax.sgd(0.1), prune(exclude="ties"))),
+    "masked": lambda: optax.chain(
+        optax.sgd(0.1), optax.masked(prune(), {**dict.fromkeys(trainable(), True), "ties": False})
+    ),
+    "accumulated": lambda: optax.MultiSteps(prune(inner=optax.adam(1e-2)), 2),
+}
+WRONG = {
+    "adam": lambda: optax.chain(prune(), optax.adam(1e-2)),
+    "momentum": lambda: optax.chain(prune(), optax.trace(0.9)),
+    "scale": lambda: optax.chain(optax.sgd(1.0), prune(), optax.scale(0.5)),
+    "learning_rate": lambda: optax.chain(optax.scale_by_adam(), prune(), optax.scale(-1e-2)),
+    "clip": lambda: optax.chain(optax.sgd(0.1), prune(), optax.clip(1e-3)),
+    "clip_by_global_norm": lambda: optax.chain(prune(), optax.clip_by_global_norm(1e-2)),
+    "decay": lambda: optax.chain(optax.sgd(0.1), prune(), optax.add_decayed_weights(-0.1)),
+    "ema": lambda: optax.chain(optax.sgd(0.1), prune(), optax.ema(0.9)),
+    "inside_a_chain": lambda: optax.chain(optax.chain(optax.sgd(0.1), prune()), optax.scale(2.0)),
+}
+
+
+@functools.cache
+def runs(right, name):
+    with jax.numpy_dtype_promotion("standard"):  # some optimizers of optax need it
+        return train((RIGHT if right else WRONG)[name](), trainable(), 10)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_check_passes_at_every_step_in_the_right_order(name):
+    for params, state in runs(True, name):
+        jaxprune.check(params, state)
+        assert int(jaxprune.get_state(state).violations) == 0
+    assert jaxprune.summarize(params, state).n_zero > 0
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_check_names_the_leaves_that_a_wrong_order_brings_back(name):
+    for params, state in runs(False, name):
+        lines = []
+        masks = flat(jaxprune.get_masks(state))
+        for path, leaf in flat(params).items():
+            n_moved = int(np.sum((leaf != 0) & ~masks[path]))
+            verb = "is" if n_moved == 1 else "are"
+            if n_moved:
+                n_dropped = np.sum(~masks[path])
+                lines.append(f"{path}: {n_moved} of {n_dropped} dropped weights {verb} not zero")
+        if lines:
+            with pytest.raises(ValueError, match="not zero") as caught:
+                jaxprune.check(params, state)
+            assert str(caught.value) == f"{'; '.join(lines)}. {MISPLACED}"
+            assert set(KERNELS) <= {line.split(":")[0] for line in lines}
+    assert lines  # after both fires
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_violations_tell_of_a_wrong_order_from_the_next_fire_on(name):
+    counts = [int(jaxprune.get_state(state).violations) for _, state in runs(False, name)]
+    begin, end = STEPS["begin_step"], STEPS["end_step"]
+    assert counts[: begin + 1] == [0] * (begin + 1)
+    assert all(count == counts[end] > 0 for count in counts[end:])
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_check_raises_after_the_damage_is_gone(name):
+    params, state = runs(False, name)[-1]
+    found = int(jaxprune.get_state(state).violations)
+    with pytest.raises(ValueError, match="had moved") as caught:
+        jaxprune.check(jaxprune.apply_masks(params, state), state)
+    assert str(caught.value) == (
+        f"every dropped weight is zero now, but a fire found {found} that had moved. {MISPLACED}"
+    )
+
+
+def test_check_takes_minus_zero_for_zero_and_lets_kept_weights_be():
+    params, state = runs(True, "last")[-1]
+    masks = jaxprune.get_masks(state)
+    with jax.debug_nans(False):
+        wild = jax.tree.map(lambda p, m: jnp.where(m, jnp.nan, -0.0).astype(p.dtype), params, masks)
+        jaxprune.check(wild, state)
+
+
+def test_check_looks_at_every_member_of_a_vmapped_state():
+    params = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), trainable())
+    tx = optax.chain(optax.sgd(0.1), prune())
+    state = jax.vmap(tx.init)(params)
+    for _ in range(2):
+        updates, state = jax.vmap(tx.update)(params, state, params)
+        params = optax.apply_updates(params, updates)
+    jaxprune.check(params, state)
+    second = state[1]._replace(violations=jnp.array([0, 4], jnp.int32))
+    with pytest.raises(ValueError, match="a fire found 4 that had moved"):
+        jaxprune.check(params, (state[0], second))
+    params["ties"] = params["ties"].at[1].set(1.0)
+    with pytest.raises(ValueError, match=r"^ties: 2 of 4 dropped weights are not zero\. "):
+        jaxprune.check(params, state)
+
+
+def test_check_reads_restored_numpy_arrays():
+    params, state = runs(True, "inner")[-1]
+    jaxprune.check(*jax.tree.map(np.asarray, (params, state)))
+    params = jax.tree.map(np.array, params)
+    params["ties"][...] = 1
+    with pytest.raises(ValueError, match=r"^ties: 7 of 7 dropped weights are not zero\. "):
+        jaxprune.check(params, jax.tree.map(np.asarray, state))
