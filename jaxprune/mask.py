@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.count import count_true
 from jaxprune.floats import is_nonzero
 from jaxprune.paths import path_str
-from jaxprune.select import count_true, select
+from jaxprune.select import select
 
 
 def tighten(

@@ -20,8 +20,10 @@ MAY_IMPORT = {
     "score": (),
     "structure": (),
     "distribution": (),
-    "select": ("floats",),
-    "mask": ("floats", "paths", "select"),
+    "count": (),
+    "search": ("floats", "count"),
+    "select": ("floats", "count", "search"),
+    "mask": ("floats", "paths", "count", "select"),
     "budget": ("paths", "schedule", "score", "structure", "distribution"),
     "state": ("floats", "paths", "mask"),
     "oneshot": ("floats", "paths", "schedule", "score", "structure", "distribution", "mask")

@@ -1,0 +1,110 @@
+"""Counting over stacks of leaves: one fused read for many counts, laid out for one device or many.
+
+A stack is one or more leaves of equal shape under a new first axis, its members. On one device
+the others are merged into rows, which is free there. With several devices an axis may be sharded:
+leaves stay by themselves and keep their axes, and only scalars travel.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# Elements of one reduced row on a single device: long enough to vectorise, short enough that XLA
+# CPU has rows left to spread over its threads.
+_ROW = 1024
+# Leaves of at most this many entries are copied together with others of their shape.
+_STACKED = 2**20
+
+Stacks = list[tuple[tuple[int, ...], Any]]
+
+
+def stacked(operands: Sequence[Any], specs: Sequence[Any], one_device: bool) -> Stacks:
+    """Operands of equal shapes as one, with a new first axis, each beside the leaves it holds.
+
+    Compile time then grows with the number of different shapes instead of that of leaves. The copy
+    that it takes is freed with the selection. Across devices every operand stays by itself.
+    """
+    alike: dict[Any, list[int]] = {}
+    for i, (x, spec) in enumerate(zip(operands, specs, strict=True)):
+        leaves, treedef = jax.tree.flatten(x)
+        kind = (treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        size = math.prod(spec.shape)
+        if size:
+            alike.setdefault(kind if one_device and size <= _STACKED else i, []).append(i)
+
+    def stack(*xs: jax.Array) -> jax.Array:
+        rows = [_as_rows(x) if one_device else jnp.expand_dims(x, 0) for x in xs]
+        return jnp.concatenate(rows) if len(rows) > 1 else rows[0]
+
+    return [
+        (tuple(members), jax.tree.map(stack, *(operands[i] for i in members)))
+        for members in alike.values()
+    ]
+
+
+def per_member(x: jax.Array, ndim: int) -> jax.Array:
+    """[n_members] against the entries of a stack of `ndim` axes."""
+    return jnp.expand_dims(x, tuple(range(1, ndim)))
+
+
+def count_true(flags: Sequence[jax.Array]) -> jax.Array:
+    """How often each of two or more bool arrays of one shape is set: int32[n_flags]."""
+    if not flags[0].size:
+        return jnp.zeros((len(flags),), jnp.int32)
+    one_device = jax.device_count() == 1
+    views = [_as_rows(f) if one_device else jnp.expand_dims(f, 0) for f in flags]
+    return count_each(views, jnp.int32)[0]
+
+
+def count_each(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """How often each of two or more flags is set in each member of a stack: [n_members, n_flags].
+
+    A variadic reduce is what keeps it one fused read on CPU: a plain sum stores the compare first
+    and costs ten times as much. Rows are reduced by themselves, which gives XLA something to spread
+    over threads; across devices all axes are, so that scalars travel and not rows.
+    """
+    axes = (2,) if jax.device_count() == 1 else tuple(range(1, flags[0].ndim))
+    zero = np.zeros((), np.dtype(dtype))
+    ones = tuple(flag.astype(dtype) for flag in flags)
+    sums = lax.reduce(ones, (zero,) * len(ones), lambda a, b: tuple(map(operator.add, a, b)), axes)
+    return jnp.stack([jnp.sum(s, axis=tuple(range(1, s.ndim)), dtype=dtype) for s in sums], axis=1)
+
+
+def _as_rows(x: jax.Array) -> jax.Array:
+    """A leaf as [1, rows, row], padded with zeros; for one device, where merging axes is free.
+
+    With several devices an axis may be sharded, and a reshape would gather it.
+    """
+    row = _row_length(x.size)
+    flat = x.reshape(-1)
+    if x.size % row:
+        flat = lax.pad(flat, np.zeros((), np.dtype(x.dtype)), [(0, -x.size % row, 0)])
+    return flat.reshape(1, -1, row)
+
+
+@functools.cache
+def _row_length(size: int) -> int:
+    """The longest divisor of `size` up to `_ROW`; `_ROW` itself, by padding, when that is short."""
+    if size <= _ROW:
+        return size
+    longest = next(n for n in range(_ROW, 0, -1) if size % n == 0)
+    return longest if longest >= _ROW // 16 else _ROW
+
+
+def ranks(shape: tuple[int, ...], top: jax.Array) -> jax.Array:
+    """`top` for each member's first entry in row-major order, falling by one; [n_members, ...]."""
+    rank = jnp.broadcast_to(per_member(top, len(shape)), shape)
+    stride = 1
+    for axis in range(len(shape) - 1, 0, -1):
+        if shape[axis] > 1:
+            index = lax.broadcasted_iota(top.dtype, shape, axis)
+            rank = rank - index * jnp.asarray(stride, top.dtype)
+        stride *= shape[axis]
+    return rank

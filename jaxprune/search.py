@@ -1,0 +1,229 @@
+"""The search for the cuts: brackets that narrow by counts until each holds what is wanted.
+
+Every pool has a bracket of keys with known counts on both sides. A pass places a few cuts inside
+each bracket, counts how many entries reach each of them, and keeps the part that holds the wanted
+count. All pools advance together, in one loop.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.count import Stacks, count_each, per_member, ranks
+from jaxprune.floats import bits_of, keyed_dtype, order_key
+
+# Thresholds counted in one read. XLA CPU fuses up to 15 reduction operands; 7 cost about one memory
+# read.
+_N_CUTS = 7
+# Where the cuts of an interpolated pass lie around the expected place, in standard deviations.
+_LADDER = np.array([-3.5, -1.1, -0.35, 0.0, 0.35, 1.1, 3.5], np.float32)
+# Where the cuts of a warm start lie around the last threshold, as key distances of a float32: about
+# 12%, 1.6% and 0.2% of the threshold on either side.
+_WARM = np.array([-(2**20), -(2**17), -(2**14), 0, 2**14, 2**17, 2**20], np.int64)
+
+
+class Group(NamedTuple):
+    """What is known of the arrays while tracing: everything here is a Python value."""
+
+    pool_of: tuple[int, ...]
+    sizes: tuple[int, ...]  # entries of each leaf
+    pool_sizes: tuple[int, ...]
+    top: tuple[int, ...]  # rank of each leaf's first entry; ranks fall by one per entry, down to 1
+    common: np.dtype | None  # dtype that scores are widened to, where a pool mixes several
+    floats: tuple[np.dtype, ...]  # dtype of each pool's keyed scores
+    key_dtype: Any
+
+    @staticmethod
+    def of(specs: Sequence[jax.ShapeDtypeStruct], pool_of: tuple[int, ...]) -> "Group":
+        """The group of leaves with these shapes and dtypes of scores."""
+        sizes = [math.prod(s.shape) for s in specs]
+        left = [0] * (max(pool_of) + 1)
+        for n, p in zip(sizes, pool_of, strict=True):
+            left[p] += n
+        pool_sizes = tuple(left)
+        for n in pool_sizes:
+            if n >= 2**31 - 1:
+                raise ValueError(f"a pool of {n} scores; at most 2**31 - 2 can be counted exactly.")
+        top = []
+        for n, p in zip(sizes, pool_of, strict=True):
+            top.append(left[p])
+            left[p] -= n
+        dtypes = [keyed_dtype(s.dtype) for s in specs]
+        mixed = len(set(pool_of)) < len(pool_of) and len(set(dtypes)) > 1
+        common = max([*dtypes, np.dtype(np.float32)], key=lambda d: d.itemsize) if mixed else None
+        floats = tuple(common or dtypes[pool_of.index(q)] for q in range(len(pool_sizes)))
+        wide = any(d.itemsize == 8 for d in floats)
+        key_dtype = jnp.uint64 if wide else jnp.uint32
+        return Group(pool_of, tuple(sizes), pool_sizes, tuple(top), common, floats, key_dtype)
+
+
+class Cuts(NamedTuple):
+    """Kept is what has `key > value`, or `key == value` and `rank >= cut`. One entry per pool."""
+
+    value: jax.Array
+    cut: jax.Array
+
+
+class _Bracket(NamedTuple):
+    """One step of the search; every field has one entry per pool.
+
+    The digit searched is the key at first, and the rank among equal keys once the key is settled.
+    Of the entries still in play, `n_lo >= want` have a digit `>= lo`, and `n_hi <= want` have one
+    `>= hi`.
+    """
+
+    lo: jax.Array
+    hi: jax.Array
+    n_lo: jax.Array
+    n_hi: jax.Array
+    want: jax.Array
+    on_rank: jax.Array
+    even: jax.Array  # the last pass narrowed little: the next one cuts evenly, which bounds them
+    done: jax.Array
+    cuts: Cuts
+
+
+def search(
+    keys: Callable[[Any, Any], jax.Array],
+    stacks: Stacks,
+    group: Group,
+    n_keep: jax.Array,
+    start: jax.Array | None,
+) -> Cuts:
+    """Narrows all brackets together until each holds exactly the wanted count."""
+    key_dtype = group.key_dtype
+    sizes = jnp.asarray(np.array(group.pool_sizes), key_dtype)
+    want = jnp.clip(n_keep, 0, jnp.asarray(np.array(group.pool_sizes), n_keep.dtype))
+    want = want.astype(key_dtype)
+    zero = jnp.zeros_like(sizes)
+    hi = jnp.full_like(sizes, np.iinfo(np.dtype(key_dtype)).max)
+    no = jnp.zeros(sizes.shape, bool)
+    all_kept = want == sizes
+    cuts = Cuts(value=jnp.where(all_kept, zero, hi), cut=zero)
+    bracket = _Bracket(zero, hi, sizes, zero, want, no, no, all_kept | (want == 0), cuts)
+    opening = _opening(bracket, group, start)
+
+    def count(cuts: jax.Array, bracket: _Bracket) -> jax.Array:
+        # The barrier ties the read to the loop's own values. Without it XLA computes keys and ranks
+        # once outside the loop and keeps them: several times the memory, and slower.
+        inside = ([x for _, x in stacks], cuts, bracket.cuts.value, bracket.on_rank, sizes)
+        xs, cuts, value, on_rank, pool_sizes = lax.optimization_barrier(inside)
+        totals = jnp.zeros(cuts.shape, key_dtype)
+        for (members, _), x in zip(stacks, xs, strict=True):
+            pools = np.array([group.pool_of[i] for i in members])
+            behind = [group.pool_sizes[group.pool_of[i]] - group.top[i] for i in members]
+            top = pool_sizes[pools] - jnp.asarray(np.array(behind), key_dtype)
+            key = keys(*x)
+            tied = key == per_member(value[pools], key.ndim)
+            rank = ranks(key.shape, top)
+            digit = jnp.where(
+                per_member(on_rank[pools], key.ndim), jnp.where(tied, rank, key_dtype(0)), key
+            )
+            size = group.sizes[members[0]]
+            if math.prod(key.shape[1:]) > size:  # the padding of rows, whose ranks run on
+                last = per_member(top - key_dtype(size), key.ndim)
+                inside = (rank > last) & (rank <= per_member(top, key.ndim))
+                digit = jnp.where(inside, digit, key_dtype(0))
+            totals = totals.at[pools].add(_count_reaching(digit, cuts[pools]))
+        return totals
+
+    def one_pass(carry: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
+        bracket, first = carry
+        cuts = jnp.where(first, opening, _next_cuts(bracket))
+        return _narrow(bracket, cuts, count(cuts, bracket), sizes), jnp.zeros_like(first)
+
+    first = jnp.ones((), bool)
+    bracket, _ = lax.while_loop(lambda c: jnp.any(~c[0].done), one_pass, (bracket, first))
+    return bracket.cuts
+
+
+def _opening(bracket: _Bracket, group: Group, start: jax.Array | None) -> jax.Array:
+    """Cuts of the first pass: around `start`, else even sections of the non-negative keys."""
+    rows = []
+    for pool, dtype in enumerate(group.floats):
+        _, sign, infinity = bits_of(dtype)
+        even = [sign + infinity * i // (_N_CUTS + 1) for i in range(1, _N_CUTS + 1)]
+        row = jnp.asarray(np.array(even, np.dtype(group.key_dtype)))
+        if start is not None:
+            key = order_key(start[pool].astype(dtype)).astype(group.key_dtype)
+            usable = jnp.isfinite(start[pool]) & (start[pool] != 0)
+            row = jnp.where(usable, key + _warm_steps(dtype, group.key_dtype), row)
+        rows.append(row)
+    return _inside(bracket, jnp.stack(rows))
+
+
+def _warm_steps(dtype: Any, key_dtype: Any) -> np.ndarray:
+    """Key distances of the warm cuts; the negative ones wrap, as unsigned addition undoes."""
+    unit = 2.0 ** (jnp.finfo(dtype).nmant - 23)
+    steps = [math.copysign(max(abs(s) * unit, 1), s) if s else 0 for s in _WARM.tolist()]
+    return np.array(steps, np.int64).astype(np.dtype(key_dtype))
+
+
+def _next_cuts(b: _Bracket) -> jax.Array:
+    """Cuts inside each bracket, [n_pools, n_cuts]: where the counts point, or evenly spread.
+
+    Within a bracket the digits are taken as uniform. The number of them among the first `x` of the
+    bracket's width is then binomial, which gives both the expected place of the wanted count and
+    the standard deviation by which the ladder spreads the cuts.
+    """
+    n_cuts = jnp.asarray(_N_CUTS + 1, b.lo.dtype)
+    step = (b.hi - b.lo + n_cuts - 1) // n_cuts
+    even = b.lo[:, None] + step[:, None] * jnp.arange(1, _N_CUTS + 1, dtype=b.lo.dtype)[None, :]
+    real = jnp.float64 if b.lo.dtype == jnp.uint64 else jnp.float32
+    width, n_in, n_below = (
+        (a).astype(real) for a in (b.hi - b.lo, b.n_lo - b.n_hi, b.n_lo - b.want)
+    )
+    per_entry = width / jnp.maximum(n_in, 1)
+    deviation = jnp.sqrt(n_below * jnp.maximum(n_in - n_below, 0) / jnp.maximum(n_in, 1))
+    spread = jnp.maximum(per_entry * deviation, 1)
+    offset = (per_entry * n_below)[:, None] + spread[:, None] * jnp.asarray(_LADDER, real)[None, :]
+    # Rounding may carry the width just past the integer type; anything past `hi` is clipped below.
+    offset = jnp.clip(offset, 0, (width * (1 - 2.0**-20))[:, None]).astype(b.lo.dtype)
+    return _inside(b, jnp.where(b.even[:, None], even, b.lo[:, None] + offset))
+
+
+def _inside(b: _Bracket, cuts: jax.Array) -> jax.Array:
+    return jnp.clip(cuts, b.lo[:, None] + jnp.ones_like(cuts), b.hi[:, None] - jnp.ones_like(cuts))
+
+
+def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, sizes: jax.Array) -> _Bracket:
+    """The bracket after one pass; a pool is done when some cut holds exactly the wanted count."""
+    most = np.iinfo(np.dtype(b.lo.dtype)).max
+    enough, few = counts >= b.want[:, None], counts <= b.want[:, None]
+    lo = jnp.maximum(b.lo, jnp.max(jnp.where(enough, cuts, jnp.zeros_like(cuts)), axis=1))
+    hi = jnp.minimum(b.hi, jnp.min(jnp.where(few, cuts, jnp.full_like(cuts, most)), axis=1))
+    n_lo = jnp.minimum(
+        b.n_lo, jnp.min(jnp.where(enough, counts, jnp.full_like(counts, most)), axis=1)
+    )
+    n_hi = jnp.maximum(b.n_hi, jnp.max(jnp.where(few, counts, jnp.zeros_like(counts)), axis=1))
+    one = jnp.ones_like(lo)
+    hit_lo, hit_hi = n_lo == b.want, n_hi == b.want
+    at = jnp.where(hit_lo, lo, hi)
+    hit = hit_lo | hit_hi
+    # The key is settled and more entries share it than are wanted: go on with their ranks.
+    tied = ~hit & ~b.on_rank & (hi - lo == one)
+    value = jnp.where(b.on_rank, b.cuts.value, jnp.where(hit, at, lo))
+    new = _Bracket(
+        lo=jnp.where(tied, one, lo),
+        hi=jnp.where(tied, sizes + one, hi),
+        n_lo=jnp.where(tied, n_lo - n_hi, n_lo),
+        n_hi=jnp.where(tied, jnp.zeros_like(n_hi), n_hi),
+        want=jnp.where(tied, b.want - n_hi, b.want),
+        on_rank=b.on_rank | tied,
+        even=~tied & ((hi - lo) > (b.hi - b.lo) // jnp.full_like(lo, _N_CUTS + 1)),
+        done=hit,
+        cuts=Cuts(value, jnp.where(b.on_rank & hit, at, jnp.zeros_like(at))),
+    )
+    return jax.tree.map(lambda new, old: jnp.where(b.done, old, new), new, b)
+
+
+def _count_reaching(digit: jax.Array, cuts: jax.Array) -> jax.Array:
+    """How many entries of each member are >= each of its cuts, [n_members, n_cuts]."""
+    return count_each(
+        [digit >= per_member(cuts[:, j], digit.ndim) for j in range(_N_CUTS)], digit.dtype
+    )
