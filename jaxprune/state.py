@@ -4,6 +4,8 @@ Masks are matched to params by key path, never by tree structure: wrappers such 
 and `optax.partition` leave holes, and flax boxes its leaves differently at different times.
 """
 
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import chex
@@ -11,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.mask import keep
-from jaxprune.paths import leaves_with_paths, listed, path_str, spec_of
+from jaxprune.paths import leaves_with_paths, listed, spec_of
 
 
 class PruneState(NamedTuple):
@@ -91,21 +93,24 @@ def get_masks(opt_state: Any) -> chex.ArrayTree:
       >>> get_masks(tx.init({"kernel": jnp.ones((1, 2))}))["kernel"].tolist()
       [[True, True]]
     """
-    trees = [state.masks for state in _some_states(opt_state)]
-    if len(trees) == 1:
-        return jax.tree.map(lambda m: m.astype(bool), trees[0])
-    flat = [jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_hole) for tree in trees]
-    paths = [[path_str(path) for path, _ in slots] for slots, _ in flat]
-    merged = []
-    if all(other == paths[0] for other in paths):
-        for column in zip(*([m for _, m in slots] for slots, _ in flat), strict=True):
-            masks = [m.astype(bool) for m in column if not _is_hole(m)]
-            if len({m.shape for m in masks}) > 1:
-                break
-            merged.append(jnp.all(jnp.stack(masks), axis=0) if masks else column[0])
-    if len(merged) != len(paths[0]):
+    return _merge([state.masks for state in _some_states(opt_state)])
+
+
+def _merge(trees: list[Any]) -> Any:
+    """One tree of bool masks. A hole in one tree may stand for a whole subtree of another."""
+    solid = [tree for tree in trees if not _is_hole(tree)]
+    if not solid:
+        return trees[0]
+    levels = [jax.tree.flatten(tree, is_leaf=lambda x, top=tree: x is not top) for tree in solid]
+    node = levels[0][1]
+    is_mask = jax.tree_util.treedef_is_leaf(node)
+    shapes = {jnp.shape(mask) for mask in solid} if is_mask else set()
+    if any(other != node for _, other in levels) or len(shapes) > 1:
         raise ValueError("the prune states found hold masks of different trees; pass one of them.")
-    return jax.tree.unflatten(flat[0][1], merged)
+    if is_mask:
+        return functools.reduce(operator.and_, [mask.astype(bool) for mask in solid])
+    columns = zip(*(children for children, _ in levels), strict=True)
+    return node.unflatten([_merge(list(column)) for column in columns])
 
 
 def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTree:
@@ -191,4 +196,5 @@ def _some_states(opt_state: Any) -> list[PruneState]:
 
 
 def _is_hole(x: Any) -> bool:
-    return not jax.tree.leaves(x)
+    """Whether it is what wrappers leave of a subtree: None, or a tuple of nothing."""
+    return x is None or (isinstance(x, tuple) and not x)

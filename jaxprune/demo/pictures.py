@@ -51,7 +51,7 @@ def over_steps(results: dict[str, Any]) -> Figure:
     bottom = max(0.0, math.floor(lowest * 50 - 0.5) / 50)
     right = results["config"]["steps"]
     below.set(ylabel="test accuracy", xlabel="step", ylim=(bottom, 1.0), xlim=(0, right))
-    above.set_title(f"Gradual pruning, and the accuracy on the way  ({_mean(results)})", size=11)
+    figure.suptitle(f"Gradual pruning, and accuracy on the way  ({_mean(results)})", size=11)
     above.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in (above, below):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -83,7 +83,7 @@ def against_nonzeros(results: dict[str, Any]) -> Figure:
     level = dense["accuracy_mean"]
     axes.axhspan(level - sd, level + sd, color=_DENSE, alpha=0.08, lw=0)
     for kind, name, colour, marker in (
-        ("sparse", "large, pruned to this many", _SPARSE, "o"),
+        ("sparse", "large, sparse", _SPARSE, "o"),
         ("small dense", "small, dense", _SMALL, "s"),
     ):
         rows = [row for row in summary if row["kind"] == kind]
