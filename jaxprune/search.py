@@ -22,6 +22,8 @@ from jaxprune.floats import bits_of, keyed_dtype, order_key
 _N_CUTS = 7
 # Where the cuts of an interpolated pass lie around the expected place, in standard deviations.
 _LADDER = np.array([-3.5, -1.1, -0.35, 0.0, 0.35, 1.1, 3.5], np.float32)
+# Leaves of this many entries are worth sampling for the first cuts, and this many are sampled.
+_SAMPLED, _SAMPLE = 2**17, 2**13
 # Where the cuts of a warm start lie around the last threshold, as key distances of a float32: about
 # 12%, 1.6% and 0.2% of the threshold on either side.
 _WARM = np.array([-(2**20), -(2**17), -(2**14), 0, 2**14, 2**17, 2**20], np.int64)
@@ -106,7 +108,7 @@ def search(
     all_kept = want == sizes
     cuts = Cuts(value=jnp.where(all_kept, zero, hi), cut=zero)
     bracket = _Bracket(zero, hi, sizes, zero, want, no, no, all_kept | (want == 0), cuts)
-    opening = _opening(bracket, group, start)
+    opening = _opening(bracket, keys, stacks, group, start)
 
     def count(cuts: jax.Array, bracket: _Bracket) -> jax.Array:
         # The barrier ties the read to the loop's own values. Without it XLA computes keys and ranks
@@ -142,19 +144,55 @@ def search(
     return bracket.cuts
 
 
-def _opening(bracket: _Bracket, group: Group, start: jax.Array | None) -> jax.Array:
-    """Cuts of the first pass: around `start`, else even sections of the non-negative keys."""
+def _opening(
+    bracket: _Bracket,
+    keys: Callable[[Any, Any], jax.Array],
+    stacks: Stacks,
+    group: Group,
+    start: jax.Array | None,
+) -> jax.Array:
+    """Cuts of the first pass: around `start`, else a sample's quantiles, else evenly spread."""
     rows = []
-    for pool, dtype in enumerate(group.floats):
-        _, sign, infinity = bits_of(dtype)
-        even = [sign + infinity * i // (_N_CUTS + 1) for i in range(1, _N_CUTS + 1)]
-        row = jnp.asarray(np.array(even, np.dtype(group.key_dtype)))
-        if start is not None:
-            key = order_key(start[pool].astype(dtype)).astype(group.key_dtype)
-            usable = jnp.isfinite(start[pool]) & (start[pool] != 0)
-            row = jnp.where(usable, key + _warm_steps(dtype, group.key_dtype), row)
-        rows.append(row)
-    return _inside(bracket, jnp.stack(rows))
+    for dtype in group.floats:
+        _, sign, infinity = bits_of(dtype)  # the keys of the non-negative
+        rows.append([sign + infinity * i // (_N_CUTS + 1) for i in range(1, _N_CUTS + 1)])
+    opening = jnp.asarray(np.array(rows, np.dtype(group.key_dtype)))
+    if jax.device_count() == 1:
+        for members, x in stacks:
+            pools = np.array([group.pool_of[i] for i in members])
+            size = group.sizes[members[0]]
+            alone = all(group.pool_sizes[pool] == size for pool in pools)
+            if alone and size >= _SAMPLED:
+                part = (size - bracket.want[pools].astype(jnp.float32)) / size
+                cuts = _sample_quantiles(keys, x, size, part)
+                opening = opening.at[pools].set(cuts.astype(opening.dtype))
+    if start is not None:
+        steps = np.stack([_warm_steps(dtype, group.key_dtype) for dtype in group.floats])
+        warm = [order_key(start[i].astype(d)) for i, d in enumerate(group.floats)]
+        warm = jnp.stack([key.astype(group.key_dtype) for key in warm])[:, None] + steps
+        usable = jnp.isfinite(start) & (start != 0)
+        opening = jnp.where(usable[:, None], warm, opening)
+    return _inside(bracket, opening)
+
+
+def _sample_quantiles(
+    keys: Callable[[Any, Any], jax.Array], operands: Any, size: int, part: jax.Array
+) -> jax.Array:
+    """Cuts around the key that `part` of each member's entries lie below, [n_members, n_cuts].
+
+    Every so many entries are sampled and sorted. The stride is odd, so that it does not fall into
+    step with the columns of a matrix.
+    """
+    stride = max(size // min(size // 64, _SAMPLE), 1) | 1
+
+    def sample(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0], -1)[:, stride // 2 : size : stride]
+
+    key = jnp.sort(keys(*jax.tree.map(sample, operands)), axis=1)
+    n = key.shape[1]
+    deviation = jnp.sqrt(part * (1 - part) * n) + 1
+    at = (part * n)[:, None] + deviation[:, None] * jnp.asarray(_LADDER)[None, :]
+    return jnp.take_along_axis(key, jnp.clip(at.astype(jnp.int32), 0, n - 1), axis=1)
 
 
 def _warm_steps(dtype: Any, key_dtype: Any) -> np.ndarray:

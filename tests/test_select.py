@@ -73,6 +73,19 @@ def test_keeps_exactly_the_largest_and_the_earlier_of_equals(shape, dtype, layou
             np.testing.assert_array_equal(mask, oracle(scores, n_keep), err_msg=f"{kind} {n_keep}")
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("shape", ((513, 600), (307_801,)), ids=str)
+def test_leaves_that_are_sampled_are_selected_from_exactly(shape, dtype, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    fn = jax.jit(lambda a, b, n: topk_masks([a, b], [n, n // 2]))  # two of a shape: a stack
+    for kind in KINDS:
+        a, b = values(kind, shape, dtype), values(kind, shape, dtype, key=1)
+        for n_keep in (0, 1, a.size // 10, a.size - 1, a.size):
+            masks = fn(a, b, n_keep)
+            np.testing.assert_array_equal(masks[0], oracle(a, n_keep), err_msg=f"{kind} {n_keep}")
+            np.testing.assert_array_equal(masks[1], oracle(b, n_keep // 2))
+
+
 @given(
     kind=st.sampled_from(KINDS),
     shape=st.sampled_from(((31,), (4, 8), (3, 5, 7))),
