@@ -1317,3 +1317,22 @@ def test_an_empty_tree_has_nothing_to_prune_and_is_no_error():
 def test_a_leaf_of_exactly_the_largest_size_is_planned():
     report = jaxprune.plan(big(2**31 - 2, 1), HALF)
     assert [leaf.n_zero for leaf in report.leaves] == [2**30 - 1, 0]
+
+
+def test_states_that_hide_whole_subtrees_from_each_other_are_merged():
+    tree = {"fc": {"w": ones(2, 4), "b": ones(4)}, "head": {"w": ones(4, 2), "b": ones(2)}}
+    hidden = {"fc": True, "head": False}  # a prefix: one placeholder stands for all of `head`
+    shown = {"fc": {"w": True, "b": True}, "head": {"w": True, "b": True}}
+    tx = optax.chain(
+        optax.masked(jaxprune.prune(HALF), hidden),
+        optax.masked(jaxprune.prune(jaxprune.one_shot_schedule(0.25)), shown),
+    )
+    _, state = tx.update(tree, tx.init(tree), tree)
+    masks = jaxprune.get_masks(state)
+    assert jax.tree.structure(masks) == jax.tree.structure(tree)
+    assert jax.tree.map(lambda m: int(jnp.sum(~m)), masks) == {
+        "fc": {"w": 4, "b": 0},
+        "head": {"w": 2, "b": 0},
+    }
+    merged = jaxprune.apply_masks(tree, state)
+    jax.tree.map(lambda p, m: np.testing.assert_array_equal(p != 0, m), merged, masks)

@@ -1,0 +1,36 @@
+"""The figures in the README are those of the JSON beside them."""
+
+import json
+import math
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def demo_rows():
+    """The lines of the README's table, from the results of `python -m jaxprune demo`."""
+    rows = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["summary"]
+
+    def accuracy(row):
+        return f"{100 * row['accuracy_mean']:.2f} ± {100 * row['accuracy_sd']:.2f} %"
+
+    dense, *others = rows
+    yield f"| {dense['n_nonzero']:,} | dense | {accuracy(dense)} | | |"
+    for sparse, small in zip(others[::2], others[1::2], strict=True):
+        difference = 100 * (sparse["accuracy_mean"] - small["accuracy_mean"])
+        variance = (sparse["accuracy_sd"] ** 2 + small["accuracy_sd"] ** 2) / sparse["n_seeds"]
+        tie = abs(difference) <= 200 * math.sqrt(variance)
+        verdict = f"{difference:+.2f}, a tie" if tie else f"**{difference:+.2f}**"
+        yield (
+            f"| {sparse['n_nonzero']:,} | {100 * sparse['sparsity']:g} % | {accuracy(sparse)} "
+            f"| {accuracy(small)} | {verdict} |"
+        )
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
+def test_the_demo_table_is_what_the_demo_wrote():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for line in demo_rows():
+        assert line in readme, line
