@@ -86,7 +86,7 @@ class Recipe(NamedTuple):
         return Recipe(
             targets=targets,
             include=include,
-            exclude=paths_lib.as_rules(exclude, "exclude"),
+            exclude=paths_lib.as_rules(() if exclude is None else exclude, "exclude"),
             overrides=_as_overrides(overrides, targets[-1]),
             distribution=distribution,
             structure=structure,
@@ -163,7 +163,15 @@ def _check_part(name: str, value: Any, ok: bool, example: str) -> None:
 
 
 def _check_score(path: str, spec: jax.ShapeDtypeStruct, score: Callable[..., jax.Array]) -> None:
-    out = jax.eval_shape(score, spec, None, None)
+    try:
+        out = jax.eval_shape(score, spec, None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"score: {paths_lib.rule_name(score)} fails on (params, grads, key) of "
+            f"{path or '(root)'}: "
+            f"{error}. A score takes all three; wrap one that does not: "
+            "lambda params, grads, key: jnp.abs(params)."
+        ) from error
     got = paths_lib.spec_of(out)
     if got is None or got.shape != spec.shape or not jnp.issubdtype(got.dtype, jnp.floating):
         what = type(out).__name__ if got is None else f"{got.dtype} of shape {got.shape}"

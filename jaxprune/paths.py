@@ -51,9 +51,17 @@ def rule_for(path: str) -> str:
 
 
 def leaves_with_paths(tree: Any) -> tuple[list[str], list[Any], Any]:
-    """The paths and the leaves of a tree, in order, and its structure."""
+    """The paths and the leaves of a tree, in order, and its structure.
+
+    Raises:
+      ValueError: two leaves with one path, as `{"a/b": x, "a": {"b": y}}` has.
+    """
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    return [path_str(path) for path, _ in flat], [leaf for _, leaf in flat], treedef
+    paths = [path_str(path) for path, _ in flat]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"{twice}: two leaves have this path. Rename a key that contains '/'.")
+    return paths, [leaf for _, leaf in flat], treedef
 
 
 def as_rules(rules: Any, argument: str) -> tuple[Rule, ...]:

@@ -82,7 +82,9 @@ class Report:
         rows = []
         for leaf in (*self.leaves, total):
             shape = "x".join(map(str, leaf.shape)) if leaf is not total else ""
-            counts = (f"{leaf.size:,}", f"{leaf.size - leaf.n_zero:,}", f"{leaf.sparsity:.2%}")
+            n_left = leaf.size - leaf.n_zero
+            part = f"{min(leaf.sparsity, 0.9999 if n_left else 1):.2%}"  # 100% means all of them
+            counts = (f"{leaf.size:,}", f"{n_left:,}", part)
             rows.append((leaf.path or "(root)", shape, leaf.dtype, *counts, leaf.note))
         return rows
 

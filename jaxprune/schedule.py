@@ -371,6 +371,8 @@ def check_schedule(schedule: Any, also: str = "") -> None:
         )
     elif hasattr(schedule, "init"):
         fix = "Pass the optimizer by name: prune(schedule, inner=optimizer)."
+    elif getattr(schedule, "__module__", None) == __name__ and callable(schedule):
+        fix = f"Call it: jaxprune.{schedule.__name__}(0.9, ...)."
     elif callable(schedule):
         fix = "Wrap it: jaxprune.from_optax_schedule(fn, begin_step=..., end_step=...)."
     else:

@@ -126,7 +126,8 @@ def prune(
         masks = _parallel(paths, treedef, state.masks, "masks in the state")
         u_leaves = _parallel(paths, treedef, updates, "updates", holes=True)
         budget = recipe.budget(paths, p_leaves)
-        _check_leaves(budget, paths, p_leaves, masks, u_leaves, state)
+        _check_state(paths, p_leaves, masks, state)
+        _check_updates(budget, paths, p_leaves, u_leaves, "update")
         inner_state = state.inner_state
         if inner_tx is not None:
             for i in budget.chosen:
@@ -135,6 +136,7 @@ def prune(
                 treedef.unflatten(u_leaves), inner_state, params, **extra_args
             )
             u_leaves = _parallel(paths, treedef, updates, "updates of `inner`", holes=True)
+            _check_updates(budget, paths, p_leaves, u_leaves, "update of `inner`")
         chosen = [jnp.asarray(p_leaves[i]) for i in budget.chosen]
         kept, thresholds, violations = _fire(
             schedule,
@@ -239,31 +241,35 @@ def _parallel(
     )
 
 
-def _check_leaves(
-    budget: Budget,
-    paths: list[str],
-    params: list[Any],
-    masks: list[Any],
-    updates: list[Any],
-    state: PruneState,
-) -> None:
+def _check_state(paths: list[str], params: list[Any], masks: list[Any], state: PruneState) -> None:
     for path, param, mask in zip(paths, params, masks, strict=True):
         if spec_of(param) is not None and jnp.shape(mask) != param.shape:
             raise ValueError(wrong_shape(path, jnp.shape(mask), param.shape))
-    for i in budget.chosen:
-        path = paths[i] or "(root)"
-        if updates[i] is None:
-            raise ValueError(
-                f"{path}: the update is None, but the leaf is pruned. Leave it out with "
-                f"exclude={rule_for(paths[i])!r}, or give it a gradient."
-            )
-        if jnp.shape(updates[i]) != jnp.shape(params[i]):
-            raise ValueError(
-                f"{path}: the update has shape {jnp.shape(updates[i])} but the param has shape "
-                f"{jnp.shape(params[i])}. Pass gradients with respect to these params."
-            )
     if jnp.shape(state.thresholds) != (len(paths),):
         raise ValueError(
             f"the thresholds in the state have shape {jnp.shape(state.thresholds)} but the params "
             f"have {len(paths)} leaves. Was the state restored from another model?"
         )
+    step = jnp.asarray(state.prune_step)
+    if step.shape or not jnp.issubdtype(step.dtype, jnp.integer):
+        raise ValueError(
+            f"prune_step in the state must be an int32 scalar, got {step.dtype} of shape "
+            f"{step.shape}. Restore checkpoints into the dtypes of tx.init(params)."
+        )
+
+
+def _check_updates(
+    budget: Budget, paths: list[str], params: list[Any], updates: list[Any], what: str
+) -> None:
+    for i in budget.chosen:
+        path = paths[i] or "(root)"
+        if updates[i] is None:
+            raise ValueError(
+                f"{path}: the {what} is None, but the leaf is pruned. Leave it out with "
+                f"exclude={rule_for(paths[i])!r}, or give it a gradient."
+            )
+        if jnp.shape(updates[i]) != jnp.shape(params[i]):
+            raise ValueError(
+                f"{path}: the {what} has shape {jnp.shape(updates[i])} but the param has shape "
+                f"{jnp.shape(params[i])}. Pass gradients with respect to these params."
+            )

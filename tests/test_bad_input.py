@@ -1214,7 +1214,38 @@ SELECTION = [
     ),
 ]
 
-CASES = [*SCHEDULES, *ARGUMENTS, *LEAVES, *UPDATES, *STATES, *SELECTION]
+LATER = [
+    case(
+        "two_leaves_of_one_path",
+        lambda: jaxprune.plan({"a/b": ones(2, 2), "a": {"b": ones(2, 2)}}, 0.5),
+        ValueError,
+        "a/b: two leaves have this path. Rename a key that contains '/'.",
+    ),
+    case(
+        "inner_that_changes_a_shape",
+        lambda: update(
+            inner=optax.stateless(lambda updates, params: {**updates, "w": updates["w"][0]})
+        ),
+        ValueError,
+        "w: the update of `inner` has shape (4,) but the param has shape (2, 4). Pass gradients "
+        "with respect to these params.",
+    ),
+    case(
+        "schedule_not_called",
+        lambda: jaxprune.prune(jaxprune.cubic_schedule),
+        TypeError,
+        f"schedule must be a jaxprune.SparsitySchedule, got {jaxprune.cubic_schedule!r}. Call it: "
+        "jaxprune.cubic_schedule(0.9, ...).",
+    ),
+    case(
+        "restored_step_of_floats",
+        lambda: update(state=start()._replace(prune_step=jnp.zeros(()))),
+        ValueError,
+        "prune_step in the state must be an int32 scalar, got float32 of shape (). Restore "
+        "checkpoints into the dtypes of tx.init(params).",
+    ),
+]
+CASES = [*SCHEDULES, *ARGUMENTS, *LEAVES, *UPDATES, *STATES, *SELECTION, *LATER]
 
 
 @pytest.mark.parametrize("call, kind, text", CASES)
@@ -1336,3 +1367,20 @@ def test_states_that_hide_whole_subtrees_from_each_other_are_merged():
     }
     merged = jaxprune.apply_masks(tree, state)
     jax.tree.map(lambda p, m: np.testing.assert_array_equal(p != 0, m), merged, masks)
+
+
+def test_a_score_of_one_argument_is_told_to_take_three():
+    with pytest.raises(TypeError, match=r"fails on \(params, grads, key\) of w: .* wrap one that"):
+        update(score=lambda params: jnp.abs(params))
+
+
+def test_no_exclude_is_none():
+    assert str(jaxprune.plan(params(), 0.5, exclude=None)) == str(jaxprune.plan(params(), 0.5))
+
+
+def test_a_hundred_percent_means_all_of_them():
+    shape = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
+    report = jaxprune.plan({"w": shape, "b": ones(3)}, Fraction(999_999, 1_000_000))
+    assert report.leaves[1].n_zero == 999_999
+    assert "100.00%" not in str(report)
+    assert "99.99%" in str(report)

@@ -62,7 +62,7 @@ def make_optimizer(network: Network, config: Config) -> optax.GradientTransforma
 @functools.cache
 def make_trainer(network: Network, config: Config) -> Trainer:
     """The functions that train a network; they compile once, for all its seeds."""
-    apply = functools.partial(logits_of, network.widths)
+    loss_and_grad = jax.value_and_grad(functools.partial(_loss, network.widths))
     tx = make_optimizer(network, config)
 
     def init(key: jax.Array) -> RunState:
@@ -71,16 +71,11 @@ def make_trainer(network: Network, config: Config) -> Trainer:
         step = jnp.zeros((), jnp.int32)
         return RunState(params, tx.init(params), step, empty, empty, empty.astype(jnp.float32))
 
-    def loss_fn(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = apply(params, images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
     def one_step(data: Data, key: jax.Array, carry: Any, step: jax.Array) -> tuple[Any, jax.Array]:
         params, opt_state = carry
         step_key = jax.random.fold_in(key, step)
         batch = jax.random.randint(step_key, (config.batch_size,), 0, config.n_train)
-        images, labels = data.train_images[batch], data.train_labels[batch]
-        loss, grads = jax.value_and_grad(loss_fn)(params, images, labels)
+        loss, grads = loss_and_grad(params, data.train_images[batch], data.train_labels[batch])
         updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
@@ -90,17 +85,24 @@ def make_trainer(network: Network, config: Config) -> Trainer:
         carry = (state.params, state.opt_state)
         (params, opt_state), losses = lax.scan(body, carry, steps)
         chunk = state.step // config.steps_per_chunk
-        right = apply(params, data.test_images).argmax(-1) == data.test_labels
+        answers = logits_of(network.widths, params, data.test_images).argmax(-1)
         return RunState(
             params,
             opt_state,
             state.step + config.steps_per_chunk,
-            state.n_correct.at[chunk].set(right.sum()),
+            state.n_correct.at[chunk].set((answers == data.test_labels).sum()),
             state.n_zero.at[chunk].set(_n_zero(network, opt_state)),
             state.loss.at[chunk].set(losses[-1]),
         )
 
     return Trainer(jax.jit(init), jax.jit(advance, donate_argnums=0))
+
+
+def _loss(
+    widths: tuple[int, int, int], params: Any, images: jax.Array, labels: jax.Array
+) -> jax.Array:
+    logits = logits_of(widths, params, images)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def _n_zero(network: Network, opt_state: Any) -> jax.Array | int:
