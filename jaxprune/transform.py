@@ -46,10 +46,10 @@ def prune(
     shrink. Scores are those of the params that `update` is given. The emitted dtype at a pruned
     leaf is the wider of the param's and the update's: a narrower one could not land on zero.
 
-    With `inner`, the optimizer sees gradients that are zero at dropped weights, so momentum and the
-    norm that global clipping takes are those of the sparse network, and `prune` can't be put in the
-    wrong place. In a chain it must come last; `violations` in the state and `check` tell when it
-    does not.
+    With `inner`, the optimizer sees gradients that are zero at dropped weights, those dropped at
+    this step included, so momentum and the norm that global clipping takes are those of the sparse
+    network, and `prune` can't be put in the wrong place. In a chain it must come last; `violations`
+    in the state and `check` tell when it does not.
 
     Args:
       schedule: when to fire and what sparsity to reach. Steps count this transform's updates.
@@ -128,15 +128,6 @@ def prune(
         budget = recipe.budget(paths, p_leaves)
         _check_state(paths, p_leaves, masks, state)
         _check_updates(budget, paths, p_leaves, u_leaves, "update")
-        inner_state = state.inner_state
-        if inner_tx is not None:
-            for i in budget.chosen:
-                u_leaves[i] = keep(u_leaves[i], masks[i])
-            updates, inner_state = inner_tx.update(
-                treedef.unflatten(u_leaves), inner_state, params, **extra_args
-            )
-            u_leaves = _parallel(paths, treedef, updates, "updates of `inner`", holes=True)
-            _check_updates(budget, paths, p_leaves, u_leaves, "update of `inner`")
         chosen = [jnp.asarray(p_leaves[i]) for i in budget.chosen]
         kept, thresholds, violations = _fire(
             schedule,
@@ -147,6 +138,17 @@ def prune(
             [jnp.asarray(masks[i]) for i in budget.chosen],
             (state.prune_step, state.thresholds, state.violations),
         )
+        # Only the new masks are read from here on, so that XLA updates them in place: a use of the
+        # old ones after the fire would cost a copy of each on every step.
+        inner_state = state.inner_state
+        if inner_tx is not None:
+            for i, m in zip(budget.chosen, kept, strict=True):
+                u_leaves[i] = keep(jnp.asarray(u_leaves[i]), m)
+            updates, inner_state = inner_tx.update(
+                treedef.unflatten(u_leaves), inner_state, params, **extra_args
+            )
+            u_leaves = _parallel(paths, treedef, updates, "updates of `inner`", holes=True)
+            _check_updates(budget, paths, p_leaves, u_leaves, "update of `inner`")
         for i, p, m in zip(budget.chosen, chosen, kept, strict=True):
             u_leaves[i], masks[i] = land(p, jnp.asarray(u_leaves[i]), m), m
         return treedef.unflatten(u_leaves), PruneState(

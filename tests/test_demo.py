@@ -275,11 +275,14 @@ def test_resume_refuses_another_configuration(finished):
     assert f"(python -m jaxprune demo {' '.join(OPTIONS)} --out {folder} --resume)" in result.stderr
 
 
-def test_resume_refuses_other_versions(tmp_path):
+def test_resume_refuses_an_environment_with_other_bits(tmp_path):
     results = job.prepare(TINY, tmp_path)
     results["environment"]["versions"]["jax"] = "0.0.1"
+    results["environment"]["n_cpus"] = 99
+    results["environment"]["commit"] = "another"  # does not matter
     Store(tmp_path).write(results)
-    with pytest.raises(ValueError, match=r"another environment: jax is 0\.0\.1 there and"):
+    differ = r"n_cpus is 99 there and \d+ here, jax is 0\.0\.1 there and [^ ]+ here\."
+    with pytest.raises(ValueError, match=rf"another environment: {differ}"):
         job.prepare(TINY, tmp_path, resume=True)
 
 

@@ -1,6 +1,7 @@
 """The laws of one update, over generated params, schedules and dtypes."""
 
 import functools
+import re
 from fractions import Fraction
 
 import chex
@@ -173,8 +174,8 @@ def test_inner_sees_no_gradient_of_dropped_weights():
     params = make_params(0)
     state = tx.init(params)
     for t in range(3):
-        masks, grads = jaxprune.get_masks(state), make_updates(params, t)
-        updates, state = tx.update(grads, state, params)
+        updates, state = tx.update(grads := make_updates(params, t), state, params)
+        masks = jaxprune.get_masks(state)
         params = optax.apply_updates(params, updates)
         for m, g, s in zip(*map(kernels, (masks, grads, seen[-1])), strict=True):
             np.testing.assert_array_equal(bits(s), np.where(m, bits(g), 0))
@@ -355,6 +356,26 @@ def test_straight_through_masks_values_and_passes_gradients():
     tangents = make_updates(params, 1)
     _, out = jax.jvp(lambda p: jaxprune.straight_through(p, masks), (params,), (tangents,))
     chex.assert_trees_all_equal(out, tangents)
+
+
+@pytest.mark.parametrize("form", ("chain", "inner"))
+def test_a_step_copies_no_params_and_no_masks(form):
+    schedule = jaxprune.cubic_schedule(0.9, 0, 4, 2)
+    adam = optax.adamw(0.1)
+    tx = optax.chain(adam, jaxprune.prune(schedule)) if form == "chain" else None
+    tx = tx or jaxprune.prune(schedule, inner=adam)
+    params = {"a": jnp.ones((640, 320)), "b": jnp.ones((320, 64)), "bias": jnp.ones(64)}
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), params).compile()
+    entry = compiled.as_text().split("\nENTRY ")[1]
+    copies = [
+        line for line in entry.splitlines() if re.search(r"\[(640,320|320,64)\].* copy\(", line)
+    ]
+    assert not copies
 
 
 def test_quiet_steps_run_no_selection_under_vmap():

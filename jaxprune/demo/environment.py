@@ -30,6 +30,15 @@ def describe() -> dict[str, Any]:
     }
 
 
+def decisive(environment: dict[str, Any]) -> dict[str, Any]:
+    """The part of `describe()` that the bits of a result hang on.
+
+    The number of CPUs is in it: XLA splits a matrix product among them, and sums in another order.
+    """
+    names = ("device", "machine", "n_cpus")
+    return {name: environment[name] for name in names} | environment["versions"]
+
+
 def n_cpus() -> int:
     """CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -52,7 +52,7 @@ def prepare(
 
     Raises:
       ValueError: `folder` holds a job and `resume` is False, or the other way round; or the job in
-        it has another configuration, or was started under other versions.
+        it has another configuration, or was started in another environment.
     """
     store = Store(folder)
     found = store.read()
@@ -70,9 +70,8 @@ def prepare(
         )
     _check_same("configuration", found["config"], _as_json(config), found, folder)
     if not found["finished"]:
-        now, then = environment.describe(), found["environment"]
-        here = {"device": now["device"], **now["versions"]}
-        there = {"device": then["device"], **then["versions"]}
+        here = environment.decisive(environment.describe())
+        there = environment.decisive(found["environment"])
         _check_same("environment", there, here, found, folder)
     return found
 

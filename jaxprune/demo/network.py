@@ -2,7 +2,7 @@
 
 Three convolutions, the mean over the image, one dense layer. The convolutions are plain `nn.Conv`,
 but computed as one matrix product each: with its own convolutions inside a `lax.scan`, XLA for CPUs
-takes 5 to 25 times longer over a step.
+takes 2 to 25 times longer over a step.
 """
 
 import itertools
