@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 import jaxprune
 from jaxprune.distribution import round_half_up
@@ -148,6 +148,7 @@ def test_all_ones_masks_are_the_identity():
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(bits(a), bits(b)), updates, grads)
 
 
+@settings(max_examples=10)  # each compiles anew
 @given(begin=st.integers(0, 3), span=st.integers(0, 4), every=st.integers(1, 6))
 def test_target_is_reached_for_any_grid(begin, span, every):
     final, end = 0.75, begin + span

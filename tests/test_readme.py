@@ -29,8 +29,31 @@ def demo_rows():
         )
 
 
+def speed_rows():
+    """The lines of the README's speed table, from the results of `python -m benchmarks select`."""
+    results = json.loads((ROOT / "benchmarks/results/select-cpu.json").read_text())
+    rows = [row for row in results["rows"] if row["case"] == "size" and row["keep"] == 0.2]
+
+    def ratio(x):
+        return f"{x:.0f}" if x >= 10 else f"{x:.1f}"
+
+    others = ("argsort", "sort", "top_k", "np.partition", "torch.kthvalue", "torch.topk")
+    for n in (10**4, 10**5, 10**6, 10**7):
+        ms = {row["method"]: row["median_ms"] for row in rows if row["n"] == n}
+        ours = ms["jaxprune"]
+        times = " | ".join(ratio(ms[other] / ours) for other in others)
+        yield f"| 1e{len(str(n)) - 1} | {ratio(ours / ms['read'])} | {times} |"
+
+
 @pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
 def test_the_demo_table_is_what_the_demo_wrote():
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     for line in demo_rows():
+        assert line in readme, line
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
+def test_the_speed_table_is_what_the_benchmark_wrote():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for line in speed_rows():
         assert line in readme, line

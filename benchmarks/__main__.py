@@ -1,0 +1,98 @@
+"""`python -m benchmarks [select|step] [--quick] [--out DIR]`: measure, show, write down.
+
+Each benchmark leaves `NAME-BACKEND.json` and pictures beside it. The file is rewritten after every
+case, so Ctrl-C keeps what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+import types
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from benchmarks import bench_select, bench_step, plots
+from benchmarks.common import Check, Row, environment, load_average, write_json
+
+_BENCHMARKS: dict[str, types.ModuleType] = {"select": bench_select, "step": bench_step}
+_RESULTS = Path(__file__).parent / "results"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what the command line asks for; 130 where it was interrupted, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("which", nargs="*", metavar="select|step", help="default: both")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, into a temporary folder")
+    parser.add_argument("--out", type=Path, help=f"default: {_RESULTS}")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    args = parser.parse_args(argv)
+    if unknown := set(args.which) - set(_BENCHMARKS):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}: choose select or step")
+    out = args.out or (Path(tempfile.mkdtemp()) if args.quick else _RESULTS)
+    console = Console()
+    for name in args.which or _BENCHMARKS:
+        if not run(name, out, console, quick=args.quick, only=args.only):
+            return 130
+    return 0
+
+
+def run(name: str, out: Path, console: Console, *, quick: bool, only: str = "") -> bool:
+    """Measures one benchmark and writes it down; False where it was interrupted."""
+    bench = _BENCHMARKS[name]
+    path = out / f"{name}-{jax.default_backend()}.json"
+    rows: list[Row] = []
+    notes: list[str] = [why] if name == "select" and (why := bench_select.why_no_torch()) else []
+    where = environment()
+    finished = False
+    with contextlib.suppress(KeyboardInterrupt):
+        for case in tqdm([c for c in bench.cases(quick) if only in c.name], desc=name):
+            found = case.rows()
+            notes += [row["note"] for row in found if row["case"] == "note"]
+            load = {"load_average": load_average()[:1]}
+            rows += [row | load for row in found if row["case"] != "note"]
+            _write(path, name, where, rows, notes, bench.checks(rows), finished=False, quick=quick)
+        finished = True
+    checks = bench.checks(rows)
+    _write(path, name, where, rows, notes, checks, finished=finished, quick=quick)
+    for table in [*bench.tables(rows), _targets(checks)]:
+        console.print(table)
+    pictures = plots.draw(name, rows, path)
+    for line in [*notes, *(f"wrote {file}" for file in (path, *pictures))]:
+        console.print(line, highlight=False, soft_wrap=True)
+    return finished
+
+
+def _write(
+    path: Path,
+    name: str,
+    where: Row,
+    rows: Sequence[Row],
+    notes: Sequence[str],
+    checks: Sequence[Check],
+    **facts: bool,
+) -> None:
+    targets = [{**check._asdict(), "ok": check.ok} for check in checks]
+    content = {"benchmark": name, **facts, "environment": where, "notes": notes}
+    write_json(path, content | {"targets": targets, "rows": rows})
+
+
+def _targets(checks: Sequence[Check]) -> Table:
+    table = Table(title="Targets")
+    for column in ("target", "limit", "measured", "ok"):
+        table.add_column(column, justify="left" if column == "target" else "right")
+    for check in checks:
+        limit = f"{'>=' if check.at_least else '<='} {check.limit:g}"
+        ok = "[green]yes" if check.ok else "[red]NO"
+        table.add_row(check.target, limit, f"{check.measured:.3g}", ok)
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

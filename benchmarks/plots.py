@@ -1,0 +1,101 @@
+"""Pictures of what was measured: time against size, worst inputs, overhead of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench_select import COLD, OURS, READ
+from benchmarks.bench_step import BASE
+from benchmarks.common import Row
+
+_OURS = {READ: "black", COLD: "tab:green", OURS[1]: "tab:olive"}
+
+
+def draw(name: str, rows: Sequence[Row], where: Path) -> list[Path]:
+    """Draws what the rows of one benchmark can show; the files, PNG, or none without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return []
+    matplotlib.use("Agg")
+    pictures = {"select": {"": _against_size, "-inputs": _inputs}, "step": {"": _overhead}}[name]
+    files = []
+    for suffix, picture in pictures.items():
+        figure = picture(rows)
+        if figure is not None:
+            files.append(where.with_name(f"{where.stem}{suffix}.png"))
+            figure.savefig(files[-1], dpi=150)
+    return files
+
+
+def _figure(width: float = 7, height: float = 5) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _against_size(rows: Sequence[Row]) -> Any:
+    mine = [r for r in rows if r["case"] == "size" and r["dtype"] == "float32" and r["keep"] == 0.2]
+    if not mine:
+        return None
+    figure, axes = _figure()
+    for method in dict.fromkeys(r["method"] for r in mine):
+        line = sorted((r["n"], r["median_ms"]) for r in mine if r["method"] == method)
+        style = {"color": _OURS[method], "linewidth": 2.5} if method in _OURS else {"alpha": 0.8}
+        n, ms = zip(*line, strict=True)
+        axes.loglog(n, ms, marker="o", markersize=3, label=method, **style)
+    axes.set(xlabel="weights", ylabel="milliseconds", title="Mask of the largest 20%, float32")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _inputs(rows: Sequence[Row]) -> Any:
+    mine = [r for r in rows if r["case"] == "input"]
+    if not mine:
+        return None
+    largest = max(r["n"] for r in mine)
+    mine = [r for r in mine if r["n"] == largest]
+    methods = [m for m in dict.fromkeys(r["method"] for r in mine) if m != READ]
+    kinds = list(dict.fromkeys(r["kind"] for r in mine))
+    figure, axes = _figure(10)
+    for i, method in enumerate(methods):
+        at = {r["kind"]: r["x_read"] for r in mine if r["method"] == method}
+        place = [kinds.index(kind) + 0.8 * (i / len(methods) - 0.5) for kind in at]
+        color = _OURS.get(method)
+        axes.bar(
+            place, list(at.values()), 0.8 / len(methods), align="edge", label=method, color=color
+        )
+    axes.set(yscale="log", ylabel="reads of the weights", title=f"{largest:.0e} weights, keep 20%")
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.legend(frameon=False, ncols=4)
+    return figure
+
+
+def _overhead(rows: Sequence[Row]) -> Any:
+    mine = [r for r in rows if r["case"] == "step" and r["method"] != BASE]
+    if not mine:
+        return None
+    tasks = list(dict.fromkeys((r["task"], r["dtype"]) for r in mine))
+    methods = list(dict.fromkeys(r["method"] for r in mine))
+    figure, axes = _figure(8, 1 + 0.5 * len(tasks))
+    for i, method in enumerate(methods):
+        at = {(r["task"], r["dtype"]): r for r in mine if r["method"] == method}
+        place = [tasks.index(task) + 0.8 * (i / len(methods) - 0.5) for task in at]
+        height = 0.8 / len(methods)
+        quiet = [100 * (r["x_adamw"] - 1) for r in at.values()]
+        axes.barh(place, quiet, height, align="edge", label=f"{method}, quiet", color=f"C{i}")
+        amortised = [100 * (r["x_amortised"] - 1) for r in at.values()]
+        label = f"{method}, a fire every 100 steps"
+        axes.plot(amortised, [p + height / 2 for p in place], "|", color="black", label=label)
+    axes.set_yticks(range(len(tasks)), [f"{task} {dtype}" for task, dtype in tasks])
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="% more than adamw alone", title="What pruning adds to a step")
+    axes.legend(frameon=False)
+    return figure

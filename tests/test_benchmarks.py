@@ -1,0 +1,147 @@
+"""`python -m benchmarks`: what it writes, that it checks answers, that it survives; no timings."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("rich")
+pytest.importorskip("tqdm")
+
+from benchmarks import __main__ as cli, bench_select, bench_step, common
+
+
+def written(folder, name):
+    (path,) = folder.glob(f"{name}-*.json")
+    return json.loads(path.read_text())
+
+
+def test_select_writes_every_method_with_its_answer_and_its_surroundings(tmp_path, capsys):
+    only = "select normal 1e+04 keep 20%"
+    assert cli.main(["select", "--quick", "--out", str(tmp_path), "--only", only]) == 0
+    result = written(tmp_path, "select")
+    assert result["finished"]
+    assert {"backend", "device", "cores", "versions", "commit", "load_average"} <= set(
+        result["environment"]
+    )
+    ours = [row for row in result["rows"] if row["method"] in bench_select.OURS]
+    assert ours
+    for row in result["rows"]:
+        assert row["median_ms"] > 0
+        assert row["calls"] >= 7
+        assert row["dtype"] == "float32"
+        assert row["shape"] == [100, 100]
+    assert {row["answer"] for row in ours} == {"exact"}
+    assert {"target", "limit", "measured", "ok"} <= set(result["targets"][0])
+    assert "Targets" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", bench_select.KINDS)
+def test_the_judge_tells_right_masks_from_wrong_ones(kind):
+    w = bench_select.weights(kind, 1000)
+    for n_keep in (0, 1, 200, 999, 1000):
+        right = bench_select.oracle(w, n_keep)
+        assert right.sum() == n_keep
+        order = np.argsort(-bench_select.keys_of(w).astype(np.int64), kind="stable")
+        assert right.reshape(-1)[order[:n_keep]].all()
+        assert bench_select.judge(right, w, right) == "exact"
+    shifted = np.roll(right := bench_select.oracle(w, 200), 1)
+    tied = kind in ("constant", "zero")
+    assert bench_select.judge(shifted, w, right) == ("ties" if tied else "wrong")
+
+
+def test_a_wrong_answer_of_ours_stops_the_run(monkeypatch):
+    monkeypatch.setattr(
+        bench_select, "_ours_warm", lambda w, n_keep, start: jnp.zeros(w.shape, bool)
+    )
+    with pytest.raises(AssertionError, match="jaxprune warm on normal weights"):
+        bench_select.compare("size", "normal", 100, 0.2)
+
+
+def test_many_leaves_are_checked_and_compared_with_one():
+    rows = {row["method"]: row for row in bench_select.many_leaves(True)}
+    assert rows["many"]["leaves"] == 24
+    assert rows["one"]["x_one"] == 1.0
+    assert all(row["compile_s"] > 0 and row["answer"] == "exact" for row in rows.values())
+
+
+def test_step_writes_quiet_and_firing_steps_of_each_optimizer(tmp_path):
+    assert cli.main(["step", "--quick", "--out", str(tmp_path), "--only", "mlp"]) == 0
+    rows = {row["method"]: row for row in written(tmp_path, "step")["rows"]}
+    assert set(rows) >= {"adamw", "chain", "inner"}
+    for name, row in rows.items():
+        assert {"median_ms", "temp_bytes", "copies", "x_adamw", "compile_s"} <= set(row)
+        assert row["traces"] == 1
+        assert ("fire_ms" in row) == (name != "adamw")
+
+
+@pytest.mark.parametrize("make", (bench_step.transformer, bench_step.lstm))
+def test_every_network_has_finite_gradients_of_its_params(make):
+    task = make(True, jnp.bfloat16)
+    grads = jax.jit(task.grads)(task.params, task.batch)
+    assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, task.params)
+    assert all(jnp.isfinite(g).all() and jnp.any(g != 0) for g in jax.tree.leaves(grads))
+
+
+def test_copies_inside_loops_do_not_count():
+    hlo = """HloModule m
+%body (p: (u8[8])) -> (u8[8]) {
+  %c.1 = u8[8]{0} copy(%x)
+}
+%called (p: u8[8]) -> u8[8] {
+  ROOT %c.2 = u8[8]{0} copy(%p)
+}
+ENTRY %main (a: u8[8]) -> u8[8] {
+  %c.3 = u8[2]{0} copy(%a)
+  %w = (u8[8]{0}) while(%t), condition=%cond, body=%body
+  ROOT %f = u8[8]{0} fusion(%a), kind=kLoop, calls=%called
+}
+"""
+    assert bench_step.large_copies(hlo, 8) == ["u8[8]"]
+    assert bench_step.large_copies(hlo, 1) == ["u8[2]", "u8[8]"]
+
+
+def test_without_torch_its_rows_are_left_out_with_a_note(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    bench_select.why_no_torch.cache_clear()
+    try:
+        only = "select normal 1e+04 keep 10%"
+        assert cli.main(["select", "--quick", "--out", str(tmp_path), "--only", only]) == 0
+    finally:
+        bench_select.why_no_torch.cache_clear()
+    result = written(tmp_path, "select")
+    assert not any(row["method"].startswith("torch") for row in result["rows"])
+    assert "torch is not installed" in result["notes"][0]
+    assert "torch is not installed" in capsys.readouterr().out
+
+
+def test_an_interrupt_keeps_what_was_measured(monkeypatch, tmp_path):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    row = {"case": "size", "kind": "normal", "n": 10, "keep": 0.2, "method": "read"}
+    row |= {"answer": None, "dtype": "float32", "median_ms": 1.0, "x_read": 1.0, "x_ours": 0.1}
+    found = [common.Case("first", lambda: [row]), common.Case("second", interrupted)]
+    monkeypatch.setattr(bench_select, "cases", lambda quick: found)
+    assert cli.main(["select", "--out", str(tmp_path)]) == 130
+    result = written(tmp_path, "select")
+    assert not result["finished"]
+    assert [r["method"] for r in result["rows"]] == ["read"]
+
+
+def test_a_result_is_replaced_in_one_move(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    common.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        common.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_an_unknown_benchmark_is_named(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["speed"])
+    assert "no benchmark speed: choose select or step" in capsys.readouterr().err
