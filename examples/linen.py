@@ -59,9 +59,7 @@ for step in range(STEPS):
     batch = jax.random.choice(jax.random.key(step), len(x_train), (BATCH,))
     state, logs = train_step(state, x_train[batch], y_train[batch])
     if step % 100 == 99:
-        print(
-            f"step {step + 1}  loss {logs['loss']:.4f}  sparsity {logs['prune/sparsity']:.3f}"
-        )
+        print(f"step {step + 1}  loss {logs['loss']:.4f}  sparsity {logs['prune/sparsity']:.3f}")
 
 logits = model.apply({"params": state.params}, x_test)
 accuracy = (jnp.argmax(logits, axis=-1) == y_test).mean()
