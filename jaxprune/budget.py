@@ -8,7 +8,7 @@ share them.
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +71,7 @@ class Recipe(NamedTuple):
         _check_part("distribution", distribution, isinstance(distribution, Distribution), "uniform")
         is_structure = hasattr(structure, "unit_scores") and not isinstance(structure, type)
         _check_part("structure", structure, is_structure, "Unstructured()")
-        is_function = callable(score) and not isinstance(score, type)
-        _check_part("score", score, is_function, "magnitude")
+        _check_part("score", score, callable(score) and not isinstance(score, type), "magnitude")
         if not paths_lib.is_hashable(score):
             raise TypeError(
                 f"score: {score!r} cannot be hashed, so that its compilation can't be remembered. "
@@ -90,7 +89,7 @@ class Recipe(NamedTuple):
             overrides=_as_overrides(overrides, targets[-1]),
             distribution=distribution,
             structure=structure,
-            score=score,
+            score=cast(Any, score),
         )
 
     def budget(self, paths: Sequence[str], leaves: Sequence[Any]) -> Budget:
@@ -167,7 +166,7 @@ def _check_score(path: str, spec: jax.ShapeDtypeStruct, score: Callable[..., jax
         out = jax.eval_shape(score, spec, None, None)
     except TypeError as error:
         raise TypeError(
-            f"score: {paths_lib.rule_name(score)} fails on (params, grads, key) of "
+            f"score: {getattr(score, '__name__', score)!r} fails on (params, grads, key) of "
             f"{path or '(root)'}: "
             f"{error}. A score takes all three; wrap one that does not: "
             "lambda params, grads, key: jnp.abs(params)."

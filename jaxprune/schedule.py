@@ -8,6 +8,7 @@ scalar operations. Schedules know nothing of params, masks or optimizers.
 import dataclasses
 import itertools
 import numbers
+import operator
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -90,9 +91,10 @@ class SparsitySchedule:
         """Which fire is the latest at `step`: 0 for the first, -1 before it; works on tracers."""
         last = len(self.targets) - 1
         if isinstance(step, numbers.Integral):
+            step = operator.index(step)
             if step < self.begin_step:
                 return -1
-            return last if step >= self.end_step else int(step - self.begin_step) // self.every
+            return last if step >= self.end_step else (step - self.begin_step) // self.every
         step = jnp.asarray(step)
         fired = jnp.where(step >= self.end_step, last, (step - self.begin_step) // self.every)
         return jnp.where(step < self.begin_step, -1, fired)
