@@ -192,7 +192,10 @@ def _sample_quantiles(
     n = key.shape[1]
     deviation = jnp.sqrt(part * (1 - part) * n) + 1
     at = (part * n)[:, None] + deviation[:, None] * jnp.asarray(_LADDER)[None, :]
-    return jnp.take_along_axis(key, jnp.clip(at.astype(jnp.int32), 0, n - 1), axis=1)
+    cuts = jnp.take_along_axis(key, jnp.clip(at.astype(jnp.int32), 0, n - 1), axis=1)
+    # Where entries tie, the cut above the tied key settles it in the same pass.
+    same = jnp.pad(cuts[:, 1:] == cuts[:, :-1], ((0, 0), (1, 0)))
+    return cuts + same.astype(cuts.dtype)
 
 
 def _warm_steps(dtype: Any, key_dtype: Any) -> np.ndarray:

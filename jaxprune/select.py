@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprune.count import per_member, ranks, stacked
 from jaxprune.floats import key_value, order_key
@@ -168,18 +169,24 @@ def _select(
     keys = _key_function(score, group)
     cuts = search(keys, stacks, group, n_keep, start)
     kept: list[Any] = [jnp.zeros(spec.shape, bool) for spec in specs]  # what an empty leaf has
-    for members, (x, allow) in stacks:
+    for members, stack in stacks:
+        alone = len(members) == 1 or not one_device
+        if alone:  # in the shape of the leaf: ranks of rows would divide an index per entry
+            stack = jax.tree.map(
+                lambda x: jnp.expand_dims(x, 0), (operands[members[0]], allowed[members[0]])
+            )
+        x, allow = stack
         pools = np.array([pool_of[i] for i in members])
-        key = keys(x, allow)
         top = jnp.asarray(np.array([group.top[i] for i in members]), group.key_dtype)
-        value, cut = (per_member(c[pools], key.ndim) for c in cuts)
+        # Tied to the cuts, lest XLA lays out all ranks ahead of the loop that a fire is.
+        top, value, cut = lax.optimization_barrier((top, cuts.value[pools], cuts.cut[pools]))
+        key = keys(x, allow)
+        value, cut = per_member(value, key.ndim), per_member(cut, key.ndim)
         mask = (key > value) | ((key == value) & (ranks(key.shape, top) >= cut))
         mask = mask if allow is None else mask & allow.astype(bool)
         for i, member in zip(members, mask, strict=True):
             shape = specs[i].shape
-            kept[i] = (
-                member.reshape(-1)[: math.prod(shape)].reshape(shape) if one_device else member
-            )
+            kept[i] = member if alone else member.reshape(-1)[: math.prod(shape)].reshape(shape)
     return kept, _scores_of(cuts.value, group)
 
 

@@ -189,9 +189,11 @@ def _fire(
     first_leaf = leaf[[pools.pool_of.index(pool) for pool in range(len(pools.n_units))]]
 
     def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        old, thresholds, violations, fires = carry
+        # Tied to the carry: else XLA computes what depends on the params alone before the loop, on
+        # every step under `vmap`.
+        here, (old, thresholds, violations, fires) = lax.optimization_barrier((params, carry))
         new, found = tighten(
-            params,
+            here,
             old,
             n_keep[jnp.maximum(schedule.index(prune_step), 0)],
             pools.pool_of,
@@ -200,7 +202,7 @@ def _fire(
             start=thresholds[first_leaf],
         )
         thresholds = thresholds.at[leaf].set(found[pool_of].astype(thresholds.dtype))
-        violations = jnp.maximum(violations, count_violations(params, old).astype(violations.dtype))
+        violations = jnp.maximum(violations, count_violations(here, old).astype(violations.dtype))
         return new, thresholds, violations, jnp.zeros_like(fires)
 
     carry = (masks, thresholds, violations, schedule.fires(prune_step))
