@@ -219,19 +219,18 @@ def test_dropped_weights_land_on_zero_in_mixed_dtypes(param, update, emitted):
         np.testing.assert_array_equal(np.asarray(e, np.float32)[m], np.asarray(u, np.float32)[m])
 
 
-def test_float64_params_land_on_zero():
-    with jax.enable_x64(True):
-        params = {
-            "kernel": jnp.asarray(np.random.default_rng(0).normal(size=(9, 7))),
-            "bias": jnp.ones(3),
-        }
-        tx = jaxprune.prune(jaxprune.cubic_schedule(0.9, 0, 2, 1), inner=optax.adam(0.1))
-        state = tx.init(params)
-        for t in range(4):
-            updates, state = jax.jit(tx.update)(make_updates(params, t), state, params)
-            params = optax.apply_updates(params, updates)
-        assert params["kernel"].dtype == jnp.float64
-        assert np.sum(bits(params["kernel"]) == 0) == round_half_up(Fraction(9, 10) * 63)
+def test_float64_params_land_on_zero(x64):
+    params = {
+        "kernel": jnp.asarray(np.random.default_rng(0).normal(size=(9, 7))),
+        "bias": jnp.ones(3),
+    }
+    tx = jaxprune.prune(jaxprune.cubic_schedule(0.9, 0, 2, 1), inner=optax.adam(0.1))
+    state = tx.init(params)
+    for t in range(4):
+        updates, state = jax.jit(tx.update)(make_updates(params, t), state, params)
+        params = optax.apply_updates(params, updates)
+    assert params["kernel"].dtype == jnp.float64
+    assert np.sum(bits(params["kernel"]) == 0) == round_half_up(Fraction(9, 10) * 63)
 
 
 def test_complex_weights_are_ranked_by_modulus():

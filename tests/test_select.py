@@ -125,14 +125,13 @@ def test_keys_sort_like_all_65536_patterns(dtype):
     np.testing.assert_array_equal(np.sign(steps), np.sign(key_steps))
 
 
-def test_float64_scores_are_told_apart_beyond_float32():
-    with jax.enable_x64(True):
-        scores = 1.0 + np.arange(1000) * 2.0**-50
-        np.random.default_rng(0).shuffle(scores)
-        for n_keep in (0, 1, 300, 999, 1000):
-            np.testing.assert_array_equal(
-                topk_mask(jnp.asarray(scores), n_keep), oracle(scores, n_keep)
-            )
+def test_float64_scores_are_told_apart_beyond_float32(x64):
+    scores = 1.0 + np.arange(1000) * 2.0**-50
+    np.random.default_rng(0).shuffle(scores)
+    for n_keep in (0, 1, 300, 999, 1000):
+        np.testing.assert_array_equal(
+            topk_mask(jnp.asarray(scores), n_keep), oracle(scores, n_keep)
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
