@@ -19,6 +19,8 @@ from jaxprune.state import (
     apply_masks as apply_masks,
     get_masks as get_masks,
     get_state as get_state,
+    pack_masks as pack_masks,
+    unpack_masks as unpack_masks,
 )
 from jaxprune.structure import Unstructured as Unstructured
 from jaxprune.transform import prune as prune

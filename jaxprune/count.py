@@ -70,11 +70,11 @@ def count_each(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
     and costs ten times as much. Rows are reduced by themselves, which gives XLA something to spread
     over threads; across devices all axes are, so that scalars travel and not rows.
     """
-    axes = (2,) if jax.device_count() == 1 else tuple(range(1, flags[0].ndim))
-    zero = np.zeros((), np.dtype(dtype))
-    ones = tuple(flag.astype(dtype) for flag in flags)
-    sums = lax.reduce(ones, (zero,) * len(ones), lambda a, b: tuple(map(operator.add, a, b)), axes)
-    return jnp.stack([jnp.sum(s, axis=tuple(range(1, s.ndim)), dtype=dtype) for s in sums], axis=1)
+    sums = tuple(flag.astype(dtype) for flag in flags)
+    zeros = (np.zeros((), np.dtype(dtype)),) * len(sums)
+    for axes in ((2,), (1,)) if jax.device_count() == 1 else (range(1, flags[0].ndim),):
+        sums = lax.reduce(sums, zeros, lambda a, b: tuple(map(operator.add, a, b)), tuple(axes))
+    return jnp.stack(sums, axis=1)
 
 
 def _as_rows(x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprune.count import count_true
 from jaxprune.floats import is_nonzero
@@ -87,7 +88,22 @@ def wider_dtype(a: Any, b: Any) -> Any:
 
 def keep(x: jax.Array, mask: jax.Array) -> jax.Array:
     """`x` where the mask keeps it, +0.0 elsewhere."""
-    return jnp.where(mask.astype(bool), x, jnp.zeros_like(x))
+    narrow = x.dtype in (jnp.bfloat16, jnp.float16)
+    return _keep_bits(x, mask) if narrow else jnp.where(mask.astype(bool), x, jnp.zeros_like(x))
+
+
+@jax.custom_jvp
+def _keep_bits(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """`keep` on the bits of a 16-bit float, which XLA CPU would widen to float32 for the select."""
+    bits = lax.bitcast_convert_type(x, jnp.uint16)
+    bits = jnp.where(mask.astype(bool), bits, jnp.zeros_like(bits))
+    return lax.bitcast_convert_type(bits, x.dtype)
+
+
+@_keep_bits.defjvp
+def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    dx = tangents[0]
+    return _keep_bits(*primals), jnp.where(primals[1].astype(bool), dx, jnp.zeros_like(dx))
 
 
 def count_violations(params: Sequence[jax.Array], masks: Sequence[jax.Array]) -> jax.Array:
@@ -118,7 +134,7 @@ def _straight_through(param: jax.Array, mask: jax.Array) -> jax.Array:
 
 @_straight_through.defjvp
 def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
-    return keep(*primals), tangents[0]
+    return _straight_through(*primals), tangents[0]
 
 
 def straight_through(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.ArrayTree:

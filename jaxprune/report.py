@@ -4,6 +4,7 @@ Tables print as plain text everywhere and as rich tables where rich prints them.
 """
 
 import dataclasses
+import math
 import numbers
 from typing import Any
 
@@ -11,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprune.budget import Recipe
 from jaxprune.distribution import Distribution, uniform
@@ -249,20 +251,28 @@ def metrics(opt_state: Any, *, per_leaf: bool = False) -> dict[str, jax.Array]:
     """
     state = get_state(opt_state)
     paths, masks, _ = leaves_with_paths(state.masks)
-    zeros = [jnp.sum(~m.astype(bool), dtype=jnp.int32).astype(jnp.float32) for m in masks]
+    if state.widths is None:
+        dropped = [~m.astype(bool) for m in masks]
+        sizes: list[Any] = [np.float32(np.size(m)) for m in masks]
+    else:
+        dropped = [lax.population_count(~m) if m.ndim else 1 - m for m in masks]
+        [widths] = jax.tree.leaves(state.widths)
+        rows = np.array([math.prod(m.shape[:-1]) for m in masks], np.float32)
+        sizes = list(jnp.asarray(rows) * widths.astype(jnp.float32))
+    zeros = [jnp.sum(d, dtype=jnp.int32).astype(jnp.float32) for d in dropped]
     n_zero = sum(zeros, jnp.zeros((), jnp.float32))
-    size = sum(np.size(m) for m in masks)
+    size = sum(sizes, np.float32(0))
     [step], [violations] = jax.tree.leaves(state.prune_step), jax.tree.leaves(state.violations)
     out = {
         "prune/step": step,
-        "prune/sparsity": n_zero / max(size, 1),
+        "prune/sparsity": n_zero / jnp.maximum(size, 1),
         "prune/n_zero": n_zero,
         "prune/violations": violations,
     }
     if per_leaf:
         [thresholds] = jax.tree.leaves(state.thresholds)
-        for i, (path, mask) in enumerate(zip(paths, masks, strict=True)):
-            out[f"prune/sparsity/{path}"] = zeros[i] / max(np.size(mask), 1)
+        for i, path in enumerate(paths):
+            out[f"prune/sparsity/{path}"] = zeros[i] / jnp.maximum(sizes[i], 1)
             out[f"prune/threshold/{path}"] = thresholds[i]
     return out
 
@@ -291,7 +301,7 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
       ValueError: kernel: 1 of 1 dropped weights is not zero. Something changes the updates after
         prune: ...
     """
-    get_masks(opt_state)  # raises where there is no prune state
+    get_masks(opt_state, params)  # raises where there is no prune state
     paths, leaves, _ = leaves_with_paths(params)
     lines, not_finite = [], False
     for path, leaf, mask in zip(

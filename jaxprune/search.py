@@ -23,7 +23,7 @@ _N_CUTS = 7
 # Where the cuts of an interpolated pass lie around the expected place, in standard deviations.
 _LADDER = np.array([-3.5, -1.1, -0.35, 0.0, 0.35, 1.1, 3.5], np.float32)
 # Leaves of this many entries are worth sampling for the first cuts, and this many are sampled.
-_SAMPLED, _SAMPLE = 2**17, 2**13
+_SAMPLED, _SAMPLE = 2**17, 2**12
 # Where the cuts of a warm start lie around the last threshold, as key distances of a float32: about
 # 12%, 1.6% and 0.2% of the threshold on either side.
 _WARM = np.array([-(2**20), -(2**17), -(2**14), 0, 2**14, 2**17, 2**20], np.int64)
@@ -115,7 +115,7 @@ def search(
         # once outside the loop and keeps them: several times the memory, and slower.
         inside = ([x for _, x in stacks], cuts, bracket.cuts.value, bracket.on_rank, sizes)
         xs, cuts, value, on_rank, pool_sizes = lax.optimization_barrier(inside)
-        totals = jnp.zeros(cuts.shape, key_dtype)
+        counts = []
         for (members, _), x in zip(stacks, xs, strict=True):
             pools = np.array([group.pool_of[i] for i in members])
             behind = [group.pool_sizes[group.pool_of[i]] - group.top[i] for i in members]
@@ -131,8 +131,12 @@ def search(
                 last = per_member(top - key_dtype(size), key.ndim)
                 inside = (rank > last) & (rank <= per_member(top, key.ndim))
                 digit = jnp.where(inside, digit, key_dtype(0))
-            totals = totals.at[pools].add(_count_reaching(digit, cuts[pools]))
-        return totals
+            counts.append(_count_reaching(digit, cuts[pools]))
+        pool_of = np.array([group.pool_of[i] for members, _ in stacks for i in members])
+        return jnp.zeros(cuts.shape, key_dtype).at[pool_of].add(jnp.concatenate(counts))
+
+    if not stacks:  # empty leaves only: nothing to find
+        return bracket.cuts
 
     def one_pass(carry: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
         bracket, first = carry
@@ -157,38 +161,56 @@ def _opening(
         _, sign, infinity = bits_of(dtype)  # the keys of the non-negative
         rows.append([sign + infinity * i // (_N_CUTS + 1) for i in range(1, _N_CUTS + 1)])
     opening = jnp.asarray(np.array(rows, np.dtype(group.key_dtype)))
-    if jax.device_count() == 1:
-        for members, x in stacks:
-            pools = np.array([group.pool_of[i] for i in members])
-            size = group.sizes[members[0]]
-            alone = all(group.pool_sizes[pool] == size for pool in pools)
-            if alone and size >= _SAMPLED:
-                part = (size - bracket.want[pools].astype(jnp.float32)) / size
-                cuts = _sample_quantiles(keys, x, size, part)
-                opening = opening.at[pools].set(cuts.astype(opening.dtype))
+    pools, samples = _samples(keys, stacks, group)
+    if samples:
+        sizes = np.array(group.pool_sizes, np.float32)[pools]
+        part = 1 - bracket.want[pools].astype(jnp.float32) / sizes
+        opening = opening.at[pools].set(_quantile_cuts(jnp.concatenate(samples), part))
     if start is not None:
         steps = np.stack([_warm_steps(dtype, group.key_dtype) for dtype in group.floats])
-        warm = [order_key(start[i].astype(d)) for i, d in enumerate(group.floats)]
-        warm = jnp.stack([key.astype(group.key_dtype) for key in warm])[:, None] + steps
+        warm = jnp.zeros_like(opening)
+        for dtype in dict.fromkeys(group.floats):  # not by pool: that is a kernel for each
+            mine = np.array([other == dtype for other in group.floats])[:, None]
+            key = order_key(start.astype(dtype)).astype(group.key_dtype)[:, None]
+            warm = jnp.where(mine, key + steps, warm)
         usable = jnp.isfinite(start) & (start != 0)
         opening = jnp.where(usable[:, None], warm, opening)
     return _inside(bracket, opening)
 
 
-def _sample_quantiles(
-    keys: Callable[[Any, Any], jax.Array], operands: Any, size: int, part: jax.Array
-) -> jax.Array:
-    """Cuts around the key that `part` of each member's entries lie below, [n_members, n_cuts].
+def _samples(
+    keys: Callable[[Any, Any], jax.Array], stacks: Stacks, group: Group
+) -> tuple[np.ndarray, list[jax.Array]]:
+    """The keys of some entries of every large leaf that is a pool of its own, on one device.
 
-    Every so many entries are sampled and sorted. The stride is odd, so that it does not fall into
-    step with the columns of a matrix.
+    The stride is odd, so that it does not fall into step with the columns of a matrix.
+
+    Returns:
+      The pools, and arrays that hold `_SAMPLE` keys for each of them in turn.
     """
-    stride = max(size // min(size // 64, _SAMPLE), 1) | 1
+    pools: list[int] = []
+    samples = []
+    for members, x in stacks if jax.device_count() == 1 else ():
+        size = group.sizes[members[0]]
+        mine = [group.pool_of[i] for i in members]
+        if size >= _SAMPLED and all(group.pool_sizes[pool] == size for pool in mine):
+            stride = (size // _SAMPLE - 1) | 1
+            some = slice(stride // 2, stride * _SAMPLE, stride)
+            samples.append(
+                keys(*jax.tree.map(lambda a, s=some: a.reshape(a.shape[0], -1)[:, s], x))
+            )
+            pools += mine
+    return np.array(pools, int), samples
 
-    def sample(x: jax.Array) -> jax.Array:
-        return x.reshape(x.shape[0], -1)[:, stride // 2 : size : stride]
 
-    key = jnp.sort(keys(*jax.tree.map(sample, operands)), axis=1)
+def _quantile_cuts(keys: jax.Array, part: jax.Array) -> jax.Array:
+    """Cuts around the key that `part` of a pool's entries lie below: [n_pools, n_cuts].
+
+    Args:
+      keys: [n_pools, n] sampled keys.
+      part: float32[n_pools].
+    """
+    key = jnp.sort(keys, axis=1)
     n = key.shape[1]
     deviation = jnp.sqrt(part * (1 - part) * n) + 1
     at = (part * n)[:, None] + deviation[:, None] * jnp.asarray(_LADDER)[None, :]

@@ -12,7 +12,6 @@ This module knows nothing of pruning: arrays in, masks out.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from jax import lax
 
 from jaxprune.count import per_member, ranks, stacked
 from jaxprune.floats import key_value, order_key
-from jaxprune.search import Group, search
+from jaxprune.search import Cuts, Group, search
 
 
 def topk_mask(scores: jax.Array, n_keep: int | jax.Array) -> jax.Array:
@@ -170,31 +169,50 @@ def _select(
     cuts = search(keys, stacks, group, n_keep, start)
     kept: list[Any] = [jnp.zeros(spec.shape, bool) for spec in specs]  # what an empty leaf has
     for members, stack in stacks:
-        alone = len(members) == 1 or not one_device
-        if alone:  # in the shape of the leaf: ranks of rows would divide an index per entry
-            stack = jax.tree.map(
-                lambda x: jnp.expand_dims(x, 0), (operands[members[0]], allowed[members[0]])
-            )
-        x, allow = stack
         pools = np.array([pool_of[i] for i in members])
         top = jnp.asarray(np.array([group.top[i] for i in members]), group.key_dtype)
         # Tied to the cuts, lest XLA lays out all ranks ahead of the loop that a fire is.
-        top, value, cut = lax.optimization_barrier((top, cuts.value[pools], cuts.cut[pools]))
-        key = keys(x, allow)
-        value, cut = per_member(value, key.ndim), per_member(cut, key.ndim)
-        mask = (key > value) | ((key == value) & (ranks(key.shape, top) >= cut))
-        mask = mask if allow is None else mask & allow.astype(bool)
-        for i, member in zip(members, mask, strict=True):
-            shape = specs[i].shape
-            kept[i] = member if alone else member.reshape(-1)[: math.prod(shape)].reshape(shape)
+        top, found = lax.optimization_barrier((top, Cuts(cuts.value[pools], cuts.cut[pools])))
+        if len(members) == 1 or not one_device:
+            # In the shape of the leaf: ranks of rows would divide an index per entry.
+            leaf = (operands[members[0]], allowed[members[0]])
+            kept[members[0]] = _masks(keys, jax.tree.map(lambda x: x[None], leaf), top, found)[0]
+            continue
+        flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1), stack)
+        # The result of a `cond` is one buffer. Else XLA computes the mask anew for every member
+        # that is sliced from it, and compiles that as often.
+        masks = lax.cond(
+            jnp.any(found.cut > 0),
+            lambda flat, top, found: _masks(keys, flat, top, found),
+            lambda flat, _, found: _masks(keys, flat, None, found),
+            *(flat, top, found),
+        )
+        for i, mask in zip(members, masks, strict=True):
+            kept[i] = mask[: group.sizes[i]].reshape(specs[i].shape)
     return kept, _scores_of(cuts.value, group)
+
+
+def _masks(
+    keys: Callable[[Any, Any], jax.Array], stack: Any, top: jax.Array | None, cuts: Cuts
+) -> jax.Array:
+    """What the cuts keep of each member of a stack. Without `top`, no cut goes through a tie."""
+    x, allow = stack
+    key = keys(x, allow)
+    value, cut = (per_member(c, key.ndim) for c in cuts)
+    mask = key >= value
+    if top is not None:
+        mask = (key > value) | ((key == value) & (ranks(key.shape, top) >= cut))
+    return mask if allow is None else mask & allow.astype(bool)
 
 
 def _scores_of(keys: jax.Array, group: Group) -> jax.Array:
     """The score that each pool's threshold key stands for."""
     wide = jnp.float64 if group.key_dtype == jnp.uint64 else jnp.float32
-    values = [key_value(keys[pool], dtype) for pool, dtype in enumerate(group.floats)]
-    return jnp.stack([value.astype(wide) for value in values])
+    values = jnp.zeros(keys.shape, wide)
+    for dtype in dict.fromkeys(group.floats):  # not by pool: that is a kernel for each
+        mine = np.array([other == dtype for other in group.floats])
+        values = jnp.where(mine, key_value(keys, dtype).astype(wide), values)
+    return values
 
 
 def _key_function(

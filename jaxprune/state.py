@@ -6,13 +6,17 @@ and `optax.partition` leave holes, and flax boxes its leaves differently at diff
 
 import functools
 import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune.mask import keep
+from jaxprune.packed import pack, packed_shape, unpack
 from jaxprune.paths import leaves_with_paths, listed, spec_of
 
 
@@ -23,12 +27,15 @@ class PruneState(NamedTuple):
       prune_step: int32 scalar, updates applied so far. It is not called `count`, which
         `optax.tree.set(state, count=0)` resets everywhere.
       masks: uint8 tree of the structure, shapes and shardings of the params; 1 = kept. Leaves that
-        are not pruned have masks too, all ones.
+        are not pruned have masks too, all ones. With `packed=True` the last axis holds eight
+        entries to a byte.
       thresholds: float32[n_leaves] in the order of the leaves: what a score had to reach at the
         last fire; 0 where nothing is dropped.
       violations: int32 scalar, the most dropped weights that any fire found to be nonzero. It stays
         0 unless something after `prune` changes the updates.
       inner_state: state of the wrapped optimizer.
+      widths: int32[n_leaves], how long the last axis of each leaf is, where masks are packed; None
+        where they are not.
     """
 
     prune_step: jax.Array
@@ -36,6 +43,7 @@ class PruneState(NamedTuple):
     thresholds: jax.Array
     violations: jax.Array
     inner_state: Any
+    widths: Any = None
 
 
 def find_states(opt_state: Any) -> list[PruneState]:
@@ -73,19 +81,22 @@ def get_state(opt_state: Any) -> PruneState:
     return states[0]
 
 
-def get_masks(opt_state: Any) -> chex.ArrayTree:
+def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
     """The masks inside an optimizer state, as bool (True = kept).
 
     Args:
       opt_state: as for `get_state`. Where several prune states are found, a weight is kept if all
         keep it.
+      params: the params, or their shapes; needed only inside `jit` when the masks are packed, whose
+        shapes do not tell how long the last axis is.
 
     Returns:
       A tree with the structure of the params. A leaf that every prune state was masked from keeps
       the placeholder that stands there.
 
     Raises:
-      ValueError: no prune state, or states of different models.
+      ValueError: no prune state, states of different models, or packed masks inside `jit` without
+        `params`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -93,7 +104,109 @@ def get_masks(opt_state: Any) -> chex.ArrayTree:
       >>> get_masks(tx.init({"kernel": jnp.ones((1, 2))}))["kernel"].tolist()
       [[True, True]]
     """
-    return _merge([state.masks for state in _some_states(opt_state)])
+    states = _some_states(opt_state)
+    if params is not None and any(state.widths is not None for state in states):
+        paths, leaves, treedef = leaves_with_paths(params)
+        return treedef.unflatten(
+            [
+                jnp.ones(jnp.shape(leaf), bool) if mask is None else mask.astype(bool)
+                for mask, leaf in zip(masks_by_path(opt_state, paths, leaves), leaves, strict=True)
+            ]
+        )
+    return _merge([_unpacked(state) for state in states])
+
+
+def pack_masks(opt_state: Any) -> Any:
+    """An optimizer state whose masks take one bit per weight, for `prune(..., packed=True)`.
+
+    Args:
+      opt_state: an optax state with prune states inside, such as a checkpoint of a run without
+        `packed=True`. It is read on the host. Of a TrainState pass `.opt_state`.
+
+    Returns:
+      The same state with packed masks. Prune states that are packed already stay as they are.
+
+    Raises:
+      ValueError: no prune state in it.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune
+      >>> tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
+      >>> state = pack_masks(tx.init({"kernel": jnp.ones((4, 20))}))
+      >>> state.masks["kernel"].shape, get_masks(state)["kernel"].shape
+      ((4, 3), (4, 20))
+    """
+
+    def packed(state: PruneState) -> PruneState:
+        if state.widths is not None:
+            return state
+        masks = jax.tree.leaves(state.masks)
+        return state._replace(
+            masks=jax.tree.map(lambda m: pack(jnp.asarray(m)), state.masks),
+            widths=widths_of(masks),
+        )
+
+    return _convert(packed, opt_state)
+
+
+def unpack_masks(opt_state: Any) -> Any:
+    """An optimizer state whose masks take one byte per weight, as `prune` without `packed` wants.
+
+    Args:
+      opt_state: an optax state with prune states inside. It is read on the host.
+
+    Returns:
+      The same state with masks of the shapes of the params. Prune states that are not packed stay
+      as they are.
+
+    Raises:
+      ValueError: no prune state in it.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune
+      >>> tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), packed=True)
+      >>> unpack_masks(tx.init({"kernel": jnp.ones((4, 20))})).masks["kernel"].shape
+      (4, 20)
+    """
+
+    def unpacked(state: PruneState) -> PruneState:
+        masks = jax.tree.map(lambda m: m.astype(jnp.uint8), _unpacked(state))
+        return state if state.widths is None else state._replace(masks=masks, widths=None)
+
+    return _convert(unpacked, opt_state)
+
+
+def _convert(change: Callable[[PruneState], PruneState], opt_state: Any) -> Any:
+    _some_states(opt_state)
+    return jax.tree.map(
+        lambda x: change(x) if isinstance(x, PruneState) else x,
+        opt_state,
+        is_leaf=lambda x: isinstance(x, PruneState),
+    )
+
+
+def widths_of(leaves: Sequence[Any]) -> jax.Array:
+    """How long the last axis of each leaf is: int32[n_leaves], 1 for a scalar."""
+    return jnp.asarray(np.array([(1, *jnp.shape(leaf))[-1] for leaf in leaves], np.int32))
+
+
+def _unpacked(state: PruneState) -> Any:
+    """The masks of a state, packed or not, in the shapes of the params."""
+    if state.widths is None:
+        return state.masks
+    masks, treedef = jax.tree.flatten(state.masks)
+    [widths] = jax.tree.leaves(state.widths)
+    if isinstance(widths, jax.core.Tracer):
+        raise ValueError(
+            "these masks are packed, and inside jit nothing tells how long their last axis is: "
+            "call get_masks(opt_state, params)."
+        )
+    lengths = np.asarray(widths).reshape(-1, len(masks))[0].tolist()  # of the first, under vmap
+    shapes = [
+        jax.ShapeDtypeStruct((*m.shape[:-1], n) if m.ndim else (), bool)
+        for m, n in zip(masks, lengths, strict=True)
+    ]
+    return treedef.unflatten([unpack(m, shape) for m, shape in zip(masks, shapes, strict=True)])
 
 
 def _merge(trees: list[Any]) -> Any:
@@ -152,7 +265,11 @@ def _masked(param: Any, mask: Any) -> Any:
 def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) -> list[Any]:
     """The mask of every leaf, in the order of `paths`, or None; checked against the leaves."""
     states = find_states(masks_or_opt_state)
-    trees = [state.masks for state in states] if states else [masks_or_opt_state]
+    trees = (
+        [(state.masks, state.widths is not None) for state in states]
+        if states
+        else [(masks_or_opt_state, False)]
+    )
     fix = "Pass the tree that the optimizer was initialised with."
     if not states:
         fix = "Pass masks like the params, or an optimizer state with jaxprune.prune in it."
@@ -161,7 +278,7 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
     specs = [spec_of(leaf) for leaf in leaves]
     shapes = {p: () if s is None else s.shape for p, s in zip(paths, specs, strict=True)}
     merged: dict[str, Any] = {}
-    for tree in trees:
+    for tree, is_packed in trees:
         mask_paths, masks, _ = leaves_with_paths(tree)
         for path, mask in zip(mask_paths, masks, strict=True):
             if path not in shapes:
@@ -169,19 +286,25 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
                     f"{path or '(root)'}: a mask, but no such param; the params have "
                     f"{listed(paths)}. {fix}"
                 )
-            if jnp.shape(mask) != shapes[path]:
-                raise ValueError(wrong_shape(path, jnp.shape(mask), shapes[path]))
+            shape = packed_shape(shapes[path]) if is_packed else shapes[path]
+            if jnp.shape(mask) != shape:
+                raise ValueError(wrong_shape(path, jnp.shape(mask), shapes[path], is_packed))
+            if is_packed:
+                mask = unpack(mask, leaves[paths.index(path)])
             merged[path] = (
                 mask if path not in merged else merged[path].astype(bool) & mask.astype(bool)
             )
     return [merged.get(path) for path in paths]
 
 
-def wrong_shape(path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...]) -> str:
+def wrong_shape(
+    path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...], is_packed: bool = False
+) -> str:
     """The error of a mask that does not fit its param."""
+    needs = f", whose packed mask has {packed_shape(shape)}" if is_packed else ""
     return (
-        f"{path or '(root)'}: the mask has shape {mask_shape} but the param has shape {shape}. Was "
-        "the state restored from another model?"
+        f"{path or '(root)'}: the mask has shape {mask_shape} but the param has shape {shape}"
+        f"{needs}. Was the state restored from another model?"
     )
 
 

@@ -13,10 +13,11 @@ from jax import lax
 from jaxprune.budget import Budget, Recipe
 from jaxprune.distribution import Distribution, uniform
 from jaxprune.mask import count_violations, full_mask, keep, land, tighten
+from jaxprune.packed import full_packed, pack, packed_shape, unpack
 from jaxprune.paths import leaves_with_paths, listed, rule_for, spec_of
 from jaxprune.schedule import SparsitySchedule, check_schedule, shown
 from jaxprune.score import magnitude
-from jaxprune.state import PruneState, wrong_shape
+from jaxprune.state import PruneState, widths_of, wrong_shape
 from jaxprune.structure import Unstructured
 
 
@@ -30,6 +31,7 @@ def prune(
     distribution: Distribution = uniform,
     structure: Any = Unstructured(),
     score: Any = magnitude,
+    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the largest weights and takes the others to exactly zero, at every update.
 
@@ -63,6 +65,8 @@ def prune(
       distribution: who competes with whom; `uniform` gives every leaf the same sparsity.
       structure: what one decision covers.
       score: `(params, grads, key) -> scores`, elementwise in one leaf, larger = keep.
+      packed: hold the masks at one bit per weight instead of a byte. `get_masks` and all else work
+        as before; `pack_masks` and `unpack_masks` convert a checkpoint of one kind to the other.
 
     Returns:
       A transformation whose state is a `PruneState`. `update` needs `params`.
@@ -90,6 +94,13 @@ def prune(
         schedule.targets, include, exclude, overrides, distribution, structure, score
     )
     inner_tx = None if inner is None else _as_extra_args(inner)
+    if not isinstance(packed, bool):
+        raise TypeError(f"packed must be True or False, got {shown(packed)}.")
+    in_full = unpack if packed else lambda mask, _: mask
+
+    def new_mask(leaf: Any) -> jax.Array:
+        mask = full_mask(leaf, jnp.uint8)
+        return full_packed(mask) if packed else mask
 
     def init(params: optax.Params) -> Any:
         paths, leaves, treedef = leaves_with_paths(params)
@@ -100,10 +111,11 @@ def prune(
                 )
         return PruneState(
             prune_step=jnp.zeros((), jnp.int32),
-            masks=treedef.unflatten([full_mask(leaf, jnp.uint8) for leaf in leaves]),
+            masks=treedef.unflatten([new_mask(leaf) for leaf in leaves]),
             thresholds=jnp.zeros((len(leaves),), jnp.float32),
             violations=jnp.zeros((), jnp.int32),
             inner_state=optax.EmptyState() if inner_tx is None else inner_tx.init(params),
+            widths=widths_of(leaves) if packed else None,
         )
 
     def update(
@@ -126,12 +138,13 @@ def prune(
         masks = _parallel(paths, treedef, state.masks, "masks in the state")
         u_leaves = _parallel(paths, treedef, updates, "updates", holes=True)
         budget = recipe.budget(paths, p_leaves)
-        _check_state(paths, p_leaves, masks, state)
+        _check_state(paths, p_leaves, masks, state, packed)
         _check_updates(budget, paths, p_leaves, u_leaves, "update")
         chosen = [jnp.asarray(p_leaves[i]) for i in budget.chosen]
         kept, thresholds, violations = _fire(
             schedule,
             recipe,
+            packed,
             tuple(paths),
             tuple(map(spec_of, p_leaves)),
             chosen,
@@ -143,20 +156,21 @@ def prune(
         inner_state = state.inner_state
         if inner_tx is not None:
             for i, m in zip(budget.chosen, kept, strict=True):
-                u_leaves[i] = keep(jnp.asarray(u_leaves[i]), m)
+                u_leaves[i] = keep(jnp.asarray(u_leaves[i]), in_full(m, p_leaves[i]))
             updates, inner_state = inner_tx.update(
                 treedef.unflatten(u_leaves), inner_state, params, **extra_args
             )
             u_leaves = _parallel(paths, treedef, updates, "updates of `inner`", holes=True)
             _check_updates(budget, paths, p_leaves, u_leaves, "update of `inner`")
         for i, p, m in zip(budget.chosen, chosen, kept, strict=True):
-            u_leaves[i], masks[i] = land(p, jnp.asarray(u_leaves[i]), m), m
+            u_leaves[i], masks[i] = land(p, jnp.asarray(u_leaves[i]), in_full(m, p)), m
         return treedef.unflatten(u_leaves), PruneState(
             prune_step=jnp.asarray(optax.safe_increment(state.prune_step)),
             masks=treedef.unflatten(masks),
             thresholds=thresholds,
             violations=violations,
             inner_state=inner_state,
+            widths=state.widths,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -164,10 +178,11 @@ def prune(
 
 # Compiled here so that an update outside `jit` does not compile its loop again; inside, XLA inlines
 # it.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _fire(
     schedule: SparsitySchedule,
     recipe: Recipe,
+    packed: bool,
     paths: tuple[str, ...],
     specs: tuple[jax.ShapeDtypeStruct | None, ...],
     params: list[jax.Array],
@@ -192,6 +207,7 @@ def _fire(
         # Tied to the carry: else XLA computes what depends on the params alone before the loop, on
         # every step under `vmap`.
         here, (old, thresholds, violations, fires) = lax.optimization_barrier((params, carry))
+        old = [unpack(m, p) for m, p in zip(old, here, strict=True)] if packed else old
         new, found = tighten(
             here,
             old,
@@ -203,6 +219,7 @@ def _fire(
         )
         thresholds = thresholds.at[leaf].set(found[pool_of].astype(thresholds.dtype))
         violations = jnp.maximum(violations, count_violations(here, old).astype(violations.dtype))
+        new = [pack(m) for m in new] if packed else new
         return new, thresholds, violations, jnp.zeros_like(fires)
 
     carry = (masks, thresholds, violations, schedule.fires(prune_step))
@@ -245,10 +262,21 @@ def _parallel(
     )
 
 
-def _check_state(paths: list[str], params: list[Any], masks: list[Any], state: PruneState) -> None:
+def _check_state(
+    paths: list[str], params: list[Any], masks: list[Any], state: PruneState, packed: bool
+) -> None:
+    if packed != (state.widths is not None):
+        have, convert = ("packed", "unpack_masks") if not packed else ("not packed", "pack_masks")
+        raise ValueError(
+            f"the masks in the state are {have}, but this is prune(..., packed={packed}). Convert "
+            f"the state: jaxprune.{convert}(opt_state)."
+        )
     for path, param, mask in zip(paths, params, masks, strict=True):
-        if spec_of(param) is not None and jnp.shape(mask) != param.shape:
-            raise ValueError(wrong_shape(path, jnp.shape(mask), param.shape))
+        spec = spec_of(param)
+        if spec is None:
+            continue
+        if jnp.shape(mask) != (packed_shape(spec.shape) if packed else spec.shape):
+            raise ValueError(wrong_shape(path, jnp.shape(mask), spec.shape, packed))
     if jnp.shape(state.thresholds) != (len(paths),):
         raise ValueError(
             f"the thresholds in the state have shape {jnp.shape(state.thresholds)} but the params "

@@ -21,17 +21,18 @@ MAY_IMPORT = {
     "structure": (),
     "distribution": (),
     "count": (),
+    "packed": (),
     "search": ("floats", "count"),
     "select": ("floats", "count", "search"),
     "mask": ("floats", "paths", "count", "select"),
     "budget": ("paths", "schedule", "score", "structure", "distribution"),
-    "state": ("floats", "paths", "mask"),
+    "state": ("floats", "paths", "packed", "mask"),
     "oneshot": ("floats", "paths", "schedule", "score", "structure", "distribution", "mask")
     + ("budget",),
     "report": ("floats", "paths", "schedule", "score", "structure", "distribution", "mask")
     + ("budget", "state"),
     "transform": ("floats", "paths", "schedule", "score", "structure", "distribution", "mask")
-    + ("budget", "state"),
+    + ("budget", "packed", "state"),
     "__init__": ("schedule", "score", "structure", "distribution", "select", "mask", "state")
     + ("oneshot", "report", "transform"),
     "__main__": ("demo",),
@@ -53,6 +54,7 @@ PUBLIC = {
     "masks_from_params",
     "metrics",
     "one_shot_schedule",
+    "pack_masks",
     "plan",
     "polynomial_schedule",
     "prune",
@@ -62,6 +64,7 @@ PUBLIC = {
     "topk_mask",
     "topk_masks",
     "uniform",
+    "unpack_masks",
 }
 
 

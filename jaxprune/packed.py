@@ -1,0 +1,89 @@
+"""Masks at one bit per weight, packed along the last axis.
+
+Every leaf keeps its rank, and so its sharding on the other axes. The bits that fill up the last
+byte are set, so that they never count as dropped.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the packed mask of a leaf.
+
+    Example:
+      >>> packed_shape((3, 20)), packed_shape(())
+      ((3, 3), ())
+    """
+    return (*shape[:-1], -(-shape[-1] // 8)) if shape else ()
+
+
+def pack(mask: jax.Array) -> jax.Array:
+    """Eight entries to a byte, the first in the lowest bit; a scalar stays as it is.
+
+    Args:
+      mask: nonzero means kept.
+
+    Returns:
+      uint8 of `packed_shape(mask.shape)`.
+
+    Example:
+      >>> pack(jnp.array([True, False, True])).tolist()
+      [253]
+    """
+    if not mask.ndim:
+        return mask.astype(jnp.uint8)
+    if not mask.size:
+        return jnp.zeros(packed_shape(mask.shape), jnp.uint8)
+    fill = [(0, 0)] * (mask.ndim - 1) + [(0, -mask.shape[-1] % 8)]
+    flags = jnp.pad(_whole_bytes(mask).astype(bool), fill, constant_values=True)
+    return jnp.packbits(flags, axis=-1, bitorder="little")
+
+
+def unpack(bits: jax.Array, like: Any) -> jax.Array:
+    """The bool mask of the array (or shape) `like`. It fuses into whatever reads it.
+
+    Example:
+      >>> unpack(jnp.array([253], jnp.uint8), jnp.zeros(3)).tolist()
+      [True, False, True]
+    """
+    if not bits.ndim:
+        return bits.astype(bool)
+    if not bits.size:
+        return jnp.ones(like.shape, bool)
+    flags = jnp.unpackbits(_whole_bytes(bits, 1), axis=-1, bitorder="little").astype(bool)
+    flags = lax.slice_in_dim(flags, 0, like.shape[-1], axis=-1)
+    named = _explicit(like)
+    return flags if named is None else jax.sharding.reshard(flags, named)
+
+
+def full_packed(leaf: Any) -> jax.Array:
+    """A packed mask that keeps everything, on the devices of the leaf."""
+    if not leaf.ndim:
+        return jnp.ones((), jnp.uint8)
+    every_8th = lax.slice_in_dim(_whole_bytes(leaf), 0, leaf.shape[-1], 8, axis=-1)
+    return jnp.full_like(every_8th, 0xFF, dtype=jnp.uint8)
+
+
+def _whole_bytes(x: Any, per_byte: int = 8) -> Any:
+    """On an Explicit mesh, `x` with a whole last axis where its shards do not hold whole bytes."""
+    named = _explicit(x)
+    if named is None or len(named.spec) < x.ndim or named.spec[-1] is None:
+        return x
+    axes = named.spec[-1] if isinstance(named.spec[-1], tuple) else (named.spec[-1],)
+    if x.shape[-1] % (per_byte * math.prod(named.mesh.shape[axis] for axis in axes)) == 0:
+        return x
+    whole = PartitionSpec(*named.spec[:-1], None)
+    return jax.sharding.reshard(x, NamedSharding(named.mesh, whole))
+
+
+def _explicit(x: Any) -> Any:
+    """The sharding of `x` where it is part of its type; else None, and the compiler chooses."""
+    named = getattr(jax.typeof(x), "sharding", None) if isinstance(x, jax.Array) else None
+    is_explicit = named is not None and AxisType.Explicit in getattr(named.mesh, "axis_types", ())
+    return named if is_explicit else None

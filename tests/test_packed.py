@@ -1,0 +1,198 @@
+"""Masks at one bit per weight: the same run as with masks of a byte, bit for bit."""
+
+import math
+
+import chex
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings, strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import jaxprune
+from jaxprune.packed import full_packed, pack, packed_shape, unpack
+
+SCHEDULE = jaxprune.cubic_schedule(0.8, 1, 5, 2)
+
+
+def make_params(dtype=jnp.float32, seed=0):
+    """Last axes on both sides of a byte, pruned and unpruned leaves, scalars, an empty leaf."""
+    rng = np.random.default_rng(seed)
+    shapes = {"conv": (3, 3, 2, 8), "fc": (17, 5), "one": (9, 1), "wide": (4, 19), "bias": (13,)}
+    leaves = {name: jnp.asarray(rng.normal(size=s), dtype) for name, s in shapes.items()}
+    return leaves | {"scale": jnp.ones((), dtype), "empty": jnp.zeros((4, 0), dtype)}
+
+
+def grads_at(params, t):
+    rng = np.random.default_rng(100 + t)
+    return jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+
+
+def transform(form, packed, **options):
+    if form == "inner":
+        return jaxprune.prune(
+            SCHEDULE, inner=optax.sgd(0.5, momentum=0.5), packed=packed, **options
+        )
+    return optax.chain(
+        optax.sgd(0.5, momentum=0.5), jaxprune.prune(SCHEDULE, packed=packed, **options)
+    )
+
+
+def run(tx, params, n_steps=7):
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(1)(tx.update))
+    state, seen = tx.init(params), []
+    for t in range(n_steps):
+        updates, state = step(grads_at(params, t), state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append((updates, params))
+    return seen, state
+
+
+@given(shape=st.lists(st.integers(0, 20), max_size=3), seed=st.integers(0, 99))
+def test_packing_is_undone_by_unpacking(shape, seed):
+    mask = np.random.default_rng(seed).random(shape) < 0.5
+    bits = pack(jnp.asarray(mask))
+    assert bits.dtype == jnp.uint8
+    assert bits.shape == packed_shape(mask.shape) == full_packed(jnp.asarray(mask)).shape
+    np.testing.assert_array_equal(unpack(bits, mask), mask)
+    assert unpack(full_packed(jnp.asarray(mask)), mask).all()
+    if mask.ndim and mask.size:  # the bits that fill up the last byte are set
+        fill = np.unpackbits(np.asarray(bits), axis=-1, bitorder="little")[..., mask.shape[-1] :]
+        assert fill.all()
+
+
+@pytest.mark.parametrize("form", ("chain", "inner"))
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16), ids=lambda d: d.__name__)
+def test_a_packed_run_is_the_same_run(form, dtype):
+    params = make_params(dtype)
+    (seen, state), (same, packed) = (run(transform(form, p), params) for p in (False, True))
+    for a, b in zip(seen, same, strict=True):
+        chex.assert_trees_all_equal(a, b)
+    chex.assert_trees_all_equal(jaxprune.get_masks(state), jaxprune.get_masks(packed))
+    assert jaxprune.metrics(state, per_leaf=True) == jaxprune.metrics(packed, per_leaf=True)
+    assert jaxprune.get_masks(packed)["wide"].dtype == bool
+    final = same[-1][1]
+    jaxprune.check(final, packed)
+    assert str(jaxprune.summarize(final, packed)) == str(jaxprune.summarize(final, state))
+    dense = jax.tree.map(jnp.ones_like, final)
+    chex.assert_trees_all_equal(
+        jaxprune.apply_masks(dense, packed), jaxprune.apply_masks(dense, state)
+    )
+
+
+def test_masks_take_a_bit_per_weight():
+    params = {"kernel": jnp.ones((64, 256)), "bias": jnp.ones(256)}
+    masks = jaxprune.prune(SCHEDULE, packed=True).init(params).masks
+    assert {name: m.nbytes for name, m in masks.items()} == {"kernel": 64 * 32, "bias": 32}
+
+
+@settings(max_examples=8)  # each compiles anew
+@given(width=st.integers(1, 18), sparsity=st.sampled_from((0.0, 0.3, 0.5, 0.9)))
+def test_every_width_reaches_its_count(width, sparsity):
+    params = {"kernel": jnp.asarray(np.random.default_rng(width).normal(size=(6, width)))}
+    params["bias"] = jnp.ones(width)
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(sparsity), packed=True)
+    updates, state = tx.update(params, tx.init(params), params)
+    n_zero = int(jnp.sum(optax.apply_updates(params, updates)["kernel"] == 0))
+    assert n_zero == math.floor(sparsity * 6 * width + 0.5)
+    assert float(jaxprune.metrics(state)["prune/n_zero"]) == n_zero
+
+
+def test_states_convert_both_ways_in_the_middle_of_a_run():
+    params = make_params()
+    tx, tx_packed = (transform("chain", packed) for packed in (False, True))
+    state, packed = tx.init(params), tx_packed.init(params)
+    chex.assert_trees_all_equal(jaxprune.pack_masks(state), packed)
+    chex.assert_trees_all_equal(jaxprune.unpack_masks(packed), state)
+    for t in range(7):
+        grads = grads_at(params, t)
+        updates, state = tx.update(grads, state, params)
+        if t == 3:  # a run goes on in the other kind
+            packed = jaxprune.pack_masks(jaxprune.unpack_masks(packed))
+        same, packed = tx_packed.update(grads, packed, params)
+        chex.assert_trees_all_equal(updates, same)
+        chex.assert_trees_all_equal(jaxprune.pack_masks(state), packed)
+        chex.assert_trees_all_equal(jaxprune.unpack_masks(packed), state)
+        assert jaxprune.pack_masks(packed)[-1] is packed[-1]  # nothing to do
+        params = optax.apply_updates(params, updates)
+
+
+def test_a_state_of_the_other_kind_is_refused_and_says_what_converts_it():
+    params = make_params()
+    tx, tx_packed = (jaxprune.prune(SCHEDULE, packed=packed) for packed in (False, True))
+    with pytest.raises(ValueError, match=r"not packed, .*packed=True.* jaxprune.pack_masks\("):
+        tx_packed.update(params, tx.init(params), params)
+    with pytest.raises(ValueError, match=r"are packed, .*packed=False.* jaxprune.unpack_masks\("):
+        tx.update(params, tx_packed.init(params), params)
+    state = tx_packed.init(params)
+    other = state._replace(masks=state.masks | {"fc": jnp.ones((17, 2), jnp.uint8)})
+    with pytest.raises(ValueError, match=r"fc: .*\(17, 2\).*\(17, 5\), whose packed .*\(17, 1\)"):
+        tx_packed.update(params, other, params)
+    with pytest.raises(ValueError, match=r"fc: .*\(17, 2\).*\(17, 5\), whose packed .*\(17, 1\)"):
+        jaxprune.apply_masks(params, other)
+    with pytest.raises(ValueError, match="no prune state"):
+        jaxprune.pack_masks(optax.adam(0.1).init(params))
+    with pytest.raises(TypeError, match="packed must be True or False, got 1"):
+        jaxprune.prune(SCHEDULE, packed=1)
+
+
+def test_get_masks_inside_jit_takes_the_params():
+    params = make_params()
+    (_, state) = run(transform("chain", True), params)
+    inside = jax.jit(jaxprune.get_masks)(state, params)
+    chex.assert_trees_all_equal(inside, jaxprune.get_masks(state))
+    chex.assert_trees_all_equal(jaxprune.get_masks(state, params), inside)
+    with pytest.raises(ValueError, match=r"call get_masks\(opt_state, params\)"):
+        jax.jit(jaxprune.get_masks)(state)
+
+
+def test_seeds_under_vmap_have_masks_of_their_own():
+    params = jax.vmap(lambda seed: {"kernel": jax.random.normal(jax.random.key(seed), (4, 11))})(
+        jnp.arange(3)
+    )
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), packed=True)
+    state = jax.vmap(tx.init)(params)
+    updates, state = jax.vmap(tx.update)(params, state, params)
+    masks = jaxprune.get_masks(state)["kernel"]
+    assert masks.shape == (3, 4, 11)
+    assert np.sum(np.asarray(masks), axis=(1, 2)).tolist() == [22, 22, 22]
+    np.testing.assert_array_equal(optax.apply_updates(params, updates)["kernel"] != 0, masks)
+
+
+def test_state_survives_serialisation():
+    params = make_params()
+    tx = transform("inner", True)
+    _, state = run(tx, params)
+    restored = flax.serialization.from_bytes(tx.init(params), flax.serialization.to_bytes(state))
+    chex.assert_trees_all_equal(restored, state)
+    grads = grads_at(params, 0)
+    chex.assert_trees_all_equal(tx.update(grads, restored, params), tx.update(grads, state, params))
+
+
+@pytest.mark.parametrize("axes", (AxisType.Auto, AxisType.Explicit), ids=("auto", "explicit"))
+@pytest.mark.parametrize("spec", (P("a", "b"), P(None, "b"), P("b", "a"), P("a", None)), ids=str)
+def test_the_other_axes_keep_their_sharding(axes, spec):
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(axes, axes))
+    host = {"whole": np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32)}
+    host["ragged"] = host["whole"][:, :40]  # shards that do not hold whole bytes
+    host |= {"bias": np.ones(64, np.float32)}
+    with jax.set_mesh(mesh):
+        params = {
+            name: jax.device_put(x, NamedSharding(mesh, spec if x.ndim == 2 else P()))
+            for name, x in host.items()
+        }
+        tx = jaxprune.prune(jaxprune.one_shot_schedule(0.75), packed=True)
+        state = tx.init(params)
+        for _ in range(2):
+            _, state = jax.jit(tx.update)(params, state, params)
+        masks = jax.device_get(jaxprune.get_masks(state, params))
+    want = jaxprune.prune(jaxprune.one_shot_schedule(0.75))
+    _, alone = want.update(host, want.init(host), host)
+    chex.assert_trees_all_equal(masks, jax.device_get(jaxprune.get_masks(alone)))
+    for name in ("whole", "ragged"):
+        rows = state.masks[name].sharding.shard_shape(state.masks[name].shape)[0]
+        assert rows == params[name].sharding.shard_shape(params[name].shape)[0]
