@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import tempfile
 import types
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := set(args.which) - set(_BENCHMARKS):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}: choose select or step")
     out = args.out or (Path(tempfile.mkdtemp()) if args.quick else _RESULTS)
-    console = Console()
+    # Piped, rich takes 80 columns for granted, which is too few for a table of figures.
+    console = Console(width=None if sys.stdout.isatty() else 160)
     for name in args.which or _BENCHMARKS:
         if not run(name, out, console, quick=args.quick, only=args.only):
             return 130

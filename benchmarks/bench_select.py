@@ -360,7 +360,7 @@ def _case(case: str, kind: str, n: int, keep: float, **options: Any) -> Case:
     return Case(f"select {kind} {n:.0e} keep {keep:.0%}", rows)
 
 
-# What the issue asks for
+# Targets
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:
