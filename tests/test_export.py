@@ -1,0 +1,595 @@
+"""Files: what is saved comes back bit by bit, is small, and is never trusted."""
+
+import json
+import math
+import pathlib
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, strategies as st
+
+import jaxprune
+from jaxprune import format as container, interchange, saved
+from jaxprune.export import load, save
+from jaxprune.interchange import save_csr, save_safetensors, to_bcoo, to_bcsr, to_csr
+
+pytest.importorskip("zstandard")
+
+NAMES = [name for name in container._NAMES if container.dtype_of(name) is not None]
+FORMAT = pathlib.Path(__file__).parents[1] / "docs" / "format.md"
+
+
+def documented_reader():
+    """The reader that docs/format.md shows."""
+    [code] = re.findall(r"```python\n(.*?)```", FORMAT.read_text(), re.S)
+    scope = {}
+    exec(code, scope)
+    return scope["read"], code
+
+
+def bits(array):
+    array = np.ascontiguousarray(array)
+    return array.reshape(-1).view(np.uint8)
+
+
+def assert_same(a, b):
+    """Same structure, dtypes, shapes and bits."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        assert x.shape == y.shape
+        np.testing.assert_array_equal(bits(x), bits(y))
+
+
+def random_array(seed, dtype, shape, sparsity):
+    """Any bits at all, at most of the places where they are not all zero."""
+    rng = np.random.default_rng(seed)
+    dtype = np.dtype(container.dtype_of(dtype))
+    n = math.prod(shape)
+    top = {"bool": 2, "int2": 4, "uint2": 4, "int4": 16, "uint4": 16, "float4_e2m1fn": 16}
+    raw = rng.integers(0, top.get(dtype.name, 256), (n, dtype.itemsize), np.uint8)
+    raw[rng.random(n) < sparsity] = 0
+    return raw.reshape(-1).view(dtype).reshape(shape)
+
+
+arrays = st.builds(
+    random_array,
+    st.integers(0, 2**32),
+    st.sampled_from(NAMES),
+    st.lists(st.integers(0, 40), max_size=3).map(tuple),
+    st.sampled_from((0.0, 0.03, 0.5, 0.9, 1.0)),
+)
+keys = st.text("ab/é:.", min_size=1, max_size=4).map(
+    lambda s: s.strip("/").replace("//", "") or "x"
+)
+
+
+def clear(flat):
+    """Whether no path is the beginning of another, and none needs a name of the format."""
+    return not any(a != b and (b + "/").startswith(a + "/") for a in flat for b in flat)
+
+
+trees = st.dictionaries(keys, arrays, min_size=1, max_size=4).filter(clear)
+
+
+def flat_of(tree, prefix=""):
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    found = {}
+    for key, value in tree.items():
+        found |= flat_of(value, f"{prefix}/{key}" if prefix else key)
+    return found
+
+
+@given(trees, st.sampled_from((None, 1, 3)))
+def test_every_bit_comes_back(tmp_path_factory, tree, level):
+    path = tmp_path_factory.mktemp("f") / "a"
+    save(path, tree, level=level)
+    assert_same(flat_of(load(path)), tree)
+    assert_same(load(path, like=tree), tree)
+    assert_same(documented_reader()[0](path), tree)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("sparsity", (0.0, 0.9))
+def test_every_dtype_comes_back(tmp_path, name, sparsity):
+    tree = {"w": random_array(0, name, (13, 57), sparsity), "scalar": random_array(1, name, (), 0)}
+    save(tmp_path / "a", tree)
+    assert_same(load(tmp_path / "a"), tree)
+
+
+def test_the_documented_reader_is_short():
+    code = documented_reader()[1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+
+
+@pytest.mark.parametrize("name", ("float32", "bfloat16"))
+def test_the_safetensors_library_reads_the_container(tmp_path, name):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    tree = {"w": random_array(0, name, (40, 50), 0.9), "b": np.ones(3, np.float32)}
+    save(tmp_path / "a", tree, level=None, metadata={"who": "me"})
+    found = safetensors.load_file(tmp_path / "a")
+    assert set(found) == {"w:bits", "w:values", "b"}
+    stored = bits(tree["w"]).reshape(2000, -1).any(-1)
+    np.testing.assert_array_equal(np.unpackbits(found["w:bits"], bitorder="little"), stored)
+    np.testing.assert_array_equal(bits(found["w:values"]), bits(tree["w"].reshape(-1)[stored]))
+    save_safetensors(tmp_path / "b", tree)
+    assert_same(safetensors.load_file(tmp_path / "b"), tree)
+
+
+def test_files_of_the_safetensors_library_are_read(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    tree = {"w": np.arange(6.0).reshape(2, 3), "n": np.arange(3, dtype=np.uint8)}
+    safetensors.save_file(tree, tmp_path / "a", metadata={"format": "np"})
+    assert_same(load(tmp_path / "a"), tree)
+    with saved.opened(tmp_path / "a") as file:
+        assert file.metadata == {"format": "np"}
+        assert file.about == {}
+
+
+def test_an_all_zero_leaf_and_an_empty_tree(tmp_path):
+    tree = {"w": np.zeros((100, 100), np.float32)}
+    save(tmp_path / "a", tree)
+    assert_same(load(tmp_path / "a"), tree)
+    assert (tmp_path / "a").stat().st_size < 500
+    save(tmp_path / "b", {})
+    assert load(tmp_path / "b") == {}
+
+
+def test_an_array_alone_comes_back_alone(tmp_path):
+    save(tmp_path / "a", np.arange(3.0))
+    assert_same(load(tmp_path / "a"), np.arange(3.0))
+
+
+def test_a_leaf_is_packed_where_that_pays(tmp_path):
+    def packed(sparsity, dtype=np.float32):
+        w = np.ones(1000, dtype)
+        w[: round(1000 * sparsity)] = 0
+        save(tmp_path / "a", {"w": w})
+        with saved.opened(tmp_path / "a") as file:
+            return file.leaves[0].n_kept is not None
+
+    assert not packed(0.04)
+    assert packed(0.05)
+    assert not packed(0.1, np.int8)
+    assert packed(0.13, np.int8)
+
+
+def test_sizes_at_90_percent(tmp_path):
+    w = np.random.default_rng(0).normal(size=(300, 1000)).astype(np.float32)
+    w, _ = jaxprune.prune_params({"w": w}, 0.9)
+    save(tmp_path / "a", w)
+    assert 300_000 * 4 / (tmp_path / "a").stat().st_size >= 9
+
+
+def test_minus_zero_is_kept_without_masks_and_plus_zero_with_them(tmp_path):
+    w = np.array([[-1.0, 2.0] * 50] * 10, np.float32)
+    mask = np.zeros(w.shape, bool)
+    mask[0] = True
+    float_masked = w * mask.astype(np.float32)
+    assert np.signbit(float_masked[1:]).any()
+    save(tmp_path / "a", {"w": float_masked})
+    assert_same(load(tmp_path / "a"), {"w": float_masked})
+    save(tmp_path / "b", {"w": float_masked}, {"w": mask})
+    assert_same(load(tmp_path / "b"), {"w": np.where(mask, w, np.float32(0))})
+
+
+@given(st.integers(0, 2**32), st.sampled_from(("float32", "bfloat16", "float16")))
+def test_pruned_weights_are_plus_zero_in_the_file(tmp_path_factory, seed, dtype):
+    path = tmp_path_factory.mktemp("f") / "a"
+    w = jnp.asarray(np.random.default_rng(seed).normal(size=(9, 11)), dtype)
+    pruned, masks = jaxprune.prune_params({"w": w}, 0.5)
+    save(path, pruned, masks)
+    with saved.opened(path) as file:
+        assert file.leaves[0].n_kept == int(masks["w"].sum())
+    found = load(path)["w"]
+    dropped = ~np.asarray(masks["w"])
+    assert not bits(found).reshape(*found.shape, -1)[dropped].any()
+
+
+@pytest.mark.parametrize("packed", (False, True))
+def test_masks_may_be_an_optimizer_state(tmp_path, packed):
+    tx = optax.chain(optax.sgd(0.1), jaxprune.prune(jaxprune.one_shot_schedule(0.5), packed=packed))
+    params = {"fc": {"kernel": jnp.arange(1.0, 41).reshape(4, 10)}, "bias": jnp.ones(4)}
+    updates, state = tx.update(params, tx.init(params), params)
+    sparse = optax.apply_updates(params, updates)
+    save(tmp_path / "a", sparse, state)
+    assert_same(load(tmp_path / "a"), jax.tree.map(np.asarray, sparse))
+    with pytest.raises(
+        ValueError, match=r"fc/kernel: 20 of 20 dropped weights are not zero\. Save jaxprune\.app"
+    ):
+        save(tmp_path / "b", params, state)
+    assert not (tmp_path / "b").exists()
+
+
+def test_like_fills_lists_and_places_jax_arrays(tmp_path):
+    tree = [np.arange(3, dtype=np.float32), {"w": np.ones((2, 2), ml_dtypes.bfloat16)}]
+    save(tmp_path / "a", tree)
+    assert set(load(tmp_path / "a")) == {"0", "1"}
+    like = jax.tree.map(jnp.asarray, tree)
+    found = load(tmp_path / "a", like=like)
+    assert_same(found, tree)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found))
+    shapes = jax.eval_shape(lambda: like)
+    assert isinstance(load(tmp_path / "a", like=shapes)[0], np.ndarray)
+
+
+def test_like_may_be_an_nnx_state(tmp_path):
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    state = nnx.state(model, nnx.Param)
+    save(tmp_path / "a", state)
+    assert set(load(tmp_path / "a")) == {"kernel", "bias"}
+    found = load(tmp_path / "a", like=state)
+    assert type(found) is type(state)
+    assert_same(found, state)
+
+
+def test_notes_are_kept(tmp_path):
+    w = np.eye(10, dtype=np.float32)
+    save(tmp_path / "a", {"w": w}, structure=jaxprune.Unstructured(), metadata={"step": "3"})
+    with saved.opened(tmp_path / "a") as file:
+        assert file.about == {"version": 1, "sparsity": 0.9, "structure": "Unstructured()"}
+        assert file.metadata == {"step": "3"}
+
+
+# --- files that are not as they should be
+
+
+def some_file(tmp_path, level=3):
+    rng = np.random.default_rng(0)
+    w = np.where(rng.random((7, 33)) < 0.1, rng.normal(size=(7, 33)), 0).astype(np.float32)
+    tree = {"fc": {"kernel": w}, "bias": np.ones(3, np.float32)}
+    save(tmp_path / "good", tree, level=level)
+    return tree, (tmp_path / "good").read_bytes()
+
+
+@pytest.mark.parametrize("level", (None, 3))
+def test_every_truncation_is_seen(tmp_path, level):
+    _, good = some_file(tmp_path, level)
+    for n in range(len(good)):
+        (tmp_path / "bad").write_bytes(good[:n])
+        with pytest.raises(ValueError, match="bad: "):
+            load(tmp_path / "bad")
+    (tmp_path / "bad").write_bytes(good + b"\0")
+    with pytest.raises(ValueError, match="bad: "):
+        load(tmp_path / "bad")
+
+
+def loaded(path):
+    """What is in a file, or what is wrong with it."""
+    try:
+        return load(path), None
+    except ValueError as error:
+        return None, str(error)
+
+
+def test_every_flipped_bit_is_seen_or_harmless(tmp_path):
+    tree, good = some_file(tmp_path)
+    for i in range(8 * len(good)):
+        bad = bytearray(good)
+        bad[i // 8] ^= 1 << i % 8
+        (tmp_path / "bad").write_bytes(bad)
+        found, text = loaded(tmp_path / "bad")
+        if text is None:
+            assert_same(found, tree)
+        else:
+            assert text.startswith(f"{tmp_path / 'bad'}: ")
+
+
+def raw_file(path, header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+
+
+def entry(shape, begin, end, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def ours(leaves, **more):
+    return {"jaxprune": json.dumps({"version": 1, "sparsity": 0.5, "leaves": leaves} | more)}
+
+
+def leaf(shape, packed, dtype="float32"):
+    return {"shape": shape, "dtype": dtype, "packed": packed}
+
+
+def packed_header(about, n_bits=1, n_values=4):
+    return {
+        "__metadata__": about,
+        "w:bits": entry([n_bits], 0, n_bits, "U8"),
+        "w:values": entry([n_values // 4], n_bits, n_bits + n_values),
+    }
+
+
+TWICE = b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}, "a": 3}'
+HUGE = 2**61
+HOSTILE = {
+    "empty": (None, b"", "0 bytes are no safetensors file"),
+    "header longer than the file": (({}, b"", 10**9), None, "header would have 1000000000 bytes"),
+    "not JSON": ((b"hello!!!",), None, "its header is not JSON"),
+    "not UTF-8": ((b"\xff\xfe",), None, "its header is not JSON"),
+    "not an object": ((b"[]",), None, "not an object"),
+    "nested without end": ((b"[" * 10**5,), None, "its header is not JSON"),
+    "a name twice": ((TWICE, b"1"), None, "a name stands there twice"),
+    "metadata of numbers": (({"__metadata__": {"a": 1}},), None, "must be strings by name"),
+    "metadata a list": (({"__metadata__": [1]},), None, "must be strings by name"),
+    "an entry of nothing": (({"w": {}},), None, "w: its entry in the header is damaged"),
+    "an entry a list": (({"w": [1, 2]},), None, "w: its entry in the header is damaged"),
+    "negative lengths": (({"w": entry([-2, -2], 0, 16)}, b"0" * 16), None, "entry in the header"),
+    "floats for lengths": (({"w": entry([2.0], 0, 8)}, b"0" * 8), None, "entry in the header"),
+    "bools for lengths": (({"w": entry([True], 0, 4)}, b"0" * 4), None, "entry in the header"),
+    "many axes": (({"w": entry([1] * 65, 0, 4)}, b"0" * 4), None, "entry in the header"),
+    "an unknown dtype": (
+        ({"w": entry([2], 0, 8, "F128")}, b"0" * 8),
+        None,
+        "has dtype F128, whi",
+    ),
+    "a dtype of objects": (({"w": entry([1], 0, 8, "O")}, b"0" * 8), None, "has dtype O, which"),
+    "a shape too large": (({"w": entry([HUGE], 0, 8)}, b"0" * 8), None, "8 bytes for F32 of shape"),
+    "a product that wraps": (({"w": entry([2**32, 2**32], 0, 0)},), None, "0 bytes for F32 of sha"),
+    "a gap": (({"w": entry([1], 4, 8)}, b"0" * 8), None, "w: begins at 4, where the tensor before"),
+    "an overlap": (
+        ({"a": entry([1], 0, 4), "w": entry([1], 2, 6)}, b"0" * 6),
+        None,
+        "w: begins at 2, where the tensor before it ends at 4",
+    ),
+    "data cut off": (({"w": entry([2], 0, 8)}, b"0" * 7), None, "bytes where its header says"),
+    "data too long": (({"w": entry([2], 0, 8)}, b"0" * 9), None, "bytes where its header says"),
+    "more than memory": (
+        (packed_header(ours({"w": leaf([2**50], True)}), 2**47, 0),),
+        None,
+        "bytes where its header says",
+    ),
+    "notes not JSON": (({"__metadata__": {"jaxprune": "{"}},), None, "what it says of its leaves"),
+    "notes without leaves": (({"__metadata__": {"jaxprune": "{}"}},), None, "what it says of its"),
+    "leaves a list": (({"__metadata__": ours([])},), None, "what it says of its leaves"),
+    "a newer version": (
+        ({"__metadata__": ours({}, version=2)},),
+        None,
+        "has version 2 of the",
+    ),
+    "no data": (({"__metadata__": ours({"w": leaf([2], False)})},), None, "has no data of w"),
+    "a leaf unheard of": (
+        ({"__metadata__": ours({}), "w": entry([1], 0, 4)}, b"0000"),
+        None,
+        "w: what the file says of it is damaged",
+    ),
+    "another shape": (
+        ({"__metadata__": ours({"w": leaf([2], False)}), "w": entry([1], 0, 4)}, b"0000"),
+        None,
+        "w: its tensors are not those of float32 of (2,)",
+    ),
+    "a leaf of objects": (
+        ({"__metadata__": ours({"w": leaf([1], False, "object")}), "w": entry([1], 0, 4)}, b"0000"),
+        None,
+        "w: has dtype 'object', which this jaxprune can't read",
+    ),
+    "values but no bits": (
+        ({"__metadata__": ours({"w": leaf([1], True)}), "w:values": entry([1], 0, 4)}, b"0000"),
+        None,
+        "what the file says of it is damaged",
+    ),
+    "too few bytes of bits": (
+        (packed_header(ours({"w": leaf([9], True)})), b"\1" + b"0000"),
+        None,
+        "w: its tensors are not those of float32 of (9,)",
+    ),
+    "more values than entries": (
+        (packed_header(ours({"w": leaf([1], True)}), 1, 8), b"\1" + b"0" * 8),
+        None,
+        "w: its tensors are not those of float32 of (1,)",
+    ),
+    "too many bits": (
+        (packed_header(ours({"w": leaf([8], True)})), b"\3" + b"0000"),
+        None,
+        "w: 2 bits are set for 1 values",
+    ),
+    "bits behind the end": (
+        (packed_header(ours({"w": leaf([3], True)})), b"\x08" + b"0000"),
+        None,
+        "w: 1 bits are set for 1 values; the file is damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused(tmp_path, name):
+    parts, raw, text = HOSTILE[name]
+    path = tmp_path / "bad"
+    path.write_bytes(raw) if parts is None else raw_file(path, *parts)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{re.escape(text)}"):
+        load(path)
+
+
+def test_a_bomb_is_refused_before_memory_is_taken(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    n = 2**50
+    header = json.dumps(packed_header(ours({"w": leaf([n], True)}), n // 8, 0)).encode()
+    body = len(header).to_bytes(8, "little") + header + bytes(10**6)
+    (tmp_path / "bad").write_bytes(
+        zstandard.ZstdCompressor(write_content_size=False).compress(body)
+    )
+    with pytest.raises(ValueError, match=r"holds 4,503,599,627,370,496 bytes of params, over the"):
+        load(tmp_path / "bad")
+
+
+def test_the_limit_of_memory_can_be_set(tmp_path):
+    save(tmp_path / "a", {"w": np.zeros(1000, np.float32)})
+    text = (
+        r"holds 4,000 bytes of params, over the limit of 3,999\. If you trust .* max_bytes=4000\."
+    )
+    with pytest.raises(ValueError, match=text):
+        load(tmp_path / "a", max_bytes=3999)
+    assert load(tmp_path / "a", max_bytes=4000)["w"].size == 1000
+
+
+# --- arguments that are not as they should be
+
+
+def like_cases():
+    w = np.zeros((2, 3), np.float32)
+    yield {"v": w}, ValueError, r"a: has no v; it has w\."
+    yield {}, ValueError, r"a: has w, which `like` has not\."
+    yield {"w": w.T}, ValueError, r"a: w: float32 of shape \(2, 3\), where `like` has float32 of sh"
+    yield {"w": w.astype("f8")}, ValueError, r"where `like` has float64 of shape \(2, 3\)"
+    yield {"w": 1.0}, TypeError, r"like: w: float is not an array\."
+
+
+@pytest.mark.parametrize("like, kind, text", tuple(like_cases()))
+def test_like_must_fit(tmp_path, like, kind, text):
+    save(tmp_path / "a", {"w": np.zeros((2, 3), np.float32)})
+    with pytest.raises(kind, match=text):
+        load(tmp_path / "a", like=like)
+
+
+UNFIT = {
+    "float": ({"w": 1.0}, {}, TypeError, r"w: float is not an array\. Make it one"),
+    "object": ({"w": np.array([None])}, {}, TypeError, "w: a file can't hold dtype object"),
+    "text": ({"w": np.array(["a"])}, {}, TypeError, "w: a file can't hold dtype <U1"),
+    "key": (
+        {"k": jax.random.key(0)},
+        {},
+        TypeError,
+        r"k: a file can't hold keys of key<fry>",
+    ),
+    "level": ({}, {"level": 23}, ValueError, "level must be 1 to 22, or None for no zstd, got 23"),
+    "bool level": ({}, {"level": True}, ValueError, "level must be 1 to 22"),
+    "metadata": (
+        {},
+        {"metadata": {"a": 1}},
+        TypeError,
+        r"metadata must be strings by name",
+    ),
+    "our name": ({}, {"metadata": {"jaxprune": ""}}, ValueError, "the name 'jaxprune' is taken"),
+    "masks": (
+        {"w": np.ones(2)},
+        {"masks": {"v": np.ones(2)}},
+        ValueError,
+        "v: a mask, but no",
+    ),
+    "twice": ({"a": {"b": np.ones(1)}, "a/b": np.ones(1)}, {}, ValueError, "a/b: two leaves have"),
+    "taken": (
+        {"a": np.zeros(99), "a:bits": np.ones(1)},
+        {},
+        ValueError,
+        "a:bits: two tensors of the file would have this name",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_can_not_be_saved_says_why(tmp_path, name):
+    tree, arguments, kind, text = UNFIT[name]
+    with pytest.raises(kind, match=text):
+        save(tmp_path / "a", tree, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_that_dicts_can_not_hold_need_like(tmp_path):
+    tree = {"a": np.ones(1), "a/b": np.ones(2)}
+    save(tmp_path / "a", tree)
+    with pytest.raises(ValueError, match="a: a is the path of a leaf and the beginning of others"):
+        load(tmp_path / "a")
+    assert_same(load(tmp_path / "a", like=tree), tree)
+
+
+@pytest.mark.parametrize("limit", (-1, 1.0, True))
+def test_max_bytes_must_be_a_size(tmp_path, limit):
+    with pytest.raises(ValueError, match="max_bytes must be an integer of at least 0, got"):
+        load(tmp_path / "a", max_bytes=limit)
+
+
+# --- one move
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    save(path, {"w": np.ones(2)})
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxprune.stream.os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(path, {"w": np.zeros(2)})
+    assert load(path)["w"].tolist() == [1, 1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_a_file_can_not_be(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*no\. Make it first\."):
+        save(tmp_path / "no" / "a", {})
+    with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"):
+        save(tmp_path, {})
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "package, call",
+    (
+        ("zstandard", lambda folder: save(folder / "a", {"w": np.ones(2)})),
+        ("zstandard", lambda folder: load(folder / "zst")),
+        ("scipy", lambda folder: to_csr({"w": np.ones((2, 2))})),
+    ),
+)
+def test_a_missing_extra_says_what_to_type(tmp_path, monkeypatch, package, call):
+    save(tmp_path / "zst", {})
+    for name in [package, *(n for n in sys.modules if n.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        ImportError, match=rf"^{package} is not installed\. Type: pip install 'jaxprune\[files\]'"
+    ):
+        call(tmp_path)
+    save(tmp_path / "plain", {"w": np.ones(2)}, level=None)
+    assert load(tmp_path / "plain")["w"].tolist() == [1, 1]
+
+
+# --- for other programs
+
+
+def sparse_tree():
+    rng = np.random.default_rng(0)
+    w = np.where(rng.random((20, 30)) < 0.2, rng.normal(size=(20, 30)), 0).astype(np.float32)
+    return {"fc": {"kernel": w, "bias": np.ones(30, np.float32)}, "conv": np.ones((2, 2, 3))}
+
+
+@pytest.mark.parametrize("convert", (to_csr, to_bcoo, to_bcsr))
+def test_matrices_become_sparse_and_other_leaves_stay(convert):
+    pytest.importorskip("scipy")
+    tree = sparse_tree()
+    found = convert(tree)
+    assert found["conv"] is tree["conv"]
+    assert found["fc"]["bias"] is tree["fc"]["bias"]
+    dense = found["fc"]["kernel"].todense()
+    np.testing.assert_array_equal(np.asarray(dense), tree["fc"]["kernel"])
+
+
+def test_scipy_reads_the_csr_files(tmp_path):
+    sparse = pytest.importorskip("scipy.sparse")
+    tree = sparse_tree()
+    assert save_csr(tmp_path / "out", tree) == [tmp_path / "out" / "fc" / "kernel.npz"]
+    found = sparse.load_npz(tmp_path / "out" / "fc" / "kernel.npz")
+    np.testing.assert_array_equal(found.toarray(), tree["fc"]["kernel"])
+    assert found.dtype == np.float32
+
+
+def test_what_other_formats_can_not_hold(tmp_path):
+    pytest.importorskip("scipy")
+    half = {"w": np.ones((2, 2), ml_dtypes.bfloat16)}
+    with pytest.raises(TypeError, match=r"w: SciPy has no sparse bfloat16\. Cast the leaf"):
+        to_csr(half)
+    with pytest.raises(TypeError, match="w: safetensors has no dtype complex128"):
+        save_safetensors(tmp_path / "a", {"w": np.ones(2, complex)})
+    with pytest.raises(ValueError, match="nothing to write: no leaf has two axes; there are b"):
+        save_csr(tmp_path, {"b": np.ones(2)})
+    with pytest.raises(ValueError, match=r"\.\./w: as the name of a file it would leave"):
+        save_csr(tmp_path / "out", {"../w": np.ones((2, 2))})
+    assert interchange.plain_tensor("w", np.dtype("float32"), (2,)).code == "F32"
