@@ -25,6 +25,7 @@ _KEY = "jaxprune"  # of our entry in the metadata
 _BITS, _VALUES = ":bits", ":values"
 # Bits in place of zeros pay from 1 / (8 * itemsize) zeros on; below this they are not worth it.
 _LEAST_SPARSITY = 0.05
+_CHUNK = 2**18  # entries unpacked at a time; a multiple of 8
 
 
 class Leaf(NamedTuple):
@@ -286,6 +287,13 @@ def _check_bits(where: str, bits: np.ndarray, leaf: Leaf) -> None:
 
 def _decoded(leaf: Leaf, bits: np.ndarray, values: np.ndarray) -> np.ndarray:
     unsigned = leaf.dtype if leaf.dtype.itemsize == 16 else unsigned_of(leaf.dtype)
-    flat = np.zeros(leaf.size, unsigned)
-    flat[np.unpackbits(bits, count=leaf.size, bitorder="little").view(bool)] = values.view(unsigned)
+    flat, values = np.zeros(leaf.size, unsigned), values.view(unsigned)
+    done = 0
+    for start in range(0, leaf.size, _CHUNK):
+        chunk = flat[start : start + _CHUNK]
+        flags = np.unpackbits(bits[start // 8 :], count=chunk.size, bitorder="little")
+        # By index is two to three times faster than by flags, and in chunks takes little memory.
+        places = np.flatnonzero(flags.view(bool))
+        chunk[places] = values[done : done + places.size]
+        done += places.size
     return flat.view(leaf.dtype).reshape(leaf.shape)
