@@ -262,8 +262,8 @@ def _options(nm: tuple[int, int] | None, block_size: Any, damping: Any) -> tuple
     number = float(damping)
     if not 0 < number < math.inf:
         raise ValueError(
-            f"damping must be positive and finite, got {number:g}. The Hessian of fewer inputs than "
-            "weights has no inverse without it; 0.01 is usual."
+            f"damping must be positive and finite, got {number:g}. The Hessian of fewer "
+            "inputs than weights has no inverse without it; 0.01 is usual."
         )
     return int(block_size), number
 
