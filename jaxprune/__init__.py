@@ -1,18 +1,35 @@
 """Pruning as an optax gradient transformation for JAX."""
 
-from jaxprune.distribution import Distribution as Distribution, uniform as uniform
+from jaxprune.distribution import (
+    Distribution as Distribution,
+    er as er,
+    erk as erk,
+    global_pool as global_pool,
+    min_density as min_density,
+    normalized_pool as normalized_pool,
+    per_slice as per_slice,
+    uniform as uniform,
+)
 from jaxprune.mask import straight_through as straight_through
 from jaxprune.oneshot import masks_from_params as masks_from_params, prune_params as prune_params
 from jaxprune.report import check as check, metrics as metrics, plan as plan, summarize as summarize
 from jaxprune.schedule import (
     SparsitySchedule as SparsitySchedule,
+    acdc_schedule as acdc_schedule,
     cubic_schedule as cubic_schedule,
     from_optax_schedule as from_optax_schedule,
     linear_schedule as linear_schedule,
     one_shot_schedule as one_shot_schedule,
     polynomial_schedule as polynomial_schedule,
 )
-from jaxprune.score import magnitude as magnitude
+from jaxprune.score import (
+    Accumulated as Accumulated,
+    gradient_magnitude as gradient_magnitude,
+    magnitude as magnitude,
+    movement as movement,
+    random_score as random_score,
+    saliency as saliency,
+)
 from jaxprune.select import topk_mask as topk_mask, topk_masks as topk_masks
 from jaxprune.state import (
     PruneState as PruneState,
@@ -20,9 +37,20 @@ from jaxprune.state import (
     get_masks as get_masks,
     get_state as get_state,
     pack_masks as pack_masks,
+    set_masks as set_masks,
     unpack_masks as unpack_masks,
 )
-from jaxprune.structure import Unstructured as Unstructured
-from jaxprune.transform import prune as prune
+from jaxprune.structure import (
+    NM as NM,
+    Block as Block,
+    Channel as Channel,
+    Unstructured as Unstructured,
+)
+from jaxprune.transform import (
+    prune as prune,
+    rigl as rigl,
+    set_ as set_,
+    static_sparse as static_sparse,
+)
 
 __version__ = "0.1.0"

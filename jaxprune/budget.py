@@ -6,22 +6,41 @@ share them.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import paths as paths_lib
-from jaxprune.distribution import Distribution, LeafShape, Pools, uniform
+from jaxprune.arguments import as_sparsity
+from jaxprune.distribution import Distribution, LeafShape, Pools, round_half_up, uniform
 from jaxprune.paths import Choice, Rule
-from jaxprune.schedule import as_sparsity
-from jaxprune.score import magnitude
-from jaxprune.structure import Unstructured
+from jaxprune.score import Accumulated, magnitude
+from jaxprune.structure import NM, Unstructured
 
 Specs = tuple[jax.ShapeDtypeStruct | None, ...]
+Structures = tuple[tuple[Rule, Any], ...]
+_ANY = "(?s:.*)"  # matches every path, line ends included
+
+
+class Leaf(NamedTuple):
+    """How one leaf is decided.
+
+    Attributes:
+      structure: what a unit is.
+      axis: an axis whose slices are pools of their own; None for one pool.
+      pools: the pool of the leaf, or of each slice.
+      floor: how many units of the leaf are kept at least, whatever its pool says.
+    """
+
+    structure: Any = Unstructured()
+    axis: int | None = None
+    pools: tuple[int, ...] = (0,)
+    floor: int = 0
 
 
 class Budget(NamedTuple):
@@ -29,17 +48,36 @@ class Budget(NamedTuple):
 
     Attributes:
       choices: one per leaf of the tree.
-      chosen: indices of the leaves that are pruned; `pools.pool_of` is parallel to it.
-      pools: budgets.
+      chosen: indices of the leaves that are pruned.
+      leaves: how each leaf in `chosen` is decided.
+      pools: budgets; `pool_of` has one entry per leaf in `chosen`, or per slice of it.
       targets: per leaf in `chosen`, the sparsity asked of it at every fire.
       unused: one line per rule that decided nothing.
     """
 
     choices: tuple[Choice, ...]
     chosen: tuple[int, ...]
+    leaves: tuple[Leaf, ...]
     pools: Pools
     targets: tuple[tuple[Fraction, ...], ...]
     unused: tuple[str, ...]
+
+    def n_keep(self) -> np.ndarray:
+        """How many units each pool keeps from each fire on: int64[n_fires, n_pools]."""
+        return np.array(self.pools.n_units, np.int64) - self.pools.n_drop
+
+    def n_zero(self, sizes: Sequence[int], fire: int = -1) -> list[int]:
+        """The weights that each leaf in `chosen` drops at a fire.
+
+        Where leaves share a pool each has its share; where blocks are ragged it is the nearest
+        number.
+        """
+        found = []
+        for leaf, size in zip(self.leaves, sizes, strict=True):
+            n_drop = sum(int(self.pools.n_drop[fire, pool]) for pool in leaf.pools)
+            n_units = sum(self.pools.n_units[pool] for pool in leaf.pools)
+            found.append(round_half_up(Fraction(n_drop, max(n_units, 1)) * size))
+        return found
 
 
 class Recipe(NamedTuple):
@@ -50,8 +88,8 @@ class Recipe(NamedTuple):
     exclude: tuple[Rule, ...]
     overrides: tuple[tuple[Rule, Fraction], ...]
     distribution: Distribution
-    structure: Any
-    score: Callable[..., jax.Array]
+    structures: Structures  # the first that matches; the last matches all
+    score: Any
 
     @staticmethod
     def of(
@@ -69,9 +107,8 @@ class Recipe(NamedTuple):
           TypeError, ValueError: naming the argument, what was got, and what to type instead.
         """
         _check_part("distribution", distribution, isinstance(distribution, Distribution), "uniform")
-        is_structure = hasattr(structure, "unit_scores") and not isinstance(structure, type)
-        _check_part("structure", structure, is_structure, "Unstructured()")
-        _check_part("score", score, callable(score) and not isinstance(score, type), "magnitude")
+        ok = isinstance(score, Accumulated) or (callable(score) and not isinstance(score, type))
+        _check_part("score", score, ok, "magnitude")
         if not paths_lib.is_hashable(score):
             raise TypeError(
                 f"score: {score!r} cannot be hashed, so that its compilation can't be remembered. "
@@ -88,8 +125,8 @@ class Recipe(NamedTuple):
             exclude=paths_lib.as_rules(() if exclude is None else exclude, "exclude"),
             overrides=_as_overrides(overrides, targets[-1]),
             distribution=distribution,
-            structure=structure,
-            score=cast(Any, score),
+            structures=_as_structures(structure),
+            score=score,
         )
 
     def budget(self, paths: Sequence[str], leaves: Sequence[Any]) -> Budget:
@@ -108,24 +145,116 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs) -> Budget:
     chosen = tuple(i for i, choice in enumerate(choices) if choice.chosen)
     if paths and not chosen:
         raise ValueError(_nothing_chosen(paths, choices, specs, recipe.include is None))
-    shapes = []
+    met: set[tuple[str, int]] = set()
+    shapes: list[LeafShape] = []
+    parts = []  # of each chosen leaf: structure, stacked axis, its place in `shapes`
     for i in chosen:
         spec = specs[i]
         assert spec is not None  # only arrays are chosen
         _check_leaf(paths[i], spec)
         _check_score(paths[i], spec, recipe.score)
-        override = choices[i].override
-        targets = recipe.targets
-        if override is not None:
-            final = recipe.overrides[override][1]
-            targets = tuple(target * final / recipe.targets[-1] for target in targets)
-        n_units = recipe.structure.n_units(spec.shape)
-        shapes.append(LeafShape(paths[i], spec.shape, n_units, targets))
-    pools = recipe.distribution.assign(shapes)
+        structure = _first("structure", recipe.structures, paths[i], spec, met)
+        axis = _first("per_slice", recipe.distribution.stacked, paths[i], spec, met)
+        mine = _leaf_shapes(recipe, paths[i], spec, choices[i].override, structure, axis)
+        parts.append((structure, axis, range(len(shapes), len(shapes) + len(mine))))
+        shapes += mine
+    pools = recipe.distribution.assign(shapes, recipe.distribution.floor)
     for shape, pool in zip(shapes, pools.pool_of, strict=True):
         if pools.n_units[pool] and pools.n_drop[-1, pool] >= pools.n_units[pool]:
             raise ValueError(_emptied(shape, pools.n_units[pool]))
-    return Budget(tuple(choices), chosen, pools, tuple(s.targets for s in shapes), tuple(unused))
+    shared = len(set(pools.pool_of)) < len(pools.pool_of)
+    leaves = tuple(
+        Leaf(
+            structure,
+            None if axis is None else axis % len(specs[i].shape),  # type: ignore[union-attr]
+            tuple(pools.pool_of[k] for k in mine),
+            math.ceil(shapes[mine[0]].n_units * recipe.distribution.floor) if shared else 0,
+        )
+        for i, (structure, axis, mine) in zip(chosen, parts, strict=True)
+    )
+    unused += _unmet("structure", recipe.structures[:-1], met)
+    unused += _unmet("per_slice", recipe.distribution.stacked, met)
+    targets = tuple(shapes[mine[0]].targets for _, _, mine in parts)
+    return Budget(tuple(choices), chosen, leaves, pools, targets, tuple(unused))
+
+
+def _leaf_shapes(
+    recipe: Recipe,
+    path: str,
+    spec: jax.ShapeDtypeStruct,
+    override: int | None,
+    structure: Any,
+    axis: int | None,
+) -> list[LeafShape]:
+    """What the distribution is told of a leaf: once, or once per slice of a stacked axis."""
+    targets, shape, n_slices = recipe.targets, spec.shape, 1
+    if override is not None:
+        final = recipe.overrides[override][1]
+        targets = tuple(target * final / recipe.targets[-1] for target in targets)
+    if axis is not None:
+        if not -len(shape) <= axis < len(shape):
+            raise ValueError(f"{path}: per_slice wants an axis {axis}, but the shape is {shape}.")
+        n_slices = shape[axis]
+        shape = tuple(n for i, n in enumerate(shape) if i != axis % len(shape))
+    try:
+        n_units, n_groups = structure.n_units(shape), structure.n_groups(shape)
+    except ValueError as error:
+        rule = paths_lib.rule_for(path)
+        raise ValueError(
+            f"{path or '(root)'}: {error}. Leave the leaf out with exclude={rule!r}, or give it "
+            f"another structure with structure={{{rule!r}: ...}}."
+        ) from None
+    if isinstance(structure, NM):
+        _check_nm(path, structure, targets[-1])
+    one = LeafShape(path, shape, n_units, targets, override is not None, max(n_groups, 1))
+    return [one] * max(n_slices, 1)
+
+
+def _check_nm(path: str, structure: NM, final: Fraction) -> None:
+    needed = Fraction(structure.m - structure.n, structure.m)
+    if abs(final - needed) > Fraction(1, 10**6):
+        rule = paths_lib.rule_for(path)
+        raise ValueError(
+            f"{path or '(root)'}: {structure!r} drops {float(needed):g} of the weights, but the "
+            f"final sparsity is {float(final):g}. Let the schedule end at {float(needed):g}, or "
+            f"this leaf with overrides={{{rule!r}: {float(needed):g}}}."
+        )
+
+
+def _first(
+    argument: str, rules: Sequence[tuple[Rule, Any]], path: str, spec: Any, met: set[Any]
+) -> Any:
+    """What the first rule that matches a leaf says, or None; and that it was met."""
+    for i, (rule, value) in enumerate(rules):
+        if paths_lib.matches(rule, path, spec):
+            met.add((argument, i))
+            return value
+    return None
+
+
+def _unmet(argument: str, rules: Sequence[tuple[Rule, Any]], met: set[Any]) -> list[str]:
+    return [
+        f"{argument}: {paths_lib.rule_name(rule)} decides for no leaf that is pruned"
+        for i, (rule, _) in enumerate(rules)
+        if (argument, i) not in met
+    ]
+
+
+def _as_structures(structure: Any) -> Structures:
+    """The structures by rule, the one for all other leaves last."""
+    if not isinstance(structure, Mapping):
+        _check_structure("structure", structure)
+        return ((_ANY, structure),)
+    rules = paths_lib.as_rules(tuple(structure), "structure")
+    for rule, value in structure.items():
+        _check_structure(f"structure[{rule!r}]", value)
+    return (*zip(rules, structure.values(), strict=True), (_ANY, Unstructured()))
+
+
+def _check_structure(name: str, value: Any) -> None:
+    needed = ("n_units", "n_groups", "unit_scores", "unit_mask", "expand")
+    ok = all(hasattr(value, part) for part in needed) and not isinstance(value, type)
+    _check_part(name, value, ok, "Unstructured()")
 
 
 def _as_overrides(overrides: Any, final: Fraction) -> tuple[tuple[Rule, Fraction], ...]:
@@ -155,15 +284,17 @@ def _check_part(name: str, value: Any, ok: bool, example: str) -> None:
             " If optax.inject_hyperparams made an array of it, name it there: "
             f"inject_hyperparams(prune, static_args=({name!r},))."
         )
-    article = {"distribution": "a Distribution", "structure": "a structure", "score": "a function"}[
-        name
-    ]
+    articles = {"distribution": "a Distribution", "structure": "a structure", "score": "a function"}
+    article = articles[name.partition("[")[0]]
     raise TypeError(f"{name} must be {article} such as jaxprune.{example}, got {value!r}.{hint}")
 
 
-def _check_score(path: str, spec: jax.ShapeDtypeStruct, score: Callable[..., jax.Array]) -> None:
+def _check_score(path: str, spec: jax.ShapeDtypeStruct, score: Any) -> None:
+    if isinstance(score, Accumulated):
+        return
+    key = jax.eval_shape(lambda: jax.random.key(0))
     try:
-        out = jax.eval_shape(score, spec, None, None)
+        out = jax.eval_shape(score, spec, spec, key)
     except TypeError as error:
         raise TypeError(
             f"score: {getattr(score, '__name__', score)!r} fails on (params, grads, key) of "
@@ -176,8 +307,7 @@ def _check_score(path: str, spec: jax.ShapeDtypeStruct, score: Callable[..., jax
         what = type(out).__name__ if got is None else f"{got.dtype} of shape {got.shape}"
         raise ValueError(
             f"{path or '(root)'}: score returned {what} for {spec.dtype} of shape {spec.shape}; "
-            "it must return one real floating point score per weight, elementwise, as "
-            "jaxprune.magnitude does."
+            "it must return one real floating point score per weight, as jaxprune.magnitude does."
         )
 
 

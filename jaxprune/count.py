@@ -98,6 +98,18 @@ def _row_length(size: int) -> int:
     return longest if longest >= _ROW // 16 else _ROW
 
 
+def hashed(rank: jax.Array) -> jax.Array:
+    """A rank's place in a fixed shuffle of all 32-bit numbers but 0, which stays 0.
+
+    Multiplications by odd numbers and shifted xors can be undone, so that different ranks stay
+    different. No rank below 2**31 becomes the largest number.
+    """
+    h = rank.astype(jnp.uint32)
+    for shift, factor in ((16, 0x9E3779B1), (15, 0x85EBCA77)):
+        h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return (h ^ (h >> jnp.uint32(16))).astype(rank.dtype)
+
+
 def ranks(shape: tuple[int, ...], top: jax.Array) -> jax.Array:
     """`top` for each member's first entry in row-major order, falling by one; [n_members, ...]."""
     rank = jnp.broadcast_to(per_member(top, len(shape)), shape)

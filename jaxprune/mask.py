@@ -1,12 +1,11 @@
-"""The pure step on arrays: tighten masks, land dropped weights on zero, find those that are not.
+"""The pure step on arrays: land dropped weights on zero, find those that are not.
 
 Everything here takes lists of the leaves that are pruned, or plain trees, and knows no optimizer.
 Masks are applied by selecting, never by multiplying: NaN times zero is NaN, and -1.0 times zero is
 -0.0.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -18,54 +17,6 @@ from jax import lax
 from jaxprune.count import count_true
 from jaxprune.floats import is_nonzero
 from jaxprune.paths import path_str
-from jaxprune.select import select
-
-
-def tighten(
-    params: Sequence[jax.Array],
-    masks: Sequence[jax.Array],
-    n_keep: jax.Array,
-    pool_of: Sequence[int],
-    *,
-    score: Callable[..., jax.Array],
-    structure: Any,
-    start: jax.Array | None = None,
-) -> tuple[list[jax.Array], jax.Array]:
-    """New masks that keep exactly the best `n_keep` units of each pool, and only units kept so far.
-
-    Args:
-      params: the leaves that are pruned.
-      masks: their masks; what they drop stays dropped, even where `n_keep` asks for more.
-      n_keep: int[n_pools].
-      pool_of: the pool of each leaf.
-      score: score function.
-      structure: what a unit is.
-      start: float[n_pools], the thresholds of the last fire, to open the search at.
-
-    Returns:
-      Masks in the dtypes of `masks`, and the threshold of each pool, 0 where it drops nothing.
-    """
-    kept, thresholds = select(
-        params,
-        n_keep,
-        score=_UnitScore(score, structure),
-        among=[structure.unit_mask(m) for m in masks],
-        pool_of=pool_of,
-        start=start,
-    )
-    new = [structure.expand(k, m.shape).astype(m.dtype) for k, m in zip(kept, masks, strict=True)]
-    return new, jnp.where(jnp.isfinite(thresholds), thresholds, 0).astype(jnp.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class _UnitScore:
-    """The score of each unit of a leaf; equal for equal parts, so that compilations are shared."""
-
-    score: Callable[..., jax.Array]
-    structure: Any
-
-    def __call__(self, param: jax.Array) -> jax.Array:
-        return self.structure.unit_scores(self.score(param, None, None))
 
 
 def land(param: jax.Array, update: jax.Array, mask: jax.Array) -> jax.Array:

@@ -7,15 +7,16 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxprune.arguments import as_int, as_sparsity
 from jaxprune.budget import Recipe
 from jaxprune.distribution import Distribution, uniform
+from jaxprune.fire import Operand, tighten
 from jaxprune.floats import is_nonzero
-from jaxprune.mask import full_mask, keep, tighten
+from jaxprune.mask import full_mask, keep
 from jaxprune.paths import leaves_with_paths, listed
-from jaxprune.schedule import as_sparsity
-from jaxprune.score import magnitude
+from jaxprune.score import Accumulated, magnitude, reads_grads
+from jaxprune.select import check_ties
 from jaxprune.structure import Unstructured
 
 
@@ -29,6 +30,9 @@ def prune_params(
     distribution: Distribution = uniform,
     structure: Any = Unstructured(),
     score: Callable[..., jax.Array] = magnitude,
+    grads: Any = None,
+    ties: str = "index",
+    seed: int | None = None,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
     """Prunes once, without an optimizer; works under `jit`.
 
@@ -41,6 +45,10 @@ def prune_params(
       distribution: who competes with whom.
       structure: what one decision covers.
       score: what a weight is worth.
+      grads: gradients like the params, for scores that want them; `saliency` with the gradients of
+        one batch at initialisation is SNIP.
+      ties: which of equal scores are kept, `"index"` or `"hashed"`.
+      seed: of the keys that scores are given.
 
     Returns:
       The params with +0.0 at every dropped weight, and bool masks (True = kept) at every leaf.
@@ -55,6 +63,8 @@ def prune_params(
       >>> params["kernel"].tolist(), masks["bias"].tolist()
       ([[3.0, 0.0], [0.0, -2.0]], [True, True])
     """
+    if isinstance(score, Accumulated):
+        raise ValueError(f"prune_params: {score} adds up over training steps; use prune.")
     targets = (as_sparsity(sparsity, "sparsity"),)
     recipe = Recipe.of(targets, include, exclude, overrides, distribution, structure, score)
     paths, leaves, treedef = leaves_with_paths(params)
@@ -63,15 +73,22 @@ def prune_params(
     masks = [full_mask(leaf, bool) for leaf in leaves]
     if not budget.chosen:
         return params, treedef.unflatten(masks)
-    n_keep = jnp.asarray(np.array(budget.pools.n_units) - budget.pools.n_drop[-1], jnp.int32)
+    n_keep = jnp.asarray(budget.n_keep()[-1], jnp.int32)
     arrays = [jnp.asarray(leaves[i]) for i in budget.chosen]
+    by_leaf = [None] * len(leaves) if grads is None else _grads_of(grads, paths)
+    key = jax.random.key(0 if seed is None else as_int("seed", seed))
+    operands = [
+        Operand(p, by_leaf[i] if reads_grads(score) else None, jax.random.fold_in(key, i))
+        for i, p in zip(budget.chosen, arrays, strict=True)
+    ]
     kept, _ = tighten(
-        arrays,
-        [masks[i] for i in budget.chosen],
+        operands,
+        None,
         n_keep,
-        budget.pools.pool_of,
+        budget.leaves,
         score=score,
-        structure=structure,
+        ties=check_ties(ties),
+        normalized=distribution.normalized,
     )
     for i, p, m in zip(budget.chosen, arrays, kept, strict=True):
         leaves[i], masks[i] = keep(p, m), m
@@ -109,6 +126,16 @@ def masks_from_params(
     for i in budget.chosen:
         masks[i] = is_nonzero(jnp.asarray(leaves[i]))
     return treedef.unflatten(masks)
+
+
+def _grads_of(grads: Any, paths: list[str]) -> list[Any]:
+    theirs, leaves, _ = leaves_with_paths(grads)
+    if theirs != paths:
+        raise ValueError(
+            f"prune_params: grads must have the leaves of the params, {listed(paths)}, got "
+            f"{listed(theirs)}."
+        )
+    return leaves
 
 
 def _warn_unused(function: str, unused: Sequence[str], paths: Sequence[str]) -> None:

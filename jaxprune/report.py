@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.arguments import as_sparsity
 from jaxprune.budget import Recipe
 from jaxprune.distribution import Distribution, uniform
 from jaxprune.floats import is_nonzero
 from jaxprune.paths import leaves_with_paths, rule_name, spec_of
-from jaxprune.schedule import SparsitySchedule, as_sparsity, check_schedule
+from jaxprune.schedule import SparsitySchedule, check_schedule
 from jaxprune.score import magnitude
 from jaxprune.state import find_states, get_masks, get_state, masks_by_path
 from jaxprune.structure import Unstructured
@@ -172,11 +173,17 @@ def plan(
     budget = recipe.budget(paths, leaves)
     n_zero = [0] * len(paths)
     notes = [choice.reason for choice in budget.choices]
-    for i, pool in zip(budget.chosen, budget.pools.pool_of, strict=True):
-        n_zero[i] = int(budget.pools.n_drop[-1, pool])
+    sizes = [leaves[i].size for i in budget.chosen]
+    for i, leaf, n in zip(budget.chosen, budget.leaves, budget.n_zero(sizes), strict=True):
+        n_zero[i] = n
+        shared = sum(p == leaf.pools[0] for p in budget.pools.pool_of) > 1 and leaf.axis is None
+        if shared:
+            notes[i] = f"in one pool ({distribution}): its share"
         override = budget.choices[i].override
         if override is not None:
             notes[i] = f"override {rule_name(recipe.overrides[override][0])}"
+        elif not shared and leaf.structure != Unstructured():
+            notes[i] = repr(leaf.structure)
     first, last, n_fires = schedule.begin_step, schedule.end_step, len(schedule.targets)
     when = f"step {last}, 1 fire" if n_fires == 1 else f"steps {first} to {last}, {n_fires} fires"
     return Report(

@@ -16,11 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-_LAST_STEP = 2**31 - 2  # steps are counted in int32
+from jaxprune.arguments import as_sparsity, check_step, check_steps, shown
+
 _ROUNDING = Fraction(1, 10**6)  # a float32 schedule may dip by this much without meaning to
-_MOST_FIRES = 100_000  # one exact target and one budget per leaf is tabulated for each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,9 @@ class SparsitySchedule:
       begin_step: the first fire.
       end_step: the last fire.
       every: steps between fires.
-      targets: one exact sparsity per fire, in [0, 1), never falling, because masks only shrink.
+      targets: one exact sparsity per fire, in [0, 1).
+      may_fall: whether a target may be below the one before it. By default none is, because masks
+        only shrink; `prune` takes a schedule that falls only with `regrow`.
 
     Example:
       >>> schedule = cubic_schedule(0.9, begin_step=10, end_step=25, every=10)
@@ -48,9 +49,10 @@ class SparsitySchedule:
     end_step: int
     every: int
     targets: tuple[Fraction, ...]
+    may_fall: bool = False
 
     def __post_init__(self) -> None:
-        steps = _check_steps(self.begin_step, self.end_step, self.every)
+        steps = check_steps(self.begin_step, self.end_step, self.every)
         if not isinstance(self.targets, (tuple, list)):
             raise TypeError(f"targets must be a tuple of sparsities, got {shown(self.targets)}.")
         targets = tuple(as_sparsity(t, f"targets[{i}]") for i, t in enumerate(self.targets))
@@ -61,7 +63,7 @@ class SparsitySchedule:
                 f"{len(targets)}. cubic_schedule and from_optax_schedule compute them."
             )
         for i in range(1, len(targets)):
-            if targets[i] < targets[i - 1]:
+            if targets[i] < targets[i - 1] and not self.may_fall:
                 raise ValueError(
                     "targets must not fall, because masks only shrink, got "
                     f"{float(targets[i - 1])} at step {fire_steps[i - 1]} and {float(targets[i])} "
@@ -158,7 +160,7 @@ def polynomial_schedule(
         raise TypeError(f"power must be a real number, got {power!r}.")
     if not 0 < power < float("inf"):
         raise ValueError(f"power must be positive and finite, got {power!r}.")
-    begin_step, end_step, every = _check_steps(begin_step, end_step, every)
+    begin_step, end_step, every = check_steps(begin_step, end_step, every)
     exponent = int(power) if power == int(power) else float(power)
 
     def target(step: int) -> Fraction:
@@ -230,8 +232,40 @@ def one_shot_schedule(final_sparsity: float, step: int = 0) -> SparsitySchedule:
       >>> one_shot_schedule(0.5, step=100).fire_steps
       (100,)
     """
-    _check_step("step", step)
+    check_step("step", step)
     return polynomial_schedule(final_sparsity, step, step, every=1)
+
+
+def acdc_schedule(
+    final_sparsity: float, begin_step: int, end_step: int, every: int = 1000
+) -> SparsitySchedule:
+    """Phases that are sparse and dense by turns: AC/DC (Peste et al. 2021, arXiv:2106.12379).
+
+    The first phase is sparse and starts at `begin_step`; each lasts `every` steps; from `end_step`
+    on the network is sparse. `prune` takes it with `regrow="zero"`.
+
+    Args:
+      final_sparsity: fraction of zeros in the sparse phases, in [0, 1).
+      begin_step: step of the first fire; it is dense before.
+      end_step: step of the last fire.
+      every: steps of each phase.
+
+    Returns:
+      A `SparsitySchedule`.
+
+    Raises:
+      TypeError, ValueError: as `polynomial_schedule`.
+
+    Example:
+      >>> [float(t) for t in acdc_schedule(0.9, 10, 35, every=10).targets]
+      [0.9, 0.0, 0.9, 0.9]
+    """
+    final = as_sparsity(final_sparsity, "final_sparsity")
+    begin_step, end_step, every = check_steps(begin_step, end_step, every)
+    steps = _fire_steps(begin_step, end_step, every)
+    sparse = [i % 2 == 0 or step == end_step for i, step in enumerate(steps)]
+    targets = [final if phase else Fraction(0) for phase in sparse]
+    return SparsitySchedule(begin_step, end_step, every, tuple(targets), may_fall=True)
 
 
 def from_optax_schedule(
@@ -264,7 +298,7 @@ def from_optax_schedule(
             f"from_optax_schedule: `fn` must be a function of the step, got {shown(fn)}. For a "
             "constant sparsity use one_shot_schedule."
         )
-    begin_step, end_step, every = _check_steps(begin_step, end_step, every)
+    begin_step, end_step, every = check_steps(begin_step, end_step, every)
     steps = _fire_steps(begin_step, end_step, every)
     with jax.ensure_compile_time_eval():
         values = [np.asarray(fn(jnp.asarray(step, jnp.int32))) for step in steps]
@@ -283,83 +317,8 @@ def from_optax_schedule(
     return SparsitySchedule(begin_step, end_step, every, rising)
 
 
-def as_sparsity(value: Any, name: str) -> Fraction:
-    """The exact fraction that a number stands for: 0.9 is nine tenths, not its binary float.
-
-    Raises:
-      TypeError: not a real number.
-      ValueError: outside [0, 1).
-    """
-    if isinstance(value, np.generic) and jnp.issubdtype(value.dtype, jnp.floating):
-        value = value if isinstance(value, numbers.Real) else float(value)  # bfloat16 is no Real
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        hint = ""
-        if isinstance(value, jax.Array):
-            hint = (
-                " Sparsity is decided on the host, before tracing: pass a Python float; under "
-                "optax.inject_hyperparams, name the argument in static_args."
-            )
-        raise TypeError(f"{name} must be a real number in [0, 1), got {shown(value)}.{hint}")
-    number: Any = value
-    if not 0 <= number < 1:
-        fix = f" Did you mean {float(number) / 100:g}?" if 2 <= number < 100 else ""
-        fix = " Sparsity 1 would leave no weight." if number == 1 else fix
-        raise ValueError(f"{name} is a fraction of zeros in [0, 1), got {number}.{fix}")
-    return number if isinstance(number, Fraction) else Fraction(str(number))
-
-
 def _fire_steps(begin_step: int, end_step: int, every: int) -> tuple[int, ...]:
     return (*range(begin_step, end_step, every), end_step)
-
-
-def _check_steps(begin_step: Any, end_step: Any, every: Any) -> tuple[int, int, int]:
-    """The three as Python ints: NumPy's overflow, and have no exact powers."""
-    begin_step = _check_step("begin_step", begin_step)
-    end_step = _check_step("end_step", end_step)
-    every = _as_int("every", every)
-    if end_step < begin_step:
-        raise ValueError(
-            f"end_step must be at least begin_step, got begin_step={begin_step} and "
-            f"end_step={end_step}. Did you swap them?"
-        )
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}.")
-    n_fires = -(-(end_step - begin_step) // every) + 1
-    if n_fires > _MOST_FIRES:
-        raise ValueError(
-            f"every={every} from step {begin_step} to step {end_step} makes {n_fires} fires; at "
-            f"most {_MOST_FIRES} are tabulated. Recompute the masks less often, "
-            f"every={-(-(end_step - begin_step) // 1000)} for 1000 times."
-        )
-    return begin_step, end_step, every
-
-
-def _check_step(name: str, value: Any) -> int:
-    value = _as_int(name, value)
-    if value < 0:
-        raise ValueError(f"{name} must be at least 0, got {value}.")
-    if value > _LAST_STEP:
-        raise ValueError(f"{name} must be at most {_LAST_STEP}, got {value}.")
-    return value
-
-
-def _as_int(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        fix = ""
-        if isinstance(value, jax.Array):
-            fix = " Steps are decided on the host, before tracing: pass a Python int."
-        elif isinstance(value, float) and value.is_integer():
-            fix = f" Did you mean {int(value)}?"
-        raise TypeError(f"{name} must be an int, got {shown(value)}.{fix}")
-    return int(value)
-
-
-def shown(value: Any) -> str:
-    """A value in an error: its repr if that is short, else its type; arrays and trees are long."""
-    if isinstance(value, Tracer):
-        return "a traced value"
-    text = repr(value)
-    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
 
 
 def check_schedule(schedule: Any, also: str = "") -> None:

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.count import per_member, ranks, stacked
+from jaxprune.count import hashed, per_member, ranks, stacked
 from jaxprune.floats import key_value, order_key
 from jaxprune.search import Cuts, Group, search
 
 
-def topk_mask(scores: jax.Array, n_keep: int | jax.Array) -> jax.Array:
+def topk_mask(scores: jax.Array, n_keep: int | jax.Array, *, ties: str = "index") -> jax.Array:
     """Marks the `n_keep` largest scores; True means kept.
 
     Args:
@@ -33,14 +33,16 @@ def topk_mask(scores: jax.Array, n_keep: int | jax.Array) -> jax.Array:
         subnormals are told apart on every backend.
       n_keep: how many entries are True, exactly; a Python int, or a traced integer, which is
         clipped to [0, scores.size].
+      ties: which of equal scores are kept. `"index"`: the lower row-major index, as
+        `jax.lax.top_k` does. `"hashed"`: as a fixed shuffle of the indices has it, which favours
+        no end of the array; many bfloat16 weights are equal.
 
     Returns:
-      A bool array of the shape (and sharding) of `scores`. Among equal scores the lower row-major
-      index is kept, as `jax.lax.top_k` does, so a constant array still reaches its count.
+      A bool array of the shape (and sharding) of `scores`. A constant array reaches its count too.
 
     Raises:
       TypeError: scores that are not real floating point.
-      ValueError: a Python int `n_keep` outside [0, scores.size].
+      ValueError: a Python int `n_keep` outside [0, scores.size], or an unknown `ties`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,7 +51,7 @@ def topk_mask(scores: jax.Array, n_keep: int | jax.Array) -> jax.Array:
     """
     scores = _checked_scores("topk_mask: `scores`", scores)
     _check_count("topk_mask: `n_keep`", n_keep, scores.size)
-    masks, _ = select([scores], [n_keep])
+    masks, _ = select([scores], [n_keep], ties=check_ties(ties))
     return masks[0]
 
 
@@ -57,6 +59,8 @@ def topk_masks(
     scores: Sequence[jax.Array],
     n_keep: Sequence[int | jax.Array] | int | jax.Array,
     pool: str = "leaf",
+    *,
+    ties: str = "index",
 ) -> list[jax.Array]:
     """Marks the largest scores of each array, or of all arrays together; True means kept.
 
@@ -64,7 +68,8 @@ def topk_masks(
       scores: arrays of any shapes and real floating dtypes.
       n_keep: with `pool="leaf"` one count per array; with `pool="global"` one count for all.
       pool: who competes with whom: `"leaf"` or `"global"`. In the global pool an earlier array wins
-        a tie against a later one.
+        a tie against a later one, unless ties are hashed.
+      ties: as for `topk_mask`.
 
     Returns:
       A list of bool arrays, shaped (and sharded) like `scores`.
@@ -88,11 +93,12 @@ def topk_masks(
             "one array to topk_mask, and of a tree jax.tree.leaves(scores)."
         )
     scores = [_checked_scores(f"topk_masks: scores[{i}]", s) for i, s in enumerate(scores)]
+    check_ties(ties)
     if pool not in ("leaf", "global"):
         raise ValueError(f'topk_masks: `pool` must be "leaf" or "global", got {pool!r}.')
     if pool == "global":
         _check_count("topk_masks: `n_keep`", n_keep, sum(s.size for s in scores))
-        return select(scores, [n_keep], pool_of=(0,) * len(scores))[0]  # type: ignore[list-item]
+        return select(scores, [n_keep], pool_of=(0,) * len(scores), ties=ties)[0]  # type: ignore[list-item]
     is_list = isinstance(n_keep, (list, tuple)) or getattr(n_keep, "ndim", 0) == 1
     if not is_list or len(n_keep) != len(scores):  # type: ignore[arg-type]
         raise ValueError(
@@ -102,7 +108,14 @@ def topk_masks(
         )
     for i, s in enumerate(scores):
         _check_count(f"topk_masks: n_keep[{i}]", n_keep[i], s.size)  # type: ignore[index]
-    return select(scores, n_keep)[0]  # type: ignore[arg-type]
+    return select(scores, n_keep, ties=ties)[0]  # type: ignore[arg-type]
+
+
+def check_ties(ties: Any) -> str:
+    """`ties`, if it is one of the two."""
+    if ties not in ("index", "hashed"):
+        raise ValueError(f'ties must be "index" or "hashed", got {ties!r}.')
+    return ties
 
 
 def _itself(scores: jax.Array) -> jax.Array:
@@ -117,6 +130,7 @@ def select(
     among: Sequence[jax.Array] | None = None,
     pool_of: Sequence[int] | None = None,
     start: jax.Array | None = None,
+    ties: str = "index",
 ) -> tuple[list[jax.Array], jax.Array]:
     """The engine behind `topk_masks`: exact masks and their thresholds, scores computed on the fly.
 
@@ -131,6 +145,8 @@ def select(
       pool_of: the pool of each leaf, numbered from 0; by default each leaf is its own pool.
       start: float[n_pools], thresholds to open the search at, such as those returned last time.
         They cost nothing but passes when they are wrong. Non-finite or zero ones are ignored.
+      ties: which of equal scores are kept: `"index"` for the first, `"hashed"` for a fixed shuffle
+        of their indices.
 
     Returns:
       Bool masks shaped like the scores, and float32[n_pools] thresholds (float64 where a score is):
@@ -146,12 +162,12 @@ def select(
         return [], jnp.zeros((0,), jnp.float32)
     counts = _as_counts(n_keep)
     one_device = jax.device_count() == 1
-    return _select(list(operands), counts, among, start, score, pool_of, one_device)
+    return _select(list(operands), counts, among, start, score, pool_of, ties, one_device)
 
 
 # Compiled here so that a call outside `jit` does not compile its loop again; inside, XLA inlines
 # it.
-@functools.partial(jax.jit, static_argnames=("score", "pool_of", "one_device"))
+@functools.partial(jax.jit, static_argnames=("score", "pool_of", "ties", "one_device"))
 def _select(
     operands: list[Any],
     n_keep: jax.Array,
@@ -159,6 +175,7 @@ def _select(
     start: jax.Array | None,
     score: Callable[[Any], jax.Array],
     pool_of: tuple[int, ...],
+    ties: str,
     one_device: bool,
 ) -> tuple[list[jax.Array], jax.Array]:
     specs = [jax.eval_shape(score, x) for x in operands]
@@ -166,7 +183,7 @@ def _select(
     allowed: Sequence[Any] = [None] * len(operands) if among is None else among
     stacks = stacked(list(zip(operands, allowed, strict=True)), specs, one_device)
     keys = _key_function(score, group)
-    cuts = search(keys, stacks, group, n_keep, start)
+    cuts = search(keys, stacks, group, n_keep, start, ties)
     kept: list[Any] = [jnp.zeros(spec.shape, bool) for spec in specs]  # what an empty leaf has
     for members, stack in stacks:
         pools = np.array([pool_of[i] for i in members])
@@ -175,16 +192,16 @@ def _select(
         top, found = lax.optimization_barrier((top, Cuts(cuts.value[pools], cuts.cut[pools])))
         if len(members) == 1 or not one_device:
             # In the shape of the leaf: ranks of rows would divide an index per entry.
-            leaf = (operands[members[0]], allowed[members[0]])
-            kept[members[0]] = _masks(keys, jax.tree.map(lambda x: x[None], leaf), top, found)[0]
+            leaf = jax.tree.map(lambda x: x[None], (operands[members[0]], allowed[members[0]]))
+            kept[members[0]] = _masks(keys, leaf, top, found, ties)[0]
             continue
         flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1), stack)
         # The result of a `cond` is one buffer. Else XLA computes the mask anew for every member
         # that is sliced from it, and compiles that as often.
         masks = lax.cond(
             jnp.any(found.cut > 0),
-            lambda flat, top, found: _masks(keys, flat, top, found),
-            lambda flat, _, found: _masks(keys, flat, None, found),
+            lambda flat, top, found: _masks(keys, flat, top, found, ties),
+            lambda flat, _, found: _masks(keys, flat, None, found, ties),
             *(flat, top, found),
         )
         for i, mask in zip(members, masks, strict=True):
@@ -193,7 +210,11 @@ def _select(
 
 
 def _masks(
-    keys: Callable[[Any, Any], jax.Array], stack: Any, top: jax.Array | None, cuts: Cuts
+    keys: Callable[[Any, Any], jax.Array],
+    stack: Any,
+    top: jax.Array | None,
+    cuts: Cuts,
+    ties: str,
 ) -> jax.Array:
     """What the cuts keep of each member of a stack. Without `top`, no cut goes through a tie."""
     x, allow = stack
@@ -201,7 +222,9 @@ def _masks(
     value, cut = (per_member(c, key.ndim) for c in cuts)
     mask = key >= value
     if top is not None:
-        mask = (key > value) | ((key == value) & (ranks(key.shape, top) >= cut))
+        rank = ranks(key.shape, top)
+        place = hashed(rank) if ties == "hashed" else rank
+        mask = (key > value) | ((key == value) & (place >= cut))
     return mask if allow is None else mask & allow.astype(bool)
 
 

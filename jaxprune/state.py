@@ -36,6 +36,8 @@ class PruneState(NamedTuple):
       inner_state: state of the wrapped optimizer.
       widths: int32[n_leaves], how long the last axis of each leaf is, where masks are packed; None
         where they are not.
+      score_state: float32 tree like the params, the sums of a score that adds up over the steps
+        (`movement`); None for any other score.
     """
 
     prune_step: jax.Array
@@ -44,6 +46,7 @@ class PruneState(NamedTuple):
     violations: jax.Array
     inner_state: Any
     widths: Any = None
+    score_state: Any = None
 
 
 def find_states(opt_state: Any) -> list[PruneState]:
@@ -174,6 +177,43 @@ def unpack_masks(opt_state: Any) -> Any:
         return state if state.widths is None else state._replace(masks=masks, widths=None)
 
     return _convert(unpacked, opt_state)
+
+
+def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
+    """An optimizer state with other masks: to go on from a sparse model, or with masks of your own.
+
+    Args:
+      opt_state: an optax state with one prune state inside.
+      masks: tree like the params, nonzero = kept, such as `masks_from_params(params)` or the masks
+        of `prune_params`. With `one_shot_schedule(0.0)` they stay for the whole run.
+
+    Returns:
+      The same state with these masks, in the dtype and packing of those before.
+
+    Raises:
+      ValueError: no prune state or several, or masks of other paths or shapes.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune
+      >>> params = {"kernel": jnp.array([[0.0, 2.0]]), "bias": jnp.ones(2)}
+      >>> tx = jaxprune.prune(jaxprune.one_shot_schedule(0.0))
+      >>> state = set_masks(tx.init(params), jaxprune.masks_from_params(params))
+      >>> jaxprune.get_masks(state)["kernel"].tolist()
+      [[False, True]]
+    """
+    state = get_state(opt_state)
+    paths, old, treedef = leaves_with_paths(_unpacked(state))
+    new_paths, new, _ = leaves_with_paths(masks)
+    if new_paths != paths:
+        raise ValueError(
+            f"masks must have the leaves of the params, {listed(paths)}, got {listed(new_paths)}."
+        )
+    for path, mask, like in zip(paths, new, old, strict=True):
+        if jnp.shape(mask) != jnp.shape(like):
+            raise ValueError(wrong_shape(path, jnp.shape(mask), jnp.shape(like)))
+    kept = [(jnp.asarray(mask) != 0).astype(jnp.uint8) for mask in new]
+    packed = kept if state.widths is None else [pack(mask) for mask in kept]
+    return _convert(lambda state: state._replace(masks=treedef.unflatten(packed)), opt_state)
 
 
 def _convert(change: Callable[[PruneState], PruneState], opt_state: Any) -> Any:

@@ -1,24 +1,24 @@
-"""`prune`: the optax shell around the pure step. The only module that imports optax."""
+"""`prune` and its relatives: what users chain into their optimizers."""
 
-import functools
-import warnings
+import math
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
-from jax import lax
 
-from jaxprune.budget import Budget, Recipe
-from jaxprune.distribution import Distribution, uniform
-from jaxprune.mask import count_violations, full_mask, keep, land, tighten
-from jaxprune.packed import full_packed, pack, packed_shape, unpack
-from jaxprune.paths import leaves_with_paths, listed, rule_for, spec_of
-from jaxprune.schedule import SparsitySchedule, check_schedule, shown
-from jaxprune.score import magnitude
-from jaxprune.state import PruneState, widths_of, wrong_shape
-from jaxprune.structure import Unstructured
+from jaxprune.arguments import as_int, as_part, check_step, shown
+from jaxprune.budget import Recipe
+from jaxprune.distribution import Distribution, erk, global_pool, uniform
+from jaxprune.schedule import (
+    SparsitySchedule,
+    check_schedule,
+    cubic_schedule,
+    one_shot_schedule,
+)
+from jaxprune.score import gradient_magnitude, magnitude, random_score
+from jaxprune.select import check_ties
+from jaxprune.structure import NM, Unstructured
+from jaxprune.update import HOLD, TRAIN, ZERO, Spec, transformation
 
 
 def prune(
@@ -32,6 +32,9 @@ def prune(
     structure: Any = Unstructured(),
     score: Any = magnitude,
     packed: bool = False,
+    regrow: bool | str = False,
+    ties: str = "index",
+    seed: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the largest weights and takes the others to exactly zero, at every update.
 
@@ -63,10 +66,23 @@ def prune(
       overrides: regex -> final sparsity, for chosen leaves whose schedule is scaled to end there.
         The first match wins.
       distribution: who competes with whom; `uniform` gives every leaf the same sparsity.
-      structure: what one decision covers.
-      score: `(params, grads, key) -> scores`, elementwise in one leaf, larger = keep.
+      structure: what one decision covers: one for all leaves, or a mapping from regexes to
+        structures, of which the first match wins and no match means `Unstructured()`.
+      score: what a weight is worth: `(params, grads, key) -> scores`, one per weight of one leaf,
+        larger = keep. `grads` are the updates that come in when there is an `inner`, else what is
+        passed as `update(..., grads=grads)`, else None.
       packed: hold the masks at one bit per weight instead of a byte. `get_masks` and all else work
         as before; `pack_masks` and `unpack_masks` convert a checkpoint of one kind to the other.
+      regrow: whether a fire may take dropped weights back. False: they are zero for good. `"zero"`:
+        they are zero, but each fire chooses anew, which a schedule that falls needs
+        (`acdc_schedule`). True or `"hold"`: they hold the value that they had when they were
+        dropped and may return by it, as in the code that Zhu & Gupta published. `"train"`: they go
+        on learning. With these two the params stay dense: take `apply_masks(params, opt_state)`, or
+        `straight_through` to let gradients through, in the forward pass.
+      ties: which of equal scores are kept: `"index"` for the lower index, `"hashed"` for a fixed
+        shuffle of the indices. Many bfloat16 weights are equal, and by index they are all dropped
+        at one end of the leaf.
+      seed: of the PRNG keys that scores are given, a new one for every leaf and fire; 0 by default.
 
     Returns:
       A transformation whose state is a `PruneState`. `update` needs `params`.
@@ -90,218 +106,205 @@ def prune(
       [[2.5, 0.0], [0.0, -2.5]]
     """
     check_schedule(schedule)
+    if regrow not in (False, True, ZERO, HOLD, TRAIN):
+        raise ValueError(
+            f'regrow must be False, "zero", "hold" (or True) or "train", got {shown(regrow)}.'
+        )
+    if schedule.may_fall and not regrow:
+        raise ValueError(
+            "this schedule may lower the sparsity, but masks only shrink. Pass "
+            'regrow="zero" to let fires take dropped weights back.'
+        )
+    if not isinstance(packed, bool):
+        raise TypeError(f"packed must be True or False, got {shown(packed)}.")
     recipe = Recipe.of(
         schedule.targets, include, exclude, overrides, distribution, structure, score
     )
-    inner_tx = None if inner is None else _as_extra_args(inner)
-    if not isinstance(packed, bool):
-        raise TypeError(f"packed must be True or False, got {shown(packed)}.")
-    in_full = unpack if packed else lambda mask, _: mask
-
-    def new_mask(leaf: Any) -> jax.Array:
-        mask = full_mask(leaf, jnp.uint8)
-        return full_packed(mask) if packed else mask
-
-    def init(params: optax.Params) -> Any:
-        paths, leaves, treedef = leaves_with_paths(params)
-        if leaves:  # optax.tree.map_params calls init with a tree of no leaves
-            for line in recipe.budget(paths, leaves).unused:
-                warnings.warn(
-                    f"jaxprune.prune: {line}; the paths are {listed(paths)}", stacklevel=2
-                )
-        return PruneState(
-            prune_step=jnp.zeros((), jnp.int32),
-            masks=treedef.unflatten([new_mask(leaf) for leaf in leaves]),
-            thresholds=jnp.zeros((len(leaves),), jnp.float32),
-            violations=jnp.zeros((), jnp.int32),
-            inner_state=optax.EmptyState() if inner_tx is None else inner_tx.init(params),
-            widths=widths_of(leaves) if packed else None,
-        )
-
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        if params is None:
-            raise ValueError(
-                "jaxprune.prune needs the params: call tx.update(updates, state, params)."
-            )
-        if not isinstance(state, PruneState):
-            raise TypeError(
-                f"jaxprune.prune: the state must be a PruneState, got {shown(state)}. Pass what "
-                "init or the last update of this transformation returned; restore a checkpoint "
-                "into the structure of tx.init(params)."
-            )
-        paths, p_leaves, treedef = leaves_with_paths(params)
-        masks = _parallel(paths, treedef, state.masks, "masks in the state")
-        u_leaves = _parallel(paths, treedef, updates, "updates", holes=True)
-        budget = recipe.budget(paths, p_leaves)
-        _check_state(paths, p_leaves, masks, state, packed)
-        _check_updates(budget, paths, p_leaves, u_leaves, "update")
-        chosen = [jnp.asarray(p_leaves[i]) for i in budget.chosen]
-        kept, thresholds, violations = _fire(
-            schedule,
-            recipe,
-            packed,
-            tuple(paths),
-            tuple(map(spec_of, p_leaves)),
-            chosen,
-            [jnp.asarray(masks[i]) for i in budget.chosen],
-            (state.prune_step, state.thresholds, state.violations),
-        )
-        # Only the new masks are read from here on, so that XLA updates them in place: a use of the
-        # old ones after the fire would cost a copy of each on every step.
-        inner_state = state.inner_state
-        if inner_tx is not None:
-            for i, m in zip(budget.chosen, kept, strict=True):
-                u_leaves[i] = keep(jnp.asarray(u_leaves[i]), in_full(m, p_leaves[i]))
-            updates, inner_state = inner_tx.update(
-                treedef.unflatten(u_leaves), inner_state, params, **extra_args
-            )
-            u_leaves = _parallel(paths, treedef, updates, "updates of `inner`", holes=True)
-            _check_updates(budget, paths, p_leaves, u_leaves, "update of `inner`")
-        for i, p, m in zip(budget.chosen, chosen, kept, strict=True):
-            u_leaves[i], masks[i] = land(p, jnp.asarray(u_leaves[i]), in_full(m, p)), m
-        return treedef.unflatten(u_leaves), PruneState(
-            prune_step=jnp.asarray(optax.safe_increment(state.prune_step)),
-            masks=treedef.unflatten(masks),
-            thresholds=thresholds,
-            violations=violations,
-            inner_state=inner_state,
-            widths=state.widths,
-        )
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    spec = Spec(
+        schedule,
+        recipe,
+        packed=packed,
+        regrow=None if regrow is False else HOLD if regrow is True else str(regrow),
+        ties=check_ties(ties),
+        seed=0 if seed is None else as_int("seed", seed),
+    )
+    return transformation(spec, inner)
 
 
-# Compiled here so that an update outside `jit` does not compile its loop again; inside, XLA inlines
-# it.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _fire(
-    schedule: SparsitySchedule,
-    recipe: Recipe,
-    packed: bool,
-    paths: tuple[str, ...],
-    specs: tuple[jax.ShapeDtypeStruct | None, ...],
-    params: list[jax.Array],
-    masks: list[jax.Array],
-    counters: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-    """Masks of the chosen leaves, thresholds and violations after this step.
+def rigl(
+    final_sparsity: float,
+    end_step: int,
+    *,
+    inner: optax.GradientTransformation,
+    every: int = 100,
+    drop_fraction: float = 0.3,
+    distribution: Distribution = erk,
+    key: Any = None,
+    include: Any = None,
+    exclude: Any = (),
+    overrides: Any = None,
+    structure: Any = Unstructured(),
+    grow: Any = gradient_magnitude,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Sparse from the start: every so often the smallest weights make room for others.
 
-    The fire is a loop of at most one trip rather than a `cond`. The loop updates its carry in
-    place, so that a quiet step copies nothing, and under `vmap` it still runs only when some member
-    fires, where a `cond` becomes a select that runs the selection on every step.
+    The first masks are random. At steps `every, 2 * every, ...` the smallest kept weights of each
+    leaf are dropped, and as many others are grown where the gradient is largest. The part that is
+    swapped decays to nothing at `end_step`:
+
+    .. math::
+      f_t = \frac{\alpha}{2} \left(1 + \cos \frac{\pi t}{t_{end}}\right)
+
+    The number of kept weights never changes. A grown weight starts at zero with zero moments in the
+    optimizer, and learns from the next step on.
+
+    Mask the params once before training, so that the first gradient is that of the sparse network:
+    `params = jaxprune.apply_masks(params, opt_state)`. Every update lands dropped weights on zero
+    anyway.
+
+    Args:
+      final_sparsity: fraction of zeros, from the start, in [0, 1).
+      end_step: step from which the masks stay.
+      inner: the optimizer. The updates that come in must be gradients, of dropped weights too.
+      every: steps between swaps; the paper used 100.
+      drop_fraction: :math:`\alpha`, the part of the kept weights that the first swaps exchange, in
+        [0, 1].
+      distribution: how sparsity is spread over leaves, `erk` or `uniform`. Leaves do not exchange
+        weights, so there is no global pool.
+      key: PRNG key of the first masks and of random growth; by default `jax.random.key(0)`.
+      include: as in `prune`, and so are the arguments after it.
+      exclude: leaves to leave out.
+      overrides: regex -> sparsity.
+      structure: what is dropped and grown together.
+      grow: score of what to grow.
+
+    Returns:
+      A transformation whose state is a `PruneState`, with 2 in the masks where a weight grew at the
+      last swap.
+
+    Raises:
+      TypeError, ValueError: as `prune`.
+
+    References:
+      Evci et al., `Rigging the Lottery <https://arxiv.org/abs/1911.11134>`_, 2020.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune, optax
+      >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
+      >>> tx = rigl(0.75, end_step=1_000, inner=optax.adam(1e-3))
+      >>> state = tx.init(params)
+      >>> params = jaxprune.apply_masks(params, state)
+      >>> int(params["kernel"].sum())
+      8
     """
-    prune_step, thresholds, violations = counters
-    _, chosen, pools, *_ = recipe.budget(paths, specs)
-    if not chosen:
-        return masks, thresholds, violations
-    n_keep = jnp.asarray(np.array(pools.n_units) - pools.n_drop, jnp.int32)
-    pool_of, leaf = np.array(pools.pool_of), np.array(chosen)
-    first_leaf = leaf[[pools.pool_of.index(pool) for pool in range(len(pools.n_units))]]
-
-    def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        # Tied to the carry: else XLA computes what depends on the params alone before the loop, on
-        # every step under `vmap`.
-        here, (old, thresholds, violations, fires) = lax.optimization_barrier((params, carry))
-        old = [unpack(m, p) for m, p in zip(old, here, strict=True)] if packed else old
-        new, found = tighten(
-            here,
-            old,
-            n_keep[jnp.maximum(schedule.index(prune_step), 0)],
-            pools.pool_of,
-            score=recipe.score,
-            structure=recipe.structure,
-            start=thresholds[first_leaf],
-        )
-        thresholds = thresholds.at[leaf].set(found[pool_of].astype(thresholds.dtype))
-        violations = jnp.maximum(violations, count_violations(here, old).astype(violations.dtype))
-        new = [pack(m) for m in new] if packed else new
-        return new, thresholds, violations, jnp.zeros_like(fires)
-
-    carry = (masks, thresholds, violations, schedule.fires(prune_step))
-    new, thresholds, violations, _ = lax.while_loop(lambda c: c[3], trip, carry)
-    return new, thresholds, violations
+    check_step("end_step", end_step)
+    every = as_int("every", every)
+    schedule = one_shot_schedule(final_sparsity, min(every, end_step))
+    if every < end_step:
+        n_fires = len(cubic_schedule(0.0, every, end_step, every).targets)
+        targets = (schedule.final_sparsity,) * n_fires
+        schedule = SparsitySchedule(every, end_step, every, targets)
+    part = as_part("drop_fraction", drop_fraction)
+    parts = tuple(
+        part / 2 * (1 + math.cos(math.pi * step / end_step)) if step < end_step else 0.0
+        for step in schedule.fire_steps
+    )
+    _check_leafwise("rigl", distribution, structure)
+    recipe = Recipe.of(schedule.targets, include, exclude, overrides, distribution, structure, grow)
+    if inner is None:
+        raise TypeError("rigl: inner must be the optimizer: its moments follow the masks.")
+    return transformation(Spec(schedule, recipe, grow=grow, parts=parts), inner, key)
 
 
-def _as_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
-    if not callable(getattr(inner, "init", None)) or not callable(getattr(inner, "update", None)):
-        raise TypeError(
-            f"inner must be an optax transformation such as optax.adamw(3e-4), got {shown(inner)}."
-        )
-    return optax.with_extra_args_support(inner)
+def set_(
+    final_sparsity: float,
+    end_step: int,
+    *,
+    inner: optax.GradientTransformation,
+    every: int = 100,
+    drop_fraction: float = 0.3,
+    distribution: Distribution = erk,
+    key: Any = None,
+    include: Any = None,
+    exclude: Any = (),
+    overrides: Any = None,
+    structure: Any = Unstructured(),
+) -> optax.GradientTransformationExtraArgs:
+    """Sparse evolutionary training: `rigl` with random growth.
 
+    Mocanu et al. 2018 (arXiv:1707.04780) swap a constant part after every epoch; here it decays, as
+    in the comparison of Evci et al. 2020. All arguments are those of `rigl`.
 
-def _parallel(
-    paths: list[str], treedef: Any, tree: Any, what: str, holes: bool = False
-) -> list[Any]:
-    """The leaves of `tree`, one per leaf of the params; with `holes`, some may be None."""
-    try:
-        leaves = treedef.flatten_up_to(tree)
-    except ValueError:
-        leaves = []
-    is_leaf = [(holes and x is None) or jax.tree_util.all_leaves([x]) for x in leaves]
-    if len(leaves) == len(paths) and all(is_leaf):
-        return leaves
-    theirs, _, _ = leaves_with_paths(tree)
-    lines = []
-    for one, have, other, lack in (
-        ("params", paths, what, theirs),
-        (what, theirs, "params", paths),
-    ):
-        odd = [path for path in have if path not in set(lack)]
-        if odd:
-            lines.append(f"the {one} have {listed(odd)}, the {other} do not")
-    differ = "; ".join(lines) or "the same paths, but in other containers"
-    raise ValueError(
-        f"jaxprune.prune: the {what} and the params differ in structure: {differ}. Pass the "
-        "params that the state was initialised with, and gradients with respect to them."
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> tx = set_(0.5, end_step=1_000, inner=optax.adam(1e-3))
+      >>> state = tx.init({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)})
+      >>> int(state.masks["kernel"].sum())
+      8
+    """
+    return rigl(
+        final_sparsity,
+        end_step,
+        inner=inner,
+        every=every,
+        drop_fraction=drop_fraction,
+        distribution=distribution,
+        key=key,
+        include=include,
+        exclude=exclude,
+        overrides=overrides,
+        structure=structure,
+        grow=random_score,
     )
 
 
-def _check_state(
-    paths: list[str], params: list[Any], masks: list[Any], state: PruneState, packed: bool
-) -> None:
-    if packed != (state.widths is not None):
-        have, convert = ("packed", "unpack_masks") if not packed else ("not packed", "pack_masks")
-        raise ValueError(
-            f"the masks in the state are {have}, but this is prune(..., packed={packed}). Convert "
-            f"the state: jaxprune.{convert}(opt_state)."
-        )
-    for path, param, mask in zip(paths, params, masks, strict=True):
-        spec = spec_of(param)
-        if spec is None:
-            continue
-        if jnp.shape(mask) != (packed_shape(spec.shape) if packed else spec.shape):
-            raise ValueError(wrong_shape(path, jnp.shape(mask), spec.shape, packed))
-    if jnp.shape(state.thresholds) != (len(paths),):
-        raise ValueError(
-            f"the thresholds in the state have shape {jnp.shape(state.thresholds)} but the params "
-            f"have {len(paths)} leaves. Was the state restored from another model?"
-        )
-    step = jnp.asarray(state.prune_step)
-    if step.shape or not jnp.issubdtype(step.dtype, jnp.integer):
-        raise ValueError(
-            f"prune_step in the state must be an int32 scalar, got {step.dtype} of shape "
-            f"{step.shape}. Restore checkpoints into the dtypes of tx.init(params)."
-        )
+def static_sparse(
+    sparsity: float,
+    *,
+    inner: optax.GradientTransformation,
+    distribution: Distribution = erk,
+    key: Any = None,
+    include: Any = None,
+    exclude: Any = (),
+    overrides: Any = None,
+    structure: Any = Unstructured(),
+) -> optax.GradientTransformationExtraArgs:
+    """Random masks that never change: the baseline of sparse training.
+
+    All arguments are those of `rigl`. To train with masks of your own, see `set_masks`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> tx = static_sparse(0.5, inner=optax.adam(1e-3))
+      >>> state = tx.init({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)})
+      >>> int(state.masks["kernel"].sum())
+      8
+    """
+    return rigl(
+        sparsity,
+        0,
+        inner=inner,
+        every=1,
+        drop_fraction=0.0,
+        distribution=distribution,
+        key=key,
+        include=include,
+        exclude=exclude,
+        overrides=overrides,
+        structure=structure,
+    )
 
 
-def _check_updates(
-    budget: Budget, paths: list[str], params: list[Any], updates: list[Any], what: str
-) -> None:
-    for i in budget.chosen:
-        path = paths[i] or "(root)"
-        if updates[i] is None:
-            raise ValueError(
-                f"{path}: the {what} is None, but the leaf is pruned. Leave it out with "
-                f"exclude={rule_for(paths[i])!r}, or give it a gradient."
-            )
-        if jnp.shape(updates[i]) != jnp.shape(params[i]):
-            raise ValueError(
-                f"{path}: the {what} has shape {jnp.shape(updates[i])} but the param has shape "
-                f"{jnp.shape(params[i])}. Pass gradients with respect to these params."
-            )
+def _check_leafwise(name: str, distribution: Any, structure: Any) -> None:
+    """Raises where weights would be exchanged between leaves, or within groups of m."""
+    if isinstance(distribution, Distribution) and distribution.assign is global_pool.assign:
+        raise ValueError(
+            f"{name}: leaves do not exchange weights, so {distribution} is not possible. Use "
+            "distribution=jaxprune.erk or jaxprune.uniform."
+        )
+    structures = structure.values() if isinstance(structure, Mapping) else (structure,)
+    if any(isinstance(s, NM) for s in structures):
+        raise ValueError(
+            f"{name}: NM groups are not swapped. Use prune(..., structure=NM(n, m)), or another "
+            "structure."
+        )

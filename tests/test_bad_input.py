@@ -779,21 +779,21 @@ LEAVES = [
         lambda: scored(lambda params, grads, key: jnp.sum(params)),
         ValueError,
         "w: score returned float32 of shape () for float32 of shape (2, 4); it must return one "
-        "real floating point score per weight, elementwise, as jaxprune.magnitude does.",
+        "real floating point score per weight, as jaxprune.magnitude does.",
     ),
     case(
         "score_of_integers",
         lambda: scored(lambda params, grads, key: jnp.ones(params.shape, jnp.int32)),
         ValueError,
         "w: score returned int32 of shape (2, 4) for float32 of shape (2, 4); it must return one "
-        "real floating point score per weight, elementwise, as jaxprune.magnitude does.",
+        "real floating point score per weight, as jaxprune.magnitude does.",
     ),
     case(
         "score_of_nothing",
         lambda: scored(lambda params, grads, key: None),
         ValueError,
         "w: score returned NoneType for float32 of shape (2, 4); it must return one real "
-        "floating point score per weight, elementwise, as jaxprune.magnitude does.",
+        "floating point score per weight, as jaxprune.magnitude does.",
     ),
 ]
 

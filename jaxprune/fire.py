@@ -1,0 +1,214 @@
+"""What a fire decides: which units of every leaf are kept, exactly as many as budgeted.
+
+Leaves whose units compete as a whole are decided together, by one selection. Those that are several
+pools (the slices of a stacked axis, the groups of a structure) are decided one by one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.budget import Leaf
+from jaxprune.score import is_elementwise, magnitude
+from jaxprune.select import select
+from jaxprune.structure import NM, Unstructured
+
+
+class Operand(NamedTuple):
+    """What the scores of one leaf are computed from; see `jaxprune.score`."""
+
+    param: jax.Array
+    grad: Any = None
+    key: Any = None
+
+
+def tighten(
+    operands: Sequence[Operand],
+    masks: Sequence[jax.Array] | None,
+    n_keep: jax.Array,
+    leaves: Sequence[Leaf],
+    *,
+    score: Callable[..., jax.Array] = magnitude,
+    start: jax.Array | None = None,
+    ties: str = "index",
+    normalized: bool = False,
+) -> tuple[list[jax.Array], jax.Array]:
+    """Masks that keep exactly the best `n_keep` units of each pool.
+
+    Args:
+      operands: one per leaf that is pruned.
+      masks: what may be kept: dropped units stay dropped, even where `n_keep` asks for more. None
+        where everything may.
+      n_keep: int[n_pools].
+      leaves: how each leaf is decided.
+      score: score function.
+      start: float[n_leaves], the thresholds of the last fire, to open the search at.
+      ties: `"index"` or `"hashed"`; see `prune`.
+      normalized: divide the scores of each leaf by their root mean square.
+
+    Returns:
+      Bool masks, and the threshold of each leaf, float32, 0 where it drops nothing. Of several
+      pools in a leaf it is the least.
+    """
+    allowed = [None] * len(operands) if masks is None else masks
+    starts = [None] * len(operands) if start is None else list(start)
+    cases = list(map(_Case, operands, allowed, leaves, starts))
+    together = [case for case in cases if _is_one_pool(case)]
+    found = iter(_together(together, n_keep, score, ties, normalized) if together else ())
+    out = [
+        next(found) if _is_one_pool(case) else _apart(case, n_keep, score, ties) for case in cases
+    ]
+    thresholds = jnp.stack([threshold.astype(jnp.float32) for _, threshold in out])
+    return [kept for kept, _ in out], jnp.where(jnp.isfinite(thresholds), thresholds, 0)
+
+
+def swap(
+    operands: Sequence[Operand],
+    masks: Sequence[jax.Array],
+    n_keep: jax.Array,
+    n_swap: jax.Array,
+    leaves: Sequence[Leaf],
+    *,
+    grow: Callable[..., jax.Array],
+) -> tuple[list[jax.Array], jax.Array]:
+    """Drops the `n_swap` smallest kept units of each pool and keeps as many others.
+
+    Those that are grown are the best by `grow` among all that are not kept, the ones just dropped
+    included, as in RigL. The number of kept units stays `n_keep`.
+
+    Args:
+      operands: one per leaf.
+      masks: what is kept so far, `n_keep` units of each pool.
+      n_keep: int[n_pools].
+      n_swap: int[n_pools], at most `n_keep`.
+      leaves: how each leaf is decided.
+      grow: score function of the units to grow.
+
+    Returns:
+      uint8 masks: 0 dropped, 1 kept, 2 kept now and not before; and the threshold of each leaf.
+    """
+    stay, thresholds = tighten(operands, masks, n_keep - n_swap, leaves)
+    idle = [~mask for mask in stay]
+    grown, _ = tighten(operands, idle, n_swap, leaves, score=grow)
+    new = [
+        jnp.where(g & (m == 0), jnp.uint8(2), (s | g).astype(jnp.uint8))
+        for s, g, m in zip(stay, grown, masks, strict=True)
+    ]
+    return new, thresholds
+
+
+class _Case(NamedTuple):
+    operand: Operand
+    allowed: Any
+    leaf: Leaf
+    start: Any
+
+
+def _is_one_pool(case: _Case) -> bool:
+    leaf, shape = case.leaf, case.operand.param.shape
+    if leaf.axis is not None or isinstance(leaf.structure, NM):
+        return False
+    return leaf.structure.n_groups(shape) == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """The scores of a leaf, or stored ones as they are; equal for equal parts."""
+
+    score: Callable[..., jax.Array]
+
+    def __call__(self, operand: Any) -> jax.Array:
+        is_leaf = isinstance(operand, Operand)
+        return self.score(operand.param, operand.grad, None) if is_leaf else operand
+
+
+def _stored(operand: Operand, score: Callable[..., jax.Array]) -> jax.Array:
+    return score(operand.param, operand.grad, operand.key)
+
+
+def _normalized(scores: jax.Array) -> jax.Array:
+    """float32 scores with a root mean square of 1; zeros stay zeros."""
+    scores = scores.astype(jnp.float32)
+    return scores / jnp.maximum(jnp.sqrt(jnp.mean(scores * scores)), jnp.finfo(jnp.float32).tiny)
+
+
+def _together(
+    cases: Sequence[_Case],
+    n_keep: jax.Array,
+    score: Callable[..., jax.Array],
+    ties: str,
+    normalized: bool,
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Masks and thresholds of leaves that are pools, or parts of one, by one selection."""
+    pools = sorted({case.leaf.pools[0] for case in cases})
+    pool_of = tuple(pools.index(case.leaf.pools[0]) for case in cases)
+    units, allowed = [], []
+    for case in cases:
+        structure = case.leaf.structure
+        if isinstance(structure, Unstructured) and is_elementwise(score) and not normalized:
+            units.append(case.operand._replace(key=None))
+        else:
+            scores = _stored(case.operand, score)
+            units.append(structure.unit_scores(_normalized(scores) if normalized else scores))
+        allowed.append(None if case.allowed is None else structure.unit_mask(case.allowed))
+    among = None if allowed[0] is None else allowed
+    starts = [cases[pool_of.index(i)].start for i in range(len(pools))]
+    start = None if starts[0] is None else jnp.stack(starts)
+    wanted, floors = n_keep[np.array(pools)], np.array([case.leaf.floor for case in cases])
+    scored = _Scored(score)
+    first: list[Any] = []
+    if floors.any():  # the best of every leaf are safe, the rest compete
+        first, _ = select(units, floors, score=scored, among=among, ties=ties)
+        pairs = zip(first, allowed, strict=True)
+        among = [~f if a is None else a.astype(bool) & ~f for f, a in pairs]
+        wanted = wanted - np.bincount(pool_of, floors).astype(np.int32)
+    kept, thresholds = select(
+        units, wanted, score=scored, among=among, pool_of=pool_of, start=start, ties=ties
+    )
+    if first:
+        kept = [k | f for k, f in zip(kept, first, strict=True)]
+    return [
+        (case.leaf.structure.expand(mask, case.operand.param.shape), thresholds[pool])
+        for case, mask, pool in zip(cases, kept, pool_of, strict=True)
+    ]
+
+
+def _apart(
+    case: _Case, n_keep: jax.Array, score: Callable[..., jax.Array], ties: str
+) -> tuple[jax.Array, jax.Array]:
+    """Mask and threshold of a leaf that is several pools."""
+    structure, axis = case.leaf.structure, case.leaf.axis
+    scores = _stored(case.operand, score)
+
+    def one(scores: jax.Array, allowed: Any, n_keep: jax.Array) -> tuple[jax.Array, jax.Array]:
+        units = structure.unit_scores(scores)
+        may = None if allowed is None else structure.unit_mask(allowed)
+        n_groups = structure.n_groups(scores.shape)
+        if isinstance(structure, NM):
+            everything = jnp.ones(units.shape, bool) if may is None else may
+            kept = structure.keep_best(units, everything, n_keep // max(n_groups, 1))
+            return kept, jnp.zeros((), jnp.float32)
+        if n_groups == 1:
+            kept, threshold = pick(units, may, n_keep)
+        else:  # the columns along the last axis
+            columns = (-1, None if may is None else -1, None)
+            kept, threshold = jax.vmap(pick, columns, (-1, 0))(units, may, n_keep // n_groups)
+        return structure.expand(kept, scores.shape), jnp.min(threshold)
+
+    def pick(units: jax.Array, may: Any, n_keep: jax.Array) -> tuple[jax.Array, jax.Array]:
+        start = None if case.start is None else case.start[None]
+        among = None if may is None else [may]
+        kept, thresholds = select([units], n_keep[None], among=among, start=start, ties=ties)
+        return kept[0], thresholds[0]
+
+    if axis is None:
+        return one(scores, case.allowed, n_keep[case.leaf.pools[0]])
+    slices = (axis, None if case.allowed is None else axis, 0)
+    kept, thresholds = jax.vmap(one, slices, (axis, 0))(
+        scores, case.allowed, n_keep[np.array(case.leaf.pools)]
+    )
+    return kept, jnp.min(thresholds)
