@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxprune import format as container
 from jaxprune.paths import leaves_with_paths, listed, spec_of
-from jaxprune.saved import Leaf, is_stored, opened, save_leaves
+from jaxprune.saved import Leaf, is_stored, memory_bytes, opened, save_leaves
 from jaxprune.state import masks_by_path
 
 
@@ -93,7 +93,7 @@ def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | Non
     """
     if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 0):
         raise ValueError(f"max_bytes must be an integer of at least 0, got {max_bytes!r}.")
-    with opened(path, max_bytes) as file:
+    with opened(path, memory_bytes() if max_bytes is None else max_bytes) as file:
         if like is None:
             _check_nesting(path, [leaf.path for leaf in file.leaves])
             return nested(file.arrays())

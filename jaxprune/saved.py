@@ -41,6 +41,11 @@ class Leaf(NamedTuple):
         """How many weights it has."""
         return math.prod(self.shape)
 
+    @property
+    def n_bytes(self) -> int:
+        """How much memory its array takes."""
+        return self.size * self.dtype.itemsize
+
 
 # Writing
 
@@ -71,7 +76,7 @@ def save_leaves(
     about: dict[str, Any] = {}
     n_zero = size = 0
     for name, array in leaves:
-        parts, n_kept = _encoded(name, array)
+        parts, n_kept = encoded(name, array)
         about[name] = {"shape": list(array.shape), "dtype": array.dtype.name}
         about[name] |= {"packed": len(parts) == 2}
         n_zero, size = n_zero + array.size - n_kept, size + array.size
@@ -131,8 +136,14 @@ def unsigned_of(dtype: np.dtype) -> Any:
     return {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[dtype.itemsize]
 
 
-def _encoded(path: str, array: np.ndarray) -> tuple[list[tuple[Tensor, np.ndarray]], int]:
-    """The tensors of a leaf, and how many of its entries are stored."""
+def encoded(path: str, array: np.ndarray) -> tuple[list[tuple[Tensor, np.ndarray]], int]:
+    """The tensors of a leaf, and how many of its entries are not +0.0.
+
+    Example:
+      >>> tensors, n_stored = encoded("w", np.eye(10))
+      >>> [tensor.name for tensor, _ in tensors], n_stored
+      (['w:bits', 'w:values'], 10)
+    """
     flat = np.ascontiguousarray(array).reshape(-1)
     stored = is_stored(flat)
     n_kept = int(np.count_nonzero(stored))
@@ -162,16 +173,17 @@ class SavedParams:
 
     def __init__(self, stream: Stream, max_bytes: int | None = None):
         self._stream = stream
-        self._header = container.read_header(stream)
-        self.metadata = dict(self._header.metadata)
-        self.about, self.leaves = _described(stream.path, self._header)
-        self.metadata.pop(_KEY, None)
-        limit = memory_bytes() if max_bytes is None else max_bytes
-        n_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in self.leaves)
-        if n_bytes > limit:
+        header = container.read_header(stream)
+        self.about, self.leaves = _described(stream.path, header)
+        self.metadata = {name: text for name, text in header.metadata.items() if name != _KEY}
+        sizes = [leaf.n_bytes for leaf in self.leaves]
+        most, needed = memory_bytes(), max(sizes, default=0)
+        if max_bytes is not None:
+            most, needed = max_bytes, sum(sizes)
+        if needed > most:
             raise ValueError(
-                f"{stream.path}: holds {n_bytes:,} bytes of params, over the limit of {limit:,}. "
-                f"If you trust the file, pass max_bytes={n_bytes}."
+                f"{stream.path}: holds {needed:,} bytes of params, over the limit of {most:,}. "
+                f"If you trust the file, pass max_bytes={needed} to jaxprune.load."
             )
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -182,7 +194,7 @@ class SavedParams:
         """
         for leaf in self.leaves:
             if leaf.n_kept is None:
-                raw = self._stream.read(leaf.size * leaf.dtype.itemsize)
+                raw = self._stream.read(leaf.n_bytes)
                 yield leaf.path, raw.view(leaf.dtype).reshape(leaf.shape)
             else:
                 bits = self._stream.read(-(-leaf.size // 8))
@@ -196,8 +208,13 @@ class SavedParams:
 def opened(path: str | os.PathLike[str], max_bytes: int | None = None) -> Iterator[SavedParams]:
     """A file of `save`, or any safetensors file, zstd undone, to be read a leaf at a time.
 
+    Args:
+      path: of the file.
+      max_bytes: most bytes that all leaves may take; by default no leaf may take more than the
+        memory of this machine.
+
     Raises:
-      ValueError: it is not one, or damaged, or larger than `max_bytes`.
+      ValueError: it is not one, or damaged, or too large.
       FileNotFoundError: there is none.
     """
     with Path(path).open("rb") as file:

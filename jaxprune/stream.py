@@ -17,11 +17,21 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 CUT = "so it was cut off or damaged. Copy or save it again."
 
 
-def extra(name: str) -> Any:
-    """A package, or module, of the extra `files`.
+def extra(name: str, of: str = "files") -> Any:
+    """A module of a package that comes with an extra.
+
+    Args:
+      name: of the module.
+      of: the extra.
 
     Raises:
       ImportError: it is not there; the text says what to type.
+
+    Example:
+      >>> extra("no_such_package.module")
+      Traceback (most recent call last):
+      ...
+      ImportError: no_such_package is not installed. Type: pip install 'jaxprune[files]'
     """
     try:
         return importlib.import_module(name)
@@ -30,7 +40,7 @@ def extra(name: str) -> Any:
         if (error.name or "").partition(".")[0] != package:
             raise
         raise ImportError(
-            f"{package} is not installed. Type: pip install 'jaxprune[files]'", name=package
+            f"{package} is not installed. Type: pip install 'jaxprune[{of}]'", name=package
         ) from None
 
 

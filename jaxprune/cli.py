@@ -1,0 +1,188 @@
+"""`inspect`, `plan`, `prune` and `export` for the command line: options in, exit codes out.
+
+`commands.py` does the work. Exit codes: 1 for an error, 2 for a wrong option, 130 for Ctrl-C.
+"""
+
+import contextlib
+import re
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxprune import commands, files, structure as structures
+from jaxprune.commands import Rules
+
+
+def add_commands(app: Any) -> None:
+    """Adds the commands to a typer app."""
+    for add in (_add_inspect, _add_plan, _add_prune, _add_export):
+        add(app)
+
+
+def _options() -> Any:
+    """The options that several commands have, as defaults of their parameters."""
+    import typer
+
+    paths = "; once for each rule."
+    return types.SimpleNamespace(
+        file=typer.Argument(..., help="A .safetensors, .zst or .npz, or an orbax folder."),
+        out=typer.Option(..., "--out", "-o", help="What to write; the suffix says how."),
+        kind=typer.Option(None, "--format", help="|".join(files.FORMATS)),
+        force=typer.Option(False, "--force", help="Replace what is there."),
+        as_json=typer.Option(False, "--json", help="JSON on standard output."),
+        sparsity=typer.Option(..., "--sparsity", "-s", help="Fraction of zeros, in [0, 1)."),
+        include=typer.Option(None, "--include", help=f"Regex of whole paths to prune{paths}"),
+        exclude=typer.Option(None, "--exclude", help=f"Regex of paths to leave alone{paths}"),
+        override=typer.Option(None, "--override", help=f"REGEX=SPARSITY{paths}"),
+        structure=typer.Option(
+            "unstructured", "--structure", help="unstructured, nm:2:4, block:1x16, channel:-1"
+        ),
+    )
+
+
+def _add_inspect(app: Any) -> None:
+    import typer
+
+    of = _options()
+
+    @app.command("inspect")
+    def command(
+        file: Path = of.file,
+        quick: bool = typer.Option(False, "--quick", help="Leave out what compresses: gzip, zstd."),
+        as_json: bool = of.as_json,
+    ) -> None:
+        """Shows how sparse a file is, leaf by leaf, what it would take, and what is wrong."""
+        _run(lambda: commands.inspect(file, quick=quick, as_json=as_json))
+
+
+def _add_plan(app: Any) -> None:
+    of = _options()
+
+    @app.command("plan")
+    def command(
+        file: Path = of.file,
+        sparsity: float = of.sparsity,
+        include: list[str] | None = of.include,
+        exclude: list[str] | None = of.exclude,
+        override: list[str] | None = of.override,
+        structure: str = of.structure,
+        as_json: bool = of.as_json,
+    ) -> None:
+        """Shows what `prune` would do, without doing it."""
+        _run(
+            lambda: commands.plan(
+                file, sparsity, _rules(include, exclude, override, structure), as_json=as_json
+            )
+        )
+
+
+def _add_prune(app: Any) -> None:
+    of = _options()
+
+    @app.command("prune")
+    def command(
+        file: Path = of.file,
+        out: Path = of.out,
+        sparsity: float = of.sparsity,
+        include: list[str] | None = of.include,
+        exclude: list[str] | None = of.exclude,
+        override: list[str] | None = of.override,
+        structure: str = of.structure,
+        kind: str | None = of.kind,
+        force: bool = of.force,
+        as_json: bool = of.as_json,
+    ) -> None:
+        """Prunes a file once by magnitude, a leaf at a time, into another file."""
+        _run(
+            lambda: commands.prune(
+                file,
+                out,
+                sparsity,
+                _rules(include, exclude, override, structure),
+                kind=kind,
+                force=force,
+                as_json=as_json,
+            )
+        )
+
+
+def _add_export(app: Any) -> None:
+    of = _options()
+
+    @app.command("export")
+    def command(
+        file: Path = of.file,
+        out: Path = of.out,
+        kind: str | None = of.kind,
+        force: bool = of.force,
+        as_json: bool = of.as_json,
+    ) -> None:
+        """Writes a file in another format, bit by bit."""
+        _run(lambda: commands.export(file, out, kind=kind, force=force, as_json=as_json))
+
+
+def _run(command: Callable[[], None]) -> None:
+    """Runs a command; raises `typer.Exit` where it fails."""
+    import typer
+
+    try:
+        command()
+    except KeyboardInterrupt:
+        typer.echo("Stopped; no file was changed half-way.", err=True)
+        raise typer.Exit(130) from None
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        typer.echo(f"jaxprune: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+# What the options mean
+
+
+def _rules(
+    include: list[str] | None, exclude: list[str] | None, override: list[str] | None, text: str
+) -> Rules:
+    """The arguments of `prune_params` and `plan` that the options stand for."""
+    overrides = {}
+    for item in override or ():
+        rule, equals, value = item.rpartition("=")
+        with contextlib.suppress(ValueError):
+            overrides[rule] = float(value)
+        if not equals or rule not in overrides:
+            raise _usage(f"--override {item!r}: write REGEX=SPARSITY, like '.*head.*=0.5'.")
+    return {
+        "include": include or None,
+        "exclude": exclude or (),
+        "overrides": overrides or None,
+        "structure": structure_for(text),
+    }
+
+
+def structure_for(text: str) -> Any:
+    """The structure that `--structure` names.
+
+    Example:
+      >>> structure_for("unstructured")
+      Unstructured()
+    """
+    name, *numbers = re.split("[:x]", text)
+    classes = {"unstructured": "Unstructured", "nm": "NM", "block": "Block", "channel": "Channel"}
+    found = getattr(structures, classes.get(name, ""), None)
+    try:
+        values = [int(number) for number in numbers]
+        if name == "block":
+            values = [tuple(values)] if values else []
+        return found(*values)  # pyright: ignore[reportOptionalCall]
+    except (TypeError, ValueError) as error:
+        known = [n for n, c in classes.items() if hasattr(structures, c)]
+        why = "" if found is None else f" ({error})"
+        raise _usage(
+            f"--structure {text!r} is none{why}. Known here: {', '.join(known)}; write nm:2:4, "
+            "block:1x16 or channel:-1."
+        ) from None
+
+
+def _usage(text: str) -> Exception:
+    import typer
+
+    return typer.BadParameter(text)

@@ -1,0 +1,257 @@
+"""Files of params of any kind, read and written a leaf at a time.
+
+Reads what `save` writes, safetensors, NumPy's `.npz` and orbax checkpoints; writes the first three
+and folders of SciPy's CSR. An orbax checkpoint is read whole; of the others one leaf is in memory.
+"""
+
+import contextlib
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxprune import format as container
+from jaxprune.interchange import plain_tensor, write_csr
+from jaxprune.paths import leaves_with_paths, listed
+from jaxprune.saved import Leaf, memory_bytes, opened, save_leaves
+from jaxprune.stream import extra, written
+
+FORMATS = ("jaxprune", "safetensors", "npz", "csr")
+_SUFFIXES = {".zst": "jaxprune", ".safetensors": "safetensors", ".npz": "npz"}
+
+
+class Source(NamedTuple):
+    """A file that is open.
+
+    Attributes:
+      kind: "jaxprune", "safetensors", "npz" or "orbax".
+      leaves: what is in it.
+      arrays: a function that gives the path and the array of each leaf in `leaves`, in order, once.
+    """
+
+    kind: str
+    leaves: tuple[Leaf, ...]
+    arrays: Callable[[], Iterator[tuple[str, np.ndarray]]]
+
+
+@contextlib.contextmanager
+def source(path: Path) -> Iterator[Source]:
+    """Opens a file, whatever kind it is.
+
+    Raises:
+      ValueError: it is none that can be read, or damaged, with its path.
+      FileNotFoundError: there is none.
+
+    Example:
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     np.savez(f"{folder}/a.npz", w=np.ones((2, 3)))
+      ...     with source(Path(folder, "a.npz")) as found:
+      ...         found.leaves[0].path, found.leaves[0].shape
+      ('w', (2, 3))
+    """
+    if path.is_dir():
+        yield _orbax(path)
+    elif _is_zip(path):
+        with contextlib.ExitStack() as stack:
+            with _zip_errors(path):
+                archive = stack.enter_context(zipfile.ZipFile(path))
+            yield _npz(path, archive)
+    else:
+        with opened(path) as file:
+            yield Source("jaxprune" if file.about else "safetensors", file.leaves, file.arrays)
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _npz(path: Path, archive: zipfile.ZipFile) -> Source:
+    members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+    if not members:
+        raise ValueError(f"{path}: a zip file without arrays is no .npz.")
+    leaves = tuple(_npy_header(path, archive, info) for info in members)
+
+    def arrays() -> Iterator[tuple[str, np.ndarray]]:
+        for info, leaf in zip(members, leaves, strict=True):
+            with _zip_errors(path), archive.open(info) as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+            yield leaf.path, array
+
+    return Source("npz", leaves, arrays)
+
+
+def _npy_header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Leaf:
+    """What an array of an `.npz` is, checked before it is read."""
+    name = info.filename.removesuffix(".npy")
+    with _zip_errors(path), archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+        leaf, n_head = Leaf(name, tuple(shape), dtype), file.tell()
+    if container.dtype_of(dtype.name) is None:
+        raise ValueError(
+            f"{path}: {name}: has dtype {dtype}, which is none of numbers. NumPy's files have no "
+            "bfloat16: use jaxprune.save."
+        )
+    if leaf.n_bytes > memory_bytes() or leaf.n_bytes != info.file_size - n_head:
+        raise ValueError(
+            f"{path}: {name}: {info.file_size - n_head} bytes for {dtype} of shape {leaf.shape}; "
+            "the file is damaged."
+        )
+    return leaf
+
+
+@contextlib.contextmanager
+def _zip_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: not readable as .npz: {error}.") from None
+
+
+def _orbax(path: Path) -> Source:
+    ocp = extra("orbax.checkpoint", "demo")
+    where = _checkpoint(path)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        found = checkpointer.metadata(where)
+        found = getattr(found, "item_metadata", found)
+        shapes = getattr(found, "tree", found)
+        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        tree = checkpointer.restore(where, restore_args=kinds)
+    paths, leaves, _ = leaves_with_paths(tree)
+    arrays = {path: np.asarray(leaf) for path, leaf in zip(paths, leaves, strict=True)}
+    held = {p: x for p, x in arrays.items() if container.dtype_of(x.dtype.name) is not None}
+    described = tuple(Leaf(p, x.shape, x.dtype) for p, x in held.items())
+    return Source("orbax", described, lambda: iter(held.items()))
+
+
+def _checkpoint(path: Path) -> Path:
+    """The folder of the tree itself, in the folder of a checkpoint, its steps or a step."""
+    where = path.absolute()
+    for _ in range(3):
+        if (where / "_METADATA").is_file():
+            return where
+        inner = [p for p in where.iterdir() if p.is_dir()]
+        steps = sorted((p for p in inner if p.name.isdigit()), key=lambda p: int(p.name))
+        items = [p for name in ("default", "params", "state") for p in inner if p.name == name]
+        if not (steps or items):
+            break
+        where = steps[-1] if steps else items[0]
+    raise ValueError(
+        f"{path}: a folder, but no orbax checkpoint. Give a file, or the folder of a step."
+    )
+
+
+# Writing
+
+
+def format_for(out: Path, asked: str | None = None) -> str:
+    """The format to write: the one asked for, or what the name of the file says.
+
+    Raises:
+      ValueError: neither says one.
+
+    Example:
+      >>> format_for(Path("model.safetensors.zst")), format_for(Path("model.npz"))
+      ('jaxprune', 'npz')
+    """
+    name = asked or _SUFFIXES.get(out.suffix)
+    if name not in FORMATS:
+        raise ValueError(
+            f"{out}: what format? Name it .safetensors.zst (jaxprune), .safetensors or .npz, or "
+            f"say --format {'|'.join(FORMATS)}."
+        )
+    return name
+
+
+def write(
+    out: Path, kind: str, leaves: Sequence[Leaf], arrays: Iterable[tuple[str, np.ndarray]]
+) -> list[str]:
+    """Writes leaves that come one by one; a file appears complete or not at all.
+
+    Args:
+      out: the file, or the folder for `csr`.
+      kind: one of `FORMATS`.
+      leaves: what is coming.
+      arrays: paths and arrays, in the order of `leaves`.
+
+    Returns:
+      The paths of leaves that the format can't hold and that were left out.
+
+    Raises:
+      ValueError, TypeError: what a format can't hold, with the path.
+      ImportError: a package of the format is not installed.
+
+    Example:
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     leaves = [Leaf("w", (2,), np.dtype("float64"))]
+      ...     write(Path(folder, "a.npz"), "npz", leaves, [("w", np.ones(2))])
+      ...     np.load(Path(folder, "a.npz"))["w"].tolist()
+      []
+      [1.0, 1.0]
+    """
+    if kind == "jaxprune":
+        extra("zstandard")
+        with tempfile.TemporaryFile(dir=out.parent if out.parent.is_dir() else None) as spool:
+            save_leaves(out, arrays, spool=spool)
+    elif kind == "safetensors":
+        tensors = [plain_tensor(leaf.path, leaf.dtype, leaf.shape) for leaf in leaves]
+        container.write(out, tensors, (array for _, array in arrays), {})
+    elif kind == "npz":
+        _write_npz(out, leaves, arrays)
+    else:
+        return _write_csr(out, leaves, arrays)
+    return []
+
+
+def _write_npz(out: Path, leaves: Sequence[Leaf], arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    for leaf in leaves:
+        if leaf.dtype.kind not in "biufc":
+            raise TypeError(
+                f"{leaf.path}: NumPy's files have no {leaf.dtype}. Write .safetensors.zst or "
+                ".safetensors."
+            )
+    with written(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, array in arrays:
+            with archive.open(f"{path}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _write_csr(
+    out: Path, leaves: Sequence[Leaf], arrays: Iterable[tuple[str, np.ndarray]]
+) -> list[str]:
+    if not any(len(leaf.shape) == 2 for leaf in leaves):
+        raise ValueError(
+            f"nothing to write: no leaf has two axes; there are {listed([x.path for x in leaves])}."
+        )
+    left_out = []
+    for path, array in arrays:
+        if array.ndim == 2:
+            write_csr(out, path, array)
+        else:
+            left_out.append(path)
+    return left_out
+
+
+def some(found: Source, paths: Sequence[str]) -> Source:
+    """A source with only these paths.
+
+    Example:
+      >>> w, b = (Leaf(path, (), np.dtype("float32")) for path in "wb")
+      >>> few = some(Source("npz", (w, b), lambda: iter([("w", 1), ("b", 2)])), ["b"])
+      >>> list(few.arrays())
+      [('b', 2)]
+    """
+    wanted = set(paths)
+    leaves = tuple(leaf for leaf in found.leaves if leaf.path in wanted)
+
+    def arrays() -> Iterator[tuple[str, Any]]:
+        return ((path, array) for path, array in found.arrays() if path in wanted)
+
+    return Source(found.kind, leaves, arrays)

@@ -1,0 +1,343 @@
+"""Files on the command line: what is printed, what is written, what is refused."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+from jaxprune import commands, footprint, saved
+from jaxprune.export import load, save
+from jaxprune.interchange import save_safetensors
+
+typer = pytest.importorskip("typer")
+pytest.importorskip("rich")
+pytest.importorskip("zstandard")
+
+from typer.testing import CliRunner  # noqa: E402
+
+from jaxprune.cli import add_commands, structure_for  # noqa: E402
+
+
+def run(*words, code=0):
+    """Standard output and error of a command."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    add_commands(app)
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.stdout, result.stderr
+
+
+def as_json(*words):
+    return json.loads(run(*words, "--json")[0])
+
+
+def tree(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return {
+        "fc": {"kernel": rng.normal(size=(20, 30)).astype(dtype), "bias": np.ones(30, dtype)},
+        "head": rng.normal(size=(30, 10)).astype(dtype),
+        "steps": np.arange(3),
+    }
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(
+            np.ascontiguousarray(x).reshape(-1).view(np.uint8),
+            np.ascontiguousarray(y).reshape(-1).view(np.uint8),
+        )
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_safetensors(path, tree())
+    return path
+
+
+# --- prune
+
+
+@pytest.mark.parametrize("dtype", (np.float32, ml_dtypes.bfloat16, np.float64))
+@pytest.mark.parametrize("suffix", (".safetensors", ".safetensors.zst"))
+def test_prune_does_what_prune_params_does(tmp_path, dtype, suffix, x64):
+    save_safetensors(tmp_path / "in.safetensors", tree(dtype))
+    out = tmp_path / f"out{suffix}"
+    rules = {"exclude": "no", "overrides": {"head": 0.5}}
+    words = ("--exclude", "no", "--override", "head=0.5")
+    printed, _ = run("prune", tmp_path / "in.safetensors", "-o", out, "-s", 0.9, *words)
+    with pytest.warns(UserWarning, match="exclude: 'no' matches no leaf"):
+        expected, _ = jaxprune.prune_params(tree(dtype), 0.9, **rules)
+    assert_same(load(out), jax.tree.map(np.asarray, expected))
+    assert "unused: exclude: 'no' matches no leaf" in printed
+    assert f"wrote {out}, {out.stat().st_size:,} bytes" in printed
+
+
+def test_64_bit_weights_stay_so_and_the_setting_too(tmp_path):
+    save_safetensors(tmp_path / "in.safetensors", tree(np.float64))
+    run("prune", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors", "-s", 0.5)
+    found, before = load(tmp_path / "out.safetensors")["head"], tree(np.float64)["head"]
+    assert not jax.config.jax_enable_x64
+    np.testing.assert_array_equal(found[found != 0], before[found != 0])
+    assert int(np.sum(found == 0)) == 150
+
+
+def test_prune_as_json(model, tmp_path):
+    what = as_json("prune", model, "-o", tmp_path / "out.npz", "-s", 0.9, "--include", "fc/kernel")
+    assert what["out"] == str(tmp_path / "out.npz")
+    assert what["bytes"] == (tmp_path / "out.npz").stat().st_size
+    counts = {row["path"]: row["nonzero"] for row in what["leaves"]}
+    assert counts == {"fc/kernel": 60, "fc/bias": 30, "head": 300, "steps": 3}
+    with np.load(tmp_path / "out.npz") as found:
+        assert {name: np.count_nonzero(found[name]) for name in counts} == counts | {"steps": 2}
+
+
+def test_plan_says_what_prune_does_and_writes_nothing(model, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    planned = as_json("plan", model, "-s", 0.9, "--exclude", "head")
+    assert sorted(tmp_path.iterdir()) == before
+    pruned = as_json("prune", model, "-o", tmp_path / "a.npz", "-s", 0.9, "--exclude", "head")
+    assert planned["leaves"] == pruned["leaves"]
+    text, _ = run("plan", model, "-s", 0.9, "--exclude", "head")
+    assert "excluded by 'head'" in text
+
+
+def test_one_leaf_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    save_safetensors(tmp_path / "in.safetensors", {f"w{i}": np.ones((8, 8)) for i in range(5)})
+    log, arrays, pruned = [], saved.SavedParams.arrays, commands._pruned
+
+    def logged(self):
+        for name, array in arrays(self):
+            log.append(f"read {name}")
+            yield name, array
+
+    def logged_prune(name, *args):
+        log.append(f"prune {name}")
+        return pruned(name, *args)
+
+    monkeypatch.setattr(saved.SavedParams, "arrays", logged)
+    monkeypatch.setattr(commands, "_pruned", logged_prune)
+    run("prune", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors.zst", "-s", 0.5)
+    names = [f"w{i}" for i in range(5)]
+    assert log == [f"{verb} {name}" for name in names for verb in ("read", "prune")]
+
+
+# --- export
+
+
+@pytest.mark.parametrize("suffix", (".safetensors", ".safetensors.zst", ".npz"))
+def test_export_keeps_every_bit(tmp_path, suffix):
+    params, _ = jaxprune.prune_params(tree(), 0.9)
+    params = jax.tree.map(np.asarray, params)
+    params["fc"]["kernel"] = params["fc"]["kernel"] * np.float32(-1)  # -0.0
+    save(tmp_path / "a.zst", params)
+    run("export", tmp_path / "a.zst", "-o", tmp_path / f"b{suffix}")
+    run("export", tmp_path / f"b{suffix}", "-o", tmp_path / "c.zst")
+    assert_same(load(tmp_path / "c.zst"), params)
+
+
+def test_export_as_csr_leaves_out_what_is_no_matrix(model, tmp_path):
+    sparse = pytest.importorskip("scipy.sparse")
+    text, _ = run("export", model, "-o", tmp_path / "out", "--format", "csr")
+    assert "left out: fc/bias has not two axes" in text
+    found = sparse.load_npz(tmp_path / "out" / "fc" / "kernel.npz")
+    np.testing.assert_array_equal(found.toarray(), tree()["fc"]["kernel"])
+    assert "exists" in run("export", model, "-o", tmp_path / "out", "--format", "csr", code=1)[1]
+
+
+# --- inspect
+
+
+def test_inspect_counts_and_warns(tmp_path):
+    w = np.ones((16, 8), np.float32)
+    w[::2] = -0.0
+    w[1, 0] = np.nan
+    save(tmp_path / "a.zst", {"w": w, "n": np.arange(4)})
+    what = as_json("inspect", tmp_path / "a.zst")
+    assert what["kind"] == "jaxprune"
+    assert what["file_bytes"] == (tmp_path / "a.zst").stat().st_size
+    rows = {row["path"]: row for row in what["leaves"]}
+    assert (rows["w"]["nonzero"], rows["w"]["sparsity"], rows["w"]["minus_zero"]) == (64, 0.5, 64)
+    assert rows["w"]["structure"] == "channels, axis 0"
+    assert rows["n"]["structure"] == "unstructured"
+    assert what["bytes"]["dense"] == w.nbytes + 32
+    assert set(what["bytes"]) == set(footprint.QUICK + footprint.SLOW)
+    assert any("w: 64 zeros are -0.0" in line for line in what["warnings"])
+    assert any("w: 1 entries are NaN or infinite" in line for line in what["warnings"])
+    text, _ = run("inspect", tmp_path / "a.zst", "--quick")
+    assert "Bytes by format" in text
+    assert "gzip" not in text
+
+
+@pytest.mark.parametrize("packed", (False, True))
+@pytest.mark.parametrize("managed", (False, True))
+def test_a_checkpoint_is_read_and_its_leaks_are_found(tmp_path, packed, managed):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    params = {"fc": {"kernel": jnp.arange(1.0, 41).reshape(4, 10), "bias": jnp.ones(4)}}
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.adam(0.1), packed=packed)
+    updates, state = tx.update(params, tx.init(params), params)
+    sparse = optax.apply_updates(params, updates)
+    for name, kept in (("good", sparse), ("leaky", params)):
+        item = {"params": kept, "opt_state": state}
+        if managed:
+            with ocp.CheckpointManager(tmp_path / name) as manager:
+                manager.save(3, args=ocp.args.StandardSave(item))
+                manager.wait_until_finished()
+        else:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(tmp_path / name, item)
+    assert as_json("inspect", tmp_path / "good")["warnings"] == []
+    [leak] = as_json("inspect", tmp_path / "leaky")["warnings"]
+    assert leak.startswith("params/fc/kernel: 20 of 20 weights that the masks in the file drop are")
+    run("export", tmp_path / "good", "-o", tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as found:
+        assert set(found) == {"params/fc/kernel", "params/fc/bias"}
+        np.testing.assert_array_equal(found["params/fc/kernel"], sparse["fc"]["kernel"])
+
+
+def rows_kept(counts, shape):
+    """A mask that keeps a number of random entries of each row."""
+    rng = np.random.default_rng(0)
+    order = rng.random(shape).argsort(-1)
+    return order < counts
+
+
+STRUCTURES = {
+    "dense": np.ones((8, 8), bool),
+    "all zero": np.zeros((8, 8), bool),
+    "unstructured": np.random.default_rng(0).random((32, 32)) < 0.3,
+    "channels, axis 0": np.repeat(np.arange(16) % 3 == 0, 8).reshape(16, 8),
+    "channels, axis 3": np.broadcast_to(np.arange(8) % 3 == 0, (3, 3, 4, 8)),
+    "2 of 4, axis 1": rows_kept(2, (64, 4)).reshape(16, 16),
+    "2 of 4, axis 0": rows_kept(2, (64, 4)).reshape(16, 16).T,
+    "blocks, 1x16": np.repeat(np.random.default_rng(0).random((32, 4)) < 0.3, 16, axis=1),
+    "blocks, 8x8": np.kron(np.random.default_rng(0).random((4, 4)) < 0.4, np.ones((8, 8))) > 0,
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_structure_is_found(name):
+    assert footprint.structure_of(STRUCTURES[name]) == name
+
+
+def test_sizes_are_those_of_the_formats(tmp_path):
+    sparse = pytest.importorskip("scipy.sparse")
+    w = np.where(np.random.default_rng(0).random((50, 400)) < 0.01, np.float32(1), np.float32(0))
+    found = footprint.sizes(w)
+    csr = sparse.csr_array(w)
+    assert found["CSR int32"] == csr.data.nbytes + csr.indices.nbytes + csr.indptr.nbytes
+    save(tmp_path / "a", {"w": w}, level=None)
+    with np.load(zipped(tmp_path / "b.npz", w)) as _:
+        assert abs(found["gzip"] - (tmp_path / "b.npz").stat().st_size) < 400
+    assert 0 <= (tmp_path / "a").stat().st_size - found["bitmask"] < 400
+    places, entries = np.flatnonzero(w), 0
+    for gap in np.diff(places, prepend=-1) - 1:  # delta coding, byte by byte
+        while gap > 255:
+            gap, entries = gap - 256, entries + 1
+        entries += 1
+    assert found["delta uint8"] == 5 * entries
+    assert found["bound"] < min(found["bitmask"], found["delta uint8"])
+
+
+def zipped(path, w):
+    np.savez_compressed(path, w=w)
+    return path
+
+
+# --- what is refused
+
+
+def test_nothing_is_replaced_without_force(model, tmp_path):
+    out = tmp_path / "out.npz"
+    out.write_text("mine")
+    for words in (("prune", model, "-o", out, "-s", 0.5), ("export", model, "-o", out)):
+        _, error = run(*words, code=1)
+        assert f"{out}: exists. Choose another name, or replace it with --force." in error
+        assert out.read_text() == "mine"
+    run("export", model, "-o", out, "--force")
+    assert out.read_bytes()[:2] == b"PK"
+    run("prune", model, "-o", model, "-s", 0.5, "--force")  # onto itself
+    assert np.count_nonzero(load(model)["head"]) == 150
+
+
+REFUSED = {
+    "no file": (("inspect", "no.zst"), 1, "No such file or directory: '.*no.zst'"),
+    "not params": (("inspect", "text"), 1, r"text: not a safetensors file, or a damaged one"),
+    "a folder": (("inspect", "folder"), 1, "folder: a folder, but no orbax checkpoint"),
+    "no format": (("export", "model", "-o", "out"), 1, r"out: what format\? Name it \.safetensors"),
+    "percent": (("plan", "model", "-s", "90"), 1, r"got 90\.0\. Did you mean 0\.9\?"),
+    "no leaf": (("plan", "model", "-s", "0.9", "--include", "x"), 1, "nothing to prune: none of"),
+    "bad regex": (("plan", "model", "-s", "0.9", "--include", "*"), 1, r"'\*' is not a regular"),
+    "override": (("plan", "model", "-s", "0.9", "--override", "a"), 2, "write REGEX=SPARSITY"),
+    "structure": (("plan", "model", "-s", "0.9", "--structure", "round"), 2, "'round' is none"),
+    "no option": (("plan", "model"), 2, "--sparsity"),
+    "csr of vectors": (("export", "b", "-o", "o", "--format", "csr"), 1, "no leaf has two axes"),
+    "bf16 in npz": (("export", "b", "-o", "o.npz"), 1, "b: NumPy's files have no bfloat16"),
+    "no folder": (("export", "model", "-o", "no/o.npz"), 1, "there is no folder .*no. Make it"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_mistake_gets_a_line_and_an_exit_code(tmp_path, name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    words, code, text = REFUSED[name]
+    save_safetensors(tmp_path / "model", tree())
+    save_safetensors(tmp_path / "b", {"b": np.ones(3, ml_dtypes.bfloat16)})
+    (tmp_path / "text").write_text("hello hello")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    out, error = run(words[0], tmp_path / words[1], *in_folder(tmp_path, words[2:]), code=code)
+    assert out == ""
+    assert re.search(text, re.sub(r"[│\s]+", " ", error)), error
+    assert "Traceback" not in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def in_folder(folder, words):
+    return [
+        folder / w if before == "-o" else w for before, w in zip(["", *words], words, strict=False)
+    ]
+
+
+def test_damaged_npz_files_are_refused(tmp_path):
+    good = zipped(tmp_path / "a.npz", np.ones((100, 100))).read_bytes()
+    (tmp_path / "b.npz").write_bytes(good[:60] + bytes(20) + good[80:])
+    assert "b.npz: " in run("inspect", tmp_path / "b.npz", code=1)[1]
+    np.savez(tmp_path / "c.npz", w=np.array([{}], object))
+    assert "c.npz: w: has dtype object" in run("inspect", tmp_path / "c.npz", code=1)[1]
+    np.savez(tmp_path / "d.npz", w=np.ones(2, ml_dtypes.bfloat16))
+    assert "NumPy's files have no bfloat16" in run("inspect", tmp_path / "d.npz", code=1)[1]
+
+
+@pytest.mark.parametrize("suffix", (".safetensors", ".safetensors.zst", ".npz"))
+def test_an_interrupt_leaves_no_half_written_file(model, tmp_path, monkeypatch, suffix):
+    out = tmp_path / f"out{suffix}"
+    out.write_text("mine")
+    before = sorted(tmp_path.iterdir())
+
+    def interrupted(path, *args):
+        if path == "head":
+            raise KeyboardInterrupt
+        return args[0]
+
+    monkeypatch.setattr(commands, "_pruned", interrupted)
+    _, error = run("prune", model, "-o", out, "-s", 0.5, "--force", code=130)
+    assert "Stopped; no file was changed half-way." in error
+    assert out.read_text() == "mine"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_structures_by_name():
+    assert structure_for("unstructured") == jaxprune.Unstructured()
+    with pytest.raises(typer.BadParameter, match="Known here: unstructured"):
+        structure_for("unstructured:3")
