@@ -6,13 +6,13 @@ A layer is a kernel of shape (in, out) that its inputs are multiplied with: line
 whatever the dtypes. `linen_inputs` and `nnx_inputs` collect what reaches the layers of a model.
 """
 
+import contextlib
 import functools
 import importlib
 import math
 import numbers
 import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -559,24 +559,42 @@ class _Rows:
                 f"{function} runs the model on arrays, got a traced value. Call it outside jit."
             )
         self.function = function
-        self.calls: Counter[str] = Counter()
+        self.running: set[str] = set()
         self.parts: dict[str, list[Any]] = {}
 
-    def add(self, path: str, x: Any) -> None:
-        self.calls[path] += 1
-        if isinstance(x, Tracer):  # inside remat or vmap
-            jax.debug.callback(functools.partial(self._store, path), x)
-        else:
-            self._store(path, x)
+    @contextlib.contextmanager
+    def call(self, path: str, x: Any) -> Iterator[Any]:
+        """Around the call of a layer; yields what to call it with in place of `x`."""
+        if path in self.running:  # inside a wrapper, as nn.remat(nn.Dense) makes
+            yield x
+            return
+        self.running.add(path)
+        try:
+            yield _tapped(x, functools.partial(self._store, path))
+        finally:
+            self.running.remove(path)
 
-    def _store(self, path: str, x: Any) -> None:
+    def _store(self, path: str, x: Any) -> Any:
         self.parts.setdefault(path, []).append(x)
+        return x
 
     def collected(self) -> dict[str, jax.Array]:
-        jax.effects_barrier()
         if not self.parts:
             raise ValueError(f"{self.function}: no layer ran whose inputs it knows how to collect.")
         return {path: _concatenated(parts) for path, parts in self.parts.items()}
+
+
+def _tapped(x: Any, store: Callable[[Any], Any]) -> Any:
+    """`x`, stored when it is computed. Inside remat or vmap that is later, and it must be used."""
+    if not isinstance(x, Tracer):
+        return store(x)
+    # Not a debug callback: a linen scan traces its body once more than it runs it, to see that
+    # nothing broadcast depends on it, and an effect would count.
+    spec = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    copied = lambda x: store(np.array(x))  # the buffer may be gone after the call
+    tap = jax.custom_jvp(lambda x: jax.pure_callback(copied, spec, x, vmap_method="sequential"))
+    tap.defjvp(lambda primals, tangents: (tap(*primals), tangents[0]))
+    return tap(x)
 
 
 def _concatenated(parts: list[Any]) -> jax.Array:
@@ -628,12 +646,9 @@ def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[
         module = context.module
         if not isinstance(module, nn.Dense) or context.method_name != "__call__":
             return call(*args, **kwargs)
-        path = "/".join((*module.path, "kernel"))
-        n_calls = rows.calls[path]
-        out = call(*args, **kwargs)
-        if rows.calls[path] == n_calls:  # else it is a wrapper, as nn.remat(nn.Dense) makes
-            rows.add(path, args[0] if args else kwargs["inputs"])
-        return out
+        x, *more = args if args else (kwargs.pop("inputs"),)
+        with rows.call("/".join((*module.path, "kernel")), x) as x:
+            return call(x, *more, **kwargs)
 
     with nn.intercept_methods(intercept), jax.disable_jit():
         model.apply(variables, *args, **kwargs)
@@ -663,8 +678,8 @@ def nnx_inputs(model: Any, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
     rows = _Rows("nnx_inputs", (nnx.state(model), args, kwargs))
     twin = nnx.clone(model)
     nodes = list(nnx.iter_graph(twin))
-    # By identity: layers may share a kernel, which the state has once.
-    paths = {id(x): "/".join(map(str, path)) for path, x in nodes if isinstance(x, nnx.Variable)}
+    # By identity: layers may share a kernel, which the state has where it is found first.
+    paths = {id(x): "/".join(map(str, path)) for path, x in reversed(nodes)}
     for _, layer in nodes:
         if isinstance(layer, nnx.Linear):
             _watch(layer, paths[id(layer.kernel)], rows)
@@ -678,7 +693,7 @@ def _watch(layer: Any, path: str, rows: _Rows) -> None:
 
     class Watched(type(layer)):
         def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            rows.add(path, inputs)
-            return super().__call__(inputs, *args, **kwargs)
+            with rows.call(path, inputs) as x:
+                return super().__call__(x, *args, **kwargs)
 
     object.__setattr__(layer, "__class__", Watched)

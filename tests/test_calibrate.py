@@ -394,6 +394,8 @@ def test_linen_inputs_are_what_every_dense_was_given():
     np.testing.assert_array_equal(found["shared/kernel"][:6], first)
     shared = nn.Dense(4).apply({"params": variables["params"]["shared"]}, first)
     np.testing.assert_allclose(found["shared/kernel"][6:], shared, rtol=1e-5)  # op by op
+    after = nn.Dense(4).apply({"params": variables["params"]["remat"]}, found["remat/kernel"])
+    np.testing.assert_allclose(found["jitted/kernel"], after, rtol=1e-5, atol=1e-6)
     head = nn.Dense(4, dtype=jnp.bfloat16)
     outputs = head.apply({"params": variables["params"]["head"]}, found["head/kernel"])
     np.testing.assert_allclose(  # bfloat16, op by op
@@ -478,9 +480,28 @@ def test_nnx_inputs_are_what_every_linear_was_given_and_leave_the_model_alone():
     jax.tree.map(np.testing.assert_array_equal, before, after)
     assert type(model.first) is nnx.Linear
     np.testing.assert_array_equal(found["first/kernel"][:6], x.reshape(-1, 4))
+    after = model.remat(found["remat/kernel"])
+    np.testing.assert_allclose(found["jitted/kernel"], after, rtol=1e-5, atol=1e-6)
     outputs = model.head(found["head/kernel"])
     expected = nnx.clone(model)(x).reshape(-1, 4)
     np.testing.assert_allclose(outputs, expected, rtol=2e-2, atol=2e-2)  # op by op, in bfloat16
+
+
+class NnxForce(nnx.Module):
+    """Minus the gradient of a network's output by its input, one input at a time."""
+
+    def __init__(self, rngs):
+        self.layers = nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), nnx.relu)
+
+    def __call__(self, x):
+        return -jax.vmap(jax.grad(lambda row: self.layers(row).sum()))(x)
+
+
+def test_inputs_are_found_inside_vmap_and_grad():
+    x = correlated(6, 4)
+    ((path, found),) = nnx_inputs(NnxForce(nnx.Rngs(0)), x).items()
+    assert path == "layers/layers/0/kernel"
+    np.testing.assert_array_equal(found, x)
 
 
 @both_models
@@ -489,12 +510,13 @@ def test_an_nnx_model_is_pruned_end_to_end(prune_model):
     model = nnx.clone(model)
     params, masks = prune_model(nnx.state(model, nnx.Param), nnx_inputs(model, x), 0.5)
     nnx.update(model, params)
+    kept = nnx.to_pure_dict(masks)
     for name in ("first", "remat", "jitted", "head"):
-        kernel, mask = getattr(model, name).kernel[...], masks[name]["kernel"].get_value()
+        kernel, mask = getattr(model, name).kernel[...], kept[name]["kernel"]
         assert np.sum(~mask) == 8
         assert_sparse(kernel, mask)
     assert model.jitted.kernel[...].dtype == jnp.bfloat16
-    assert masks["first"]["bias"].get_value().all()
+    assert kept["first"]["bias"].all()
     assert model(x).shape == x.shape
 
 
