@@ -1,0 +1,206 @@
+"""How small is a pruned model in a file, and how fast is it there and back?
+
+Normal weights, pruned by magnitude, in every format that `jaxprune inspect` knows, then files:
+`jaxprune.save`, and what one would otherwise call, `numpy.savez_compressed` or dense safetensors.
+Every file is read back and compared bit by bit before it is timed. Files are in the page cache, so
+that what is timed is the format and not the disk; `save` waits for the disk all the same, since it
+writes in one move, and the others do not.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+import jaxprune
+from benchmarks.common import Case, Check, Row, interleaved
+from jaxprune import export, footprint, interchange
+
+SPARSITIES = (0.5, 0.8, 0.9, 0.95)
+# What files of 1e7 float32 weights must at least be smaller by.
+_SMALLER = {0.8: 4.8, 0.9: 9.0, 0.95: 17.0}
+OURS, NPZ = "jaxprune.save", "np.savez_compressed"
+
+
+class Way(NamedTuple):
+    """A way to write a file and to read it."""
+
+    save: Callable[[Path, dict[str, np.ndarray]], Any]
+    load: Callable[[Path], dict[str, np.ndarray]]
+
+
+def ways(dtype: str) -> dict[str, Way]:
+    """Ways to compare, by name. NumPy has no bfloat16, so that its file holds the bits."""
+
+    def savez(path: Path, params: dict[str, np.ndarray]) -> None:
+        with path.open("wb") as file:
+            bits: Any = {name: x.view(_bits(dtype)) for name, x in params.items()}
+            np.savez_compressed(file, **bits)
+
+    def loadz(path: Path) -> dict[str, np.ndarray]:
+        with np.load(path) as found:
+            return {name: found[name].view(jnp.dtype(dtype)) for name in found}
+
+    return {
+        OURS: Way(export.save, export.load),
+        f"{OURS} level=None": Way(functools.partial(export.save, level=None), export.load),
+        NPZ: Way(savez, loadz),
+        "dense safetensors": Way(interchange.save_safetensors, export.load),
+    }
+
+
+def _bits(dtype: str) -> str:
+    return f"uint{8 * jnp.dtype(dtype).itemsize}"
+
+
+def weights(n: int, sparsity: float, dtype: str) -> dict[str, np.ndarray]:
+    """Five matrices of `n` weights in all, pruned."""
+    side = math.isqrt(n // 5)
+    rng = np.random.default_rng(0)
+    shape = (side, n // 5 // side)
+    params = {f"w{i}": jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for i in range(5)}
+    pruned, _ = jaxprune.prune_params(params, sparsity)
+    return {name: np.asarray(w) for name, w in pruned.items()}  # pyright: ignore
+
+
+def sizes(n: int, sparsity: float, dtype: str) -> list[Row]:
+    """Bytes in every format; one row each."""
+    found: dict[str, int] = {}
+    params = weights(n, sparsity, dtype)
+    for w in params.values():
+        for name, n_bytes in footprint.sizes(w).items():
+            found[name] = found.get(name, 0) + n_bytes
+    common = {"case": "size", "n": sum(w.size for w in params.values()), "sparsity": sparsity}
+    common |= {"dtype": dtype}
+    return [
+        common | {"method": name, "bytes": n_bytes, "smaller": found["dense"] / n_bytes}
+        for name, n_bytes in found.items()
+    ]
+
+
+def times(n: int, sparsity: float, dtype: str) -> list[Row]:
+    """Files written and read, each checked first; one row each."""
+    params = weights(n, sparsity, dtype)
+    n_bytes = sum(w.nbytes for w in params.values())
+    made = ways(dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder, str(i)) for i, name in enumerate(made)}
+        for name, way in made.items():
+            way.save(paths[name], params)
+            _check(name, params, way.load(paths[name]))
+        calls: dict[str, Callable[[], Any]] = {}
+        for name, way in made.items():
+            calls[f"{name} save"] = functools.partial(way.save, paths[name], params)
+            calls[f"{name} load"] = functools.partial(way.load, paths[name])
+        taken = interleaved(calls)
+        on_disk = {name: path.stat().st_size for name, path in paths.items()}
+    rows = []
+    for name in made:
+        save, load = taken[f"{name} save"], taken[f"{name} load"]
+        row = {"case": "file", "n": n, "sparsity": sparsity, "dtype": dtype, "method": name}
+        row |= {"bytes": on_disk[name], "smaller": n_bytes / on_disk[name]}
+        row |= {"save_ms": save.median_ms, "save_min_ms": save.min_ms, **load._asdict()}
+        row["x_npz_save"] = taken[f"{NPZ} save"].median_ms / save.median_ms
+        row["x_npz_load"] = taken[f"{NPZ} load"].median_ms / load.median_ms
+        rows.append(row)
+    return rows
+
+
+def _check(name: str, params: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
+    for path, w in params.items():
+        same = found[path].dtype == w.dtype and found[path].tobytes() == w.tobytes()
+        if not same:
+            raise AssertionError(f"{name} changed {path}")
+
+
+def minus_zeros(n: int) -> list[Row]:
+    """What a mask of floats costs, which leaves -0.0 for dropped negative weights."""
+    dense = weights(n, 0.0, "float32")
+    pruned = weights(n, 0.9, "float32")
+    rows = []
+    for name in ("gzip", "jaxprune"):
+        good = sum(footprint.sizes(w, (name,))[name] for w in pruned.values())
+        masked = [w * (pruned[path] != 0).astype(np.float32) for path, w in dense.items()]
+        bad = sum(footprint.sizes(w, (name,))[name] for w in masked)
+        row = {"case": "minus zero", "n": n, "sparsity": 0.9, "dtype": "float32"}
+        rows.append(row | {"method": name, "bytes": bad, "x_plus_zero": bad / good})
+    return rows
+
+
+def cases(quick: bool) -> list[Case]:
+    """Sizes, then times, then what -0.0 costs."""
+    n = 10**4 if quick else 10**7
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        for sparsity in SPARSITIES:
+            arguments = (n, sparsity, dtype)
+            name = f"{n:.0e} {dtype} {sparsity:.0%}"
+            found.append(Case(f"files size {name}", functools.partial(sizes, *arguments)))
+            found.append(Case(f"files time {name}", functools.partial(times, *arguments)))
+    return [*found, Case("files minus zero", functools.partial(minus_zeros, n))]
+
+
+def checks(rows: Sequence[Row]) -> list[Check]:
+    """The targets that the rows can tell about."""
+    found = []
+    for r in rows:
+        if r["case"] != "file" or r["method"] != OURS or r["dtype"] != "float32":
+            continue
+        if r["n"] == 10**7 and r["sparsity"] in _SMALLER:
+            what = f"dense / {OURS}, bytes of 1e7 at {r['sparsity']:.0%}"
+            found.append(Check(what, _SMALLER[r["sparsity"]], r["smaller"], at_least=True))
+            what = f"{NPZ} / {OURS}, load of 1e7 at {r['sparsity']:.0%}"
+            found.append(Check(what, 2.0, r["x_npz_load"], at_least=True))
+    return found
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """What a person reads: how many times smaller and faster."""
+    made = [_sizes_table(rows), _times_table(rows), _minus_table(rows)]
+    return [table for table in made if table.row_count]
+
+
+def _sizes_table(rows: Sequence[Row]) -> Table:
+    table = Table(title="Times smaller than dense")
+    for column in ("dtype", "sparsity", *footprint.QUICK, *footprint.SLOW):
+        table.add_column(column, justify="right")
+    by_case: dict[tuple[str, float], dict[str, float]] = {}
+    for r in rows:
+        if r["case"] == "size":
+            by_case.setdefault((r["dtype"], r["sparsity"]), {})[r["method"]] = r["smaller"]
+    for (dtype, sparsity), smaller in by_case.items():
+        table.add_row(dtype, f"{sparsity:.0%}", *(f"{x:.2f}" for x in smaller.values()))
+    return table
+
+
+def _times_table(rows: Sequence[Row]) -> Table:
+    table = Table(title="Files")
+    columns = ("dtype", "sparsity", "", "MB", "smaller", "save ms", "load ms")
+    for column in (*columns, f"save, x {NPZ}", f"load, x {NPZ}"):
+        table.add_column(column, justify="right")
+    for r in rows:
+        if r["case"] == "file":
+            size = f"{r['bytes'] / 1e6:.2f}", f"{r['smaller']:.2f}"
+            numbers = f"{r['save_ms']:.1f}", f"{r['median_ms']:.1f}"
+            times_faster = f"{r['x_npz_save']:.1f}", f"{r['x_npz_load']:.1f}"
+            case = r["dtype"], f"{r['sparsity']:.0%}", r["method"]
+            table.add_row(*case, *size, *numbers, *times_faster)
+    return table
+
+
+def _minus_table(rows: Sequence[Row]) -> Table:
+    table = Table(title="With -0.0 in place of +0.0, at 90 %")
+    for column in ("format", "bytes", "larger"):
+        table.add_column(column, justify="right")
+    for r in rows:
+        if r["case"] == "minus zero":
+            table.add_row(r["method"], f"{r['bytes']:,}", f"{r['x_plus_zero']:.2f}x")
+    return table
