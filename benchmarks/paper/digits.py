@@ -1,0 +1,159 @@
+"""Deep convolutional networks on scikit-learn's handwritten digits: 8x8 images, few to train on.
+
+Two studies: a MobileNet of depthwise-separable blocks, whose width is the width multiplier, and a
+plain deep network. Augmentation moves, turns and scales the images, so that 300 of them train a
+deep network and accuracy stays off its ceiling.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.paper.convolutional import MobileNetV1
+from benchmarks.paper.study import Study, Task
+from jaxprune.demo.network import conv_as_matmul
+
+_N_CLASSES = 10
+# A fold of what was not trained on is enough to tell networks apart, and the same for all.
+_SPLIT_SEED = 0
+
+
+class Digits(NamedTuple):
+    """float32[n, 8, 8, 1] images in [0, 1] and int32[n] labels."""
+
+    train_images: jax.Array
+    train_labels: jax.Array
+    test_images: jax.Array
+    test_labels: jax.Array
+
+
+class PlainNet(nn.Module):
+    """Seven convolutions with batch norm, halved twice, and a dense layer."""
+
+    width: int
+    stages: tuple[tuple[int, int], ...] = ((1, 1), (1, 1), (2, 2), (2, 1), (2, 1), (4, 2), (4, 1))
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits of float[n, 8, 8, 1] images; a stage is (channels / width, stride)."""
+        for times, stride in self.stages:
+            conv = nn.Conv(
+                times * self.width,
+                (3, 3),
+                strides=(stride, stride),
+                use_bias=False,
+                conv_general_dilated=conv_as_matmul,
+            )
+            norm = nn.BatchNorm(use_running_average=not train, momentum=0.95)
+            x = nn.relu(norm(conv(x)))
+        return nn.Dense(_N_CLASSES, name="logits")(x.mean((1, 2)))
+
+
+def load(n_train: int) -> Digits:
+    """The digits, the first `n_train` of a fixed shuffle to train on and the others to test."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
+    images = (images[order].reshape(-1, 8, 8, 1) / 16).astype(np.float32)
+    labels = labels[order].astype(np.int32)
+    parts = (images[:n_train], labels[:n_train], images[n_train:], labels[n_train:])
+    return Digits(*map(jnp.asarray, parts))
+
+
+def augment(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Each image turned by up to 12 degrees, scaled by up to 10% and moved by up to a pixel."""
+    n, side = images.shape[:2]
+    draw = jax.random.uniform(key, (4, n), minval=-1, maxval=1)
+    angle, scale = draw[0] * jnp.pi / 15, 1 + 0.1 * draw[1]
+    grid = jnp.arange(side) - (side - 1) / 2
+    down, right = jnp.meshgrid(grid, grid, indexing="ij")
+    cos, sin = (f(angle)[:, None, None] / scale[:, None, None] for f in (jnp.cos, jnp.sin))
+    middle = (side - 1) / 2
+    y = cos * down + sin * right + draw[2][:, None, None] + middle
+    x = cos * right - sin * down + draw[3][:, None, None] + middle
+
+    def sample(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.scipy.ndimage.map_coordinates(image, [y, x], order=1, cval=0.0)
+
+    return jax.vmap(sample)(images[..., 0], y, x)[..., None]
+
+
+def make_task(batch: int, n_train: int) -> Task:
+    """Augmented batches of the training digits; accuracy in percent on the others."""
+    digits = load(n_train)
+
+    def draw(data: Digits, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        to_choose, to_augment = jax.random.split(key)
+        chosen = jax.random.randint(to_choose, (batch,), 0, n_train)
+        return augment(data.train_images[chosen], to_augment), data.train_labels[chosen]
+
+    def loss(
+        module: nn.Module, variables: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        images, labels = batch
+        logits, changed = module.apply(
+            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), dict(changed)
+
+    def measure(module: nn.Module, variables: Any, data: Digits) -> dict[str, float]:
+        logits: Any = jax.jit(module.apply)(variables, data.test_images)
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, data.test_labels)
+        right = (logits.argmax(-1) == data.test_labels).mean()
+        return {"accuracy": 100 * float(right), "test_loss": float(nats.mean())}
+
+    facts = {
+        "images": "scikit-learn load_digits",
+        "n_train": n_train,
+        "n_test": int(digits.test_labels.size),
+    }
+    inputs = (jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32),)
+    return Task(digits, inputs, draw, loss, measure, facts)
+
+
+# Features at width 64, and strides. The width of a study is the features of the first convolution.
+_BLOCKS = ((64, 1), (128, 2), (128, 1), (128, 1), (256, 2), (256, 1), (256, 1))
+
+
+def _separable(width: int) -> nn.Module:
+    blocks = tuple((max(features * width // 64, 1), stride) for features, stride in _BLOCKS)
+    return MobileNetV1(_N_CLASSES, blocks=blocks, first=width, first_stride=1, least=1, dropout=0.0)
+
+
+def studies(size: str) -> list[Study]:
+    """Both studies at a size: "quick", "cpu" or "gpu"."""
+    steps, chunk = {"quick": (40, 20), "cpu": (1000, 100), "gpu": (8000, 200)}[size]
+    batch, n_train = {"quick": (16, 200), "cpu": (32, 300), "gpu": (128, 300)}[size]
+    widths = {"quick": (16, 8), "cpu": (48, 24), "gpu": (128, 96)}[size]
+    few: dict[str, Any] = {"sparsities": (0.9,), "seeds": 2} if size == "quick" else {}
+    common: dict[str, Any] = {
+        "task": lambda: make_task(batch, n_train),
+        "measure": "accuracy",
+        "lower_is_better": False,
+        "steps": steps,
+        "chunk": chunk,
+        "learning_rate": 5e-3,
+        **few,
+    }
+    title = f"{n_train} training digits, test accuracy in percent: "
+    return [
+        Study(
+            "cnn-separable",
+            title + "depthwise-separable network",
+            module=_separable,
+            width=widths[0],
+            exclude=("first/.*", "depthwise_.*"),
+            **common,
+        ),
+        Study(
+            "cnn-plain", title + "plain deep network", module=PlainNet, width=widths[1], **common
+        ),
+    ]

@@ -1,0 +1,257 @@
+"""Translation of generated number words, money and dates, English to German and back.
+
+Phrases come from `num2words` and from Babel's locale data, so that there are as many as one likes,
+and are cut into pieces by byte-pair encoding learned on the training pairs, as GNMT cuts words.
+Decoding is greedy and fed with its own output.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.paper.recurrent import Translator
+from benchmarks.paper.study import Study, Task
+
+PAD, BEGIN, END, UNKNOWN = range(4)
+_SPECIAL = 4
+_DATE_FORMATS = ("full", "long", "medium", "EEEE, d MMMM", "MMMM y")
+
+Pair = tuple[str, str]
+
+
+class Pairs(NamedTuple):
+    """int32[n, time] pieces, padded; targets begin with `BEGIN` and end with `END`."""
+
+    train_source: jax.Array
+    train_target: jax.Array
+    test_source: jax.Array
+    test_target: jax.Array
+
+
+def _number(draw: random.Random, most_digits: int) -> int:
+    """As many numbers of one digit as of nine."""
+    digits = draw.randint(1, most_digits)
+    return draw.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits)
+
+
+def _words(value: float, kind: str, **more: Any) -> Pair:
+    from num2words import num2words  # pyright: ignore[reportMissingImports]
+
+    english, german = (num2words(value, lang=lang, to=kind, **more) for lang in ("en", "de"))
+    return english, german
+
+
+def _date(draw: random.Random) -> Pair:
+    from babel.dates import format_date  # pyright: ignore[reportMissingImports]
+
+    day = datetime.date(1900, 1, 1) + datetime.timedelta(days=draw.randrange(73_000))
+    style = draw.choice(_DATE_FORMATS)
+    english, german = (format_date(day, style, locale=locale) for locale in ("en_US", "de_DE"))
+    return english, german
+
+
+_KINDS: tuple[Callable[[random.Random], Pair], ...] = (
+    lambda draw: _words(_number(draw, 9), "cardinal"),
+    lambda draw: _words(1 + _number(draw, 6), "ordinal"),
+    lambda draw: _words(draw.randrange(1100, 2100), "year"),
+    lambda draw: _words(_number(draw, 7) / 100, "currency", currency=draw.choice(("EUR", "USD"))),
+    _date,
+)
+
+
+def make_pairs(n: int, seed: int = 0) -> list[Pair]:
+    """`n` different (English, German) pairs of all kinds, shuffled; no phrase is there twice."""
+    draw = random.Random(seed)
+    found: list[Pair] = []
+    seen: set[str] = set()
+    while len(found) < n:
+        english, german = draw.choice(_KINDS)(draw)
+        if f"en {english}" not in seen and f"de {german}" not in seen:
+            seen |= {f"en {english}", f"de {german}"}
+            found.append((english, german))
+    return found
+
+
+class Pieces:
+    """Byte-pair encoding over characters: text to numbers and back.
+
+    A space belongs to the piece that follows it. Characters that were not in the text it was
+    learned on are `UNKNOWN`.
+    """
+
+    def __init__(self, texts: Sequence[str], n_merges: int):
+        words = Counter(word for text in texts for word in _split(text))
+        self.merges: dict[tuple[str, str], int] = {}
+        spelled = {word: tuple(word) for word in words}
+        for rank in range(n_merges):
+            neighbours: Counter[tuple[str, str]] = Counter()
+            for word, times in words.items():
+                for pair in itertools.pairwise(spelled[word]):
+                    neighbours[pair] += times
+            if not neighbours:
+                break
+            best = min(neighbours, key=lambda pair: (-neighbours[pair], pair))
+            self.merges[best] = rank
+            spelled = {word: _merge(pieces, best) for word, pieces in spelled.items()}
+        alphabet = {letter for word in words for letter in word}
+        self.pieces = sorted(alphabet | {a + b for a, b in self.merges})
+        self.number = {piece: i + _SPECIAL for i, piece in enumerate(self.pieces)}
+        self._cut = functools.cache(self._cut_word)
+
+    def __len__(self) -> int:
+        return len(self.pieces) + _SPECIAL
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of the pieces of a text, without begin and end."""
+        cut = (piece for word in _split(text) for piece in self._cut(word))
+        return [self.number.get(piece, UNKNOWN) for piece in cut]
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """The text of the pieces before the first `END`."""
+        found = []
+        for number in numbers:
+            if number == END:
+                break
+            found.append(self.pieces[number - _SPECIAL] if number >= _SPECIAL else "")
+        return "".join(found)
+
+    def _cut_word(self, word: str) -> tuple[str, ...]:
+        pieces = tuple(word)
+        while len(pieces) > 1:
+            neighbours = set(itertools.pairwise(pieces)) & self.merges.keys()
+            if not neighbours:
+                break
+            pieces = _merge(pieces, min(neighbours, key=self.merges.__getitem__))
+        return pieces
+
+
+def _split(text: str) -> list[str]:
+    first, *others = text.split(" ")
+    return [first, *(f" {word}" for word in others)]
+
+
+def _merge(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    out: list[str] = []
+    i = 0
+    while i < len(pieces):
+        here = pieces[i : i + 2]
+        out.append("".join(here) if here == pair else pieces[i])
+        i += 2 if here == pair else 1
+    return tuple(out)
+
+
+def as_array(rows: Sequence[Sequence[int]], length: int) -> jax.Array:
+    """int32[n, length], padded with `PAD`."""
+    out = np.full((len(rows), length), PAD, np.int32)
+    for row, numbers in zip(out, rows, strict=True):
+        row[: len(numbers)] = numbers
+    return jnp.asarray(out)
+
+
+def bleu(found: Sequence[str], right: Sequence[str]) -> float:
+    """Corpus BLEU by sacrebleu, in its default tokenization."""
+    import sacrebleu  # pyright: ignore[reportMissingImports]
+
+    return sacrebleu.corpus_bleu(list(found), [list(right)]).score
+
+
+def make_data(pairs: Sequence[Pair], n_train: int, n_merges: int) -> tuple[Pairs, Pieces, Pieces]:
+    """Arrays of the first `n_train` pairs and of the others, and the pieces of both languages."""
+    sides = [Pieces([pair[i] for pair in pairs[:n_train]], n_merges) for i in (0, 1)]
+    source = [sides[0].encode(pair[0]) + [END] for pair in pairs]
+    target = [[BEGIN, *sides[1].encode(pair[1]), END] for pair in pairs]
+    arrays = [as_array(rows, max(map(len, rows))) for rows in (source, target)]
+    both = [array[part] for part in (slice(n_train), slice(n_train, None)) for array in arrays]
+    return Pairs(*both), sides[0], sides[1]
+
+
+def make_task(to_german: bool, batch: int, n_train: int, n_test: int, n_merges: int) -> Task:
+    """Teacher-forced training; BLEU and exact match of free-running greedy decoding."""
+    pairs = make_pairs(n_train + n_test)
+    pairs = pairs if to_german else [(german, english) for english, german in pairs]
+    data, source, target = make_data(pairs, n_train, n_merges)
+    references = [pair[1] for pair in pairs[n_train:]]
+
+    def draw(data: Pairs, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        chosen = jax.random.randint(key, (batch,), 0, n_train)
+        return data.train_source[chosen], data.train_target[chosen]
+
+    def loss(
+        module: nn.Module, variables: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        source, target = batch
+        logits: Any = module.apply(
+            variables, source, target[:, :-1], train=True, rngs={"dropout": key}
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, target[:, 1:])
+        where = target[:, 1:] != PAD
+        return jnp.sum(losses, where=where) / where.sum(), {}
+
+    def measure(module: nn.Module, variables: Any, data: Pairs) -> dict[str, float]:
+        steps = data.test_target.shape[1]
+        decode = jax.jit(lambda v, x: module.apply(v, x, steps, BEGIN, method="greedy"))
+        found = [target.decode(row) for row in np.asarray(decode(variables, data.test_source))]
+        right = [a == b for a, b in zip(found, references, strict=True)]
+        return {"bleu": bleu(found, references), "exact": 100 * float(np.mean(right))}
+
+    facts = {
+        "n_train": n_train,
+        "n_test": n_test,
+        "pieces": [len(source), len(target)],
+        "longest": [data.train_source.shape[1], data.train_target.shape[1]],
+        "examples": [list(pair) for pair in pairs[:4]],
+    }
+    shape = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    return Task(data, (shape, shape), draw, loss, measure, facts)
+
+
+def studies(size: str) -> list[Study]:
+    """Both directions at a size: "quick", "cpu" or "gpu"."""
+    numbers = {
+        "quick": (8, 200, 20, 40),
+        "cpu": (64, 4000, 400, 150),
+        "gpu": (128, 8000, 1000, 150),
+    }
+    batch, n_train, n_test, n_merges = numbers[size]
+    layers = 4 if size == "gpu" else 2
+
+    def direction(name: str, to_german: bool) -> Study:
+        way = "English to German" if to_german else "German to English"
+        # Every network meets the same pieces, so that only the width differs.
+        module = _module_of(layers, (n_merges + _LETTERS, n_merges + _LETTERS))
+        return Study(
+            name=f"seq2seq-{name}",
+            title=f"Number words, money and dates, {way}, BLEU of {n_test} phrases",
+            task=lambda: make_task(to_german, batch, n_train, n_test, n_merges),
+            module=module,
+            width={"quick": 16, "cpu": 64, "gpu": 512}[size],
+            measure="bleu",
+            lower_is_better=False,
+            steps={"quick": 40, "cpu": 600, "gpu": 6000}[size],
+            chunk={"quick": 20, "cpu": 100, "gpu": 200}[size],
+            learning_rate=1e-3 if size == "gpu" else 1e-2,
+            sparsities=(0.9,) if size == "quick" else Study.sparsities,
+            seeds=2 if size == "quick" else 3,
+        )
+
+    return [direction("en-de", True), direction("de-en", False)]
+
+
+# Room for the letters, digits and marks of either language, and the special pieces.
+_LETTERS = 80
+
+
+def _module_of(n_layers: int, vocabularies: tuple[int, int]) -> Callable[[int], nn.Module]:
+    return lambda width: Translator(vocabularies, width, n_layers)

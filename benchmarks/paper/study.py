@@ -1,0 +1,282 @@
+"""One question, many runs: large-sparse against small-dense networks of the same nonzero count.
+
+A `Study` says what is trained and on what. `networks_of` derives the rows; `train` is one run, in
+compiled chunks of steps; `store` keeps what was found. The state after a chunk is a function of the
+state before it and of the key alone, so that a run that went through a checkpoint ends on the same
+bits as one that did not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import jaxprune
+from benchmarks.paper.pruning import Optimizer, Pruning, optimizer_of
+
+SPARSITIES = (0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 0.975)
+
+
+class Task(NamedTuple):
+    """Data, and what is done with it; every function is pure and works under `jit`.
+
+    Attributes:
+      data: a tree of arrays.
+      inputs: shapes and dtypes that the module's `init` takes.
+      batch: `(data, key) -> batch`, at random.
+      loss: `(module, variables, batch, key) -> (loss, variables but params)`.
+      measure: `(module, variables, data) -> name -> value`, on held-out data; not under `jit`.
+      facts: what the results file says of the data.
+    """
+
+    data: Any
+    inputs: tuple[jax.ShapeDtypeStruct, ...]
+    batch: Callable[[Any, jax.Array], Any]
+    loss: Callable[[nn.Module, Any, Any, jax.Array], tuple[jax.Array, Any]]
+    measure: Callable[[nn.Module, Any, Any], dict[str, float]]
+    facts: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A comparison, and every number that decides it.
+
+    Attributes:
+      name: of its files.
+      title: of its table.
+      task: makes the data; called once, when the study runs.
+      module: width -> network; more width is more weights.
+      width: of the dense and the sparse networks.
+      measure: the name of the measure that is compared.
+      lower_is_better: whether less of it is better.
+      exclude: paths of weights that are never pruned.
+      steps: updates per run, the same for all networks.
+      chunk: updates per compiled call; a checkpoint may follow each.
+      learning_rate: of AdamW, the peak of a cosine decay to 0.
+      clip: global norm of the gradients at most.
+      sparsities: one sparse and one small-dense network for each.
+      seeds: runs per network.
+    """
+
+    name: str
+    title: str
+    task: Callable[[], Task]
+    module: Callable[[int], nn.Module]
+    width: int
+    measure: str
+    lower_is_better: bool
+    exclude: tuple[str, ...] = ()
+    steps: int = 1200
+    chunk: int = 60
+    learning_rate: float = 5e-3
+    clip: float = 1.0
+    sparsities: tuple[float, ...] = SPARSITIES
+    seeds: int = 3
+
+    def config(self) -> dict[str, Any]:
+        """What a results file must have in common with this study to be gone on with."""
+        fields = {k: getattr(self, k) for k in ("name", "width", "measure", "steps", "chunk")}
+        rates = {k: getattr(self, k) for k in ("learning_rate", "clip", "seeds")}
+        lists = {k: list(getattr(self, k)) for k in ("exclude", "sparsities")}
+        return fields | rates | lists | {"module": repr(self.module(self.width))}
+
+
+class Network(NamedTuple):
+    """One row of a table.
+
+    Attributes:
+      name: unique in its study.
+      kind: "dense", "sparse" or "small dense", or the variant of a finding.
+      width: what `Study.module` was given.
+      pruning: how it is pruned, None for a dense one.
+      sparsity: of the pruned weights; a small-dense network has that of its sparse partner.
+      n_params: parameters stored.
+      n_nonzero: parameters left at the end; biases count.
+    """
+
+    name: str
+    kind: str
+    width: int
+    pruning: Pruning | None
+    sparsity: float
+    n_params: int
+    n_nonzero: int
+
+
+def shapes_of(study: Study, width: int, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
+    """Shapes and dtypes of the variables of the network of this width."""
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    return jax.eval_shape(study.module(width).init, keys, *inputs)
+
+
+def n_params_of(study: Study, width: int, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> int:
+    """Parameters of the network of this width."""
+    leaves = jax.tree.leaves(shapes_of(study, width, inputs)["params"])
+    return sum(leaf.size for leaf in leaves)
+
+
+def match_width(study: Study, n_params: int, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> int:
+    """The width, at least 1, whose network has the number of parameters nearest to `n_params`."""
+    low, high = 1, study.width
+    while high - low > 1:
+        middle = (low + high) // 2
+        if n_params_of(study, middle, inputs) <= n_params:
+            low = middle
+        else:
+            high = middle
+    return min((low, high), key=lambda w: abs(n_params_of(study, w, inputs) - n_params))
+
+
+def networks_of(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
+    """The dense network, then for each sparsity the sparse one and its small-dense partner."""
+    n_params = n_params_of(study, study.width, inputs)
+    found = [Network("dense", "dense", study.width, None, 0.0, n_params, n_params)]
+    for sparsity in study.sparsities:
+        pruning = Pruning.gradual(sparsity, study.steps)
+        sparse = sparse_network(study, f"sparse-{sparsity:g}", "sparse", pruning, inputs)
+        width = match_width(study, sparse.n_nonzero, inputs)
+        n_small = n_params_of(study, width, inputs)
+        name = f"small-dense-{sparsity:g}"
+        small = Network(name, "small dense", width, None, sparsity, n_small, n_small)
+        found += [sparse, small]
+    return found
+
+
+def sparse_network(
+    study: Study,
+    name: str,
+    kind: str,
+    pruning: Pruning,
+    inputs: tuple[jax.ShapeDtypeStruct, ...],
+) -> Network:
+    """The row of the full-width network pruned in this way."""
+    params = shapes_of(study, study.width, inputs)["params"]
+    plan = pruning.plan(params, study.exclude)
+    left = plan.size - plan.n_zero
+    return Network(name, kind, study.width, pruning, pruning.sparsity, plan.size, left)
+
+
+class RunState(NamedTuple):
+    """A run between two chunks: arrays only.
+
+    Attributes:
+      params: of the network.
+      others: its other variables, such as batch statistics.
+      opt_state: of the optimizer, masks included.
+      step: int32 scalar, updates so far.
+      losses: float32[n_chunks], mean training loss of each chunk so far.
+      n_zero: int32[n_chunks], dropped weights after each chunk so far.
+    """
+
+    params: Any
+    others: Any
+    opt_state: Any
+    step: jax.Array
+    losses: jax.Array
+    n_zero: jax.Array
+
+
+class Trainer(NamedTuple):
+    """Compiled: `init(key)` gives a state, `advance(state, key)` the one a chunk later."""
+
+    init: Callable[[jax.Array], RunState]
+    advance: Callable[[RunState, jax.Array], RunState]
+    variables: Callable[[RunState], Any]
+
+
+def make_trainer(study: Study, task: Task, network: Network) -> Trainer:
+    """The functions that train a network, for all its seeds. `advance` donates its state."""
+    module = study.module(network.width)
+    inner = optax.chain(
+        optax.clip_by_global_norm(study.clip),
+        optax.adamw(optax.cosine_decay_schedule(study.learning_rate, study.steps)),
+    )
+    optimizer = optimizer_of(network.pruning, inner, study.exclude)
+    n_chunks = study.steps // study.chunk
+
+    def init(key: jax.Array) -> RunState:
+        keys = {"params": key, "dropout": key}
+        others = dict(module.init(keys, *(jnp.zeros(x.shape, x.dtype) for x in task.inputs)))
+        params = others.pop("params")
+        step, empty = jnp.zeros((), jnp.int32), jnp.zeros(n_chunks, jnp.float32)
+        return RunState(
+            params, others, optimizer.init(params), step, empty, empty.astype(jnp.int32)
+        )
+
+    def advance(data: Any, state: RunState, key: jax.Array) -> RunState:
+        body = functools.partial(_one_step, task, module, optimizer, data, key)
+        carry = (state.params, state.others, state.opt_state)
+        carry, losses = lax.scan(body, carry, state.step + jnp.arange(study.chunk))
+        params, others, opt_state = carry
+        chunk = state.step // study.chunk
+        new_losses = state.losses.at[chunk].set(losses.mean())
+        n_zero = state.n_zero.at[chunk].set(optimizer.n_zero(opt_state))
+        step = state.step + study.chunk
+        return RunState(params, others, opt_state, step, new_losses, n_zero)
+
+    def variables(state: RunState) -> Any:
+        return {"params": optimizer.view(state.params, state.opt_state), **state.others}
+
+    compiled = jax.jit(advance, donate_argnums=1)
+    go_on = functools.partial(compiled, task.data)
+    return Trainer(jax.jit(init), go_on, jax.jit(variables))
+
+
+def _one_step(
+    task: Task,
+    module: nn.Module,
+    optimizer: Optimizer,
+    data: Any,
+    key: jax.Array,
+    carry: Any,
+    step: jax.Array,
+) -> tuple[Any, jax.Array]:
+    """One update; what is random in it depends on the key of the run and the step alone."""
+    params, others, opt_state = carry
+    to_batch, to_loss = jax.random.split(jax.random.fold_in(key, step))
+    batch = task.batch(data, to_batch)
+
+    def loss_of(params: Any) -> tuple[jax.Array, Any]:
+        seen = optimizer.view(params, opt_state)
+        return task.loss(module, {"params": seen, **others}, batch, to_loss)
+
+    (loss, others), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), others, opt_state), loss
+
+
+def result_of(
+    study: Study, task: Task, network: Network, seed: int, trainer: Trainer, state: RunState
+) -> dict[str, Any]:
+    """What the results file keeps of a finished run.
+
+    Raises:
+      ValueError: the nonzeros are not those that were planned, or a dropped weight moved.
+    """
+    variables = trainer.variables(state)
+    if network.pruning is not None:
+        jaxprune.check(variables["params"], state.opt_state)
+    n_nonzero = network.n_params - int(np.asarray(state.n_zero)[-1])
+    if n_nonzero != network.n_nonzero:
+        raise ValueError(
+            f"{network.name}: {n_nonzero} weights are left after the last step, but "
+            f"{network.n_nonzero} were planned."
+        )
+    measured = task.measure(study.module(network.width), variables, task.data)
+    return {
+        "network": network.name,
+        "seed": seed,
+        "n_nonzero": n_nonzero,
+        **{name: float(value) for name, value in measured.items()},
+        "losses": [round(float(x), 5) for x in np.asarray(state.losses)],
+        "n_zero": np.asarray(state.n_zero).tolist(),
+    }

@@ -1,0 +1,177 @@
+"""Mean and spread over the runs, the verdicts, the table and the pictures of a study.
+
+Two networks tie when their means differ by at most two standard errors of the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from benchmarks.paper.study import Network, Study
+
+Row = dict[str, Any]
+
+
+def row_of(network: Network) -> Row:
+    """A network as the results file holds it."""
+    row = network._asdict()
+    row.pop("pruning")
+    return row
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The results there; None where there are none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def summarize(results: dict[str, Any], measure: str) -> list[Row]:
+    """One row per network with finished runs: mean and sample standard deviation of the measure.
+
+    The standard deviation of a single run is None.
+    """
+    rows = []
+    for network in results["networks"]:
+        values = [r[measure] for r in results["runs"] if r["network"] == network["name"]]
+        if values:
+            sd = statistics.stdev(values) if len(values) > 1 else None
+            rows.append(network | {"n": len(values), "mean": statistics.fmean(values), "sd": sd})
+    return rows
+
+
+def compare(row: Row, other: Row, lower_is_better: bool) -> tuple[float, str]:
+    """The difference of the means, and "better", "worse", "tie", or "one seed": no verdict."""
+    difference = row["mean"] - other["mean"]
+    if row["sd"] is None or other["sd"] is None:
+        return difference, "one seed"
+    error = math.sqrt(sum(r["sd"] ** 2 / r["n"] for r in (row, other)))
+    if abs(difference) <= 2 * error:
+        return difference, "tie"
+    return difference, "better" if (difference < 0) == lower_is_better else "worse"
+
+
+def pairs(summary: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Each sparse row with the small-dense row of the same nonzeros, where both are there."""
+    small = {row["sparsity"]: row for row in summary if row["kind"] == "small dense"}
+    sparse = (row for row in summary if row["kind"] == "sparse")
+    return [(row, small[row["sparsity"]]) for row in sparse if row["sparsity"] in small]
+
+
+def shown(row: Row) -> str:
+    """The mean and its spread."""
+    return f"{row['mean']:.3f}" + ("" if row["sd"] is None else f" ± {row['sd']:.3f}")
+
+
+def table(results: dict[str, Any], study: Study) -> Table:
+    """Large-sparse against small-dense, one line per sparsity."""
+    found = results["summary"]
+    out = Table(title=study.title)
+    names = ("sparsity", "nonzero", "large sparse", "small nonzero", "small dense", "difference")
+    for name in names:
+        out.add_column(name, justify="right", no_wrap=True)
+    for row in found:
+        if row["kind"] == "dense":
+            out.add_row("dense", f"{row['n_nonzero']:,}", shown(row), "", "", "")
+    for row, small in pairs(found):
+        difference, verdict = compare(row, small, study.lower_is_better)
+        counts = f"{row['n_nonzero']:,}", shown(row), f"{small['n_nonzero']:,}", shown(small)
+        out.add_row(f"{100 * row['sparsity']:g}%", *counts, f"{difference:+.3f}, {verdict}")
+    return out
+
+
+def variants_table(results: dict[str, Any], study: Study, reference: str) -> Table:
+    """Every network of a finding, against the one named `reference`."""
+    found = results["summary"]
+    base = next((row for row in found if row["name"] == reference), None)
+    out = Table(title=study.title)
+    for name in ("", "nonzero", study.measure, f"against {reference}"):
+        out.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    for row in found:
+        verdict = ""
+        if base is not None and row is not base:
+            difference, word = compare(row, base, study.lower_is_better)
+            verdict = f"{difference:+.3f}, {word}"
+        out.add_row(row["name"], f"{row['n_nonzero']:,}", shown(row), verdict)
+    return out
+
+
+def draw(results: dict[str, Any], study: Study, path: Path) -> list[Path]:
+    """Quality against nonzeros, and training over steps; nothing without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return []
+    matplotlib.use("Agg")
+    files = []
+    pictures: dict[str, Callable[..., Any]] = {"": _against_nonzeros, "-training": _over_steps}
+    for suffix, picture in pictures.items():
+        files.append(path.with_name(f"{path.stem}{suffix}.png"))
+        picture(results, study).savefig(files[-1], dpi=150)
+    return files
+
+
+def _axes(n: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure((6.4 * n, 4.4), layout="constrained")
+    axes = figure.subplots(1, n)
+    for one in axes if n > 1 else [axes]:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(alpha=0.25, lw=0.6)
+    return figure, axes
+
+
+def _against_nonzeros(results: dict[str, Any], study: Study) -> Any:
+    figure, axes = _axes()
+    colors = {"sparse": "tab:blue", "small dense": "tab:orange"}
+    dense = [row for row in results["summary"] if row["kind"] == "dense"]
+    for kind, color in colors.items():
+        rows = dense + [row for row in results["summary"] if row["kind"] == kind]
+        rows.sort(key=lambda row: row["n_nonzero"])
+        x, y = [r["n_nonzero"] for r in rows], [r["mean"] for r in rows]
+        label = "large, sparse" if kind == "sparse" else "small, dense"
+        axes.errorbar(
+            x,
+            y,
+            [r["sd"] or 0 for r in rows],
+            marker="o",
+            ms=4,
+            capsize=3,
+            color=color,
+            label=label,
+        )
+    axes.set(
+        xscale="log",
+        xlabel="nonzero parameters",
+        ylabel=study.measure.replace("_", " "),
+        title=study.title,
+    )
+    axes.title.set_fontsize(9)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _over_steps(results: dict[str, Any], study: Study) -> Any:
+    figure, (left, right) = _axes(2)
+    for network in results["networks"]:
+        runs = [r for r in results["runs"] if r["network"] == network["name"]]
+        if not runs or network["kind"] == "small dense":
+            continue
+        steps = [study.chunk * (i + 1) for i in range(len(runs[0]["losses"]))]
+        n_zero = [n / network["n_params"] for n in runs[0]["n_zero"]]
+        losses = [
+            statistics.fmean(chunk) for chunk in zip(*(r["losses"] for r in runs), strict=True)
+        ]
+        left.plot(steps, n_zero, label=network["name"])
+        right.plot(steps, losses, label=network["name"])
+    left.set(xlabel="step", ylabel="fraction of zeros", title="Sparsity")
+    right.set(xlabel="step", ylabel="mean loss of the steps before", title="Training loss")
+    right.legend(frameon=False, fontsize=7)
+    return figure

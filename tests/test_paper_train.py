@@ -1,0 +1,218 @@
+"""The trained families: data, what a run writes, and that it goes on where it stopped."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("flax")
+pytest.importorskip("tqdm")
+pytest.importorskip("sklearn")
+
+from benchmarks.paper import digits, phrases, store, summary, text
+from benchmarks.paper.pruning import Pruning
+from benchmarks.paper.study import Study, match_width, n_params_of, networks_of, sparse_network
+
+INPUTS = (jax.ShapeDtypeStruct((1, 2), jnp.int32),)
+
+
+def library(folder):
+    """A few Python sources, so that tests do not read all of the standard library."""
+    for i in range(40):
+        lines = [f"def f{j}(x):\n    return x + {i * j}\n" for j in range(40)]
+        (folder / f"module_{i}.py").write_text("\n".join(lines))
+    return folder
+
+
+def tiny(folder, **changes):
+    fields = {
+        "name": "tiny",
+        "title": "tiny",
+        "task": lambda: text.make_task(4, 8, 4, 16, folder),
+        "module": text._model,
+        "width": 12,
+        "measure": "bits_per_byte",
+        "lower_is_better": True,
+        "steps": 12,
+        "chunk": 4,
+        "sparsities": (0.9,),
+        "seeds": 2,
+    }
+    return Study(**(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny study with its results."""
+    study = tiny(library(tmp_path_factory.mktemp("library")))
+    out = tmp_path_factory.mktemp("results")
+    return study, out, store.run(study, out)
+
+
+def test_every_run_ends_with_the_planned_nonzeros(finished):
+    study, _, results = finished
+    planned = {row["name"]: row["n_nonzero"] for row in results["networks"]}
+    assert planned.keys() == {"dense", "sparse-0.9", "small-dense-0.9"}
+    assert len(results["runs"]) == 3 * study.seeds
+    for run in results["runs"]:
+        assert run["n_nonzero"] == planned[run["network"]]
+        assert len(run["losses"]) == study.steps // study.chunk
+
+
+def test_a_stopped_study_goes_on_to_the_same_bits(finished, monkeypatch, tmp_path):
+    study, _, results = finished
+    monkeypatch.setattr(store, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    saves = []
+
+    def save(*args):
+        saves.append(args)
+        real(*args)
+        if len(saves) == 8:  # in the third run, after its second chunk
+            raise KeyboardInterrupt
+
+    real = store._save
+    monkeypatch.setattr(store, "_save", save)
+    with pytest.raises(KeyboardInterrupt):
+        store.run(study, tmp_path)
+    before = json.loads(store.results_file(study, tmp_path).read_text())
+    assert len(before["runs"]) == 2
+    again = store.run(study, tmp_path, resume=True)
+    assert len(saves) - 8 == 6 * 3 - 8
+    strip = [[{**r, "seconds": 0} for r in found["runs"]] for found in (results, again)]
+    assert strip[0] == strip[1]
+    assert [p.name for p in tmp_path.iterdir()] == [store.results_file(study, tmp_path).name]
+
+
+def test_results_of_another_configuration_are_not_gone_on_with(finished):
+    study, out, _ = finished
+    with pytest.raises(ValueError, match="results of another config"):
+        store.run(dataclasses.replace(study, learning_rate=1e-4), out, resume=True)
+
+
+def test_tables_and_pictures_are_made_of_the_file(finished):
+    study, out, results = finished
+    path = store.results_file(study, out)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(results))
+    assert summary.table(results, study).row_count == 2
+    assert all(file.stat().st_size > 0 for file in summary.draw(results, study, path))
+
+
+def test_verdicts_need_two_standard_errors():
+    def row(mean, sd: float | None = 1.0):
+        return {"mean": mean, "sd": sd, "n": 4}
+
+    assert summary.compare(row(1.0), row(3.0), True)[1] == "better"
+    assert summary.compare(row(1.0), row(3.0), False)[1] == "worse"
+    assert summary.compare(row(1.0), row(2.0), True)[1] == "tie"
+    assert summary.compare(row(1.0, None), row(9.0), True)[1] == "one seed"
+
+
+def test_small_dense_networks_have_the_nearest_count_of_all_widths(tmp_path):
+    study = tiny(tmp_path, width=40)
+    counts = {w: n_params_of(study, w, INPUTS) for w in range(1, 41)}
+    for n in (500, 3000, 9000, counts[40]):
+        width = match_width(study, n, INPUTS)
+        assert abs(counts[width] - n) == min(abs(count - n) for count in counts.values())
+
+
+def test_a_network_and_its_partner_differ_by_less_than_a_width_step(tmp_path):
+    study = tiny(tmp_path, width=128, sparsities=(0.5, 0.9))
+    for sparse, small in zip(*[iter(networks_of(study, INPUTS)[1:])] * 2, strict=True):
+        step = n_params_of(study, small.width + 1, INPUTS) - small.n_params
+        assert abs(sparse.n_nonzero - small.n_nonzero) <= step
+
+
+@pytest.mark.parametrize("spread", ("uniform", "erk", "global"))
+def test_every_spread_leaves_as_many_weights(tmp_path, spread):
+    study = tiny(tmp_path, width=64)
+    uniform = sparse_network(study, "a", "sparse", Pruning(0.9, 0, 10, 5), INPUTS)
+    other = sparse_network(study, "b", "sparse", Pruning(0.9, 0, 10, 5, spread=spread), INPUTS)
+    assert abs(uniform.n_nonzero - other.n_nonzero) <= 4  # a rounding in each of four leaves
+
+
+def test_held_out_files_are_a_tenth_whatever_the_others_are():
+    held_out = [text.is_held_out(f"package/file_{i}.py") for i in range(5000)]
+    assert 0.08 < np.mean(held_out) < 0.12
+    assert text.is_held_out("a.py") == text.is_held_out("a.py")
+
+
+def test_symbols_are_one_per_printable_byte():
+    printable = bytes([10, *range(32, 127)])
+    assert text.symbols_of(printable).tolist() == list(range(96))
+    assert set(text.symbols_of(bytes(range(127, 256))).tolist()) == {96}
+
+
+def test_augmentation_keeps_an_image_where_nothing_is_drawn(monkeypatch, getkey):
+    images = digits.load(100).train_images
+    assert images.shape == (100, 8, 8, 1)
+    moved = digits.augment(images, getkey())
+    assert moved.shape == images.shape
+    assert not np.array_equal(moved, images)
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, **_: jnp.zeros(shape))
+    np.testing.assert_allclose(digits.augment(images, getkey()), images, atol=1e-5)
+
+
+SHALLOW = {
+    "separable": lambda w: digits.MobileNetV1(
+        10, blocks=((2 * w, 2),), first=w, first_stride=1, least=1, dropout=0.0
+    ),
+    "plain": lambda w: digits.PlainNet(w, stages=((1, 1), (2, 2))),
+}
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_each_convolutional_network_trains_a_chunk_with_finite_loss(name, tmp_path):
+    study = next(s for s in digits.studies("quick") if s.name == f"cnn-{name}")
+    changes = {"module": SHALLOW[name], "steps": 4, "chunk": 2, "seeds": 1, "width": 6}
+    study = dataclasses.replace(study, **changes)
+    results = store.run(study, tmp_path, networks=[networks_of(study, _image())[1]])
+    assert np.isfinite(results["runs"][0]["losses"]).all()
+    assert 0 <= results["runs"][0]["accuracy"] <= 100
+
+
+def _image():
+    return (jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32),)
+
+
+def test_pieces_spell_every_text_back_and_unknown_letters_are_one_piece():
+    texts = ["one hundred one", "hundred and two", "two"]
+    pieces = phrases.Pieces(texts, 12)
+    assert [pieces.decode(pieces.encode(t)) for t in texts] == texts
+    assert len(pieces.encode("hundred")) < len("hundred")
+    assert pieces.encode("ß") == [phrases.UNKNOWN]
+    assert pieces.decode([*pieces.encode("two"), phrases.END, 7]) == "two"
+
+
+def test_pairs_are_different_and_the_same_every_time():
+    pytest.importorskip("num2words")
+    pytest.importorskip("babel")
+    pairs = phrases.make_pairs(300)
+    assert pairs == phrases.make_pairs(300)
+    for side in (0, 1):
+        assert len({pair[side] for pair in pairs}) == 300
+
+
+def answer(module, variables, *args, **kwargs) -> Any:
+    return jax.jit(lambda v: module.apply(v, *args, **kwargs))(variables)
+
+
+def test_teacher_forcing_and_greedy_decoding_agree_on_their_own_output(getkey):
+    module = phrases._module_of(3, (11, 13))(8)
+    source = jax.random.randint(getkey(), (5, 6), 1, 11).at[:, 4:].set(phrases.PAD)
+    variables = jax.jit(module.init)(getkey(), source, source)
+    out = answer(module, variables, source, 7, phrases.BEGIN, method="greedy")
+    shifted = jnp.concatenate([jnp.full((5, 1), phrases.BEGIN), out[:, :-1]], 1)
+    assert np.array_equal(answer(module, variables, source, shifted).argmax(-1), out)
+
+
+def test_padding_of_the_source_changes_nothing(getkey):
+    module = phrases._module_of(2, (11, 13))(8)
+    source = jax.random.randint(getkey(), (3, 5), 1, 11)
+    variables = jax.jit(module.init)(getkey(), source, source)
+    padded = jnp.pad(source, ((0, 0), (0, 4)))
+    a, b = (answer(module, variables, s, source) for s in (source, padded))
+    np.testing.assert_allclose(a, b, atol=1e-5)
