@@ -1,0 +1,192 @@
+"""Packed matrices: the products are those of the dense ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+import jaxprune
+from jaxprune.blocks import PackedMatrix, pack_matrix, packed_matmul, unpack_matrix
+
+
+def matrix(seed, shape, block, density, *, balanced=False):
+    """Small integers in random blocks, so that products are exact in any order."""
+    rng = np.random.default_rng(seed)
+    grid = [-(-n // b) for n, b in zip(shape, block, strict=True)]
+    alive = rng.random(grid) < density
+    if balanced:
+        order = rng.random(grid).argsort(0)
+        alive = order < round(density * grid[0])
+    mask = np.kron(alive, np.ones(block, bool))[: shape[0], : shape[1]] > 0
+    return (rng.integers(1, 9, shape) * mask).astype(np.float32), mask
+
+
+shapes = st.sampled_from(((1, 1), (7, 40), (16, 16), (33, 18), (40, 5)))
+blocks = st.sampled_from(((1, 1), (1, 4), (1, 16), (4, 1), (4, 4), (3, 5)))
+leads = st.sampled_from(((), (1,), (3,), (9,), (2, 4), (0,), (1, 1)))
+
+
+def inputs(seed, lead, n):
+    return np.random.default_rng(seed + 1).integers(-8, 9, (*lead, n)).astype(np.float32)
+
+
+@given(
+    st.integers(0, 2**16),
+    shapes,
+    blocks,
+    st.sampled_from((0.0, 0.1, 0.5, 1.0)),
+    leads,
+    st.sampled_from((1, 8)),
+    st.booleans(),
+)
+def test_the_product_is_the_dense_one(seed, shape, block, density, lead, batch, balanced):
+    w, mask = matrix(seed, shape, block, density, balanced=balanced)
+    x = inputs(seed, lead, shape[0])
+    for kept in (None, mask):
+        packed = pack_matrix(w, kept, block, batch=batch)
+        np.testing.assert_array_equal(packed_matmul(packed, x), x @ w)
+        np.testing.assert_array_equal(unpack_matrix(packed), w)
+
+
+def loop_oracle(w, mask, block, x):
+    """The product block by block, over kept blocks alone."""
+    y = np.zeros((len(x), w.shape[1]), np.float32)
+    for i in range(0, w.shape[0], block[0]):
+        for j in range(0, w.shape[1], block[1]):
+            rows, columns = slice(i, i + block[0]), slice(j, j + block[1])
+            if mask[rows, columns].any():
+                y[:, columns] += x[:, rows] @ np.where(mask, w, 0)[rows, columns]
+    return y
+
+
+@pytest.mark.parametrize("batch", (1, 8))
+@pytest.mark.parametrize("balanced", (False, True))
+def test_what_is_dropped_takes_no_part(batch, balanced):
+    w, mask = matrix(0, (24, 32), (1, 8), 0.25, balanced=balanced)
+    mask[5] = False
+    x = inputs(0, (batch,), 24)
+    x[:, 5] = np.inf
+    packed = pack_matrix(w, mask, (1, 8), batch=batch)
+    found = packed_matmul(packed, x)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found, loop_oracle(w, mask, (1, 8), x))
+
+
+def test_a_block_is_kept_where_any_weight_is_and_its_dropped_weights_are_zero():
+    w = np.ones((2, 8), np.float32)
+    mask = np.zeros((2, 8), bool)
+    mask[1, 2] = True
+    packed = pack_matrix(w, mask, (1, 4))
+    assert packed.indices.tolist() == [[1], [2]]
+    assert packed.padded
+    np.testing.assert_array_equal(unpack_matrix(packed), mask)
+
+
+@pytest.mark.parametrize("batch", (1, 8))
+def test_balanced_pruning_needs_no_padding(batch):
+    block = getattr(jaxprune, "Block", None)
+    if block is None:
+        pytest.skip("no Block")
+    w = jax.random.normal(jax.random.key(0), (64, 48))
+    structure = block((1, 16), balanced=True)
+    pruned, masks = jaxprune.prune_params({"w": w}, 0.75, structure=structure)
+    packed = pack_matrix(pruned["w"], masks["w"], (1, 16), batch=batch)
+    assert packed.indices.shape == (3, 16)
+    assert not packed.padded
+    assert packed.nbytes == 3 * 16 * (16 + 1) * 4
+    np.testing.assert_array_equal(unpack_matrix(packed), pruned["w"])
+
+
+@pytest.mark.parametrize("batch", (1, 8))
+@pytest.mark.parametrize("balanced", (False, True))
+def test_jit_vmap_and_grad(batch, balanced):
+    w, mask = matrix(1, (24, 32), (1, 8), 0.25, balanced=balanced)
+    packed = pack_matrix(w, mask, (1, 8), batch=batch)
+    x = jnp.asarray(inputs(1, (5, 3), 24))
+    np.testing.assert_array_equal(jax.jit(packed_matmul)(packed, x), x @ w)
+    np.testing.assert_array_equal(jax.vmap(lambda x: packed_matmul(packed, x))(x), x @ w)
+    v = jnp.asarray(inputs(2, (5, 3), 32))
+    found = jax.grad(lambda x: jnp.sum(packed_matmul(packed, x) * v))(x)
+    np.testing.assert_array_equal(found, v @ w.T)
+
+    def with_values(values):
+        made = PackedMatrix(packed.indices, values, *meta)
+        return jnp.sum(packed_matmul(made, x) * v)
+
+    meta = packed.shape, packed.block, packed.rows_first, packed.padded
+    gradient = PackedMatrix(packed.indices, jax.grad(with_values)(packed.values), *meta)
+    dense = jnp.einsum("abi,abo->io", x, v) * mask
+    np.testing.assert_array_equal(unpack_matrix(gradient), dense)
+
+
+def test_it_is_a_pytree_of_two_arrays_and_traces_once():
+    w, _ = matrix(2, (16, 16), (1, 4), 0.5, balanced=True)
+    packed = pack_matrix(w, block=(1, 4))
+    assert len(jax.tree.leaves(packed)) == 2
+    n_traces = 0
+
+    @jax.jit
+    def product(packed, x):
+        nonlocal n_traces
+        n_traces += 1
+        return packed_matmul(packed, x)
+
+    product(packed, jnp.ones(16))
+    product(jax.tree.map(lambda a: a * 1, packed), jnp.ones(16))
+    assert n_traces == 1
+
+
+@pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float16, jnp.float32))
+def test_dtypes_are_those_of_the_dense_product(dtype):
+    w, _ = matrix(3, (16, 16), (1, 4), 0.5)
+    w, x = jnp.asarray(w, dtype), jnp.ones((2, 16), dtype)
+    found = packed_matmul(pack_matrix(w, block=(1, 4)), x)
+    assert found.dtype == (x @ w).dtype
+    np.testing.assert_array_equal(found, x @ w)
+
+
+W = np.ones((4, 8), np.float32)
+UNFIT = {
+    "axes": (
+        lambda: pack_matrix(W[0]),
+        ValueError,
+        r"w must be a matrix \(in, out\), got shape \(",
+    ),
+    "mask": (
+        lambda: pack_matrix(W, W.T),
+        ValueError,
+        r"the mask has shape \(8, 4\) but w has shap",
+    ),
+    "block": (lambda: pack_matrix(W, block=(0, 4)), ValueError, r"two lengths of at least 1 such"),
+    "block of one": (lambda: pack_matrix(W, block=(4,)), ValueError, r"as \(1, 16\), got \(4,\)"),
+    "floats": (
+        lambda: pack_matrix(W, block=(1.0, 4)),
+        ValueError,
+        r"as \(1, 16\), got \(1\.0, 4\)",
+    ),
+    "batch": (
+        lambda: pack_matrix(W, batch=0),
+        ValueError,
+        "batch must be an integer of at least 1",
+    ),
+    "traced": (lambda: jax.jit(pack_matrix)(W), TypeError, "w and mask must be arrays on the host"),
+    "no matrix": (lambda: packed_matmul(W, W), TypeError, "must be a PackedMatrix, got ndarray"),
+    "x": (
+        lambda: packed_matmul(pack_matrix(W), W),
+        ValueError,
+        r"x has shape \(4, 8\), but its las",
+    ),
+    "scalar": (
+        lambda: packed_matmul(pack_matrix(W), 1.0),
+        ValueError,
+        r"x has shape \(\), but its",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_does_not_fit_says_so(name):
+    call, kind, text = UNFIT[name]
+    with pytest.raises(kind, match=text):
+        call()
