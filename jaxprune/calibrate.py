@@ -618,7 +618,9 @@ def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[
     """What reaches every `Dense` of a linen model in `model.apply(variables, *args, **kwargs)`.
 
     The model runs once, op by op (`jax.disable_jit`). A layer that runs several times, shared or in
-    a scan, collects the inputs of all calls. For more batches than fit in memory, sum the moments:
+    a scan, collects the inputs of all calls. Those inside remat or vmap are read by callbacks, with
+    which JAX 0.10 and older hang on a single CPU core. For more batches than fit in memory, sum the
+    moments:
 
         for batch in batches:
             new = jax.tree.map(jaxprune.moments, jaxprune.linen_inputs(model, variables, batch))
@@ -651,7 +653,7 @@ def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[
             return call(x, *more, **kwargs)
 
     with nn.intercept_methods(intercept), jax.disable_jit():
-        model.apply(variables, *args, **kwargs)
+        jax.block_until_ready(model.apply(variables, *args, **kwargs))
     return rows.collected()
 
 
@@ -684,7 +686,7 @@ def nnx_inputs(model: Any, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
         if isinstance(layer, nnx.Linear):
             _watch(layer, paths[id(layer.kernel)], rows)
     with jax.disable_jit():
-        twin(*args, **kwargs)
+        jax.block_until_ready(twin(*args, **kwargs))
     return rows.collected()
 
 

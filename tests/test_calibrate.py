@@ -403,6 +403,19 @@ def test_linen_inputs_are_what_every_dense_was_given():
     )
 
 
+class Remat(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.remat(nn.Sequential)([nn.Dense(256), nn.relu, nn.Dense(1)])(x)
+
+
+def test_inputs_inside_remat_are_waited_for():
+    model, x = Remat(), jnp.ones((4096, 256))  # large enough to be computed in the background
+    variables = model.init(jax.random.key(0), x[:1])
+    shapes = [found.shape for found in linen_inputs(model, variables, x).values()]
+    assert shapes == [(4096, 256)] * 2
+
+
 def test_linen_inputs_pass_arguments_on_to_apply():
     evaluated, trained = linen_found(False), linen_found(True)
     np.testing.assert_array_equal(evaluated["shared/kernel"], trained["shared/kernel"])
