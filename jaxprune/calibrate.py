@@ -619,7 +619,7 @@ def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[
 
     The model runs once, op by op (`jax.disable_jit`). A layer that runs several times, shared or in
     a scan, collects the inputs of all calls. Those inside remat or vmap are read by callbacks, with
-    which JAX 0.10 and older hang on a single CPU core. For more batches than fit in memory, sum the
+    which JAX 0.10 and older may hang on one CPU core. For more batches than fit in memory, sum the
     moments:
 
         for batch in batches:
