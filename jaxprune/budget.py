@@ -332,8 +332,9 @@ def _check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
 
 def _emptied(leaf: LeafShape, n_units: int) -> str:
     rule = paths_lib.rule_for(leaf.path)
+    units = "weights" if n_units == math.prod(leaf.shape) else "units"
     return (
-        f"{leaf.path or '(root)'}: shape {leaf.shape} would lose all of its {n_units} weights at "
+        f"{leaf.path or '(root)'}: shape {leaf.shape} would lose all of its {n_units} {units} at "
         f"sparsity {float(leaf.targets[-1]):g}. Leave it out with exclude={rule!r}, or lower its "
         f"sparsity with overrides={{{rule!r}: ...}}."
     )

@@ -22,7 +22,7 @@ from jaxprune.distribution import round_half_up
 from jaxprune.fire import Operand, swap, tighten
 from jaxprune.mask import count_violations, full_mask, keep, land
 from jaxprune.packed import full_packed, pack, unpack
-from jaxprune.paths import leaves_with_paths, listed, spec_of
+from jaxprune.paths import leaves_with_paths, listed, path_str, spec_of
 from jaxprune.schedule import SparsitySchedule
 from jaxprune.score import Accumulated, is_elementwise, itself, random_score, reads_grads
 from jaxprune.state import PruneState, widths_of
@@ -212,7 +212,7 @@ def _fire(
         if spec.grow is not None:
             n_swap = jnp.asarray(_n_swap(spec, budget), jnp.int32)[fire]
             new, found = swap(operands, old, n_keep[fire], n_swap, budget.leaves, grow=spec.grow)
-            resets = _reset_grown(inner_tx, treedef, resets, budget.chosen, new)
+            resets = _reset_grown(inner_tx, treedef, paths, resets, budget.chosen, new)
         else:
             new, found = tighten(
                 operands,
@@ -276,7 +276,9 @@ def _random_masks(spec: Spec, budget: Budget, leaves: Sequence[Any], key: Any) -
     return [m.astype(jnp.uint8) for m in masks]
 
 
-def _reset_grown(inner_tx: Any, treedef: Any, state: Any, chosen: Any, masks: list[Any]) -> Any:
+def _reset_grown(
+    inner_tx: Any, treedef: Any, paths: Sequence[str], state: Any, chosen: Any, masks: list[Any]
+) -> Any:
     """The inner state with zeros, the moments of a fresh weight, where a weight has just grown."""
     grown: list[Any] = [False] * treedef.num_leaves
     for i, mask in zip(chosen, masks, strict=True):
@@ -287,7 +289,17 @@ def _reset_grown(inner_tx: Any, treedef: Any, state: Any, chosen: Any, masks: li
             return leaf
         return jnp.where(grown, jnp.zeros_like(leaf), leaf)
 
-    return optax.tree.map_params(inner_tx, reset, state, treedef.unflatten(grown))
+    try:
+        return optax.tree.map_params(inner_tx, reset, state, treedef.unflatten(grown))
+    except ValueError:  # wrappers leave holes in their states, where whole trees do not fit
+        by_path = {f"/{path}": flags for path, flags in zip(paths, grown, strict=True)}
+
+    def reset_by_path(path: Any, leaf: Any) -> Any:
+        name = f"/{path_str(path)}"
+        ends = [end for end in by_path if name.endswith(end)]
+        return reset(leaf, by_path[max(ends, key=len)]) if ends else leaf
+
+    return jax.tree_util.tree_map_with_path(reset_by_path, state)
 
 
 def _summed(
