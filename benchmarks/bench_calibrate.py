@@ -27,7 +27,7 @@ from rich.table import Table
 
 import jaxprune
 from benchmarks.common import Case, Check, Row, interleaved
-from jaxprune.calibrate import Moments, moments, sparsegpt_kernel, wanda_kernel
+from jaxprune import Moments, moments, sparsegpt_kernel, wanda_kernel
 
 BASE, WANDA, SPARSEGPT = "magnitude", "wanda", "sparsegpt"
 KINDS = ("independent", "outliers", "correlated", "correlated outliers")

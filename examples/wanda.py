@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import jaxprune
-from jaxprune.calibrate import linen_inputs, sparsegpt, wanda
+from jaxprune import linen_inputs, sparsegpt, wanda
 
 STEPS = 600
 BATCH = 64

@@ -1,5 +1,12 @@
 """Pruning as an optax gradient transformation for JAX."""
 
+from jaxprune.activations import linen_inputs as linen_inputs, nnx_inputs as nnx_inputs
+from jaxprune.calibrate import (
+    sparsegpt as sparsegpt,
+    sparsegpt_kernel as sparsegpt_kernel,
+    wanda as wanda,
+    wanda_kernel as wanda_kernel,
+)
 from jaxprune.distribution import (
     Distribution as Distribution,
     er as er,
@@ -11,6 +18,7 @@ from jaxprune.distribution import (
     uniform as uniform,
 )
 from jaxprune.mask import straight_through as straight_through
+from jaxprune.moments import Moments as Moments, moments as moments
 from jaxprune.oneshot import masks_from_params as masks_from_params, prune_params as prune_params
 from jaxprune.report import check as check, metrics as metrics, plan as plan, summarize as summarize
 from jaxprune.schedule import (

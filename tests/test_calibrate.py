@@ -17,7 +17,7 @@ from flax import nnx
 from hypothesis import given, strategies as st
 
 import jaxprune
-from jaxprune.calibrate import (
+from jaxprune import (
     Moments,
     linen_inputs,
     moments,

@@ -38,8 +38,12 @@ MAY_IMPORT = {
     + ("budget", "fire", "state", "checks"),
     "transform": ("arguments", "schedule", "score", "select", "structure", "distribution")
     + ("budget", "update"),
+    "layerwise": ("floats", "mask", "select"),
+    "moments": ("layerwise",),
+    "activations": ("layerwise",),
+    "calibrate": ("arguments", "paths", "distribution", "mask", "budget", "layerwise", "moments"),
     "__init__": ("schedule", "score", "structure", "distribution", "select", "mask", "state")
-    + ("oneshot", "report", "transform"),
+    + ("oneshot", "report", "transform", "activations", "moments", "calibrate"),
     "__main__": ("demo",),
 }
 RUN_TIME = {"jax", "numpy", "chex", "optax"}
@@ -48,6 +52,7 @@ PUBLIC = {
     "Block",
     "Channel",
     "Distribution",
+    "Moments",
     "NM",
     "PruneState",
     "SparsitySchedule",
@@ -64,11 +69,14 @@ PUBLIC = {
     "global_pool",
     "gradient_magnitude",
     "linear_schedule",
+    "linen_inputs",
     "magnitude",
     "masks_from_params",
     "metrics",
     "min_density",
+    "moments",
     "movement",
+    "nnx_inputs",
     "normalized_pool",
     "one_shot_schedule",
     "pack_masks",
@@ -82,6 +90,8 @@ PUBLIC = {
     "saliency",
     "set_",
     "set_masks",
+    "sparsegpt",
+    "sparsegpt_kernel",
     "static_sparse",
     "straight_through",
     "summarize",
@@ -89,6 +99,8 @@ PUBLIC = {
     "topk_masks",
     "uniform",
     "unpack_masks",
+    "wanda",
+    "wanda_kernel",
 }
 
 
