@@ -36,7 +36,9 @@ def _options() -> Any:
         exclude=typer.Option(None, "--exclude", help=f"Regex of paths to leave alone{paths}"),
         override=typer.Option(None, "--override", help=f"REGEX=SPARSITY{paths}"),
         structure=typer.Option(
-            "unstructured", "--structure", help="unstructured, nm:2:4, block:1x16, channel:-1"
+            "unstructured",
+            "--structure",
+            help="nm:2:4, block:1x16[:balanced], channel:-1",
         ),
     )
 
@@ -162,23 +164,23 @@ def structure_for(text: str) -> Any:
     """The structure that `--structure` names.
 
     Example:
-      >>> structure_for("unstructured")
-      Unstructured()
+      >>> structure_for("nm:2:4")
+      NM(n=2, m=4, axis=-2)
     """
-    name, *numbers = re.split("[:x]", text)
+    name, *numbers = re.split("[:x]", text.removesuffix(":balanced"))
     classes = {"unstructured": "Unstructured", "nm": "NM", "block": "Block", "channel": "Channel"}
     found = getattr(structures, classes.get(name, ""), None)
     try:
         values = [int(number) for number in numbers]
         if name == "block":
             values = [tuple(values)] if values else []
-        return found(*values)  # pyright: ignore[reportOptionalCall]
+        more = {"balanced": True} if text.endswith(":balanced") else {}
+        return found(*values, **more)  # pyright: ignore[reportOptionalCall]
     except (TypeError, ValueError) as error:
-        known = [n for n, c in classes.items() if hasattr(structures, c)]
         why = "" if found is None else f" ({error})"
         raise _usage(
-            f"--structure {text!r} is none{why}. Known here: {', '.join(known)}; write nm:2:4, "
-            "block:1x16 or channel:-1."
+            f"--structure {text!r} is none{why}. Write unstructured, nm:2:4, block:1x16, "
+            "block:1x16:balanced or channel:-1."
         ) from None
 
 

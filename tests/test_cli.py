@@ -339,5 +339,29 @@ def test_an_interrupt_leaves_no_half_written_file(model, tmp_path, monkeypatch, 
 
 def test_structures_by_name():
     assert structure_for("unstructured") == jaxprune.Unstructured()
-    with pytest.raises(typer.BadParameter, match="Known here: unstructured"):
-        structure_for("unstructured:3")
+    assert structure_for("nm:2:4") == jaxprune.NM(2, 4)
+    assert structure_for("block:1x16") == jaxprune.Block((1, 16))
+    assert structure_for("block:1x16:balanced") == jaxprune.Block((1, 16), balanced=True)
+    assert structure_for("channel:-1") == jaxprune.Channel(-1)
+    for text in ("", "block", "nm:2", "nm:4:2", "unstructured:3", "nm:2:4:balanced"):
+        with pytest.raises(typer.BadParameter, match=r"Write unstructured, nm:2:4, block:1x16"):
+            structure_for(text)
+
+
+@pytest.mark.parametrize(
+    "text, sparsity, found",
+    (
+        ("nm:2:4", 0.5, "2 of 4, axis 0"),
+        ("block:4x1", 0.8, "blocks, 4x1"),
+        ("channel:-1", 0.5, "channels, axis 1"),
+    ),
+)
+def test_prune_with_a_structure(model, tmp_path, text, sparsity, found):
+    out = tmp_path / "out.zst"
+    words = ("-s", sparsity, "--include", "fc/kernel", "--structure", text)
+    run("prune", model, "-o", out, *words)
+    structure = structure_for(text)
+    expected, _ = jaxprune.prune_params(tree(), sparsity, include="fc/kernel", structure=structure)
+    assert_same(load(out), jax.tree.map(np.asarray, expected))
+    [row] = [r for r in as_json("inspect", out)["leaves"] if r["path"] == "fc/kernel"]
+    assert row["structure"] == found
