@@ -13,8 +13,9 @@ pytest.importorskip("flax")
 pytest.importorskip("tqdm")
 pytest.importorskip("sklearn")
 
-from benchmarks.paper import digits, phrases, store, summary, text
+from benchmarks.paper import digits, findings, phrases, store, summary, text
 from benchmarks.paper.pruning import Pruning
+from benchmarks.paper.recurrent import LanguageModel
 from benchmarks.paper.study import Study, match_width, n_params_of, networks_of, sparse_network
 
 INPUTS = (jax.ShapeDtypeStruct((1, 2), jnp.int32),)
@@ -33,7 +34,7 @@ def tiny(folder, **changes):
         "name": "tiny",
         "title": "tiny",
         "task": lambda: text.make_task(4, 8, 4, 16, folder),
-        "module": text._model,
+        "module": lambda width: LanguageModel(text.SYMBOLS, width, n_layers=1),
         "width": 12,
         "measure": "bits_per_byte",
         "lower_is_better": True,
@@ -71,19 +72,19 @@ def test_a_stopped_study_goes_on_to_the_same_bits(finished, monkeypatch, tmp_pat
     def save(*args):
         saves.append(args)
         real(*args)
-        if len(saves) == 8:  # in the third run, after its second chunk
+        if len(saves) == 5:  # in the second run, after its second chunk
             raise KeyboardInterrupt
 
     real = store._save
     monkeypatch.setattr(store, "_save", save)
     with pytest.raises(KeyboardInterrupt):
-        store.run(study, tmp_path)
+        store.run(study, tmp_path, networks=only_sparse)
     before = json.loads(store.results_file(study, tmp_path).read_text())
-    assert len(before["runs"]) == 2
-    again = store.run(study, tmp_path, resume=True)
-    assert len(saves) - 8 == 6 * 3 - 8
-    strip = [[{**r, "seconds": 0} for r in found["runs"]] for found in (results, again)]
-    assert strip[0] == strip[1]
+    assert len(before["runs"]) == 1
+    again = store.run(study, tmp_path, resume=True, networks=only_sparse)
+    assert len(saves) == 6  # three chunks in each of two runs: none was done twice
+    unbroken = [r for r in results["runs"] if r["network"] == "sparse-0.9"]
+    assert [{**r, "seconds": 0} for r in again["runs"]] == [{**r, "seconds": 0} for r in unbroken]
     assert [p.name for p in tmp_path.iterdir()] == [store.results_file(study, tmp_path).name]
 
 
@@ -164,18 +165,19 @@ SHALLOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHALLOW)
 def test_each_convolutional_network_trains_a_chunk_with_finite_loss(name, tmp_path):
     study = next(s for s in digits.studies("quick") if s.name == f"cnn-{name}")
     changes = {"module": SHALLOW[name], "steps": 4, "chunk": 2, "seeds": 1, "width": 6}
     study = dataclasses.replace(study, **changes)
-    results = store.run(study, tmp_path, networks=[networks_of(study, _image())[1]])
+    results = store.run(study, tmp_path, networks=only_sparse)
     assert np.isfinite(results["runs"][0]["losses"]).all()
     assert 0 <= results["runs"][0]["accuracy"] <= 100
 
 
-def _image():
-    return (jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32),)
+def only_sparse(study, inputs):
+    return networks_of(study, inputs)[1:2]
 
 
 def test_pieces_spell_every_text_back_and_unknown_letters_are_one_piece():
@@ -216,3 +218,27 @@ def test_padding_of_the_source_changes_nothing(getkey):
     padded = jnp.pad(source, ((0, 0), (0, 4)))
     a, b = (answer(module, variables, s, source) for s in (source, padded))
     np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_every_finding_is_planned_at_one_sparsity_within_the_steps():
+    study = findings.study("cpu")
+    rows = findings.networks(study, INPUTS)
+    assert len({row.name for row in rows}) == len(rows)
+    assert findings.REFERENCE in {row.name for row in rows}
+    counts = [row.n_nonzero for row in rows if row.pruning is not None]
+    assert max(counts) - min(counts) <= 4  # roundings of four leaves
+    assert all(row.pruning is None or row.pruning.end < study.steps for row in rows)
+
+
+@pytest.mark.slow
+def test_a_finding_with_regrowth_trains_and_is_drawn(tmp_path):
+    study = tiny(library(tmp_path), measure="bits_per_byte", seeds=1)
+    chosen = (findings.REFERENCE, "regrowth", "global")
+
+    def few(study, inputs):
+        return [row for row in findings.networks(study, inputs) if row.name in chosen]
+
+    results = store.run(study, tmp_path, networks=few)
+    assert [row["name"] for row in results["summary"]] == list(chosen)
+    assert findings.table(results, study).row_count == 3
+    assert all(f.exists() for f in findings.draw(results, study, tmp_path / "x.json"))

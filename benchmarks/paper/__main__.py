@@ -6,10 +6,11 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from benchmarks.paper.study import Study
 
@@ -59,25 +60,88 @@ def seq2seq(quick: Quick = False, large: Large = False, resume: Resume = False, 
     _run(phrases.studies(_size(quick, large)), quick, resume, out)
 
 
+@app.command("findings")
+def other_findings(quick: Quick = False, resume: Resume = False, out: Out = None):
+    """When, how often and where to prune: variants of one language model at 90%."""
+    from benchmarks.paper import findings
+
+    study = findings.study("quick" if quick else "cpu")
+    _run([study], quick, resume, out, findings)
+
+
+@app.command()
+def step(
+    only: Annotated[str, typer.Option(help="Networks whose name contains this.")] = "",
+    batch: Annotated[int, typer.Option(help="Examples.")] = 2,
+):
+    """One real training step of each full-size network, pruned, on made-up data: up to 5 GB."""
+    from benchmarks.paper import fullsize
+
+    table = Table("network", "sparsity", "loss", "zeros", "compile s", "step s", "peak GB so far")
+    for name in (name for name in fullsize.RECIPES if only in name):
+        found = fullsize.one_step(name, batch)
+        numbers = (f"{found[k]:.1f}" for k in ("compile_s", "step_s", "peak_gb"))
+        zeros, loss = f"{found['n_zero']:,}", f"{found['loss']:.3f}"
+        table.add_row(name, f"{100 * found['sparsity']:g}%", loss, zeros, *numbers)
+        console().print(f"{name}: {found['step_s']:.1f} s", highlight=False)
+    console().print(table)
+
+
+@app.command()
+def train(
+    network: Annotated[
+        str, typer.Argument(help="As `sizes` names it: 'PTB LSTM small', GNMT, ...")
+    ],
+    data: Annotated[
+        list[Path], typer.Argument(help="PTB folder, image folder, or two text files.")
+    ],
+    sparsity: Annotated[float | None, typer.Option(help="Default: a row of the paper.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Default: as published.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Default: as published.")] = None,
+    every: Annotated[int | None, typer.Option(help="Steps between fires.")] = None,
+):
+    """Trains a published network on your own data, pruning it as the paper does."""
+    import dataclasses
+
+    from benchmarks.paper import fullsize
+
+    if network not in fullsize.RECIPES:
+        raise typer.BadParameter(f"no network {network!r}: choose one of {list(fullsize.RECIPES)}")
+    given = {"sparsity": sparsity, "steps": steps, "batch": batch, "every": every}
+    changes = {name: value for name, value in given.items() if value is not None}
+    recipe = dataclasses.replace(fullsize.RECIPES[network], **changes)
+
+    def report(step: int, loss: float, zeros: float) -> None:
+        line = f"step {step:,} loss {loss:.4f} zeros {100 * zeros:.2f}%"
+        console().print(line, highlight=False)
+
+    fullsize.train(network, fullsize.batches_of(network, data, recipe), recipe, report)
+
+
 def _size(quick: bool, large: bool) -> str:
     if quick and large:
         raise typer.BadParameter("choose one of --quick and --large")
     return "quick" if quick else "gpu" if large else "cpu"
 
 
-def _run(studies: Iterable[Study], quick: bool, resume: bool, out: Path | None) -> None:
+def _run(
+    studies: Iterable[Study], quick: bool, resume: bool, out: Path | None, how: Any = None
+) -> None:
+    """Runs, shows and draws; `how` has the networks, the table and the pictures, if not usual."""
     from benchmarks.paper import store, summary
 
     folder = out or (Path(tempfile.mkdtemp()) if quick else _RESULTS)
+    look = summary if how is None else how
     for study in studies:
         try:
-            results = store.run(study, folder, resume=resume)
+            more = {} if how is None else {"networks": how.networks}
+            results = store.run(study, folder, resume=resume, **more)
         except KeyboardInterrupt:
             console().print(f"Stopped. Go on with --resume --out {folder}.", highlight=False)
             raise typer.Exit(130) from None
-        console().print(summary.table(results, study))
+        console().print(look.table(results, study))
         path = store.results_file(study, folder)
-        for file in (path, *summary.draw(results, study, path)):
+        for file in (path, *look.draw(results, study, path)):
             console().print(f"wrote {file}", highlight=False, soft_wrap=True)
 
 

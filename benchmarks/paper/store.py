@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from benchmarks.paper.study import (
     result_of,
 )
 
+Networks = Callable[[Study, tuple[jax.ShapeDtypeStruct, ...]], list[Network]]
+
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
 
@@ -41,7 +43,7 @@ def results_file(study: Study, out: Path) -> Path:
 
 
 def run(
-    study: Study, out: Path, *, resume: bool = False, networks: Sequence[Network] | None = None
+    study: Study, out: Path, *, resume: bool = False, networks: Networks = networks_of
 ) -> dict[str, Any]:
     """Trains what is not trained yet, and returns the results, which are written down.
 
@@ -49,13 +51,13 @@ def run(
       study: what to train.
       out: the folder of the results.
       resume: go on with the results that are there; else they are overwritten.
-      networks: the rows, where they are not those of `networks_of`.
+      networks: the rows: a function of the study and of the inputs of its task.
 
     Raises:
       ValueError: `resume`, but the results there are of another configuration.
     """
     task = study.task()
-    rows = list(networks) if networks is not None else networks_of(study, task.inputs)
+    rows = networks(study, task.inputs)
     path = results_file(study, out)
     results = _start(study, task, rows, path, resume)
     if not resume:
