@@ -108,8 +108,9 @@ def jax_way(step: Any, product: Product, weights: Any, inputs: Any) -> Callable[
 
 def ways(step: Any, weights: Weights, inputs: Any, threads: int) -> dict[str, Callable[[], Any]]:
     """What is compared, by name."""
+    batch = len(inputs[0])
     turned = {name: np.ascontiguousarray(w.T) for name, w in weights.items()}
-    packed = {name: pack_matrix(w, block=(1, WIDTH)) for name, w in weights.items()}
+    packed = {name: pack_matrix(w, block=(1, WIDTH), batch=batch) for name, w in weights.items()}
     found = {
         DENSE[0]: jax_way(step, lambda w, x: x @ w, weights, inputs),
         DENSE[1]: jax_way(step, lambda w, x: (w @ x.T).T, turned, inputs),

@@ -23,6 +23,7 @@ def pack_kernels(
     include: Any = ".*kernel",
     *,
     block: tuple[int, int] = (1, 16),
+    batch: int = 1,
 ) -> dict[str, PackedMatrix]:
     """The matrices of a tree that the rules choose, packed, by path; on the host.
 
@@ -30,6 +31,7 @@ def pack_kernels(
       params: a tree of arrays, pruned in blocks.
       include: as for `prune`; what has not two axes is left out.
       block: as for `pack_matrix`.
+      batch: as for `pack_matrix`.
 
     Raises:
       ValueError: no matrix is chosen.
@@ -45,7 +47,7 @@ def pack_kernels(
     for path, leaf in zip(paths, leaves, strict=True):
         spec = spec_of(leaf)
         if spec is not None and len(spec.shape) == 2 and any(matches(r, path, spec) for r in rules):
-            found[path] = pack_matrix(leaf, block=block)
+            found[path] = pack_matrix(leaf, block=block, batch=batch)
     if not found:
         raise ValueError(
             f"nothing to pack: include={include!r} meets no matrix; the paths are {listed(paths)}."
@@ -65,8 +67,8 @@ def packed_apply(
       apply_fn: `model.apply`.
       packed: from `pack_kernels(variables["params"])`.
       variables: as for `apply_fn`.
-      *args: passed on.
-      **kwargs: passed on.
+      args: passed on.
+      kwargs: passed on.
 
     Raises:
       ValueError: a kernel that no such layer used, with its path.
@@ -134,7 +136,7 @@ def _promoted(dtype: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _with_values(packed: PackedMatrix, values: jax.Array) -> PackedMatrix:
-    meta = packed.shape, packed.block, packed.padded
+    meta = packed.shape, packed.block, packed.rows_first, packed.padded
     return PackedMatrix(packed.indices, values, *meta)
 
 
@@ -143,6 +145,7 @@ def pack_linear(
     include: Any = ".*kernel",
     *,
     block: tuple[int, int] = (1, 16),
+    batch: int = 1,
 ) -> list[str]:
     """Exchanges `nnx.Linear` layers of an NNX model for packed ones, in place, for inference.
 
@@ -150,6 +153,7 @@ def pack_linear(
       model: an `nnx.Module` with `Linear` layers in it; cells of `nnx` are made of them, too.
       include: as for `prune`, of the paths of kernels.
       block: as for `pack_matrix`.
+      batch: as for `pack_matrix`.
 
     Returns:
       The paths of the kernels that were packed.
@@ -181,7 +185,7 @@ def pack_linear(
             "layer alone use pack_matrix and packed_matmul."
         )
     for path, layer in chosen.values():
-        new = _packed_linear()(layer, pack_matrix(_value(layer.kernel), block=block))
+        new = _packed_linear()(layer, pack_matrix(_value(layer.kernel), block=block, batch=batch))
         *above, last = path
         parent = functools.reduce(_child, above, model)
         if hasattr(parent, "__setitem__"):
@@ -212,7 +216,7 @@ def _packed_linear() -> Any:
             self.values = nnx.Param(packed.values)
             self.bias = layer.bias
             self.dtype = layer.dtype
-            self.meta = packed.shape, packed.block, packed.padded
+            self.meta = packed.shape, packed.block, packed.rows_first, packed.padded
 
         def __call__(self, x: jax.Array) -> jax.Array:
             x, values = _promoted(self.dtype, x, _value(self.values))

@@ -216,6 +216,14 @@ def opened(path: str | os.PathLike[str], max_bytes: int | None = None) -> Iterat
     Raises:
       ValueError: it is not one, or damaged, or too large.
       FileNotFoundError: there is none.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_leaves(f"{folder}/a", [("w", np.zeros(3))], level=None)
+      ...     with opened(f"{folder}/a") as file:
+      ...         file.leaves[0].shape, [array.tolist() for _, array in file.arrays()]
+      ((3,), [[0.0, 0.0, 0.0]])
     """
     with Path(path).open("rb") as file:
         yield SavedParams(Stream(Path(path), file), max_bytes)

@@ -38,13 +38,14 @@ def inputs(seed, lead, n):
     blocks,
     st.sampled_from((0.0, 0.1, 0.5, 1.0)),
     leads,
+    st.sampled_from((1, 8)),
     st.booleans(),
 )
-def test_the_product_is_the_dense_one(seed, shape, block, density, lead, balanced):
+def test_the_product_is_the_dense_one(seed, shape, block, density, lead, batch, balanced):
     w, mask = matrix(seed, shape, block, density, balanced=balanced)
     x = inputs(seed, lead, shape[0])
     for kept in (None, mask):
-        packed = pack_matrix(w, kept, block)
+        packed = pack_matrix(w, kept, block, batch=batch)
         np.testing.assert_array_equal(packed_matmul(packed, x), x @ w)
         np.testing.assert_array_equal(unpack_matrix(packed), w)
 
@@ -67,7 +68,7 @@ def test_what_is_dropped_takes_no_part(batch, balanced):
     mask[5] = False
     x = inputs(0, (batch,), 24)
     x[:, 5] = np.inf
-    packed = pack_matrix(w, mask, (1, 8))
+    packed = pack_matrix(w, mask, (1, 8), batch=batch)
     found = packed_matmul(packed, x)
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(found, loop_oracle(w, mask, (1, 8), x))
@@ -94,10 +95,10 @@ def test_balanced_pruning_needs_no_padding():
     np.testing.assert_array_equal(unpack_matrix(packed), pruned["w"])
 
 
-@pytest.mark.parametrize("balanced", (False, True))
-def test_jit_vmap_and_grad(balanced):
+@pytest.mark.parametrize("batch, balanced", ((1, False), (8, True)))
+def test_jit_vmap_and_grad(batch, balanced):
     w, mask = matrix(1, (24, 32), (1, 8), 0.25, balanced=balanced)
-    packed = pack_matrix(w, mask, (1, 8))
+    packed = pack_matrix(w, mask, (1, 8), batch=batch)
     x = jnp.asarray(inputs(1, (5, 3), 24))
     np.testing.assert_array_equal(jax.jit(packed_matmul)(packed, x), x @ w)
     np.testing.assert_array_equal(jax.vmap(lambda x: packed_matmul(packed, x))(x), x @ w)
@@ -109,7 +110,7 @@ def test_jit_vmap_and_grad(balanced):
         made = PackedMatrix(packed.indices, values, *meta)
         return jnp.sum(packed_matmul(made, x) * v)
 
-    meta = packed.shape, packed.block, packed.padded
+    meta = packed.shape, packed.block, packed.rows_first, packed.padded
     gradient = PackedMatrix(packed.indices, jax.grad(with_values)(packed.values), *meta)
     dense = jnp.einsum("abi,abo->io", x, v) * mask
     np.testing.assert_array_equal(unpack_matrix(gradient), dense)
@@ -160,6 +161,7 @@ UNFIT = {
         ValueError,
         r"as \(1, 16\), got \(1\.0, 4\)",
     ),
+    "no batch": (lambda: pack_matrix(W, batch=0), ValueError, "batch must be an integer of at"),
     "traced": (lambda: jax.jit(pack_matrix)(W), TypeError, "w and mask must be arrays on the host"),
     "no matrix": (lambda: packed_matmul(W, W), TypeError, "must be a PackedMatrix, got ndarray"),
     "x": (
