@@ -1,4 +1,4 @@
-"""`python -m benchmarks [select|step] [--quick] [--out DIR]`: measure, show, write down.
+"""`python -m benchmarks [NAME ...] [--quick] [--out DIR]`: measure, show, write down.
 
 Each benchmark leaves `NAME-BACKEND.json` and pictures beside it. The file is rewritten after every
 case, so Ctrl-C keeps what was measured.
@@ -19,23 +19,29 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks import bench_select, bench_step, plots
+from benchmarks import bench_algorithms, bench_calibrate, bench_select, bench_step, plots
 from benchmarks.common import Check, Row, environment, load_average, write_json
 
-_BENCHMARKS: dict[str, types.ModuleType] = {"select": bench_select, "step": bench_step}
+_BENCHMARKS: dict[str, types.ModuleType] = {
+    "select": bench_select,
+    "step": bench_step,
+    "calibrate": bench_calibrate,
+    "algorithms": bench_algorithms,
+}
+_NAMES = ", ".join(_BENCHMARKS)
 _RESULTS = Path(__file__).parent / "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the command line asks for; 130 where it was interrupted, else 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("which", nargs="*", metavar="select|step", help="default: both")
+    parser.add_argument("which", nargs="*", metavar="NAME", help=f"{_NAMES}; default: all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, into a temporary folder")
     parser.add_argument("--out", type=Path, help=f"default: {_RESULTS}")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     args = parser.parse_args(argv)
     if unknown := set(args.which) - set(_BENCHMARKS):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}: choose select or step")
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}: choose from {_NAMES}")
     out = args.out or (Path(tempfile.mkdtemp()) if args.quick else _RESULTS)
     # Piped, rich takes 80 columns for granted, which is too few for a table of figures.
     console = Console(width=None if sys.stdout.isatty() else 160)

@@ -20,7 +20,11 @@ def draw(name: str, rows: Sequence[Row], where: Path) -> list[Path]:
     except ImportError:
         return []
     matplotlib.use("Agg")
-    pictures = {"select": {"": _against_size, "-inputs": _inputs}, "step": {"": _overhead}}[name]
+    pictures = {
+        "select": {"": _against_size, "-inputs": _inputs},
+        "step": {"": _overhead},
+        "algorithms": {"": _algorithms},
+    }.get(name, {})
     files = []
     for suffix, picture in pictures.items():
         figure = picture(rows)
@@ -97,5 +101,32 @@ def _overhead(rows: Sequence[Row]) -> Any:
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(xlabel="% more than adamw alone", title="What pruning adds to a step")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _algorithms(rows: Sequence[Row]) -> Any:
+    mine = [r for r in rows if r["sparsity"] > 0]
+    if not mine:
+        return None
+    levels = sorted({r["sparsity"] for r in mine})
+    last = {r["method"]: r["mean"] for r in mine if r["sparsity"] == levels[-1]}
+    names = sorted(last, key=last.__getitem__)
+    figure, axes = _figure(8, 6)
+    for k, sparsity in enumerate(levels):
+        found = {r["method"]: r for r in mine if r["sparsity"] == sparsity}
+        places = [i + 0.25 * (k - (len(levels) - 1) / 2) for i in range(len(names))]
+        axes.errorbar(
+            [found[n]["mean"] if n in found else None for n in names],
+            places,
+            xerr=[found[n]["spread"] if n in found else 0 for n in names],
+            fmt="o",
+            label=f"{sparsity:.0%}",
+        )
+    for r in rows:
+        if not r["sparsity"]:
+            axes.axvline(r["mean"], color="black", linewidth=1, label="dense")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("test accuracy, mean and standard deviation over seeds")
     axes.legend(frameon=False)
     return figure

@@ -144,4 +144,4 @@ def test_a_result_is_replaced_in_one_move(tmp_path):
 def test_an_unknown_benchmark_is_named(capsys):
     with pytest.raises(SystemExit):
         cli.main(["speed"])
-    assert "no benchmark speed: choose select or step" in capsys.readouterr().err
+    assert "no benchmark speed: choose from select, step" in capsys.readouterr().err
