@@ -24,6 +24,7 @@ import numpy as np
 from jax import lax
 from rich.table import Table
 
+import jaxprune
 from benchmarks.common import (
     Case,
     Check,
@@ -136,13 +137,13 @@ def _read(w: jax.Array) -> jax.Array:
 
 @jax.jit
 def _ours(w: jax.Array, n_keep: jax.Array) -> tuple[jax.Array, jax.Array]:
-    (mask,), thresholds = select([w], n_keep, score=jnp.abs)
+    (mask,), thresholds = select([w], n_keep, score=jaxprune.magnitude)
     return mask, thresholds
 
 
 @jax.jit
 def _ours_warm(w: jax.Array, n_keep: jax.Array, start: jax.Array) -> jax.Array:
-    return select([w], n_keep, score=jnp.abs, start=start)[0][0]
+    return select([w], n_keep, score=jaxprune.magnitude, start=start)[0][0]
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -107,7 +107,7 @@ def masks_from_params(
 
     Returns:
       Bool masks, False where a chosen leaf is exactly zero. Put them into an optimizer state with
-      `optax.tree.set(opt_state, masks=masks)`.
+      `jaxprune.set_masks(opt_state, masks)`.
 
     Raises:
       TypeError, ValueError: as `prune`.
