@@ -1,5 +1,7 @@
 """Files on the command line: what is printed, what is written, what is refused."""
 
+import contextlib
+import io
 import json
 import re
 
@@ -19,8 +21,6 @@ typer = pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("zstandard")
 
-from typer.testing import CliRunner  # noqa: E402
-
 from jaxprune.cli import add_commands, structure_for  # noqa: E402
 
 
@@ -28,11 +28,12 @@ def run(*words, code=0):
     """Standard output and error of a command."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     add_commands(app)
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.stdout, result.stderr
+    out, error = io.StringIO(), io.StringIO()
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(error)
+    with streams[0], streams[1], pytest.raises(SystemExit) as end:
+        app([str(word) for word in words], prog_name="jaxprune")
+    assert (end.value.code or 0) == code, out.getvalue() + error.getvalue()
+    return out.getvalue(), error.getvalue()
 
 
 def as_json(*words):
