@@ -128,7 +128,8 @@ def plan(file: Path, sparsity: float, rules: Rules, *, as_json: bool = False) ->
 
 def _plan(found: files.Source, sparsity: float, rules: Rules) -> Report:
     shapes: Any = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in found.leaves}
-    report = plan_params(shapes, sparsity, **rules)
+    with _all_dtypes():
+        report = plan_params(shapes, sparsity, **rules)
     order = {leaf.path: leaf for leaf in report.leaves}  # of the file, not sorted
     return Report(report.title, tuple(order[x.path] for x in found.leaves), report.notes)
 
@@ -169,13 +170,19 @@ def prune(
 
 
 def _pruned(path: str, array: np.ndarray, sparsity: float, rules: Rules) -> np.ndarray:
+    with _all_dtypes(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of rules that mean other leaves
+        params, _ = prune_params({path: array}, sparsity, **rules)
+        return np.asarray(jax.tree.leaves(params)[0])
+
+
+@contextlib.contextmanager
+def _all_dtypes() -> Iterator[None]:
+    """Lets JAX have 64-bit types, which files may hold."""
     before: bool = jax.config.jax_enable_x64  # pyright: ignore
     try:
-        jax.config.update("jax_enable_x64", before or array.dtype.itemsize >= 8)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of rules that mean other leaves
-            params, _ = prune_params({path: array}, sparsity, **rules)
-        return np.asarray(jax.tree.leaves(params)[0])
+        jax.config.update("jax_enable_x64", True)
+        yield
     finally:
         jax.config.update("jax_enable_x64", before)
 
