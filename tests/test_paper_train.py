@@ -157,6 +157,23 @@ def test_augmentation_keeps_an_image_where_nothing_is_drawn(monkeypatch, getkey)
     np.testing.assert_allclose(digits.augment(images, getkey()), images, atol=1e-5)
 
 
+@pytest.mark.parametrize("stride", (1, 2))
+@pytest.mark.parametrize("groups", (1, 6))
+def test_convolutions_without_xlas_own_are_convolutions(stride, groups, getkey):
+    images = jax.random.normal(getkey(), (2, 8, 8, 6))
+    kernel = jax.random.normal(getkey(), (3, 3, 6 // groups, 6))
+    ours = digits.convolve(images, kernel, (stride,) * 2, "SAME", feature_group_count=groups)
+    theirs = jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride,) * 2,
+        "SAME",
+        feature_group_count=groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)  # another order of summation
+
+
 SHALLOW = {
     "separable": lambda w: digits.MobileNetV1(
         10, blocks=((2 * w, 2),), first=w, first_stride=1, least=1, dropout=0.0

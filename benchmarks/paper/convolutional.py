@@ -7,12 +7,13 @@ that the paper counts are the kernels; biases and batch norm are a row of their 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 class ConvNorm(nn.Module):
@@ -158,9 +159,13 @@ class MobileNetV1(nn.Module):
     """Howard et al. (2017): float[n, 224, 224, 3] images to logits.
 
     Attributes:
-      width: the width multiplier: every layer has this fraction of its channels, 8 at least.
+      width: the width multiplier: every layer has this fraction of its channels.
       blocks: (features, stride) of each depthwise-separable block.
       first: features of the first convolution.
+      first_stride: its stride.
+      least: channels of every layer, at least.
+      dropout: before the logits.
+      convolve: what computes a convolution; `lax.conv_general_dilated` or something like it.
     """
 
     n_classes: int = 1000
@@ -170,6 +175,7 @@ class MobileNetV1(nn.Module):
     first_stride: int = 2
     least: int = 8
     dropout: float = 1e-3
+    convolve: Callable[..., jax.Array] = lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -185,7 +191,9 @@ class MobileNetV1(nn.Module):
             return max(int(features * self.width), self.least)
 
         stride = (self.first_stride,) * 2
-        conv = functools.partial(nn.Conv, use_bias=False, padding="SAME")
+        conv = functools.partial(
+            nn.Conv, use_bias=False, padding="SAME", conv_general_dilated=self.convolve
+        )
         x = conv(channels(self.first), (3, 3), strides=stride, name="first")(x)
         x = norm(x, "first_norm")
         for i, (features, step) in enumerate(self.blocks):
