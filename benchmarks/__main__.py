@@ -19,7 +19,15 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks import bench_algorithms, bench_calibrate, bench_select, bench_step, plots
+from benchmarks import (
+    bench_algorithms,
+    bench_calibrate,
+    bench_files,
+    bench_inference,
+    bench_select,
+    bench_step,
+    plots,
+)
 from benchmarks.common import Check, Row, environment, load_average, write_json
 
 _BENCHMARKS: dict[str, types.ModuleType] = {
@@ -27,6 +35,8 @@ _BENCHMARKS: dict[str, types.ModuleType] = {
     "step": bench_step,
     "calibrate": bench_calibrate,
     "algorithms": bench_algorithms,
+    "files": bench_files,
+    "inference": bench_inference,
 }
 _NAMES = ", ".join(_BENCHMARKS)
 _RESULTS = Path(__file__).parent / "results"

@@ -7,6 +7,12 @@ from jaxprune.calibrate import (
     wanda as wanda,
     wanda_kernel as wanda_kernel,
 )
+from jaxprune.blocks import (
+    PackedMatrix as PackedMatrix,
+    pack_matrix as pack_matrix,
+    packed_matmul as packed_matmul,
+    unpack_matrix as unpack_matrix,
+)
 from jaxprune.distribution import (
     Distribution as Distribution,
     er as er,
@@ -16,6 +22,19 @@ from jaxprune.distribution import (
     normalized_pool as normalized_pool,
     per_slice as per_slice,
     uniform as uniform,
+)
+from jaxprune.export import load as load, save as save
+from jaxprune.interchange import (
+    save_csr as save_csr,
+    save_safetensors as save_safetensors,
+    to_bcoo as to_bcoo,
+    to_bcsr as to_bcsr,
+    to_csr as to_csr,
+)
+from jaxprune.layers import (
+    pack_kernels as pack_kernels,
+    pack_linear as pack_linear,
+    packed_apply as packed_apply,
 )
 from jaxprune.mask import straight_through as straight_through
 from jaxprune.moments import Moments as Moments, moments as moments
