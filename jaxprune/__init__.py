@@ -1,17 +1,17 @@
 """Pruning as an optax gradient transformation for JAX."""
 
 from jaxprune.activations import linen_inputs as linen_inputs, nnx_inputs as nnx_inputs
-from jaxprune.calibrate import (
-    sparsegpt as sparsegpt,
-    sparsegpt_kernel as sparsegpt_kernel,
-    wanda as wanda,
-    wanda_kernel as wanda_kernel,
-)
 from jaxprune.blocks import (
     PackedMatrix as PackedMatrix,
     pack_matrix as pack_matrix,
     packed_matmul as packed_matmul,
     unpack_matrix as unpack_matrix,
+)
+from jaxprune.calibrate import (
+    sparsegpt as sparsegpt,
+    sparsegpt_kernel as sparsegpt_kernel,
+    wanda as wanda,
+    wanda_kernel as wanda_kernel,
 )
 from jaxprune.distribution import (
     Distribution as Distribution,

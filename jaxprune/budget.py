@@ -129,17 +129,20 @@ class Recipe(NamedTuple):
             score=score,
         )
 
-    def budget(self, paths: Sequence[str], leaves: Sequence[Any]) -> Budget:
+    def budget(self, paths: Sequence[str], leaves: Sequence[Any], n_parts: int = 1) -> Budget:
         """The budget of a tree, from the paths and the leaves (arrays, tracers or shapes) of it.
+
+        Of leaves that are parts, one of `n_parts` equal ones, it is the budget of the whole.
 
         Raises:
           ValueError: with the path of a leaf that can't be pruned, or when nothing is.
         """
-        return _budget(self, tuple(paths), tuple(paths_lib.spec_of(leaf) for leaf in leaves))
+        specs = tuple(paths_lib.spec_of(leaf) for leaf in leaves)
+        return _budget(self, tuple(paths), specs, n_parts)
 
 
 @functools.lru_cache(maxsize=64)
-def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs) -> Budget:
+def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) -> Budget:
     rules = tuple(rule for rule, _ in recipe.overrides)
     choices, unused = paths_lib.choose(paths, specs, recipe.include, recipe.exclude, rules)
     chosen = tuple(i for i, choice in enumerate(choices) if choice.chosen)
@@ -157,7 +160,7 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs) -> Budget:
         axis = _first("per_slice", recipe.distribution.stacked, paths[i], spec, met)
         mine = _leaf_shapes(recipe, paths[i], spec, choices[i].override, structure, axis)
         parts.append((structure, axis, range(len(shapes), len(shapes) + len(mine))))
-        shapes += mine
+        shapes += [shape._replace(n_units=shape.n_units * n_parts) for shape in mine]
     pools = recipe.distribution.assign(shapes, recipe.distribution.floor)
     for shape, pool in zip(shapes, pools.pool_of, strict=True):
         if pools.n_units[pool] and pools.n_drop[-1, pool] >= pools.n_units[pool]:

@@ -36,6 +36,7 @@ def tighten(
     start: jax.Array | None = None,
     ties: str = "index",
     normalized: bool = False,
+    axis_name: Any = None,
 ) -> tuple[list[jax.Array], jax.Array]:
     """Masks that keep exactly the best `n_keep` units of each pool.
 
@@ -49,6 +50,8 @@ def tighten(
       start: float[n_leaves], the thresholds of the last fire, to open the search at.
       ties: `"index"` or `"hashed"`; see `prune`.
       normalized: divide the scores of each leaf by their root mean square.
+      axis_name: a mapped axis over which every leaf is spread; see `select`. It is for leaves that
+        are pools, or parts of one.
 
     Returns:
       Bool masks, and the threshold of each leaf, float32, 0 where it drops nothing. Of several
@@ -58,7 +61,9 @@ def tighten(
     starts = [None] * len(operands) if start is None else list(start)
     cases = list(map(_Case, operands, allowed, leaves, starts))
     together = [case for case in cases if _is_one_pool(case)]
-    found = iter(_together(together, n_keep, score, ties, normalized) if together else ())
+    found = iter(
+        _together(together, n_keep, score, ties, normalized, axis_name) if together else ()
+    )
     out = [
         next(found) if _is_one_pool(case) else _apart(case, n_keep, score, ties) for case in cases
     ]
@@ -142,6 +147,7 @@ def _together(
     score: Callable[..., jax.Array],
     ties: str,
     normalized: bool,
+    axis_name: Any,
 ) -> list[tuple[jax.Array, jax.Array]]:
     """Masks and thresholds of leaves that are pools, or parts of one, by one selection."""
     pools = sorted({case.leaf.pools[0] for case in cases})
@@ -167,7 +173,14 @@ def _together(
         among = [~f if a is None else a.astype(bool) & ~f for f, a in pairs]
         wanted = wanted - np.bincount(pool_of, floors).astype(np.int32)
     kept, thresholds = select(
-        units, wanted, score=scored, among=among, pool_of=pool_of, start=start, ties=ties
+        units,
+        wanted,
+        score=scored,
+        among=among,
+        pool_of=pool_of,
+        start=start,
+        ties=ties,
+        axis_name=axis_name,
     )
     if first:
         kept = [k | f for k, f in zip(kept, first, strict=True)]

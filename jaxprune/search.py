@@ -97,11 +97,18 @@ def search(
     n_keep: jax.Array,
     start: jax.Array | None,
     ties: str = "index",
+    axis_name: Any = None,
 ) -> Cuts:
-    """Narrows all brackets together until each holds exactly the wanted count."""
+    """Narrows all brackets together until each holds exactly the wanted count.
+
+    With `axis_name` every member of a mapped axis has a part of each pool: counts are summed over
+    it, so that all of them find the same cuts.
+    """
     key_dtype = group.key_dtype
-    sizes = jnp.asarray(np.array(group.pool_sizes), key_dtype)
-    want = jnp.clip(n_keep, 0, jnp.asarray(np.array(group.pool_sizes), n_keep.dtype))
+    first_rank = first_ranks(group, axis_name)
+    n_parts = 1 if axis_name is None else lax.psum(1, axis_name)
+    sizes = jnp.asarray(np.array(group.pool_sizes), key_dtype) * key_dtype(n_parts)
+    want = jnp.clip(n_keep, 0, sizes.astype(n_keep.dtype))
     want = want.astype(key_dtype)
     zero = jnp.zeros_like(sizes)
     hi = jnp.full_like(sizes, np.iinfo(np.dtype(key_dtype)).max)
@@ -113,18 +120,20 @@ def search(
     all_kept = want == sizes
     cuts = Cuts(value=jnp.where(all_kept, zero, hi), cut=zero)
     bracket = _Bracket(zero, hi, sizes, zero, want, no, no, all_kept | (want == 0), cuts)
-    opening = _opening(bracket, keys, stacks, group, start)
+    opening = _opening(bracket, keys, stacks, group, start, sizes)
+    if axis_name is not None:
+        opening = lax.pmax(opening, axis_name)
 
     def count(cuts: jax.Array, bracket: _Bracket) -> jax.Array:
         # The barrier ties the read to the loop's own values. Without it XLA computes keys and ranks
         # once outside the loop and keeps them: several times the memory, and slower.
-        inside = ([x for _, x in stacks], cuts, bracket.cuts.value, bracket.on_rank, sizes)
-        xs, cuts, value, on_rank, pool_sizes = lax.optimization_barrier(inside)
+        inside = ([x for _, x in stacks], cuts, bracket.cuts.value, bracket.on_rank, first_rank)
+        xs, cuts, value, on_rank, first = lax.optimization_barrier(inside)
         counts = []
         for (members, _), x in zip(stacks, xs, strict=True):
             pools = np.array([group.pool_of[i] for i in members])
             behind = [group.pool_sizes[group.pool_of[i]] - group.top[i] for i in members]
-            top = pool_sizes[pools] - jnp.asarray(np.array(behind), key_dtype)
+            top = first[pools] - jnp.asarray(np.array(behind), key_dtype)
             key = keys(*x)
             tied = key == per_member(value[pools], key.ndim)
             rank = ranks(key.shape, top)
@@ -139,7 +148,8 @@ def search(
                 digit = jnp.where(inside, digit, key_dtype(0))
             counts.append(_count_reaching(digit, cuts[pools]))
         pool_of = np.array([group.pool_of[i] for members, _ in stacks for i in members])
-        return jnp.zeros(cuts.shape, key_dtype).at[pool_of].add(jnp.concatenate(counts))
+        total = jnp.zeros(cuts.shape, key_dtype).at[pool_of].add(jnp.concatenate(counts))
+        return total if axis_name is None else lax.psum(total, axis_name)
 
     if not stacks:  # empty leaves only: nothing to find
         return bracket.cuts
@@ -154,12 +164,22 @@ def search(
     return bracket.cuts
 
 
+def first_ranks(group: Group, axis_name: Any) -> jax.Array:
+    """The rank of the first entry of each pool here: its size and that of all later parts."""
+    sizes = jnp.asarray(np.array(group.pool_sizes), group.key_dtype)
+    if axis_name is None:
+        return sizes
+    n_later = lax.psum(1, axis_name) - lax.axis_index(axis_name)
+    return sizes * n_later.astype(group.key_dtype)
+
+
 def _opening(
     bracket: _Bracket,
     keys: Callable[[Any, Any], jax.Array],
     stacks: Stacks,
     group: Group,
     start: jax.Array | None,
+    pool_sizes: jax.Array,
 ) -> jax.Array:
     """Cuts of the first pass: around a sample's quantiles, else around `start`, else evenly spread.
 
@@ -182,8 +202,7 @@ def _opening(
         opening = jnp.where(usable[:, None], warm, opening)
     pools, samples = _samples(keys, stacks, group)
     if samples:
-        sizes = np.array(group.pool_sizes, np.float32)[pools]
-        part = 1 - bracket.want[pools].astype(jnp.float32) / sizes
+        part = 1 - (bracket.want / jnp.maximum(pool_sizes, 1)).astype(jnp.float32)[pools]
         opening = opening.at[pools].set(_quantile_cuts(jnp.concatenate(samples), part))
     return _inside(bracket, opening)
 

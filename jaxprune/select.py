@@ -22,7 +22,7 @@ from jax import lax
 
 from jaxprune.count import hashed, per_member, ranks, stacked
 from jaxprune.floats import key_value, order_key
-from jaxprune.search import Cuts, Group, search
+from jaxprune.search import Cuts, Group, first_ranks, search
 
 
 def topk_mask(scores: jax.Array, n_keep: int | jax.Array, *, ties: str = "index") -> jax.Array:
@@ -131,6 +131,7 @@ def select(
     pool_of: Sequence[int] | None = None,
     start: jax.Array | None = None,
     ties: str = "index",
+    axis_name: Any = None,
 ) -> tuple[list[jax.Array], jax.Array]:
     """The engine behind `topk_masks`: exact masks and their thresholds, scores computed on the fly.
 
@@ -147,6 +148,8 @@ def select(
         They cost nothing but passes when they are wrong. Non-finite or zero ones are ignored.
       ties: which of equal scores are kept: `"index"` for the first, `"hashed"` for a fixed shuffle
         of their indices.
+      axis_name: a mapped axis (of `shard_map`, `pmap` or `vmap`) whose members each hold a part of
+        every pool, of the same size; `n_keep` then counts all parts.
 
     Returns:
       Bool masks shaped like the scores, and float32[n_pools] thresholds (float64 where a score is):
@@ -162,12 +165,14 @@ def select(
         return [], jnp.zeros((0,), jnp.float32)
     counts = _as_counts(n_keep)
     one_device = jax.device_count() == 1
-    return _select(list(operands), counts, among, start, score, pool_of, ties, one_device)
+    return _select(
+        list(operands), counts, among, start, score, pool_of, ties, one_device, axis_name
+    )
 
 
 # Compiled here so that a call outside `jit` does not compile its loop again; inside, XLA inlines
 # it.
-@functools.partial(jax.jit, static_argnames=("score", "pool_of", "ties", "one_device"))
+@functools.partial(jax.jit, static_argnames=("score", "pool_of", "ties", "one_device", "axis_name"))
 def _select(
     operands: list[Any],
     n_keep: jax.Array,
@@ -177,17 +182,20 @@ def _select(
     pool_of: tuple[int, ...],
     ties: str,
     one_device: bool,
+    axis_name: Any,
 ) -> tuple[list[jax.Array], jax.Array]:
     specs = [jax.eval_shape(score, x) for x in operands]
     group = Group.of(specs, pool_of)
     allowed: Sequence[Any] = [None] * len(operands) if among is None else among
     stacks = stacked(list(zip(operands, allowed, strict=True)), specs, one_device)
     keys = _key_function(score, group)
-    cuts = search(keys, stacks, group, n_keep, start, ties)
+    cuts = search(keys, stacks, group, n_keep, start, ties, axis_name)
+    first = first_ranks(group, axis_name)
     kept: list[Any] = [jnp.zeros(spec.shape, bool) for spec in specs]  # what an empty leaf has
     for members, stack in stacks:
         pools = np.array([pool_of[i] for i in members])
-        top = jnp.asarray(np.array([group.top[i] for i in members]), group.key_dtype)
+        behind = np.array([group.pool_sizes[pool_of[i]] - group.top[i] for i in members])
+        top = first[pools] - jnp.asarray(behind, group.key_dtype)
         # Tied to the cuts, lest XLA lays out all ranks ahead of the loop that a fire is.
         top, found = lax.optimization_barrier((top, Cuts(cuts.value[pools], cuts.cut[pools])))
         if len(members) == 1 or not one_device:

@@ -35,6 +35,7 @@ def prune(
     regrow: bool | str = False,
     ties: str = "index",
     seed: int | None = None,
+    axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the largest weights and takes the others to exactly zero, at every update.
 
@@ -83,6 +84,11 @@ def prune(
         shuffle of the indices. Many bfloat16 weights are equal, and by index they are all dropped
         at one end of the leaf.
       seed: of the PRNG keys that scores are given, a new one for every leaf and fire; 0 by default.
+      axis_name: for `update` inside `shard_map`, `pmap` or `vmap`, where every leaf is a part of
+        one that is spread over this axis in equal parts: counts are summed over it, and all parts
+        share the budget and the threshold of the whole. Without it each part is pruned by itself,
+        to the same sparsity (and `shard_map` needs `check_vma=False`, since thresholds differ).
+        Arrays that are sharded under plain `jit` do not need it.
 
     Returns:
       A transformation whose state is a `PruneState`. `update` needs `params`.
@@ -117,6 +123,8 @@ def prune(
         )
     if not isinstance(packed, bool):
         raise TypeError(f"packed must be True or False, got {shown(packed)}.")
+    if axis_name is not None:
+        _check_spread(distribution, structure)
     recipe = Recipe.of(
         schedule.targets, include, exclude, overrides, distribution, structure, score
     )
@@ -127,6 +135,7 @@ def prune(
         regrow=None if regrow is False else HOLD if regrow is True else str(regrow),
         ties=check_ties(ties),
         seed=0 if seed is None else as_int("seed", seed),
+        axis_name=axis_name,
     )
     return transformation(spec, inner)
 
@@ -293,6 +302,20 @@ def static_sparse(
         overrides=overrides,
         structure=structure,
     )
+
+
+def _check_spread(distribution: Any, structure: Any) -> None:
+    """Raises where a part of a leaf cannot be decided by counts over all parts."""
+    if distribution not in (uniform, global_pool):
+        raise ValueError(
+            f"axis_name: a part does not know the shape of the whole, which {distribution!r} "
+            "needs. Use jaxprune.uniform or jaxprune.global_pool, or shard the arrays under jit."
+        )
+    if structure != Unstructured():
+        raise ValueError(
+            f"axis_name: units may cross from part to part, so {structure!r} is not possible. Use "
+            "jaxprune.Unstructured(), or shard the arrays under jit."
+        )
 
 
 def _check_leafwise(name: str, distribution: Any, structure: Any) -> None:

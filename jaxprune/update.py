@@ -43,6 +43,7 @@ class Spec(NamedTuple):
       seed: of the keys that scores are given.
       grow: score by which fires swap weights while their number stays, or None.
       parts: with `grow`, the part of the kept units that each fire swaps.
+      axis_name: a mapped axis over which every leaf is spread, or None.
     """
 
     schedule: SparsitySchedule
@@ -53,6 +54,7 @@ class Spec(NamedTuple):
     seed: int = 0
     grow: Any = None
     parts: tuple[float, ...] = ()
+    axis_name: Any = None
 
     @property
     def lands(self) -> bool:
@@ -104,7 +106,7 @@ def transformation(
         masks = parallel(paths, treedef, state.masks, "masks in the state")
         u_leaves = parallel(paths, treedef, updates, "updates", holes=True)
         check_state(paths, p_leaves, masks, state, packed)
-        chosen = recipe.budget(paths, p_leaves).chosen
+        chosen = recipe.budget(paths, p_leaves, _n_parts(spec)).chosen
         check_updates(chosen, paths, p_leaves, u_leaves, "update")
         here = [jnp.asarray(p_leaves[i]) for i in chosen]
         grads = None
@@ -191,7 +193,7 @@ def _fire(
     fires, where a `cond` becomes a select that runs the selection on every step.
     """
     prune_step, thresholds, violations, inner_state = counters
-    budget = spec.recipe.budget(paths, specs)
+    budget = spec.recipe.budget(paths, specs, _n_parts(spec))
     if not budget.chosen:
         return masks, thresholds, violations, inner_state
     n_keep = jnp.asarray(budget.n_keep(), jnp.int32)
@@ -201,10 +203,8 @@ def _fire(
         # Tied to the carry: else XLA computes what depends on the params alone before the loop, on
         # every step under `vmap`.
         inputs, carry = lax.optimization_barrier(((scored, params, grads), carry))
-        (scored_here, here, grads_here), (stored, thresholds, violations, resets, fires) = (
-            inputs,
-            carry,
-        )
+        scored_here, here, grads_here = inputs
+        stored, thresholds, violations, resets, _ = carry
         packed = spec.packed
         old = [unpack(m, p) for m, p in zip(stored, here, strict=True)] if packed else stored
         fire = jnp.maximum(spec.schedule.index(prune_step), 0)
@@ -223,6 +223,7 @@ def _fire(
                 score=itself if isinstance(spec.recipe.score, Accumulated) else spec.recipe.score,
                 start=thresholds[chosen],
                 ties=spec.ties,
+                axis_name=spec.axis_name,
             )
             if packed:
                 new = [pack(m) for m in new]
@@ -230,13 +231,22 @@ def _fire(
         thresholds = thresholds.at[chosen].set(found.astype(thresholds.dtype))
         if spec.lands:
             count = count_violations(here, old).astype(violations.dtype)
+            if spec.axis_name is not None:
+                count = lax.psum(count, spec.axis_name)
             violations = jnp.maximum(violations, count)
-        return new, thresholds, violations, resets, jnp.zeros_like(fires)
+        if spec.axis_name is not None:  # equal in all parts, and typed as such
+            thresholds, violations = lax.pmax((thresholds, violations), spec.axis_name)
+        return new, thresholds, violations, resets, jnp.zeros((), bool)
 
     resets = inner_state if spec.grow is not None else ()
     carry = (masks, thresholds, violations, resets, spec.schedule.fires(prune_step))
     new, thresholds, violations, resets, _ = lax.while_loop(lambda c: c[-1], trip, carry)
     return new, thresholds, violations, resets if spec.grow is not None else inner_state
+
+
+def _n_parts(spec: Spec) -> int:
+    """How many parts every leaf is in."""
+    return 1 if spec.axis_name is None else lax.psum(1, spec.axis_name)
 
 
 def _operands(

@@ -1,0 +1,127 @@
+"""Parts of a leaf inside `shard_map`, `pmap` and `vmap`: one threshold for the whole."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, PartitionSpec as P
+
+import jaxprune
+from jaxprune.select import select
+
+N = 8
+SCHEDULE = jaxprune.cubic_schedule(0.75, 0, 4, 2)
+PARTS = {"a": P("d"), "b": P("d"), "bias": P()}
+
+
+def make_params(kind="normal"):
+    rng = np.random.default_rng(0)
+    leaves = {"a": rng.normal(size=(16, 12)), "b": rng.normal(size=(8, 5)) * 3}
+    leaves = {name: np.round(w) if kind == "ties" else w for name, w in leaves.items()}
+    return {name: jnp.asarray(w, jnp.float32) for name, w in leaves.items()} | {"bias": jnp.ones(3)}
+
+
+def whole_run(tx, params):
+    state = tx.init(params)
+    for t in range(6):
+        grads = jax.tree.map(lambda p, t=t: 0.125 * (p + t), params)
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@functools.cache
+def mesh():
+    return jax.make_mesh((N,), ("d",), axis_types=(AxisType.Auto,))
+
+
+def spread_run(tx, params, **options):
+    state = tx.init(params)
+
+    def specs(tree):
+        return jaxprune.PruneState(P(), PARTS, P(), P(), jax.tree.map(lambda _: P(), tree))
+
+    where = specs(state.inner_state)
+
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    forms = {"in_specs": (PARTS, where, PARTS), "out_specs": (PARTS, where)}
+    step = jax.jit(jax.shard_map(step, mesh=mesh(), **forms, **options))
+    for t in range(6):
+        grads = jax.tree.map(lambda p, t=t: 0.125 * (p + t), params)
+        params, state = step(grads, state, params)
+    return params, state
+
+
+@pytest.mark.parametrize("kind", ("normal", "ties"))
+@pytest.mark.parametrize("ties", ("index", "hashed"))
+@pytest.mark.parametrize("distribution", (jaxprune.uniform, jaxprune.global_pool), ids=repr)
+def test_parts_share_the_budget_and_the_threshold_of_the_whole(distribution, ties, kind):
+    options = {"distribution": distribution, "ties": ties}
+    want, state = whole_run(jaxprune.prune(SCHEDULE, **options), make_params(kind))
+    tx = jaxprune.prune(SCHEDULE, axis_name="d", **options)
+    got, spread = spread_run(tx, make_params(kind))
+    np.testing.assert_array_equal(state.thresholds, spread.thresholds)
+    assert spread.violations == 0
+    jaxprune.check(got, spread)
+    n_zero = {name: int(np.sum(~m)) for name, m in jaxprune.get_masks(spread).items()}
+    assert n_zero["bias"] == 0
+    if distribution is jaxprune.uniform:  # ties go by the place in the whole
+        chex.assert_trees_all_equal(got, want)
+        assert n_zero == {"a": 144, "b": 30, "bias": 0}
+    else:  # ties go part by part
+        assert n_zero["a"] + n_zero["b"] == 174
+        if kind == "normal":
+            chex.assert_trees_all_equal(got, want)
+
+
+def test_without_it_every_part_is_pruned_by_itself():
+    got, state = spread_run(jaxprune.prune(SCHEDULE), make_params(), check_vma=False)
+    del got
+    for mask in np.split(np.asarray(jaxprune.get_masks(state)["a"]), N):
+        assert np.sum(~mask) == 18
+
+
+@pytest.mark.parametrize("wrap", ("vmap", "pmap"))
+def test_selection_over_a_mapped_axis(wrap):
+    scores = np.random.default_rng(1).normal(size=(N, 30, 7)).astype(np.float32)
+    over = functools.partial(jax.vmap if wrap == "vmap" else jax.pmap, axis_name="d")
+    masks = over(lambda s: select([s], jnp.array([500]), axis_name="d")[0][0])(scores)
+    (want,), _ = select([jnp.asarray(scores)], [500])
+    np.testing.assert_array_equal(masks, want)
+
+
+def test_a_part_that_moves_is_found_in_all():
+    params = make_params()
+    tx = optax.chain(jaxprune.prune(SCHEDULE, axis_name="d"), optax.scale(0.5))
+    state = tx.init(params)
+    where = (jaxprune.PruneState(P(), PARTS, P(), P(), P()), P())
+
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(
+        jax.shard_map(step, mesh=mesh(), in_specs=(PARTS, where, PARTS), out_specs=(PARTS, where))
+    )
+    for _ in range(5):
+        params, state = step(params, state, params)
+    n_moved = sum(
+        int(np.sum((np.asarray(params[n]) != 0) & ~m))
+        for n, m in jax.device_get(jaxprune.get_masks(state)).items()
+    )
+    assert n_moved > 0
+    assert state[0].violations > 0
+
+
+def test_what_a_part_cannot_know_is_refused():
+    with pytest.raises(ValueError, match=r"axis_name: .*erk.*uniform or jaxprune.global_pool"):
+        jaxprune.prune(SCHEDULE, axis_name="d", distribution=jaxprune.erk)
+    with pytest.raises(ValueError, match=r"axis_name: units may cross.*Channel"):
+        jaxprune.prune(SCHEDULE, axis_name="d", structure=jaxprune.Channel())
