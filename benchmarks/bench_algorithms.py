@@ -76,6 +76,9 @@ def _static(sparsity: float, config: demo.Config, adamw: Any) -> Any:
 # The first kernel has one input channel, 3x3x1: its outputs are the only axis to block.
 _BLOCKS = {".*": jaxprune.Block((1, 4))}
 
+# The channels of the output layer are the classes.
+_HEAD = "Dense_0/.*"
+
 ALGORITHMS: dict[str, Algorithm] = {
     "magnitude, uniform": Algorithm(_gradual()),
     "magnitude, ERK": Algorithm(_gradual(distribution=jaxprune.erk)),
@@ -92,7 +95,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "SET, ERK": Algorithm(_sparse_training(jaxprune.set_), masked_start=True),
     "static random, ERK": Algorithm(_static, masked_start=True),
     "blocks 1x4, uniform": Algorithm(_gradual(structure=_BLOCKS)),
-    "channels, uniform": Algorithm(_gradual(structure=jaxprune.Channel())),
+    "channels, uniform": Algorithm(_gradual(structure=jaxprune.Channel(), exclude=_HEAD)),
 }
 
 

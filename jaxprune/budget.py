@@ -17,7 +17,14 @@ import numpy as np
 
 from jaxprune import paths as paths_lib
 from jaxprune.arguments import as_sparsity
-from jaxprune.distribution import Distribution, LeafShape, Pools, round_half_up, uniform
+from jaxprune.distribution import (
+    Distribution,
+    LeafShape,
+    Pools,
+    largest_remainder,
+    round_half_up,
+    uniform,
+)
 from jaxprune.paths import Choice, Rule
 from jaxprune.score import Accumulated, magnitude
 from jaxprune.structure import NM, Unstructured
@@ -69,14 +76,24 @@ class Budget(NamedTuple):
     def n_zero(self, sizes: Sequence[int], fire: int = -1) -> list[int]:
         """The weights that each leaf in `chosen` drops at a fire.
 
-        Where leaves share a pool each has its share; where blocks are ragged it is the nearest
-        number.
+        Where leaves share a pool each has its share, by largest remainder; where blocks are ragged
+        it is the nearest number.
         """
-        found = []
+        parts = []
         for leaf, size in zip(self.leaves, sizes, strict=True):
             n_drop = sum(int(self.pools.n_drop[fire, pool]) for pool in leaf.pools)
             n_units = sum(self.pools.n_units[pool] for pool in leaf.pools)
-            found.append(round_half_up(Fraction(n_drop, max(n_units, 1)) * size))
+            parts.append(Fraction(n_drop, max(n_units, 1)) * size)
+        found = [round_half_up(part) for part in parts]
+        for pool in {leaf.pools[0] for leaf in self.leaves}:
+            mine = [k for k, leaf in enumerate(self.leaves) if leaf.pools == (pool,)]
+            if len(mine) > 1:
+                shared = [parts[k] for k in mine]
+                whole = largest_remainder(
+                    shared, round_half_up(sum(shared, Fraction(0))), [0] * len(mine)
+                )
+                for k, n in zip(mine, whole, strict=True):
+                    found[k] = n
         return found
 
 

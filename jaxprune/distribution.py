@@ -152,7 +152,7 @@ def _by_weight(
         parts = [n * (1 - d) for n, d in zip(sizes, densities.at(sum(sizes) - n_drop), strict=True)]
         if sum(before) > n_drop:  # the schedule takes some back
             before = [0] * len(sharing)
-        before = _largest_remainder(parts, n_drop, before)
+        before = largest_remainder(parts, n_drop, before)
         for column, n in zip(shared, before, strict=True):
             column[fire] = n
     for i, column in zip(sharing, shared, strict=True):
@@ -194,7 +194,7 @@ class _Densities:
         return [min(max(scale * w, self.floor), Fraction(1)) for w in self.weights]
 
 
-def _largest_remainder(parts: Sequence[Fraction], total: int, least: Sequence[int]) -> list[int]:
+def largest_remainder(parts: Sequence[Fraction], total: int, least: Sequence[int]) -> list[int]:
     """Integers near `parts` that sum to `total`, none below `least`; the first of equals gains."""
     whole = [max(math.floor(part), low) for part, low in zip(parts, least, strict=True)]
     by_lack = sorted(range(len(parts)), key=lambda i: whole[i] - parts[i])

@@ -3,7 +3,7 @@
 The environment is set before anything imports jax, which reads it once. `JAX_PLATFORMS` and
 `XLA_FLAGS` that are already set win, so `JAX_PLATFORMS=cuda pytest -n0` runs the suite on a GPU.
 `HYPOTHESIS_PROFILE=thorough` searches longer and afresh each time; the default, `ci`, draws the
-same examples every time.
+same examples every time, and `short` fewer of them.
 """
 
 import os
@@ -24,6 +24,9 @@ _common = {
 }
 hypothesis.settings.register_profile(
     "ci", max_examples=25, derandomize=True, database=None, **_common
+)
+hypothesis.settings.register_profile(
+    "short", max_examples=6, derandomize=True, database=None, **_common
 )
 hypothesis.settings.register_profile("thorough", max_examples=500, print_blob=True, **_common)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
