@@ -1,0 +1,106 @@
+"""States that a release wrote are read by every later one, and go on to the same zeros.
+
+The files in `tests/golden` are never written again. A release that changes the state adds files:
+
+    python -m tests.test_golden 0.2  # writes tests/golden/0.2-*.msgpack
+
+Each holds the params and the optimizer state in mid-schedule, and the masks after the last step, as
+`flax.serialization.to_bytes` writes them. Gradients and rates are multiples of powers of two, so
+that what follows is exact on every machine.
+"""
+
+import pathlib
+import sys
+
+import chex
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+
+FOLDER = pathlib.Path(__file__).parent / "golden"
+MIDDLE, N_STEPS = 5, 12
+SCHEDULE = jaxprune.cubic_schedule(0.75, 1, 9, 4)
+
+
+def opt():
+    return optax.sgd(0.5, momentum=0.5)
+
+
+CASES = {
+    "chain": lambda: optax.chain(opt(), jaxprune.prune(SCHEDULE)),
+    "inner": lambda: jaxprune.prune(SCHEDULE, inner=opt()),
+    "packed": lambda: optax.chain(opt(), jaxprune.prune(SCHEDULE, packed=True)),
+    "rigl": lambda: jaxprune.rigl(0.75, end_step=9, every=4, inner=opt()),
+    "movement": lambda: jaxprune.prune(SCHEDULE, inner=opt(), score=jaxprune.movement),
+}
+WRITTEN = sorted(FOLDER.glob("*.msgpack"))
+
+
+def make_params():
+    rng = np.random.default_rng(0)
+    leaf = lambda *shape: jnp.asarray(rng.integers(-256, 256, shape) / 128, jnp.float32)
+    return {"conv": leaf(3, 3, 2, 5), "fc": {"kernel": leaf(12, 11), "bias": leaf(11)}}
+
+
+def run(tx, params, state, first, last):
+    step = jax.jit(lambda g, s, p: tx.update(g, s, p))
+    for t in range(first, last):
+        rng = np.random.default_rng(t + 1)
+        grads = jax.tree.map(
+            lambda p, rng=rng: jnp.asarray(rng.integers(-64, 64, p.shape) / 512, jnp.float32),
+            params,
+        )
+        updates, state = step(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def blank(tx):
+    """The structure to read a file into; nothing of it is left when it is read."""
+    params = make_params()
+    masks = jax.tree.map(lambda p: np.zeros(p.shape, bool), params)
+    zeros = jax.tree.map(jnp.zeros_like, (params, tx.init(params)))
+    return {"params": zeros[0], "opt_state": zeros[1], "final_masks": masks}
+
+
+def write(release):
+    for name, create in CASES.items():
+        tx = create()
+        params = make_params()
+        state = tx.init(params)
+        params, state = run(tx, jaxprune.apply_masks(params, state), state, 0, MIDDLE)
+        _, last = run(tx, params, state, MIDDLE, N_STEPS)
+        tree = {
+            "params": params,
+            "opt_state": state,
+            "final_masks": jax.device_get(jaxprune.get_masks(last)),
+        }
+        path = FOLDER / f"{release}-{name}.msgpack"
+        with path.open("xb") as file:  # what is there already stays
+            file.write(flax.serialization.to_bytes(tree))
+
+
+def test_there_is_a_golden_state_of_every_kind():
+    assert {path.stem.partition("-")[2] for path in WRITTEN} == set(CASES)
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.stem)
+def test_a_state_of_an_older_release_is_read_and_goes_on_as_it_did(path):
+    tx = CASES[path.stem.partition("-")[2]]()
+    golden = flax.serialization.from_bytes(blank(tx), path.read_bytes())
+    params, state = golden["params"], golden["opt_state"]
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(make_params()))
+    assert jaxprune.get_state(state).prune_step == MIDDLE
+    jaxprune.check(params, state)
+    params, state = run(tx, params, state, MIDDLE, N_STEPS)
+    chex.assert_trees_all_equal(jaxprune.get_masks(state), golden["final_masks"])
+    jaxprune.check(params, state)
+
+
+if __name__ == "__main__":
+    write(sys.argv[1])
