@@ -5,12 +5,14 @@ pools (the slices of a stacked axis, the groups of a structure) are decided one 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprune.budget import Leaf
 from jaxprune.score import is_elementwise, magnitude
@@ -57,6 +59,41 @@ def tighten(
       Bool masks, and the threshold of each leaf, float32, 0 where it drops nothing. Of several
       pools in a leaf it is the least.
     """
+    inputs = (list(operands), masks, n_keep, start)
+    decide = functools.partial(_tighten, leaves=leaves, score=score, ties=ties)
+    decide = functools.partial(decide, normalized=normalized, axis_name=axis_name)
+    whole = all(isinstance(leaf.structure, Unstructured) for leaf in leaves)
+    mesh = None if whole else _explicit_mesh(operands)
+    if mesh is None:
+        return decide(*inputs)
+    # Units may lie across shards, where an Explicit mesh wants every intermediate sharding spelt
+    # out. The compiler chooses these better; the masks come back with the shardings of the params.
+    shardings = [_sharding_in(mesh, operand.param) for operand in operands]
+    every = NamedSharding(mesh, PartitionSpec())
+
+    def chosen_by_compiler(*inputs: Any) -> tuple[list[jax.Array], jax.Array]:
+        with jax.sharding.use_abstract_mesh(mesh):
+            decided: Any = jax.sharding.auto_axes(decide, out_sharding=(shardings, every))
+            return decided(*inputs)
+
+    # Outside `jit` no devices stand behind the mesh of a type. Random scores read no param, and an
+    # input that is dropped brings no devices either.
+    return jax.jit(chosen_by_compiler, keep_unused=True)(*inputs)
+
+
+def _tighten(
+    operands: Sequence[Operand],
+    masks: Sequence[jax.Array] | None,
+    n_keep: jax.Array,
+    start: jax.Array | None,
+    *,
+    leaves: Sequence[Leaf],
+    score: Callable[..., jax.Array],
+    ties: str,
+    normalized: bool,
+    axis_name: Any,
+) -> tuple[list[jax.Array], jax.Array]:
+    """`tighten`, where no axis of a mesh is Explicit or no unit is larger than a weight."""
     allowed = [None] * len(operands) if masks is None else masks
     starts = [None] * len(operands) if start is None else list(start)
     cases = list(map(_Case, operands, allowed, leaves, starts))
@@ -104,6 +141,23 @@ def swap(
         for s, g, m in zip(stay, grown, masks, strict=True)
     ]
     return new, thresholds
+
+
+def _explicit_mesh(operands: Sequence[Operand]) -> Any:
+    """The mesh with Explicit axes that some param lies on, or None."""
+    for operand in operands:
+        named = getattr(jax.typeof(operand.param), "sharding", None)
+        if named is not None and AxisType.Explicit in getattr(named.mesh, "axis_types", ()):
+            return named.mesh
+    return None
+
+
+def _sharding_in(mesh: Any, x: Any) -> NamedSharding:
+    """The sharding of `x` by its type, or a copy on every device where its type has none."""
+    named = getattr(jax.typeof(x), "sharding", None)
+    return (
+        named if named is not None and named.mesh == mesh else NamedSharding(mesh, PartitionSpec())
+    )
 
 
 class _Case(NamedTuple):

@@ -1,0 +1,252 @@
+"""Eight devices and fewer: the masks, the shardings, the compiles and the traffic of a fire."""
+
+import functools
+import itertools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+import jaxprune
+from jaxprune import NM, Block, Channel, Unstructured
+
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+SHAPES = {"conv": (3, 3, 4, 8), "fc": (16, 12), "odd": (8, 7), "stack": (3, 8, 6)}
+STRUCTURES = {
+    "unstructured": Unstructured(),
+    "2:4": NM(2, 4),
+    "block": Block((2, 3)),
+    "block max": Block((4, 4), pooling="max"),
+    "balanced": Block((1, 4), balanced=True),
+    "channel": Channel(),
+    "channel l1 in": Channel(axis=-2, norm=1),
+    "by rule": {"fc": NM(1, 2), ".*v": Block((2, 2)), "stack": Channel()},
+}
+DISTRIBUTIONS = {
+    "uniform": jaxprune.uniform,
+    "erk": jaxprune.erk,
+    "er": jaxprune.er,
+    "global": jaxprune.global_pool,
+    "normalized": jaxprune.normalized_pool,
+    "min density": jaxprune.min_density(0.25, jaxprune.erk),
+    "global min density": jaxprune.min_density(0.25, jaxprune.global_pool),
+    "per slice": jaxprune.per_slice("stack"),
+    "erk per slice": jaxprune.per_slice({"stack": 0}, jaxprune.erk),
+}
+GROUPED = ("2:4", "balanced", "by rule")
+SPECS = {
+    "conv": P(None, None, "data", "model"),  # blocks and groups lie across shards
+    "fc": P("data", "model"),
+    "odd": P("data"),
+    "stack": P(None, "data", "model"),
+    "bias": P("model"),
+}
+MESHES = {1: (1, 1), 2: (2, 1), 4: (2, 2), 8: (4, 2)}
+
+
+def make_params():
+    """Small integers, so that there are ties and every sum is exact in any order."""
+    rng = np.random.default_rng(0)
+    shapes = SHAPES | {"bias": (8,)}
+    return {k: rng.integers(-40, 41, size=s).astype(np.float32) for k, s in shapes.items()}
+
+
+def make_mesh(n, axis_type):
+    if jax.device_count() < n:
+        pytest.skip(f"needs {n} devices")
+    devices = np.array(jax.devices()[:n]).reshape(MESHES[n])
+    return Mesh(devices, ("data", "model"), axis_types=(axis_type,) * 2)
+
+
+def place(tree, mesh, specs=SPECS):
+    return {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
+
+
+def assert_placed_like(masks, params):
+    for name, p in params.items():
+        assert masks[name].sharding.is_equivalent_to(p.sharding, p.ndim), (name, masks[name])
+
+
+def transform(structure, distribution, **options):
+    options |= {"exclude": "odd"} if structure in GROUPED else {}
+    options |= {"structure": STRUCTURES[structure], "distribution": DISTRIBUTIONS[distribution]}
+    return jaxprune.prune(jaxprune.one_shot_schedule(0.5), **options)
+
+
+@functools.cache
+def masks_of(structure, distribution, n, axis_type):
+    """The masks of one fire, after a look at where they are."""
+    tx = transform(structure, distribution)
+    params = place(make_params(), make_mesh(n, axis_type))
+    state = tx.init(params)
+    assert_placed_like(state.masks, params)
+    _, state = jax.jit(tx.update)(params, state, params)
+    assert_placed_like(state.masks, params)
+    return jax.device_get(jaxprune.get_masks(state))
+
+
+def assert_same_masks(structure, distribution, layouts):
+    try:
+        transform(structure, distribution).init(make_params())
+    except ValueError as error:  # a leaf of few channels; structures that want uniform
+        assert re.search(r"would lose all of its|uniform", str(error))  # noqa: PT017
+        return
+    single = masks_of(structure, distribution, 1, AUTO)
+    for n, axis_type in layouts:
+        masks = masks_of(structure, distribution, n, axis_type)
+        for name, mask in single.items():
+            np.testing.assert_array_equal(masks[name], mask, err_msg=f"{name} {n} {axis_type}")
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_every_structure_has_the_masks_of_one_device(structure):
+    assert_same_masks(structure, "uniform", [(8, EXPLICIT)])
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_every_distribution_has_the_masks_of_one_device(distribution):
+    assert_same_masks("unstructured", distribution, [(8, AUTO)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "structure, distribution", list(itertools.product(STRUCTURES, DISTRIBUTIONS))
+)
+def test_every_combination_on_every_number_of_devices(structure, distribution):
+    layouts = itertools.product((2, 4, 8), (AUTO, EXPLICIT))
+    assert_same_masks(structure, distribution, layouts)
+
+
+# Shardings and compiles
+
+
+@pytest.mark.parametrize(
+    "how, axis_type",
+    # Under a plain `jit` on Auto axes the compiler places constants, those of adam as well.
+    [("eager", AUTO), ("eager", EXPLICIT), ("jit", EXPLICIT), ("out_shardings", AUTO)],
+)
+def test_init_puts_masks_where_the_params_are(how, axis_type):
+    params = place(make_params(), make_mesh(8, axis_type))
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.adam(0.1))
+    if how == "out_shardings":
+        out = optax.tree.map_params(
+            tx,
+            lambda _, p: p.sharding,
+            jax.eval_shape(tx.init, params),
+            params,
+            transform_non_params=lambda _: NamedSharding(params["fc"].sharding.mesh, P()),
+        )
+        state = jax.jit(tx.init, out_shardings=out)(params)
+    else:
+        with jax.set_mesh(params["fc"].sharding.mesh):
+            state = (jax.jit(tx.init) if how == "jit" else tx.init)(params)
+    assert_placed_like(state.masks, params)
+    _, state = jax.jit(tx.update)(params, state, params)
+    assert_placed_like(state.masks, params)
+
+
+@pytest.mark.parametrize("axis_type", (AUTO, EXPLICIT), ids=lambda t: t.name)
+def test_a_run_compiles_as_often_as_adam_alone(axis_type):
+    def n_compiles(tx):
+        params = place(make_params(), make_mesh(8, axis_type))
+        state = jax.jit(tx.init)(params)
+
+        @jax.jit
+        def step(params, state):
+            updates, state = tx.update(params, state, params)
+            return optax.apply_updates(params, updates), state
+
+        for _ in range(6):
+            params, state = step(params, state)
+        return step._cache_size()
+
+    schedule = jaxprune.cubic_schedule(0.8, 0, 4, 2)
+    with jax.set_mesh(make_mesh(8, axis_type)):
+        assert_no_more_than_adam(n_compiles, schedule)
+
+
+def assert_no_more_than_adam(n_compiles, schedule):
+    alone = n_compiles(optax.adam(0.1))
+    assert n_compiles(jaxprune.prune(schedule, inner=optax.adam(0.1))) <= max(alone, 2)
+    assert n_compiles(optax.chain(optax.adam(0.1), jaxprune.prune(schedule))) <= max(alone, 2)
+
+
+@pytest.mark.parametrize("axis_type", (AUTO, EXPLICIT), ids=lambda t: t.name)
+def test_swapped_masks_are_those_of_one_device(axis_type):
+    def run(n):
+        tx = jaxprune.rigl(
+            0.5, 4, every=1, inner=optax.sgd(0.5), structure=Block((2, 2)), include="fc"
+        )
+        params = place(make_params(), make_mesh(n, axis_type))
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = jax.jit(tx.update)(params, state, params)
+            params = optax.apply_updates(params, updates)
+        assert_placed_like(state.masks, params)
+        return np.asarray(state.masks["fc"])
+
+    np.testing.assert_array_equal(run(1), run(8))
+
+
+# Traffic
+
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
+BITS = {"pred": 8, "u8": 8, "s32": 32, "u32": 32, "f32": 32}
+
+
+def crossings(hlo):
+    """Kind and bytes of the result of each collective in the text of a compiled module."""
+    found = []
+    for line in hlo.splitlines():
+        if match := COLLECTIVE.search(line):
+            arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", match[1])
+            sizes = [BITS[t] // 8 * math.prod(int(n) for n in s.split(",") if n) for t, s in arrays]
+            found.append((match[2], sum(sizes)))
+    return found
+
+
+TRAFFIC = {
+    "unstructured": (Unstructured(), P("data", "model")),
+    "one axis": (Unstructured(), P(("data", "model"))),
+    "2:4": (NM(2, 4), P("data", "model")),
+}
+
+
+@pytest.mark.parametrize("axis_type", (AUTO, EXPLICIT), ids=lambda t: t.name)
+@pytest.mark.parametrize("case", TRAFFIC)
+def test_only_counts_cross_devices_in_a_fire(case, axis_type):
+    structure, spec = TRAFFIC[case]
+    names = ("a", "b", "c")
+    w = np.random.default_rng(0).normal(size=(512, 256)).astype(np.float32)
+    params = place(dict.fromkeys(names, w), make_mesh(8, axis_type), dict.fromkeys(names, spec))
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), structure=structure)
+    compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
+    found = crossings(compiled.as_text())
+    shard = w.nbytes // 8
+    assert all(n_bytes <= 256 for _, n_bytes in found), max(found, key=lambda f: f[1])
+    assert sum(n_bytes for _, n_bytes in found) <= 4096 * len(names) < shard
+    if case == "2:4":  # groups within shards: the only counts are those of violations
+        assert sum(n_bytes for _, n_bytes in found) <= 1024
+
+
+def test_uneven_leaves_are_pruned_where_jax_lets_them_be():
+    """No axis of (7, 13) divides by a mesh of (4, 2): the compiler shards it unevenly inside."""
+    mesh = make_mesh(8, AUTO)
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(7, 13)), jnp.float32)
+    spread = NamedSharding(mesh, P("data", "model"))
+
+    def mask(w, sharded):
+        w = jax.lax.with_sharding_constraint(w, spread) if sharded else w
+        return jaxprune.topk_mask(jnp.abs(w), 40)
+
+    single = jax.jit(mask, static_argnums=1)(w, False)
+    sharded = jax.jit(mask, static_argnums=1)(w, True)
+    np.testing.assert_array_equal(single, sharded)
+    assert int(single.sum()) == 40
