@@ -1,0 +1,157 @@
+"""Several `jax.distributed` processes on this machine: the masks of one process, and agreement."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIMIT_S = 60
+
+PRELUDE = """
+import json, os, sys
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+rank, count, port, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+if count > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", count, rank, initialization_timeout=30)
+import jaxprune
+
+assert jax.device_count() == 2 * count
+mesh = Mesh(np.array(jax.devices()).reshape(-1, 2), ("data", "model"))
+SPECS = {"w": P("data", "model"), "v": P(("data", "model")), "bias": P()}
+tx = jaxprune.prune(jaxprune.cubic_schedule(0.8, 0, 2, 1), inner=optax.sgd(0.5))
+
+def tree(seed):
+    rng = np.random.default_rng(seed)
+    shapes = {"w": (64, 32), "v": (16, 8), "bias": (32,)}
+    host = {k: np.round(8 * rng.normal(size=s)).astype(np.float32) for k, s in shapes.items()}
+    return {k: jax.make_array_from_callback(x.shape, NamedSharding(mesh, SPECS[k]), x.__getitem__)
+            for k, x in host.items()}
+
+def whole(masks):
+    gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
+    return {k: np.asarray(gather(m).addressable_data(0)) for k, m in masks.items()}
+
+def start():
+    params = tree(0)
+    return params, jax.jit(tx.init)(params)
+
+@jax.jit
+def step(params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+"""
+
+RUN = """
+params, state = start()
+for t in range(4):
+    params, state = step(params, state, tree(t + 1))
+np.savez(f"{folder}/{count}-{rank}.npz", **whole(jaxprune.get_masks(state, params)))
+"""
+
+DISAGREE = """
+from jaxprune.agree import check_agreement
+check_agreement({"schedule": jaxprune.one_shot_schedule(0.5)})
+try:
+    check_agreement({"schedule": jaxprune.one_shot_schedule(0.5 if rank != 1 else 0.6)})
+    found = "no error"
+except ValueError as error:
+    found = str(error)
+with open(f"{folder}/{rank}.json", "w") as file:
+    json.dump(found, file)
+"""
+
+CHECKPOINT = """
+import orbax.checkpoint as ocp
+params, state = start()
+with ocp.StandardCheckpointer() as checkpointer:
+    if count == 4:
+        for t in range(2):
+            params, state = step(params, state, tree(t + 1))
+        checkpointer.save(f"{folder}/saved", (params, state))
+        checkpointer.wait_until_finished()
+    else:
+        state = step(params, state, tree(1))[1]  # placed as an update leaves it
+        params, state = checkpointer.restore(f"{folder}/saved", (params, state))
+np.savez(f"{folder}/{count}-{rank}.npz", **whole(jaxprune.get_masks(state, params)))
+for t in range(2, 4):
+    params, state = step(params, state, tree(t + 1))
+np.savez(f"{folder}/end-{count}-{rank}.npz", **whole(jaxprune.get_masks(state, params)))
+"""
+
+
+def launch(script, count, folder):
+    """Runs `script` in `count` processes of two devices each; all must end well in time."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = "--xla_force_host_platform_device_count=2"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    code = PRELUDE + textwrap.dedent(script)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(rank), str(count), str(port), str(folder)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        outputs = [process.communicate(timeout=LIMIT_S)[0] for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output[-3000:]
+
+
+def masks_in(folder, name):
+    with np.load(folder / f"{name}.npz") as file:
+        return dict(file)
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("count", (2, pytest.param(4, marks=pytest.mark.slow)))
+def test_masks_of_several_processes_are_those_of_one(count, tmp_path):
+    launch(RUN, 1, tmp_path)
+    launch(RUN, count, tmp_path)
+    single = masks_in(tmp_path, "1-0")
+    assert np.sum(~single["w"]) == 1638  # round(0.8 * 64 * 32)
+    for rank in range(count):
+        assert_equal(masks_in(tmp_path, f"{count}-{rank}"), single)
+
+
+def test_processes_that_differ_are_all_told(tmp_path):
+    launch(DISAGREE, 2, tmp_path)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert "differs between processes: process 1 has one" in found
+        assert f"Here, in process {rank}, it is" in found
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_four_processes_goes_on_with_two(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    launch(CHECKPOINT, 4, tmp_path)
+    launch(CHECKPOINT, 2, tmp_path)
+    for part in ("", "end-"):
+        saved = masks_in(tmp_path, f"{part}4-0")
+        for rank in range(2):
+            assert_equal(masks_in(tmp_path, f"{part}2-{rank}"), saved)
