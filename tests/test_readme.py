@@ -45,6 +45,27 @@ def speed_rows():
         yield f"| 1e{len(str(n)) - 1} | {ratio(ours / ms['read'])} | {times} |"
 
 
+def algorithm_rows():
+    """The lines of the README's table, from the results of `python -m benchmarks algorithms`."""
+    rows = json.loads((ROOT / "benchmarks/results/algorithms-cpu.json").read_text())["rows"]
+    cells = {
+        (r["method"], r["sparsity"]): f"{100 * r['mean']:.1f} ± {100 * r['spread']:.1f}"
+        for r in rows
+    }
+    last = {r["method"]: r["mean"] for r in rows if r["sparsity"] == 0.95}
+    for name in sorted(last, key=last.__getitem__, reverse=True):
+        columns = " | ".join(cells[name, sparsity] for sparsity in (0.8, 0.9, 0.95))
+        yield f"| {name} | {columns} |"
+    yield f"| dense | {cells['dense', 0.0]} | | |"
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
+def test_the_algorithm_table_is_what_the_benchmark_wrote():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for line in algorithm_rows():
+        assert line in readme, line
+
+
 @pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
 def test_the_demo_table_is_what_the_demo_wrote():
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
