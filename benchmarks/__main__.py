@@ -25,6 +25,7 @@ from benchmarks import (
     bench_files,
     bench_inference,
     bench_select,
+    bench_sharding,
     bench_step,
     plots,
 )
@@ -37,6 +38,7 @@ _BENCHMARKS: dict[str, types.ModuleType] = {
     "algorithms": bench_algorithms,
     "files": bench_files,
     "inference": bench_inference,
+    "sharding": bench_sharding,
 }
 _NAMES = ", ".join(_BENCHMARKS)
 _RESULTS = Path(__file__).parent / "results"

@@ -1,6 +1,7 @@
 """Pruning as an optax gradient transformation for JAX."""
 
 from jaxprune.activations import linen_inputs as linen_inputs, nnx_inputs as nnx_inputs
+from jaxprune.agree import check_agreement as check_agreement
 from jaxprune.blocks import (
     PackedMatrix as PackedMatrix,
     pack_matrix as pack_matrix,
@@ -58,6 +59,7 @@ from jaxprune.score import (
     saliency as saliency,
 )
 from jaxprune.select import topk_mask as topk_mask, topk_masks as topk_masks
+from jaxprune.splice import splice as splice
 from jaxprune.state import (
     PruneState as PruneState,
     apply_masks as apply_masks,

@@ -19,7 +19,7 @@ def check_agreement(*configured: Any, what: str = "the pruning configuration") -
     once.
 
     Args:
-      *configured: host values with a `repr` that tells them apart: the keyword arguments of
+      configured: host values with a `repr` that tells them apart: the keyword arguments of
         `prune`, a schedule, the paths and shapes of the params.
       what: what differs, for the error.
 

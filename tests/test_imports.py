@@ -44,6 +44,8 @@ MAY_IMPORT = {
     "cli": ("structure", "files", "commands"),
     "blocks": (),
     "layers": ("paths", "blocks"),
+    "agree": (),
+    "splice": ("arguments", "paths", "state"),
     "checks": ("arguments", "packed", "paths", "state"),
     "update": ("arguments", "packed", "paths", "schedule", "score", "distribution", "mask")
     + ("budget", "fire", "state", "checks"),
@@ -55,7 +57,7 @@ MAY_IMPORT = {
     "calibrate": ("arguments", "paths", "distribution", "mask", "budget", "layerwise", "moments"),
     "__init__": ("schedule", "score", "structure", "distribution", "select", "mask", "state")
     + ("oneshot", "report", "transform", "activations", "moments", "calibrate", "export")
-    + ("interchange", "blocks", "layers"),
+    + ("interchange", "blocks", "layers", "agree", "splice"),
     "__main__": ("demo", "cli"),
 }
 RUN_TIME = {"jax", "numpy", "chex", "optax"}
@@ -73,6 +75,7 @@ PUBLIC = {
     "acdc_schedule",
     "apply_masks",
     "check",
+    "check_agreement",
     "cubic_schedule",
     "er",
     "erk",
@@ -114,6 +117,7 @@ PUBLIC = {
     "set_masks",
     "sparsegpt",
     "sparsegpt_kernel",
+    "splice",
     "static_sparse",
     "straight_through",
     "summarize",
@@ -172,7 +176,7 @@ def test_imports_point_one_way(module):
 @pytest.mark.parametrize("module", MAY_IMPORT)
 def test_only_the_transform_knows_optax(module):
     uses_optax = any(name.split(".")[0] == "optax" for name in imported_by(module))
-    assert uses_optax == (module in ("transform", "update"))
+    assert uses_optax == (module in ("transform", "update", "splice"))
 
 
 @pytest.mark.parametrize("module", [name for name in MAY_IMPORT if name != "__main__"])
