@@ -160,6 +160,11 @@ class Recipe(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) -> Budget:
+    if {"params", "batch_stats"} <= {path.partition("/")[0] for path in paths}:
+        raise ValueError(
+            "batch_stats: these are all variables of a linen model, and statistics are no weights. "
+            "Pass variables['params'] alone, to the optimizer too."
+        )
     rules = tuple(rule for rule, _ in recipe.overrides)
     choices, unused = paths_lib.choose(paths, specs, recipe.include, recipe.exclude, rules)
     chosen = tuple(i for i, choice in enumerate(choices) if choice.chosen)

@@ -58,7 +58,7 @@ def unpack(bits: jax.Array, like: Any) -> jax.Array:
         return jnp.ones(like.shape, bool)
     flags = jnp.unpackbits(_whole_bytes(bits, 1), axis=-1, bitorder="little").astype(bool)
     flags = lax.slice_in_dim(flags, 0, like.shape[-1], axis=-1)
-    named = _explicit(like)
+    named = explicit_sharding(like)
     return flags if named is None else jax.sharding.reshard(flags, named)
 
 
@@ -72,7 +72,7 @@ def full_packed(leaf: Any) -> jax.Array:
 
 def _whole_bytes(x: Any, per_byte: int = 8) -> Any:
     """On an Explicit mesh, `x` with a whole last axis where its shards do not hold whole bytes."""
-    named = _explicit(x)
+    named = explicit_sharding(x)
     if named is None or len(named.spec) < x.ndim or named.spec[-1] is None:
         return x
     axes = named.spec[-1] if isinstance(named.spec[-1], tuple) else (named.spec[-1],)
@@ -82,7 +82,7 @@ def _whole_bytes(x: Any, per_byte: int = 8) -> Any:
     return jax.sharding.reshard(x, NamedSharding(named.mesh, whole))
 
 
-def _explicit(x: Any) -> Any:
+def explicit_sharding(x: Any) -> Any:
     """The sharding of `x` where it is part of its type; else None, and the compiler chooses."""
     named = getattr(jax.typeof(x), "sharding", None) if isinstance(x, jax.Array) else None
     is_explicit = named is not None and AxisType.Explicit in getattr(named.mesh, "axis_types", ())

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -21,7 +22,7 @@ from jaxprune.checks import check_state, check_updates, checked, parallel
 from jaxprune.distribution import round_half_up
 from jaxprune.fire import Operand, swap, tighten
 from jaxprune.mask import count_violations, full_mask, keep, land
-from jaxprune.packed import full_packed, pack, unpack
+from jaxprune.packed import explicit_sharding, full_packed, pack, unpack
 from jaxprune.paths import leaves_with_paths, listed, path_str, spec_of
 from jaxprune.schedule import SparsitySchedule
 from jaxprune.score import Accumulated, is_elementwise, itself, random_score, reads_grads
@@ -82,7 +83,7 @@ def transformation(
             if spec.grow is not None:
                 random = _random_masks(spec, budget, leaves, key)
                 for i, m in zip(budget.chosen, random, strict=True):
-                    masks[i] = m
+                    masks[i] = _placed_like(m, masks[i])
         sums = None
         if isinstance(recipe.score, Accumulated):
             sums = treedef.unflatten([_zeros(leaf) for leaf in leaves])
@@ -284,6 +285,14 @@ def _random_masks(spec: Spec, budget: Budget, leaves: Sequence[Any], key: Any) -
     n_keep = jnp.asarray(budget.n_keep()[-1], jnp.int32)
     masks, _ = tighten(operands, None, n_keep, budget.leaves, score=random_score)
     return [m.astype(jnp.uint8) for m in masks]
+
+
+def _placed_like(mask: jax.Array, like: jax.Array) -> jax.Array:
+    """A mask with the sharding of another."""
+    if not isinstance(like, jax.core.Tracer):
+        return jax.device_put(mask, like.sharding)
+    named = explicit_sharding(like)
+    return mask if named is None else jax.sharding.reshard(mask, named)
 
 
 def _reset_grown(

@@ -376,7 +376,7 @@ def test_an_update_keeps_every_type_of_the_state_and_compiles_once(create):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("kind", ("chain", "inner", "hold", "train"))
+@pytest.mark.parametrize("kind", ("chain", "inner", "hold", "train", "rigl", "set"))
 def test_masks_are_sharded_like_their_params_from_init_on(kind):
     mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, P("d"))
@@ -433,3 +433,14 @@ def test_lbfgs_tunes_a_sparse_network_whose_loss_is_that_of_masked_params():
     assert values == sorted(values, reverse=True)
     assert values[-1] < values[0]
     chex.assert_trees_all_equal(jaxprune.get_masks(state), masks)
+
+
+def test_whole_linen_variables_are_refused_where_statistics_could_be_taken_for_weights():
+    variables = {"params": {"kernel": jnp.ones((4, 4))}, "batch_stats": {"mean": jnp.ones((2, 4))}}
+    for call in (
+        lambda: jaxprune.prune(SCHEDULE).init(variables),
+        lambda: jaxprune.plan(variables, 0.5),
+        lambda: jaxprune.prune_params(variables, 0.5),
+    ):
+        with pytest.raises(ValueError, match=r"batch_stats: .*Pass variables\['params'\]"):
+            call()
