@@ -14,6 +14,11 @@ from jaxprune.calibrate import (
     wanda as wanda,
     wanda_kernel as wanda_kernel,
 )
+from jaxprune.convert import (
+    pack_masks as pack_masks,
+    set_masks as set_masks,
+    unpack_masks as unpack_masks,
+)
 from jaxprune.distribution import (
     Distribution as Distribution,
     er as er,
@@ -65,9 +70,6 @@ from jaxprune.state import (
     apply_masks as apply_masks,
     get_masks as get_masks,
     get_state as get_state,
-    pack_masks as pack_masks,
-    set_masks as set_masks,
-    unpack_masks as unpack_masks,
 )
 from jaxprune.structure import (
     NM as NM,

@@ -12,7 +12,6 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import paths as paths_lib
@@ -26,10 +25,17 @@ from jaxprune.distribution import (
     uniform,
 )
 from jaxprune.paths import Choice, Rule
+from jaxprune.refusals import (
+    Specs,
+    check_leaf,
+    check_nm,
+    check_score,
+    emptied,
+    nothing_chosen,
+)
 from jaxprune.score import Accumulated, magnitude
 from jaxprune.structure import NM, Unstructured
 
-Specs = tuple[jax.ShapeDtypeStruct | None, ...]
 Structures = tuple[tuple[Rule, Any], ...]
 _ANY = "(?s:.*)"  # matches every path, line ends included
 
@@ -169,15 +175,15 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
     choices, unused = paths_lib.choose(paths, specs, recipe.include, recipe.exclude, rules)
     chosen = tuple(i for i, choice in enumerate(choices) if choice.chosen)
     if paths and not chosen:
-        raise ValueError(_nothing_chosen(paths, choices, specs, recipe.include is None))
+        raise ValueError(nothing_chosen(paths, choices, specs, recipe.include is None))
     met: set[tuple[str, int]] = set()
     shapes: list[LeafShape] = []
     parts = []  # of each chosen leaf: structure, stacked axis, its place in `shapes`
     for i in chosen:
         spec = specs[i]
         assert spec is not None  # only arrays are chosen
-        _check_leaf(paths[i], spec)
-        _check_score(paths[i], spec, recipe.score)
+        check_leaf(paths[i], spec)
+        check_score(paths[i], spec, recipe.score)
         structure = _first("structure", recipe.structures, paths[i], spec, met)
         axis = _first("per_slice", recipe.distribution.stacked, paths[i], spec, met)
         mine = _leaf_shapes(recipe, paths[i], spec, choices[i].override, structure, axis)
@@ -186,7 +192,7 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
     pools = recipe.distribution.assign(shapes, recipe.distribution.floor)
     for shape, pool in zip(shapes, pools.pool_of, strict=True):
         if pools.n_units[pool] and pools.n_drop[-1, pool] >= pools.n_units[pool]:
-            raise ValueError(_emptied(shape, pools.n_units[pool]))
+            raise ValueError(emptied(shape, pools.n_units[pool]))
     shared = len(set(pools.pool_of)) < len(pools.pool_of)
     leaves = tuple(
         Leaf(
@@ -230,20 +236,9 @@ def _leaf_shapes(
             f"another structure with structure={{{rule!r}: ...}}."
         ) from None
     if isinstance(structure, NM):
-        _check_nm(path, structure, targets[-1])
+        check_nm(path, structure, targets[-1])
     one = LeafShape(path, shape, n_units, targets, override is not None, max(n_groups, 1))
     return [one] * max(n_slices, 1)
-
-
-def _check_nm(path: str, structure: NM, final: Fraction) -> None:
-    needed = Fraction(structure.m - structure.n, structure.m)
-    if abs(final - needed) > Fraction(1, 10**6):
-        rule = paths_lib.rule_for(path)
-        raise ValueError(
-            f"{path or '(root)'}: {structure!r} drops {float(needed):g} of the weights, but the "
-            f"final sparsity is {float(final):g}. Let the schedule end at {float(needed):g}, or "
-            f"this leaf with overrides={{{rule!r}: {float(needed):g}}}."
-        )
 
 
 def _first(
@@ -312,75 +307,3 @@ def _check_part(name: str, value: Any, ok: bool, example: str) -> None:
     articles = {"distribution": "a Distribution", "structure": "a structure", "score": "a function"}
     article = articles[name.partition("[")[0]]
     raise TypeError(f"{name} must be {article} such as jaxprune.{example}, got {value!r}.{hint}")
-
-
-def _check_score(path: str, spec: jax.ShapeDtypeStruct, score: Any) -> None:
-    if isinstance(score, Accumulated):
-        return
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    try:
-        out = jax.eval_shape(score, spec, spec, key)
-    except TypeError as error:
-        raise TypeError(
-            f"score: {getattr(score, '__name__', score)!r} fails on (params, grads, key) of "
-            f"{path or '(root)'}: "
-            f"{error}. A score takes all three; wrap one that does not: "
-            "lambda params, grads, key: jnp.abs(params)."
-        ) from error
-    got = paths_lib.spec_of(out)
-    if got is None or got.shape != spec.shape or not jnp.issubdtype(got.dtype, jnp.floating):
-        what = type(out).__name__ if got is None else f"{got.dtype} of shape {got.shape}"
-        raise ValueError(
-            f"{path or '(root)'}: score returned {what} for {spec.dtype} of shape {spec.shape}; "
-            "it must return one real floating point score per weight, as jaxprune.magnitude does."
-        )
-
-
-def _check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
-    rule, path = paths_lib.rule_for(path), path or "(root)"
-    if not jnp.issubdtype(spec.dtype, jnp.inexact):
-        raise ValueError(
-            f"{path}: dtype {spec.dtype} cannot be pruned; only floating point and complex weights "
-            f"can. Leave the leaf out with exclude={rule!r}."
-        )
-    if spec.dtype.name == "float8_e8m0fnu":
-        raise ValueError(
-            f"{path}: dtype float8_e8m0fnu has no zero, so a weight cannot be dropped. Leave the "
-            f"leaf out with exclude={rule!r}."
-        )
-    if spec.size >= 2**31 - 1:
-        raise ValueError(
-            f"{path}: {spec.size} weights (shape {spec.shape}); at most 2**31 - 2 can be counted "
-            f"exactly in one leaf. Split the leaf, or leave it out with exclude={rule!r}."
-        )
-
-
-def _emptied(leaf: LeafShape, n_units: int) -> str:
-    rule = paths_lib.rule_for(leaf.path)
-    units = "weights" if n_units == math.prod(leaf.shape) else "units"
-    return (
-        f"{leaf.path or '(root)'}: shape {leaf.shape} would lose all of its {n_units} {units} at "
-        f"sparsity {float(leaf.targets[-1]):g}. Leave it out with exclude={rule!r}, or lower its "
-        f"sparsity with overrides={{{rule!r}: ...}}."
-    )
-
-
-def _nothing_chosen(
-    paths: Sequence[str], choices: Sequence[Choice], specs: Specs, by_default: bool
-) -> str:
-    shown = ", ".join(
-        f"{p or '(root)'} ({c.reason})" for p, c in list(zip(paths, choices, strict=True))[:8]
-    )
-    more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
-    fix = 'A regex matches the whole path: write include=".*kernel", not "kernel".'
-    if by_default:
-        fix = (
-            'By default leaves of inexact dtype with two or more axes are; pass include=".*" '
-            "to choose others."
-        )
-    if by_default and tuple(paths) == ("",) and specs[0] is not None and specs[0].ndim == 1:
-        fix += (
-            " If optax.flatten made one leaf of many, flatten the optimizer alone: "
-            "optax.chain(optax.flatten(optimizer), jaxprune.prune(schedule))."
-        )
-    return f"nothing to prune: none of the {len(paths)} leaves is chosen: {shown}{more}. {fix}"

@@ -689,6 +689,22 @@ def test_straight_through_training_goes_on_with_all_weights():
     assert np.all(np.asarray(params["w"]) != 0)
 
 
+def test_straight_through_random_draws_anew_at_every_fire():
+    params = {"w": make_params()["fc"], "bias": jnp.ones(3)}
+    schedule = jaxprune.cubic_schedule(0.5, 0, 4, 2, initial_sparsity=0.5)
+    tx = jaxprune.prune(schedule, inner=optax.sgd(0.5), regrow="train", score=jaxprune.random_score)
+    state, seen = tx.init(params), []
+    for t in range(5):
+        grads = grads_at(params, t)
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        np.testing.assert_array_equal(updates["w"], -0.5 * grads["w"])  # all go on learning
+        params = optax.apply_updates(params, updates)
+        seen.append(np.asarray(jaxprune.get_masks(state)["w"]))
+        assert np.sum(~seen[-1]) == 96
+    same = [bool(np.all(a == b)) for a, b in itertools.pairwise(seen)]
+    assert same == [True, False, True, False]
+
+
 def test_acdc_phases_alternate_and_end_sparse():
     params = {"w": make_params()["fc"], "bias": jnp.ones(3)}
     schedule = jaxprune.acdc_schedule(0.75, 1, 9, every=2)

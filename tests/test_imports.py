@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "search": ("floats", "count"),
     "select": ("floats", "count", "search"),
     "mask": ("floats", "paths", "count"),
-    "budget": ("arguments", "paths", "score", "structure", "distribution"),
+    "refusals": ("paths", "score", "structure", "distribution"),
+    "budget": ("refusals", "arguments", "paths", "score", "structure", "distribution"),
     "fire": ("score", "select", "structure", "budget"),
     "state": ("floats", "paths", "packed", "mask"),
     "oneshot": ("arguments", "floats", "paths", "score", "select", "structure", "distribution")
@@ -45,6 +46,7 @@ MAY_IMPORT = {
     "blocks": (),
     "layers": ("paths", "blocks"),
     "agree": (),
+    "convert": ("paths", "packed", "state"),
     "splice": ("arguments", "paths", "state"),
     "checks": ("arguments", "packed", "paths", "state"),
     "update": ("arguments", "packed", "paths", "schedule", "score", "distribution", "mask")
@@ -57,7 +59,7 @@ MAY_IMPORT = {
     "calibrate": ("arguments", "paths", "distribution", "mask", "budget", "layerwise", "moments"),
     "__init__": ("schedule", "score", "structure", "distribution", "select", "mask", "state")
     + ("oneshot", "report", "transform", "activations", "moments", "calibrate", "export")
-    + ("interchange", "blocks", "layers", "agree", "splice"),
+    + ("interchange", "blocks", "layers", "agree", "splice", "convert"),
     "__main__": ("demo", "cli"),
 }
 RUN_TIME = {"jax", "numpy", "chex", "optax"}

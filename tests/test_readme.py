@@ -45,6 +45,25 @@ def speed_rows():
         yield f"| 1e{len(str(n)) - 1} | {ratio(ours / ms['read'])} | {times} |"
 
 
+def step_rows():
+    """The lines of the README's step table, from the results of `python -m benchmarks step`."""
+    results = json.loads((ROOT / "benchmarks/results/step-cpu.json").read_text())
+    rows = [row for row in results["rows"] if row["case"] == "step" and not row["seeds"]]
+    for task in ("update 1e+07", "mlp", "transformer", "lstm"):
+        for dtype in ("float32", "bfloat16"):
+            mine = {r["method"]: r for r in rows if r["task"] == task and r["dtype"] == dtype}
+            quiet = " | ".join(f"{mine[m]['x_adamw']:.2f}" for m in ("chain", "inner", "packed"))
+            name = "update alone, 1e7 weights" if task.startswith("update") else task
+            yield f"| {name} | {dtype} | {quiet} | {mine['chain']['x_amortised']:.2f} |"
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
+def test_the_step_table_is_what_the_benchmark_wrote():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for line in step_rows():
+        assert line in readme, line
+
+
 def algorithm_rows():
     """The lines of the README's table, from the results of `python -m benchmarks algorithms`."""
     rows = json.loads((ROOT / "benchmarks/results/algorithms-cpu.json").read_text())["rows"]
