@@ -15,6 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import jaxprune
 from jaxprune import NM, Block, Channel, Unstructured
 
+pytestmark = pytest.mark.slow
+
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 SHAPES = {"conv": (3, 3, 4, 8), "fc": (16, 12), "odd": (8, 7), "stack": (3, 8, 6)}
 STRUCTURES = {

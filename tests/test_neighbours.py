@@ -294,6 +294,7 @@ def n_zero(kind, n_updates):
     return 30 if kind in ("rigl", "set") else n_dropped(40, n_updates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("kind", ("rigl", "packed", "hold"))
 def test_every_kind_of_pruning_keeps_its_laws_inside_every_wrapper(kind, wrapper):
@@ -388,6 +389,7 @@ def test_masks_are_sharded_like_their_params_from_init_on(kind):
         _, state = jax.jit(tx.update)(params, state, params)
 
 
+@pytest.mark.slow
 @every_conforming
 def test_an_update_is_the_same_inside_and_outside_jit(create):
     tx = create(optax.sgd(0.5))  # products with a power of two are exact

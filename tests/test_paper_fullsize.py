@@ -17,6 +17,8 @@ from benchmarks.paper.convolutional import MobileNetV1
 from benchmarks.paper.recurrent import LanguageModel, Translator
 from benchmarks.paper.sizes import NETWORKS
 
+pytestmark = pytest.mark.slow
+
 # The published network, a narrow one of the same definition, and the batch that it takes.
 NARROW = {
     "MobileNet v1": (

@@ -18,6 +18,8 @@ from benchmarks.paper.pruning import Pruning
 from benchmarks.paper.recurrent import LanguageModel
 from benchmarks.paper.study import Study, match_width, n_params_of, networks_of, sparse_network
 
+pytestmark = pytest.mark.slow
+
 INPUTS = (jax.ShapeDtypeStruct((1, 2), jnp.int32),)
 
 
