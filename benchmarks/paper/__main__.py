@@ -70,6 +70,21 @@ def other_findings(quick: Quick = False, resume: Resume = False, out: Out = None
 
 
 @app.command()
+def quality(
+    quick: Quick = False,
+    resume: Resume = False,
+    out: Out = None,
+    only: Annotated[str, typer.Option(help="Networks whose name this regex finds.")] = "",
+    which: Annotated[str, typer.Option("--study", help="lstm or cnn; default: both.")] = "",
+):
+    """What structures cost: blocks, N:M, whole units against unstructured and small dense."""
+    from benchmarks.paper import quality
+
+    studies = [s for s in quality.studies("quick" if quick else "cpu") if which in s.name]
+    _run(studies, quick, resume, out, quality, only=only)
+
+
+@app.command()
 def step(
     only: Annotated[str, typer.Option(help="Networks whose name contains this.")] = "",
     batch: Annotated[int, typer.Option(help="Examples.")] = 2,
@@ -125,7 +140,12 @@ def _size(quick: bool, large: bool) -> str:
 
 
 def _run(
-    studies: Iterable[Study], quick: bool, resume: bool, out: Path | None, how: Any = None
+    studies: Iterable[Study],
+    quick: bool,
+    resume: bool,
+    out: Path | None,
+    how: Any = None,
+    **more: Any,
 ) -> None:
     """Runs, shows and draws; `how` has the networks, the table and the pictures, if not usual."""
     from benchmarks.paper import store, summary
@@ -134,7 +154,7 @@ def _run(
     look = summary if how is None else how
     for study in studies:
         try:
-            more = {} if how is None else {"networks": how.networks}
+            more |= {} if how is None else {"networks": how.networks}
             results = store.run(study, folder, resume=resume, **more)
         except KeyboardInterrupt:
             console().print(f"Stopped. Go on with --resume --out {folder}.", highlight=False)
