@@ -19,6 +19,7 @@ _SPREADS = {
     "erk": jaxprune.erk,
     "global": jaxprune.global_pool,
 }
+_EVERY_WEIGHT = jaxprune.Unstructured()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Pruning:
     every: int
     spread: str = "uniform"
     regrow: bool = False
-    structure: Any = jaxprune.Unstructured()
+    structure: Any = _EVERY_WEIGHT
 
     @staticmethod
     def gradual(sparsity: float, steps: int) -> Pruning:
