@@ -49,7 +49,7 @@ def studies(size: str) -> list[Study]:
         name="quality-lstm",
         title="Byte-level LSTM language model, bits per byte",
         module=_language_model,
-        width=60 if quick else 120,
+        width=40 if quick else 80,
         **few,
         **short,
     )
@@ -80,7 +80,7 @@ def studies(size: str) -> list[Study]:
 
 
 def _language_model(width: int) -> nn.Module:
-    return LanguageModel(text.SYMBOLS, width, embed=max(width // 3, 1))
+    return LanguageModel(text.SYMBOLS, width, embed=max(width // 2, 1))
 
 
 _LSTM_AXES: Axes = {
