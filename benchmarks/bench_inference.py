@@ -14,11 +14,13 @@ its own, which sees one core or all from its start: that is how every library is
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -40,7 +42,7 @@ from benchmarks.networks import (
     pruned,
     weights_of,
 )
-from benchmarks.onnx_graphs import onnx_way
+from benchmarks.onnx_graphs import onnx_runs
 from jaxprune.blocks import pack_matrix, packed_matmul
 
 WIDTHS = (8, 16, 32)
@@ -49,11 +51,15 @@ PACKED = tuple(f"packed 1x{width}" for width in WIDTHS)
 NARROW = "narrower dense"
 METHODS = (*DENSE, *PACKED, "scipy CSR", "torch CSR", NARROW)
 SPARSITIES = (0.8, 0.9, 0.95)
+BATCHES = (1, 8, 32)
 _HEADLINE = "packed 1x16"
 _FLUSH_BYTES = 2**27
-_COLD_ROUNDS = 15  # of one call each
+_COLD_ROUNDS = 11  # of one call each
+_TURNED = f"{NARROW}, w @ x"
 
 Way = Callable[[], Any]
+Runs = Callable[[Any], Way]  # of inputs
+Make = Callable[[Network, Weights], Runs]
 
 
 def networks(quick: bool) -> dict[str, Network]:
@@ -66,63 +72,74 @@ def networks(quick: bool) -> dict[str, Network]:
     return {network.name: network for network in found}
 
 
-# Ways to run a network
+# Ways to run a network: what is done once with the weights, then for inputs of each batch
 
 
-def jax_way(network: Network, product: Product, weights: Any, inputs: Any) -> Way:
+def jax_dense(product: Product, network: Network, weights: Any) -> Runs:
     """In JAX, jitted; weights are arguments, or XLA would fold them."""
     jitted = jax.jit(partial(network.step, jnp, product))
-    operands = jax.tree.map(jnp.asarray, (weights, inputs))
-    return lambda: jitted(*operands)
+    weights = jax.tree.map(jnp.asarray, weights)
+
+    def on(inputs: Any) -> Way:
+        inputs = jax.tree.map(jnp.asarray, inputs)
+        return lambda: jitted(weights, inputs)
+
+    return on
 
 
-def jax_ways(network: Network, weights: Weights, inputs: Any) -> list[Way]:
-    """Both orientations of a dense kernel."""
-    turned = {name: np.ascontiguousarray(w.T) for name, w in weights.items()}
-    return [
-        jax_way(network, lambda w, x: x @ w, weights, inputs),
-        jax_way(network, lambda w, x: (w @ x.T).T, turned, inputs),
-    ]
+def dense(network: Network, weights: Weights) -> Runs:
+    """As Flax has the kernels."""
+    return jax_dense(lambda w, x: x @ w, network, weights)
 
 
-def packed_way(network: Network, weights: Weights, inputs: Any, width: int) -> Way:
-    """The kept blocks alone."""
-    batch = len(inputs[0])
-    packed = {name: pack_matrix(w, block=(1, width), batch=batch) for name, w in weights.items()}
-    return jax_way(network, packed_matmul, packed, inputs)
+def dense_turned(network: Network, weights: Weights) -> Runs:
+    """Kernels transposed."""
+    return jax_dense(lambda w, x: (w @ x.T).T, network, _turned(weights))
 
 
-def scipy_way(network: Network, weights: Weights, inputs: Any, threads: int) -> Way:
+def packed(width: int, network: Network, weights: Weights) -> Runs:
+    """The kept blocks alone, in the layout for the batch."""
+
+    @functools.cache
+    def runs(batch: int) -> Runs:
+        block = (1, width)
+        kernels = {name: pack_matrix(w, block=block, batch=batch) for name, w in weights.items()}
+        return jax_dense(packed_matmul, network, kernels)
+
+    return lambda inputs: runs(min(len(inputs[0]), 8))(inputs)
+
+
+def scipy_csr(network: Network, weights: Weights) -> Runs:
     """CSR of the transposed kernels; SciPy has one thread."""
     from scipy import sparse
 
-    del threads
     csr = {name: sparse.csr_array(w.T) for name, w in weights.items()}
 
     def product(w: Any, x: Any) -> Any:
         return (w @ x[0])[None] if len(x) == 1 else (w @ x.T).T
 
-    return lambda: network.step(np, product, csr, inputs)
+    return lambda inputs: lambda: network.step(np, product, csr, inputs)
 
 
-def torch_way(sparse: bool, network: Network, weights: Weights, inputs: Any, threads: int) -> Way:
+def in_torch(sparse: bool, network: Network, weights: Weights) -> Runs:
     """Dense, or CSR."""
     import torch
 
-    torch.set_num_threads(threads)
-    turned = {n: torch.from_numpy(np.ascontiguousarray(w.T)) for n, w in weights.items()}
-    found = [torch.from_numpy(x) for x in inputs]
+    torch.set_num_threads(n_cores())
+    kernels = {name: torch.from_numpy(w) for name, w in _turned(weights).items()}
     if sparse:
-        turned = {name: w.to_sparse_csr() for name, w in turned.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # says that it is in beta
+            kernels = {name: w.to_sparse_csr() for name, w in kernels.items()}
 
     def product(w: Any, x: Any) -> Any:
         return (w @ x.T).T if sparse else torch.nn.functional.linear(x, w)
 
-    def run() -> Any:
+    def run(inputs: Any) -> Any:
         with torch.inference_mode():
-            return network.step(_TorchNames(torch), product, turned, found)
+            return network.step(_TorchNames(torch), product, kernels, inputs)
 
-    return run
+    return lambda inputs: partial(run, [torch.from_numpy(x) for x in inputs])
 
 
 class _TorchNames:
@@ -135,89 +152,82 @@ class _TorchNames:
         self.maximum = lambda x, low: torch.clamp(x, min=low)
 
 
-def numpy_way(network: Network, weights: Weights, inputs: Any, threads: int) -> Way:
+def in_numpy(network: Network, weights: Weights) -> Runs:
     """NumPy, on as many threads as the process sees cores."""
-    del threads
-    return lambda: network.step(np, lambda w, x: x @ w, weights, inputs)
+    return lambda inputs: lambda: network.step(np, _times, weights, inputs)
 
 
+def in_onnx(network: Network, weights: Weights) -> Runs:
+    """onnxruntime."""
+    return onnx_runs(network.step, weights, network.inputs(1), n_cores())
+
+
+def _turned(weights: Weights) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(w.T) for name, w in weights.items()}
+
+
+def _times(w: Any, x: Any) -> Any:
+    return x @ w
+
+
+def n_cores() -> int:
+    """That this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+_OF_JAX: dict[str, Make] = dict(zip(DENSE[:2], (dense, dense_turned), strict=True))
 # Only where the arrays are on the host anyway.
-_HOST_DENSE = {
-    "onnxruntime": lambda network, *operands: onnx_way(network.step, *operands),
-    "torch": partial(torch_way, False),
-    "numpy": numpy_way,
+_ON_HOST: dict[str, Make] = {
+    "onnxruntime": in_onnx,
+    "torch": partial(in_torch, False),
+    "numpy": in_numpy,
+    "scipy CSR": scipy_csr,
+    "torch CSR": partial(in_torch, True),
 }
-_HOST_SPARSE = {"scipy CSR": scipy_way, "torch CSR": partial(torch_way, True)}
 
 
 def ways(
-    network: Network, sparsity: float, batches: Sequence[int], threads: int, notes: set[str]
-) -> dict[int, dict[str, Way]]:
-    """What is compared at each batch, by name; each has been checked. Notes say what is missing."""
-    inputs = {batch: inputs_of(network, batch) for batch in batches}
+    network: Network, sparsity: float, batches: Sequence[int]
+) -> tuple[dict[int, dict[str, Way]], list[str]]:
+    """What is compared at each batch, by name, checked; and notes of what is missing."""
     made: dict[int, dict[str, Way]] = {batch: {} for batch in batches}
-    on_host = jax.default_backend() == "cpu"
+    notes = []
 
-    def add(name: str, weights: Weights, make: Callable[[Any], Way | list[Way]]) -> None:
-        for batch in batches:
+    def add(makes: Mapping[str, Make], weights: Weights, part: float = 1) -> None:
+        inputs = {batch: inputs_of(network, batch, part) for batch in batches}
+        right = {batch: in_numpy(network, weights)(x)() for batch, x in inputs.items()}
+        for name, make in makes.items():
             try:
-                found = make(inputs[batch])
+                runs = make(network, weights)
             except ImportError as error:
-                notes.add(f"{name}: not measured, {error.name} is not installed")
-                return
-            right = network.step(np, lambda w, x: x @ w, weights, inputs[batch])
-            several = zip(DENSE[:2], found, strict=True) if isinstance(found, list) else ()
-            for key, way in several or [(name, found)]:
-                _check(key, way, right)
-                made[batch][key] = way
+                notes.append(f"{name} is left out: {error.name} is not installed")
+                continue
+            for batch, x in inputs.items():
+                way = made[batch][name] = runs(x)
+                np.testing.assert_allclose(
+                    np.asarray(way()), right[batch], rtol=1e-3, atol=1e-3, err_msg=name
+                )
 
-    weights = weights_of(network)
+    full = weights_of(network)
     for width in WIDTHS:
-        kept = pruned(weights, sparsity, width)
-        add(f"packed 1x{width}", kept, partial(_packed, network, kept, width))
-    kept = pruned(weights, sparsity, 1)
-    add("jax", kept, partial(jax_ways, network, kept))
-    for name, way in {**_HOST_DENSE, **_HOST_SPARSE}.items() if on_host else ():
-        add(name, kept, partial(_on_host, way, network, kept, threads))
-    for batch in batches:
-        made[batch] |= _narrow(network, part_left(network, sparsity), batch)
-    return made
-
-
-def _packed(network: Network, weights: Weights, width: int, inputs: Any) -> Way:
-    return packed_way(network, weights, inputs, width)
-
-
-def _on_host(way: Any, network: Network, weights: Weights, threads: int, inputs: Any) -> Way:
-    return way(network, weights, inputs, threads)
-
-
-def _narrow(network: Network, part: float, batch: int) -> dict[str, Way]:
-    """The network of fewer units, in both orientations."""
-    weights, inputs = weights_of(network, part), inputs_of(network, batch, part)
-    right = network.step(np, lambda w, x: x @ w, weights, inputs)
-    found = dict(zip((NARROW, _TURNED), jax_ways(network, weights, inputs), strict=True))
-    for name, way in found.items():
-        _check(name, way, right)
-    return found
-
-
-_TURNED = f"{NARROW}, w @ x"
-
-
-def _check(name: str, way: Way, right: np.ndarray) -> None:
-    np.testing.assert_allclose(np.asarray(way()), right, rtol=1e-3, atol=1e-3, err_msg=name)
+        add({f"packed 1x{width}": partial(packed, width)}, pruned(full, sparsity, width))
+    on_host = _ON_HOST if jax.default_backend() == "cpu" else {}
+    add(_OF_JAX | on_host, pruned(full, sparsity, 1))
+    part = part_left(network, sparsity)
+    add({NARROW: dense, _TURNED: dense_turned}, weights_of(network, part), part)
+    return made, notes
 
 
 # Times
 
 
 def compare(
-    network: Network, sparsity: float, batches: Sequence[int], threads: int
+    network: Network, sparsity: float, batches: Sequence[int] = BATCHES
 ) -> tuple[list[Row], list[str]]:
     """Rows of one network at one sparsity, one for each batch and way, and notes."""
-    rows, notes = [], set()
-    made = ways(network, sparsity, batches, threads, notes)
+    rows = []
+    made, notes = ways(network, sparsity, batches)
     gc.collect()
     for batch, calls in made.items():
         times = {"warm": interleaved(calls), "cold": _cold(calls)}
@@ -230,11 +240,11 @@ def compare(
         }
         about = {"case": "inference", "task": network.name, "batch": batch, "sparsity": sparsity}
         for name, warm in times["warm"].items():
-            row = about | {"cores": threads, "dtype": "float32", "method": name}
+            row = about | {"cores": n_cores(), "dtype": "float32", "method": name}
             row |= {**warm._asdict(), "cold_ms": times["cold"][name].median_ms}
             row |= {"x_warm": best["warm"] / warm.median_ms}
             rows.append(row | {"x_cold": best["cold"] / row["cold_ms"]})
-    return rows, sorted(notes)
+    return rows, notes
 
 
 def _cold(calls: Mapping[str, Way]) -> Mapping[str, Any]:
@@ -253,9 +263,8 @@ def in_process(name: str, sparsity: float, count: int) -> list[Row]:
     cores = sorted(os.sched_getaffinity(0))[:count]
     threads = {f"{name}_NUM_THREADS": str(count) for name in ("OMP", "OPENBLAS", "MKL")}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench_inference", name, str(sparsity)],
+        [sys.executable, "-c", _WORKER, str(cores), name, str(sparsity)],
         env={**os.environ, **threads},
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
         capture_output=True,
         text=True,
         check=False,
@@ -265,12 +274,22 @@ def in_process(name: str, sparsity: float, count: int) -> list[Row]:
     return _with_notes(*json.loads(done.stdout.splitlines()[-1]))
 
 
+# The cores are set before anything that counts them is imported.
+_WORKER = """
+import json, os, sys
+os.sched_setaffinity(0, json.loads(sys.argv[1]))
+from benchmarks import bench_inference
+network = bench_inference.networks(quick=False)[sys.argv[2]]
+print(json.dumps(bench_inference.compare(network, float(sys.argv[3]))))
+"""
+
+
 def _with_notes(rows: list[Row], notes: list[str]) -> list[Row]:
     return [*rows, *({"case": "note", "note": note} for note in notes)]
 
 
 def _here(network: Network, sparsity: float, batches: Sequence[int]) -> list[Row]:
-    return _with_notes(*compare(network, sparsity, batches, 1))
+    return _with_notes(*compare(network, sparsity, batches))
 
 
 def cases(quick: bool) -> list[Case]:
@@ -279,11 +298,10 @@ def cases(quick: bool) -> list[Case]:
     if quick or jax.default_backend() != "cpu" or not hasattr(os, "sched_setaffinity"):
         for name, network in networks(quick).items():
             for sparsity in (0.9,) if quick else SPARSITIES:
-                run = partial(_here, network, sparsity, (1, 8) if quick else (1, 8, 32))
+                run = partial(_here, network, sparsity, (1, 8) if quick else BATCHES)
                 found.append(Case(f"inference {name} {sparsity:.0%}", run))
         return found
-    n_cores = len(os.sched_getaffinity(0))
-    for count in sorted({1, n_cores}):
+    for count in sorted({1, n_cores()}):
         for name in networks(quick):
             for sparsity in SPARSITIES:
                 run = partial(in_process, name, sparsity, count)
@@ -327,9 +345,3 @@ def _table(rows: Sequence[Row], state: str) -> Table:
         case = task, str(count), str(batch), f"{sparsity:.0%}"
         table.add_row(*case, best["method"], f"{best[ms]:.3f}", *numbers)
     return table
-
-
-if __name__ == "__main__":
-    chosen = networks(quick=False)[sys.argv[1]]
-    got = len(os.sched_getaffinity(0))
-    print(json.dumps(compare(chosen, float(sys.argv[2]), (1, 8, 32), got)))

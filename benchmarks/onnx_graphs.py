@@ -59,13 +59,13 @@ class _Names:
         self.maximum = lambda x, low: graph.add("Max", x, low)[0]
 
 
-def onnx_way(
+def onnx_runs(
     step: Callable[[Any, Product, Any, Any], Any],
     weights: Weights,
-    inputs: list[np.ndarray],
+    widths: list[int],
     threads: int,
-) -> Callable[[], Any]:
-    """The network in onnxruntime.
+) -> Callable[[list[np.ndarray]], Callable[[], Any]]:
+    """A step in onnxruntime, for inputs of these widths and any batch.
 
     Raises:
       ImportError: `onnx` or `onnxruntime` is missing.
@@ -74,21 +74,19 @@ def onnx_way(
     from onnx import TensorProto, helper, numpy_helper
 
     graph = _Graph(helper)
-    names = [_Name(graph, f"x{i}") for i in range(len(inputs))]
+    names = [_Name(graph, f"x{i}") for i in range(len(widths))]
     kernels = {name: _Name(graph, name) for name in weights}
     out = step(_Names(graph), lambda w, x: graph.add("MatMul", x, w)[0], kernels, names)
+    value = helper.make_tensor_value_info
+    inputs = [
+        value(name.name, TensorProto.FLOAT, ["batch", width])
+        for name, width in zip(names, widths, strict=True)
+    ]
     stored = {**weights, **graph.constants}
+    tensors = [numpy_helper.from_array(np.ascontiguousarray(w), n) for n, w in stored.items()]
+    output = value(out.name, TensorProto.FLOAT, None)
     model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "step",
-            [
-                helper.make_tensor_value_info(n.name, TensorProto.FLOAT, x.shape)
-                for n, x in zip(names, inputs, strict=True)
-            ],
-            [helper.make_tensor_value_info(out.name, TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(np.ascontiguousarray(w), n) for n, w in stored.items()],
-        ),
+        helper.make_graph(graph.nodes, "step", inputs, [output], tensors),
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=9,
     )
@@ -97,5 +95,9 @@ def onnx_way(
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    feed = {name.name: x for name, x in zip(names, inputs, strict=True)}
-    return lambda: session.run(None, feed)[0]
+
+    def on(inputs: list[np.ndarray]) -> Callable[[], Any]:
+        feed = {name.name: x for name, x in zip(names, inputs, strict=True)}
+        return lambda: session.run(None, feed)[0]
+
+    return on
