@@ -63,10 +63,10 @@ def studies(size: str) -> list[Study]:
         lower_is_better=False,
         # A kernel of one input channel has nine rows, of which 95% are all.
         exclude=("Conv_0/.*",),
-        steps=40 if quick else 1500,
+        steps=40 if quick else 500,
         chunk=20 if quick else 100,
         learning_rate=5e-3,
-        seeds=2 if quick else 5,
+        seeds=2 if quick else 3,
         **few,
     )
     task = language.task
