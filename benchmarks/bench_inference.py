@@ -4,7 +4,8 @@ One step of an LSTM language model (two layers, softmax over 10,000 words) and t
 of a transformer, at batch 1, 8 and 32, on one core and on all. Against the best of the dense ones
 (JAX as `x @ w` and as `w @ x`, onnxruntime, torch, NumPy): blocks of 8, 16 and 32 outputs with
 `packed_matmul`, CSR of SciPy and of torch with weights dropped one by one, and the dense network
-that is left when whole units go, of as many weights.
+that is left when whole units go, of as many weights. On one network also what does not pay: BCOO
+of JAX, and bfloat16.
 
 Each is timed warm, called again and again, and cold, after reading 128 MB of something else, as a
 model finds the caches where it shares a machine. What each computes is compared first with a dense
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
+import jaxprune
 from benchmarks.common import Call, Case, Check, Row, interleaved
 from benchmarks.networks import (
     Network,
@@ -49,9 +51,10 @@ WIDTHS = (8, 16, 32)
 DENSE = ("jax x @ w", "jax w @ x", "onnxruntime", "torch", "numpy")
 PACKED = tuple(f"packed 1x{width}" for width in WIDTHS)
 NARROW = "narrower dense"
-METHODS = (*DENSE, *PACKED, "scipy CSR", "torch CSR", NARROW)
+METHODS = (*DENSE, *PACKED, "scipy CSR", "torch CSR", NARROW, "jax BCOO", "jax bfloat16")
 SPARSITIES = (0.8, 0.9, 0.95)
 BATCHES = (1, 8, 32)
+_LOSSES_OF = "LSTM 2 x 650"
 _HEADLINE = "packed 1x16"
 _FLUSH_BYTES = 2**27
 _COLD_ROUNDS = 11  # of one call each
@@ -107,6 +110,17 @@ def packed(width: int, network: Network, weights: Weights) -> Runs:
         return jax_dense(packed_matmul, network, kernels)
 
     return lambda inputs: runs(min(len(inputs[0]), 8))(inputs)
+
+
+def bcoo(network: Network, weights: Weights) -> Runs:
+    """JAX's own sparse matrices."""
+    return jax_dense(lambda w, x: (w @ x.T).T, network, jaxprune.to_bcoo(_turned(weights)))
+
+
+def in_bfloat16(network: Network, weights: Weights) -> Runs:
+    """Dense, all in bfloat16."""
+    runs = dense(network, jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), weights))
+    return lambda inputs: runs([jnp.asarray(x, jnp.bfloat16) for x in inputs])
 
 
 def scipy_csr(network: Network, weights: Weights) -> Runs:
@@ -177,6 +191,7 @@ def n_cores() -> int:
 
 
 _OF_JAX: dict[str, Make] = dict(zip(DENSE[:2], (dense, dense_turned), strict=True))
+_LOSSES: dict[str, Make] = {"jax BCOO": bcoo, "jax bfloat16": in_bfloat16}
 # Only where the arrays are on the host anyway.
 _ON_HOST: dict[str, Make] = {
     "onnxruntime": in_onnx,
@@ -205,15 +220,16 @@ def ways(
                 continue
             for batch, x in inputs.items():
                 way = made[batch][name] = runs(x)
-                np.testing.assert_allclose(
-                    np.asarray(way()), right[batch], rtol=1e-3, atol=1e-3, err_msg=name
-                )
+                error = 0.1 if name == "jax bfloat16" else 1e-3
+                found = np.asarray(way(), np.float32)
+                np.testing.assert_allclose(found, right[batch], error, error, err_msg=name)
 
     full = weights_of(network)
     for width in WIDTHS:
         add({f"packed 1x{width}": partial(packed, width)}, pruned(full, sparsity, width))
     on_host = _ON_HOST if jax.default_backend() == "cpu" else {}
-    add(_OF_JAX | on_host, pruned(full, sparsity, 1))
+    losses = _LOSSES if network.name == _LOSSES_OF else {}
+    add(_OF_JAX | on_host | losses, pruned(full, sparsity, 1))
     part = part_left(network, sparsity)
     add({NARROW: dense, _TURNED: dense_turned}, weights_of(network, part), part)
     return made, notes

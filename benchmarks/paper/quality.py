@@ -63,7 +63,7 @@ def studies(size: str) -> list[Study]:
         lower_is_better=False,
         # A kernel of one input channel has nine rows, of which 95% are all.
         exclude=("Conv_0/.*",),
-        steps=40 if quick else 500,
+        steps=40 if quick else 300,
         chunk=20 if quick else 100,
         learning_rate=5e-3,
         seeds=2 if quick else 3,
