@@ -21,7 +21,7 @@ import jax
 from rich.table import Table
 
 import jaxprune
-from benchmarks.paper import digits, summary, text
+from benchmarks.paper import digits, summary, text, tradeoff
 from benchmarks.paper.digits import PlainNet
 from benchmarks.paper.pruning import Pruning
 from benchmarks.paper.recurrent import LanguageModel
@@ -36,7 +36,6 @@ from benchmarks.paper.study import (
 from benchmarks.paper.units import Axes, Units, without_dead_units
 
 SPARSITIES = (0.8, 0.9, 0.95)
-KINDS = ("unstructured", "blocks 1x8", "blocks 1x16", "blocks 1x32", "N:M", "units", "small dense")
 
 
 def studies(size: str) -> list[Study]:
@@ -216,7 +215,7 @@ def table(results: dict[str, Any], study: Study) -> Table:
     out.add_column("")
     for sparsity in study.sparsities:
         out.add_column(f"{100 * sparsity:g}%", justify="right", no_wrap=True)
-    for kind in KINDS:
+    for kind in tradeoff.KINDS:
         rows = [found.get((kind, sparsity)) for sparsity in study.sparsities]
         out.add_row(kind, *(summary.shown(row) if row else "" for row in rows))
     if ("dense", 0.0) in found:
@@ -225,6 +224,6 @@ def table(results: dict[str, Any], study: Study) -> Table:
 
 
 def draw(results: dict[str, Any], study: Study, path: Path) -> list[Path]:
-    """No picture yet."""
-    del results, study, path
-    return []
+    """Quality against the size of files and, for the language model, against latency."""
+    latency = None if _is_cnn(study) else path.with_name(f"inference-{jax.default_backend()}.json")
+    return tradeoff.draw(results, study.measure, path, latency)
