@@ -158,7 +158,15 @@ _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1))
 
 def _separable(width: int) -> nn.Module:
     blocks = tuple((max(features * width // 64, 1), stride) for features, stride in _BLOCKS)
-    return MobileNetV1(_N_CLASSES, blocks=blocks, first=width, first_stride=1, least=1, dropout=0.0)
+    return MobileNetV1(
+        _N_CLASSES,
+        blocks=blocks,
+        first=width,
+        first_stride=1,
+        least=1,
+        dropout=0.0,
+        convolve=convolve,
+    )
 
 
 def studies(size: str) -> list[Study]:

@@ -30,6 +30,7 @@ from benchmarks.paper.study import (
     make_trainer,
     networks_of,
     result_of,
+    track,
 )
 
 Networks = Callable[[Study, tuple[jax.ShapeDtypeStruct, ...]], list[Network]]
@@ -126,6 +127,7 @@ def _one(
     begun = saved = time.monotonic()
     while int(state.step) < study.steps:
         state = trainer.advance(state, key)
+        state = track(study, task, network, trainer, state)
         jax.block_until_ready(state.step)
         bar.update(study.chunk)
         if time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
