@@ -1,7 +1,7 @@
 """Deep convolutional networks on scikit-learn's handwritten digits: 8x8 images, few to train on.
 
 Two studies: a MobileNet of depthwise-separable blocks, whose width is the width multiplier, and a
-plain deep network. Augmentation moves, turns and scales the images, so that 300 of them train a
+plain deep network. Augmentation moves, turns and scales the images, so that 100 of them train a
 deep network and accuracy stays off its ceiling.
 """
 
@@ -170,11 +170,16 @@ def _separable(width: int) -> nn.Module:
 
 
 def studies(size: str) -> list[Study]:
-    """Both studies at a size: "quick", "cpu" or "gpu"."""
+    """Both studies at a size: "quick", "cpu" for half an hour, or "gpu".
+
+    How many images to train on was chosen on dense networks alone, two seeds of each, before any
+    was pruned: with 300 the plain network is at its ceiling; with 100 it reaches 93.9% and its
+    tenth 92.2%, the separable network 91.3% and its fifth 88.5%.
+    """
     steps, chunk = {"quick": (40, 20), "cpu": (1000, 100), "gpu": (8000, 200)}[size]
-    batch, n_train = {"quick": (16, 200), "cpu": (32, 300), "gpu": (128, 300)}[size]
+    batch, n_train = {"quick": (16, 200), "cpu": (32, 100), "gpu": (128, 100)}[size]
     widths = {"quick": (16, 8), "cpu": (32, 24), "gpu": (128, 96)}[size]
-    few: dict[str, Any] = {"sparsities": (0.9,), "seeds": 2} if size == "quick" else {}
+    few: dict[str, Any] = {"sparsities": (0.9,), "seeds": 2} if size == "quick" else {"seeds": 5}
     common: dict[str, Any] = {
         "task": lambda: make_task(batch, n_train),
         "measure": "accuracy",
@@ -184,8 +189,6 @@ def studies(size: str) -> list[Study]:
         "learning_rate": 5e-3,
         **few,
     }
-    # On a CPU, a step of it takes many times one of the plain network.
-    fewer: dict[str, Any] = {"steps": 300, "chunk": 50} if size == "cpu" else {}
     title = f"{n_train} training digits, test accuracy in percent: "
     return [
         Study(
@@ -194,7 +197,7 @@ def studies(size: str) -> list[Study]:
             module=_separable,
             width=widths[0],
             exclude=("first/.*", "depthwise_.*"),
-            **(common | fewer),
+            **common,
         ),
         Study(
             "cnn-plain", title + "plain deep network", module=PlainNet, width=widths[1], **common
