@@ -247,11 +247,13 @@ def test_every_finding_is_planned_at_one_sparsity_within_the_steps():
     counts = [row.n_nonzero for row in rows if row.pruning is not None]
     assert max(counts) - min(counts) <= 4  # roundings of four leaves
     assert all(row.pruning is None or row.pruning.end < study.steps for row in rows)
+    rarest = next(row.pruning for row in rows if row.name == "every 1000 steps")
+    assert rarest.end - rarest.begin == 2 * rarest.every
 
 
 @pytest.mark.slow
 def test_a_finding_with_regrowth_trains_and_is_drawn(tmp_path):
-    study = tiny(library(tmp_path), measure="bits_per_byte", seeds=1)
+    study = tiny(library(tmp_path), measure="bits_per_byte", seeds=1, track=True)
     chosen = (findings.REFERENCE, "regrowth", "global")
 
     def few(study, inputs):
@@ -259,5 +261,7 @@ def test_a_finding_with_regrowth_trains_and_is_drawn(tmp_path):
 
     results = store.run(study, tmp_path, networks=few)
     assert [row["name"] for row in results["summary"]] == list(chosen)
+    for run in results["runs"]:
+        assert run["bits_per_byte_over_steps"][-1] == pytest.approx(run["bits_per_byte"], abs=1e-4)
     assert findings.table(results, study).row_count == 3
     assert all(f.exists() for f in findings.draw(results, study, tmp_path / "x.json"))
