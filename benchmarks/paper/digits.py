@@ -7,6 +7,7 @@ deep network and accuracy stays off its ceiling.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -118,6 +119,12 @@ def augment(images: jax.Array, key: jax.Array) -> jax.Array:
     return jax.vmap(sample)(images[..., 0], y, x)[..., None]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def answer(module: nn.Module, variables: Any, images: jax.Array) -> Any:
+    """Logits; compiled once for all networks of one width."""
+    return module.apply(variables, images)
+
+
 def make_task(batch: int, n_train: int) -> Task:
     """Augmented batches of the training digits; accuracy in percent on the others."""
     digits = load(n_train)
@@ -138,7 +145,7 @@ def make_task(batch: int, n_train: int) -> Task:
         return losses.mean(), dict(changed)
 
     def measure(module: nn.Module, variables: Any, data: Digits) -> dict[str, float]:
-        logits: Any = jax.jit(module.apply)(variables, data.test_images)
+        logits = answer(module, variables, data.test_images)
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, data.test_labels)
         right = (logits.argmax(-1) == data.test_labels).mean()
         return {"accuracy": 100 * float(right), "test_loss": float(nats.mean())}
