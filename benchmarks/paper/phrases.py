@@ -225,10 +225,10 @@ def make_task(to_german: bool, batch: int, n_train: int, n_test: int, n_merges: 
 def studies(size: str) -> list[Study]:
     """Both directions at a size: "quick", "cpu" for half an hour on a core each, or "gpu".
 
-    All was chosen on dense networks, English to German, one seed, before any was pruned. After 1,000
-    steps at width 48 BLEU is 57.6 with 120 merges and 9.3 with 300, whose pieces cut
-    German number words in places that mean nothing. After 1,500 steps a rate of 1e-2 gives 83.0 BLEU
-    at width 48 and 2.6 at width 13, one of 2e-2 gives 94.8 and 6.2.
+    All was chosen on dense networks, English to German, one seed, before any was pruned. After
+    1,000 steps at width 48 BLEU is 57.6 with 120 merges and 9.3 with 300, whose pieces cut German
+    number words in places that mean nothing. After 1,500 steps a rate of 1e-2 gives 83.0 BLEU at
+    width 48 and 2.6 at width 13, a rate of 2e-2 gives 94.8 and 6.2.
     """
     numbers = {
         "quick": (8, 200, 20, 40),
