@@ -79,6 +79,7 @@ def run(
             write_json(path, results)
             _checkpoint_of(path).unlink(missing_ok=True)
     results["finished"] = True
+    results["summary"] = summary.summarize(results, study.measure)  # also where nothing was to do
     write_json(path, results)
     return results
 
