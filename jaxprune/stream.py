@@ -92,7 +92,10 @@ class Stream:
 
     def read(self, n_bytes: int) -> np.ndarray:
         """The next bytes, exactly so many."""
-        out = np.empty(n_bytes, np.uint8)
+        try:
+            out = np.empty(n_bytes, np.uint8)
+        except MemoryError:
+            raise ValueError(f"{self.path}: {n_bytes:,} bytes do not fit into memory.") from None
         view, done = out.data, 0
         while done < n_bytes:
             with self._errors():
