@@ -18,6 +18,7 @@ import numpy as np
 from jaxprune.stream import CUT, Stream, extra, written
 
 _MAX_HEADER = 100_000_000  # bytes; the safetensors library stops there, too
+_MAX_RATIO = 100  # of a header to a file in zstd: its JSON takes twenty times as much memory
 _MAX_AXES = 64  # as NumPy
 _MAX_SIZE = 2**58  # entries, so that no dtype makes more bytes than NumPy can count
 _CODES = {
@@ -173,7 +174,8 @@ def read_header(stream: Stream) -> Header:
     if stream.n_bytes is not None and stream.n_bytes < 8:
         raise ValueError(f"{where}: {stream.n_bytes} bytes are no safetensors file.")
     length = int.from_bytes(stream.read(8).tobytes(), "little")
-    if length > min(_MAX_HEADER, (stream.n_bytes or _MAX_HEADER) - 8):
+    most = min(_MAX_HEADER, max(2**20, _MAX_RATIO * stream.n_stored))
+    if length > min(most, (stream.n_bytes or _MAX_HEADER) - 8):
         raise ValueError(
             f"{where}: not a safetensors file, or a damaged one: its header would have {length} "
             "bytes."
@@ -219,7 +221,7 @@ def _entry(where: Path, name: str, entry: Any) -> tuple[int, int, Tensor]:
         raise ValueError(f"{where}: {name}: its entry in the header is damaged.")
     if not isinstance(code, str) or code not in _CODES:
         raise ValueError(
-            f"{where}: {name}: has dtype {code}, which can't be read; known are "
+            f"{where}: {name}: has dtype {shown(code)}, which can't be read; known are "
             f"{', '.join(_CODES)}."
         )
     tensor = Tensor(name, code, tuple(shape))
@@ -238,7 +240,18 @@ def check_name(where: Any, name: str) -> None:
       >>> check_name("a.npz", "fc/kernel")
     """
     if not name.isprintable():
-        raise ValueError(f"{where}: {name!r}: a name must be printable. Rename the leaf.")
+        raise ValueError(f"{where}: {shown(name)}: a name must be printable. Rename the leaf.")
+
+
+def shown(value: Any) -> str:
+    r"""What stands in a file, fit for a message: printable and not long.
+
+    Example:
+      >>> shown("F32"), shown("\x1b[2J"), shown([1] * 100)[-5:]
+      ("'F32'", "'\\x1b[2J'", '1,...')
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def is_shape(shape: Any) -> TypeGuard[list[int]]:

@@ -265,9 +265,11 @@ def _described(where: Path, header: Header) -> tuple[dict[str, Any], tuple[Leaf,
         raise ValueError(f"{where}: what it says of its leaves is damaged.") from None
     if type(version) is not int or version != VERSION:
         raise ValueError(
-            f"{where}: has version {version!r} of the format, and this jaxprune reads {VERSION}. "
-            "Update jaxprune."
+            f"{where}: has version {container.shown(version)} of the format, and this jaxprune "
+            f"reads {VERSION}. Update jaxprune."
         )
+    for path in noted:
+        container.check_name(where, path)
     queue = list(reversed(header.tensors))
     found = []
     while queue:
@@ -294,7 +296,8 @@ def _leaf(where: str, path: str, entry: Any) -> Leaf:
         raise ValueError(f"{where}: what the file says of it is damaged.")
     if dtype is None:
         raise ValueError(
-            f"{where}: has dtype {entry.get('dtype')!r}, which this jaxprune can't read."
+            f"{where}: has dtype {container.shown(entry.get('dtype'))}, which this jaxprune can't "
+            "read."
         )
     return Leaf(path, tuple(shape), dtype)
 

@@ -74,7 +74,8 @@ class Stream:
 
     def __init__(self, path: Path, file: BinaryIO):
         self.path = path
-        self.n_bytes: int | None = os.fstat(file.fileno()).st_size
+        self.n_stored = os.fstat(file.fileno()).st_size
+        self.n_bytes: int | None = self.n_stored
         self._source: Any = file
         self._zstd_errors: tuple[type[Exception], ...] = ()
         head = file.read(18)  # the longest header of a zstd frame

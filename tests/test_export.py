@@ -328,9 +328,9 @@ HOSTILE = {
     "an unknown dtype": (
         ({"w": entry([2], 0, 8, "F128")}, b"0" * 8),
         None,
-        "has dtype F128, whi",
+        "has dtype 'F128', whi",
     ),
-    "a dtype of objects": (({"w": entry([1], 0, 8, "O")}, b"0" * 8), None, "has dtype O, which"),
+    "a dtype of objects": (({"w": entry([1], 0, 8, "O")}, b"0" * 8), None, "has dtype 'O', which"),
     "a shape too large": (({"w": entry([2**61], 0, 8)}, b"0" * 8), None, "entry in the header"),
     "a large shape": (({"w": entry([2**58], 0, 8)}, b"0" * 8), None, "8 bytes for F32 of shape"),
     "a product that wraps": (
