@@ -5,7 +5,6 @@ Each prints for people, or JSON; what goes wrong is raised.
 
 import contextlib
 import json
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import files, footprint
+from jaxprune import files, footprint, leaks
 from jaxprune.oneshot import prune_params
-from jaxprune.packed import packed_shape
 from jaxprune.report import Report, plan as plan_params
 from jaxprune.saved import is_stored
 
@@ -46,11 +44,13 @@ def inspect(file: Path, *, quick: bool = False, as_json: bool = False) -> None:
     """Prints what is in a file."""
     names = footprint.QUICK if quick else footprint.QUICK + footprint.SLOW
     with files.source(file) as found:
-        masks = _masks(found)
+        masks = leaks.read_masks(found, leaks.mask_paths(found.leaves))
+    with files.source(file) as found:  # again, as the leaves of most kinds come once
         rows, notes = [], []
         with _progress(found, file.name) as arrays:
             for path, array in arrays():
-                row, wrong = _seen(path, array, names, masks.get(path))
+                mask = leaks.kept(masks[path], array.shape) if path in masks else None
+                row, wrong = _seen(path, array, names, mask)
                 rows.append(row)
                 notes += wrong
         kind = found.kind
@@ -95,25 +95,6 @@ def _seen(
     row |= {"sparsity": 1 - n_nonzero / max(array.size, 1)}
     row |= {"structure": footprint.structure_of(nonzero)}
     return row | {"minus_zero": n_minus, "bytes": footprint.sizes(array, names)}, notes
-
-
-def _masks(found: files.Source) -> dict[str, np.ndarray]:
-    """The masks in a checkpoint, by the path of the leaf that each is for."""
-    if found.kind != "orbax":
-        return {}
-    shapes = {leaf.path: leaf.shape for leaf in found.leaves}
-    masks = {}
-    for path, array in found.arrays():
-        match = re.fullmatch(r"(?:.*/)?masks/(.*)", path)
-        for param in (f"params/{match[1]}", match[1]) if match else ():
-            shape = shapes.get(param)
-            if shape == array.shape:
-                masks[param] = array != 0
-            elif shape and packed_shape(shape) == array.shape:
-                masks[param] = np.unpackbits(
-                    array, axis=-1, count=shape[-1], bitorder="little"
-                ).view(bool)
-    return masks
 
 
 def plan(file: Path, sparsity: float, rules: Rules, *, as_json: bool = False) -> None:

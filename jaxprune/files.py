@@ -1,23 +1,22 @@
 """Files of params of any kind, read and written a leaf at a time.
 
 Reads what `save` writes, safetensors, NumPy's `.npz` and orbax checkpoints; writes the first three
-and folders of SciPy's CSR. An orbax checkpoint is read whole; of the others one leaf is in memory.
+and folders of SciPy's CSR. One leaf is in memory, or a group of small ones.
 """
 
 import contextlib
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxprune import format as container
+from jaxprune.checkpoint import Checkpoint
 from jaxprune.interchange import plain_tensor, write_csr
-from jaxprune.paths import leaves_with_paths, listed
+from jaxprune.paths import listed
 from jaxprune.saved import Leaf, memory_bytes, opened, save_leaves
 from jaxprune.stream import extra, written
 
@@ -31,12 +30,16 @@ class Source(NamedTuple):
     Attributes:
       kind: "jaxprune", "safetensors", "npz" or "orbax".
       leaves: what is in it.
-      arrays: a function that gives the path and the array of each leaf in `leaves`, in order, once.
+      read: a function that gives the path and the array of each of some leaves, in order, once.
     """
 
     kind: str
     leaves: tuple[Leaf, ...]
-    arrays: Callable[[], Iterator[tuple[str, np.ndarray]]]
+    read: Callable[[Sequence[Leaf]], Iterator[tuple[str, np.ndarray]]]
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The path and the array of each leaf in `leaves`."""
+        return self.read(self.leaves)
 
 
 @contextlib.contextmanager
@@ -55,7 +58,8 @@ def source(path: Path) -> Iterator[Source]:
       ('w', (2, 3))
     """
     if path.is_dir():
-        yield _orbax(path)
+        checkpoint = Checkpoint(path)
+        yield Source("orbax", checkpoint.leaves, checkpoint.arrays)
     elif _is_zip(path):
         with contextlib.ExitStack() as stack:
             with _zip_errors(path):
@@ -63,7 +67,14 @@ def source(path: Path) -> Iterator[Source]:
             yield _npz(path, archive)
     else:
         with opened(path) as file:
-            yield Source("jaxprune" if file.about else "safetensors", file.leaves, file.arrays)
+            kind = "jaxprune" if file.about else "safetensors"
+            yield Source(kind, file.leaves, lambda leaves: _only(leaves, file.arrays()))
+
+
+def _only(leaves: Sequence[Leaf], arrays: Iterator[Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Those of the arrays that are of these leaves; the others go by."""
+    wanted = {leaf.path for leaf in leaves}
+    return ((path, array) for path, array in arrays if path in wanted)
 
 
 def _is_zip(path: Path) -> bool:
@@ -75,31 +86,35 @@ def _npz(path: Path, archive: zipfile.ZipFile) -> Source:
     members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
     if not members:
         raise ValueError(f"{path}: a zip file without arrays is no .npz.")
-    leaves = tuple(_npy_header(path, archive, info) for info in members)
+    found = {info.filename: _npy_header(path, archive, info) for info in members}
+    if len(found) < len(members):
+        raise ValueError(f"{path}: two arrays of the file have the same name; it is damaged.")
 
-    def arrays() -> Iterator[tuple[str, np.ndarray]]:
-        for info, leaf in zip(members, leaves, strict=True):
-            with _zip_errors(path), archive.open(info) as file:
+    def read(leaves: Sequence[Leaf]) -> Iterator[tuple[str, np.ndarray]]:
+        for leaf in leaves:
+            with _zip_errors(path), archive.open(f"{leaf.path}.npy") as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
-            yield leaf.path, array
+            yield leaf.path, array.astype(leaf.dtype, copy=False)  # in the order of our bytes
 
-    return Source("npz", leaves, arrays)
+    return Source("npz", tuple(found.values()), read)
 
 
 def _npy_header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Leaf:
     """What an array of an `.npz` is, checked before it is read."""
     name = info.filename.removesuffix(".npy")
+    container.check_name(path, name)
     with _zip_errors(path), archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0
         shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
-        leaf, n_head = Leaf(name, tuple(shape), dtype), file.tell()
+        leaf, n_head = Leaf(name, tuple(shape), dtype.newbyteorder("=")), file.tell()
     if container.dtype_of(dtype.name) is None:
         raise ValueError(
             f"{path}: {name}: has dtype {dtype}, which is none of numbers. NumPy's files have no "
             "bfloat16: use jaxprune.save."
         )
-    if leaf.n_bytes > memory_bytes() or leaf.n_bytes != info.file_size - n_head:
+    lengths = container.is_shape(list(leaf.shape))
+    if not lengths or leaf.n_bytes > memory_bytes() or leaf.n_bytes != info.file_size - n_head:
         raise ValueError(
             f"{path}: {name}: {info.file_size - n_head} bytes for {dtype} of shape {leaf.shape}; "
             "the file is damaged."
@@ -111,41 +126,9 @@ def _npy_header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
 def _zip_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: not readable as .npz: {error}.") from None
-
-
-def _orbax(path: Path) -> Source:
-    ocp = extra("orbax.checkpoint", "demo")
-    where = _checkpoint(path)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        found = checkpointer.metadata(where)
-        found = getattr(found, "item_metadata", found)
-        shapes = getattr(found, "tree", found)
-        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        tree = checkpointer.restore(where, restore_args=kinds)
-    paths, leaves, _ = leaves_with_paths(tree)
-    arrays = {path: np.asarray(leaf) for path, leaf in zip(paths, leaves, strict=True)}
-    held = {p: x for p, x in arrays.items() if container.dtype_of(x.dtype.name) is not None}
-    described = tuple(Leaf(p, x.shape, x.dtype) for p, x in held.items())
-    return Source("orbax", described, lambda: iter(held.items()))
-
-
-def _checkpoint(path: Path) -> Path:
-    """The folder of the tree itself, in the folder of a checkpoint, its steps or a step."""
-    where = path.absolute()
-    for _ in range(3):
-        if (where / "_METADATA").is_file():
-            return where
-        inner = [p for p in where.iterdir() if p.is_dir()]
-        steps = sorted((p for p in inner if p.name.isdigit()), key=lambda p: int(p.name))
-        items = [p for name in ("default", "params", "state") for p in inner if p.name == name]
-        if not (steps or items):
-            break
-        where = steps[-1] if steps else items[0]
-    raise ValueError(
-        f"{path}: a folder, but no orbax checkpoint. Give a file, or the folder of a step."
-    )
+    except Exception as error:  # of zipfile, of three decompressors, and of NumPy's parser
+        text = str(error) or type(error).__name__
+        raise ValueError(f"{path}: not readable as .npz: {text}.") from None
 
 
 # Writing
@@ -230,12 +213,22 @@ def _write_csr(
         raise ValueError(
             f"nothing to write: no leaf has two axes; there are {listed([x.path for x in leaves])}."
         )
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out}: is a file; csr makes a folder. Choose another name.")
+    out.parent.mkdir(parents=True, exist_ok=True)
     left_out = []
-    for path, array in arrays:
-        if array.ndim == 2:
-            write_csr(out, path, array)
-        else:
-            left_out.append(path)
+    with tempfile.TemporaryDirectory(
+        dir=out.parent, prefix=f".{out.name}.", suffix=".part"
+    ) as part:
+        written_files = []
+        for path, array in arrays:
+            if array.ndim == 2:
+                written_files.append(write_csr(part, path, array).relative_to(part))
+            else:
+                left_out.append(path)
+        for file in written_files:  # all is well: in place, one after the other
+            (out / file).parent.mkdir(parents=True, exist_ok=True)
+            Path(part, file).replace(out / file)
     return left_out
 
 
@@ -244,14 +237,9 @@ def some(found: Source, paths: Sequence[str]) -> Source:
 
     Example:
       >>> w, b = (Leaf(path, (), np.dtype("float32")) for path in "wb")
-      >>> few = some(Source("npz", (w, b), lambda: iter([("w", 1), ("b", 2)])), ["b"])
+      >>> few = some(Source("npz", (w, b), lambda leaves: ((x.path, 1) for x in leaves)), ["b"])
       >>> list(few.arrays())
-      [('b', 2)]
+      [('b', 1)]
     """
     wanted = set(paths)
-    leaves = tuple(leaf for leaf in found.leaves if leaf.path in wanted)
-
-    def arrays() -> Iterator[tuple[str, Any]]:
-        return ((path, array) for path, array in found.arrays() if path in wanted)
-
-    return Source(found.kind, leaves, arrays)
+    return found._replace(leaves=tuple(leaf for leaf in found.leaves if leaf.path in wanted))

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,9 @@ import numpy as np
 from jaxprune.stream import CUT, Stream, extra, written
 
 _MAX_HEADER = 100_000_000  # bytes; the safetensors library stops there, too
+_MAX_RATIO = 100  # of a header to a file in zstd: its JSON takes twenty times as much memory
 _MAX_AXES = 64  # as NumPy
+_MAX_SIZE = 2**58  # entries, so that no dtype makes more bytes than NumPy can count
 _CODES = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -125,7 +127,7 @@ def write(
     Raises:
       ValueError: a buffer of another length than its tensor.
     """
-    head = _header_bytes(tensors, metadata)
+    head = _header_bytes(path, tensors, metadata)
     size = len(head) + sum(t.n_bytes for t in tensors)
     with written(path) as file, contextlib.ExitStack() as stack:
         out: Any = file
@@ -139,10 +141,11 @@ def write(
             out.write(np.ascontiguousarray(buffer).reshape(-1).view(np.uint8).data)
 
 
-def _header_bytes(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
+def _header_bytes(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for tensor in tensors:
+        check_name(path, tensor.name)
         begin, end = end, end + tensor.n_bytes
         if tensor.name in header or tensor.name == "__metadata__":
             raise ValueError(
@@ -171,13 +174,14 @@ def read_header(stream: Stream) -> Header:
     if stream.n_bytes is not None and stream.n_bytes < 8:
         raise ValueError(f"{where}: {stream.n_bytes} bytes are no safetensors file.")
     length = int.from_bytes(stream.read(8).tobytes(), "little")
-    if length > min(_MAX_HEADER, (stream.n_bytes or _MAX_HEADER) - 8):
+    most = min(_MAX_HEADER, max(2**20, _MAX_RATIO * stream.n_stored))
+    if length > min(most, (stream.n_bytes or _MAX_HEADER) - 8):
         raise ValueError(
             f"{where}: not a safetensors file, or a damaged one: its header would have {length} "
             "bytes."
         )
     try:
-        raw = json.loads(stream.read(length).tobytes().decode(), object_pairs_hook=_no_twins)
+        raw = json.loads(stream.read(length).tobytes().decode(), object_pairs_hook=no_twins)
         if not isinstance(raw, dict):
             raise ValueError("not an object")
     except (ValueError, RecursionError) as error:
@@ -197,7 +201,8 @@ def read_header(stream: Stream) -> Header:
     return Header(tensors, metadata)
 
 
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a JSON object as a dict; a `ValueError` where a name stands there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name stands there twice")
@@ -206,16 +211,17 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(where: Path, name: str, entry: Any) -> tuple[int, int, Tensor]:
     """Where a tensor begins and ends, and what it is."""
+    check_name(where, name)
     try:
         code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        sound = isinstance(shape, list) and is_shape((*shape, begin, end))
+        sound = is_shape(shape) and _is_length(begin) and _is_length(end)
     except (TypeError, KeyError, ValueError):
         sound, code, shape, begin, end = False, None, [], 0, 0
-    if not sound or len(shape) > _MAX_AXES:
+    if not sound:
         raise ValueError(f"{where}: {name}: its entry in the header is damaged.")
     if not isinstance(code, str) or code not in _CODES:
         raise ValueError(
-            f"{where}: {name}: has dtype {code}, which can't be read; known are "
+            f"{where}: {name}: has dtype {shown(code)}, which can't be read; known are "
             f"{', '.join(_CODES)}."
         )
     tensor = Tensor(name, code, tuple(shape))
@@ -227,9 +233,40 @@ def _entry(where: Path, name: str, entry: Any) -> tuple[int, int, Tensor]:
     return begin, end, tensor
 
 
-def is_shape(shape: Sequence[Any]) -> bool:
-    """Whether it holds integers that may be lengths."""
-    return all(type(n) is int and 0 <= n < 2**62 for n in shape)
+def check_name(where: Any, name: str) -> None:
+    """Raises unless a name can be shown: one with escape codes could take over a terminal.
+
+    Example:
+      >>> check_name("a.npz", "fc/kernel")
+    """
+    if not name.isprintable():
+        raise ValueError(f"{where}: {shown(name)}: a name must be printable. Rename the leaf.")
+
+
+def shown(value: Any) -> str:
+    r"""What stands in a file, fit for a message: printable and not long.
+
+    Example:
+      >>> shown("F32"), shown("\x1b[2J"), shown([1] * 100)[-5:]
+      ("'F32'", "'\\x1b[2J'", '1,...')
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def is_shape(shape: Any) -> TypeGuard[list[int]]:
+    """Whether it is a list of lengths that an array may have.
+
+    Example:
+      >>> is_shape([2, 3]), is_shape([-1]), is_shape([0, 2**40, 2**40])
+      (True, False, False)
+    """
+    lengths = isinstance(shape, list) and len(shape) <= _MAX_AXES and all(map(_is_length, shape))
+    return lengths and math.prod(max(n, 1) for n in shape) <= _MAX_SIZE
+
+
+def _is_length(n: Any) -> bool:
+    return type(n) is int and 0 <= n < 2**62
 
 
 def _in_order(where: Path, entries: Mapping[str, tuple[int, int, Tensor]]) -> tuple[Tensor, ...]:

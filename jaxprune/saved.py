@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +67,8 @@ def save_leaves(
       structure: as for `save`.
       metadata: as for `save`.
       level: as for `save`.
-      spool: a binary file to keep what is packed in until all is; by default it stays in memory.
+      spool: a binary file to keep what is packed in until all is, so that one leaf is in memory; by
+        default all of it stays there.
     """
     head = _checked_metadata(metadata)
     _check_level(level)
@@ -82,22 +83,22 @@ def save_leaves(
         n_zero, size = n_zero + array.size - n_kept, size + array.size
         for tensor, data in parts:
             tensors.append(tensor)
-            buffers.append(data if spool is None else _spooled(spool, data))
+            if spool is None:
+                buffers.append(data)
+            else:
+                spool.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
     ours = {"version": VERSION, "sparsity": round(n_zero / max(size, 1), 6)}
     ours |= {} if structure is None else {"structure": str(structure)}
     head[_KEY] = json.dumps(ours | {"leaves": about}, separators=(",", ":"), ensure_ascii=False)
-    container.write(Path(path), tensors, buffers, head, level=level)
+    found = buffers if spool is None else _unspooled(spool, tensors)
+    container.write(Path(path), tensors, found, head, level=level)
 
 
-def _spooled(spool: Any, data: np.ndarray) -> np.ndarray:
-    """The same bytes, in the file."""
-    raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-    if not raw.size:
-        return raw
-    offset = spool.seek(0, os.SEEK_END)
-    spool.write(raw.data)
-    spool.flush()
-    return np.memmap(spool, np.uint8, "r", offset, raw.shape)
+def _unspooled(spool: Any, tensors: Sequence[Tensor]) -> Iterator[np.ndarray]:
+    """What was spooled, a tensor at a time."""
+    spool.seek(0)
+    for tensor in tensors:
+        yield np.frombuffer(spool.read(tensor.n_bytes), np.uint8)
 
 
 def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
@@ -145,6 +146,8 @@ def encoded(path: str, array: np.ndarray) -> tuple[list[tuple[Tensor, np.ndarray
       (['w:bits', 'w:values'], 10)
     """
     flat = np.ascontiguousarray(array).reshape(-1)
+    if flat.dtype == bool:
+        flat = flat.view(np.uint8) != 0  # True is 1, whatever else the byte was
     stored = is_stored(flat)
     n_kept = int(np.count_nonzero(stored))
     n_dropped = flat.size - n_kept
@@ -193,15 +196,25 @@ class SavedParams:
           ValueError: the file is damaged, with its path and that of the leaf.
         """
         for leaf in self.leaves:
-            if leaf.n_kept is None:
-                raw = self._stream.read(leaf.n_bytes)
-                yield leaf.path, raw.view(leaf.dtype).reshape(leaf.shape)
-            else:
-                bits = self._stream.read(-(-leaf.size // 8))
-                _check_bits(f"{self._stream.path}: {leaf.path}", bits, leaf)
-                values = self._stream.read(leaf.n_kept * leaf.dtype.itemsize)
-                yield leaf.path, _decoded(leaf, bits, values)
+            yield leaf.path, self._next(leaf)
         self._stream.finish()
+
+    def _next(self, leaf: Leaf) -> np.ndarray:
+        where = f"{self._stream.path}: {leaf.path or '(root)'}"
+        bits = None
+        if leaf.n_kept is not None:
+            bits = self._stream.read(-(-leaf.size // 8))
+            _check_bits(where, bits, leaf)
+        n_entries = leaf.size if leaf.n_kept is None else leaf.n_kept
+        raw = self._stream.read(n_entries * leaf.dtype.itemsize)
+        if leaf.dtype == bool and raw.max(initial=0) > 1:
+            raise ValueError(f"{where}: has bools that are neither 0 nor 1; the file is damaged.")
+        if bits is None:
+            return raw.view(leaf.dtype).reshape(leaf.shape)
+        try:
+            return _decoded(leaf, bits, raw)
+        except MemoryError:
+            raise ValueError(f"{where}: {leaf.n_bytes:,} bytes do not fit into memory.") from None
 
 
 @contextlib.contextmanager
@@ -245,16 +258,18 @@ def _described(where: Path, header: Header) -> tuple[dict[str, Any], tuple[Leaf,
             for tensor in header.tensors
         )
     try:
-        about = json.loads(text)
+        about = json.loads(text, object_pairs_hook=container.no_twins)
         version, noted = about["version"], about.pop("leaves")
         is_packed = {path: entry["packed"] for path, entry in noted.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(f"{where}: what it says of its leaves is damaged.") from None
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise ValueError(
-            f"{where}: has version {version!r} of the format, and this jaxprune reads {VERSION}. "
-            "Update jaxprune."
+            f"{where}: has version {container.shown(version)} of the format, and this jaxprune "
+            f"reads {VERSION}. Update jaxprune."
         )
+    for path in noted:
+        container.check_name(where, path)
     queue = list(reversed(header.tensors))
     found = []
     while queue:
@@ -277,11 +292,12 @@ def _leaf(where: str, path: str, entry: Any) -> Leaf:
     """A leaf as the metadata describe it."""
     shape = entry.get("shape") if isinstance(entry, dict) else None
     dtype = container.dtype_of(entry.get("dtype")) if isinstance(entry, dict) else None
-    if not isinstance(shape, list) or not container.is_shape(shape):
+    if not container.is_shape(shape):
         raise ValueError(f"{where}: what the file says of it is damaged.")
     if dtype is None:
         raise ValueError(
-            f"{where}: has dtype {entry.get('dtype')!r}, which this jaxprune can't read."
+            f"{where}: has dtype {container.shown(entry.get('dtype'))}, which this jaxprune can't "
+            "read."
         )
     return Leaf(path, tuple(shape), dtype)
 

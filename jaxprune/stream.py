@@ -74,7 +74,8 @@ class Stream:
 
     def __init__(self, path: Path, file: BinaryIO):
         self.path = path
-        self.n_bytes: int | None = os.fstat(file.fileno()).st_size
+        self.n_stored = os.fstat(file.fileno()).st_size
+        self.n_bytes: int | None = self.n_stored
         self._source: Any = file
         self._zstd_errors: tuple[type[Exception], ...] = ()
         head = file.read(18)  # the longest header of a zstd frame
@@ -92,7 +93,10 @@ class Stream:
 
     def read(self, n_bytes: int) -> np.ndarray:
         """The next bytes, exactly so many."""
-        out = np.empty(n_bytes, np.uint8)
+        try:
+            out = np.empty(n_bytes, np.uint8)
+        except MemoryError:
+            raise ValueError(f"{self.path}: {n_bytes:,} bytes do not fit into memory.") from None
         view, done = out.data, 0
         while done < n_bytes:
             with self._errors():

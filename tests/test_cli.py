@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ import optax
 import pytest
 
 import jaxprune
-from jaxprune import commands, footprint, saved
+from jaxprune import checkpoint, commands, files, footprint, saved
 from jaxprune.export import load, save
 from jaxprune.interchange import save_safetensors
+from jaxprune.packed import pack
 
 typer = pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -206,6 +208,80 @@ def test_a_checkpoint_is_read_and_its_leaks_are_found(tmp_path, packed, managed)
         np.testing.assert_array_equal(found["params/fc/kernel"], sparse["fc"]["kernel"])
 
 
+def test_a_checkpoint_is_read_a_group_of_leaves_at_a_time(tmp_path, monkeypatch):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    weights = {f"w{i}": np.full((4, 4), i + 1, np.float32) for i in range(4)}
+    half = {"h": np.ones(3, ml_dtypes.bfloat16), "text": "words", "scalar": np.int32(3), "none": {}}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "a", {"params": weights, "rest": [half, 4.5]})
+    monkeypatch.setattr(checkpoint, "_GROUP", 2 * 64)
+    read, restored = [], checkpoint.Checkpoint._restored
+
+    def logged(self, places):
+        found = restored(self, places)
+        read.append([name for name, place in self._places.items() if place in places])
+        return found
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "_restored", logged)
+    with files.source(tmp_path / "a") as found:
+        arrays = dict(found.arrays())
+    pairs = [["params/w0", "params/w1"], ["params/w2", "params/w3"]]
+    assert read == [*pairs, ["rest/0/h", "rest/0/scalar", "rest/1"]]  # no text
+    assert [leaf.path for leaf in found.leaves] == list(arrays) == [*read[0], *read[1], *read[2]]
+    for leaf in found.leaves:
+        assert (arrays[leaf.path].shape, arrays[leaf.path].dtype) == (leaf.shape, leaf.dtype)
+    assert_same(arrays["params/w3"], weights["w3"])
+    assert_same(arrays["rest/0/h"], half["h"])
+    read.clear()
+    run("export", tmp_path / "a", "-o", tmp_path / "a.zst")
+    assert read == pairs  # the params alone
+    assert_same(load(tmp_path / "a.zst")["params"], weights)
+
+
+def test_damaged_checkpoints_are_refused(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        for name in "ab":
+            checkpointer.save(tmp_path / "many" / name, {"w": np.ones((8, 8))})
+    one = tmp_path / "many" / "a"
+    run("inspect", one)
+    text = "holds several trees, a, b. Give the folder of one."
+    assert text in run("inspect", tmp_path / "many", code=1)[1]
+    for data in one.glob("**/d/*"):
+        data.write_bytes(data.read_bytes()[:9])
+    _, error = run("inspect", one, code=1)
+    assert f"{one}: not readable as an orbax checkpoint: " in error
+    (one / "_METADATA").write_text("{")
+    _, error = run("inspect", one, code=1)
+    assert f"{one}: not readable as an orbax checkpoint: " in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("packed", (False, True))
+@pytest.mark.parametrize(
+    "param, others, mask",
+    (
+        ("params/w", ("opt_state/0/mu/w", "ema/w"), "opt_state/1/masks/w"),
+        ("w", ("x/w",), "masks/w"),
+        ("state/params/w", ("state/opt_state/inner_state/0/nu/w",), "state/opt_state/masks/w"),
+        ("model/w/value", ("opt/mu/w/value",), "opt/masks/w"),
+        ("params/params/w", (), "opt_state/masks/params/w"),
+    ),
+)
+def test_masks_are_found_wherever_they_are(tmp_path, packed, param, others, mask):
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(3, 20)).astype(np.float32)
+    keeps = rng.random(w.shape) < 0.5
+    held = np.asarray(pack(jnp.asarray(keeps))) if packed else keeps.astype(np.uint8)
+    shown = {param: w, mask: held} | dict.fromkeys(others, w)
+    np.savez(tmp_path / "a.npz", **shown)
+    [leak] = as_json("inspect", tmp_path / "a.npz", "--quick")["warnings"]
+    n = int(np.sum(~keeps))
+    assert leak.startswith(f"{param}: {n} of {n} weights that the masks in the file drop are not")
+    np.savez(tmp_path / "b.npz", **shown | {param: np.where(keeps, w, np.float32(0))})
+    assert as_json("inspect", tmp_path / "b.npz", "--quick")["warnings"] == []
+
+
 def rows_kept(counts, shape):
     """A mask that keeps a number of random entries of each row."""
     rng = np.random.default_rng(0)
@@ -316,8 +392,34 @@ def test_damaged_npz_files_are_refused(tmp_path):
     assert "b.npz: " in run("inspect", tmp_path / "b.npz", code=1)[1]
     np.savez(tmp_path / "c.npz", w=np.array([{}], object))
     assert "c.npz: w: has dtype object" in run("inspect", tmp_path / "c.npz", code=1)[1]
+    with zipfile.ZipFile(tmp_path / "e.npz", "w") as archive:
+        for name in ("w.npy", "v.npy"):
+            archive.writestr(name, npy(np.ones(2)))
+    twice = (tmp_path / "e.npz").read_bytes().replace(b"v.npy", b"w.npy")
+    (tmp_path / "e.npz").write_bytes(twice)
+    error = run("inspect", tmp_path / "e.npz", code=1)[1]
+    assert "e.npz: two arrays of the file have the same name" in error
     np.savez(tmp_path / "d.npz", w=np.ones(2, ml_dtypes.bfloat16))
     assert "NumPy's files have no bfloat16" in run("inspect", tmp_path / "d.npz", code=1)[1]
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_bytes_in_the_other_order_come_back_in_ours(tmp_path):
+    w = np.where(np.arange(40.0) % 4 == 0, np.arange(40.0) + 1, 0).reshape(4, 10)
+    np.savez(
+        tmp_path / "a.npz", w=w.astype(">f4"), v=np.asfortranarray(w), n=np.arange(9, dtype=">i2")
+    )
+    run("export", tmp_path / "a.npz", "-o", tmp_path / "a.zst")
+    assert_same(
+        load(tmp_path / "a.zst"), {"w": w.astype("f4"), "v": w, "n": np.arange(9, dtype="i2")}
+    )
+    run("prune", tmp_path / "a.npz", "-o", tmp_path / "b.zst", "-s", 0.9)
+    assert load(tmp_path / "b.zst")["w"].max() == 37
 
 
 @pytest.mark.parametrize("suffix", (".safetensors", ".safetensors.zst", ".npz"))

@@ -309,7 +309,6 @@ def packed_header(about, n_bits=1, n_values=4):
 
 
 TWICE = b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}, "a": 3}'
-HUGE = 2**61
 HOSTILE = {
     "empty": (None, b"", "0 bytes are no safetensors file"),
     "header longer than the file": (({}, b"", 10**9), None, "header would have 1000000000 bytes"),
@@ -329,11 +328,47 @@ HOSTILE = {
     "an unknown dtype": (
         ({"w": entry([2], 0, 8, "F128")}, b"0" * 8),
         None,
-        "has dtype F128, whi",
+        "has dtype 'F128', whi",
     ),
-    "a dtype of objects": (({"w": entry([1], 0, 8, "O")}, b"0" * 8), None, "has dtype O, which"),
-    "a shape too large": (({"w": entry([HUGE], 0, 8)}, b"0" * 8), None, "8 bytes for F32 of shape"),
-    "a product that wraps": (({"w": entry([2**32, 2**32], 0, 0)},), None, "0 bytes for F32 of sha"),
+    "a dtype of objects": (({"w": entry([1], 0, 8, "O")}, b"0" * 8), None, "has dtype 'O', which"),
+    "a shape too large": (({"w": entry([2**61], 0, 8)}, b"0" * 8), None, "entry in the header"),
+    "a large shape": (({"w": entry([2**58], 0, 8)}, b"0" * 8), None, "8 bytes for F32 of shape"),
+    "a product that wraps": (
+        ({"w": entry([2**32, 2**32], 0, 0)},),
+        None,
+        "its entry in the header",
+    ),
+    "an empty one that wraps": (({"w": entry([0, 2**40, 2**40], 0, 0)},), None, "its entry in the"),
+    "bools of seven": (
+        ({"w": entry([2], 0, 2, "BOOL")}, b"\1\7"),
+        None,
+        "w: has bools that are neither 0 nor 1",
+    ),
+    "escape codes in a name": (
+        ({"\x1b[2J": entry([1], 0, 4)}, b"0000"),
+        None,
+        r"'\x1b[2J': a name must be printable",
+    ),
+    "half a character in a name": (
+        ({"\ud800": entry([1], 0, 4)}, b"0000"),
+        None,
+        r"'\ud800': a name must be printable",
+    ),
+    "many axes, packed": (
+        (packed_header(ours({"w": leaf([1] * 65, True)})), b"\1" + b"0000"),
+        None,
+        "w: what the file says of it is damaged",
+    ),
+    "a version that is true": (
+        ({"__metadata__": ours({}, version=True)},),
+        None,
+        "has version True of the",
+    ),
+    "notes twice": (
+        ({"__metadata__": {"jaxprune": '{"version":1,"version":1,"leaves":{}}'}},),
+        None,
+        "what it says of its leaves is damaged",
+    ),
     "a gap": (({"w": entry([1], 4, 8)}, b"0" * 8), None, "w: begins at 4, where the tensor before"),
     "an overlap": (
         ({"a": entry([1], 0, 4), "w": entry([1], 2, 6)}, b"0" * 6),

@@ -69,19 +69,23 @@ def test_paths_of_the_narrow_networks_are_those_of_the_published_ones():
         assert jax.tree.structure(ours) == jax.tree.structure(theirs)
 
 
+def rate_of(recipe, step):
+    """How far a gradient of 1 moves a param at this step of plain SGD."""
+    tx = recipe.optimizer()
+    state = jax.tree.map(lambda x: jnp.full_like(x, step), tx.init(jnp.zeros(())))
+    update: Any = tx.update(jnp.ones(()), state)[0]
+    return -float(update)
+
+
 def test_rates_fall_as_published():
     recipe = fullsize.RECIPES["PTB LSTM small"]
     per_epoch = 929_589 // 400
     assert recipe.steps == 13 * per_epoch
-
-    def moved(step):
-        tx = recipe.optimizer()
-        state = jax.tree.map(lambda x: jnp.full_like(x, step), tx.init(jnp.zeros(())))
-        update: Any = tx.update(jnp.ones(()), state)[0]
-        return -float(update)
-
-    rates = [moved(epoch * per_epoch) for epoch in range(7)]
+    rates = [rate_of(recipe, epoch * per_epoch) for epoch in range(7)]
     assert rates == [1.0, 1.0, 1.0, 1.0, 0.5, 0.25, 0.125]
+    gnmt = fullsize.RECIPES["GNMT"]
+    rates = [rate_of(gnmt, step) for step in (0, 170_000, 186_999, 187_000, 204_000, 339_999)]
+    assert rates == [1.0, 1.0, 1.0, 0.5, 0.25, 2.0**-9]
 
 
 def test_training_on_ptb_files_reaches_the_sparsity(tmp_path):

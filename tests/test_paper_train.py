@@ -12,8 +12,12 @@ import pytest
 pytest.importorskip("flax")
 pytest.importorskip("tqdm")
 pytest.importorskip("sklearn")
+pytest.importorskip("typer")
 
-from benchmarks.paper import digits, findings, phrases, store, summary, text
+from typer.testing import CliRunner
+
+from benchmarks.paper import __main__ as commands, digits, findings, phrases, store, summary, text
+from benchmarks.paper.__main__ import app
 from benchmarks.paper.pruning import Pruning
 from benchmarks.paper.recurrent import LanguageModel
 from benchmarks.paper.study import Study, match_width, n_params_of, networks_of, sparse_network
@@ -239,6 +243,52 @@ def test_padding_of_the_source_changes_nothing(getkey):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_translator_trains_and_is_measured_by_what_it_decodes(tmp_path):
+    for module in ("num2words", "babel", "sacrebleu"):
+        pytest.importorskip(module)
+    study = next(s for s in phrases.studies("quick") if s.name == "seq2seq-de-en")
+    study = dataclasses.replace(study, width=6, steps=4, chunk=2, seeds=1)
+    [run] = store.run(study, tmp_path, networks=only_sparse)["runs"]
+    assert np.isfinite(run["losses"]).all()
+    assert 0 <= run["exact"] <= 100
+    assert 0 <= run["bleu"] <= 100
+
+
+def test_bleu_is_of_the_whole_corpus_and_100_only_where_all_is_right():
+    pytest.importorskip("sacrebleu")
+    right = ["twenty one thousand and four", "the first of May nineteen hundred"]
+    assert phrases.bleu(right, right) == pytest.approx(100)
+    assert 0 < phrases.bleu([right[0], "the first of June nineteen hundred"], right) < 100
+    assert phrases.bleu(["", ""], right) == 0
+
+
+@pytest.mark.slow
+def test_the_quick_command_trains_writes_and_goes_on(tmp_path):
+    command = ["lstm", "--quick", "--out", str(tmp_path)]
+    for more in ([], ["--resume"]):
+        result = CliRunner().invoke(app, command + more)
+        assert result.exit_code == 0, result.output
+        assert "90%" in result.output
+    written = json.loads((tmp_path / "paper-lstm-cpu.json").read_text())
+    assert written["finished"]
+    assert len(written["runs"]) == 6
+    assert {p.suffix for p in tmp_path.iterdir()} >= {".json", ".png"}
+
+
+def test_a_study_that_is_not_there_is_named_with_those_that_are():
+    result = CliRunner().invoke(app, ["cnn", "--only", "inception"])
+    assert result.exit_code == 2
+    assert "cnn-separable" in result.output
+
+
+def test_a_missing_package_is_named_with_what_to_type(monkeypatch):
+    monkeypatch.setattr(commands, "find_spec", lambda name: None if name == "babel" else True)
+    result = CliRunner().invoke(app, ["seq2seq", "--quick"])
+    assert result.exit_code == 2
+    assert "babel is not installed. Type: pip install -e '.[paper]'" in result.output
+
+
 def test_every_finding_is_planned_at_one_sparsity_within_the_steps():
     study = findings.study("cpu")
     rows = findings.networks(study, INPUTS)
@@ -247,11 +297,13 @@ def test_every_finding_is_planned_at_one_sparsity_within_the_steps():
     counts = [row.n_nonzero for row in rows if row.pruning is not None]
     assert max(counts) - min(counts) <= 4  # roundings of four leaves
     assert all(row.pruning is None or row.pruning.end < study.steps for row in rows)
+    rarest = next(row.pruning for row in rows if row.name == "every 1000 steps")
+    assert rarest.end - rarest.begin == 2 * rarest.every
 
 
 @pytest.mark.slow
 def test_a_finding_with_regrowth_trains_and_is_drawn(tmp_path):
-    study = tiny(library(tmp_path), measure="bits_per_byte", seeds=1)
+    study = tiny(library(tmp_path), measure="bits_per_byte", seeds=1, track=True)
     chosen = (findings.REFERENCE, "regrowth", "global")
 
     def few(study, inputs):
@@ -259,5 +311,7 @@ def test_a_finding_with_regrowth_trains_and_is_drawn(tmp_path):
 
     results = store.run(study, tmp_path, networks=few)
     assert [row["name"] for row in results["summary"]] == list(chosen)
+    for run in results["runs"]:
+        assert run["bits_per_byte_over_steps"][-1] == pytest.approx(run["bits_per_byte"], abs=1e-4)
     assert findings.table(results, study).row_count == 3
     assert all(f.exists() for f in findings.draw(results, study, tmp_path / "x.json"))

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich.console import Console
-from rich.table import Table
+_INSTALL = "is not installed. Type: pip install -e '.[paper]'"
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError as error:
+    sys.exit(f"benchmarks.paper: {error.name} {_INSTALL}")
 
-from benchmarks.paper.study import Study
+if TYPE_CHECKING:
+    from benchmarks.paper.study import Study
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny, into a temporary folder.")]
 Large = Annotated[bool, typer.Option("--large", help="The configuration for a GPU.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the results that are there.")]
+Only = Annotated[str, typer.Option(help="Studies whose name contains this.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the results.")]
 _RESULTS = Path(__file__).parent.parent / "results"
 
@@ -28,9 +35,18 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
+def needs(*modules: str) -> None:
+    """Ends the command with what to install, where one of these modules is missing."""
+    for module in ("flax", "tqdm", *modules):
+        if find_spec(module) is None:
+            console().print(f"benchmarks.paper: {module} {_INSTALL}", highlight=False, markup=False)
+            raise typer.Exit(2)
+
+
 @app.command()
 def sizes() -> None:
     """Counts the published networks at full size, beside what was printed. Needs no data."""
+    needs()
     from benchmarks.paper.sizes import show
 
     show(console().print)
@@ -39,30 +55,46 @@ def sizes() -> None:
 @app.command()
 def lstm(quick: Quick = False, large: Large = False, resume: Resume = False, out: Out = None):
     """Language models of CPython's standard library."""
+    needs()
     from benchmarks.paper import text
 
     _run([text.study(_size(quick, large))], quick, resume, out)
 
 
 @app.command()
-def cnn(quick: Quick = False, large: Large = False, resume: Resume = False, out: Out = None):
+def cnn(
+    quick: Quick = False,
+    large: Large = False,
+    resume: Resume = False,
+    out: Out = None,
+    only: Only = "",
+):
     """Deep convolutional networks, depthwise-separable and plain, on scikit-learn's digits."""
+    needs("sklearn")
     from benchmarks.paper import digits
 
-    _run(digits.studies(_size(quick, large)), quick, resume, out)
+    _run(_named(only, digits.studies, _size(quick, large)), quick, resume, out)
 
 
 @app.command()
-def seq2seq(quick: Quick = False, large: Large = False, resume: Resume = False, out: Out = None):
+def seq2seq(
+    quick: Quick = False,
+    large: Large = False,
+    resume: Resume = False,
+    out: Out = None,
+    only: Only = "",
+):
     """Translation of number words and dates, English to German and back."""
+    needs("num2words", "babel", "sacrebleu")
     from benchmarks.paper import phrases
 
-    _run(phrases.studies(_size(quick, large)), quick, resume, out)
+    _run(_named(only, phrases.studies, _size(quick, large)), quick, resume, out)
 
 
 @app.command("findings")
 def other_findings(quick: Quick = False, resume: Resume = False, out: Out = None):
     """When, how often and where to prune: variants of one language model at 90%."""
+    needs()
     from benchmarks.paper import findings
 
     study = findings.study("quick" if quick else "cpu")
@@ -90,6 +122,7 @@ def step(
     batch: Annotated[int, typer.Option(help="Examples.")] = 2,
 ):
     """One real training step of each full-size network, pruned, on made-up data: up to 5 GB."""
+    needs()
     from benchmarks.paper import fullsize
 
     table = Table("network", "sparsity", "loss", "zeros", "compile s", "step s", "peak GB so far")
@@ -118,10 +151,13 @@ def train(
     """Trains a published network on your own data, pruning it as the paper does."""
     import dataclasses
 
+    needs()
     from benchmarks.paper import fullsize
 
     if network not in fullsize.RECIPES:
         raise typer.BadParameter(f"no network {network!r}: choose one of {list(fullsize.RECIPES)}")
+    if network in ("InceptionV3", "MobileNet v1"):
+        needs("PIL")
     given = {"sparsity": sparsity, "steps": steps, "batch": batch, "every": every}
     changes = {name: value for name, value in given.items() if value is not None}
     recipe = dataclasses.replace(fullsize.RECIPES[network], **changes)
@@ -137,6 +173,14 @@ def _size(quick: bool, large: bool) -> str:
     if quick and large:
         raise typer.BadParameter("choose one of --quick and --large")
     return "quick" if quick else "gpu" if large else "cpu"
+
+
+def _named(only: str, studies: Callable[[str], list[Study]], size: str) -> list[Study]:
+    found = [study for study in studies(size) if only in study.name]
+    if not found:
+        names = [study.name for study in studies(size)]
+        raise typer.BadParameter(f"no study {only!r}: choose one of {names}")
+    return found
 
 
 def _run(

@@ -1,12 +1,13 @@
 """Deep convolutional networks on scikit-learn's handwritten digits: 8x8 images, few to train on.
 
 Two studies: a MobileNet of depthwise-separable blocks, whose width is the width multiplier, and a
-plain deep network. Augmentation moves, turns and scales the images, so that 300 of them train a
+plain deep network. Augmentation moves, turns and scales the images, so that 100 of them train a
 deep network and accuracy stays off its ceiling.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -118,6 +119,12 @@ def augment(images: jax.Array, key: jax.Array) -> jax.Array:
     return jax.vmap(sample)(images[..., 0], y, x)[..., None]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def answer(module: nn.Module, variables: Any, images: jax.Array) -> Any:
+    """Logits; compiled once for all networks of one width."""
+    return module.apply(variables, images)
+
+
 def make_task(batch: int, n_train: int) -> Task:
     """Augmented batches of the training digits; accuracy in percent on the others."""
     digits = load(n_train)
@@ -138,7 +145,7 @@ def make_task(batch: int, n_train: int) -> Task:
         return losses.mean(), dict(changed)
 
     def measure(module: nn.Module, variables: Any, data: Digits) -> dict[str, float]:
-        logits: Any = jax.jit(module.apply)(variables, data.test_images)
+        logits = answer(module, variables, data.test_images)
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, data.test_labels)
         right = (logits.argmax(-1) == data.test_labels).mean()
         return {"accuracy": 100 * float(right), "test_loss": float(nats.mean())}
@@ -158,15 +165,28 @@ _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1))
 
 def _separable(width: int) -> nn.Module:
     blocks = tuple((max(features * width // 64, 1), stride) for features, stride in _BLOCKS)
-    return MobileNetV1(_N_CLASSES, blocks=blocks, first=width, first_stride=1, least=1, dropout=0.0)
+    return MobileNetV1(
+        _N_CLASSES,
+        blocks=blocks,
+        first=width,
+        first_stride=1,
+        least=1,
+        dropout=0.0,
+        convolve=convolve,
+    )
 
 
 def studies(size: str) -> list[Study]:
-    """Both studies at a size: "quick", "cpu" or "gpu"."""
+    """Both studies at a size: "quick", "cpu" for half an hour, or "gpu".
+
+    How many images to train on was chosen on dense networks alone, two seeds of each, before any
+    was pruned: with 300 the plain network is at its ceiling; with 100 it reaches 93.9% and its
+    tenth 92.2%, the separable network 91.3% and its fifth 88.5%.
+    """
     steps, chunk = {"quick": (40, 20), "cpu": (1000, 100), "gpu": (8000, 200)}[size]
-    batch, n_train = {"quick": (16, 200), "cpu": (32, 300), "gpu": (128, 300)}[size]
+    batch, n_train = {"quick": (16, 200), "cpu": (32, 100), "gpu": (128, 100)}[size]
     widths = {"quick": (16, 8), "cpu": (32, 24), "gpu": (128, 96)}[size]
-    few: dict[str, Any] = {"sparsities": (0.9,), "seeds": 2} if size == "quick" else {}
+    few: dict[str, Any] = {"sparsities": (0.9,), "seeds": 2} if size == "quick" else {"seeds": 5}
     common: dict[str, Any] = {
         "task": lambda: make_task(batch, n_train),
         "measure": "accuracy",
@@ -176,8 +196,6 @@ def studies(size: str) -> list[Study]:
         "learning_rate": 5e-3,
         **few,
     }
-    # On a CPU, a step of it takes many times one of the plain network.
-    fewer: dict[str, Any] = {"steps": 300, "chunk": 50} if size == "cpu" else {}
     title = f"{n_train} training digits, test accuracy in percent: "
     return [
         Study(
@@ -186,7 +204,7 @@ def studies(size: str) -> list[Study]:
             module=_separable,
             width=widths[0],
             exclude=("first/.*", "depthwise_.*"),
-            **(common | fewer),
+            **common,
         ),
         Study(
             "cnn-plain", title + "plain deep network", module=PlainNet, width=widths[1], **common

@@ -8,6 +8,8 @@ the same nonzeros, and differs from the reference in one thing.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,29 @@ SPARSITY = 0.9
 REFERENCE = "gradual"
 # Below this, a smoke test: some of the variants.
 _FEW_STEPS = 100
-_OFTEN = (10, 50, 100, 250, 500, 1000)
+_OFTEN = (10, 100, 250, 500, 1000)
+_WINDOWS = ((0.0, 0.3), (0.3, 0.6), (0.3, 0.9), (0.0, 0.99))
+_AT_ONCE = (0.0, 0.6, 0.9)
+# The curves that are drawn over the steps: more would hide each other.
+_CURVES = ("dense", REFERENCE, "every 1000 steps", "one-shot at 0%", "one-shot at 60%", "regrowth")
 
 
 def study(size: str) -> Study:
-    """The language model of `text`, for fewer sparsities and for more ways to prune."""
-    return dataclasses.replace(
+    """The language model of `text`, narrower and for longer, measured after every chunk.
+
+    There are 4,000 steps so that 1,000 of them fit twice between the first fire and the last.
+    """
+    usual = dataclasses.replace(
         text.study(size),
         name="findings",
         title="Byte-level language model at 90%, bits per byte: ways to prune",
         sparsities=(SPARSITY,),
-        seeds=2 if size == "quick" else 3,
+        track=True,
     )
+    if size == "quick":
+        return usual
+    task = functools.partial(text.make_task, 16, 32, 64, 1024)
+    return dataclasses.replace(usual, task=task, width=48, steps=4000, chunk=200)
 
 
 def variants(steps: int) -> dict[str, Pruning]:
@@ -49,9 +62,9 @@ def variants(steps: int) -> dict[str, Pruning]:
     for every in _OFTEN:
         if every <= usual.end - usual.begin and every != usual.every:
             found[f"every {every} steps"] = dataclasses.replace(usual, every=every)
-    for begin, end in ((0.0, 0.3), (0.0, 0.6), (0.3, 0.6), (0.3, 0.9), (0.0, 0.99)):
+    for begin, end in _WINDOWS:
         found[f"from {begin:.0%} to {end:.0%} of the steps"] = at(begin, end)
-    for when in (0.0, 0.1, 0.6, 0.9):
+    for when in _AT_ONCE:
         found[f"one-shot at {when:.0%}"] = at(when, when)
     found["regrowth"] = dataclasses.replace(usual, regrow=True)
     found["ERK"] = dataclasses.replace(usual, spread="erk")
@@ -79,15 +92,21 @@ def table(results: dict[str, Any], study: Study) -> Table:
 
 
 def draw(results: dict[str, Any], study: Study, path: Path) -> list[Path]:
-    """Sparsity with the learning rate, and the variants; nothing without matplotlib."""
+    """Sparsity with the learning rate, training, and the variants; nothing without matplotlib."""
     try:
         import matplotlib
     except ImportError:
         return []
     matplotlib.use("Agg")
-    files = [path.with_name(f"{path.stem}{suffix}.png") for suffix in ("-schedule", "")]
-    _schedule(study).savefig(files[0], dpi=150)
-    _variants(results, study).savefig(files[1], dpi=150)
+    figures = {
+        "-schedule": _schedule(study),
+        "-training": _training(results, study),
+        "": _variants(results, study),
+    }
+    files = []
+    for suffix, figure in figures.items():
+        files.append(path.with_name(f"{path.stem}{suffix}.png"))
+        figure.savefig(files[-1], dpi=150)
     return files
 
 
@@ -106,6 +125,29 @@ def _schedule(study: Study) -> Any:
     left.set(xlabel="step", title="When to prune: while the learning rate is still high")
     left.set_ylabel("sparsity", color="tab:blue")
     right.set_ylabel("learning rate", color="tab:orange")
+    return figure
+
+
+def _training(results: dict[str, Any], study: Study) -> Any:
+    """Sparsity and quality over training: the fall at each way to prune, and its recovery."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((11.0, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for network in results["networks"]:
+        runs = [r for r in results["runs"] if r["network"] == network["name"]]
+        if not runs or network["name"] not in _CURVES:
+            continue
+        steps = [study.chunk * (i + 1) for i in range(study.steps // study.chunk)]
+        curves = (r[f"{study.measure}_over_steps"] for r in runs)
+        left.plot(steps, [n / network["n_params"] for n in runs[0]["n_zero"]])
+        means = [statistics.fmean(now) for now in zip(*curves, strict=True)]
+        right.plot(steps, means, label=network["name"])
+    left.set(xlabel="step", ylabel="fraction of zeros", title="Sparsity")
+    right.set(xlabel="step", ylabel=study.measure.replace("_", " "), title="Held-out text")
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.25, lw=0.6)
     return figure
 
 

@@ -177,6 +177,12 @@ def make_data(pairs: Sequence[Pair], n_train: int, n_merges: int) -> tuple[Pairs
     return Pairs(*both), sides[0], sides[1]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def greedy(module: nn.Module, variables: Any, source: jax.Array, n_steps: int) -> Any:
+    """int[n, n_steps] pieces, each fed back; compiled once for all networks of one width."""
+    return module.apply(variables, source, n_steps, BEGIN, method="greedy")
+
+
 def make_task(to_german: bool, batch: int, n_train: int, n_test: int, n_merges: int) -> Task:
     """Teacher-forced training; BLEU and exact match of free-running greedy decoding."""
     pairs = make_pairs(n_train + n_test)
@@ -200,9 +206,8 @@ def make_task(to_german: bool, batch: int, n_train: int, n_test: int, n_merges: 
         return jnp.sum(losses, where=where) / where.sum(), {}
 
     def measure(module: nn.Module, variables: Any, data: Pairs) -> dict[str, float]:
-        steps = data.test_target.shape[1]
-        decode = jax.jit(lambda v, x: module.apply(v, x, steps, BEGIN, method="greedy"))
-        found = [target.decode(row) for row in np.asarray(decode(variables, data.test_source))]
+        pieces = greedy(module, variables, data.test_source, data.test_target.shape[1])
+        found = [target.decode(row) for row in np.asarray(pieces)]
         right = [a == b for a, b in zip(found, references, strict=True)]
         return {"bleu": bleu(found, references), "exact": 100 * float(np.mean(right))}
 
@@ -218,11 +223,17 @@ def make_task(to_german: bool, batch: int, n_train: int, n_test: int, n_merges: 
 
 
 def studies(size: str) -> list[Study]:
-    """Both directions at a size: "quick", "cpu" or "gpu"."""
+    """Both directions at a size: "quick", "cpu" for half an hour on a core each, or "gpu".
+
+    All was chosen on dense networks, English to German, one seed, before any was pruned. After
+    1,000 steps at width 48 BLEU is 57.6 with 120 merges and 9.3 with 300, whose pieces cut German
+    number words in places that mean nothing. After 1,500 steps a rate of 1e-2 gives 83.0 BLEU at
+    width 48 and 2.6 at width 13, a rate of 2e-2 gives 94.8 and 6.2.
+    """
     numbers = {
         "quick": (8, 200, 20, 40),
-        "cpu": (64, 4000, 400, 150),
-        "gpu": (128, 8000, 1000, 150),
+        "cpu": (32, 4000, 400, 120),
+        "gpu": (128, 8000, 1000, 120),
     }
     batch, n_train, n_test, n_merges = numbers[size]
     layers = 4 if size == "gpu" else 2
@@ -236,12 +247,12 @@ def studies(size: str) -> list[Study]:
             title=f"Number words, money and dates, {way}, BLEU of {n_test} phrases",
             task=lambda: make_task(to_german, batch, n_train, n_test, n_merges),
             module=module,
-            width={"quick": 16, "cpu": 64, "gpu": 512}[size],
+            width={"quick": 16, "cpu": 48, "gpu": 512}[size],
             measure="bleu",
             lower_is_better=False,
-            steps={"quick": 40, "cpu": 600, "gpu": 6000}[size],
+            steps={"quick": 40, "cpu": 1500, "gpu": 6000}[size],
             chunk={"quick": 20, "cpu": 100, "gpu": 200}[size],
-            learning_rate=1e-3 if size == "gpu" else 1e-2,
+            learning_rate=1e-3 if size == "gpu" else 2e-2,
             sparsities=(0.9,) if size == "quick" else Study.sparsities,
             seeds=2 if size == "quick" else 3,
         )

@@ -199,7 +199,7 @@ class Translator(nn.Module):
       hidden: units of every layer and embedding.
       n_layers: layers of the encoder, counting the bidirectional one once, and of the decoder.
       dropout: of the inputs of each encoder layer, and of the embeddings.
-      scale: of the initial weights.
+      scale: of the initial weights; None for embeddings of variance 1 and fan-in scaling.
     """
 
     vocabularies: tuple[int, int]
@@ -209,7 +209,7 @@ class Translator(nn.Module):
     scale: float | None = None
 
     def setup(self):
-        init = init_weights(self.scale or 0.1)
+        init = init_weights(self.scale or 3**0.5)
         self.source = nn.Embed(self.vocabularies[0], self.hidden, embedding_init=init)
         self.target = nn.Embed(self.vocabularies[1], self.hidden, embedding_init=init)
         self.forward = LSTMLayer(self.hidden, scale=self.scale)

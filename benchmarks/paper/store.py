@@ -31,6 +31,7 @@ from benchmarks.paper.study import (
     make_trainer,
     networks_of,
     result_of,
+    track,
 )
 
 Networks = Callable[[Study, tuple[jax.ShapeDtypeStruct, ...]], list[Network]]
@@ -86,6 +87,7 @@ def run(
             write_json(path, results)
             _checkpoint_of(path).unlink(missing_ok=True)
     results["finished"] = len(results["runs"]) == len(rows) * study.seeds
+    results["summary"] = summary.summarize(results, study.measure)  # also where nothing was to do
     write_json(path, results)
     return results
 
@@ -134,6 +136,7 @@ def _one(
     begun = saved = time.monotonic()
     while int(state.step) < study.steps:
         state = trainer.advance(state, key)
+        state = track(study, task, network, trainer, state)
         jax.block_until_ready(state.step)
         bar.update(study.chunk)
         if time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:

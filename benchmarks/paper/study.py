@@ -66,6 +66,7 @@ class Study:
       clip: global norm of the gradients at most.
       sparsities: one sparse and one small-dense network for each.
       seeds: runs per network.
+      track: measure after every chunk too, for a curve; changes nothing else.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Study:
     clip: float = 1.0
     sparsities: tuple[float, ...] = SPARSITIES
     seeds: int = 3
+    track: bool = False
 
     def config(self) -> dict[str, Any]:
         """What a results file must have in common with this study to be gone on with."""
@@ -176,6 +178,7 @@ class RunState(NamedTuple):
       step: int32 scalar, updates so far.
       losses: float32[n_chunks], mean training loss of each chunk so far.
       n_zero: int32[n_chunks], dropped weights after each chunk so far.
+      measured: float32[n_chunks], the measure after each chunk so far, of a study that tracks it.
     """
 
     params: Any
@@ -184,6 +187,7 @@ class RunState(NamedTuple):
     step: jax.Array
     losses: jax.Array
     n_zero: jax.Array
+    measured: jax.Array
 
 
 class Trainer(NamedTuple):
@@ -210,7 +214,7 @@ def make_trainer(study: Study, task: Task, network: Network) -> Trainer:
         params = others.pop("params")
         step, empty = jnp.zeros((), jnp.int32), jnp.zeros(n_chunks, jnp.float32)
         return RunState(
-            params, others, optimizer.init(params), step, empty, empty.astype(jnp.int32)
+            params, others, optimizer.init(params), step, empty, empty.astype(jnp.int32), empty
         )
 
     def advance(data: Any, state: RunState, key: jax.Array) -> RunState:
@@ -222,7 +226,7 @@ def make_trainer(study: Study, task: Task, network: Network) -> Trainer:
         new_losses = state.losses.at[chunk].set(losses.mean())
         n_zero = state.n_zero.at[chunk].set(optimizer.n_zero(params, opt_state))
         step = state.step + study.chunk
-        return RunState(params, others, opt_state, step, new_losses, n_zero)
+        return RunState(params, others, opt_state, step, new_losses, n_zero, state.measured)
 
     def variables(state: RunState) -> Any:
         return {"params": optimizer.view(state.params, state.opt_state), **state.others}
@@ -273,6 +277,7 @@ def result_of(
             f"{network.n_nonzero} were planned."
         )
     measured = task.measure(study.module(network.width), variables, task.data)
+    curve = [round(float(x), 5) for x in np.asarray(state.measured)]
     return {
         "network": network.name,
         "seed": seed,
@@ -280,4 +285,16 @@ def result_of(
         **{name: float(value) for name, value in measured.items()},
         "losses": [round(float(x), 5) for x in np.asarray(state.losses)],
         "n_zero": np.asarray(state.n_zero).tolist(),
+        **({study.measure + "_over_steps": curve} if study.track else {}),
     }
+
+
+def track(
+    study: Study, task: Task, network: Network, trainer: Trainer, state: RunState
+) -> RunState:
+    """The state with the measure of the chunk that it ends; as it is, where nothing is tracked."""
+    if not study.track:
+        return state
+    measured = task.measure(study.module(network.width), trainer.variables(state), task.data)
+    chunk = int(state.step) // study.chunk - 1
+    return state._replace(measured=state.measured.at[chunk].set(measured[study.measure]))
