@@ -132,7 +132,16 @@ def test_a_short_study_is_written_with_the_size_of_its_files(tmp_path):
 
     done = CliRunner().invoke(
         app,
-        ["quality", "--quick", "--study", "lstm", "--only", "units|small", "--out", str(tmp_path)],
+        [
+            "quality",
+            "--quick",
+            "--only",
+            "lstm",
+            "--networks",
+            "units|small",
+            "--out",
+            str(tmp_path),
+        ],
     )
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "paper-quality-lstm-cpu.json").read_text())

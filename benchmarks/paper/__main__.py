@@ -106,14 +106,15 @@ def quality(
     quick: Quick = False,
     resume: Resume = False,
     out: Out = None,
-    only: Annotated[str, typer.Option(help="Networks whose name this regex finds.")] = "",
-    which: Annotated[str, typer.Option("--study", help="lstm or cnn; default: both.")] = "",
+    only: Only = "",
+    networks: Annotated[str, typer.Option(help="Networks whose name this regex finds.")] = "",
 ):
     """What structures cost: blocks, N:M, whole units against unstructured and small dense."""
+    needs("sklearn")
     from benchmarks.paper import quality
 
-    studies = [s for s in quality.studies("quick" if quick else "cpu") if which in s.name]
-    _run(studies, quick, resume, out, quality, only=only)
+    studies = _named(only, quality.studies, "quick" if quick else "cpu")
+    _run(studies, quick, resume, out, quality, only=networks)
 
 
 @app.command()
