@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex
 
 from jaxprune.paths import leaves_with_paths
 
@@ -239,7 +238,7 @@ class Tracer:
         env |= {var: constant(x) for var, x in zip(jaxpr.constvars, consts, strict=True)}
 
         def read(var: Any) -> Value:
-            return constant(var.val) if isinstance(var, jex.Literal) else env[var]
+            return constant(var.val) if is_literal(var) else env[var]
 
         for eqn in jaxpr.eqns:
             ins = [read(var) for var in eqn.invars]
@@ -257,6 +256,11 @@ class Tracer:
                 assert tuple(axis.size for axis in out.axes) == tuple(var.aval.shape), eqn
                 env[var] = dataclasses.replace(out, weights=weights or out.weights)
         return [read(var) for var in jaxpr.outvars]
+
+
+def is_literal(var: Any) -> bool:
+    """Whether an operand is a number in the program."""
+    return hasattr(var, "val")
 
 
 def constant(x: Any) -> Value:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jax.extend import core as jex
 
 from jaxprune import axis_shapes as shapes
 from jaxprune.axes import LENGTH, WINDOW, Axis, Tracer, Value, fixed
@@ -162,8 +161,7 @@ def call(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
 
 
 def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    closed = isinstance(jaxpr, jex.ClosedJaxpr)
-    return (jaxpr.jaxpr, jaxpr.consts) if closed else (jaxpr, ())
+    return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, ())
 
 
 def scan(t: Tracer, eqn: Any, ins: Values) -> list[Value]:

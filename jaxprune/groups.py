@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex
 
-from jaxprune.axes import LENGTH, WINDOW, Program, Unit
+from jaxprune.axes import LENGTH, WINDOW, Program, Unit, is_literal
 
 UNREAD = "no product sums over it"
 
@@ -107,10 +106,10 @@ def _change(a: Any, b: Any) -> str:
         if name != new.primitive.name:
             return f"the program depends on its size: {name} becomes {new.primitive.name}"
         for x, y in zip(old.invars, new.invars, strict=True):
-            literal = isinstance(x, jex.Literal)
-            if literal != isinstance(y, jex.Literal):
+            literal = is_literal(x)
+            if literal != is_literal(y):
                 return f"the program depends on its size: {name} has another operand"
-            if literal and not np.array_equal(x.val, y.val, equal_nan=True):  # type: ignore
+            if literal and not np.array_equal(x.val, y.val, equal_nan=True):
                 return (
                     f"a constant is derived from its size: {name} by {_number(x)} becomes "
                     f"{name} by {_number(y)}"
@@ -128,10 +127,8 @@ def _number(literal: Any) -> str:
 def _programs(params: dict[str, Any]) -> Iterable[Any]:
     for value in params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(part, jex.ClosedJaxpr):
-                yield part.jaxpr
-            elif isinstance(part, jex.Jaxpr):
-                yield part
+            if hasattr(part, "eqns"):
+                yield getattr(part, "jaxpr", part)
 
 
 def accepted(
