@@ -3,8 +3,11 @@
 A stack is one or more leaves of equal shape under a new first axis, its members. On one device
 the others are merged into rows, which is free there. With several devices an axis may be sharded:
 leaves stay by themselves and keep their axes, and only scalars travel.
+
+Counts are 32 bits wide where that is enough, and else 64, whatever `jax_enable_x64` says.
 """
 
+import contextlib
 import functools
 import math
 import operator
@@ -16,13 +19,49 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.placement import split_axis
+
+try:
+    from jax import enable_x64
+except ImportError:  # before jax 0.8
+    from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+
+# Entries of a pool from which on it is counted in 64 bits: an int32 must hold all and one more.
+WIDE = 2**31 - 1
 # Elements of one reduced row on a single device: long enough to vectorise, short enough that XLA
 # CPU has rows left to spread over its threads.
 _ROW = 1024
 # Leaves of at most this many entries are copied together with others of their shape.
 _STACKED = 2**20
 
+# Shorter rows than this are not worth reducing by themselves across devices.
+_SHORTEST = 8
+
 Stacks = list[tuple[tuple[int, ...], Any]]
+
+
+def counting(is_wide: bool) -> Any:
+    """A context in which 64-bit integers stay so, where they are needed; scores stay out of it."""
+    return enable_x64(True) if is_wide else contextlib.nullcontext()
+
+
+def is_wide(counts: Any) -> bool:
+    """Whether an array of counts is one of 64 bits, which only `counting` keeps so."""
+    return counts.dtype.itemsize == 8
+
+
+def as_counts(table: Any) -> jax.Array:
+    """Host integers as int32, or as int64 where one of them needs it."""
+    table = np.asarray(table)
+    wide = bool(table.size) and int(table.max()) >= WIDE
+    with counting(wide):
+        return jnp.asarray(table, jnp.int64 if wide else jnp.int32)
+
+
+def take(counts: jax.Array, index: Any) -> jax.Array:
+    """`counts[index]`, as wide as they are."""
+    with counting(is_wide(counts)):
+        return counts[index]
 
 
 def stacked(operands: Sequence[Any], specs: Sequence[Any], one_device: bool) -> Stacks:
@@ -55,12 +94,14 @@ def per_member(x: jax.Array, ndim: int) -> jax.Array:
 
 
 def count_true(flags: Sequence[jax.Array]) -> jax.Array:
-    """How often each of two or more bool arrays of one shape is set: int32[n_flags]."""
+    """How often each of two or more bool arrays of one shape is set: int32[n_flags], saturating."""
     if not flags[0].size:
         return jnp.zeros((len(flags),), jnp.int32)
-    one_device = jax.device_count() == 1
-    views = [_as_rows(f) if one_device else jnp.expand_dims(f, 0) for f in flags]
-    return count_each(views, jnp.int32)[0]
+    one_device, wide = jax.device_count() == 1, flags[0].size >= WIDE
+    with counting(wide):
+        views = [_as_rows(f) if one_device else jnp.expand_dims(f, 0) for f in flags]
+        counts = count_each(views, jnp.int64 if wide else jnp.int32)[0]
+        return jnp.minimum(counts, np.iinfo(np.int32).max).astype(jnp.int32) if wide else counts
 
 
 def count_each(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
@@ -68,13 +109,38 @@ def count_each(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
 
     A variadic reduce is what keeps it one fused read on CPU: a plain sum stores the compare first
     and costs ten times as much. Rows are reduced by themselves, which gives XLA something to spread
-    over threads; across devices all axes are, so that scalars travel and not rows.
+    over threads. Across devices a variadic reduce would gather what each of them counted, where a
+    plain sum adds it up on the way: the rows are reduced as before, within every shard, and their
+    counts by plain sums.
     """
     sums = tuple(flag.astype(dtype) for flag in flags)
+    if jax.device_count() == 1:
+        for axis in (2, 1):
+            sums = _reduced(sums, dtype, axis)
+        return jnp.stack(sums, axis=1)
+    axis, length = _row_in_shards(flags[0].shape[1:], jax.device_count())
+    if length >= _SHORTEST:
+        split = tuple(split_axis(x, axis + 1, length) for x in sums)
+        sums = _reduced(split, dtype, axis + 2)
+    zero, axes = np.zeros((), np.dtype(dtype)), tuple(range(1, sums[0].ndim))
+    return jnp.stack([lax.reduce(x, zero, lax.add, axes) for x in sums], axis=1)
+
+
+def _reduced(sums: Sequence[jax.Array], dtype: Any, axis: int) -> Any:
     zeros = (np.zeros((), np.dtype(dtype)),) * len(sums)
-    for axes in ((2,), (1,)) if jax.device_count() == 1 else (range(1, flags[0].ndim),):
-        sums = lax.reduce(sums, zeros, lambda a, b: tuple(map(operator.add, a, b)), tuple(axes))
-    return jnp.stack(sums, axis=1)
+    return lax.reduce(sums, zeros, lambda a, b: tuple(map(operator.add, a, b)), (axis,))
+
+
+@functools.cache
+def _row_in_shards(shape: tuple[int, ...], n_devices: int) -> tuple[int, int]:
+    """An axis and the longest rows, a power of two up to `_ROW`, that no sharding of it cuts.
+
+    However many of the devices an axis is spread over, rows that divide its part of a device lie
+    within shards: splitting them off moves nothing. Of equally good axes it is the last.
+    """
+    rows = [math.gcd(n // n_devices, _ROW) if n % n_devices == 0 else 1 for n in shape]
+    best = max(range(len(rows)), key=lambda i: (rows[i], i), default=0)
+    return best, rows[best] if rows else 1
 
 
 def _as_rows(x: jax.Array) -> jax.Array:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune.budget import Leaf
 from jaxprune.coupled import combined
+from jaxprune.placement import explicit_sharding, sharding_in
 from jaxprune.score import is_elementwise, magnitude
 from jaxprune.select import select
 from jaxprune.structure import NM, Unstructured
@@ -69,7 +70,7 @@ def tighten(
         return decide(*inputs)
     # Units may lie across shards, where an Explicit mesh wants every intermediate sharding spelt
     # out. The compiler chooses these better; the masks come back with the shardings of the params.
-    shardings = [_sharding_in(mesh, operand.param) for operand in operands]
+    shardings = [sharding_in(mesh, operand.param) for operand in operands]
     every = NamedSharding(mesh, PartitionSpec())
 
     def chosen_by_compiler(*inputs: Any) -> tuple[list[jax.Array], jax.Array]:
@@ -146,19 +147,8 @@ def swap(
 
 def _explicit_mesh(operands: Sequence[Operand]) -> Any:
     """The mesh with Explicit axes that some param lies on, or None."""
-    for operand in operands:
-        named = getattr(jax.typeof(operand.param), "sharding", None)
-        if named is not None and AxisType.Explicit in getattr(named.mesh, "axis_types", ()):
-            return named.mesh
-    return None
-
-
-def _sharding_in(mesh: Any, x: Any) -> NamedSharding:
-    """The sharding of `x` by its type, or a copy on every device where its type has none."""
-    named = getattr(jax.typeof(x), "sharding", None)
-    return (
-        named if named is not None and named.mesh == mesh else NamedSharding(mesh, PartitionSpec())
-    )
+    found = [explicit_sharding(operand.param) for operand in operands]
+    return next((named.mesh for named in found if named is not None), None)
 
 
 class _Case(NamedTuple):

@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxprune.placement import explicit_sharding
 
 
 def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -80,10 +82,3 @@ def _whole_bytes(x: Any, per_byte: int = 8) -> Any:
         return x
     whole = PartitionSpec(*named.spec[:-1], None)
     return jax.sharding.reshard(x, NamedSharding(named.mesh, whole))
-
-
-def explicit_sharding(x: Any) -> Any:
-    """The sharding of `x` where it is part of its type; else None, and the compiler chooses."""
-    named = getattr(jax.typeof(x), "sharding", None) if isinstance(x, jax.Array) else None
-    is_explicit = named is not None and AxisType.Explicit in getattr(named.mesh, "axis_types", ())
-    return named if is_explicit else None

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune.floats import order_key
+from jaxprune.placement import merge_axis, split_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ class NM:
         axis = _axis_of(scores.shape, self.axis, self)
         key = order_key(scores)
         key = jnp.where(allowed.astype(bool), key, jnp.zeros_like(key))
-        groups = _split_axis(key, axis, self.m)
+        groups = split_axis(key, axis, self.m)
         place = lax.broadcasted_iota(jnp.int32, groups.shape, axis + 1)
         rank = jnp.zeros(groups.shape, jnp.int32)
         for shift in range(1, self.m):  # against every neighbour: no sort, and it fuses
@@ -135,7 +136,7 @@ class NM:
             earlier = place >= shift  # the neighbour that came around from below
             wins = (other > groups) | ((other == groups) & earlier)
             rank = rank + wins.astype(jnp.int32)
-        mask = _merge_axis(rank < n_keep, axis, scores)
+        mask = merge_axis(rank < n_keep, scores)
         return mask & allowed.astype(bool)
 
 
@@ -222,7 +223,7 @@ class Block:
                 widths = [(0, 0)] * x.ndim
                 widths[axis] = (0, -x.shape[axis] % length)
                 x = jnp.pad(x, widths, constant_values=fill)
-            x = reduce(_split_axis(x, axis, length), axis=axis + 1)
+            x = reduce(split_axis(x, axis, length), axis=axis + 1)
         return x
 
 
@@ -285,36 +286,6 @@ class Channel:
 
 def _wide(x: jax.Array) -> Any:
     return x.dtype if x.dtype == jnp.float64 else jnp.float32
-
-
-def _split_axis(x: jax.Array, axis: int, length: int) -> jax.Array:
-    """[..., n * length, ...] as [..., n, length, ...]; the new axis is never sharded."""
-    shape = (*x.shape[:axis], x.shape[axis] // length, length, *x.shape[axis + 1 :])
-    return lax.reshape(x, shape, out_sharding=_with_axis(x, axis))
-
-
-def _merge_axis(x: jax.Array, axis: int, like: jax.Array) -> jax.Array:
-    """Undoes `_split_axis`, into the shape and sharding of `like`."""
-    named = _named(like)
-    return lax.reshape(x, like.shape, out_sharding=named)
-
-
-def _named(x: jax.Array) -> Any:
-    """The sharding that is part of the type of `x`, on an Explicit mesh; else None."""
-    named = getattr(jax.typeof(x), "sharding", None)
-    explicit = jax.sharding.AxisType.Explicit
-    if named is None or explicit not in getattr(named.mesh, "axis_types", ()):
-        return None
-    return named
-
-
-def _with_axis(x: jax.Array, axis: int) -> Any:
-    named = _named(x)
-    if named is None:
-        return None
-    spec = [*named.spec, *[None] * (x.ndim - len(named.spec))]
-    spec.insert(axis + 1, None)
-    return jax.sharding.NamedSharding(named.mesh, jax.sharding.PartitionSpec(*spec))
 
 
 def _axis_of(shape: tuple[int, ...], axis: int, structure: Any) -> int:

@@ -22,8 +22,9 @@ from jaxprune.checks import check_state, check_updates, checked, parallel
 from jaxprune.distribution import round_half_up
 from jaxprune.fire import Operand, swap, tighten
 from jaxprune.mask import count_violations, full_mask, keep, land
-from jaxprune.packed import explicit_sharding, full_packed, pack, unpack
+from jaxprune.packed import full_packed, pack, unpack
 from jaxprune.paths import leaves_with_paths, listed, path_str, spec_of
+from jaxprune.placement import explicit_sharding
 from jaxprune.schedule import SparsitySchedule
 from jaxprune.score import Accumulated, is_elementwise, itself, random_score, reads_grads
 from jaxprune.state import PruneState, widths_of

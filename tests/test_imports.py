@@ -17,19 +17,20 @@ MAY_IMPORT = {
     "arguments": (),
     "floats": (),
     "paths": (),
-    "packed": (),
+    "placement": (),
+    "packed": ("placement",),
     "score": (),
-    "count": (),
+    "count": ("placement",),
     "schedule": ("arguments",),
-    "structure": ("floats",),
+    "structure": ("floats", "placement"),
     "distribution": ("arguments", "paths"),
     "search": ("floats", "count"),
     "select": ("floats", "count", "search"),
-    "mask": ("floats", "paths", "count"),
+    "mask": ("floats", "paths", "placement", "count"),
     "coupled": (),
     "refusals": ("paths", "score", "structure", "distribution"),
     "budget": ("refusals", "coupled", "arguments", "paths", "score", "structure", "distribution"),
-    "fire": ("score", "select", "structure", "coupled", "budget"),
+    "fire": ("placement", "count", "score", "select", "structure", "coupled", "budget"),
     "state": ("floats", "paths", "packed", "mask"),
     "oneshot": ("arguments", "floats", "paths", "score", "select", "structure", "distribution")
     + ("mask", "budget", "fire"),
@@ -60,7 +61,8 @@ MAY_IMPORT = {
     "convert": ("paths", "packed", "state"),
     "splice": ("arguments", "paths", "state"),
     "checks": ("arguments", "packed", "paths", "state"),
-    "update": ("arguments", "packed", "paths", "schedule", "score", "distribution", "mask")
+    "update": ("arguments", "packed", "paths", "placement", "count", "schedule", "score")
+    + ("distribution", "mask")
     + ("budget", "fire", "state", "checks"),
     "transform": ("arguments", "schedule", "score", "select", "structure", "distribution")
     + ("budget", "update"),
