@@ -64,6 +64,13 @@ def take(counts: jax.Array, index: Any) -> jax.Array:
         return counts[index]
 
 
+def total(x: jax.Array) -> jax.Array:
+    """The sum of an array of flags or small counts, an int32, or an int64 where it needs to be."""
+    wide = x.size * (8 if x.dtype == jnp.uint8 else 1) >= WIDE
+    with counting(wide):
+        return jnp.sum(x, dtype=jnp.int64 if wide else jnp.int32)
+
+
 def stacked(operands: Sequence[Any], specs: Sequence[Any], one_device: bool) -> Stacks:
     """Operands of equal shapes as one, with a new first axis, each beside the leaves it holds.
 

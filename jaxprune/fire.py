@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune.budget import Leaf
+from jaxprune.count import counting, is_wide, take
 from jaxprune.coupled import combined
 from jaxprune.placement import explicit_sharding, sharding_in
 from jaxprune.score import is_elementwise, magnitude
@@ -135,7 +136,9 @@ def swap(
     Returns:
       uint8 masks: 0 dropped, 1 kept, 2 kept now and not before; and the threshold of each leaf.
     """
-    stay, thresholds = tighten(operands, masks, n_keep - n_swap, leaves)
+    with counting(is_wide(n_keep)):
+        n_stay = n_keep - n_swap
+    stay, thresholds = tighten(operands, masks, n_stay, leaves)
     idle = [~mask for mask in stay]
     grown, _ = tighten(operands, idle, n_swap, leaves, score=grow)
     new = [
@@ -206,14 +209,15 @@ def _together(
     among = None if allowed[0] is None else allowed
     starts = [leads[pool_of.index(i)].start for i in range(len(pools))]
     start = None if starts[0] is None else jnp.stack(starts)
-    wanted, floors = n_keep[np.array(pools)], np.array([lead.leaf.floor for lead in leads])
+    wanted, floors = take(n_keep, np.array(pools)), np.array([lead.leaf.floor for lead in leads])
     scored = _Scored(score)
     first: list[Any] = []
     if floors.any():  # the best of every leaf are safe, the rest compete
         first, _ = select(units, floors, score=scored, among=among, ties=ties)
         pairs = zip(first, allowed, strict=True)
         among = [~f if a is None else a.astype(bool) & ~f for f, a in pairs]
-        wanted = wanted - np.bincount(pool_of, floors).astype(np.int32)
+        with counting(is_wide(wanted)):
+            wanted = wanted - np.bincount(pool_of, floors).astype(wanted.dtype)
     kept, thresholds = select(
         units,
         wanted,
@@ -269,25 +273,31 @@ def _apart(
         n_groups = structure.n_groups(scores.shape)
         if isinstance(structure, NM):
             everything = jnp.ones(units.shape, bool) if may is None else may
-            kept = structure.keep_best(units, everything, n_keep // max(n_groups, 1))
+            kept = structure.keep_best(units, everything, per_group(n_keep, n_groups))
             return kept, jnp.zeros((), jnp.float32)
         if n_groups == 1:
             kept, threshold = pick(units, may, n_keep)
         else:  # the columns along the last axis
             columns = (-1, None if may is None else -1, None)
-            kept, threshold = jax.vmap(pick, columns, (-1, 0))(units, may, n_keep // n_groups)
+            kept, threshold = jax.vmap(pick, columns, (-1, 0))(
+                units, may, per_group(n_keep, n_groups)
+            )
         return structure.expand(kept, scores.shape), jnp.min(threshold)
+
+    def per_group(n_keep: jax.Array, n_groups: int) -> jax.Array:
+        with counting(is_wide(n_keep)):
+            return (n_keep // max(n_groups, 1)).astype(jnp.int32)
 
     def pick(units: jax.Array, may: Any, n_keep: jax.Array) -> tuple[jax.Array, jax.Array]:
         start = None if case.start is None else case.start[None]
         among = None if may is None else [may]
-        kept, thresholds = select([units], n_keep[None], among=among, start=start, ties=ties)
+        kept, thresholds = select([units], take(n_keep, None), among=among, start=start, ties=ties)
         return kept[0], thresholds[0]
 
     if axis is None:
-        return one(scores, case.allowed, n_keep[case.leaf.pools[0]])
+        return one(scores, case.allowed, take(n_keep, case.leaf.pools[0]))
     slices = (axis, None if case.allowed is None else axis, 0)
     kept, thresholds = jax.vmap(one, slices, (axis, 0))(
-        scores, case.allowed, n_keep[np.array(case.leaf.pools)]
+        scores, case.allowed, take(n_keep, np.array(case.leaf.pools))
     )
     return kept, jnp.min(thresholds)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxprune.arguments import as_int, as_sparsity
 from jaxprune.budget import Recipe
+from jaxprune.count import as_counts
 from jaxprune.distribution import Distribution, uniform
 from jaxprune.fire import Operand, tighten
 from jaxprune.floats import is_nonzero
@@ -73,7 +74,7 @@ def prune_params(
     masks = [full_mask(leaf, bool) for leaf in leaves]
     if not budget.chosen:
         return params, treedef.unflatten(masks)
-    n_keep = jnp.asarray(budget.n_keep()[-1], jnp.int32)
+    n_keep = as_counts(budget.n_keep()[-1])
     arrays = [jnp.asarray(leaves[i]) for i in budget.chosen]
     by_leaf = [None] * len(leaves) if grads is None else _grads_of(grads, paths)
     key = jax.random.key(0 if seed is None else as_int("seed", seed))

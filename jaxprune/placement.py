@@ -1,11 +1,12 @@
-"""Shardings that are part of an array's type, on meshes with Explicit axes, and views that keep them.
+"""Shardings that are part of an array's type, on meshes with Explicit axes, and views with them.
 
-On Auto axes the type says nothing, the compiler chooses, and every function here leaves it to.
+On Auto axes the type says nothing: the compiler chooses, and every function here leaves it to.
 """
 
 from typing import Any
 
 import jax
+import jax.core
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -39,3 +40,11 @@ def split_axis(x: jax.Array, axis: int, length: int) -> jax.Array:
 def merge_axis(x: jax.Array, like: jax.Array) -> jax.Array:
     """Undoes `split_axis`, into the shape and sharding of `like`."""
     return lax.reshape(x, like.shape, out_sharding=explicit_sharding(like))
+
+
+def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x` with the sharding of another array; while tracing on Auto axes the compiler chooses."""
+    if not isinstance(like, jax.core.Tracer):
+        return jax.device_put(x, like.sharding)
+    named = explicit_sharding(like)
+    return x if named is None else jax.sharding.reshard(x, named)

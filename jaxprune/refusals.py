@@ -65,11 +65,17 @@ def check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
             f"{path}: dtype float8_e8m0fnu has no zero, so a weight cannot be dropped. Leave the "
             f"leaf out with exclude={rule!r}."
         )
-    if spec.size >= 2**31 - 1:
-        raise ValueError(
-            f"{path}: {spec.size} weights (shape {spec.shape}); at most 2**31 - 2 can be counted "
-            f"exactly in one leaf. Split the leaf, or leave it out with exclude={rule!r}."
-        )
+
+
+def check_shuffled(paths: Sequence[str], budget: Any) -> None:
+    """Raises where a pool is too large for hashed ties."""
+    for i, leaf in zip(budget.chosen, budget.leaves, strict=True):
+        n_units = max(budget.pools.n_units[pool] for pool in leaf.pools)
+        if n_units >= 2**31 - 1 and not isinstance(leaf.structure, NM):
+            raise ValueError(
+                f"{paths[i] or '(root)'}: it competes in a pool of {n_units}, but "
+                'ties="hashed" shuffles at most 2**31 - 2. Use ties="index".'
+            )
 
 
 def emptied(leaf: LeafShape, n_units: int) -> str:

@@ -16,6 +16,7 @@ from jax import lax
 
 from jaxprune.arguments import as_sparsity
 from jaxprune.budget import Recipe
+from jaxprune.count import total
 from jaxprune.distribution import Distribution, uniform
 from jaxprune.floats import is_nonzero
 from jaxprune.paths import leaves_with_paths, rule_name, spec_of
@@ -266,7 +267,7 @@ def metrics(opt_state: Any, *, per_leaf: bool = False) -> dict[str, jax.Array]:
         [widths] = jax.tree.leaves(state.widths)
         rows = np.array([math.prod(m.shape[:-1]) for m in masks], np.float32)
         sizes = list(jnp.asarray(rows) * widths.astype(jnp.float32))
-    zeros = [jnp.sum(d, dtype=jnp.int32).astype(jnp.float32) for d in dropped]
+    zeros = [total(d).astype(jnp.float32) for d in dropped]
     n_zero = sum(zeros, jnp.zeros((), jnp.float32))
     size = sum(sizes, np.float32(0))
     [step], [violations] = jax.tree.leaves(state.prune_step), jax.tree.leaves(state.violations)
@@ -317,9 +318,9 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
         if mask is None or spec_of(leaf) is None or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             continue
         dropped = ~mask.astype(bool)
-        n_dropped = int(jnp.sum(dropped, dtype=jnp.int32))
-        n_moved = int(jnp.sum(dropped & is_nonzero(leaf), dtype=jnp.int32))
-        n_wild = int(jnp.sum(dropped & ~jnp.isfinite(leaf), dtype=jnp.int32))
+        n_dropped = int(total(dropped))
+        n_moved = int(total(dropped & is_nonzero(leaf)))
+        n_wild = int(total(dropped & ~jnp.isfinite(leaf)))
         if n_moved:
             verb = "is" if n_moved == 1 else "are"
             wild = f", {n_wild} of them not finite" if n_wild else ""

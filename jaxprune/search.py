@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune import count as count_lib
 from jaxprune.count import Stacks, count_each, hashed, per_member, ranks
 from jaxprune.floats import bits_of, keyed_dtype, order_key
 
@@ -41,16 +42,15 @@ class Group(NamedTuple):
     key_dtype: Any
 
     @staticmethod
-    def of(specs: Sequence[jax.ShapeDtypeStruct], pool_of: tuple[int, ...]) -> "Group":
-        """The group of leaves with these shapes and dtypes of scores."""
+    def of(
+        specs: Sequence[jax.ShapeDtypeStruct], pool_of: tuple[int, ...], n_parts: int = 1
+    ) -> "Group":
+        """The group of leaves with these shapes and dtypes of scores, in so many equal parts."""
         sizes = [math.prod(s.shape) for s in specs]
         left = [0] * (max(pool_of) + 1)
         for n, p in zip(sizes, pool_of, strict=True):
             left[p] += n
         pool_sizes = tuple(left)
-        for n in pool_sizes:
-            if n >= 2**31 - 1:
-                raise ValueError(f"a pool of {n} scores; at most 2**31 - 2 can be counted exactly.")
         top = []
         for n, p in zip(sizes, pool_of, strict=True):
             top.append(left[p])
@@ -59,7 +59,7 @@ class Group(NamedTuple):
         mixed = len(set(pool_of)) < len(pool_of) and len(set(dtypes)) > 1
         common = max([*dtypes, np.dtype(np.float32)], key=lambda d: d.itemsize) if mixed else None
         floats = tuple(common or dtypes[pool_of.index(q)] for q in range(len(pool_sizes)))
-        wide = any(d.itemsize == 8 for d in floats)
+        wide = any(d.itemsize == 8 for d in floats) or max(pool_sizes) * n_parts >= count_lib.WIDE
         key_dtype = jnp.uint64 if wide else jnp.uint32
         return Group(pool_of, tuple(sizes), pool_sizes, tuple(top), common, floats, key_dtype)
 
@@ -106,12 +106,12 @@ def search(
     """
     key_dtype = group.key_dtype
     first_rank = first_ranks(group, axis_name)
-    n_parts = 1 if axis_name is None else lax.psum(1, axis_name)
+    n_parts = parts_of(axis_name)
     sizes = jnp.asarray(np.array(group.pool_sizes), key_dtype) * key_dtype(n_parts)
-    want = jnp.clip(n_keep, 0, sizes.astype(n_keep.dtype))
-    want = want.astype(key_dtype)
+    signed = jnp.int64 if key_dtype == jnp.uint64 else jnp.int32
+    want = jnp.clip(n_keep.astype(signed), 0, sizes.astype(signed)).astype(key_dtype)
     zero = jnp.zeros_like(sizes)
-    hi = jnp.full_like(sizes, np.iinfo(np.dtype(key_dtype)).max)
+    hi = jnp.asarray(np.array([_beyond(dtype) for dtype in group.floats]), key_dtype)
     no = jnp.zeros(sizes.shape, bool)
     # One more than the largest place that a tied entry may have.
     places = sizes + jnp.ones_like(sizes)
@@ -164,12 +164,23 @@ def search(
     return bracket.cuts
 
 
+def parts_of(axis_name: Any) -> int:
+    """How many members a mapped axis has; 1 without."""
+    return 1 if axis_name is None else lax.psum(1, axis_name)
+
+
+def _beyond(dtype: Any) -> int:
+    """A key that no score of this dtype has."""
+    _, sign, infinity = bits_of(dtype)
+    return (sign | infinity) + 2
+
+
 def first_ranks(group: Group, axis_name: Any) -> jax.Array:
     """The rank of the first entry of each pool here: its size and that of all later parts."""
     sizes = jnp.asarray(np.array(group.pool_sizes), group.key_dtype)
     if axis_name is None:
         return sizes
-    n_later = lax.psum(1, axis_name) - lax.axis_index(axis_name)
+    n_later = parts_of(axis_name) - lax.axis_index(axis_name)
     return sizes * n_later.astype(group.key_dtype)
 
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.count import hashed, per_member, ranks, stacked
+from jaxprune.count import WIDE, as_counts, counting, enable_x64, hashed, per_member, ranks, stacked
 from jaxprune.floats import key_value, order_key
-from jaxprune.search import Cuts, Group, first_ranks, search
+from jaxprune.search import Cuts, Group, first_ranks, parts_of, search
 
 
 def topk_mask(scores: jax.Array, n_keep: int | jax.Array, *, ties: str = "index") -> jax.Array:
@@ -76,8 +76,8 @@ def topk_masks(
 
     Raises:
       TypeError: scores that are not real floating point.
-      ValueError: an unknown pool, a wrong number of counts, a Python int count out of range, or a
-        pool of more than 2**31 - 2 entries.
+      ValueError: an unknown pool, a wrong number of counts, a Python int count out of range, or
+        hashed ties in a pool of more than 2**31 - 2 entries.
 
     Example:
       >>> import jax.numpy as jnp
@@ -185,10 +185,28 @@ def _select(
     axis_name: Any,
 ) -> tuple[list[jax.Array], jax.Array]:
     specs = [jax.eval_shape(score, x) for x in operands]
-    group = Group.of(specs, pool_of)
+    group = Group.of(specs, pool_of, parts_of(axis_name))
+    check_places(group, ties)
+    keys = _key_function(score, group)
+    with counting(group.key_dtype == jnp.uint64):
+        return _decided(operands, n_keep, among, start, keys, group, specs, ties, axis_name)
+
+
+def _decided(
+    operands: list[Any],
+    n_keep: jax.Array,
+    among: Sequence[jax.Array] | None,
+    start: jax.Array | None,
+    keys: Callable[[Any, Any], jax.Array],
+    group: Group,
+    specs: list[Any],
+    ties: str,
+    axis_name: Any,
+) -> tuple[list[jax.Array], jax.Array]:
+    """`_select` of a group, where integers may be as wide as it needs them."""
+    one_device, pool_of = jax.device_count() == 1, group.pool_of
     allowed: Sequence[Any] = [None] * len(operands) if among is None else among
     stacks = stacked(list(zip(operands, allowed, strict=True)), specs, one_device)
-    keys = _key_function(score, group)
     cuts = search(keys, stacks, group, n_keep, start, ties, axis_name)
     first = first_ranks(group, axis_name)
     kept: list[Any] = [jnp.zeros(spec.shape, bool) for spec in specs]  # what an empty leaf has
@@ -236,9 +254,18 @@ def _masks(
     return mask if allow is None else mask & allow.astype(bool)
 
 
+def check_places(group: Group, ties: str) -> None:
+    """Raises where a pool has more entries than the shuffle of hashed ties has places for."""
+    if ties == "hashed" and max(group.pool_sizes) >= WIDE:
+        raise ValueError(
+            f'a pool of {max(group.pool_sizes)} scores: ties="hashed" shuffles at most 2**31 - 2. '
+            'Use ties="index".'
+        )
+
+
 def _scores_of(keys: jax.Array, group: Group) -> jax.Array:
     """The score that each pool's threshold key stands for."""
-    wide = jnp.float64 if group.key_dtype == jnp.uint64 else jnp.float32
+    wide = jnp.float64 if np.dtype(np.float64) in group.floats else jnp.float32
     values = jnp.zeros(keys.shape, wide)
     for dtype in dict.fromkeys(group.floats):  # not by pool: that is a kernel for each
         mine = np.array([other == dtype for other in group.floats])
@@ -249,8 +276,13 @@ def _scores_of(keys: jax.Array, group: Group) -> jax.Array:
 def _key_function(
     score: Callable[[Any], jax.Array], group: Group
 ) -> Callable[[Any, Any], jax.Array]:
+    x64 = (
+        jax.config.jax_enable_x64
+    )  # what a score is written for, though it is called in `counting`
+
     def keys(operand: Any, among: Any) -> jax.Array:
-        scores = score(operand)
+        with enable_x64(x64):
+            scores = score(operand)
         if group.common is not None:
             scores = scores.astype(group.common)
         key = order_key(scores).astype(group.key_dtype)
@@ -260,9 +292,11 @@ def _key_function(
 
 
 def _as_counts(n_keep: Any) -> jax.Array:
-    if isinstance(n_keep, (list, tuple)):
+    if isinstance(n_keep, jax.Array):
+        return n_keep
+    if isinstance(n_keep, (list, tuple)) and any(isinstance(n, jax.Array) for n in n_keep):
         return jnp.stack([jnp.asarray(n, jnp.int32) for n in n_keep])
-    return jnp.asarray(n_keep, jnp.int32)
+    return as_counts(n_keep)
 
 
 def _checked_scores(name: str, scores: Any) -> jax.Array:

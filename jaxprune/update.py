@@ -19,12 +19,14 @@ from jax import lax
 from jaxprune.arguments import shown
 from jaxprune.budget import Budget, Recipe
 from jaxprune.checks import check_state, check_updates, checked, parallel
+from jaxprune.count import as_counts, take
 from jaxprune.distribution import round_half_up
 from jaxprune.fire import Operand, swap, tighten
 from jaxprune.mask import count_violations, full_mask, keep, land
 from jaxprune.packed import full_packed, pack, unpack
 from jaxprune.paths import leaves_with_paths, listed, path_str, spec_of
-from jaxprune.placement import explicit_sharding
+from jaxprune.placement import placed_like
+from jaxprune.refusals import check_shuffled
 from jaxprune.schedule import SparsitySchedule
 from jaxprune.score import Accumulated, is_elementwise, itself, random_score, reads_grads
 from jaxprune.state import PruneState, widths_of
@@ -77,6 +79,8 @@ def transformation(
         masks = [full_mask(leaf, jnp.uint8) for leaf in leaves]
         if leaves:  # optax.tree.map_params calls init with a tree of no leaves
             budget = recipe.budget(paths, leaves)
+            if spec.ties == "hashed":
+                check_shuffled(paths, budget)
             for line in budget.unused:
                 warnings.warn(
                     f"jaxprune.prune: {line}; the paths are {listed(paths)}", stacklevel=2
@@ -84,7 +88,7 @@ def transformation(
             if spec.grow is not None:
                 random = _random_masks(spec, budget, leaves, key)
                 for i, m in zip(budget.chosen, random, strict=True):
-                    masks[i] = _placed_like(m, masks[i])
+                    masks[i] = placed_like(m, masks[i])
         sums = None
         if isinstance(recipe.score, Accumulated):
             sums = treedef.unflatten([_zeros(leaf) for leaf in leaves])
@@ -198,7 +202,7 @@ def _fire(
     budget = spec.recipe.budget(paths, specs, _n_parts(spec))
     if not budget.chosen:
         return masks, thresholds, violations, inner_state
-    n_keep = jnp.asarray(budget.n_keep(), jnp.int32)
+    n_keep = as_counts(budget.n_keep())
     chosen = np.array(budget.chosen)
 
     def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -212,14 +216,16 @@ def _fire(
         fire = jnp.maximum(spec.schedule.index(prune_step), 0)
         operands = _operands(spec, scored_here, grads_here, key, prune_step, budget.chosen)
         if spec.grow is not None:
-            n_swap = jnp.asarray(_n_swap(spec, budget), jnp.int32)[fire]
-            new, found = swap(operands, old, n_keep[fire], n_swap, budget.leaves, grow=spec.grow)
+            n_swap = take(as_counts(_n_swap(spec, budget)), fire)
+            new, found = swap(
+                operands, old, take(n_keep, fire), n_swap, budget.leaves, grow=spec.grow
+            )
             resets = _reset_grown(inner_tx, treedef, paths, resets, budget.chosen, new)
         else:
             new, found = tighten(
                 operands,
                 old if spec.regrow is None else None,
-                n_keep[fire],
+                take(n_keep, fire),
                 budget.leaves,
                 normalized=spec.recipe.distribution.normalized,
                 score=itself if isinstance(spec.recipe.score, Accumulated) else spec.recipe.score,
@@ -283,17 +289,9 @@ def _random_masks(spec: Spec, budget: Budget, leaves: Sequence[Any], key: Any) -
         return []
     spec = spec._replace(grow=random_score)
     operands = _operands(spec, params, None, key, 2**31 - 1, budget.chosen)
-    n_keep = jnp.asarray(budget.n_keep()[-1], jnp.int32)
+    n_keep = as_counts(budget.n_keep()[-1])
     masks, _ = tighten(operands, None, n_keep, budget.leaves, score=random_score)
     return [m.astype(jnp.uint8) for m in masks]
-
-
-def _placed_like(mask: jax.Array, like: jax.Array) -> jax.Array:
-    """A mask with the sharding of another."""
-    if not isinstance(like, jax.core.Tracer):
-        return jax.device_put(mask, like.sharding)
-    named = explicit_sharding(like)
-    return mask if named is None else jax.sharding.reshard(mask, named)
 
 
 def _reset_grown(

@@ -723,18 +723,11 @@ LEAVES = [
         r"exclude='conv\\[1\\]\\+', or lower its sparsity with overrides={'conv\\[1\\]\\+': ...}.",
     ),
     case(
-        "too_many_weights",
-        lambda: jax.eval_shape(jaxprune.prune(HALF).init, big(2**16, 2**15)),
+        "too_many_weights_to_shuffle",
+        lambda: jax.eval_shape(jaxprune.prune(HALF, ties="hashed").init, big(2**16, 2**15)),
         ValueError,
-        "a/w: 2147483648 weights (shape (65536, 32768)); at most 2**31 - 2 can be counted "
-        "exactly in one leaf. Split the leaf, or leave it out with exclude='a/w'.",
-    ),
-    case(
-        "one_weight_too_many",
-        lambda: jaxprune.plan(big(2**31 - 1, 1), HALF),
-        ValueError,
-        "a/w: 2147483647 weights (shape (2147483647, 1)); at most 2**31 - 2 can be counted "
-        "exactly in one leaf. Split the leaf, or leave it out with exclude='a/w'.",
+        'a/w: it competes in a pool of 2147483648, but ties="hashed" shuffles at most 2**31 - 2. '
+        'Use ties="index".',
     ),
     case(
         "nothing_by_default",
@@ -1199,18 +1192,13 @@ SELECTION = [
         "and of a tree jax.tree.leaves(scores).",
     ),
     case(
-        "too_many_scores",
-        lambda: jax.eval_shape(lambda s: jaxprune.topk_mask(s, 1), shape_of(2**16, 2**15)),
-        ValueError,
-        "a pool of 2147483648 scores; at most 2**31 - 2 can be counted exactly.",
-    ),
-    case(
-        "too_many_scores_together",
+        "too_many_scores_to_shuffle",
         lambda: jax.eval_shape(
-            lambda *s: jaxprune.topk_masks(s, 1, pool="global"), *[shape_of(2**15, 2**15)] * 2
+            lambda *s: jaxprune.topk_masks(s, 1, pool="global", ties="hashed"),
+            *[shape_of(2**15, 2**15)] * 2,
         ),
         ValueError,
-        "a pool of 2147483648 scores; at most 2**31 - 2 can be counted exactly.",
+        'a pool of 2147483648 scores: ties="hashed" shuffles at most 2**31 - 2. Use ties="index".',
     ),
 ]
 
@@ -1343,11 +1331,6 @@ def test_an_empty_tree_has_nothing_to_prune_and_is_no_error():
     assert jaxprune.plan({}, 0.5).size == 0
     assert jaxprune.apply_masks({}, {}) == {}
     assert jaxprune.topk_masks([], []) == jaxprune.topk_masks([], 0, pool="global") == []
-
-
-def test_a_leaf_of_exactly_the_largest_size_is_planned():
-    report = jaxprune.plan(big(2**31 - 2, 1), HALF)
-    assert [leaf.n_zero for leaf in report.leaves] == [2**30 - 1, 0]
 
 
 def test_states_that_hide_whole_subtrees_from_each_other_are_merged():

@@ -32,9 +32,19 @@ MAY_IMPORT = {
     "budget": ("refusals", "coupled", "arguments", "paths", "score", "structure", "distribution"),
     "fire": ("placement", "count", "score", "select", "structure", "coupled", "budget"),
     "state": ("floats", "paths", "packed", "mask"),
-    "oneshot": ("arguments", "floats", "paths", "score", "select", "structure", "distribution")
+    "oneshot": (
+        "arguments",
+        "count",
+        "floats",
+        "paths",
+        "score",
+        "select",
+        "structure",
+        "distribution",
+    )
     + ("mask", "budget", "fire"),
-    "report": ("arguments", "floats", "paths", "schedule", "score", "structure", "distribution")
+    "report": ("arguments", "count", "floats", "paths", "schedule", "score", "structure")
+    + ("distribution",)
     + ("mask", "budget", "state"),
     "stream": (),
     "format": ("stream",),
@@ -62,8 +72,7 @@ MAY_IMPORT = {
     "splice": ("arguments", "paths", "state"),
     "checks": ("arguments", "packed", "paths", "state"),
     "update": ("arguments", "packed", "paths", "placement", "count", "schedule", "score")
-    + ("distribution", "mask")
-    + ("budget", "fire", "state", "checks"),
+    + ("distribution", "mask", "budget", "fire", "refusals", "state", "checks"),
     "transform": ("arguments", "schedule", "score", "select", "structure", "distribution")
     + ("budget", "update"),
     "layerwise": ("floats", "mask", "select"),
