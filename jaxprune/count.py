@@ -34,8 +34,8 @@ _ROW = 1024
 # Leaves of at most this many entries are copied together with others of their shape.
 _STACKED = 2**20
 
-# Shorter rows than this are not worth reducing by themselves across devices.
-_SHORTEST = 8
+# Where no axis divides by the devices, leaves of at most this many entries are summed plainly.
+_SMALL = 2**16
 
 Stacks = list[tuple[tuple[int, ...], Any]]
 
@@ -125,27 +125,31 @@ def count_each(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
         for axis in (2, 1):
             sums = _reduced(sums, dtype, axis)
         return jnp.stack(sums, axis=1)
-    axis, length = _row_in_shards(flags[0].shape[1:], jax.device_count())
-    if length >= _SHORTEST:
-        split = tuple(split_axis(x, axis + 1, length) for x in sums)
-        sums = _reduced(split, dtype, axis + 2)
+    shape, n_devices = flags[0].shape[1:], jax.device_count()
+    axis, length = _row_in_shards(shape, n_devices)
+    if length > 1:
+        sums = tuple(split_axis(x, axis + 1, length) for x in sums)
+        sums = _reduced(sums, dtype, axis + 2)
+    elif math.prod(shape) > _SMALL and all(n % n_devices for n in shape):
+        sums = _reduced(sums, dtype, *range(1, sums[0].ndim))  # most likely a copy on each device
     zero, axes = np.zeros((), np.dtype(dtype)), tuple(range(1, sums[0].ndim))
     return jnp.stack([lax.reduce(x, zero, lax.add, axes) for x in sums], axis=1)
 
 
-def _reduced(sums: Sequence[jax.Array], dtype: Any, axis: int) -> Any:
+def _reduced(sums: Sequence[jax.Array], dtype: Any, *axes: int) -> Any:
     zeros = (np.zeros((), np.dtype(dtype)),) * len(sums)
-    return lax.reduce(sums, zeros, lambda a, b: tuple(map(operator.add, a, b)), (axis,))
+    return lax.reduce(sums, zeros, lambda a, b: tuple(map(operator.add, a, b)), axes)
 
 
 @functools.cache
 def _row_in_shards(shape: tuple[int, ...], n_devices: int) -> tuple[int, int]:
-    """An axis and the longest rows, a power of two up to `_ROW`, that no sharding of it cuts.
+    """An axis and the longest rows, up to `_ROW`, that no sharding of it cuts.
 
     However many of the devices an axis is spread over, rows that divide its part of a device lie
     within shards: splitting them off moves nothing. Of equally good axes it is the last.
     """
-    rows = [math.gcd(n // n_devices, _ROW) if n % n_devices == 0 else 1 for n in shape]
+    parts = [n // n_devices if n % n_devices == 0 else 1 for n in shape]
+    rows = [next(k for k in range(min(n, _ROW), 0, -1) if n % k == 0) if n else 1 for n in parts]
     best = max(range(len(rows)), key=lambda i: (rows[i], i), default=0)
     return best, rows[best] if rows else 1
 

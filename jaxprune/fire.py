@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxprune.budget import Leaf
 from jaxprune.count import counting, is_wide, take
 from jaxprune.coupled import combined
-from jaxprune.placement import explicit_sharding, sharding_in
+from jaxprune.placement import explicit_mesh, sharding_in
 from jaxprune.score import is_elementwise, magnitude
 from jaxprune.select import select
 from jaxprune.structure import NM, Unstructured
@@ -66,7 +66,7 @@ def tighten(
     decide = functools.partial(_tighten, leaves=leaves, score=score, ties=ties)
     decide = functools.partial(decide, normalized=normalized, axis_name=axis_name)
     whole = all(isinstance(leaf.structure, Unstructured) for leaf in leaves)
-    mesh = None if whole else _explicit_mesh(operands)
+    mesh = None if whole else explicit_mesh(operand.param for operand in operands)
     if mesh is None:
         return decide(*inputs)
     # Units may lie across shards, where an Explicit mesh wants every intermediate sharding spelt
@@ -146,12 +146,6 @@ def swap(
         for s, g, m in zip(stay, grown, masks, strict=True)
     ]
     return new, thresholds
-
-
-def _explicit_mesh(operands: Sequence[Operand]) -> Any:
-    """The mesh with Explicit axes that some param lies on, or None."""
-    found = [explicit_sharding(operand.param) for operand in operands]
-    return next((named.mesh for named in found if named is not None), None)
 
 
 class _Case(NamedTuple):

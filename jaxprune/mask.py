@@ -10,6 +10,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -75,7 +76,13 @@ def full_mask(leaf: Any, dtype: Any) -> jax.Array:
         return jnp.ones(jnp.shape(leaf) if isinstance(leaf, (int, float, complex)) else (), dtype)
     if not jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype != bool:
         return jnp.ones(leaf.shape, dtype)  # PRNG keys
-    return jnp.ones_like(leaf, dtype=dtype)
+    full = jnp.ones_like(leaf, dtype=dtype)
+    if not isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return full
+    # A constant has no place of its own, and under `jit` on Auto axes lands on one device, as the
+    # moments of adam do. What is chosen by the leaf lies where the leaf does; XLA then sees that
+    # both choices are the same and reads nothing.
+    return jnp.where(leaf != leaf, full, full)
 
 
 @jax.custom_jvp

@@ -3,6 +3,7 @@
 On Auto axes the type says nothing: the compiler chooses, and every function here leaves it to.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -21,8 +22,27 @@ def explicit_sharding(x: Any) -> Any:
 def sharding_in(mesh: Any, x: Any) -> NamedSharding:
     """The sharding of `x` by its type, or a copy on every device where it is not of this mesh."""
     named = getattr(jax.typeof(x), "sharding", None)
-    is_here = named is not None and named.mesh == mesh
-    return named if is_here else NamedSharding(mesh, PartitionSpec())
+    if named is None or named.mesh != mesh:
+        return NamedSharding(mesh, PartitionSpec())
+    return named
+
+
+def explicit_mesh(arrays: Iterable[Any]) -> Any:
+    """The mesh with Explicit axes that some of the arrays lie on, or None."""
+    found = [explicit_sharding(x) for x in arrays]
+    return next((named.mesh for named in found if named is not None), None)
+
+
+def everywhere(x: jax.Array, arrays: Iterable[Any]) -> jax.Array:
+    """`x` as a copy on every device, by its type, where the arrays lie on an Explicit mesh.
+
+    A state that comes from `init` outside `jit` knows of no mesh. Without this its thresholds get
+    one type in the first update and another in the second, each of which compiles.
+    """
+    mesh = explicit_mesh(arrays)
+    if mesh is None:
+        return x
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*[None] * x.ndim)))
 
 
 def split_axis(x: jax.Array, axis: int, length: int) -> jax.Array:

@@ -276,9 +276,8 @@ def _scores_of(keys: jax.Array, group: Group) -> jax.Array:
 def _key_function(
     score: Callable[[Any], jax.Array], group: Group
 ) -> Callable[[Any, Any], jax.Array]:
-    x64 = (
-        jax.config.jax_enable_x64
-    )  # what a score is written for, though it is called in `counting`
+    # What a score is written for, though it is called within `counting`.
+    x64 = jax.dtypes.canonicalize_dtype(np.int64) == np.int64
 
     def keys(operand: Any, among: Any) -> jax.Array:
         with enable_x64(x64):

@@ -25,7 +25,7 @@ from jaxprune.fire import Operand, swap, tighten
 from jaxprune.mask import count_violations, full_mask, keep, land
 from jaxprune.packed import full_packed, pack, unpack
 from jaxprune.paths import leaves_with_paths, listed, path_str, spec_of
-from jaxprune.placement import placed_like
+from jaxprune.placement import everywhere, placed_like
 from jaxprune.refusals import check_shuffled
 from jaxprune.schedule import SparsitySchedule
 from jaxprune.score import Accumulated, is_elementwise, itself, random_score, reads_grads
@@ -249,6 +249,7 @@ def _fire(
     resets = inner_state if spec.grow is not None else ()
     carry = (masks, thresholds, violations, resets, spec.schedule.fires(prune_step))
     new, thresholds, violations, resets, _ = lax.while_loop(lambda c: c[-1], trip, carry)
+    thresholds = everywhere(thresholds, params)
     return new, thresholds, violations, resets if spec.grow is not None else inner_state
 
 
