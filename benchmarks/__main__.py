@@ -29,6 +29,7 @@ from benchmarks import (
     bench_sharding,
     bench_step,
     plots,
+    scale_plan,
 )
 from benchmarks.common import Check, Row, environment, load_average, write_json
 
@@ -41,6 +42,7 @@ _BENCHMARKS: dict[str, types.ModuleType] = {
     "inference": bench_inference,
     "litert": bench_litert,
     "sharding": bench_sharding,
+    "scale": scale_plan,
 }
 # Of what few have installed.
 _BY_REQUEST = {"litert"}
