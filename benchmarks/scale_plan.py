@@ -2,8 +2,8 @@
 
 Nothing runs and no weight exists. The update of a step that fires is compiled ahead of time for as
 many simulated devices as the plan has, from shapes and shardings alone, and what the compiler says
-is reported: bytes of memory per device, collectives and their bytes, those of a loop once; a fire is
-given the most passes that a measured one took. That is done in a process of its own, since the
+is reported: bytes of memory per device, collectives and their bytes, those of a loop once; a fire
+is given the most passes that a measured one took. That is done in a process of its own, since the
 number of devices is fixed when JAX starts. Where XLA cannot compile for that many here, the step is
 lowered, the row is computed from the shapes, and says so.
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("rich")
 pytest.importorskip("tqdm")
 
-from benchmarks import __main__ as cli, bench_select, bench_step, common
+from benchmarks import __main__ as cli, bench_select, bench_step, common, scale_plan
 
 
 def written(folder, name):
@@ -139,6 +139,16 @@ def test_a_result_is_replaced_in_one_move(tmp_path):
         common.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_the_plan_of_a_large_network_computes_the_bytes_that_are_compiled():
+    row = scale_plan.planned(8, "one pool", 128)
+    assert row["how"] == "compiled"
+    assert row["kinds"] == ["all-reduce"]
+    made = scale_plan.computed(8, "one pool", 128)
+    assert row["bytes_per_pass"] == made["bytes_per_pass"]
+    masks, params = made["masks_bytes"], made["params_bytes"]
+    assert masks + 2 * params <= row["arguments_bytes"] <= masks + 2 * params + 100
 
 
 def test_an_unknown_benchmark_is_named(capsys):

@@ -1,0 +1,28 @@
+"""The structures, distributions and shapes that the tests combine."""
+
+import jaxprune
+from jaxprune import NM, Block, Channel, Unstructured
+
+SHAPES = {"conv": (3, 3, 4, 8), "fc": (16, 12), "odd": (8, 7), "stack": (3, 8, 6)}
+STRUCTURES = {
+    "unstructured": Unstructured(),
+    "2:4": NM(2, 4),
+    "block": Block((2, 3)),
+    "block max": Block((4, 4), pooling="max"),
+    "balanced": Block((1, 4), balanced=True),
+    "channel": Channel(),
+    "channel l1 in": Channel(axis=-2, norm=1),
+    "by rule": {"fc": NM(1, 2), "stack": Channel()},
+}
+DISTRIBUTIONS = {
+    "uniform": jaxprune.uniform,
+    "erk": jaxprune.erk,
+    "er": jaxprune.er,
+    "global": jaxprune.global_pool,
+    "normalized": jaxprune.normalized_pool,
+    "min density": jaxprune.min_density(0.25, jaxprune.erk),
+    "global min density": jaxprune.min_density(0.25, jaxprune.global_pool),
+    "per slice": jaxprune.per_slice("stack"),
+    "erk per slice": jaxprune.per_slice({"stack": 0}, jaxprune.erk),
+}
+GROUPED = ("2:4", "balanced", "by rule")
