@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.agree import replicas_agree
 from jaxprune.arguments import as_sparsity
 from jaxprune.budget import Recipe
 from jaxprune.count import total
@@ -317,6 +318,8 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
     ):
         if mask is None or spec_of(leaf) is None or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             continue
+        if not (replicas_agree(leaf) and replicas_agree(mask)):
+            raise ValueError(f"{path or '(root)'}: {_DIVERGED}")
         dropped = ~mask.astype(bool)
         n_dropped = int(total(dropped))
         n_moved = int(total(dropped & is_nonzero(leaf)))
@@ -339,6 +342,10 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
         )
 
 
+_DIVERGED = (
+    "the copies on the devices of this process differ. Sum gradients over all of them (lax.pmean) "
+    "before the update, and start from one state."
+)
 _MISPLACED = (
     "Something changes the updates after prune: make jaxprune.prune the last link of the chain, or "
     "wrap the optimizer with prune(schedule, inner=optimizer). If the params were restored without "

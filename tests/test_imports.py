@@ -14,6 +14,7 @@ import jaxprune
 FOLDER = pathlib.Path(jaxprune.__file__).parent
 # Each module beside those it may import: always modules above it, so that no cycle can form.
 MAY_IMPORT = {
+    "agree": (),
     "arguments": (),
     "floats": (),
     "paths": (),
@@ -43,7 +44,7 @@ MAY_IMPORT = {
         "distribution",
     )
     + ("mask", "budget", "fire"),
-    "report": ("arguments", "count", "floats", "paths", "schedule", "score", "structure")
+    "report": ("agree", "arguments", "count", "floats", "paths", "schedule", "score", "structure")
     + ("distribution",)
     + ("mask", "budget", "state"),
     "stream": (),
@@ -67,7 +68,6 @@ MAY_IMPORT = {
     "resize": (),
     "shrink": ("axes", "axis_rules", "groups", "resize"),
     "channels": ("axes", "axis_rules", "coupled", "groups", "paths", "resize"),
-    "agree": (),
     "convert": ("paths", "packed", "state"),
     "splice": ("arguments", "paths", "state"),
     "checks": ("arguments", "packed", "paths", "state"),

@@ -173,3 +173,18 @@ def test_nnx_partition_specs_place_the_masks():
         optimizer.update(model, params)
         params = nnx.state(model, nnx.Param)
         assert_placed_like(jaxprune.get_state(optimizer).masks, params)
+
+
+def test_check_finds_copies_that_differ():
+    mesh = make_mesh(AxisType.Auto)
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
+    everywhere = NamedSharding(mesh, P())
+    params = {"w": jax.device_put(np.eye(4, dtype=np.float32), everywhere), "bias": jnp.ones(4)}
+    state = tx.init(params)
+    jaxprune.check(params, state)
+    copies = [
+        jax.device_put(np.eye(4) * (1 + (i == 5)), d) for i, d in enumerate(mesh.devices.flat)
+    ]
+    params["w"] = jax.make_array_from_single_device_arrays((4, 4), everywhere, copies)
+    with pytest.raises(ValueError, match="w: the copies on the devices of this process differ"):
+        jaxprune.check(params, state)
