@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("rich")
 pytest.importorskip("tqdm")
 
-from benchmarks import __main__ as cli, bench_select, bench_step, common
+from benchmarks import __main__ as cli, bench_inference, bench_select, bench_step, common, networks
 
 
 def written(folder, name):
@@ -145,3 +145,55 @@ def test_an_unknown_benchmark_is_named(capsys):
     with pytest.raises(SystemExit):
         cli.main(["speed"])
     assert "no benchmark speed: choose from select, step" in capsys.readouterr().err
+
+
+def test_inference_checks_every_way_and_compares_with_the_best_dense(monkeypatch):
+    pytest.importorskip("scipy")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    network = bench_inference.networks(quick=True)["MLP 16"]
+    rows, notes = bench_inference.compare(network, 0.9, (1,))
+    assert "onnxruntime is left out: onnxruntime is not installed" in notes
+    found = {row["method"]: row for row in rows}
+    assert {"jax x @ w", "jax w @ x", "numpy", "packed 1x16", "scipy CSR", "narrower dense"} <= set(
+        found
+    )
+    dense = [row for name, row in found.items() if name in bench_inference.DENSE]
+    assert max(row["x_warm"] for row in dense) == max(row["x_cold"] for row in dense) == 1.0
+    best = min(row["median_ms"] for row in dense)
+    assert found["packed 1x16"]["x_warm"] == best / found["packed 1x16"]["median_ms"]
+    assert bench_inference.tables(rows)
+
+
+def test_a_way_that_computes_something_else_is_found(monkeypatch):
+    monkeypatch.setattr(bench_inference, "_OF_JAX", {"jax x @ w": lambda *_: lambda x: lambda: 1.0})
+    network = bench_inference.networks(quick=True)["MLP 16"]
+    with pytest.raises(AssertionError, match="jax x @ w"):
+        bench_inference.ways(network, 0.9, (1,))
+
+
+def test_pruned_networks_keep_equally_many_blocks():
+    network = networks.lstm_network(16, 40, embed=8)
+    full = networks.weights_of(network)
+    for width in (1, 8, 32):
+        for name, w in networks.pruned(full, 0.9, width).items():
+            n_in, n_out = w.shape
+            columns = np.array_split(w != 0, range(width, n_out, width), axis=1)
+            assert all((c == c[:, :1]).all() for c in columns)
+            n_keep = max(n_in - round(0.9 * n_in), 1)
+            assert {int(c[:, 0].sum()) for c in columns} == {n_keep}, name
+    network = networks.lstm_network(650, 10_000)
+    part = networks.part_left(network, 0.9)
+    n_weights = lambda part: sum(a * b for a, b in network.shapes(part).values())
+    assert n_weights(part) == pytest.approx(0.1 * n_weights(1), rel=0.01)
+
+
+def test_onnx_computes_the_step():
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from benchmarks.onnx_graphs import onnx_runs
+
+    for network in bench_inference.networks(quick=True).values():
+        weights, inputs = networks.weights_of(network), networks.inputs_of(network, 3)
+        run = onnx_runs(network.step, weights, network.inputs(1), 1)(inputs)
+        right = network.step(np, lambda w, x: x @ w, weights, inputs)
+        np.testing.assert_allclose(run(), right, rtol=1e-4, atol=1e-5)
