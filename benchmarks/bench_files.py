@@ -140,15 +140,16 @@ def minus_zeros(n: int) -> list[Row]:
     return rows
 
 
-# Runs a command, and prints the most memory that it had, in KiB. Linux says that of the process alone
-# in /proc; `getrusage` counts what its parent had when it began.
+# Runs a command, and prints the most memory that it had, in KiB. Linux says that of the process
+# alone in /proc; `getrusage` counts what its parent had when it began.
 _CHILD = """
 import pathlib, resource, runpy, sys
 sys.argv[0] = "jaxprune"
 try:
     runpy.run_module("jaxprune", run_name="__main__")
 finally:
-    peak, status = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, pathlib.Path("/proc/self/status")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = pathlib.Path("/proc/self/status")
     if status.exists():
         peak = status.read_text().split("VmHWM:")[1].split()[0]
     print("peak", peak, file=sys.stderr)
