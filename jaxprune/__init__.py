@@ -14,11 +14,16 @@ from jaxprune.calibrate import (
     wanda as wanda,
     wanda_kernel as wanda_kernel,
 )
+from jaxprune.channels import (
+    channel_groups as channel_groups,
+    channel_groups_nnx as channel_groups_nnx,
+)
 from jaxprune.convert import (
     pack_masks as pack_masks,
     set_masks as set_masks,
     unpack_masks as unpack_masks,
 )
+from jaxprune.deploy import load_packed as load_packed
 from jaxprune.distribution import (
     Distribution as Distribution,
     er as er,
@@ -46,6 +51,7 @@ from jaxprune.mask import straight_through as straight_through
 from jaxprune.moments import Moments as Moments, moments as moments
 from jaxprune.oneshot import masks_from_params as masks_from_params, prune_params as prune_params
 from jaxprune.report import check as check, metrics as metrics, plan as plan, summarize as summarize
+from jaxprune.resize import shrunk_apply as shrunk_apply
 from jaxprune.schedule import (
     SparsitySchedule as SparsitySchedule,
     acdc_schedule as acdc_schedule,
@@ -64,6 +70,7 @@ from jaxprune.score import (
     saliency as saliency,
 )
 from jaxprune.select import topk_mask as topk_mask, topk_masks as topk_masks
+from jaxprune.shrink import ShrinkReport as ShrinkReport, shrink as shrink, shrink_nnx as shrink_nnx
 from jaxprune.splice import splice as splice
 from jaxprune.state import (
     PruneState as PruneState,

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxprune import paths as paths_lib
 from jaxprune.arguments import as_sparsity
+from jaxprune.coupled import Coupled
 from jaxprune.distribution import (
     Distribution,
     LeafShape,
@@ -179,6 +180,7 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
     met: set[tuple[str, int]] = set()
     shapes: list[LeafShape] = []
     parts = []  # of each chosen leaf: structure, stacked axis, its place in `shapes`
+    leads: dict[str, int] = {}  # the first leaf of each group of coupled ones, which counts for all
     for i in chosen:
         spec = specs[i]
         assert spec is not None  # only arrays are chosen
@@ -186,9 +188,17 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
         check_score(paths[i], spec, recipe.score)
         structure = _first("structure", recipe.structures, paths[i], spec, met)
         axis = _first("per_slice", recipe.distribution.stacked, paths[i], spec, met)
+        if isinstance(structure, Coupled) and axis is not None:
+            raise ValueError(
+                f"{paths[i]}: {structure!r} decides for several leaves, and per_slice for parts of "
+                "one. Leave the leaf out of one of them."
+            )
         mine = _leaf_shapes(recipe, paths[i], spec, choices[i].override, structure, axis)
         parts.append((structure, axis, range(len(shapes), len(shapes) + len(mine))))
-        shapes += [shape._replace(n_units=shape.n_units * n_parts) for shape in mine]
+        counts = not isinstance(structure, Coupled) or structure.group not in leads
+        if isinstance(structure, Coupled):
+            _lead(leads, structure.group, mine[0], shapes)
+        shapes += [shape._replace(n_units=shape.n_units * n_parts * counts) for shape in mine]
     pools = recipe.distribution.assign(shapes, recipe.distribution.floor)
     for shape, pool in zip(shapes, pools.pool_of, strict=True):
         if pools.n_units[pool] and pools.n_drop[-1, pool] >= pools.n_units[pool]:
@@ -198,7 +208,7 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
         Leaf(
             structure,
             None if axis is None else axis % len(specs[i].shape),  # type: ignore[union-attr]
-            tuple(pools.pool_of[k] for k in mine),
+            tuple(pools.pool_of[_lead_of(leads, structure, k)] for k in mine),
             math.ceil(shapes[mine[0]].n_units * recipe.distribution.floor) if shared else 0,
         )
         for i, (structure, axis, mine) in zip(chosen, parts, strict=True)
@@ -207,6 +217,17 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
     unused += _unmet("per_slice", recipe.distribution.stacked, met)
     targets = tuple(shapes[mine[0]].targets for _, _, mine in parts)
     return Budget(tuple(choices), chosen, leaves, pools, targets, tuple(unused))
+
+
+def _lead_of(leads: dict[str, int], structure: Any, place: int) -> int:
+    return leads[structure.group] if isinstance(structure, Coupled) else place
+
+
+def _lead(leads: dict[str, int], group: str, mine: LeafShape, shapes: list[LeafShape]) -> None:
+    """Notes the first leaf of a group; an override of any leaf in it is that of the group."""
+    lead = leads.setdefault(group, len(shapes))
+    if mine.fixed and lead < len(shapes):
+        shapes[lead] = shapes[lead]._replace(targets=mine.targets, fixed=True)
 
 
 def _leaf_shapes(

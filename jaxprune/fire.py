@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprune.budget import Leaf
+from jaxprune.coupled import combined
 from jaxprune.score import is_elementwise, magnitude
 from jaxprune.select import select
 from jaxprune.structure import NM, Unstructured
@@ -204,21 +205,18 @@ def _together(
     axis_name: Any,
 ) -> list[tuple[jax.Array, jax.Array]]:
     """Masks and thresholds of leaves that are pools, or parts of one, by one selection."""
-    pools = sorted({case.leaf.pools[0] for case in cases})
-    pool_of = tuple(pools.index(case.leaf.pools[0]) for case in cases)
-    units, allowed = [], []
-    for case in cases:
-        structure = case.leaf.structure
-        if isinstance(structure, Unstructured) and is_elementwise(score) and not normalized:
-            units.append(case.operand._replace(key=None))
-        else:
-            scores = _stored(case.operand, score)
-            units.append(structure.unit_scores(_normalized(scores) if normalized else scores))
-        allowed.append(None if case.allowed is None else structure.unit_mask(case.allowed))
+    deciders: dict[Any, list[_Case]] = {}  # coupled leaves decide as one
+    for i, case in enumerate(cases):
+        deciders.setdefault(getattr(case.leaf.structure, "group", i), []).append(case)
+    leads = [members[0] for members in deciders.values()]
+    pools = sorted({lead.leaf.pools[0] for lead in leads})
+    pool_of = tuple(pools.index(lead.leaf.pools[0]) for lead in leads)
+    units = [_units(members, score, normalized) for members in deciders.values()]
+    allowed = [_allowed(members) for members in deciders.values()]
     among = None if allowed[0] is None else allowed
-    starts = [cases[pool_of.index(i)].start for i in range(len(pools))]
+    starts = [leads[pool_of.index(i)].start for i in range(len(pools))]
     start = None if starts[0] is None else jnp.stack(starts)
-    wanted, floors = n_keep[np.array(pools)], np.array([case.leaf.floor for case in cases])
+    wanted, floors = n_keep[np.array(pools)], np.array([lead.leaf.floor for lead in leads])
     scored = _Scored(score)
     first: list[Any] = []
     if floors.any():  # the best of every leaf are safe, the rest compete
@@ -238,10 +236,34 @@ def _together(
     )
     if first:
         kept = [k | f for k, f in zip(kept, first, strict=True)]
-    return [
-        (case.leaf.structure.expand(mask, case.operand.param.shape), thresholds[pool])
-        for case, mask, pool in zip(cases, kept, pool_of, strict=True)
-    ]
+    decided = dict(zip(deciders, zip(kept, pool_of, strict=True), strict=True))
+    out = []
+    for i, case in enumerate(cases):
+        mask, pool = decided[getattr(case.leaf.structure, "group", i)]
+        shape = case.operand.param.shape
+        out.append((case.leaf.structure.expand(mask, shape), thresholds[pool]))
+    return out
+
+
+def _units(members: Sequence[_Case], score: Callable[..., jax.Array], normalized: bool) -> Any:
+    """What `select` scores: the units of a leaf, or those that several leaves share."""
+    lead = members[0]
+    if isinstance(lead.leaf.structure, Unstructured) and is_elementwise(score) and not normalized:
+        return lead.operand._replace(key=None)
+    found = []
+    for case in members:
+        scores = _stored(case.operand, score)
+        scores = _normalized(scores) if normalized else scores
+        found.append(case.leaf.structure.unit_scores(scores))
+    return combined(found)
+
+
+def _allowed(members: Sequence[_Case]) -> Any:
+    """The units that may stay: none of those that any of the leaves has dropped."""
+    if members[0].allowed is None:
+        return None
+    masks = [case.leaf.structure.unit_mask(case.allowed) for case in members]
+    return masks[0] if len(masks) == 1 else functools.reduce(jnp.logical_and, masks)
 
 
 def _apart(

@@ -115,6 +115,22 @@ def tables(out: Out = None):
 
 
 @app.command()
+def quality(
+    quick: Quick = False,
+    resume: Resume = False,
+    out: Out = None,
+    only: Only = "",
+    networks: Annotated[str, typer.Option(help="Networks whose name this regex finds.")] = "",
+):
+    """What structures cost: blocks, N:M, whole units against unstructured and small dense."""
+    needs("sklearn")
+    from benchmarks.paper import quality
+
+    studies = _named(only, quality.studies, "quick" if quick else "cpu")
+    _run(studies, quick, resume, out, quality, only=networks)
+
+
+@app.command()
 def step(
     only: Annotated[str, typer.Option(help="Networks whose name contains this.")] = "",
     batch: Annotated[int, typer.Option(help="Examples.")] = 2,
@@ -182,7 +198,12 @@ def _named(only: str, studies: Callable[[str], list[Study]], size: str) -> list[
 
 
 def _run(
-    studies: Iterable[Study], quick: bool, resume: bool, out: Path | None, how: Any = None
+    studies: Iterable[Study],
+    quick: bool,
+    resume: bool,
+    out: Path | None,
+    how: Any = None,
+    **more: Any,
 ) -> None:
     """Runs, shows and draws; `how` has the networks, the table and the pictures, if not usual."""
     from benchmarks.paper import store, summary
@@ -191,7 +212,7 @@ def _run(
     look = summary if how is None else how
     for study in studies:
         try:
-            more = {} if how is None else {"networks": how.networks}
+            more |= {} if how is None else {"networks": how.networks}
             results = store.run(study, folder, resume=resume, **more)
         except KeyboardInterrupt:
             console().print(f"Stopped. Go on with --resume --out {folder}.", highlight=False)

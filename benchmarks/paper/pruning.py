@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune
+from benchmarks.paper.units import Units, n_zero, prune_units
 from jaxprune.report import Report
 
 _SPREADS = {
@@ -18,6 +19,7 @@ _SPREADS = {
     "erk": jaxprune.erk,
     "global": jaxprune.global_pool,
 }
+_EVERY_WEIGHT = jaxprune.Unstructured()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Pruning:
       spread: "uniform", "erk" or "global": how the layers share the sparsity.
       regrow: masks may grow back: a dropped weight keeps its value, unused, and returns when it is
         again among the largest, as in the TensorFlow code of the paper's authors.
+      structure: what stays or goes together, as for `jaxprune.prune`; or `Units`.
     """
 
     sparsity: float
@@ -40,6 +43,7 @@ class Pruning:
     every: int
     spread: str = "uniform"
     regrow: bool = False
+    structure: Any = _EVERY_WEIGHT
 
     @staticmethod
     def gradual(sparsity: float, steps: int) -> Pruning:
@@ -55,8 +59,13 @@ class Pruning:
 
     def plan(self, params: Any, exclude: tuple[str, ...]) -> Report:
         """The counts at the end, exact in total."""
-        distribution = _SPREADS[self.spread]
-        return jaxprune.plan(params, self.schedule(), exclude=exclude, distribution=distribution)
+        return jaxprune.plan(
+            params,
+            self.schedule(),
+            exclude=exclude,
+            distribution=_SPREADS[self.spread],
+            structure=self.structure,
+        )
 
 
 class Optimizer(NamedTuple):
@@ -66,13 +75,13 @@ class Optimizer(NamedTuple):
       init: as optax.
       update: as optax.
       view: `(params, opt_state)` to the params of the forward pass.
-      n_zero: dropped weights, int32.
+      n_zero: `(params, opt_state)` to dropped weights, int32.
     """
 
     init: Callable[[Any], Any]
     update: Callable[..., Any]
     view: Callable[[Any, Any], Any]
-    n_zero: Callable[[Any], jax.Array]
+    n_zero: Callable[[Any, Any], jax.Array]
 
 
 def optimizer_of(
@@ -81,13 +90,16 @@ def optimizer_of(
     """The optimizer that prunes in this way; None is not at all."""
     if pruning is None:
         none = jnp.zeros((), jnp.int32)
-        return Optimizer(inner.init, inner.update, lambda params, _: params, lambda _: none)
+        return Optimizer(inner.init, inner.update, lambda params, _: params, lambda *_: none)
+    if isinstance(pruning.structure, Units):
+        return _of_units(pruning, pruning.structure, inner)
     transformation = jaxprune.prune(
         pruning.schedule(),
         inner=inner,
         exclude=exclude,
         distribution=_SPREADS[pruning.spread],
         regrow="hold" if pruning.regrow else False,
+        structure=pruning.structure,
     )
     # Held weights are not zero in the params, so the forward pass has to leave them out.
     view = jaxprune.apply_masks if pruning.regrow else lambda params, _: params
@@ -95,5 +107,15 @@ def optimizer_of(
         transformation.init,
         transformation.update,
         view,
-        lambda state: jaxprune.metrics(state)["prune/n_zero"].astype(jnp.int32),
+        lambda _, state: jaxprune.metrics(state)["prune/n_zero"].astype(jnp.int32),
+    )
+
+
+def _of_units(pruning: Pruning, units: Units, inner: optax.GradientTransformation) -> Optimizer:
+    transformation = prune_units(units, pruning.schedule(), inner)
+    return Optimizer(
+        transformation.init,
+        transformation.update,
+        lambda params, _: params,
+        lambda params, state: n_zero(units, state, params),
     )

@@ -9,6 +9,7 @@ Both are replaced in one move. A run is finished once it stands in the JSON file
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,7 +45,12 @@ def results_file(study: Study, out: Path) -> Path:
 
 
 def run(
-    study: Study, out: Path, *, resume: bool = False, networks: Networks = networks_of
+    study: Study,
+    out: Path,
+    *,
+    resume: bool = False,
+    networks: Networks = networks_of,
+    only: str = "",
 ) -> dict[str, Any]:
     """Trains what is not trained yet, and returns the results, which are written down.
 
@@ -53,6 +59,7 @@ def run(
       out: the folder of the results.
       resume: go on with the results that are there; else they are overwritten.
       networks: the rows: a function of the study and of the inputs of its task.
+      only: train the networks whose name this regex finds, and leave the others for another time.
 
     Raises:
       ValueError: `resume`, but the results there are of another configuration.
@@ -63,7 +70,8 @@ def run(
     results = _start(study, task, rows, path, resume)
     if not resume:
         _checkpoint_of(path).unlink(missing_ok=True)
-    todo = [(n, seed) for n in rows for seed in range(study.seeds)]
+    chosen = [network for network in rows if re.search(only, network.name)]
+    todo = [(network, seed) for network in chosen for seed in range(study.seeds)]
     done = {(r["network"], r["seed"]) for r in results["runs"]}
     trainer, before = None, None
     with tqdm(total=len(todo) * study.steps, desc=study.name, unit="step") as bar:
@@ -78,7 +86,7 @@ def run(
             results["summary"] = summary.summarize(results, study.measure)
             write_json(path, results)
             _checkpoint_of(path).unlink(missing_ok=True)
-    results["finished"] = True
+    results["finished"] = len(results["runs"]) == len(rows) * study.seeds
     results["summary"] = summary.summarize(results, study.measure)  # also where nothing was to do
     write_json(path, results)
     return results

@@ -22,6 +22,7 @@ from jax import lax
 
 import jaxprune
 from benchmarks.paper.pruning import Optimizer, Pruning, optimizer_of
+from benchmarks.paper.units import Units
 
 SPARSITIES = (0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 0.975)
 
@@ -223,7 +224,7 @@ def make_trainer(study: Study, task: Task, network: Network) -> Trainer:
         params, others, opt_state = carry
         chunk = state.step // study.chunk
         new_losses = state.losses.at[chunk].set(losses.mean())
-        n_zero = state.n_zero.at[chunk].set(optimizer.n_zero(opt_state))
+        n_zero = state.n_zero.at[chunk].set(optimizer.n_zero(params, opt_state))
         step = state.step + study.chunk
         return RunState(params, others, opt_state, step, new_losses, n_zero, state.measured)
 
@@ -267,7 +268,7 @@ def result_of(
       ValueError: the nonzeros are not those that were planned, or a dropped weight moved.
     """
     variables = trainer.variables(state)
-    if network.pruning is not None:
+    if network.pruning is not None and not isinstance(network.pruning.structure, Units):
         jaxprune.check(variables["params"], state.opt_state)
     n_nonzero = network.n_params - int(np.asarray(state.n_zero)[-1])
     if n_nonzero != network.n_nonzero:

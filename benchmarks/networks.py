@@ -1,0 +1,120 @@
+"""What `bench_inference` runs: a step of a network in terms of a product, and its weights.
+
+The weights are random, and pruned at random: speed does not depend on what they have learned, and
+hardly on where they are. Quality does; `python -m benchmarks.paper quality` is about that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Weights = Mapping[str, np.ndarray]
+Product = Callable[[Any, Any], Any]
+
+
+class Network(NamedTuple):
+    """A network to time.
+
+    Attributes:
+      name: as the tables have it.
+      shapes: (in, out) of each kernel, for a part of its units, 1 for all.
+      inputs: widths of the inputs, likewise.
+      step: `(xp, product, weights, inputs) -> output`, in NumPy, JAX or torch.
+    """
+
+    name: str
+    shapes: Callable[[float], dict[str, tuple[int, int]]]
+    inputs: Callable[[float], list[int]]
+    step: Callable[[Any, Product, Any, Any], Any]
+
+
+def lstm_network(d: int, n_words: int, embed: int | None = None) -> Network:
+    """One step of a language model: two layers of `d` cells, and a softmax."""
+    e = embed or d
+
+    def shapes(part: float) -> dict[str, tuple[int, int]]:
+        x, h = round(part * e), round(part * d)
+        return {"cell0": (x + h, 4 * h), "cell1": (2 * h, 4 * h), "softmax": (h, n_words)}
+
+    def inputs(part: float) -> list[int]:
+        return [round(part * e), *[round(part * d)] * 4]
+
+    return Network(f"LSTM 2 x {d}", shapes, inputs, lstm)
+
+
+def mlp_network(d: int) -> Network:
+    """A transformer's feed-forward part: up to four times the width, relu, and down again."""
+
+    def shapes(part: float) -> dict[str, tuple[int, int]]:
+        hidden = round(4 * d * part)
+        return {"up": (d, hidden), "down": (hidden, d)}
+
+    return Network(f"MLP {d}", shapes, lambda part: [d], mlp)
+
+
+def lstm(xp: Any, product: Product, weights: Any, inputs: Any) -> Any:
+    """Logits of the next word, from the embedding of a word and h and c of both layers."""
+    x, *state = inputs
+    for i in range(2):
+        h, c = state[2 * i : 2 * i + 2]
+        gates = product(weights[f"cell{i}"], xp.concatenate([x, h], -1))
+        i_gate, f_gate, g, o_gate = xp.split(gates, 4, -1)
+        c = _sigmoid(xp, f_gate) * c + _sigmoid(xp, i_gate) * xp.tanh(g)
+        x = _sigmoid(xp, o_gate) * xp.tanh(c)
+    return product(weights["softmax"], x)
+
+
+def mlp(xp: Any, product: Product, weights: Any, inputs: Any) -> Any:
+    """Up, relu, down."""
+    return product(weights["down"], xp.maximum(product(weights["up"], inputs[0]), 0))
+
+
+def _sigmoid(xp: Any, x: Any) -> Any:
+    return 0.5 * xp.tanh(0.5 * x) + 0.5
+
+
+def inputs_of(network: Network, batch: int, part: float = 1) -> list[np.ndarray]:
+    """Random inputs."""
+    rng = np.random.default_rng(1)
+    return [rng.standard_normal((batch, n), np.float32) for n in network.inputs(part)]
+
+
+def weights_of(network: Network, part: float = 1) -> dict[str, np.ndarray]:
+    """Dense kernels."""
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.standard_normal(shape, np.float32) / np.float32(max(shape[0], 1)) ** 0.5
+        for name, shape in network.shapes(part).items()
+    }
+
+
+def pruned(weights: Weights, sparsity: float, width: int) -> dict[str, np.ndarray]:
+    """Copies with blocks of `width` outputs dropped, the same number in every column of blocks."""
+    rng = np.random.default_rng(2)
+    found = {}
+    for name, w in weights.items():
+        n_in, n_out = w.shape
+        n_drop = min(round(sparsity * n_in), n_in - 1)
+        order = rng.random((-(-n_out // width), n_in), np.float32)
+        dropped = np.argpartition(order, n_drop, axis=1)[:, :n_drop]
+        keep = np.ones(order.shape, bool)
+        np.put_along_axis(keep, dropped, False, axis=1)
+        found[name] = np.where(np.repeat(keep, width, axis=0)[:n_out].T, w, np.float32(0))
+    return found
+
+
+def part_left(network: Network, sparsity: float) -> float:
+    """The part of the units with which a dense network has as many weights as are kept."""
+    low, high = 0.0, 1.0
+    goal = (1 - sparsity) * _n_weights(network, 1)
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _n_weights(network, middle) < goal else (low, middle)
+    return high
+
+
+def _n_weights(network: Network, part: float) -> int:
+    return sum(n_in * n_out for n_in, n_out in network.shapes(part).values())

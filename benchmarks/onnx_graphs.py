@@ -1,0 +1,103 @@
+"""The networks of `bench_inference` as ONNX graphs, for onnxruntime.
+
+A step is traced by running it on names in place of arrays: every operation on them writes a node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.networks import Product, Weights
+
+
+class _Graph:
+    def __init__(self, helper: Any):
+        self.helper = helper
+        self.nodes: list[Any] = []
+        self.constants: dict[str, np.ndarray] = {}
+
+    def add(self, kind: str, *inputs: Any, n: int = 1, **attributes: Any) -> list[_Name]:
+        first = len(self.nodes)
+        out = [f"{kind}_{first}_{i}" for i in range(n)]
+        names = [self.name_of(x) for x in inputs]
+        self.nodes.append(self.helper.make_node(kind, names, out, **attributes))
+        return [_Name(self, name) for name in out]
+
+    def name_of(self, x: Any) -> str:
+        if isinstance(x, _Name):
+            return x.name
+        name = f"constant_{len(self.constants)}"
+        self.constants[name] = np.asarray(x, np.float32)
+        return name
+
+
+class _Name:
+    """An array of the graph."""
+
+    def __init__(self, graph: _Graph, name: str):
+        self.graph, self.name = graph, name
+
+    def __add__(self, other: Any) -> _Name:
+        return self.graph.add("Add", self, other)[0]
+
+    def __mul__(self, other: Any) -> _Name:
+        return self.graph.add("Mul", self, other)[0]
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+class _Names:
+    """The functions that the networks use, by NumPy's names."""
+
+    def __init__(self, graph: _Graph):
+        self.tanh = lambda x: graph.add("Tanh", x)[0]
+        self.concatenate = lambda xs, axis: graph.add("Concat", *xs, axis=axis)[0]
+        self.split = lambda x, n, axis: graph.add("Split", x, n=n, axis=axis, num_outputs=n)
+        self.maximum = lambda x, low: graph.add("Max", x, low)[0]
+
+
+def onnx_runs(
+    step: Callable[[Any, Product, Any, Any], Any],
+    weights: Weights,
+    widths: list[int],
+    threads: int,
+) -> Callable[[list[np.ndarray]], Callable[[], Any]]:
+    """A step in onnxruntime, for inputs of these widths and any batch.
+
+    Raises:
+      ImportError: `onnx` or `onnxruntime` is missing.
+    """
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = _Graph(helper)
+    names = [_Name(graph, f"x{i}") for i in range(len(widths))]
+    kernels = {name: _Name(graph, name) for name in weights}
+    out = step(_Names(graph), lambda w, x: graph.add("MatMul", x, w)[0], kernels, names)
+    value = helper.make_tensor_value_info
+    inputs = [
+        value(name.name, TensorProto.FLOAT, ["batch", width])
+        for name, width in zip(names, widths, strict=True)
+    ]
+    stored = {**weights, **graph.constants}
+    tensors = [numpy_helper.from_array(np.ascontiguousarray(w), n) for n, w in stored.items()]
+    output = value(out.name, TensorProto.FLOAT, None)
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "step", inputs, [output], tensors),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+    def on(inputs: list[np.ndarray]) -> Callable[[], Any]:
+        feed = {name.name: x for name, x in zip(names, inputs, strict=True)}
+        return lambda: session.run(None, feed)[0]
+
+    return on

@@ -1,0 +1,229 @@
+"""What a structure that runs fast, or makes small files, costs in quality.
+
+One language model and one convolutional network, each pruned to the same sparsities in every way
+that the library offers, and beside them small dense networks of as many weights. Widths are
+multiples of 20, so that N:M fits at 1:5, 1:10 and 1:20. Blocks that do not fit are smaller at the
+edge of a layer. Whole units (`units`) are pruned until the network has the shape of the small dense
+one. Everything is trained alike; what is written down with the quality is the size of the file that
+`jaxprune.save` makes of the trained network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+from rich.table import Table
+
+import jaxprune
+from benchmarks.paper import digits, summary, text, tradeoff
+from benchmarks.paper.digits import PlainNet
+from benchmarks.paper.pruning import Pruning
+from benchmarks.paper.recurrent import LanguageModel
+from benchmarks.paper.study import (
+    Network,
+    Study,
+    Task,
+    match_width,
+    n_params_of,
+    sparse_network,
+)
+from benchmarks.paper.units import Axes, Units, without_dead_units
+
+SPARSITIES = (0.8, 0.9, 0.95)
+
+
+def studies(size: str) -> list[Study]:
+    """Both studies at a size: "quick" or "cpu"."""
+    quick = size == "quick"
+    few: dict[str, Any] = {"sparsities": (0.9,) if quick else SPARSITIES}
+    short: dict[str, Any] = {} if quick else {"steps": 700}
+    language = dataclasses.replace(
+        text.study(size),
+        name="quality-lstm",
+        title="Byte-level LSTM language model, bits per byte",
+        module=_language_model,
+        width=40 if quick else 80,
+        **few,
+        **short,
+    )
+    images = Study(
+        "quality-cnn",
+        "Seven convolutions on 100 training digits, test accuracy in percent",
+        task=lambda: with_size(digits.make_task(32, 100), _CNN_AXES, _cnn_sizes, _cnn_of),
+        module=PlainNet,
+        width=20,
+        measure="accuracy",
+        lower_is_better=False,
+        # A kernel of one input channel has nine rows, of which 95% are all.
+        exclude=("Conv_0/.*",),
+        steps=40 if quick else 300,
+        chunk=20 if quick else 100,
+        learning_rate=5e-3,
+        seeds=2 if quick else 3,
+        **few,
+    )
+    task = language.task
+    language = dataclasses.replace(
+        language, task=lambda: with_size(task(), _LSTM_AXES, _lstm_sizes, _lstm_of)
+    )
+    return [language, images]
+
+
+# What belongs to a unit
+
+
+def _language_model(width: int) -> nn.Module:
+    return LanguageModel(text.SYMBOLS, width, embed=max(width // 2, 1))
+
+
+_LSTM_AXES: Axes = {
+    "embed/embedding": ((), ("embed",)),
+    "lstm_0/kernel": (("embed", "lstm_0"), ("lstm_0",) * 4),
+    "lstm_0/bias": (("lstm_0",) * 4,),
+    "lstm_1/kernel": (("lstm_0", "lstm_1"), ("lstm_1",) * 4),
+    "lstm_1/bias": (("lstm_1",) * 4,),
+    "softmax/kernel": (("lstm_1",), ()),
+}
+
+
+def _lstm_sizes(module: Any) -> dict[str, int]:
+    return {"embed": module.embed, "lstm_0": module.hidden, "lstm_1": module.hidden}
+
+
+def _lstm_of(sizes: Mapping[str, int]) -> nn.Module:
+    return LanguageModel(text.SYMBOLS, sizes["lstm_0"], embed=sizes["embed"])
+
+
+def _cnn_axes(n_layers: int) -> Axes:
+    axes = {"logits/kernel": ((f"Conv_{n_layers - 1}",), ())}
+    for i in range(n_layers):
+        above = (f"Conv_{i - 1}",) if i else ()
+        axes[f"Conv_{i}/kernel"] = ((), (), above, (f"Conv_{i}",))
+        for name in ("scale", "bias", "mean", "var"):
+            axes[f"BatchNorm_{i}/{name}"] = ((f"Conv_{i}",),)
+    return axes
+
+
+_CNN_AXES = _cnn_axes(len(PlainNet(1).stages))
+
+
+def _cnn_sizes(module: Any) -> dict[str, int]:
+    return {f"Conv_{i}": times * module.width for i, (times, _) in enumerate(module.stages)}
+
+
+def _cnn_of(sizes: Mapping[str, int]) -> nn.Module:
+    return PlainNet(sizes["Conv_0"])
+
+
+def _is_cnn(study: Study) -> bool:
+    return study.module is PlainNet
+
+
+def _units(study: Study, width: int) -> Units:
+    axes, sizes = (_CNN_AXES, _cnn_sizes) if _is_cnn(study) else (_LSTM_AXES, _lstm_sizes)
+    return Units(axes, sizes(study.module(study.width)), sizes(study.module(width)))
+
+
+# The rows
+
+
+def structures(sparsity: float) -> dict[str, Any]:
+    """How to prune, by kind; each reaches the sparsity but for rounding in small layers."""
+    m = round(1 / (1 - sparsity))
+    found: dict[str, Any] = {"unstructured": jaxprune.Unstructured()}
+    for width in (8, 16, 32):
+        found[f"blocks 1x{width}"] = jaxprune.Block((1, width), balanced=True)
+    # What is looked up is not summed over: groups are along the vector of each symbol.
+    found["N:M"] = {"embed/.*": jaxprune.NM(1, m, axis=-1), ".*": jaxprune.NM(1, m)}
+    return found
+
+
+def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
+    """The dense network, and for each sparsity one of each kind."""
+    n = n_params_of(study, study.width, inputs)
+    found = [Network("dense", "dense", study.width, None, 0.0, n, n)]
+    for sparsity in study.sparsities:
+        usual = Pruning.gradual(sparsity, study.steps)
+        rows = {}
+        for kind, structure in structures(sparsity).items():
+            pruning = dataclasses.replace(usual, structure=structure)
+            rows[kind] = sparse_network(study, f"{kind} {sparsity:g}", kind, pruning, inputs)
+        width = match_width(study, rows["unstructured"].n_nonzero, inputs)
+        n_small = n_params_of(study, width, inputs)
+        units = dataclasses.replace(usual, structure=_units(study, width))
+        name = f"units {sparsity:g}"
+        rows["units"] = Network(name, "units", study.width, units, sparsity, n, n_small)
+        name = f"small dense {sparsity:g}"
+        rows["small"] = Network(name, "small dense", width, None, sparsity, n_small, n_small)
+        found += rows.values()
+    return found
+
+
+# What is measured
+
+
+def with_size(
+    task: Task,
+    axes: Axes,
+    sizes_of: Callable[[Any], Mapping[str, int]],
+    module_of: Callable[[Mapping[str, int]], nn.Module],
+) -> Task:
+    """The task, which also measures the file of what a user would deploy.
+
+    Units that are gone are cut out before, and quality is measured again, to be the same.
+    """
+
+    def measure(module: nn.Module, variables: Any, data: Any) -> dict[str, float]:
+        found = task.measure(module, variables, data)
+        small, sizes = without_dead_units(axes, sizes_of(module), variables)
+        if sizes != sizes_of(module):
+            again = task.measure(module_of(sizes), small, data)
+            for name, value in again.items():
+                if abs(value - found[name]) > 1e-3 * abs(value):
+                    raise ValueError(f"{name} is {value} without dead units, {found[name]} before.")
+        return found | {"file_bytes": file_bytes(small), "bytes": 4 * n_weights(small)}
+
+    return task._replace(measure=measure)
+
+
+def file_bytes(variables: Any) -> int:
+    """Size of the file that `jaxprune.save` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network"
+        jaxprune.save(path, variables)
+        return path.stat().st_size
+
+
+def n_weights(variables: Any) -> int:
+    """Numbers in a tree."""
+    return sum(x.size for x in jax.tree.leaves(variables))
+
+
+# What is shown
+
+
+def table(results: dict[str, Any], study: Study) -> Table:
+    """Quality of each kind at each sparsity."""
+    found = {(row["kind"], row["sparsity"]): row for row in results["summary"]}
+    out = Table(title=study.title)
+    out.add_column("")
+    for sparsity in study.sparsities:
+        out.add_column(f"{100 * sparsity:g}%", justify="right", no_wrap=True)
+    for kind in tradeoff.KINDS:
+        rows = [found.get((kind, sparsity)) for sparsity in study.sparsities]
+        out.add_row(kind, *(summary.shown(row) if row else "" for row in rows))
+    if ("dense", 0.0) in found:
+        out.add_row("dense, all weights", summary.shown(found["dense", 0.0]))
+    return out
+
+
+def draw(results: dict[str, Any], study: Study, path: Path) -> list[Path]:
+    """Quality against the size of files and, for the language model, against latency."""
+    latency = None if _is_cnn(study) else path.with_name(f"inference-{jax.default_backend()}.json")
+    return tradeoff.draw(results, study.measure, path, latency)

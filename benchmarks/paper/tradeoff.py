@@ -1,0 +1,105 @@
+"""The pictures of `quality`: against the size of the file, and against measured latency.
+
+Networks that train here are too small for latency to tell, so theirs is that of networks of real
+width at the same sparsity, as a ratio to the best dense one; `python -m benchmarks inference`
+measures it. That quality would cost as much there is not known.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+KINDS = ("unstructured", "blocks 1x8", "blocks 1x16", "blocks 1x32", "N:M", "units", "small dense")
+# As a user would run each kind. Nothing runs N:M faster than dense.
+METHODS = {
+    "unstructured": "scipy CSR",
+    **{f"blocks 1x{width}": f"packed 1x{width}" for width in (8, 16, 32)},
+    "units": "narrower dense",
+    "small dense": "narrower dense",
+}
+NETWORKS = ("LSTM 2 x 650", "LSTM 2 x 1500")
+Where = Callable[[dict[str, Any]], float | None]
+
+
+def bytes_of(results: dict[str, Any], row: dict[str, Any]) -> float:
+    """Mean size of the files of a network."""
+    return statistics.fmean(
+        run["file_bytes"] for run in results["runs"] if run["network"] == row["name"]
+    )
+
+
+def speedup(
+    latency: dict[str, Any], task: str, kind: str, sparsity: float, state: str
+) -> float | None:
+    """How many times faster than the best dense network, at batch 1 on one core; None if unknown.
+
+    Dense weights, and N:M of any sparsity, take as long as dense ones.
+    """
+    if kind not in METHODS:
+        return 1.0
+    wanted = (task, METHODS[kind], sparsity, 1, 1)
+    for row in latency["rows"]:
+        at = tuple(row[name] for name in ("task", "method", "sparsity", "batch", "cores"))
+        if at == wanted:
+            return row[f"x_{state}"]
+    return None
+
+
+def draw(results: dict[str, Any], measure: str, path: Path, latency: Path | None) -> list[Path]:
+    """One panel for the size of files, and one for each network of the results of latency.
+
+    Nothing without matplotlib.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return []
+    matplotlib.use("Agg")
+    panels = list(_panels(results, latency))
+    figure = _figure(results, measure, panels)
+    file = path.with_suffix(".png")
+    figure.savefig(file, dpi=150)
+    return [file]
+
+
+def _panels(results: dict[str, Any], latency: Path | None) -> Iterator[tuple[str, Where]]:
+    yield "file, kB", lambda row: bytes_of(results, row) / 1e3
+    if latency is None or not latency.exists():
+        return
+    times = json.loads(latency.read_text())
+    for task in NETWORKS:
+
+        def at(row: dict[str, Any], task: str = task) -> float | None:
+            return speedup(times, task, row["kind"], row["sparsity"], "cold")
+
+        yield f"times faster than dense: {task}, batch 1, one core, cold", at
+
+
+def _figure(results: dict[str, Any], measure: str, panels: list[tuple[str, Where]]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure((5.2 * len(panels), 4.4), layout="constrained")
+    figure.suptitle(results["title"], fontsize=10)
+    for axes, (label, where) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        for i, kind in enumerate(KINDS):
+            rows = [r for r in results["summary"] if r["kind"] == kind]
+            points = [(x, r["mean"], r["sd"] or 0) for r in rows if (x := where(r)) is not None]
+            if points:
+                x, y, sd = zip(*points, strict=True)
+                axes.errorbar(
+                    x, y, sd, marker="o", ms=4, capsize=2, lw=1, label=kind, color=f"C{i}"
+                )
+        for row in results["summary"]:
+            if row["kind"] == "dense" and (x := where(row)) is not None:
+                axes.plot([x], [row["mean"]], "k*", ms=9, label="dense, all weights")
+        axes.set(xscale="log", xlabel=label, ylabel=measure.replace("_", " "))
+        axes.grid(alpha=0.25, lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
