@@ -2,8 +2,7 @@
 
     python examples/shrink.py
 
-About 20 seconds on a CPU. The last line you should see: `checked: a smaller network, the same
-outputs`.
+About 20 seconds on a CPU. The last line you should see: `checked: smaller, the same outputs`.
 """
 
 import time
@@ -99,4 +98,4 @@ before = measure("pruned", model.apply, variables)
 after = measure("shrunk", lambda v, x: jaxprune.shrunk_apply(model.apply, v, x), small)
 np.testing.assert_allclose(before, after, rtol=1e-3, atol=1e-3)
 assert report.size < report.size_before / 2
-print("checked: a smaller network, the same outputs")
+print("checked: smaller, the same outputs")
