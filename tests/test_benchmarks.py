@@ -145,3 +145,13 @@ def test_an_unknown_benchmark_is_named(capsys):
     with pytest.raises(SystemExit):
         cli.main(["speed"])
     assert "no benchmark speed: choose from select, step" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_shrink_writes_the_network_before_and_after(tmp_path):
+    assert cli.main(["shrink", "--quick", "--out", str(tmp_path), "--only", "transformer"]) == 0
+    rows = written(tmp_path, "shrink")["rows"]
+    assert {row["method"] for row in rows} == {"dense", "50% cut"}
+    for row in rows:
+        assert row["median_ms"] > 0
+        assert (row["numbers"] == rows[0]["numbers"]) == (row["method"] == "dense")
