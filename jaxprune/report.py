@@ -110,7 +110,8 @@ class Report:
 
         table = Table(title=self.title)
         for name in _HEADER:
-            table.add_column(name, justify="right" if name in _NUMBERS else "left")
+            side = "right" if name in _NUMBERS else "left"
+            table.add_column(name, justify=side, overflow="fold")
         rows = self._rows()
         for row in rows[:-1]:
             table.add_row(*map(Text, row))

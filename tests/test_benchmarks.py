@@ -197,3 +197,13 @@ def test_onnx_computes_the_step():
         run = onnx_runs(network.step, weights, network.inputs(1), 1)(inputs)
         right = network.step(np, lambda w, x: x @ w, weights, inputs)
         np.testing.assert_allclose(run(), right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_shrink_writes_the_network_before_and_after(tmp_path):
+    assert cli.main(["shrink", "--quick", "--out", str(tmp_path), "--only", "transformer"]) == 0
+    rows = written(tmp_path, "shrink")["rows"]
+    assert {row["method"] for row in rows} == {"dense", "50% cut"}
+    for row in rows:
+        assert row["median_ms"] > 0
+        assert (row["numbers"] == rows[0]["numbers"]) == (row["method"] == "dense")

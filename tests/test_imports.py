@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "checkpoint": ("paths", "stream", "format", "saved"),
     "files": ("paths", "stream", "format", "saved", "interchange", "checkpoint"),
     "leaks": ("packed", "saved", "files"),
-    "commands": ("oneshot", "report", "saved", "footprint", "files", "leaks"),
+    "screen": ("stream", "files", "report"),
+    "commands": ("oneshot", "report", "saved", "footprint", "files", "leaks", "screen"),
     "cli": ("structure", "files", "commands"),
     "blocks": (),
     "layers": ("paths", "blocks"),
@@ -56,6 +57,7 @@ MAY_IMPORT = {
     "resize": (),
     "shrink": ("axes", "axis_rules", "groups", "resize"),
     "channels": ("axes", "axis_rules", "coupled", "groups", "paths", "resize"),
+    "deploy": ("paths", "saved", "export", "blocks"),
     "agree": (),
     "convert": ("paths", "packed", "state"),
     "splice": ("arguments", "paths", "state"),
@@ -71,7 +73,7 @@ MAY_IMPORT = {
     "__init__": ("schedule", "score", "structure", "distribution", "select", "mask", "state")
     + ("oneshot", "report", "transform", "activations", "moments", "calibrate", "export")
     + ("interchange", "blocks", "layers", "agree", "splice", "convert", "shrink", "channels")
-    + ("resize",),
+    + ("resize", "deploy"),
     "__main__": ("demo", "cli"),
 }
 RUN_TIME = {"jax", "numpy", "chex", "optax"}
@@ -104,6 +106,7 @@ PUBLIC = {
     "linear_schedule",
     "linen_inputs",
     "load",
+    "load_packed",
     "magnitude",
     "masks_from_params",
     "metrics",
