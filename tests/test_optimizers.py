@@ -161,12 +161,31 @@ ALIASES = {
     "yogi": lambda: optax.yogi(0.1),
 }
 CONTRIB = {
+    "acprop": lambda: optax.contrib.acprop(0.1),
+    "ademamix": lambda: optax.contrib.ademamix(0.1),
+    "adopt": lambda: optax.contrib.adopt(0.1),
+    "cocob": lambda: optax.contrib.cocob(alpha=1.0),
+    "dadapt_adamw": lambda: optax.contrib.dadapt_adamw(1.0, estim_lr0=0.1),
+    "dog": lambda: optax.contrib.dog(1.0, reps_rel=0.1),
+    "dowg": lambda: optax.contrib.dowg(1.0, init_estim_sq_dist=0.1),
+    "dpsgd": lambda: optax.contrib.dpsgd(0.1, l2_norm_clip=1.0, noise_multiplier=0.1, key=0),
+    "galore": lambda: optax.contrib.galore(0.1, rank=2),
+    "madgrad": lambda: optax.contrib.madgrad(0.1),
+    "mechanize": lambda: optax.contrib.mechanize(optax.sgd(0.1), s_init=0.1),
+    "momo": lambda: optax.contrib.momo(1.0),
+    "momo_adam": lambda: optax.contrib.momo_adam(1.0),
     "muon": lambda: optax.contrib.muon(0.1),
     "prodigy": lambda: optax.contrib.prodigy(1.0, estim_lr0=0.1),
+    "reduce_on_plateau": lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()),
     "sam": lambda: optax.contrib.sam(
         optax.adam(0.1), optax.chain(optax.contrib.normalize(), optax.sgd(0.1)), opaque_mode=True
     ),
+    "schedule_free": lambda: optax.contrib.schedule_free(optax.sgd(0.1), 0.1),
     "schedule_free_adamw": lambda: optax.contrib.schedule_free_adamw(0.1),
+    "schedule_free_sgd": lambda: optax.contrib.schedule_free_sgd(0.1),
+    "simplified_ademamix": lambda: optax.contrib.simplified_ademamix(0.1),
+    "sophia": lambda: optax.contrib.sophia(0.1),
+    "split_real_and_imaginary": lambda: optax.contrib.split_real_and_imaginary(optax.adam(0.1)),
 }
 TABLE = ALIASES | CONTRIB
 CANNOT = {"muon": ("empty",), "sm3": ("empty", "scale")}  # leaves that they fail on without pruning
