@@ -6,18 +6,9 @@ On the CPU, programs are compiled quickly and not for speed, which saves two fif
 `XLA_FLAGS=--xla_backend_optimization_level=3 pytest` compiles them as a user does.
 `HYPOTHESIS_PROFILE=thorough` searches longer and afresh each time; the default, `ci`, draws the
 same examples every time, and `short` fewer of them.
-
-The suite also runs in the stricter modes of jax, chosen by jax's own variables, such as
-`JAX_NUMPY_DTYPE_PROMOTION=strict pytest`; `MODES` below has their names. A test that says what a
-mode forbids, or needs what it takes away, is marked `skip_in(mode, reason=...)`.
 """
 
-import doctest
-import functools
-import importlib.util
 import os
-import pathlib
-import traceback
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _DEVICES = "--xla_force_host_platform_device_count"
@@ -45,64 +36,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("thorough", max_examples=500, print_blob=True, **_common)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-
-MODES = {
-    "strict": jax.config.jax_numpy_dtype_promotion == "strict",
-    "rank": jax.config.jax_numpy_rank_promotion == "raise",
-    "x64": jax.config.jax_enable_x64,
-    "disable_jit": jax.config.jax_disable_jit,
-    "debug_nans": jax.config.jax_debug_nans,
-}
-LIBRARIES = ("jax", "optax", "flax", "equinox", "haiku")
-ON = tuple(mode for mode, is_on in MODES.items() if is_on)
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        for mark in item.iter_markers("skip_in"):
-            assert set(mark.args) <= MODES.keys(), f"{item.nodeid}: {mark.args}"
-            if modes := set(mark.args) & set(ON):
-                reason = f"{', '.join(modes)}: {mark.kwargs['reason']}"
-                item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    """In a mode of jax, skips what fails inside another library's code, and names the place.
-
-    `optax.adam` itself raises under strict promotion, for one. What fails in our own code, or in
-    what a test computes, still fails.
-    """
-    try:
-        return (yield)
-    except Exception as error:
-        if isinstance(error, doctest.UnexpectedException):
-            error = error.exc_info[1]
-        if ON and _is_of_a_mode(error) and (place := _place_in_another_library(error)):
-            pytest.skip(f"{', '.join(ON)}: {place} does what the mode forbids")
-        raise
-
-
-def _is_of_a_mode(error):
-    promotes = isinstance(error, ValueError | TypeError) and "promotion" in str(error)
-    return promotes or isinstance(error, FloatingPointError)
-
-
-@functools.cache
-def _folder(library):
-    spec = importlib.util.find_spec(library)
-    return None if spec is None else pathlib.Path(spec.origin).parent
-
-
-def _place_in_another_library(error):
-    """Where the innermost frame outside jax is, if that is in another library; else None."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = pathlib.Path(frame.filename)
-        found = [name for name in LIBRARIES if _folder(name) in path.parents]
-        if "jax" not in found and path.name not in ("contextlib.py", "functools.py"):
-            return f"{path.relative_to(_folder(found[0]).parent)}:{frame.lineno}" if found else None
-    return None
 
 
 @pytest.fixture
