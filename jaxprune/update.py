@@ -290,7 +290,8 @@ def _random_masks(spec: Spec, budget: Budget, leaves: Sequence[Any], key: Any) -
 def _placed_like(mask: jax.Array, like: jax.Array) -> jax.Array:
     """A mask with the sharding of another."""
     if not isinstance(like, jax.core.Tracer):
-        return jax.device_put(mask, like.sharding)
+        # Put there it would be committed, which the next update's is not: a compilation more.
+        return mask if mask.sharding == like.sharding else jax.device_put(mask, like.sharding)
     named = explicit_sharding(like)
     return mask if named is None else jax.sharding.reshard(mask, named)
 
