@@ -2,7 +2,7 @@
 
 The list is theirs: unknown arguments, no compilation on a second call, `tree.map_params`,
 convergence, `inject_hyperparams`, dtypes of updates, accumulation, and a state whose shapes, dtypes
-and shardings a `cond` can take either way. Learning rate schedules are the business of the optimizer.
+and shardings a `cond` can take either way. Learning rate schedules are the optimizer's business.
 """
 
 import chex

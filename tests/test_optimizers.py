@@ -463,6 +463,21 @@ def test_partition_with_two_prunes_holds_both_budgets_and_get_masks_merges_them(
         jaxprune.check(jax.tree.map(jnp.ones_like, params), state)
 
 
+@pytest.mark.skipif(not hasattr(optax, "freeze"), reason="optax.freeze is new in 0.2.6")
+def test_frozen_leaves_stay_where_they_are_left_out_and_are_found_where_they_are_not():
+    frozen = {"fc": False, "constant": True, "empty": False, "scale": False}
+    links = (optax.sgd(0.1), optax.freeze(frozen))
+    tx = optax.chain(*links, jaxprune.prune(SCHEDULE, exclude="constant"))
+    params, state, history = train(tx, make_params())
+    assert_sparse_at_every_step(history, sizes={"fc/kernel": 40})
+    chex.assert_trees_all_equal(params["constant"], make_params()["constant"])
+    jaxprune.check(params, state)
+    wrong = optax.chain(links[0], jaxprune.prune(SCHEDULE), links[1])  # prune would come last
+    params, state, _ = train(wrong, make_params())
+    with pytest.raises(ValueError, match="constant: 9 of 9 dropped weights are not zero"):
+        jaxprune.check(params, state)
+
+
 @every_dtype
 def test_clip_and_decay_before_prune_do_no_harm(dtype):
     opt = (optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.3))
