@@ -155,7 +155,8 @@ def plan(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> params = {"fc": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}}
+      >>> ones = lambda *shape: jnp.ones(shape, jnp.float32)
+      >>> params = {"fc": {"kernel": ones(8, 4), "bias": ones(4)}}
       >>> print(plan(params, 0.9))
       plan: 0.9 at step 0, 1 fire
       leaf       shape  dtype    weights  nonzero  sparsity  note
@@ -211,7 +212,8 @@ def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> print(summarize({"kernel": jnp.eye(4), "bias": jnp.ones(4)}))
+      >>> params = {"kernel": jnp.eye(4, dtype="float32"), "bias": jnp.ones(4, "float32")}
+      >>> print(summarize(params))
       summary
       leaf    shape  dtype    weights  nonzero  sparsity  note
       bias    4      float32        4        4     0.00%

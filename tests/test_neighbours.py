@@ -237,6 +237,46 @@ def test_a_haiku_model_is_pruned(getkey):
     jaxprune.check(params, opt_state)
 
 
+def linen_params():
+    return nn.Dense(3).init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+
+
+def boxed_params():
+    init = nn.with_partitioning(nn.initializers.ones, (None, "model"))
+    return nn.Dense(3, kernel_init=init).init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+
+
+def equinox_params():
+    eqx = pytest.importorskip("equinox")
+    return eqx.filter(eqx.nn.Linear(4, 3, key=jax.random.key(0)), eqx.is_inexact_array)
+
+
+def haiku_params():
+    hk = pytest.importorskip("haiku")
+    net = hk.transform(lambda x: hk.Linear(3, name="fc")(x))
+    return net.init(jax.random.key(0), jnp.ones((1, 4)))
+
+
+PLANNED = {  # how params are made, and what `plan` calls the leaf that is pruned, and its shape
+    "plain": (lambda: [(jnp.ones((4, 3)), jnp.ones(3))], "0/0", "4x3"),
+    "linen": (linen_params, "kernel", "4x3"),
+    "linen-boxed": (boxed_params, "kernel", "4x3"),
+    "nnx": (lambda: nnx.state(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.Param), "kernel", "4x3"),
+    "equinox": (equinox_params, "weight", "3x4"),
+    "haiku": (haiku_params, "fc/w", "4x3"),
+}
+
+
+@pytest.mark.parametrize("create, path, shape", PLANNED.values(), ids=PLANNED)
+def test_plan_prints_what_it_matched_and_what_it_did_not(create, path, shape):
+    printed = str(jaxprune.plan(create(), 0.75, overrides={path: 0.5, "nowhere": 0.9}))
+    (pruned,) = [line.split() for line in printed.splitlines() if line.startswith(f"{path} ")]
+    assert pruned[:6] == [path, shape, "float32", "12", "6", "50.00%"]
+    assert f"'{path}'" in " ".join(pruned)  # the rule that set it
+    assert "1-D" in printed
+    assert "unused: overrides: 'nowhere' matches no leaf that is pruned" in printed
+
+
 # Every algorithm inside every wrapper.
 
 
