@@ -150,6 +150,7 @@ def test_an_unknown_benchmark_is_named(capsys):
 def test_inference_checks_every_way_and_compares_with_the_best_dense(monkeypatch):
     pytest.importorskip("scipy")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(bench_inference, "_FLUSH_BYTES", 2**16)
     network = bench_inference.networks(quick=True)["MLP 16"]
     rows, notes = bench_inference.compare(network, 0.9, (1,))
     assert "onnxruntime is left out: onnxruntime is not installed" in notes
