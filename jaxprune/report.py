@@ -1,9 +1,8 @@
 """What was pruned, what will be, and whether it holds: `plan`, `summarize`, `metrics`, `check`.
 
-Tables print as plain text everywhere and as rich tables where rich prints them.
+What they say stands in a `Report`, a table that `table.py` prints.
 """
 
-import dataclasses
 import math
 import numbers
 from typing import Any
@@ -23,105 +22,7 @@ from jaxprune.schedule import SparsitySchedule, check_schedule
 from jaxprune.score import magnitude
 from jaxprune.state import find_states, get_masks, get_state, masks_by_path
 from jaxprune.structure import Unstructured
-
-
-@dataclasses.dataclass(frozen=True)
-class LeafReport:
-    """One leaf of a report.
-
-    Attributes:
-      path: `/`-joined.
-      shape: of the leaf.
-      dtype: its name.
-      size: number of weights.
-      n_zero: how many of them are, or will be, dropped.
-      note: why it is not pruned, or which rule set its sparsity.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    size: int
-    n_zero: int
-    note: str = ""
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of zeros; 0 for an empty leaf."""
-        return self.n_zero / max(self.size, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """A table of leaves that prints itself.
-
-    Attributes:
-      title: first line.
-      leaves: one row per leaf, in the order of the tree.
-      notes: lines under the table, such as rules that matched nothing.
-    """
-
-    title: str
-    leaves: tuple[LeafReport, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Number of weights in all leaves."""
-        return sum(leaf.size for leaf in self.leaves)
-
-    @property
-    def n_zero(self) -> int:
-        """Dropped weights in all leaves."""
-        return sum(leaf.n_zero for leaf in self.leaves)
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of zeros over all leaves, those that are not pruned included."""
-        return self.n_zero / max(self.size, 1)
-
-    def _rows(self) -> list[tuple[str, ...]]:
-        total = LeafReport("total", (), "", self.size, self.n_zero)
-        rows = []
-        for leaf in (*self.leaves, total):
-            shape = "x".join(map(str, leaf.shape)) if leaf is not total else ""
-            n_left = leaf.size - leaf.n_zero
-            part = f"{min(leaf.sparsity, 0.9999 if n_left else 1):.2%}"  # 100% means all of them
-            counts = (f"{leaf.size:,}", f"{n_left:,}", part)
-            rows.append((leaf.path or "(root)", shape, leaf.dtype, *counts, leaf.note))
-        return rows
-
-    def __str__(self) -> str:
-        table = [_HEADER, *self._rows()]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = []
-        for row in table:
-            cells = [
-                cell.rjust(width) if name in _NUMBERS else cell.ljust(width)
-                for cell, width, name in zip(row, widths, _HEADER, strict=True)
-            ]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join([self.title, *lines, *self.notes])
-
-    def __rich__(self) -> Any:
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=self.title)
-        for name in _HEADER:
-            side = "right" if name in _NUMBERS else "left"
-            table.add_column(name, justify=side, overflow="fold")
-        rows = self._rows()
-        for row in rows[:-1]:
-            table.add_row(*map(Text, row))
-        table.add_section()
-        table.add_row(*map(Text, rows[-1]))
-        return Group(table, *map(Text, self.notes))
-
-
-_HEADER = ("leaf", "shape", "dtype", "weights", "nonzero", "sparsity", "note")
-_NUMBERS = ("weights", "nonzero", "sparsity")
+from jaxprune.table import Report, leaf_report
 
 
 def plan(
@@ -190,7 +91,7 @@ def plan(
     when = f"step {last}, 1 fire" if n_fires == 1 else f"steps {first} to {last}, {n_fires} fires"
     return Report(
         f"plan: {float(schedule.final_sparsity):.4g} at {when}",
-        tuple(map(_leaf_report, paths, leaves, n_zero, notes)),
+        tuple(map(leaf_report, paths, leaves, n_zero, notes)),
         tuple(f"unused: {line}" for line in budget.unused),
     )
 
@@ -233,7 +134,7 @@ def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
         notes = [f"{leaks:,} dropped but nonzero"] * (leaks > 0) + [f"{idle:,} kept but zero"] * (
             idle > 0
         )
-        rows.append(_leaf_report(path, leaf, int(np.sum(~kept)), "; ".join(notes)))
+        rows.append(leaf_report(path, leaf, int(np.sum(~kept)), "; ".join(notes)))
     return Report("summary", tuple(rows))
 
 
@@ -350,10 +251,3 @@ _NOT_FINITE = (
     "No update can take NaN or inf to zero: repair the params with "
     "jaxprune.apply_masks(params, opt_state) and look for what made them."
 )
-
-
-def _leaf_report(path: str, leaf: Any, n_zero: int, note: str) -> LeafReport:
-    spec = spec_of(leaf)
-    if spec is None:
-        return LeafReport(path, (), type(leaf).__name__, 1, n_zero, note)
-    return LeafReport(path, spec.shape, spec.dtype.name, spec.size, n_zero, note)

@@ -33,8 +33,9 @@ MAY_IMPORT = {
     "state": ("floats", "paths", "packed", "mask"),
     "oneshot": ("arguments", "floats", "paths", "score", "select", "structure", "distribution")
     + ("mask", "budget", "fire"),
+    "table": ("paths",),
     "report": ("arguments", "floats", "paths", "schedule", "score", "structure", "distribution")
-    + ("mask", "budget", "state"),
+    + ("mask", "budget", "state", "table"),
     "stream": (),
     "format": ("stream",),
     "saved": ("paths", "stream", "format"),
@@ -44,8 +45,8 @@ MAY_IMPORT = {
     "checkpoint": ("paths", "stream", "format", "saved"),
     "files": ("paths", "stream", "format", "saved", "interchange", "checkpoint"),
     "leaks": ("packed", "saved", "files"),
-    "screen": ("stream", "files", "report"),
-    "commands": ("oneshot", "report", "saved", "footprint", "files", "leaks", "screen"),
+    "screen": ("stream", "files", "table"),
+    "commands": ("oneshot", "table", "report", "saved", "footprint", "files", "leaks", "screen"),
     "cli": ("structure", "files", "commands"),
     "blocks": (),
     "layers": ("paths", "blocks"),
