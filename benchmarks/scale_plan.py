@@ -198,7 +198,7 @@ def lowered(layout: str, n_devices: int, layers: int, scale: int = 1) -> Row:
                 process.communicate()
     for process, (_, errors) in zip(processes, done, strict=True):
         if process.returncode:
-            raise RuntimeError(f"{layout} on {n_devices} devices:\n{errors[-2000:]}")
+            raise RuntimeError(f"{layout}, {n_devices} devices: {errors[-2000:]}")
     facts = {"case": "fire", "layout": layout, "devices": n_devices, "layers": layers}
     facts |= {"mesh": mesh_shape(n_devices), "dtype": "bfloat16", "how": "compiled"}
     return facts | json.loads(done[0][0].splitlines()[-1])
@@ -261,8 +261,8 @@ def fires(layout: str, n_devices: int, quick: bool) -> list[Row]:
     if layout != "a leaf per layer":
         rows = [lowered(layout, n_devices, layers, scale)]
     else:
-        rows = [lowered(layout, n_devices, some, scale) for some in ((1,) if quick else (1, 2, 4))]
-        rows += [] if quick else [extrapolated(*rows[-2:], LAYERS)]
+        rows = [lowered(layout, n_devices, some, scale) for some in (1, 2, 4)]
+        rows.append(extrapolated(*rows[1:], LAYERS))
     for row in rows:
         row["worst_passes"] = worst(row["largest_pool"], row["dtype"])
     return rows
@@ -277,8 +277,12 @@ def cases(quick: bool) -> list[Case]:
     ]
     for n_devices in (8,) if quick else (256, 4096):
         for layout in ("stacked",) if quick else LAYOUTS:
-            run = lambda layout=layout, n=n_devices: fires(layout, n, quick)
-            found.append(Case(f"{layout} {n_devices}", run))
+            found.append(
+                Case(
+                    f"{layout} {n_devices}",
+                    lambda layout=layout, n=n_devices: fires(layout, n, quick),
+                )
+            )
     return found
 
 
