@@ -12,9 +12,8 @@ from hypothesis import given, settings, strategies as st
 
 import jaxprune
 from jaxprune import groups as groups_lib
-from jaxprune.axes import constant_slices, follow, program_of
-from jaxprune.axis_rules import RULES
 from jaxprune.paths import leaves_with_paths
+from jaxprune.program import follow, program_of, values_of
 
 
 class Mlp(nn.Module):
@@ -373,7 +372,7 @@ def one_layer(activation):
 def test_a_unit_goes_only_where_zero_stays_zero(activation, goes):
     params = {"w": jnp.ones((3, 4)).at[:, 1].set(0.0), "b": jnp.zeros(4), "v": jnp.ones((4, 2))}
     program = program_of(one_layer(activation), params, [jnp.ones((2, 3))])
-    units = follow(RULES, program, constant_slices(program))
+    units = follow(program, values_of(program)).units()
     (group,) = [g for g in groups_lib.find_groups(units) if not g.reason]
     assert len(group.gone) == goes
 
