@@ -18,6 +18,7 @@ from jaxprune.budget import Recipe
 from jaxprune.distribution import Distribution, uniform
 from jaxprune.floats import is_nonzero
 from jaxprune.paths import leaves_with_paths, rule_name, spec_of
+from jaxprune.replicas import diverged
 from jaxprune.schedule import SparsitySchedule, check_schedule
 from jaxprune.score import magnitude
 from jaxprune.state import find_states, get_masks, get_state, masks_by_path
@@ -199,7 +200,9 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
 
     Raises:
       ValueError: naming the leaves where a dropped weight is not zero, or not finite; where masks
-        do not fit; or where an earlier fire found dropped weights that had moved (`violations`).
+        do not fit; where devices that hold the same part of a param or of the prune state hold
+        other numbers, on all processes alike; or where an earlier fire found dropped weights that
+        had moved (`violations`).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -214,6 +217,7 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
     """
     get_masks(opt_state, params)  # raises where there is no prune state
     paths, leaves, _ = leaves_with_paths(params)
+    _check_copies(params, opt_state)  # first: what follows may differ between processes
     lines, not_finite = [], False
     for path, leaf, mask in zip(
         paths, leaves, masks_by_path(opt_state, paths, leaves), strict=True
@@ -242,6 +246,20 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
         )
 
 
+def _check_copies(params: Any, opt_state: Any) -> None:
+    """Raises where a param or a part of a prune state is not the same on all devices."""
+    states = [state._replace(inner_state=None) for state in find_states(opt_state)]
+    named = [leaves_with_paths(params)[:2], leaves_with_paths(states)[:2]]
+    paths = [*named[0][0], *(f"prune state {path}" for path in named[1][0])]
+    if lines := diverged(paths, [*named[0][1], *named[1][1]]):
+        raise ValueError("; ".join(lines[:8]) + ". " + _DIVERGED)
+
+
+_DIVERGED = (
+    "Every device has its own masks from here on. In shard_map or pmap, average the gradients over "
+    "the axis and pass its name, prune(..., axis_name=...); with several processes, build the same "
+    "transformation on all, which jaxprune.check_agreement(schedule, ...) compares."
+)
 _MISPLACED = (
     "Something changes the updates after prune: make jaxprune.prune the last link of the chain, or "
     "wrap the optimizer with prune(schedule, inner=optimizer). If the params were restored without "

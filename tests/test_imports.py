@@ -34,8 +34,9 @@ MAY_IMPORT = {
     "oneshot": ("arguments", "floats", "paths", "score", "select", "structure", "distribution")
     + ("mask", "budget", "fire"),
     "table": ("paths",),
+    "replicas": (),
     "report": ("arguments", "floats", "paths", "schedule", "score", "structure", "distribution")
-    + ("mask", "budget", "state", "table"),
+    + ("mask", "budget", "state", "table", "replicas"),
     "stream": (),
     "format": ("stream",),
     "saved": ("paths", "stream", "format"),
