@@ -11,7 +11,15 @@ import pytest
 pytest.importorskip("rich")
 pytest.importorskip("tqdm")
 
-from benchmarks import __main__ as cli, bench_inference, bench_select, bench_step, common, networks
+from benchmarks import (
+    __main__ as cli,
+    bench_inference,
+    bench_select,
+    bench_step,
+    common,
+    networks,
+    scale_plan,
+)
 
 
 def written(folder, name):
@@ -102,6 +110,43 @@ ENTRY %main (a: u8[8]) -> u8[8] {
 """
     assert bench_step.large_copies(hlo, 8) == ["u8[8]"]
     assert bench_step.large_copies(hlo, 1) == ["u8[2]", "u8[8]"]
+
+
+def test_the_plan_of_scale_compiles_a_fire_that_moves_counts_only(tmp_path):
+    assert cli.main(["scale_plan", "--quick", "--out", str(tmp_path), "--only", "stacked"]) == 0
+    (row,) = written(tmp_path, "scale_plan")["rows"]
+    assert (row["devices"], row["how"]) == (8, "compiled")
+    assert row["pools"] == len(scale_plan.MATRICES)
+    assert row["params"] < 8 * row["mask_bytes"] < 1.01 * row["params"]  # copies of the norms
+    assert row["collectives_per_pass"] > 0
+    assert row["bytes_besides"] + row["bytes_per_pass"] < 4096  # no leaf among them
+
+
+def test_collectives_are_counted_by_the_loops_that_they_are_in():
+    hlo = """HloModule m
+%inner (p: s32[]) -> s32[] {
+  ROOT %all-reduce.1 = s32[2]{0} all-reduce(%p), to_apply=%sum
+}
+%outer (p: s32[]) -> s32[] {
+  %w.2 = s32[] while(%p), condition=%cond, body=%inner
+}
+ENTRY %main (a: s32[]) -> s32[] {
+  %all-gather.3 = u8[8]{0} all-gather(%a)
+  ROOT %w.1 = s32[] while(%a), condition=%cond, body=%outer
+}
+"""
+    found = [(d, *c) for d, line in scale_plan.depths(hlo) for c in scale_plan.crossings(line)]
+    assert sorted(found) == [(0, "all-gather", 8), (2, "all-reduce", 8)]
+
+
+def test_layers_that_are_not_compiled_are_on_a_line_through_those_that_are():
+    few = {"devices": 8, "layers": 2, "how": "compiled", "temp_bytes": 70, "mesh": (4, 2)}
+    more = few | {"layers": 4, "temp_bytes": 90}
+    assert scale_plan.extrapolated(few, more, 80) == few | {
+        "layers": 80,
+        "temp_bytes": 850,
+        "how": "computed from 2 and 4 layers",
+    }
 
 
 def test_without_torch_its_rows_are_left_out_with_a_note(monkeypatch, tmp_path, capsys):
