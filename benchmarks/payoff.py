@@ -67,7 +67,11 @@ def images() -> Lines | None:
     if found is None:
         return None
     rows = [[*_about(row), summary.shown(row), _kilobytes(found, row)] for row in _in_order(found)]
-    return table("sparsity | structure | nonzeros | accuracy, % | file, kB", rows)
+    lines = table("sparsity | structure | nonzeros | accuracy, % | file, kB", rows)
+    if not found["finished"]:
+        n = len(found["networks"]) * found["config"]["seeds"] - len(found["runs"])
+        lines += ["", f"{n} runs are missing: add `--resume` to the command."]
+    return lines
 
 
 def _in_order(found: dict[str, Any]) -> list[dict[str, Any]]:
