@@ -18,7 +18,10 @@ LIBRARIES = ("jax", "optax", "flax", "equinox", "haiku")
 # What a mode leaves out of examples that are for reading.
 _TABLES = {"x64": "its tables say float32"}
 _BIASES = {"rank": "it adds a bias to the rows of a batch"}
-PAGES = {"README.md": _TABLES | _BIASES, "guide.md": _TABLES | _BIASES, "shrink.py": _BIASES}
+PAGES = {
+    **{"README.md": _TABLES | _BIASES, "guide.md": _TABLES | _BIASES},
+    **dict.fromkeys(("shrink.py", "channels.py"), _BIASES),
+}
 
 
 @functools.cache
