@@ -30,6 +30,7 @@ from benchmarks import (
     bench_shrink,
     bench_step,
     plots,
+    scale_plan,
 )
 from benchmarks.common import Check, Row, environment, load_average, write_json
 
@@ -42,6 +43,7 @@ _BENCHMARKS: dict[str, types.ModuleType] = {
     "inference": bench_inference,
     "litert": bench_litert,
     "sharding": bench_sharding,
+    "scale_plan": scale_plan,
     "shrink": bench_shrink,
 }
 # Of what few have installed.

@@ -17,8 +17,9 @@ import numpy as np
 
 from jaxprune import files, footprint, leaks, screen
 from jaxprune.oneshot import prune_params
-from jaxprune.report import Report, plan as plan_params
+from jaxprune.report import plan as plan_params
 from jaxprune.saved import is_stored
+from jaxprune.table import Report
 
 Rules = dict[str, Any]  # arguments of `prune_params` and `plan`
 

@@ -2,14 +2,15 @@
 
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxprune.files import Source
-from jaxprune.report import Report
 from jaxprune.stream import extra
+from jaxprune.table import Report
 
 _SHOWN = {"bound": "entropy bound", "jaxprune": "jaxprune.save"}
 _LEFT = ("leaf", "shape", "dtype", "structure")
@@ -29,18 +30,44 @@ def progress(found: Source, name: str) -> Iterator[Callable[[], Iterator[Any]]]:
     """The arrays of a source, with a bar on a terminal of how many bytes have gone by."""
     sizes = {leaf.path: leaf.n_bytes for leaf in found.leaves}
     screen = console(err=True)
-    if not screen.is_terminal:
-        yield found.arrays
-        return
-    with extra("rich.progress", "cli").Progress(console=screen, transient=True) as bar:
-        task = bar.add_task(name, total=sum(sizes.values()))
+    with contextlib.ExitStack() as stack:
+        pressed = stack.enter_context(_ctrl_c())
+        advance: Callable[[str], Any] = lambda path: None
+        if screen.is_terminal:
+            bar = extra("rich.progress", "cli").Progress(console=screen, transient=True)
+            stack.enter_context(bar)
+            task = bar.add_task(name, total=sum(sizes.values()))
+            advance = lambda path: bar.advance(task, sizes[path])
 
         def arrays() -> Iterator[Any]:
             for path, array in found.arrays():
                 yield path, array
-                bar.advance(task, sizes[path])
+                if pressed:
+                    raise KeyboardInterrupt
+                advance(path)
 
         yield arrays
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[list[int]]:
+    """A list that fills when Ctrl-C is pressed: what that raises in a callback of JAX is lost."""
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        pressed.append(number)
+        if callable(before):
+            before(number, frame)
+
+    if before is not signal.default_int_handler:  # ignored, or somebody else's
+        yield pressed
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def show(what: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from jaxprune.distribution import round_half_up
 from jaxprune.fire import Operand, swap, tighten
 from jaxprune.mask import count_violations, full_mask, keep, land
 from jaxprune.packed import explicit_sharding, full_packed, pack, unpack
-from jaxprune.paths import leaves_with_paths, listed, path_str, spec_of
+from jaxprune.paths import leaves_with_paths, listed, paths_of, spec_of
 from jaxprune.schedule import SparsitySchedule
 from jaxprune.score import Accumulated, is_elementwise, itself, random_score, reads_grads
 from jaxprune.state import PruneState, widths_of
@@ -290,7 +290,8 @@ def _random_masks(spec: Spec, budget: Budget, leaves: Sequence[Any], key: Any) -
 def _placed_like(mask: jax.Array, like: jax.Array) -> jax.Array:
     """A mask with the sharding of another."""
     if not isinstance(like, jax.core.Tracer):
-        return jax.device_put(mask, like.sharding)
+        # What `device_put` commits compiles the second update anew.
+        return mask if mask.sharding == like.sharding else jax.device_put(mask, like.sharding)
     named = explicit_sharding(like)
     return mask if named is None else jax.sharding.reshard(mask, named)
 
@@ -313,12 +314,11 @@ def _reset_grown(
     except ValueError:  # wrappers leave holes in their states, where whole trees do not fit
         by_path = {f"/{path}": flags for path, flags in zip(paths, grown, strict=True)}
 
-    def reset_by_path(path: Any, leaf: Any) -> Any:
-        name = f"/{path_str(path)}"
-        ends = [end for end in by_path if name.endswith(end)]
-        return reset(leaf, by_path[max(ends, key=len)]) if ends else leaf
-
-    return jax.tree_util.tree_map_with_path(reset_by_path, state)
+    leaves, state_treedef = jax.tree.flatten(state)
+    for i, path in enumerate(paths_of(state)):
+        if ends := [end for end in by_path if f"/{path}".endswith(end)]:
+            leaves[i] = reset(leaves[i], by_path[max(ends, key=len)])
+    return state_treedef.unflatten(leaves)
 
 
 def _summed(

@@ -117,6 +117,7 @@ def tables(out: Out = None):
 @app.command()
 def quality(
     quick: Quick = False,
+    large: Large = False,
     resume: Resume = False,
     out: Out = None,
     only: Only = "",
@@ -126,7 +127,7 @@ def quality(
     needs("sklearn")
     from benchmarks.paper import quality
 
-    studies = _named(only, quality.studies, "quick" if quick else "cpu")
+    studies = _named(only, quality.studies, _size(quick, large))
     _run(studies, quick, resume, out, quality, only=networks)
 
 
