@@ -15,9 +15,12 @@ import traceback
 import pytest
 
 LIBRARIES = ("jax", "optax", "flax", "equinox", "haiku")
-PAGES = {  # what a mode leaves out of the pages, whose code is for reading
-    "README.md": {"x64": "its tables say float32", "rank": "it adds a bias to the rows of a batch"},
-    "guide.md": {"x64": "its tables say float32"},
+# What a mode leaves out of examples that are for reading.
+_TABLES = {"x64": "its tables say float32"}
+_BIASES = {"rank": "it adds a bias to the rows of a batch"}
+PAGES = {
+    **{"README.md": _TABLES | _BIASES, "guide.md": _TABLES | _BIASES},
+    **dict.fromkeys(("shrink.py", "channels.py"), _BIASES),
 }
 
 

@@ -53,6 +53,11 @@ class ShrinkReport:
       size_before: numbers in all leaves.
       size: numbers in all leaves now.
       difference: the largest difference of any output, over the largest output.
+
+    Example:
+      >>> report = ShrinkReport((), {}, size_before=10, size=4, difference=0.0)
+      >>> report.refused
+      ()
     """
 
     groups: tuple[AxisGroup, ...]

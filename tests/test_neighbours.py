@@ -192,6 +192,31 @@ def test_the_masks_of_a_sharded_nnx_model_are_sharded_like_it_and_stay_so(getkey
         assert_sparse(nnx.state(model, nnx.Param), opt, {"kernel": 32}, t + 1)
 
 
+@pytest.mark.skip_in("disable_jit", reason="constraints on shardings are for compiled code")
+def test_a_model_made_by_with_partitioning_is_pruned_where_its_metadata_puts_it(getkey):
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,))
+    init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
+
+    @nnx.jit
+    def create():
+        model = nnx.Linear(8, 4, kernel_init=init, rngs=nnx.Rngs(0))
+        state = nnx.state(model)
+        specs = nnx.get_partition_spec(state)
+        nnx.update(model, jax.lax.with_sharding_constraint(state, specs))
+        return model, nnx.Optimizer(model, chained(), wrt=nnx.Param)
+
+    with jax.set_mesh(mesh):
+        model, opt = create()
+        columns = NamedSharding(mesh, P(None, "model"))
+        x = jax.random.normal(getkey(), (2, 8))
+        for t in range(N_STEPS):
+            nnx_step(model, opt, x)
+            assert model.kernel[...].sharding.is_equivalent_to(columns, 2)
+            assert jaxprune.get_masks(opt)["kernel"][...].sharding.is_equivalent_to(columns, 2)
+            assert_sparse(nnx.state(model, nnx.Param), opt, {"kernel": 32}, t + 1)
+        jaxprune.check(nnx.state(model, nnx.Param), opt)
+
+
 # Libraries that need not be there.
 
 

@@ -289,8 +289,8 @@ def test_exactly_what_cannot_be_told_goes(seed, widths, activation):
 
     def apply_fn(params, x):
         for layer in params[:-1]:
-            x = activation(x @ layer["w"] + layer["b"])
-        return x @ params[-1]["w"] + params[-1]["b"]
+            x = activation(x @ layer["w"] + layer["b"][None])
+        return x @ params[-1]["w"] + params[-1]["b"][None]
 
     x = jax.random.normal(jax.random.key(seed), (4, 3))
     small, report = jaxprune.shrink(apply_fn, params, x)
@@ -329,7 +329,7 @@ def test_pruned_convolutions_shrink_to_what_is_left(seed, channels, residual):
             x = x + y if residual else y
         return x.max((1, 2)) @ params["out"]
 
-    x = jax.random.normal(jax.random.key(seed), (1, 4, 4, 2))
+    x = jax.random.normal(jax.random.key(seed), (1, 4, 4, 2), jnp.float32)
     groups = jaxprune.channel_groups(apply_fn, params, x)
     sparse = halved(params, groups)
     small, _ = jaxprune.shrink(apply_fn, sparse, x)
@@ -348,7 +348,7 @@ def one_layer_params():
 
 def one_layer(activation):
     def apply_fn(params, x):
-        return activation(x @ params["w"] + params["b"]) @ params["v"]
+        return activation(x @ params["w"] + params["b"][None]) @ params["v"]
 
     return apply_fn
 
@@ -477,7 +477,7 @@ def group_norm(x, params):
         (lambda x, params: jax.nn.softmax(x), "reduce_max over it"),
         (lambda x, params: jnp.fft.fft(x).real, "unknown primitive fft"),
         (lambda x, params: jnp.cumsum(x, -1), "cumsum along it"),
-        (lambda x, params: x + np.arange(8.0, dtype="f"), "a constant, of its size (add)"),
+        (lambda x, params: x + np.arange(8.0, dtype="f")[None], "a constant, of its size (add)"),
         (lambda x, params: x / np.sqrt(x.shape[-1]), "derived from its size: div by 2.828 becomes"),
         (lambda x, params: x[:, np.arange(8)[::-1]], "indexed by data"),
         (lambda x, params: x.reshape(len(x), 8), "does not run with it smaller: TypeError"),
@@ -577,6 +577,7 @@ def test_a_wrong_cut_leaves_an_nnx_model_as_it_was(monkeypatch):
     assert model.layers[0].out_features == 4
 
 
+@pytest.mark.skip_in("debug_nans", reason="NaN is what it is about")
 def test_outputs_that_are_nan_prove_nothing():
     params = {
         "w": jnp.full((3, 4), jnp.nan).at[:, 0].set(0),

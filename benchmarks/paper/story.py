@@ -113,6 +113,7 @@ def _panel(axes: Any, part: Part, rows: list[Row]) -> None:
         error = [row["sd"] or 0 for row in line]
         axes.errorbar(x, y, error, marker="o", ms=3, capsize=2, lw=1.2, color=color, label=label)
     axes.set(xscale="log", xlabel="nonzero parameters", ylabel=part.axis)
+    axes.xaxis.set_minor_formatter("")  # the labels of a narrow range run into each other
     axes.set_title(part.head.split(",")[0], fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, lw=0.6)
