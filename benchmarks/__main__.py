@@ -27,6 +27,7 @@ from benchmarks import (
     bench_litert,
     bench_select,
     bench_sharding,
+    bench_shrink,
     bench_step,
     plots,
     scale_plan,
@@ -42,7 +43,8 @@ _BENCHMARKS: dict[str, types.ModuleType] = {
     "inference": bench_inference,
     "litert": bench_litert,
     "sharding": bench_sharding,
-    "scale": scale_plan,
+    "scale_plan": scale_plan,
+    "shrink": bench_shrink,
 }
 # Of what few have installed.
 _BY_REQUEST = {"litert"}

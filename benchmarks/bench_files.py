@@ -5,12 +5,17 @@ Normal weights, pruned by magnitude, in every format that `jaxprune inspect` kno
 Every file is read back and compared bit by bit before it is timed. Files are in the page cache, so
 that what is timed is the format and not the disk; `save` waits for the disk all the same, since it
 writes in one move, and the others do not.
+
+Then the memory of the command line on a large file: peak resident memory of `python -m jaxprune`,
+of which `plan`, which reads no data, takes what Python and JAX do.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +27,7 @@ from rich.table import Table
 
 import jaxprune
 from benchmarks.common import Case, Check, Row, interleaved
-from jaxprune import export, footprint, interchange
+from jaxprune import export, footprint, format as container, interchange
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 # What files of 1e7 float32 weights must at least be smaller by.
@@ -135,8 +140,61 @@ def minus_zeros(n: int) -> list[Row]:
     return rows
 
 
+# Runs a command, and prints the most memory that it had, in KiB. Linux says that of the process
+# alone in /proc; `getrusage` counts what its parent had when it began.
+_CHILD = """
+import pathlib, resource, runpy, sys
+sys.argv[0] = "jaxprune"
+try:
+    runpy.run_module("jaxprune", run_name="__main__")
+finally:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        peak = status.read_text().split("VmHWM:")[1].split()[0]
+    print("peak", peak, file=sys.stderr)
+"""
+
+
+def memory(n_leaves: int, side: int) -> list[Row]:
+    """Peak memory of commands on a file of square float32 matrices; one row each."""
+    shape, rng = (side, side), np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "in.safetensors")
+        tensors = [container.Tensor(f"w{i}", "F32", shape) for i in range(n_leaves)]
+        container.write(
+            file, tensors, (rng.standard_normal(shape, np.float32) for _ in tensors), {}
+        )
+        commands = {
+            "plan": ("plan", file, "-s", "0.9"),
+            "inspect --quick": ("inspect", file, "--quick"),
+            "prune to .safetensors": (
+                "prune",
+                file,
+                "-s",
+                "0.9",
+                "-o",
+                Path(folder, "b.safetensors"),
+            ),
+            "prune to .zst": ("prune", file, "-s", "0.9", "-o", Path(folder, "a.zst")),
+        }
+        rows = []
+        for name, words in commands.items():
+            row = {"case": "memory", "method": name, "dtype": "float32", "n": n_leaves * side**2}
+            row |= {"file_bytes": file.stat().st_size, "leaf_bytes": 4 * side**2}
+            rows.append(row | {"peak_bytes": _peak_bytes(words)})
+    return rows
+
+
+def _peak_bytes(words: Sequence[object]) -> int:
+    command = [sys.executable, "-c", _CHILD, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * int(done.stderr.split("peak ")[-1])
+
+
 def cases(quick: bool) -> list[Case]:
-    """Sizes, then times, then what -0.0 costs."""
+    """Sizes, then times, then what -0.0 costs, then memory."""
     n = 10**4 if quick else 10**7
     found = []
     for dtype in ("float32", "bfloat16"):
@@ -145,7 +203,9 @@ def cases(quick: bool) -> list[Case]:
             name = f"{n:.0e} {dtype} {sparsity:.0%}"
             found.append(Case(f"files size {name}", functools.partial(sizes, *arguments)))
             found.append(Case(f"files time {name}", functools.partial(times, *arguments)))
-    return [*found, Case("files minus zero", functools.partial(minus_zeros, n))]
+    found.append(Case("files minus zero", functools.partial(minus_zeros, n)))
+    large = functools.partial(memory, *((2, 64) if quick else (20, 4096)))
+    return [*found, Case("files memory", large)]
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:
@@ -159,12 +219,16 @@ def checks(rows: Sequence[Row]) -> list[Check]:
             found.append(Check(what, _SMALLER[r["sparsity"]], r["smaller"], at_least=True))
             what = f"{NPZ} / {OURS}, load of 1e7 at {r['sparsity']:.0%}"
             found.append(Check(what, 2.0, r["x_npz_load"], at_least=True))
+    for r in rows:
+        if r["case"] == "memory" and r["file_bytes"] > 10**9:
+            what = f"peak memory of {r['method']} / size of the file"
+            found.append(Check(what, 1.0, r["peak_bytes"] / r["file_bytes"], at_least=False))
     return found
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """What a person reads: how many times smaller and faster."""
-    made = [_sizes_table(rows), _times_table(rows), _minus_table(rows)]
+    made = [_sizes_table(rows), _times_table(rows), _minus_table(rows), _memory_table(rows)]
     return [table for table in made if table.row_count]
 
 
@@ -193,6 +257,17 @@ def _times_table(rows: Sequence[Row]) -> Table:
             times_faster = f"{r['x_npz_save']:.1f}", f"{r['x_npz_load']:.1f}"
             case = r["dtype"], f"{r['sparsity']:.0%}", r["method"]
             table.add_row(*case, *size, *numbers, *times_faster)
+    return table
+
+
+def _memory_table(rows: Sequence[Row]) -> Table:
+    table = Table(title="Peak memory of python -m jaxprune")
+    for column in ("command", "file MB", "leaf MB", "peak MB"):
+        table.add_column(column, justify="right")
+    for r in rows:
+        if r["case"] == "memory":
+            sizes = (r["file_bytes"], r["leaf_bytes"], r["peak_bytes"])
+            table.add_row(r["method"], *(f"{size / 1e6:,.0f}" for size in sizes))
     return table
 
 

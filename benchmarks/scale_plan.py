@@ -1,14 +1,19 @@
-"""What would a fire cost a transformer of 70 billion weights on 256 and on 4,096 devices?
+"""What would a fire of a 70B-parameter transformer cost on 256 and on 4,096 devices?
 
-Nothing runs and no weight exists. The update of a step that fires is compiled ahead of time for as
-many simulated devices as the plan has, from shapes and shardings alone, and what the compiler says
-is reported: bytes of memory per device, collectives and their bytes, those of a loop once; a fire
-is given the most passes that a measured one took. That is done in a process of its own, since the
-number of devices is fixed when JAX starts. Where XLA cannot compile for that many here, the step is
-lowered, the row is computed from the shapes, and says so.
+Nothing runs and no weight is allocated: the update is lowered from shapes and compiled for that
+many simulated CPU devices, for a whole mesh of (data, model), with every matrix sharded over both
+axes. Read from the compiled program, and so `compiled` in the rows: what it holds besides arguments
+and results on each device, and every collective, those of a pass over the data apart from those of
+a fire. One process simulates 2,048 devices at most, so that 4,096 take two.
 
-The network is that of Llama 2 70B: 80 layers stacked for `scan`, so that its largest leaf has
-1.9e10 weights and is counted in 64 bits, bfloat16, sharded over both axes of the mesh.
+`computed` in the rows: the bytes of params and masks (shapes over devices), the worst number of
+passes (a search of 32 or 16 bits and then of ranks, eight times narrower every two passes at
+least), and what a leaf per layer costs with all 80 layers, on a line through fewer. How many passes
+a search takes depends on the weights: `measured` on normal ones of sizes that fit here, as devices
+with shards search.
+
+XLA CPU lays out programs otherwise than the compilers of accelerators: temporary memory there will
+differ, shapes of collectives hardly.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,177 +30,337 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from rich.table import Table
 
 import jaxprune
+from benchmarks.bench_select import weights
 from benchmarks.bench_sharding import crossings
 from benchmarks.common import Case, Check, Row
 
-WIDTH, LAYERS, HIDDEN, KEYS, WORDS = 8192, 80, 28672, 1024, 32000
-MESHES = {256: (16, 16), 4096: (64, 64)}
-POOLS = {"leaves": jaxprune.uniform, "one pool": jaxprune.global_pool}
-_N_CUTS, _LIMIT_S = 7, 900
-# The most reads that any fire took of normal weights on 8 devices, in three leaves of up to 4e6.
-_PASSES = 13
+# Widths as in Llama 3 70B: 80 layers, grouped queries of 8 heads, a gated feed-forward layer.
+WIDTH, KV, HIDDEN, VOCABULARY, LAYERS = 8192, 1024, 28_672, 128_256, 80
+IN, OUT = P("data", "model"), P("model", "data")
+MATRICES = {
+    "query": ((WIDTH, WIDTH), IN),
+    "key": ((WIDTH, KV), IN),
+    "value": ((WIDTH, KV), IN),
+    "attended": ((WIDTH, WIDTH), OUT),
+    "gate": ((WIDTH, HIDDEN), IN),
+    "up": ((WIDTH, HIDDEN), IN),
+    "down": ((HIDDEN, WIDTH), OUT),
+}
+# How the layers lie in the tree, and who competes with whom.
+LAYOUTS = {
+    "a leaf per layer": jaxprune.uniform,
+    "stacked": jaxprune.uniform,
+    "stacked, one pool": jaxprune.global_pool,
+}
+MODEL_AXIS = 16
+_MOST_DEVICES = 2048  # of one process: the CPU client numbers no more
+_LIMIT_S = 900
 
 
-def network(scale: int = 1) -> dict[str, tuple[tuple[int, ...], P]]:
-    """Shape and layout of every leaf, each width divided by `scale`."""
-    d, f, k, v = (n // scale for n in (WIDTH, HIDDEN, KEYS, WORDS))
-    into, out = P(None, "data", "model"), P(None, "model", "data")
-    return {
-        "embed": ((v, d), P("model", "data")),
-        "q": ((LAYERS, d, d), into),
-        "k": ((LAYERS, d, k), into),
-        "v": ((LAYERS, d, k), into),
-        "o": ((LAYERS, d, d), out),
-        "gate": ((LAYERS, d, f), into),
-        "up": ((LAYERS, d, f), into),
-        "down": ((LAYERS, f, d), out),
-        "head": ((d, v), P("data", "model")),
+# The tree
+
+
+def tree(layout: str, layers: int, scale: int = 1) -> dict[str, tuple[tuple[int, ...], P]]:
+    """Shape and sharding of every leaf, each width `scale` times smaller."""
+    whole: dict[str, tuple[tuple[int, ...], P]] = {
+        "embed": ((VOCABULARY, WIDTH), OUT),
+        "head": ((WIDTH, VOCABULARY), IN),
     }
+    for name, (shape, spec) in MATRICES.items():
+        if layout == "a leaf per layer":
+            whole |= {f"{name}{i}": (shape, spec) for i in range(layers)}
+        else:
+            whole[name] = ((layers, *shape), P(None, *spec))
+    small = {n: (_smaller(shape, len(spec), scale), spec) for n, (shape, spec) in whole.items()}
+    return small | {"norm": ((layers, 2, WIDTH // scale), P())}
 
 
-def computed(n_devices: int, pools: str, scale: int = 1) -> Row:
-    """What follows from the shapes: memory of params, masks and updates, bytes of all counts."""
-    leaves = network(scale)
-    sizes = [math.prod(shape) for shape, _ in leaves.values()]
-    wide = (sum(sizes) if pools == "one pool" else max(sizes)) >= 2**31 - 1
-    counts = len(leaves) * _N_CUTS * (8 if wide else 4)
-    # Violations, once a fire: two counts of each leaf.
-    counts += sum(2 * (8 if size >= 2**31 - 1 else 4) for size in sizes)
-    per_pass = 2 * counts  # one all-reduce along each axis of the mesh
-    return {
-        "how": "computed",
-        "devices": n_devices,
-        "pools": pools,
-        "weights": sum(sizes),
-        "largest_leaf": max(sizes),
-        "params_bytes": 2 * sum(sizes) // n_devices,
-        "masks_bytes": sum(sizes) // n_devices,
-        "n_pools": 1 if pools == "one pool" else len(leaves),
-        "bytes_per_pass": per_pass,
-        "passes": _PASSES,
-        "bytes_per_fire": per_pass * _PASSES,
-    }
+def _smaller(shape: tuple[int, ...], rank: int, scale: int) -> tuple[int, ...]:
+    return (*shape[: rank - 2], *(n // scale for n in shape[rank - 2 :]))
 
 
-def compiled(n_devices: int, pools: str, scale: int = 1) -> Row:
-    """The same as the compiler says it, for the devices of this process."""
-    mesh = jax.make_mesh(
-        MESHES.get(n_devices, (n_devices // 2, 2)),
+def mesh_shape(n_devices: int) -> tuple[int, int]:
+    """Devices along (data, model)."""
+    model = min(MODEL_AXIS, n_devices // 2)
+    return n_devices // model, model
+
+
+# What is compiled, in a process of its own
+
+
+def compiled(layout: str, n_devices: int, layers: int, scale: int) -> Row:
+    """The firing step of one layout: memory and traffic of its program."""
+    mesh = Mesh(
+        np.array(jax.devices()).reshape(mesh_shape(n_devices)),
         ("data", "model"),
         axis_types=(AxisType.Auto,) * 2,
     )
-    params: Any = {
-        name: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
-        for name, (shape, spec) in network(scale).items()
-    }
-    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), distribution=POOLS[pools])
-    shardings = shardings_of(tx, params, mesh)
+    placed = {k: (s, NamedSharding(mesh, p)) for k, (s, p) in tree(layout, layers, scale).items()}
+
+    def abstract(dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        return {k: jax.ShapeDtypeStruct(s, dtype, sharding=p) for k, (s, p) in placed.items()}
+
+    tx = jaxprune.prune(
+        jaxprune.cubic_schedule(0.8, 0, 100_000, 1_000),
+        exclude="embed|head|norm",
+        distribution=LAYOUTS[layout],
+    )
+    params, everywhere = abstract(jnp.bfloat16), NamedSharding(mesh, P())
     state = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
         jax.eval_shape(tx.init, params),
-        shardings,
-    )
-    update = jax.jit(tx.update, donate_argnums=(0, 1))
-    lowered = update.lower(params, state, params)
-    row = computed(n_devices, pools, scale)
-    try:
-        made = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        why = str(error).splitlines()[0][:200]
-        return row | {"how": "lowered, then computed", "why": why}
-    found = crossings(made.as_text())
-    memory = made.memory_analysis()
-    per_pass = sum(n for _, n in found)
-    return row | {
-        "how": "compiled",
-        "collectives": len(found),
-        "kinds": sorted({kind for kind, _ in found}),
-        "largest_collective": max((n for _, n in found), default=0),
-        "bytes_per_pass": per_pass,
-        "bytes_per_fire": per_pass * _PASSES,
-        "arguments_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
+    )._replace(masks=abstract(jnp.uint8))
+    program = jax.jit(tx.update, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    depth_of = depths(hlo := program.as_text())
+    found = [(depth, *c) for depth, line in depth_of for c in crossings(line)]
+    memory = program.memory_analysis()
+    shards = [math.prod(p.shard_shape(s)) for s, p in placed.values()]
+    pruned = [s for k, (s, _) in placed.items() if k not in ("embed", "head", "norm")]
+    assert len(found) == len(crossings(hlo))
+    return {
+        "params": sum(math.prod(s) for s, _ in placed.values()),
+        "largest_pool": (sum if LAYOUTS[layout] is jaxprune.global_pool else max)(
+            math.prod(s) for s in pruned
+        ),
+        "pools": 1 if LAYOUTS[layout] is jaxprune.global_pool else len(pruned),
+        "param_bytes": 2 * sum(shards),
+        "mask_bytes": sum(shards),
+        "temp_bytes": memory.temp_size_in_bytes,
+        "collectives_per_pass": sum(depth >= 2 for depth, *_ in found),
+        "bytes_per_pass": sum(n for depth, _, n in found if depth >= 2),
+        "collectives_besides": sum(depth < 2 for depth, *_ in found),
+        "bytes_besides": sum(n for depth, _, n in found if depth < 2),
+        "largest_crossing": max((n for *_, n in found), default=0),
+        "kinds": sorted({kind for _, kind, _ in found}),
     }
 
 
-def shardings_of(tx: Any, params: Any, mesh: Any) -> Any:
-    """Masks placed like the params, the rest on every device."""
-    return optax.tree.map_params(
-        tx,
-        lambda _, p: p.sharding,
-        jax.eval_shape(tx.init, params),
-        params,
-        transform_non_params=lambda _: NamedSharding(mesh, P()),
-    )
+def depths(hlo: str) -> list[tuple[int, str]]:
+    """Every line of a compiled program with the number of loops that it is in.
+
+    The fire is a loop of at most one trip, and the search for the cuts a loop inside it.
+    """
+    lines: dict[str, list[str]] = {}
+    name = entry = ""
+    for line in hlo.splitlines():
+        if line.endswith("{") and " -> " in line:
+            name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
+            entry = name if line.startswith("ENTRY ") else entry
+        lines.setdefault(name, []).append(line)
+    found: list[tuple[int, str]] = []
+    left = [(entry, 0)]
+    while left:
+        name, depth = left.pop()
+        for line in lines.pop(name, []):  # a computation is called from one place
+            found.append((depth, line))
+            words = line.replace(",", " ").replace("{", " ").replace("}", " ").split()
+            for word in words:
+                key, _, called = word.partition("=%")
+                inside = key in ("body", "condition")
+                if called in lines and (inside or key in ("to_apply", "calls")):
+                    left.append((called, depth + inside))
+                elif word.startswith("%") and "branch_computations=" in line:
+                    left += [(word[1:], depth)] * (word[1:] in lines)
+    return found
 
 
-def planned(n_devices: int, pools: str, scale: int = 1) -> Row:
-    """`compiled` in a process of that many devices; `computed`, and why, where that fails."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={n_devices}"
-    command = [sys.executable, "-m", "benchmarks.scale_plan", str(n_devices), pools, str(scale)]
-    try:
-        done = subprocess.run(
-            command,
+def lowered(layout: str, n_devices: int, layers: int, scale: int = 1) -> Row:
+    """`compiled`, in one process or as many as it takes to simulate the devices."""
+    count = -(-n_devices // _MOST_DEVICES)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count="
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags}{n_devices // count}"}
+    task = json.dumps([layout, n_devices, layers, scale])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.scale_plan", task, str(rank), str(count), str(port)],
             cwd=Path(__file__).parents[1],
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()},
-            capture_output=True,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=_LIMIT_S,
         )
-    except subprocess.TimeoutExpired:
-        return computed(n_devices, pools, scale) | {"why": f"not compiled within {_LIMIT_S} s"}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return computed(n_devices, pools, scale) | {"why": last[:200]}
-    return json.loads(done.stdout.splitlines()[-1])
+        for rank in range(count)
+    ]
+    try:
+        done = [process.communicate(timeout=_LIMIT_S) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+    for process, (_, errors) in zip(processes, done, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"{layout}, {n_devices} devices: {errors[-2000:]}")
+    facts = {"case": "fire", "layout": layout, "devices": n_devices, "layers": layers}
+    facts |= {"mesh": mesh_shape(n_devices), "dtype": "bfloat16", "how": "compiled"}
+    return facts | json.loads(done[0][0].splitlines()[-1])
+
+
+def extrapolated(few: Row, more: Row, layers: int) -> Row:
+    """A row of `layers` layers on the line through two rows of fewer."""
+    step = more["layers"] - few["layers"]
+
+    def on_line(key: str) -> Any:
+        if not isinstance(more[key], int) or key in ("devices", "largest_pool", "largest_crossing"):
+            return more[key]
+        slope = (more[key] - few[key]) / step
+        return round(more[key] + slope * (layers - more["layers"]))
+
+    of = f"computed from {few['layers']} and {more['layers']} layers"
+    return {key: on_line(key) for key in more} | {"layers": layers, "how": of}
+
+
+# Passes
+
+
+def passes(n: int, dtype: str) -> list[Row]:
+    """How many passes the search takes over `n` normal weights, cold and from the last threshold.
+
+    It searches as devices with shards do, without the sample that one device takes first.
+    """
+    from jaxprune import search
+    from jaxprune.select import select
+
+    count, calls = search._count_reaching, []
+    w = jnp.abs(jnp.asarray(weights("normal", n), dtype))
+    before = select([w], [round(0.22 * n)])[1]
+    rows = []
+    search._count_reaching = lambda *args: (calls.append(1), count(*args))[1]
+    try:
+        for start in (None, before):
+            calls.clear()
+            with jax.disable_jit():
+                select([w], [round(0.2 * n)], start=start)
+            rows.append({"start": "cold" if start is None else "warm", "passes": len(calls)})
+    finally:
+        search._count_reaching = count
+    same = {"case": "passes", "n": n, "dtype": dtype, "how": "measured", "worst": worst(n, dtype)}
+    return [same | row for row in rows]
+
+
+def worst(n: int, dtype: str) -> int:
+    """Passes at most: two for every three bits of the key, then of the rank among equal keys."""
+    bits = 8 * jnp.dtype(dtype).itemsize
+    return 2 * math.ceil(bits / 3) + 2 * math.ceil(max(n, 2).bit_length() / 3)
+
+
+# The benchmark
+
+
+def fires(layout: str, n_devices: int, quick: bool) -> list[Row]:
+    """The rows of one layout."""
+    scale, layers = (16, 2) if quick else (1, LAYERS)
+    if layout != "a leaf per layer":
+        rows = [lowered(layout, n_devices, layers, scale)]
+    else:
+        rows = [lowered(layout, n_devices, some, scale) for some in (1, 2, 4)]
+        rows.append(extrapolated(*rows[1:], LAYERS))
+    for row in rows:
+        row["worst_passes"] = worst(row["largest_pool"], row["dtype"])
+    return rows
 
 
 def cases(quick: bool) -> list[Case]:
-    """One per number of devices and kind of pools; tiny, on 8 devices, where `quick`."""
-    numbers, scale = ((8,), 128) if quick else (tuple(MESHES), 1)
-
-    def rows(n_devices: int, pools: str) -> list[Row]:
-        return [{"case": "scale", **planned(n_devices, pools, scale)}]
-
-    return [
-        Case(f"{pools} on {n} devices", lambda n=n, pools=pools: rows(n, pools))
-        for n in numbers
-        for pools in POOLS
+    """Passes over what fits here, then each layout on each number of devices."""
+    found = [
+        Case(f"passes {dtype} {n:.0e}", lambda n=n, dtype=dtype: _passes_apart(n, dtype))
+        for dtype in ("float32", "bfloat16")
+        for n in ((2**12,) if quick else (2**16, 2**20, 2**24))
     ]
+    for n_devices in (8,) if quick else (256, 4096):
+        for layout in ("stacked",) if quick else LAYOUTS:
+            found.append(
+                Case(
+                    f"{layout} {n_devices}",
+                    lambda layout=layout, n=n_devices: fires(layout, n, quick),
+                )
+            )
+    return found
+
+
+def _passes_apart(n: int, dtype: str) -> list[Row]:
+    """`passes`, in a process of two devices where this one has one."""
+    if jax.device_count() > 1:
+        return passes(n, dtype)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scale_plan", json.dumps([n, dtype])],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()},
+        capture_output=True,
+        text=True,
+        timeout=_LIMIT_S,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:
-    """A fire moves no more than 4 KiB per pool."""
+    """Bytes of a fire for each pool, with as many passes as the slowest search here took."""
+    slowest = max((r["passes"] for r in rows if r["case"] == "passes"), default=0)
     return [
         Check(
-            f"bytes between devices per fire and pool, {r['pools']}, {r['devices']} devices",
+            f"bytes between devices per fire and pool, {r['layout']}, {r['devices']} devices",
             4096,
-            r["bytes_per_fire"] / r["n_pools"],
+            (r["bytes_besides"] + slowest * r["bytes_per_pass"]) / r["pools"],
         )
         for r in rows
+        if r["case"] == "fire" and r["layers"] == LAYERS
     ]
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """What a person reads."""
-    table = Table(title="A fire of 70 billion weights")
-    names = ("devices", "pools", "", "weights", "params", "masks", "temporary", "collectives")
-    for column in (*names, "of", "bytes a pass", "bytes a fire"):
-        table.add_column(column, justify="right")
-    for r in rows:
-        memory = [r["params_bytes"], r["masks_bytes"], r.get("temporary_bytes")]
-        shown = ["-" if n is None else f"{n / 2**20:,.1f} MiB" for n in memory]
-        facts = str(r["devices"]), r["pools"], r["how"], f"{r['weights']:.2e}"
-        traffic = str(r.get("collectives", "-")), ", ".join(r.get("kinds", ()))
-        numbers = f"{r['bytes_per_pass']:,}", f"{r['bytes_per_fire']:,}"
-        table.add_row(*facts, *shown, *traffic, *numbers)
-    return [table] if rows else []
+    fire = Table(title="A fire: per device, and between devices")
+    for column in (
+        "layout, layers",
+        "devices",
+        "how",
+        "weights",
+        "pools",
+        "params",
+        "masks",
+        "temporary",
+        "collectives/pass",
+        "bytes/pass",
+        "besides",
+        "bytes",
+    ):
+        fire.add_column(column, justify="right")
+    for r in (r for r in rows if r["case"] == "fire"):
+        memory = [f"{r[key] / 2**20:,.1f} MiB" for key in ("param_bytes", "mask_bytes")]
+        memory.append(f"{r['temp_bytes'] / 2**20:,.1f} MiB")
+        where = f"{r['layout']}, {r['layers']}", f"{r['devices']:,}", r["how"]
+        counts = f"{r['collectives_per_pass']}", f"{r['bytes_per_pass']:,}"
+        besides = f"{r['collectives_besides']}", f"{r['bytes_besides']:,}"
+        size = f"{r['params'] / 1e9:.2f}e9", str(r["pools"])
+        fire.add_row(*where, *size, *memory, *counts, *besides)
+    searches = Table(title="Passes of a search")
+    for column in ("weights", "dtype", "start", "passes", "at most"):
+        searches.add_column(column, justify="right")
+    for r in (r for r in rows if r["case"] == "passes"):
+        facts = f"{r['n']:.0e}", r["dtype"], r["start"], str(r["passes"]), str(r["worst"])
+        searches.add_row(*facts)
+    return [table for table in (searches, fire) if table.row_count]
+
+
+def _main(task: list[Any], rank: int = 0, count: int = 1, port: int = 0) -> None:
+    if len(task) == 2:
+        print(json.dumps(passes(*task)))
+        return
+    if count > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"127.0.0.1:{port}", count, rank)
+    print(json.dumps(compiled(*task)))
 
 
 if __name__ == "__main__":
-    print(json.dumps(compiled(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))))
+    _main(json.loads(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -5,14 +5,8 @@
 About 15 seconds on a CPU. It writes `pruning.csv` into a temporary folder; the last line you should
 see: `31 rows, final sparsity 0.9`.
 
-What is logged is a dict of scalars, so that any other logger takes it as it is. TensorBoard:
-
-    from tensorboardX import SummaryWriter  # or flax.metrics.tensorboard, torch.utils.tensorboard
-
-    with SummaryWriter("runs/pruning") as writer:
-        ...
-        for name, value in row.items():
-            writer.add_scalar(name, value, step)
+What is logged is a dict of scalars, so that any other logger takes it as it is: log_tensorboard.py
+writes the same for TensorBoard.
 """
 
 import csv

@@ -23,6 +23,7 @@ from jaxprune.convert import (
     set_masks as set_masks,
     unpack_masks as unpack_masks,
 )
+from jaxprune.deploy import load_packed as load_packed
 from jaxprune.distribution import (
     Distribution as Distribution,
     er as er,

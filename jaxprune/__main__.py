@@ -19,7 +19,7 @@ def missing_extra(error: ImportError, packages: Sequence[str], extra: str) -> st
 try:
     import typer
 except ImportError as error:
-    _message = missing_extra(error, _DEMO_PACKAGES, "demo")
+    _message = missing_extra(error, _DEMO_PACKAGES, "demo" if "demo" in sys.argv[1:2] else "cli")
     if _message is None:
         raise
     sys.exit(_message)
@@ -30,9 +30,22 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 add_commands(app)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"jaxprune {sys.modules['jaxprune'].__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
-    """Pruning as an optax GradientTransformation."""
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Pruning for JAX: looks at files of params, prunes them, converts them.
+
+    Exit codes: 0 well, 1 an error, 2 a wrong option, 130 Ctrl-C.
+    """
 
 
 @app.command()
@@ -49,6 +62,9 @@ def demo(
     sparsity: Annotated[
         list[float] | None, typer.Option(help="A final sparsity; give it once for each.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON on standard output in place of the table.")
+    ] = False,
 ) -> None:
     """Trains dense, sparse and small dense networks on handwritten digits and compares them.
 
@@ -66,7 +82,10 @@ def demo(
             typer.echo(message, err=True)
             raise typer.Exit(1) from None
         options = {"--seeds": seeds, "--steps": steps, "--sparsity": sparsity}
-        raise typer.Exit(cli.main(out, resume=resume, small=quick, options=options, stop=stop))
+        code = cli.main(
+            out, resume=resume, small=quick, options=options, stop=stop, as_json=as_json
+        )
+        raise typer.Exit(code)
 
 
 if __name__ == "__main__":

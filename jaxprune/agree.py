@@ -9,7 +9,6 @@ import hashlib
 from typing import Any
 
 import jax
-import jax.core
 import numpy as np
 
 
@@ -45,27 +44,6 @@ def check_agreement(*configured: Any, what: str = "the pruning configuration") -
             f"not that of process 0. Here, in process {jax.process_index()}, it is "
             f"{_text(configured)}. Give all processes the same arguments."
         )
-
-
-def replicas_agree(x: Any) -> bool:
-    """Whether the copies of an array, or of each shard, on this process's devices are the same.
-
-    JAX takes copies on several devices for equal and never looks. They differ after a step under
-    `shard_map` or `pmap` that does not sum gradients. True for what has no copies.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> replicas_agree(jnp.ones(3))
-      True
-    """
-    if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
-        return True
-    shards = x.addressable_shards
-    if len(shards) == len({str(shard.index) for shard in shards}):
-        return True
-    first: dict[str, bytes] = {}
-    copies = ((str(shard.index), np.asarray(shard.data).tobytes()) for shard in shards)
-    return all(first.setdefault(index, data) == data for index, data in copies)
 
 
 def digest(*configured: Any) -> bytes:

@@ -12,11 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-
-from jaxprune.paths import leaves_with_paths
 
 FIXED_BY_INPUT = "it meets an input, or a constant, of its size"
 FIXED_BY_OUTPUT = "it is an axis of the output"
@@ -95,6 +91,7 @@ class Unit(NamedTuple):
     """What stays or goes at once.
 
     Attributes:
+      label: one of its labels, the same for all; see `Tracer.label_of`.
       members: (leaf, axis, index) of every slice of a param that it consists of.
       reasons: why it can't go; empty where it could.
       read: whether any product sums over it.
@@ -102,11 +99,19 @@ class Unit(NamedTuple):
       consumed: (leaf, axis) of the params that such products take it up with.
     """
 
+    label: int
     members: tuple[tuple[int, int, int], ...]
     reasons: tuple[str, ...]
     read: bool
     zero: bool
     consumed: frozenset[tuple[int, int]]
+
+
+# Where an equation is: its number, and before it that of the one around it with (param, number) of
+# the program that it is in.
+Place = tuple[Any, ...]
+# Of a leaf and an axis, the value of each slice, as in `Axis`; of axis -1, the value of a scalar.
+Known = Callable[[int, int], np.ndarray | None]
 
 
 class _Sets:
@@ -141,6 +146,8 @@ class Tracer:
         self._units = _Sets()
         self._twins = _Sets()  # labels that met before any data did: one axis of joined kernels
         self._in_weights = False
+        self._place: Place = ()
+        self.made: dict[Place, tuple[list[Value], list[Value]]] = {}  # by each equation, of what
         self._frozen: list[tuple[np.ndarray, str]] = []
         self._read: list[tuple[np.ndarray, np.ndarray]] = []
         self._consumed: list[np.ndarray] = []
@@ -151,7 +158,7 @@ class Tracer:
         self._n_labels += size
         return np.arange(self._n_labels - size, self._n_labels)
 
-    def param(self, leaf: int, shape: tuple[int, ...], known: "Known") -> Value:
+    def param(self, leaf: int, shape: tuple[int, ...], known: Known) -> Value:
         """A leaf of the params. Axes of length 1 stay."""
         axes = []
         for k, size in enumerate(shape):
@@ -223,6 +230,7 @@ class Tracer:
                 consumed.setdefault(self._units.find(label), set()).add((leaf, axis))
         return [
             Unit(
+                root,
                 tuple(mine),
                 tuple(reasons.get(root, ())),
                 root in zero,
@@ -232,6 +240,19 @@ class Tracer:
             for root, mine in members.items()
         ]
 
+    def label_of(self, labels: np.ndarray) -> np.ndarray:
+        """The label that stands for each unit."""
+        return np.array([self._units.find(label) for label in labels.tolist()], int)
+
+    def within(self, eqn: Any, key: str, args: Sequence[Value], number: int = 0) -> list[Value]:
+        """Follows a program that is a param of an equation, or one of several in it."""
+        jaxpr = eqn.params[key]
+        jaxpr = jaxpr[number] if isinstance(jaxpr, tuple) else jaxpr
+        place, self._place = self._place, (*self._place, key, number)
+        outs = self.run(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()), args)
+        self._place = place
+        return outs
+
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> list[Value]:
         """Follows a program, equation by equation."""
         env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
@@ -240,22 +261,26 @@ class Tracer:
         def read(var: Any) -> Value:
             return constant(var.val) if is_literal(var) else env[var]
 
-        for eqn in jaxpr.eqns:
+        around = self._place
+        for number, eqn in enumerate(jaxpr.eqns):
             ins = [read(var) for var in eqn.invars]
-            weights = bool(ins) and all(
-                value.weights or not np.isnan(value.everywhere()) for value in ins
-            )
-            self._in_weights = weights
-            rule = self.rules.get(eqn.primitive.name)
-            if rule is None:
-                self.freeze_all(ins, f"unknown primitive {eqn.primitive.name}")
-                outs = [fixed(var.aval.shape) for var in eqn.outvars]
-            else:
-                outs = rule(self, eqn, ins)
-            for var, out in zip(eqn.outvars, outs, strict=True):
-                assert tuple(axis.size for axis in out.axes) == tuple(var.aval.shape), eqn
-                env[var] = dataclasses.replace(out, weights=weights or out.weights)
+            self._place = (*around, number)
+            outs = self._apply(eqn, ins)
+            self.made[self._place] = ins, outs
+            env |= zip(eqn.outvars, outs, strict=True)
+        self._place = around
         return [read(var) for var in jaxpr.outvars]
+
+    def _apply(self, eqn: Any, ins: list[Value]) -> list[Value]:
+        name = eqn.primitive.name
+        weights = bool(ins) and all(v.weights or not np.isnan(v.everywhere()) for v in ins)
+        self._in_weights = weights
+        shapes = [tuple(var.aval.shape) for var in eqn.outvars]
+        outs = self.rules[name](self, eqn, ins) if name in self.rules else []
+        if [tuple(axis.size for axis in out.axes) for out in outs] != shapes:
+            self.freeze_all(ins, f"unknown primitive {name}")
+            outs = [fixed(shape) for shape in shapes]
+        return [dataclasses.replace(out, weights=weights or out.weights) for out in outs]
 
 
 def is_literal(var: Any) -> bool:
@@ -269,7 +294,7 @@ def constant(x: Any) -> Value:
         x = np.asarray(x, np.float64)
     except (TypeError, ValueError):  # a PRNG key
         return fixed(np.shape(x))
-    known = [_constant_slices(x, k) for k in range(x.ndim)]
+    known = [constant_slices(x, k) for k in range(x.ndim)]
     axes = tuple(Axis(n, None, k) for n, k in zip(x.shape, known, strict=True))
     return Value(axes, float(x) if x.ndim == 0 else np.nan)
 
@@ -279,7 +304,7 @@ def fixed(shape: Sequence[int]) -> Value:
     return Value(tuple(Axis(int(n)) for n in shape))
 
 
-def _constant_slices(x: np.ndarray, axis: int) -> np.ndarray | None:
+def constant_slices(x: np.ndarray, axis: int) -> np.ndarray | None:
     """The value of each slice along an axis that holds one value, NaN elsewhere."""
     if not x.size:
         return None
@@ -287,65 +312,3 @@ def _constant_slices(x: np.ndarray, axis: int) -> np.ndarray | None:
     low, high = x.min(others), x.max(others)
     known = np.where(low == high, low, np.nan)
     return None if np.isnan(known).all() else known
-
-
-class Program(NamedTuple):
-    """A model's program, with the leaves that it was made for."""
-
-    paths: list[str]
-    leaves: list[Any]
-    treedef: Any
-    jaxpr: Any
-
-
-Known = Callable[[int, int], np.ndarray | None]
-
-
-def program_of(apply_fn: Callable[..., Any], variables: Any, inputs: Sequence[Any]) -> Program:
-    """The program of `apply_fn(variables, *inputs)`."""
-    paths, leaves, treedef = leaves_with_paths(variables)
-    return Program(paths, leaves, treedef, jax.make_jaxpr(apply_fn)(variables, *inputs))
-
-
-def follow(
-    rules: dict[str, Callable[..., list[Value]]], program: Program, known: Known
-) -> list[Unit]:
-    """The units of the params.
-
-    Args:
-      rules: by the names of primitives.
-      program: what to follow.
-      known: of a leaf and an axis, the value of each slice; see `Axis`. Axis -1 is asked for the
-        value of a leaf without axes.
-    """
-    jaxpr = program.jaxpr.jaxpr
-    tracer = Tracer(rules)
-    shapes = [tuple(var.aval.shape) for var in jaxpr.invars]
-    n = len(program.leaves)
-    args = [tracer.param(i, shape, known) for i, shape in enumerate(shapes[:n])]
-    args += [fixed(shape) for shape in shapes[n:]]
-    outs = tracer.run(jaxpr, program.jaxpr.consts, args)
-    tracer.freeze_all(outs, FIXED_BY_OUTPUT)
-    return tracer.units()
-
-
-def constant_slices(program: Program) -> Known:
-    """What the params of a program hold."""
-
-    def known(leaf: int, axis: int) -> np.ndarray | None:
-        x = numbers[leaf]
-        if x is None or axis < 0:
-            return None if x is None else x.astype(np.float64).reshape(1)
-        return _constant_slices(x, axis)
-
-    numbers = [_numbers(leaf) for leaf in program.leaves]
-    return known
-
-
-def _numbers(leaf: Any) -> np.ndarray | None:
-    """A leaf as NumPy numbers; None for PRNG keys."""
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return None
-    x = np.asarray(leaf)
-    return x if x.dtype.kind in "biuf" else x.astype(np.float32)

@@ -154,14 +154,8 @@ def source(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
 
 def call(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
     """A function called once."""
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if key in eqn.params:
-            return t.run(*_open(eqn.params[key]), ins)
-    return source(t, eqn, ins)
-
-
-def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, ())
+    keys = [key for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params]
+    return t.within(eqn, keys[0], ins) if keys else []
 
 
 def scan(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
@@ -173,7 +167,7 @@ def scan(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
     slices = [Value(v.axes[1:], _first_known(v), v.weights) for v in ins[n + m :]]
 
     def step(carry: Values) -> list[Value]:
-        return t.run(*_open(p["jaxpr"]), [*ins[:n], *carry, *slices])
+        return t.within(eqn, "jaxpr", [*ins[:n], *carry, *slices])
 
     outs = _looped(t, step, ins[n : n + m])
     return [
@@ -194,10 +188,12 @@ def while_(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
     """A loop of unknown length."""
     p = eqn.params
     a, b = p["cond_nconsts"], p["body_nconsts"]
-    carry = _looped(
-        t, lambda carry: t.run(*_open(p["body_jaxpr"]), [*ins[a : a + b], *carry]), ins[a + b :]
-    )
-    t.run(*_open(p["cond_jaxpr"]), [*ins[:a], *carry])
+
+    def step(carry: Values) -> list[Value]:
+        return t.within(eqn, "body_jaxpr", [*ins[a : a + b], *carry])
+
+    carry = _looped(t, step, ins[a + b :])
+    t.within(eqn, "cond_jaxpr", [*ins[:a], *carry])
     return carry
 
 
@@ -220,7 +216,8 @@ def _looped(t: Tracer, step: Callable[[Values], list[Value]], carry: Values) -> 
 
 def cond(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
     """One of several branches."""
-    branches = [t.run(*_open(branch), ins[1:]) for branch in eqn.params["branches"]]
+    n = len(eqn.params["branches"])
+    branches = [t.within(eqn, "branches", ins[1:], i) for i in range(n)]
     return [_either(t, outs) for outs in zip(*branches, strict=True)]
 
 

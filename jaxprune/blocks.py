@@ -38,6 +38,11 @@ class PackedMatrix:
       block: (a, r).
       rows_first: the layout of `values`.
       padded: whether some columns keep less than others; an index past the end fills them up.
+
+    Example:
+      >>> packed = pack_matrix(jnp.eye(4), block=(1, 2))
+      >>> packed.shape, packed.block, packed.values.shape
+      ((4, 4), (1, 2), (2, 2, 2))
     """
 
     indices: Any

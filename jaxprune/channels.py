@@ -6,11 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.axes import Program, Unit, follow, program_of
-from jaxprune.axis_rules import RULES
+from jaxprune.axes import Unit
 from jaxprune.coupled import Coupled
 from jaxprune.groups import Group, accepted, find_groups
 from jaxprune.paths import leaves_with_paths, rule_for
+from jaxprune.program import Program, follow, program_of
 from jaxprune.resize import resize_nnx, shrunk_apply
 
 NOT_ZERO = "a unit is not zero where its weights are: look for a sigmoid, or a norm without scale"
@@ -104,12 +104,13 @@ def _found(
     program = program_of(apply_fn, variables, inputs)
     may = [program.paths.index(path) for path in of_params]
     weights = {i for i in may if jnp.issubdtype(program.leaves[i].dtype, jnp.inexact)}
-    found = find_groups(follow(RULES, program, lambda leaf, axis: None))
+    tracer = follow(program, lambda leaf, axis: None)
+    found = find_groups(tracer.units())
     groups = [group for group in found if not group.reason]
     for group in groups:  # one unit each, to see whether it can be cut at all
         group.gone = _open_units([group])[:1] if len(group.units) > 1 else []
     _refuse_what_is_not_zero(program, groups, weights)
-    units = _open_units(accepted(program, groups, apply_small, inputs))
+    units = _open_units(accepted(program, tracer, groups, apply_small, inputs))
     structures: dict[str, Coupled] = {}
     for component in _components(units, weights):
         structures |= _structures(program, component, weights)
@@ -139,7 +140,7 @@ def _refuse_what_is_not_zero(program: Program, groups: Iterable[Group], weights:
         values[zeros[leaf, axis]] = 0.0
         return values
 
-    zero = {unit.members for unit in follow(RULES, program, known) if unit.zero}
+    zero = {unit.members for unit in follow(program, known).units() if unit.zero}
     for group in groups:
         if group.gone and group.gone[0].members not in zero:
             group.reason, group.gone = NOT_ZERO, []

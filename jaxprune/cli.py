@@ -4,7 +4,9 @@
 """
 
 import contextlib
+import os
 import re
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +33,9 @@ def _options() -> Any:
         kind=typer.Option(None, "--format", help="|".join(files.FORMATS)),
         force=typer.Option(False, "--force", help="Replace what is there."),
         as_json=typer.Option(False, "--json", help="JSON on standard output."),
-        sparsity=typer.Option(..., "--sparsity", "-s", help="Fraction of zeros, in [0, 1)."),
+        sparsity=typer.Option(
+            None, "--sparsity", "-s", help="Fraction of zeros, in [0, 1); nm has its own."
+        ),
         include=typer.Option(None, "--include", help=f"Regex of whole paths to prune{paths}"),
         exclude=typer.Option(None, "--exclude", help=f"Regex of paths to leave alone{paths}"),
         override=typer.Option(None, "--override", help=f"REGEX=SPARSITY{paths}"),
@@ -64,7 +68,7 @@ def _add_plan(app: Any) -> None:
     @app.command("plan")
     def command(
         file: Path = of.file,
-        sparsity: float = of.sparsity,
+        sparsity: float | None = of.sparsity,
         include: list[str] | None = of.include,
         exclude: list[str] | None = of.exclude,
         override: list[str] | None = of.override,
@@ -72,11 +76,9 @@ def _add_plan(app: Any) -> None:
         as_json: bool = of.as_json,
     ) -> None:
         """Shows what `prune` would do, without doing it."""
-        _run(
-            lambda: commands.plan(
-                file, sparsity, _rules(include, exclude, override, structure), as_json=as_json
-            )
-        )
+        rules = _rules(include, exclude, override, structure)
+        wanted = _sparsity_for(sparsity, rules)
+        _run(lambda: commands.plan(file, wanted, rules, as_json=as_json))
 
 
 def _add_prune(app: Any) -> None:
@@ -86,7 +88,7 @@ def _add_prune(app: Any) -> None:
     def command(
         file: Path = of.file,
         out: Path = of.out,
-        sparsity: float = of.sparsity,
+        sparsity: float | None = of.sparsity,
         include: list[str] | None = of.include,
         exclude: list[str] | None = of.exclude,
         override: list[str] | None = of.override,
@@ -96,15 +98,11 @@ def _add_prune(app: Any) -> None:
         as_json: bool = of.as_json,
     ) -> None:
         """Prunes a file once by magnitude, a leaf at a time, into another file."""
+        rules = _rules(include, exclude, override, structure)
+        wanted = _sparsity_for(sparsity, rules)
         _run(
             lambda: commands.prune(
-                file,
-                out,
-                sparsity,
-                _rules(include, exclude, override, structure),
-                kind=kind,
-                force=force,
-                as_json=as_json,
+                file, out, wanted, rules, kind=kind, force=force, as_json=as_json
             )
         )
 
@@ -130,12 +128,28 @@ def _run(command: Callable[[], None]) -> None:
 
     try:
         command()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         typer.echo("Stopped; no file was changed half-way.", err=True)
         raise typer.Exit(130) from None
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        typer.echo(f"jaxprune: {error}", err=True)
+    except BrokenPipeError:  # `jaxprune inspect FILE | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         raise typer.Exit(1) from None
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        typer.echo(f"jaxprune: {in_options(str(error))}", err=True)
+        raise typer.Exit(1) from None
+
+
+def in_options(text: str) -> str:
+    """An error of the library in the words of the command line.
+
+    Example:
+      >>> in_options("Leave it out with exclude='fc/bias', or with overrides={'w': 0.5}.")
+      "Leave it out with --exclude 'fc/bias', or with --override 'w=0.5'."
+    """
+    text = re.sub(r"\b(include|exclude)=(['\"].*?['\"])", r"--\1 \2", text)
+    text = re.sub(r"\boverrides=\{(['\"])(.*?)\1: ([^}]*)\}", r"--override '\2=\3'", text)
+    return re.sub(r"Let the schedule end at (\S+),", r"Give --sparsity \1,", text)
 
 
 # What the options mean
@@ -158,6 +172,16 @@ def _rules(
         "overrides": overrides or None,
         "structure": structure_for(text),
     }
+
+
+def _sparsity_for(sparsity: float | None, rules: Rules) -> float:
+    """The sparsity that was given, or that of an N:M pattern."""
+    structure = rules["structure"]
+    if sparsity is not None:
+        return sparsity
+    if isinstance(structure, structures.NM):
+        return 1 - structure.n / structure.m
+    raise _usage("--sparsity is missing. Give one, like --sparsity 0.9; only nm needs none.")
 
 
 def structure_for(text: str) -> Any:

@@ -1,13 +1,13 @@
 """What the commands do: look at files of params, and make others of them, a leaf at a time.
 
-Each prints for people, or JSON; what goes wrong is raised.
+Each prints for people, which `screen.py` owns, or JSON; what goes wrong is raised.
 """
 
 import contextlib
+import difflib
 import json
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import files, footprint, leaks
+from jaxprune import files, footprint, leaks, screen
 from jaxprune.oneshot import prune_params
-from jaxprune.report import Report, plan as plan_params
+from jaxprune.report import plan as plan_params
 from jaxprune.saved import is_stored
+from jaxprune.table import Report
 
 Rules = dict[str, Any]  # arguments of `prune_params` and `plan`
 
@@ -26,15 +27,24 @@ Rules = dict[str, Any]  # arguments of `prune_params` and `plan`
 @contextlib.contextmanager
 def _params(file: Path) -> Iterator[files.Source]:
     """The params of a file; of a checkpoint with an optimizer state, its `params` alone."""
+    _check_there(file)
     with files.source(file) as found:
         params = [leaf.path for leaf in found.leaves if leaf.path.startswith("params/")]
         whole = found.kind != "orbax" or not params
         yield found if whole else files.some(found, params)
 
 
+def _check_there(file: Path) -> None:
+    if file.exists():
+        return
+    beside = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
+    close = difflib.get_close_matches(file.name, beside, n=1)
+    hint = f" Did you mean {file.with_name(close[0])}?" if close else ""
+    raise FileNotFoundError(f"{file}: there is no such file.{hint}")
+
+
 def _check_out(file: Path, out: Path, *, force: bool) -> None:
-    if not file.exists():
-        raise FileNotFoundError(f"{file}: there is no such file.")
+    _check_there(file)
     taken = any(out.iterdir()) if out.is_dir() else out.exists()
     if taken and not force:
         raise FileExistsError(f"{out}: exists. Choose another name, or replace it with --force.")
@@ -42,12 +52,13 @@ def _check_out(file: Path, out: Path, *, force: bool) -> None:
 
 def inspect(file: Path, *, quick: bool = False, as_json: bool = False) -> None:
     """Prints what is in a file."""
+    _check_there(file)
     names = footprint.QUICK if quick else footprint.QUICK + footprint.SLOW
     with files.source(file) as found:
         masks = leaks.read_masks(found, leaks.mask_paths(found.leaves))
     with files.source(file) as found:  # again, as the leaves of most kinds come once
         rows, notes = [], []
-        with _progress(found, file.name) as arrays:
+        with screen.progress(found, file.name) as arrays:
             for path, array in arrays():
                 mask = leaks.kept(masks[path], array.shape) if path in masks else None
                 row, wrong = _seen(path, array, names, mask)
@@ -60,11 +71,13 @@ def inspect(file: Path, *, quick: bool = False, as_json: bool = False) -> None:
         n_bytes = sum(p.stat().st_size for p in file.rglob("*") if p.is_file())
     total = {name: sum(row["bytes"][name] for row in rows) for name in names}
     what = {"file": str(file), "kind": kind, "file_bytes": n_bytes, "bytes": total}
-    what |= {"leaves": rows, "warnings": notes}
+    n, n_nonzero = (sum(row[name] for row in rows) for name in ("weights", "nonzero"))
+    counts = {"weights": n, "nonzero": n_nonzero, "sparsity": 1 - n_nonzero / max(n, 1)}
+    what |= {"total": counts, "leaves": rows, "warnings": notes}
     if as_json:
         print(json.dumps(what, indent=1))
     else:
-        _show(what)
+        screen.show(what)
 
 
 def _seen(
@@ -104,7 +117,7 @@ def plan(file: Path, sparsity: float, rules: Rules, *, as_json: bool = False) ->
     if as_json:
         print(json.dumps({"file": str(file)} | _as_dict(report), indent=1))
     else:
-        _console().print(report)
+        screen.console().print(report)
 
 
 def _plan(found: files.Source, sparsity: float, rules: Rules) -> Report:
@@ -141,13 +154,13 @@ def prune(
     with _params(file) as found:
         report = _plan(found, sparsity, rules)
         chosen = {leaf.path for leaf in report.leaves if leaf.n_zero}
-        with _progress(found, file.name) as arrays:
+        with screen.progress(found, file.name) as arrays:
             pruned = (
                 (path, _pruned(path, x, sparsity, rules) if path in chosen else x)
                 for path, x in arrays()
             )
             left_out = files.write(out, kind, found.leaves, pruned)
-    _tell(_as_dict(report), file, out, left_out, report=report, as_json=as_json)
+    screen.tell(_as_dict(report), file, out, left_out, report=report, as_json=as_json)
 
 
 def _pruned(path: str, array: np.ndarray, sparsity: float, rules: Rules) -> np.ndarray:
@@ -179,88 +192,7 @@ def export(
     """Writes a file in another format, and prints what was done."""
     kind = files.format_for(out, kind)
     _check_out(file, out, force=force)
-    with _params(file) as found, _progress(found, file.name) as arrays:
+    with _params(file) as found, screen.progress(found, file.name) as arrays:
         left_out = files.write(out, kind, found.leaves, arrays())
         what = {"leaves": [leaf.path for leaf in found.leaves]}
-    _tell(what, file, out, left_out, as_json=as_json)
-
-
-# What is printed
-
-
-def _console(*, err: bool = False) -> Any:
-    from rich.console import Console
-
-    # Piped, rich takes 80 columns for granted, which cuts tables.
-    stream = sys.stderr if err else sys.stdout
-    return Console(stderr=err, width=None if stream.isatty() else 160, highlight=False)
-
-
-@contextlib.contextmanager
-def _progress(found: files.Source, name: str) -> Iterator[Callable[[], Iterator[Any]]]:
-    """The arrays of a source, with a bar on a terminal of how many bytes have gone by."""
-    from rich.progress import Progress
-
-    sizes = {leaf.path: leaf.n_bytes for leaf in found.leaves}
-    with Progress(console=_console(err=True), transient=True) as progress:
-        task = progress.add_task(name, total=sum(sizes.values()))
-
-        def arrays() -> Iterator[Any]:
-            for path, array in found.arrays():
-                yield path, array
-                progress.advance(task, sizes[path])
-
-        yield arrays
-
-
-def _show(what: dict[str, Any]) -> None:
-    """Prints what `inspect` found."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(f"{what['file']}: {what['kind']}, {what['file_bytes']:,} bytes"))
-    columns = {"leaf": "left", "shape": "left", "dtype": "left", "weights": "right"}
-    columns |= {"nonzero": "right", "sparsity": "right", "structure": "left"}
-    for column, justify in columns.items():
-        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
-    for row in what["leaves"]:
-        shape = "x".join(map(str, row["shape"]))
-        counts = f"{row['weights']:,}", f"{row['nonzero']:,}", f"{row['sparsity']:.2%}"
-        cells = (row["path"] or "(root)", shape, row["dtype"], *counts, row["structure"])
-        table.add_row(*map(Text, cells))
-    sizes = Table(title="Bytes by format")
-    sizes.add_column("format")
-    sizes.add_column("bytes", justify="right")
-    sizes.add_column("smaller", justify="right")
-    for name, n_bytes in what["bytes"].items():
-        ratio = what["bytes"]["dense"] / max(n_bytes, 1)
-        sizes.add_row(name, f"{n_bytes:,}", f"{ratio:.2f}x")
-    console = _console()
-    console.print(table)
-    console.print(sizes)
-    for line in what["warnings"]:
-        console.print(Text(f"warning: {line}"), soft_wrap=True)
-
-
-def _tell(
-    what: dict[str, Any],
-    file: Path,
-    out: Path,
-    left_out: list[str],
-    *,
-    report: Report | None = None,
-    as_json: bool,
-) -> None:
-    """Prints what was written."""
-    written = [p for p in out.rglob("*.npz")] if out.is_dir() else [out]
-    n_bytes = sum(p.stat().st_size for p in written)
-    if as_json:
-        head = {"file": str(file), "out": str(out), "bytes": n_bytes, "left_out": left_out}
-        print(json.dumps(head | what, indent=1))
-        return
-    console = _console()
-    if report is not None:
-        console.print(report)
-    for path in left_out:
-        console.print(f"left out: {path} has not two axes", markup=False)
-    console.print(f"wrote {out}, {n_bytes:,} bytes", markup=False, soft_wrap=True)
+    screen.tell(what, file, out, left_out, as_json=as_json)

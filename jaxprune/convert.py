@@ -111,7 +111,7 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
     for path, mask, like in zip(paths, new, old, strict=True):
         if jnp.shape(mask) != jnp.shape(like):
             raise ValueError(wrong_shape(path, jnp.shape(mask), jnp.shape(like)))
-    kept = [(jnp.asarray(mask) != 0).astype(jnp.uint8) for mask in new]
+    kept = [jnp.asarray(mask).astype(bool).astype(jnp.uint8) for mask in new]
     packed = kept if state.widths is None else [pack(mask) for mask in kept]
     return _convert(lambda state: state._replace(masks=treedef.unflatten(packed)), opt_state)
 

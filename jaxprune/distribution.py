@@ -56,6 +56,11 @@ class Distribution:
       normalized: scores are divided by the root mean square of their leaf.
       floor: least density of every leaf.
       stacked: rules with the axis whose slices count as leaves.
+
+    Example:
+      >>> dense_first = Distribution("dense_first", uniform.assign, floor=Fraction(1, 10))
+      >>> dense_first
+      dense_first
     """
 
     name: str

@@ -113,7 +113,7 @@ def packed_apply(
 
 def _dense(module: Any, product: Any, x: jax.Array) -> jax.Array:
     y = product(module, (), x)
-    return y + module.get_variable("params", "bias").astype(y.dtype) if module.use_bias else y
+    return _biased(y, module.get_variable("params", "bias")) if module.use_bias else y
 
 
 def _lstm(module: Any, product: Any, carry: Any, x: jax.Array) -> Any:
@@ -121,12 +121,17 @@ def _lstm(module: Any, product: Any, carry: Any, x: jax.Array) -> Any:
 
     def gate(name: str) -> jax.Array:
         y = product(module, (f"i{name}",), x) + product(module, (f"h{name}",), h)
-        return y + module.get_variable("params", f"h{name}")["bias"].astype(y.dtype)
+        return _biased(y, module.get_variable("params", f"h{name}")["bias"])
 
     i, f, o = (module.gate_fn(gate(name)) for name in "ifo")
     c = f * c + i * module.activation_fn(gate("g"))
     h = o * module.activation_fn(c)
     return (c, h), h
+
+
+def _biased(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """The sum, by a broadcast that `jax_numpy_rank_promotion="raise"` allows too."""
+    return y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
 
 
 def _promoted(dtype: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -221,6 +226,6 @@ def _packed_linear() -> Any:
         def __call__(self, x: jax.Array) -> jax.Array:
             x, values = _promoted(self.dtype, x, _value(self.values))
             y = packed_matmul(PackedMatrix(_value(self.indices), values, *self.meta), x)
-            return y if self.bias is None else y + _value(self.bias).astype(y.dtype)
+            return y if self.bias is None else _biased(y, _value(self.bias))
 
     return PackedLinear

@@ -17,6 +17,11 @@ class Moments(NamedTuple):
       count: float32, how many inputs there were.
       gram: float32[in, in], the sum of their outer products, X^T X; for Wanda its diagonal,
         float32[in], is enough.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> Moments(count=2.0, gram=jnp.array([10.0, 4.0])).gram.shape  # for Wanda
+      (2,)
     """
 
     count: Any

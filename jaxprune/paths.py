@@ -1,10 +1,11 @@
 """Key paths as strings, and the rules that choose leaves by them.
 
-One path language for every library: the keys joined by `/`, without the trailing `value` that boxes
-add (flax NNX shows `fc/kernel/value` to `init` and `fc/kernel` to `update`; linen `Partitioned`
-does the same). A regex must match the whole path. Nothing here knows what being chosen is for.
+One path language for every library: the keys joined by `/`, without the `value` that the boxes of
+flax add (NNX shows `fc/kernel/value` to `init` and `fc/kernel` to `update`; so does linen
+`Partitioned`). A regex must match the whole path. Nothing here knows what being chosen is for.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ Rule = str | Callable[[str, Any], bool]
 
 
 def path_str(path: tuple[Any, ...]) -> str:
-    """A key path as rules see it.
+    """A key path joined by `/`.
 
     Example:
       >>> import jax
@@ -24,9 +25,43 @@ def path_str(path: tuple[Any, ...]) -> str:
       >>> path_str(path)
       'fc/0/kernel'
     """
-    if path and getattr(path[-1], "name", None) == "value":
-        path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def paths_of(tree: Any) -> list[str]:
+    """The path of every leaf as rules see it, in order.
+
+    Example:
+      >>> paths_of({"fc": [{"kernel": 1.0, "bias": 0.0}]})
+      ['fc/0/bias', 'fc/0/kernel']
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)
+    return [path_str((*path, *keys)) for path, node in flat for keys in _keys_inside(node)]
+
+
+def _keys_inside(node: Any) -> list[tuple[Any, ...]]:
+    """The key paths of the leaves of a box, without its own `value`; what is no box is a leaf."""
+    if not _is_box(node):
+        return [()]
+    flat, _ = jax.tree_util.tree_flatten_with_path(
+        node, is_leaf=lambda x: x is not node and _is_box(x)
+    )
+    keys = []
+    for path, child in flat:
+        named = bool(path) and getattr(path[0], "name", None) == "value"
+        keys += [(*path[named:], *inner) for inner in _keys_inside(child)]
+    return keys
+
+
+def _is_box(x: Any) -> bool:
+    return _is_box_type(type(x))
+
+
+@functools.cache
+def _is_box_type(kind: type) -> bool:
+    """Whether it is an NNX variable or linen metadata, told by name: flax may not be there."""
+    names = ("Variable", "VariableState", "AxisMetadata")
+    return any(c.__name__ in names and c.__module__.startswith("flax.") for c in kind.__mro__)
 
 
 def spec_of(leaf: Any) -> jax.ShapeDtypeStruct | None:
@@ -56,12 +91,12 @@ def leaves_with_paths(tree: Any) -> tuple[list[str], list[Any], Any]:
     Raises:
       ValueError: two leaves with one path, as `{"a/b": x, "a": {"b": y}}` has.
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    paths = [path_str(path) for path, _ in flat]
+    leaves, treedef = jax.tree.flatten(tree)
+    paths = paths_of(tree)
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise ValueError(f"{twice}: two leaves have this path. Rename a key that contains '/'.")
-    return paths, [leaf for _, leaf in flat], treedef
+    return paths, leaves, treedef
 
 
 def as_rules(rules: Any, argument: str) -> tuple[Rule, ...]:

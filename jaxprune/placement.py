@@ -65,6 +65,7 @@ def merge_axis(x: jax.Array, like: jax.Array) -> jax.Array:
 def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """`x` with the sharding of another array; while tracing on Auto axes the compiler chooses."""
     if not isinstance(like, jax.core.Tracer):
-        return jax.device_put(x, like.sharding)
+        # What `device_put` commits compiles the second update anew.
+        return x if x.sharding == like.sharding else jax.device_put(x, like.sharding)
     named = explicit_sharding(like)
     return x if named is None else jax.sharding.reshard(x, named)

@@ -1,9 +1,8 @@
 """What was pruned, what will be, and whether it holds: `plan`, `summarize`, `metrics`, `check`.
 
-Tables print as plain text everywhere and as rich tables where rich prints them.
+What they say stands in a `Report`, a table that `table.py` prints.
 """
 
-import dataclasses
 import math
 import numbers
 from typing import Any
@@ -14,115 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.agree import replicas_agree
 from jaxprune.arguments import as_sparsity
 from jaxprune.budget import Recipe
 from jaxprune.count import total
 from jaxprune.distribution import Distribution, uniform
 from jaxprune.floats import is_nonzero
 from jaxprune.paths import leaves_with_paths, rule_name, spec_of
+from jaxprune.replicas import diverged
 from jaxprune.schedule import SparsitySchedule, check_schedule
 from jaxprune.score import magnitude
 from jaxprune.state import find_states, get_masks, get_state, masks_by_path
 from jaxprune.structure import Unstructured
-
-
-@dataclasses.dataclass(frozen=True)
-class LeafReport:
-    """One leaf of a report.
-
-    Attributes:
-      path: `/`-joined.
-      shape: of the leaf.
-      dtype: its name.
-      size: number of weights.
-      n_zero: how many of them are, or will be, dropped.
-      note: why it is not pruned, or which rule set its sparsity.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    size: int
-    n_zero: int
-    note: str = ""
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of zeros; 0 for an empty leaf."""
-        return self.n_zero / max(self.size, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """A table of leaves that prints itself.
-
-    Attributes:
-      title: first line.
-      leaves: one row per leaf, in the order of the tree.
-      notes: lines under the table, such as rules that matched nothing.
-    """
-
-    title: str
-    leaves: tuple[LeafReport, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Number of weights in all leaves."""
-        return sum(leaf.size for leaf in self.leaves)
-
-    @property
-    def n_zero(self) -> int:
-        """Dropped weights in all leaves."""
-        return sum(leaf.n_zero for leaf in self.leaves)
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of zeros over all leaves, those that are not pruned included."""
-        return self.n_zero / max(self.size, 1)
-
-    def _rows(self) -> list[tuple[str, ...]]:
-        total = LeafReport("total", (), "", self.size, self.n_zero)
-        rows = []
-        for leaf in (*self.leaves, total):
-            shape = "x".join(map(str, leaf.shape)) if leaf is not total else ""
-            n_left = leaf.size - leaf.n_zero
-            part = f"{min(leaf.sparsity, 0.9999 if n_left else 1):.2%}"  # 100% means all of them
-            counts = (f"{leaf.size:,}", f"{n_left:,}", part)
-            rows.append((leaf.path or "(root)", shape, leaf.dtype, *counts, leaf.note))
-        return rows
-
-    def __str__(self) -> str:
-        table = [_HEADER, *self._rows()]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = []
-        for row in table:
-            cells = [
-                cell.rjust(width) if name in _NUMBERS else cell.ljust(width)
-                for cell, width, name in zip(row, widths, _HEADER, strict=True)
-            ]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join([self.title, *lines, *self.notes])
-
-    def __rich__(self) -> Any:
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=self.title)
-        for name in _HEADER:
-            table.add_column(name, justify="right" if name in _NUMBERS else "left")
-        rows = self._rows()
-        for row in rows[:-1]:
-            table.add_row(*map(Text, row))
-        table.add_section()
-        table.add_row(*map(Text, rows[-1]))
-        return Group(table, *map(Text, self.notes))
-
-
-_HEADER = ("leaf", "shape", "dtype", "weights", "nonzero", "sparsity", "note")
-_NUMBERS = ("weights", "nonzero", "sparsity")
+from jaxprune.table import Report, leaf_report
 
 
 def plan(
@@ -156,7 +58,8 @@ def plan(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> params = {"fc": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}}
+      >>> ones = lambda *shape: jnp.ones(shape, jnp.float32)
+      >>> params = {"fc": {"kernel": ones(8, 4), "bias": ones(4)}}
       >>> print(plan(params, 0.9))
       plan: 0.9 at step 0, 1 fire
       leaf       shape  dtype    weights  nonzero  sparsity  note
@@ -190,7 +93,7 @@ def plan(
     when = f"step {last}, 1 fire" if n_fires == 1 else f"steps {first} to {last}, {n_fires} fires"
     return Report(
         f"plan: {float(schedule.final_sparsity):.4g} at {when}",
-        tuple(map(_leaf_report, paths, leaves, n_zero, notes)),
+        tuple(map(leaf_report, paths, leaves, n_zero, notes)),
         tuple(f"unused: {line}" for line in budget.unused),
     )
 
@@ -212,7 +115,8 @@ def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> print(summarize({"kernel": jnp.eye(4), "bias": jnp.ones(4)}))
+      >>> params = {"kernel": jnp.eye(4, dtype="float32"), "bias": jnp.ones(4, "float32")}
+      >>> print(summarize(params))
       summary
       leaf    shape  dtype    weights  nonzero  sparsity  note
       bias    4      float32        4        4     0.00%
@@ -232,7 +136,7 @@ def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
         notes = [f"{leaks:,} dropped but nonzero"] * (leaks > 0) + [f"{idle:,} kept but zero"] * (
             idle > 0
         )
-        rows.append(_leaf_report(path, leaf, int(np.sum(~kept)), "; ".join(notes)))
+        rows.append(leaf_report(path, leaf, int(np.sum(~kept)), "; ".join(notes)))
     return Report("summary", tuple(rows))
 
 
@@ -297,7 +201,9 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
 
     Raises:
       ValueError: naming the leaves where a dropped weight is not zero, or not finite; where masks
-        do not fit; or where an earlier fire found dropped weights that had moved (`violations`).
+        do not fit; where devices that hold the same part of a param or of the prune state hold
+        other numbers, on all processes alike; or where an earlier fire found dropped weights that
+        had moved (`violations`).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -312,14 +218,13 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
     """
     get_masks(opt_state, params)  # raises where there is no prune state
     paths, leaves, _ = leaves_with_paths(params)
+    _check_copies(params, opt_state)  # first: what follows may differ between processes
     lines, not_finite = [], False
     for path, leaf, mask in zip(
         paths, leaves, masks_by_path(opt_state, paths, leaves), strict=True
     ):
         if mask is None or spec_of(leaf) is None or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             continue
-        if not (replicas_agree(leaf) and replicas_agree(mask)):
-            raise ValueError(f"{path or '(root)'}: {_DIVERGED}")
         dropped = ~mask.astype(bool)
         n_dropped = int(total(dropped))
         n_moved = int(total(dropped & is_nonzero(leaf)))
@@ -342,9 +247,19 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
         )
 
 
+def _check_copies(params: Any, opt_state: Any) -> None:
+    """Raises where a param or a part of a prune state is not the same on all devices."""
+    states = [state._replace(inner_state=None) for state in find_states(opt_state)]
+    named = [leaves_with_paths(params)[:2], leaves_with_paths(states)[:2]]
+    paths = [*named[0][0], *(f"prune state {path}" for path in named[1][0])]
+    if lines := diverged(paths, [*named[0][1], *named[1][1]]):
+        raise ValueError("; ".join(lines[:8]) + ". " + _DIVERGED)
+
+
 _DIVERGED = (
-    "the copies on the devices of this process differ. Sum gradients over all of them (lax.pmean) "
-    "before the update, and start from one state."
+    "Every device has its own masks from here on. In shard_map or pmap, average the gradients over "
+    "the axis and pass its name, prune(..., axis_name=...); with several processes, build the same "
+    "transformation on all, which jaxprune.check_agreement(schedule, ...) compares."
 )
 _MISPLACED = (
     "Something changes the updates after prune: make jaxprune.prune the last link of the chain, or "
@@ -355,10 +270,3 @@ _NOT_FINITE = (
     "No update can take NaN or inf to zero: repair the params with "
     "jaxprune.apply_masks(params, opt_state) and look for what made them."
 )
-
-
-def _leaf_report(path: str, leaf: Any, n_zero: int, note: str) -> LeafReport:
-    spec = spec_of(leaf)
-    if spec is None:
-        return LeafReport(path, (), type(leaf).__name__, 1, n_zero, note)
-    return LeafReport(path, spec.shape, spec.dtype.name, spec.size, n_zero, note)

@@ -52,21 +52,12 @@ def _sizes_from_params() -> Iterator[None]:
         of = module
         if isinstance(module, nn.RNN) and context.method_name == "__call__":
             of = module.cell  # whose initialize_carry can't be intercepted
-        sizes = _linen_sizes(nn, of)
-        old = {name: getattr(of, name) for name in sizes}
-        _set(of, sizes)
-        try:
-            return call(*args, **kwargs)
-        finally:
-            _set(of, old)
+        for name, value in _linen_sizes(nn, of).items():
+            object.__setattr__(of, name, value)  # modules are frozen; this is a copy for one call
+        return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
         yield
-
-
-def _set(module: Any, sizes: dict[str, Any]) -> None:
-    for name, value in sizes.items():
-        object.__setattr__(module, name, value)  # linen modules are frozen
 
 
 def _linen_sizes(nn: Any, module: Any) -> dict[str, Any]:

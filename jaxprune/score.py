@@ -121,6 +121,11 @@ class Accumulated:
     Attributes:
       name: what it is called.
       increment: `(params, grads) -> what one step adds`, elementwise.
+
+    Example:
+      >>> taylor = Accumulated("taylor", lambda params, grads: (params * grads) ** 2)
+      >>> taylor.increment(2.0, -3.0)
+      36.0
     """
 
     name: str

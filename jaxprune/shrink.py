@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.axes import Program, constant_slices, follow, program_of
-from jaxprune.axis_rules import RULES
 from jaxprune.groups import Group, accepted, cut, find_groups
+from jaxprune.program import Program, follow, program_of, values_of
 from jaxprune.resize import resize_nnx, shrunk_apply
 
 
@@ -54,6 +53,11 @@ class ShrinkReport:
       size_before: numbers in all leaves.
       size: numbers in all leaves now.
       difference: the largest difference of any output, over the largest output.
+
+    Example:
+      >>> report = ShrinkReport((), {}, size_before=10, size=4, difference=0.0)
+      >>> report.refused
+      ()
     """
 
     groups: tuple[AxisGroup, ...]
@@ -177,12 +181,13 @@ def _shrink(
     rtol: float | None,
 ) -> tuple[Any, ShrinkReport]:
     program = program_of(apply_fn, variables, inputs)
-    groups = find_groups(follow(RULES, program, constant_slices(program)))
+    tracer = follow(program, values_of(program))
+    groups = find_groups(tracer.units())
     if not groups or all(group.reason for group in groups):
         why = "; ".join(f"{_shown(program, g).name}: {g.reason}" for g in groups[:8])
         raise ValueError(f"nothing to shrink: {why or 'no param has an axis'}.")
 
-    small = cut(program, accepted(program, groups, apply_small, inputs))
+    small = cut(program, accepted(program, tracer, groups, apply_small, inputs))
     difference = _check_outputs(apply_fn, apply_small, variables, small, inputs, rtol)
     return small, _report(program, groups, small, difference)
 

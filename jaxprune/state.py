@@ -38,6 +38,12 @@ class PruneState(NamedTuple):
         where they are not.
       score_state: float32 tree like the params, the sums of a score that adds up over the steps
         (`movement`); None for any other score.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune
+      >>> state = jaxprune.prune(jaxprune.one_shot_schedule(0.5)).init({"w": jnp.ones((1, 2))})
+      >>> int(state.prune_step), state.masks["w"].tolist(), int(state.violations)
+      (0, [[1, 1]], 0)
     """
 
     prune_step: jax.Array

@@ -24,7 +24,7 @@ from jaxprune.distribution import round_half_up
 from jaxprune.fire import Operand, swap, tighten
 from jaxprune.mask import count_violations, full_mask, keep, land
 from jaxprune.packed import full_packed, pack, unpack
-from jaxprune.paths import leaves_with_paths, listed, path_str, spec_of
+from jaxprune.paths import leaves_with_paths, listed, paths_of, spec_of
 from jaxprune.placement import everywhere, placed_like
 from jaxprune.refusals import check_shuffled
 from jaxprune.schedule import SparsitySchedule
@@ -313,12 +313,11 @@ def _reset_grown(
     except ValueError:  # wrappers leave holes in their states, where whole trees do not fit
         by_path = {f"/{path}": flags for path, flags in zip(paths, grown, strict=True)}
 
-    def reset_by_path(path: Any, leaf: Any) -> Any:
-        name = f"/{path_str(path)}"
-        ends = [end for end in by_path if name.endswith(end)]
-        return reset(leaf, by_path[max(ends, key=len)]) if ends else leaf
-
-    return jax.tree_util.tree_map_with_path(reset_by_path, state)
+    leaves, state_treedef = jax.tree.flatten(state)
+    for i, path in enumerate(paths_of(state)):
+        if ends := [end for end in by_path if f"/{path}".endswith(end)]:
+            leaves[i] = reset(leaves[i], by_path[max(ends, key=len)])
+    return state_treedef.unflatten(leaves)
 
 
 def _summed(

@@ -395,7 +395,7 @@ def test_a_leaf_is_never_below_its_least_density():
 @pytest.mark.parametrize("axis", (0, 1, -1))
 def test_every_slice_of_a_stacked_axis_is_a_pool(axis):
     params = {"stack": make_params()["stack"], "fc": make_params()["fc"], "bias": jnp.ones(3)}
-    params["stack"] = params["stack"] * jnp.arange(1, 4)[:, None, None]
+    params["stack"] = params["stack"] * jnp.arange(1.0, 4.0)[:, None, None]
     for distribution in (
         jaxprune.per_slice({"stack": axis}),
         jaxprune.per_slice({"stack": axis}, jaxprune.erk),

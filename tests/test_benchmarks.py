@@ -11,7 +11,15 @@ import pytest
 pytest.importorskip("rich")
 pytest.importorskip("tqdm")
 
-from benchmarks import __main__ as cli, bench_select, bench_step, common, scale_plan
+from benchmarks import (
+    __main__ as cli,
+    bench_inference,
+    bench_select,
+    bench_step,
+    common,
+    networks,
+    scale_plan,
+)
 
 
 def written(folder, name):
@@ -104,6 +112,43 @@ ENTRY %main (a: u8[8]) -> u8[8] {
     assert bench_step.large_copies(hlo, 1) == ["u8[2]", "u8[8]"]
 
 
+def test_the_plan_of_scale_compiles_a_fire_that_moves_counts_only(tmp_path):
+    assert cli.main(["scale_plan", "--quick", "--out", str(tmp_path), "--only", "stacked"]) == 0
+    (row,) = written(tmp_path, "scale_plan")["rows"]
+    assert (row["devices"], row["how"]) == (8, "compiled")
+    assert row["pools"] == len(scale_plan.MATRICES)
+    assert row["params"] < 8 * row["mask_bytes"] < 1.01 * row["params"]  # copies of the norms
+    assert row["collectives_per_pass"] > 0
+    assert row["bytes_besides"] + row["bytes_per_pass"] < 4096  # no leaf among them
+
+
+def test_collectives_are_counted_by_the_loops_that_they_are_in():
+    hlo = """HloModule m
+%inner (p: s32[]) -> s32[] {
+  ROOT %all-reduce.1 = s32[2]{0} all-reduce(%p), to_apply=%sum
+}
+%outer (p: s32[]) -> s32[] {
+  %w.2 = s32[] while(%p), condition=%cond, body=%inner
+}
+ENTRY %main (a: s32[]) -> s32[] {
+  %all-gather.3 = u8[8]{0} all-gather(%a)
+  ROOT %w.1 = s32[] while(%a), condition=%cond, body=%outer
+}
+"""
+    found = [(d, *c) for d, line in scale_plan.depths(hlo) for c in scale_plan.crossings(line)]
+    assert sorted(found) == [(0, "all-gather", 8), (2, "all-reduce", 8)]
+
+
+def test_layers_that_are_not_compiled_are_on_a_line_through_those_that_are():
+    few = {"devices": 8, "layers": 2, "how": "compiled", "temp_bytes": 70, "mesh": (4, 2)}
+    more = few | {"layers": 4, "temp_bytes": 90}
+    assert scale_plan.extrapolated(few, more, 80) == few | {
+        "layers": 80,
+        "temp_bytes": 850,
+        "how": "computed from 2 and 4 layers",
+    }
+
+
 def test_without_torch_its_rows_are_left_out_with_a_note(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     bench_select.why_no_torch.cache_clear()
@@ -141,17 +186,70 @@ def test_a_result_is_replaced_in_one_move(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
 
 
-def test_the_plan_of_a_large_network_computes_the_bytes_that_are_compiled():
-    row = scale_plan.planned(8, "one pool", 128)
-    assert row["how"] == "compiled"
-    assert row["kinds"] == ["all-reduce"]
-    made = scale_plan.computed(8, "one pool", 128)
-    assert row["bytes_per_pass"] == made["bytes_per_pass"]
-    masks, params = made["masks_bytes"], made["params_bytes"]
-    assert masks + 2 * params <= row["arguments_bytes"] <= masks + 2 * params + 100
-
-
 def test_an_unknown_benchmark_is_named(capsys):
     with pytest.raises(SystemExit):
         cli.main(["speed"])
     assert "no benchmark speed: choose from select, step" in capsys.readouterr().err
+
+
+def test_inference_checks_every_way_and_compares_with_the_best_dense(monkeypatch):
+    pytest.importorskip("scipy")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(bench_inference, "_FLUSH_BYTES", 2**16)
+    network = bench_inference.networks(quick=True)["MLP 16"]
+    rows, notes = bench_inference.compare(network, 0.9, (1,))
+    assert "onnxruntime is left out: onnxruntime is not installed" in notes
+    found = {row["method"]: row for row in rows}
+    assert {"jax x @ w", "jax w @ x", "numpy", "packed 1x16", "scipy CSR", "narrower dense"} <= set(
+        found
+    )
+    dense = [row for name, row in found.items() if name in bench_inference.DENSE]
+    assert max(row["x_warm"] for row in dense) == max(row["x_cold"] for row in dense) == 1.0
+    best = min(row["median_ms"] for row in dense)
+    assert found["packed 1x16"]["x_warm"] == best / found["packed 1x16"]["median_ms"]
+    assert bench_inference.tables(rows)
+
+
+def test_a_way_that_computes_something_else_is_found(monkeypatch):
+    monkeypatch.setattr(bench_inference, "_OF_JAX", {"jax x @ w": lambda *_: lambda x: lambda: 1.0})
+    network = bench_inference.networks(quick=True)["MLP 16"]
+    with pytest.raises(AssertionError, match="jax x @ w"):
+        bench_inference.ways(network, 0.9, (1,))
+
+
+def test_pruned_networks_keep_equally_many_blocks():
+    network = networks.lstm_network(16, 40, embed=8)
+    full = networks.weights_of(network)
+    for width in (1, 8, 32):
+        for name, w in networks.pruned(full, 0.9, width).items():
+            n_in, n_out = w.shape
+            columns = np.array_split(w != 0, range(width, n_out, width), axis=1)
+            assert all((c == c[:, :1]).all() for c in columns)
+            n_keep = max(n_in - round(0.9 * n_in), 1)
+            assert {int(c[:, 0].sum()) for c in columns} == {n_keep}, name
+    network = networks.lstm_network(650, 10_000)
+    part = networks.part_left(network, 0.9)
+    n_weights = lambda part: sum(a * b for a, b in network.shapes(part).values())
+    assert n_weights(part) == pytest.approx(0.1 * n_weights(1), rel=0.01)
+
+
+def test_onnx_computes_the_step():
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from benchmarks.onnx_graphs import onnx_runs
+
+    for network in bench_inference.networks(quick=True).values():
+        weights, inputs = networks.weights_of(network), networks.inputs_of(network, 3)
+        run = onnx_runs(network.step, weights, network.inputs(1), 1)(inputs)
+        right = network.step(np, lambda w, x: x @ w, weights, inputs)
+        np.testing.assert_allclose(run(), right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_shrink_writes_the_network_before_and_after(tmp_path):
+    assert cli.main(["shrink", "--quick", "--out", str(tmp_path), "--only", "transformer"]) == 0
+    rows = written(tmp_path, "shrink")["rows"]
+    assert {row["method"] for row in rows} == {"dense", "50% cut"}
+    for row in rows:
+        assert row["median_ms"] > 0
+        assert (row["numbers"] == rows[0]["numbers"]) == (row["method"] == "dense")

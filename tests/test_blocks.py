@@ -112,7 +112,7 @@ def test_jit_vmap_and_grad(batch, balanced):
 
     meta = packed.shape, packed.block, packed.rows_first, packed.padded
     gradient = PackedMatrix(packed.indices, jax.grad(with_values)(packed.values), *meta)
-    dense = jnp.einsum("abi,abo->io", x, v) * mask
+    dense = jnp.einsum("abi,abo->io", x, v) * mask.astype(np.float32)
     np.testing.assert_array_equal(unpack_matrix(gradient), dense)
 
 

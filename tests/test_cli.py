@@ -3,7 +3,13 @@
 import contextlib
 import io
 import json
+import os
+import pathlib
 import re
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 
 import jax
@@ -14,7 +20,7 @@ import optax
 import pytest
 
 import jaxprune
-from jaxprune import checkpoint, commands, files, footprint, saved
+from jaxprune import checkpoint, commands, files, footprint, saved, screen
 from jaxprune.export import load, save
 from jaxprune.interchange import save_safetensors
 from jaxprune.packed import pack
@@ -348,7 +354,20 @@ def test_nothing_is_replaced_without_force(model, tmp_path):
 
 
 REFUSED = {
-    "no file": (("inspect", "no.zst"), 1, "No such file or directory: '.*no.zst'"),
+    "no file": (("inspect", "no.zst"), 1, r"no.zst: there is no such file"),
+    "a typo": (("prune", "modle", "-o", "o.npz", "-s", "0.9"), 1, "Did you mean /.*/model[?]"),
+    "nm at 90%": (
+        ("plan", "model", "-s", "0.9", "--structure", "nm:2:4"),
+        1,
+        "Give --sparsity 0.5, or this leaf with --override 'fc/kernel=0.5'",
+    ),
+    "no sparsity": (("plan", "model"), 2, "--sparsity is missing. Give one, like --sparsity 0.9"),
+    "an empty leaf": (
+        ("plan", "tiny", "-s", "0.9"),
+        1,
+        "w: shape .* Leave it out with --exclude 'w', or lower its .* with --override 'w=[.]{3}'",
+    ),
+    "a vector": (("plan", "b", "-s", "0.9"), 1, 'pass --include "\\.\\*" to choose others'),
     "not params": (("inspect", "text"), 1, r"text: not a safetensors file, or a damaged one"),
     "a folder": (("inspect", "folder"), 1, "folder: a folder, but no orbax checkpoint"),
     "no format": (("export", "model", "-o", "out"), 1, r"out: what format\? Name it \.safetensors"),
@@ -357,7 +376,7 @@ REFUSED = {
     "bad regex": (("plan", "model", "-s", "0.9", "--include", "*"), 1, r"'\*' is not a regular"),
     "override": (("plan", "model", "-s", "0.9", "--override", "a"), 2, "write REGEX=SPARSITY"),
     "structure": (("plan", "model", "-s", "0.9", "--structure", "round"), 2, "'round' is none"),
-    "no option": (("plan", "model"), 2, "--sparsity"),
+    "no option": (("prune", "model", "-s", "0.9"), 2, "--out"),
     "csr of vectors": (("export", "b", "-o", "o", "--format", "csr"), 1, "no leaf has two axes"),
     "bf16 in npz": (("export", "b", "-o", "o.npz"), 1, "b: NumPy's files have no bfloat16"),
     "no folder": (("export", "model", "-o", "no/o.npz"), 1, "there is no folder .*no. Make it"),
@@ -370,6 +389,7 @@ def test_a_mistake_gets_a_line_and_an_exit_code(tmp_path, name, monkeypatch):
     words, code, text = REFUSED[name]
     save_safetensors(tmp_path / "model", tree())
     save_safetensors(tmp_path / "b", {"b": np.ones(3, ml_dtypes.bfloat16)})
+    save_safetensors(tmp_path / "tiny", {"w": np.ones((1, 2), np.float32)})
     (tmp_path / "text").write_text("hello hello")
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.iterdir())
@@ -438,6 +458,114 @@ def test_an_interrupt_leaves_no_half_written_file(model, tmp_path, monkeypatch, 
     assert "Stopped; no file was changed half-way." in error
     assert out.read_text() == "mine"
     assert sorted(tmp_path.iterdir()) == before
+
+
+CHILD = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have turned it off
+sys.argv[0] = "jaxprune"
+runpy.run_module("jaxprune", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("name", ("SIGINT", "SIGKILL"))
+def test_a_signal_leaves_what_was_there(tmp_path, name):
+    big = {f"w{i}": np.ones((64, 64 + i), np.float32) for i in range(20)}  # 20 compilations
+    save_safetensors(tmp_path / "in.safetensors", big)
+    out = tmp_path / "out.safetensors"
+    out.write_text("mine")
+    words = ["prune", "in.safetensors", "-o", out.name, "-s", "0.5", "--force"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(jaxprune.__file__).parents[1])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out*.part")):  # until it writes
+        assert child.poll() is None, child.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(getattr(signal, name))
+    _, error = child.communicate(timeout=120)
+    assert out.read_text() == "mine"
+    if name == "SIGINT":
+        assert child.returncode == 130
+        assert error == "Stopped; no file was changed half-way.\n"
+        assert sorted(tmp_path.iterdir()) == [tmp_path / "in.safetensors", out]
+
+
+def test_a_ctrl_c_that_gets_lost_stops_after_the_leaf(model, tmp_path, monkeypatch):
+    pruned = []
+
+    def losing(path, array, *args):
+        pruned.append(path)
+        with contextlib.suppress(KeyboardInterrupt):  # as in a callback that Python ignores
+            signal.raise_signal(signal.SIGINT)
+        return array
+
+    monkeypatch.setattr(commands, "_pruned", losing)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run("prune", model, "-o", tmp_path / "out.safetensors", "-s", 0.5, code=130)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(pruned) == 1
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_an_interrupted_folder_of_csr_is_not_there(model, tmp_path, monkeypatch):
+    written, before = files.write_csr, sorted(tmp_path.iterdir())
+
+    def interrupted(folder, path, matrix):
+        if path == "head":
+            raise KeyboardInterrupt
+        return written(folder, path, matrix)
+
+    monkeypatch.setattr(files, "write_csr", interrupted)
+    run("export", model, "-o", tmp_path / "out", "--format", "csr", code=130)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# --- what is printed
+
+
+@pytest.mark.parametrize("width", (50, 80, 100, 140))
+def test_tables_fit_the_terminal(model, monkeypatch, width):
+    rich = pytest.importorskip("rich.console")
+    shown = io.StringIO()
+    narrow = rich.Console(file=shown, width=width, highlight=False)
+    monkeypatch.setattr(screen, "console", lambda **_: narrow)
+    run("inspect", model)
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert ("dense bytes" in shown.getvalue()) == (width == 140)
+    table = [line for line in lines if line.startswith("│")]
+    first = "".join(line.split("│")[1].strip() for line in table)
+    assert first.startswith("fc/biasfc/kernelheadsteps")  # whole
+
+
+def test_what_is_piped_has_no_colours_and_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    name = "/".join(["encoder"] * 40)
+    save_safetensors(tmp_path / "a.safetensors", {name: np.eye(16)})
+    for words in (
+        ("inspect",),
+        ("plan", "-s", "0.5"),
+        ("prune", "-s", "0.5", "-o", tmp_path / "b.zst"),
+    ):
+        out, error = run(words[0], tmp_path / "a.safetensors", *words[1:])
+        assert name in out
+        assert "\x1b" not in out + error
+        assert error == ""
+
+
+def test_2_of_4_needs_no_sparsity(model):
+    what = as_json("plan", model, "--structure", "nm:2:4", "--include", "fc/kernel")
+    assert {row["path"]: row["sparsity"] for row in what["leaves"]}["fc/kernel"] == 0.5
 
 
 def test_structures_by_name():

@@ -5,6 +5,7 @@ Jobs here are a few steps of narrow networks: what counts is that all parts run 
 
 import io
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -143,6 +144,8 @@ def test_resuming_a_finished_job_shows_it_again_and_trains_nothing(finished):
     assert again.exit_code == 0
     assert "nothing is left to train" in again.stderr
     assert again.stdout == first.stdout
+    shown = invoke(*OPTIONS, "--out", folder, "--resume", "--json")
+    assert json.loads(shown.stdout) == json.loads(before)
     assert (folder / "results.json").read_bytes() == before
 
 
@@ -333,11 +336,14 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path, package):
     assert f"{package} is not installed. Type: pip install 'jaxprune[demo]'" in result.stderr
 
 
-def test_without_typer_the_command_line_says_what_to_install():
+@pytest.mark.parametrize("command, extra", (("demo", "demo"), ("inspect", "cli")))
+def test_without_typer_the_command_line_says_what_to_install(command, extra):
     code = "import runpy, sys; sys.modules['typer'] = None; runpy.run_module('jaxprune.__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    words = [sys.executable, "-c", code, command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "jaxprune: typer is not installed. Type: pip install 'jaxprune[demo]'\n"
+    line = f"jaxprune: typer is not installed. Type: pip install 'jaxprune[{extra}]'\n"
+    assert done.stderr == line
 
 
 def test_importing_jaxprune_imports_no_extra():

@@ -239,6 +239,25 @@ def test_notes_are_kept(tmp_path):
         assert file.metadata == {"step": "3"}
 
 
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_packed_kernels_come_straight_from_the_file(tmp_path, dtype):
+    kernel = np.zeros((20, 48), dtype)
+    for i, j in ((0, 0), (3, 16), (7, 16), (19, 32)):
+        kernel[i, j : j + 16] = i + 1
+    tree = {"fc": {"kernel": kernel, "bias": np.ones(48, np.float32)}}
+    tree |= {"conv": {"kernel": np.ones((2, 2, 3), np.float32)}, "out": np.eye(4, dtype=dtype)}
+    for level in (None, 3):
+        save(tmp_path / "a", tree, level=level)
+        for more in ({}, {"block": (2, 8), "batch": 8}):
+            rest, packed = jaxprune.load_packed(tmp_path / "a", **more)
+            expected = jaxprune.pack_kernels({"fc": {"kernel": kernel}}, **more)
+            assert jax.tree.structure(packed) == jax.tree.structure(expected)
+            assert_same(packed, expected)
+            assert_same(rest | {"fc": rest["fc"] | {"kernel": kernel}}, tree)
+    with pytest.raises(ValueError, match=r"a: include='x' meets no matrix; the paths are conv/ker"):
+        jaxprune.load_packed(tmp_path / "a", "x")
+
+
 # --- files that are not as they should be
 
 

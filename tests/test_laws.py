@@ -101,8 +101,9 @@ def _unpruned(tree):
     return [tree[name]["bias"] for name in SHAPES] + [tree["scale"], tree["empty"], tree["table"]]
 
 
+@pytest.mark.skip_in("disable_jit", reason="nothing is traced")
 def test_the_whole_run_needs_one_trace():
-    tx = jaxprune.prune(jaxprune.cubic_schedule(0.9, 1, 5, 2), inner=optax.adam(1e-2))
+    tx = jaxprune.prune(jaxprune.cubic_schedule(0.9, 1, 5, 2), inner=optax.rmsprop(1e-2))
 
     @jax.jit
     @chex.assert_max_traces(1)
@@ -205,6 +206,7 @@ def test_a_clipped_inner_takes_the_norm_of_the_sparse_network():
 )
 def test_dropped_weights_land_on_zero_in_mixed_dtypes(param, update, emitted):
     params = make_params(5, param)
+    del params["table"]  # integers have updates of no other dtype
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.75))
     updates = jax.tree.map(lambda u: u.astype(update), make_updates(params, 1))
     out, state = jax.jit(tx.update)(updates, tx.init(params), params)
@@ -224,7 +226,7 @@ def test_float64_params_land_on_zero(x64):
         "kernel": jnp.asarray(np.random.default_rng(0).normal(size=(9, 7))),
         "bias": jnp.ones(3),
     }
-    tx = jaxprune.prune(jaxprune.cubic_schedule(0.9, 0, 2, 1), inner=optax.adam(0.1))
+    tx = jaxprune.prune(jaxprune.cubic_schedule(0.9, 0, 2, 1), inner=optax.rmsprop(0.1))
     state = tx.init(params)
     for t in range(4):
         updates, state = jax.jit(tx.update)(make_updates(params, t), state, params)
@@ -242,6 +244,7 @@ def test_complex_weights_are_ranked_by_modulus():
     jaxprune.check(optax.apply_updates(params, updates), state)
 
 
+@pytest.mark.skip_in("debug_nans", reason="the updates are NaN")
 @pytest.mark.parametrize("dtype", (jnp.float16, jnp.bfloat16), ids=lambda d: d.__name__)
 def test_every_finite_value_lands_on_plus_zero(dtype):
     values = np.arange(2**16).astype(np.uint16).view(dtype)
@@ -254,16 +257,19 @@ def test_every_finite_value_lands_on_plus_zero(dtype):
     assert np.all(bits(optax.apply_updates(jnp.asarray(values), update)) == 0)
 
 
+@pytest.mark.skip_in("debug_nans", reason="NaN is what it is about")
 def test_a_nan_update_stops_at_a_dropped_weight():
     params = make_params(0)
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
-    nans = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params | {"table": jnp.zeros((2, 3))})
+    del params["table"]
+    nans = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
     updates, state = tx.update(nans, tx.init(params), params)
     new = optax.apply_updates(params, updates)
     for p, m in zip(kernels(new), kernels(jaxprune.get_masks(state)), strict=True):
         np.testing.assert_array_equal(np.asarray(p) == 0, ~np.asarray(m))
 
 
+@pytest.mark.skip_in("debug_nans", reason="NaN is what it is about")
 def test_nan_weights_rank_highest_and_apply_masks_repairs_dropped_ones():
     params = {"kernel": jnp.array([[jnp.nan, 5.0, 1.0, jnp.inf]]), "bias": jnp.ones(1)}
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
@@ -292,6 +298,7 @@ def test_violations_tell_of_a_chain_in_the_wrong_order():
     schedule = jaxprune.cubic_schedule(0.5, 0, 4, 1)
     wrong = optax.chain(jaxprune.prune(schedule), optax.scale(-0.1))
     params = make_params(2)
+    del params["table"]
     state = wrong.init(params)
     for t in range(3):
         updates, state = wrong.update(make_updates(params, t), state, params)
@@ -358,6 +365,8 @@ def test_straight_through_masks_values_and_passes_gradients():
     chex.assert_trees_all_equal(out, tangents)
 
 
+@pytest.mark.skip_in("disable_jit", reason="nothing is compiled")
+@pytest.mark.skip_in("debug_nans", reason="nothing is donated")
 @pytest.mark.parametrize("form", ("chain", "inner"))
 def test_a_step_copies_no_params_and_no_masks(form):
     schedule = jaxprune.cubic_schedule(0.9, 0, 4, 2)
@@ -378,6 +387,7 @@ def test_a_step_copies_no_params_and_no_masks(form):
     assert not copies
 
 
+@pytest.mark.skip_in("disable_jit", reason="nothing is traced")
 def test_quiet_steps_run_no_selection_under_vmap():
     tx = jaxprune.prune(jaxprune.cubic_schedule(0.9, 0, 4, 2))
     stacked = jax.tree.map(lambda *p: jnp.stack(p), *(make_params(k) for k in range(3)))
@@ -388,7 +398,9 @@ def test_quiet_steps_run_no_selection_under_vmap():
 
 
 def test_state_is_stable_in_shape_dtype_and_structure():
-    tx = jaxprune.prune(jaxprune.cubic_schedule(0.9, 0, 4, 2), inner=optax.adam(0.1))
+    tx = jaxprune.prune(
+        jaxprune.cubic_schedule(0.9, 0, 4, 2), inner=optax.rmsprop(0.1, momentum=0.5)
+    )
     params = make_params(0)
     del params["table"]
     state = tx.init(params)

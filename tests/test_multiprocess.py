@@ -65,8 +65,25 @@ try:
     found = "no error"
 except ValueError as error:
     found = str(error)
+
+everywhere = NamedSharding(mesh, P())
+
+def shared(x):  # one array, of which each process holds its own copies
+    return jax.make_array_from_callback(x.shape, everywhere, lambda index: np.asarray(x)[index])
+
+def checked(sparsity):
+    mine = jaxprune.prune(jaxprune.one_shot_schedule(sparsity))
+    params = {"w": np.arange(1.0, 9.0, dtype=np.float32).reshape(2, 4)}
+    updates, state = jax.jit(mine.update)(params, mine.init(params), params)
+    params = optax.apply_updates(params, updates)
+    try:
+        jaxprune.check(*jax.tree.map(shared, (params, state)))
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
 with open(f"{folder}/{rank}.json", "w") as file:
-    json.dump(found, file)
+    json.dump([found, checked(0.5), checked(0.5 if rank != 1 else 0.75)], file)
 """
 
 CHECKPOINT = """
@@ -141,7 +158,11 @@ def test_masks_of_several_processes_are_those_of_one(count, tmp_path):
 def test_processes_that_differ_are_all_told(tmp_path):
     launch(DISAGREE, 2, tmp_path)
     for rank in range(2):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        found, alike, unlike = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert alike == "no error"
+        assert unlike.startswith("w: another copy on device ")
+        assert "prune state 0/masks/w: another copy" in unlike
+        assert "build the same transformation on all" in unlike
         assert "differs between processes: process 1 has one" in found
         assert f"Here, in process {rank}, it is" in found
 

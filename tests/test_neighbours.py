@@ -192,6 +192,31 @@ def test_the_masks_of_a_sharded_nnx_model_are_sharded_like_it_and_stay_so(getkey
         assert_sparse(nnx.state(model, nnx.Param), opt, {"kernel": 32}, t + 1)
 
 
+@pytest.mark.skip_in("disable_jit", reason="constraints on shardings are for compiled code")
+def test_a_model_made_by_with_partitioning_is_pruned_where_its_metadata_puts_it(getkey):
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,))
+    init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
+
+    @nnx.jit
+    def create():
+        model = nnx.Linear(8, 4, kernel_init=init, rngs=nnx.Rngs(0))
+        state = nnx.state(model)
+        specs = nnx.get_partition_spec(state)
+        nnx.update(model, jax.lax.with_sharding_constraint(state, specs))
+        return model, nnx.Optimizer(model, chained(), wrt=nnx.Param)
+
+    with jax.set_mesh(mesh):
+        model, opt = create()
+        columns = NamedSharding(mesh, P(None, "model"))
+        x = jax.random.normal(getkey(), (2, 8))
+        for t in range(N_STEPS):
+            nnx_step(model, opt, x)
+            assert model.kernel[...].sharding.is_equivalent_to(columns, 2)
+            assert jaxprune.get_masks(opt)["kernel"][...].sharding.is_equivalent_to(columns, 2)
+            assert_sparse(nnx.state(model, nnx.Param), opt, {"kernel": 32}, t + 1)
+        jaxprune.check(nnx.state(model, nnx.Param), opt)
+
+
 # Libraries that need not be there.
 
 
@@ -235,6 +260,46 @@ def test_a_haiku_model_is_pruned(getkey):
         params, opt_state = step(params, opt_state)
         assert_sparse(params, opt_state, sizes, t + 1)
     jaxprune.check(params, opt_state)
+
+
+def linen_params():
+    return nn.Dense(3).init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+
+
+def boxed_params():
+    init = nn.with_partitioning(nn.initializers.ones, (None, "model"))
+    return nn.Dense(3, kernel_init=init).init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+
+
+def equinox_params():
+    eqx = pytest.importorskip("equinox")
+    return eqx.filter(eqx.nn.Linear(4, 3, key=jax.random.key(0)), eqx.is_inexact_array)
+
+
+def haiku_params():
+    hk = pytest.importorskip("haiku")
+    net = hk.transform(lambda x: hk.Linear(3, name="fc")(x))
+    return net.init(jax.random.key(0), jnp.ones((1, 4)))
+
+
+PLANNED = {  # how params are made, and what `plan` calls the leaf that is pruned, and its shape
+    "plain": (lambda: [(jnp.ones((4, 3)), jnp.ones(3))], "0/0", "4x3"),
+    "linen": (linen_params, "kernel", "4x3"),
+    "linen-boxed": (boxed_params, "kernel", "4x3"),
+    "nnx": (lambda: nnx.state(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.Param), "kernel", "4x3"),
+    "equinox": (equinox_params, "weight", "3x4"),
+    "haiku": (haiku_params, "fc/w", "4x3"),
+}
+
+
+@pytest.mark.parametrize("create, path, shape", PLANNED.values(), ids=PLANNED)
+def test_plan_prints_what_it_matched_and_what_it_did_not(create, path, shape):
+    printed = str(jaxprune.plan(create(), 0.75, overrides={path: 0.5, "nowhere": 0.9}))
+    (pruned,) = [line.split() for line in printed.splitlines() if line.startswith(f"{path} ")]
+    assert pruned[:6] == [path, shape, "float32", "12", "6", "50.00%"]
+    assert f"'{path}'" in " ".join(pruned)  # the rule that set it
+    assert "1-D" in printed
+    assert "unused: overrides: 'nowhere' matches no leaf that is pruned" in printed
 
 
 # Every algorithm inside every wrapper.

@@ -6,6 +6,7 @@ in one tree, and the tests of the table read what those 20 steps left behind.
 """
 
 import functools
+import inspect
 import warnings
 from fractions import Fraction
 
@@ -127,6 +128,11 @@ def assert_sparse_at_every_step(history, step_of=lambda t: t, **kwargs):
         assert_dropped_are_plus_zero(params, masks)
 
 
+def _first_step_of_dog():
+    new = "init_step" in inspect.signature(optax.contrib.dog).parameters
+    return {"init_step": ("learning_rate", 0.1)} if new else {"init_learning_rate": 0.1}
+
+
 # The table. Learning rates are large enough for bfloat16 to move at every step.
 
 ALIASES = {
@@ -161,16 +167,41 @@ ALIASES = {
     "yogi": lambda: optax.yogi(0.1),
 }
 CONTRIB = {
+    "acprop": lambda: optax.contrib.acprop(0.1),
+    "ademamix": lambda: optax.contrib.ademamix(0.1),
+    "adopt": lambda: optax.contrib.adopt(0.1),
+    "cocob": lambda: optax.contrib.cocob(alpha=1.0),
+    "dadapt_adamw": lambda: optax.contrib.dadapt_adamw(1.0, estim_lr0=0.1),
+    "dog": lambda: optax.contrib.dog(1.0, **_first_step_of_dog()),
+    "dowg": lambda: optax.contrib.dowg(1.0, init_estim_sq_dist=0.1),
+    "galore": lambda: optax.contrib.galore(0.1, rank=2),
+    "madgrad": lambda: optax.contrib.madgrad(0.1),
+    "mechanize": lambda: optax.contrib.mechanize(optax.sgd(0.1), s_init=0.1),
+    "momo": lambda: optax.contrib.momo(1.0),
+    "momo_adam": lambda: optax.contrib.momo_adam(1.0),
     "muon": lambda: optax.contrib.muon(0.1),
     "prodigy": lambda: optax.contrib.prodigy(1.0, estim_lr0=0.1),
+    "reduce_on_plateau": lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()),
     "sam": lambda: optax.contrib.sam(
         optax.adam(0.1), optax.chain(optax.contrib.normalize(), optax.sgd(0.1)), opaque_mode=True
     ),
+    "schedule_free": lambda: optax.contrib.schedule_free(optax.sgd(0.1), 0.1),
     "schedule_free_adamw": lambda: optax.contrib.schedule_free_adamw(0.1),
+    "schedule_free_sgd": lambda: optax.contrib.schedule_free_sgd(0.1),
+    "simplified_ademamix": lambda: optax.contrib.simplified_ademamix(0.1),
+    "sophia": lambda: optax.contrib.sophia(0.1),
+    "split_real_and_imaginary": lambda: optax.contrib.split_real_and_imaginary(optax.adam(0.1)),
 }
 TABLE = ALIASES | CONTRIB
+# What else optax.contrib offers: links for chains, which are no optimizers by themselves, and one
+# whose gradients are per example (tested below).
+PARTS = {
+    *("differentially_private_aggregate", "dpsgd", "hutchinson_estimator_diag_hessian"),
+    *("normalize", "schedule_free_eval_params"),
+}
 CANNOT = {"muon": ("empty",), "sm3": ("empty", "scale")}  # leaves that they fail on without pruning
-ONE_DTYPE = ("prodigy",)  # it computes the step of every leaf in the lowest dtype of the tree
+# These compute one number for the whole tree, whose leaves must then be of one dtype.
+ONE_DTYPE = ("dadapt_adamw", "dog", "dowg", "mechanize", "momo", "momo_adam", "prodigy", "sophia")
 
 
 def test_every_optimizer_of_optax_is_in_the_table():
@@ -178,6 +209,9 @@ def test_every_optimizer_of_optax_is_in_the_table():
     home = optax.adam.__module__
     public = {n for n, f in vars(optax).items() if getattr(f, "__module__", None) == home}
     assert {"sgd", "adamw", "lbfgs"} <= public <= set(ALIASES)
+    contrib = {n for n, f in vars(optax.contrib).items() if inspect.isfunction(f)}
+    parts = PARTS | {n for n in contrib if n.startswith("scale_by_")}
+    assert {"muon", "prodigy"} <= contrib - parts <= set(CONTRIB)
 
 
 @functools.cache
@@ -214,12 +248,16 @@ def twenty_steps(name, dtypes):
             extra = {"value": value, "grad": grads, "value_fn": quadratic}
             if name == "sam":
                 extra = {"grad_fn": lambda p, _: jax.grad(quadratic)(p)}
+            if name == "sophia":
+                extra = {"obj_fn": quadratic}
             updates, new_state = tx.update(grads, state, params, **extra)
             new_params = optax.apply_updates(params, updates)
             out[form] = new_params, new_state
             seen[form] = {"params": new_params, "masks": jaxprune.get_masks(new_state)}
             if form == "chain":
-                plain, _ = opt.update(grads, state[0], params, **extra)
+                plain, _ = optax.with_extra_args_support(opt).update(
+                    grads, state[0], params, **extra
+                )
                 seen[form] |= {"updates": updates, "plain": plain}
         return out, seen
 
@@ -247,7 +285,10 @@ def of_dtype(name, form, dtype):
     return [{what: only(tree) for what, tree in seen.items()} for seen in history[form]]
 
 
-every_optimizer = pytest.mark.parametrize("name", TABLE)
+ALWAYS = {*ALIASES, "muon", "sam", "schedule_free_adamw"}
+every_optimizer = pytest.mark.parametrize(
+    "name", [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in TABLE]
+)
 every_form = pytest.mark.parametrize("form", FORMS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
@@ -297,9 +338,31 @@ def test_check_has_nothing_to_say(name, form):
         jaxprune.check(*last[form])
 
 
+@pytest.mark.skip_in("disable_jit", reason="nothing is traced")
 @every_optimizer
 def test_both_forms_need_one_trace(name):
     assert [n_traces for _, _, n_traces in runs(name)] == [1] * len(runs(name))
+
+
+def test_gradients_per_example_are_aggregated_before_they_are_pruned():
+    params = {"kernel": make_params()["fc"]["kernel"], "bias": jnp.ones(5)}
+    grads = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)  # of two examples
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what dpsgd passes on
+        dpsgd = optax.contrib.dpsgd(0.1, 1.0, 0.1, 0)
+    aggregate = optax.contrib.differentially_private_aggregate(1.0, 0.1, 0)
+    schedule = jaxprune.one_shot_schedule(0.5)
+    for tx in (
+        optax.chain(dpsgd, jaxprune.prune(schedule)),
+        optax.chain(aggregate, jaxprune.prune(schedule, inner=optax.sgd(0.1))),
+    ):
+        updates, state = tx.update(grads, tx.init(params), params)
+        new = optax.apply_updates(params, updates)
+        assert_dropped_are_plus_zero(new, jaxprune.get_masks(state))
+        jaxprune.check(new, state)
+    tx = jaxprune.prune(schedule, inner=dpsgd)
+    with pytest.raises(ValueError, match=r"kernel: the update has shape \(2, 8, 5\) but the param"):
+        tx.update(grads, tx.init(params), params)
 
 
 # Accumulation and skipping: which updates the schedule counts.
@@ -400,6 +463,21 @@ def test_partition_with_two_prunes_holds_both_budgets_and_get_masks_merges_them(
         jaxprune.check(jax.tree.map(jnp.ones_like, params), state)
 
 
+@pytest.mark.skipif(not hasattr(optax, "freeze"), reason="optax.freeze is new in 0.2.6")
+def test_frozen_leaves_stay_where_they_are_left_out_and_are_found_where_they_are_not():
+    frozen = {"fc": False, "constant": True, "empty": False, "scale": False}
+    links = (optax.sgd(0.1), optax.freeze(frozen))
+    tx = optax.chain(*links, jaxprune.prune(SCHEDULE, exclude="constant"))
+    params, state, history = train(tx, make_params())
+    assert_sparse_at_every_step(history, sizes={"fc/kernel": 40})
+    chex.assert_trees_all_equal(params["constant"], make_params()["constant"])
+    jaxprune.check(params, state)
+    wrong = optax.chain(links[0], jaxprune.prune(SCHEDULE), links[1])  # prune would come last
+    params, state, _ = train(wrong, make_params())
+    with pytest.raises(ValueError, match="constant: 9 of 9 dropped weights are not zero"):
+        jaxprune.check(params, state)
+
+
 @every_dtype
 def test_clip_and_decay_before_prune_do_no_harm(dtype):
     opt = (optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.3))
@@ -408,6 +486,7 @@ def test_clip_and_decay_before_prune_do_no_harm(dtype):
     jaxprune.check(params, state)
 
 
+@pytest.mark.skip_in("disable_jit", reason="nothing is traced")
 @every_form
 def test_injected_hyperparams_change_in_mid_run_without_another_trace(form):
     traces = []

@@ -1,5 +1,7 @@
 """The published networks at full size: ours count as the paper and Distiller print."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,11 +12,11 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner
 
-from benchmarks.paper import sizes
+from benchmarks.paper import sizes, story
 from benchmarks.paper.__main__ import app
 from benchmarks.paper.published import QUALITY, SIZES
 from benchmarks.paper.storage import overhead_of
-from jaxprune.report import LeafReport
+from jaxprune.table import LeafReport
 
 ROW_NAMES = [f"{size.network} {size.sparsity}" for size in SIZES]
 
@@ -77,6 +79,33 @@ def test_the_command_prints_every_network_and_every_reported_quality():
         assert name in result.output
     for value in {q.value for q in QUALITY}:
         assert value in result.output
+
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGE = ROOT / "docs/paper.md"
+
+
+@pytest.mark.parametrize("size", SIZES, ids=ROW_NAMES)
+def test_the_page_has_our_count_where_one_was_printed(size):
+    if size.printed is not None:
+        assert f"{sizes.count(size).nonzero:,}" in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_tables_of_the_page_are_what_the_results_say():
+    page = PAGE.read_text(encoding="utf-8").splitlines()
+    found = story.load(ROOT / "benchmarks/results")
+    assert found.keys() == {*(part.name for part in story.PARTS), "findings"}
+    for line in (*story.comparison(found), *story.variants(found)):
+        assert line in page, line
+
+
+def test_results_of_the_page_are_of_finished_studies_with_three_seeds_at_least():
+    for name, results in story.load(ROOT / "benchmarks/results").items():
+        assert results["finished"], name
+        counts = {row["name"]: row["n_nonzero"] for row in results["networks"]}
+        assert {row["n"] for row in results["summary"]} == {results["config"]["seeds"]}
+        assert results["config"]["seeds"] >= 3
+        assert all(run["n_nonzero"] == counts[run["network"]] for run in results["runs"])
 
 
 def leaf(shape, n_zero):

@@ -20,7 +20,14 @@ from benchmarks.paper import __main__ as commands, digits, findings, phrases, st
 from benchmarks.paper.__main__ import app
 from benchmarks.paper.pruning import Pruning
 from benchmarks.paper.recurrent import LanguageModel
-from benchmarks.paper.study import Study, match_width, n_params_of, networks_of, sparse_network
+from benchmarks.paper.study import (
+    Study,
+    match_width,
+    n_params_of,
+    networks_of,
+    shapes_of,
+    sparse_network,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -197,6 +204,18 @@ def test_each_convolutional_network_trains_a_chunk_with_finite_loss(name, tmp_pa
     results = store.run(study, tmp_path, networks=only_sparse)
     assert np.isfinite(results["runs"][0]["losses"]).all()
     assert 0 <= results["runs"][0]["accuracy"] <= 100
+
+
+def test_the_large_networks_are_wider_and_the_convolutional_ones_deeper():
+    image = (jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32),)
+    for small, large in zip(digits.studies("cpu"), digits.studies("gpu"), strict=True):
+        counts = [len(jax.tree.leaves(shapes_of(s, 16, image)["params"])) for s in (small, large)]
+        assert counts[1] > 1.5 * counts[0]
+        assert large.width > small.width
+    assert text.study("gpu").width == 1500
+    assert n_params_of(text.study("gpu"), 1500, INPUTS) > 100 * n_params_of(
+        text.study("cpu"), text.study("cpu").width, INPUTS
+    )
 
 
 def only_sparse(study, inputs):

@@ -51,6 +51,15 @@ class Mlp:
     scale: Any
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Attention:
+    """What its fields are called is no box's doing."""
+
+    query: Any
+    value: Any
+
+
 # --- one path language
 
 MLP = Mlp([Linear(1, 2), Linear(3, 4)], 5)
@@ -70,6 +79,10 @@ TREES = {
     "value_as_a_key": (
         {"attention": {"query": 1, "value": 2}, "value": {"value": 3}},
         ["attention/query", "attention/value", "value/value"],
+    ),
+    "value_as_a_field": (
+        {"attention": Attention(1, Attention(None, 2))},
+        ["attention/query", "attention/value/value"],
     ),
     "none_is_no_leaf": ({"a": None, "b": 1}, ["b"]),
     "root": (1.0, [""]),
@@ -139,6 +152,18 @@ def test_masks_of_boxed_params_fit_unboxed_ones_and_the_other_way_round():
             jaxprune.check(params, masks)
             same = jaxprune.apply_masks(params, masks)
             jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_a_field_called_value_keeps_its_name_beside_fields_that_are_masked():
+    params = {"attention": Attention(ones(2, 2), ones(4, 4)), "bias": ones(2)}
+    chosen = {"attention": Attention(False, True), "bias": False}
+    tx = optax.chain(optax.sgd(0.5), optax.masked(jaxprune.prune(HALF), chosen))
+    updates, state = tx.update(params, tx.init(params), params)
+    params = optax.apply_updates(params, updates)
+    jaxprune.check(params, state)
+    assert int(jnp.sum(params["attention"].value == 0)) == 8
+    [leaf] = [leaf for leaf in jaxprune.summarize(params, state).leaves if leaf.n_zero]
+    assert leaf.path == "attention/value"
 
 
 class Module(nnx.Module):

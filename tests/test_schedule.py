@@ -85,13 +85,15 @@ def test_optax_polynomials_give_the_same_targets(power):
 def test_optax_schedules_can_be_read_while_tracing():
     def steps(x):
         fn = optax.linear_schedule(0.0, 0.5, 10)
-        return x + jaxprune.from_optax_schedule(fn, 0, 10, every=5).sparsity(x)
+        return jaxprune.from_optax_schedule(fn, 0, 10, every=5).sparsity(x)
 
-    assert jax.jit(steps)(jnp.int32(10)) == 10.5
+    assert jax.jit(steps)(jnp.int32(10)) == 0.5
 
 
 def test_a_dip_of_rounding_size_is_levelled():
-    schedule = jaxprune.from_optax_schedule(lambda step: 0.5 - 1e-7 * step, 0, 2, every=1)
+    schedule = jaxprune.from_optax_schedule(
+        lambda step: 0.5 - 1e-7 * step.astype(float), 0, 2, every=1
+    )
     assert schedule.targets == (Fraction(1, 2),) * 3
 
 

@@ -102,8 +102,22 @@ def other_findings(quick: Quick = False, resume: Resume = False, out: Out = None
 
 
 @app.command()
+def tables(out: Out = None):
+    """The tables of docs/paper.md from the results that are there, and the picture of them all."""
+    needs("matplotlib")
+    from benchmarks.paper import story
+
+    folder = out or _RESULTS
+    found = story.load(folder)
+    for lines in (story.comparison(found), story.variants(found)):
+        print(*lines, "", sep="\n")
+    console().print(f"wrote {story.draw(found, folder / 'paper-cpu.png')}", highlight=False)
+
+
+@app.command()
 def quality(
     quick: Quick = False,
+    large: Large = False,
     resume: Resume = False,
     out: Out = None,
     only: Only = "",
@@ -113,7 +127,7 @@ def quality(
     needs("sklearn")
     from benchmarks.paper import quality
 
-    studies = _named(only, quality.studies, "quick" if quick else "cpu")
+    studies = _named(only, quality.studies, _size(quick, large))
     _run(studies, quick, resume, out, quality, only=networks)
 
 

@@ -8,7 +8,7 @@ deep network and accuracy stays off its ceiling.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -36,11 +36,16 @@ class Digits(NamedTuple):
     test_labels: jax.Array
 
 
+# Channels / width and stride of each convolution of the plain network.
+_STAGES = ((1, 1), (1, 1), (2, 2), (2, 1), (2, 1), (4, 2), (4, 1))
+_DEEP_STAGES = (*((1, 1),) * 4, (2, 2), *((2, 1),) * 4, (4, 2), *((4, 1),) * 3)
+
+
 class PlainNet(nn.Module):
-    """Seven convolutions with batch norm, halved twice, and a dense layer."""
+    """Convolutions with batch norm, seven unless told, halved twice, and a dense layer."""
 
     width: int
-    stages: tuple[tuple[int, int], ...] = ((1, 1), (1, 1), (2, 2), (2, 1), (2, 1), (4, 2), (4, 1))
+    stages: tuple[tuple[int, int], ...] = _STAGES
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -161,10 +166,11 @@ def make_task(batch: int, n_train: int) -> Task:
 
 # Features at width 64, and strides. The width of a study is the features of the first convolution.
 _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1))
+_DEEP_BLOCKS = ((64, 1), (128, 2), *((128, 1),) * 3, (256, 2), *((256, 1),) * 5)
 
 
-def _separable(width: int) -> nn.Module:
-    blocks = tuple((max(features * width // 64, 1), stride) for features, stride in _BLOCKS)
+def _separable(width: int, all_blocks: Sequence[tuple[int, int]] = _BLOCKS) -> nn.Module:
+    blocks = tuple((max(features * width // 64, 1), stride) for features, stride in all_blocks)
     return MobileNetV1(
         _N_CLASSES,
         blocks=blocks,
@@ -196,17 +202,23 @@ def studies(size: str) -> list[Study]:
         "learning_rate": 5e-3,
         **few,
     }
+    modules: tuple[Callable[[int], nn.Module], ...] = (_separable, PlainNet)
+    if size == "gpu":
+        modules = (
+            functools.partial(_separable, all_blocks=_DEEP_BLOCKS),
+            functools.partial(PlainNet, stages=_DEEP_STAGES),
+        )
     title = f"{n_train} training digits, test accuracy in percent: "
     return [
         Study(
             "cnn-separable",
             title + "depthwise-separable network",
-            module=_separable,
+            module=modules[0],
             width=widths[0],
             exclude=("first/.*", "depthwise_.*"),
             **common,
         ),
         Study(
-            "cnn-plain", title + "plain deep network", module=PlainNet, width=widths[1], **common
+            "cnn-plain", title + "plain deep network", module=modules[1], width=widths[1], **common
         ),
     ]

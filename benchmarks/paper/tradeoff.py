@@ -81,6 +81,7 @@ def _panels(results: dict[str, Any], latency: Path | None) -> Iterator[tuple[str
 
 def _figure(results: dict[str, Any], measure: str, panels: list[tuple[str, Where]]) -> Any:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure((5.2 * len(panels), 4.4), layout="constrained")
     figure.suptitle(results["title"], fontsize=10)
@@ -99,6 +100,9 @@ def _figure(results: dict[str, Any], measure: str, panels: list[tuple[str, Where
             if row["kind"] == "dense" and (x := where(row)) is not None:
                 axes.plot([x], [row["mean"]], "k*", ms=9, label="dense, all weights")
         axes.set(xscale="log", xlabel=label, ylabel=measure.replace("_", " "))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

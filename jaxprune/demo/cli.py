@@ -1,6 +1,7 @@
 """`python -m jaxprune demo` behind the parser: a configuration in, results on the screen."""
 
 import dataclasses
+import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ def main(
     small: bool,
     options: Mapping[str, Any],
     stop: Callable[[], bool],
+    as_json: bool = False,
 ) -> int:
     """Runs the job, prints the table and draws the pictures.
 
@@ -34,6 +36,7 @@ def main(
       small: start from the configuration of `--quick`.
       options: `--seeds`, `--steps`, `--sparsity` as given; None or empty for the default.
       stop: as for `job.train`.
+      as_json: print the results as JSON, not as a table.
 
     Returns:
       The exit code: 0, 1 for an error of the user's, 130 if stopped.
@@ -53,6 +56,9 @@ def main(
         print(f"Stopped at {where}. To continue: {command} --resume", file=sys.stderr)
         return 130
     pictures = write_pictures(results, folder)
+    if as_json:
+        print(json.dumps(results, indent=1))
+        return 0
     Console().print(table(results))
     print(f"{results['seconds']:.0f} s of training. In {folder}: results.json, checkpoints/,")
     print(", ".join(path.name for path in pictures))

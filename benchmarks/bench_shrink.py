@@ -1,0 +1,194 @@
+"""How much faster is a network once its pruned channels are cut out?
+
+Networks in Flax Linen, of random weights, lose 30, 50 or 70% of their coupled channels by
+magnitude; `shrink` cuts them out. It has compared the outputs before anything is timed. Speed does
+not depend on what the weights have learned. Quality does; this says nothing of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from rich.table import Table
+
+import jaxprune
+from benchmarks.common import Case, Check, Row, cores, interleaved
+
+SPARSITIES = (0.3, 0.5, 0.7)
+BATCHES = (1, 8)
+
+
+class Cnn(nn.Module):
+    """Two residual blocks with batch norm, then a dense layer on the flattened picture."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.relu(_norm(nn.Conv(self.width, (3, 3))(x)))
+        for _ in range(2):
+            y = nn.relu(_norm(nn.Conv(self.width, (3, 3))(x)))
+            x = nn.relu(x + _norm(nn.Conv(self.width, (3, 3))(y)))
+        x = nn.max_pool(x, (4, 4), (4, 4))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+class Mobile(nn.Module):
+    """Three inverted residual blocks, as in MobileNetV2."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.relu6(_norm(nn.Conv(self.width, (3, 3), (2, 2))(x)))
+        wide = 6 * self.width
+        for _ in range(3):
+            y = nn.relu6(_norm(nn.Conv(wide, (1, 1))(x)))
+            y = nn.relu6(_norm(nn.Conv(wide, (3, 3), feature_group_count=wide)(y)))
+            x = x + _norm(nn.Conv(self.width, (1, 1))(y))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+class Lstm(nn.Module):
+    """A language model of two layers."""
+
+    width: int
+    n_words: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = nn.Embed(self.n_words, self.width)(tokens)
+        for _ in range(2):
+            x = nn.RNN(nn.OptimizedLSTMCell(self.width))(x)
+        return nn.Dense(self.n_words)(x)
+
+
+class Transformer(nn.Module):
+    """Two blocks; heads and feed-forward parts shrink, the residual stream does not."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for _ in range(2):
+            x = x + nn.MultiHeadDotProductAttention(self.width // 32)(nn.LayerNorm()(x))
+            y = nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)))
+            x = x + nn.Dense(self.width)(y)
+        return nn.Dense(10)(nn.LayerNorm()(x))
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return nn.BatchNorm(use_running_average=True)(x)
+
+
+class Network(NamedTuple):
+    """A model, and the inputs of a batch."""
+
+    model: nn.Module
+    inputs: Callable[[int], jax.Array]
+
+
+def networks(quick: bool) -> dict[str, Network]:
+    """What is shrunk, by name."""
+    d, side, steps = (8, 8, 3) if quick else (64, 32, 20)
+    n_words, width = (20, 64) if quick else (10_000, 512)
+
+    def normal(*shape: int) -> Callable[[int], jax.Array]:
+        return lambda batch: jax.random.normal(jax.random.key(1), (batch, *shape))
+
+    def words(batch: int) -> jax.Array:
+        return jax.random.randint(jax.random.key(1), (batch, steps), 0, n_words)
+
+    return {
+        f"cnn {d}": Network(Cnn(d), normal(side, side, 3)),
+        f"mobile {d // 2}": Network(Mobile(d // 2), normal(2 * side, 2 * side, 3)),
+        f"lstm 2x{width}": Network(Lstm(width, n_words), words),
+        f"transformer {width}": Network(Transformer(width), normal(steps, width)),
+    }
+
+
+def compare(
+    name: str, network: Network, batches: Sequence[int], sparsities: Sequence[float]
+) -> Any:
+    """Rows of one network: dense, and shrunk at each sparsity, for each batch."""
+    model, x = network.model, network.inputs(2)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    groups = jaxprune.channel_groups(model.apply, variables, x)
+    prune = jax.jit(
+        functools.partial(jaxprune.prune_params, structure=groups, include=tuple(groups)),
+        static_argnums=1,
+    )
+    models = {"dense": (model.apply, variables, 0.0, _size(variables))}
+    for sparsity in sparsities:
+        params, _ = prune(variables["params"], sparsity)
+        start = time.perf_counter()
+        small, report = jaxprune.shrink(model.apply, {**variables, "params": params}, x)
+        seconds = time.perf_counter() - start
+        apply_fn = functools.partial(jaxprune.shrunk_apply, model.apply)
+        models[f"{sparsity:.0%} cut"] = apply_fn, small, seconds, report.size
+    rows = []
+    for batch in batches:
+        rows += _timed({"case": "shrink", "task": name, "batch": batch}, models, network)
+    return rows
+
+
+def _timed(about: Row, models: dict[str, Any], network: Network) -> list[Row]:
+    x = network.inputs(about["batch"])
+    calls = {
+        method: functools.partial(jax.jit(apply_fn), variables, x)
+        for method, (apply_fn, variables, _, _) in models.items()
+    }
+    rows = []
+    for count in (1, 10**6):
+        with cores(count) as n_cores:
+            times = interleaved(calls)
+        for method, timing in times.items():
+            _, _, seconds, size = models[method]
+            row = about | {"cores": n_cores, "method": method, "dtype": "float32"}
+            row |= timing._asdict() | {"numbers": size, "shrink_s": seconds}
+            rows.append(row | {"x_dense": times["dense"].median_ms / timing.median_ms})
+        if n_cores < count and n_cores == 1:
+            break
+    return rows
+
+
+def _size(tree: Any) -> int:
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def cases(quick: bool) -> list[Case]:
+    """One per network."""
+    batches, sparsities = ((1,), (0.5,)) if quick else (BATCHES, SPARSITIES)
+    return [
+        Case(f"shrink {name}", functools.partial(compare, name, network, batches, sparsities))
+        for name, network in networks(quick).items()
+    ]
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Milliseconds of every network before and after, and the ratio to dense."""
+    table = Table(title="Channels cut out: forward pass")
+    columns = ("network", "batch", "cores", "model", "numbers", "ms", "x dense", "shrink s")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("network", "model") else "right")
+    for row in rows:
+        cells = (row["task"], f"{row['batch']}", f"{row['cores']}", row["method"])
+        cells += (f"{row['numbers']:,}", f"{row['median_ms']:.3f}", f"{row['x_dense']:.2f}")
+        table.add_row(*cells, f"{row['shrink_s']:.1f}")
+    return [table]
+
+
+def checks(rows: Sequence[Row]) -> list[Check]:
+    """With half of the channels a convolution has a quarter of the work."""
+    mine = [r for r in rows if r["task"].startswith("cnn") and r["method"] == "50% cut"]
+    return [
+        Check(f"{r['task']}, 50% cut, batch {r['batch']}, 1 core: x dense", 2, r["x_dense"], True)
+        for r in mine
+        if r["cores"] == 1
+    ]

@@ -1,0 +1,205 @@
+"""`python -m benchmarks.payoff` writes the tables of docs/payoff.md from the results beside it.
+
+Each stands between `<!-- NAME -->` and `<!-- end -->`. A table whose results are not there is left
+out, with the command that makes them; tests hold the page to what this would write.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper import summary, tradeoff
+
+PAGE = Path(__file__).parents[1] / "docs" / "payoff.md"
+RESULTS = Path(__file__).parent / "results"
+_SPARSITIES = (0.8, 0.9, 0.95)
+_FASTER = ("packed 1x8", "packed 1x16", "packed 1x32", "scipy CSR", "torch CSR", "narrower dense")
+_DENSE = ("jax x @ w", "jax w @ x", "onnxruntime", "torch", "numpy")
+
+Lines = list[str]
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """The results of a benchmark; None where there are none."""
+    path = RESULTS / f"{name}-cpu.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(head: str, rows: list[list[str]]) -> Lines:
+    """Lines of Markdown; numbers are to the right."""
+    words = {"structure", "network", "way", "dropped", "best dense, ms"}
+    rule = (
+        "---" if i == 0 or name in words else "---:" for i, name in enumerate(head.split(" | "))
+    )
+    return [f"| {head} |", f"|{'|'.join(rule)}|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+# Quality beside speed and size
+
+
+def language(study: str = "paper-quality-lstm") -> Lines | None:
+    """Structures of the language model: what they cost, and what they give."""
+    found, latency = read(study), read("inference")
+    if found is None:
+        return None
+    rows = []
+    for row in _in_order(found):
+        cells = [*_about(row), summary.shown(row), _kilobytes(found, row)]
+        for task in tradeoff.NETWORKS:
+            cells.append(_speed(latency, task, row))
+        rows.append(cells)
+    head = "sparsity | structure | nonzeros | bits per byte | file, kB | 2 x 650 | 2 x 1500"
+    return table(head, rows)
+
+
+def wide() -> Lines | None:
+    """The same of a wider one."""
+    return language("paper-quality-wide")
+
+
+def images() -> Lines | None:
+    """Structures of the convolutional network."""
+    found = read("paper-quality-cnn")
+    if found is None:
+        return None
+    rows = [[*_about(row), summary.shown(row), _kilobytes(found, row)] for row in _in_order(found)]
+    lines = table("sparsity | structure | nonzeros | accuracy, % | file, kB", rows)
+    if not found["finished"]:
+        n = len(found["networks"]) * found["config"]["seeds"] - len(found["runs"])
+        lines += ["", f"{n} runs are missing: add `--resume` to the command."]
+    return lines
+
+
+def _in_order(found: dict[str, Any]) -> list[dict[str, Any]]:
+    order = ["dense", *tradeoff.KINDS]
+    return sorted(found["summary"], key=lambda r: (r["sparsity"], order.index(r["kind"])))
+
+
+def _about(row: dict[str, Any]) -> list[str]:
+    return [f"{100 * row['sparsity']:g} %", row["kind"], f"{row['n_nonzero']:,}"]
+
+
+def _kilobytes(found: dict[str, Any], row: dict[str, Any]) -> str:
+    return f"{tradeoff.bytes_of(found, row) / 1e3:.1f}"
+
+
+def _speed(latency: dict[str, Any] | None, task: str, row: dict[str, Any]) -> str:
+    if latency is None:
+        return ""
+    at = [
+        tradeoff.speedup(latency, task, row["kind"], row["sparsity"], state)
+        for state in ("warm", "cold")
+    ]
+    return "" if None in at else " / ".join(f"{x:.1f}" for x in at)
+
+
+# Speed
+
+
+def one_core() -> Lines | None:
+    """Batch 1 on one core, at every sparsity."""
+    return _inference(lambda r: r["batch"] == 1 and r["cores"] == 1)
+
+
+def elsewhere() -> Lines | None:
+    """The other batches, and all cores, at 90%."""
+    return _inference(lambda r: (r["batch"], r["cores"]) != (1, 1) and r["sparsity"] == 0.9)
+
+
+def _inference(wanted: Callable[[dict[str, Any]], bool]) -> Lines | None:
+    found = read("inference")
+    if found is None:
+        return None
+    cases: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for r in filter(wanted, found["rows"]):
+        case = r["task"], r["cores"], r["batch"], r["sparsity"]
+        cases.setdefault(case, {})[r["method"]] = r
+    rows = []
+    for (task, count, batch, sparsity), methods in cases.items():
+        dense = [methods[m] for m in _DENSE if m in methods]
+        best = min(dense, key=lambda r: r["median_ms"])
+        cells = [task, str(count), str(batch), f"{100 * sparsity:g} %"]
+        cells.append(f"{best['method']} {best['median_ms']:.3f}")
+        for m in _FASTER:
+            r = methods.get(m)
+            cells.append(f"{r['x_warm']:.1f} / {r['x_cold']:.1f}" if r else "")
+        rows.append(cells)
+    return table(
+        "network | cores | batch | sparsity | best dense, ms | " + " | ".join(_FASTER), rows
+    )
+
+
+def losses() -> Lines | None:
+    """What is slower than dense."""
+    found = read("inference")
+    rows = [
+        [r["method"], r["task"], str(r["cores"]), str(r["batch"]), f"{r['x_warm']:.2f}"]
+        for r in (found or {"rows": []})["rows"]
+        if r["method"] in ("jax BCOO", "jax bfloat16") and r["sparsity"] == 0.9
+    ]
+    return table("way | network | cores | batch | times the speed of dense", rows) if rows else None
+
+
+def files() -> Lines | None:
+    """Formats of ten million weights."""
+    found = read("files")
+    if found is None:
+        return None
+    rows = [r for r in found["rows"] if "smaller" in r and r["dtype"] == "float32"]
+    smaller = {(r["method"], r["sparsity"]): f"{r['smaller']:.1f}" for r in rows}
+    names = ("jaxprune.save", "np.savez_compressed", "bitmask", "delta uint8", "CSR int32", "bound")
+    return table(
+        "times smaller than dense | 80 % | 90 % | 95 %",
+        [[name, *(smaller[name, s] for s in _SPARSITIES)] for name in names],
+    )
+
+
+def litert() -> Lines | None:
+    """Recipe for LiteRT."""
+    found = read("litert")
+    if found is None:
+        return None
+    rows = [
+        [f"{100 * r['sparsity']:g} %", r["method"], f"{r['median_ms']:.2f}"]
+        + [f"{r['x_dense']:.1f}", f"{r['bytes'] / 1e6:.1f}"]
+        for r in found["rows"]
+    ]
+    return table("sparsity | dropped | ms | times faster | file, MB", rows)
+
+
+_TABLES: dict[str, tuple[Callable[[], Lines | None], str]] = {
+    "language": (language, "python -m benchmarks.paper quality --only lstm"),
+    "wide": (wide, "python -m benchmarks.paper quality --only wide"),
+    "images": (images, "python -m benchmarks.paper quality --only cnn"),
+    "one_core": (one_core, "python -m benchmarks inference"),
+    "elsewhere": (elsewhere, "python -m benchmarks inference"),
+    "losses": (losses, "python -m benchmarks inference"),
+    "files": (files, "python -m benchmarks files"),
+    "litert": (litert, "python -m benchmarks litert"),
+}
+
+
+def page(text: str) -> str:
+    """The page with its tables as the results have them."""
+    for name, (make, command) in _TABLES.items():
+        lines = make() or [f"Not measured yet: `{command}`."]
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        body = "\n".join(["", *lines, "", ""])
+        text, n = re.subn(pattern, lambda m: m[1] + body + m[2], text, flags=re.DOTALL)  # noqa: B023
+        if n != 1:
+            raise ValueError(f"docs/payoff.md has {n} places for the table {name}; it needs one.")
+    return text
+
+
+def main() -> None:
+    """Writes the page."""
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

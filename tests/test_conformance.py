@@ -1,0 +1,127 @@
+"""What optax asks of its contributed optimizers in `contrib/_common_test.py`, asked of `prune`.
+
+The list is theirs: unknown arguments, no compilation on a second call, `tree.map_params`,
+convergence, `inject_hyperparams`, dtypes of updates, accumulation, and a state whose shapes, dtypes
+and shardings a `cond` can take either way. Learning rate schedules are the optimizer's business.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+
+SCHEDULE = jaxprune.cubic_schedule(0.5, 1, 5, 2)
+N_ZERO = 12  # of the 24 weights of every kernel
+DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
+
+
+def sgd(learning_rate=0.25):
+    return optax.sgd(learning_rate, momentum=0.5)
+
+
+KINDS = {
+    "chain": lambda opt: optax.chain(opt, jaxprune.prune(SCHEDULE)),
+    "inner": lambda opt: jaxprune.prune(SCHEDULE, inner=opt),
+    "packed": lambda opt: jaxprune.prune(SCHEDULE, inner=opt, packed=True),
+    "regrow": lambda opt: jaxprune.prune(SCHEDULE, inner=opt, regrow="zero"),
+    "movement": lambda opt: jaxprune.prune(SCHEDULE, inner=opt, score=jaxprune.movement),
+    "rigl": lambda opt: jaxprune.rigl(0.5, 5, every=2, inner=opt),
+    "static": lambda opt: jaxprune.static_sparse(0.5, inner=opt),
+}
+every_kind = pytest.mark.parametrize("create", KINDS.values(), ids=KINDS)
+
+
+def make_params(dtypes=(jnp.float32,), seed=0):
+    """A kernel and a bias of each dtype; multiples of 1/8, so that narrow ones hold them too."""
+    rng = np.random.default_rng(seed)
+    leaf = lambda shape, dtype: jnp.asarray(rng.integers(1, 16, shape) / 8, dtype)
+    return {np.dtype(d).name: {"kernel": leaf((4, 6), d), "bias": leaf(6, d)} for d in dtypes}
+
+
+TARGET = make_params(seed=1)
+
+
+def loss(params):
+    squares = jax.tree.map(lambda p, target: jnp.sum((p - target) ** 2), params, TARGET)
+    return sum(jax.tree.leaves(squares)) / 2
+
+
+@pytest.mark.skip_in("disable_jit", reason="nothing is compiled")
+@every_kind
+def test_arguments_it_does_not_know_are_no_error_and_a_second_call_compiles_nothing(create):
+    tx = create(sgd())
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(params, state, params, nobody_expects_this=1)
+        return optax.apply_updates(params, updates), state
+
+    params, state = make_params(), tx.init(make_params())
+    for _ in range(3):
+        params, state = step(params, state)
+    assert step._cache_size() == 1
+
+
+@every_kind
+def test_it_converges_where_weights_are_kept(create):
+    tx = create(sgd())
+    state = tx.init(make_params())
+    params = jaxprune.apply_masks(make_params(), state)  # for those that are sparse from the start
+    chex.assert_trees_all_equal(optax.tree.map_params(tx, lambda x: x, state), state)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.lax.scan(step, (params, state), length=60)
+    masks = jaxprune.get_masks(state)
+    best = jax.tree.map(lambda target, mask: np.where(mask, target, 0), TARGET, masks)
+    chex.assert_trees_all_close(params, best, atol=1e-4)  # the error halves at every step or so
+    assert int(jnp.sum(params["float32"]["kernel"] == 0)) == N_ZERO
+    jaxprune.check(params, state)
+
+
+@every_kind
+def test_dtypes_are_those_of_the_params_and_a_cond_takes_both_states(create, x64):
+    tx = create(sgd())
+    params = make_params(DTYPES)
+    state = tx.init(params)
+
+    @jax.jit
+    def step(keep, params, state):
+        updates, new = jax.lax.cond(
+            keep, lambda: (params, state), lambda: tx.update(params, state, params)
+        )
+        return updates, optax.apply_updates(params, updates), new
+
+    for keep in (False, True, False):
+        updates, params, new = step(keep, params, state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, make_params(DTYPES))
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+        assert [x.sharding for x in jax.tree.leaves(new)] == [
+            x.sharding for x in jax.tree.leaves(state)
+        ]
+        state = new
+
+
+@every_kind
+def test_the_first_of_four_accumulated_steps_changes_nothing(create):
+    tx = optax.MultiSteps(create(sgd()), every_k_schedule=4)
+    params = make_params((jnp.bfloat16, jnp.float32))
+    updates, _ = jax.jit(tx.update)(params, jax.jit(tx.init)(params), params)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
+
+
+@every_kind
+def test_a_hyperparameter_can_be_injected(create):
+    plain = create(sgd(0.5))
+    injected = optax.inject_hyperparams(lambda rate: create(sgd(rate)))(rate=0.5)
+    params = make_params()
+    expected = jax.jit(plain.update)(params, jax.jit(plain.init)(params), params)
+    updates, state = jax.jit(injected.update)(params, jax.jit(injected.init)(params), params)
+    chex.assert_trees_all_equal((updates, state.inner_state), expected)

@@ -1,0 +1,69 @@
+"""Copies that differ: what holds the same part of an array on several devices, and does not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+import jaxprune
+from jaxprune.replicas import diverged
+
+
+def make_mesh():
+    if jax.device_count() < 4:
+        pytest.skip("needs 4 devices")
+    devices = np.array(jax.devices()[:4]).reshape(2, 2)
+    return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def spread(x, spec, odd=()):
+    """An array on 4 devices; those in `odd` hold other numbers."""
+    named = NamedSharding(make_mesh(), spec)
+    parts = [
+        jax.device_put(np.asarray(x)[index] + (device.id in odd), device)
+        for device, index in named.addressable_devices_indices_map(x.shape).items()
+    ]
+    return jax.make_array_from_single_device_arrays(x.shape, named, parts)
+
+
+def test_only_devices_that_hold_the_same_part_are_compared():
+    x = np.arange(8.0).reshape(4, 2)
+    ids = [device.id for device in make_mesh().devices.flat]
+    leaves = {
+        "whole": spread(x, P()),
+        "whole, one odd": spread(x, P(), odd=ids[2:3]),
+        "parts": spread(x, P("data", "model"), odd=ids[2:3]),
+        "rows, both copies": spread(x, P("data"), odd=ids[2:]),
+        "rows, one copy": spread(x, P("data"), odd=ids[3:]),
+        "nan": spread(np.full_like(x, np.nan), P()),
+        "key": jax.random.key(0),
+        "here": jnp.ones(3),
+        "number": 1.0,
+    }
+    assert diverged(list(leaves), list(leaves.values())) == [
+        f"whole, one odd: another copy on device {ids[2]}",
+        f"rows, one copy: another copy on device {ids[3]}",
+    ]
+
+
+@pytest.mark.parametrize("what", ("params", "masks", "neither"))
+def test_check_finds_replicas_that_have_diverged(what):
+    params = {"w": np.arange(1.0, 9.0, dtype=np.float32).reshape(2, 4), "bias": np.ones(4)}
+    tx = optax.chain(optax.sgd(0.5), jaxprune.prune(jaxprune.one_shot_schedule(0.5)))
+    updates, state = tx.update(params, tx.init(params), params)
+    params = optax.apply_updates(params, updates)
+    params, state = jax.tree.map(lambda x: spread(np.asarray(x), P()), (params, state))
+    odd = [jax.devices()[3].id]
+    if what == "params":
+        params["bias"] = spread(np.ones(4), P(), odd)
+    if what == "masks":
+        masks = state[1].masks | {"w": spread(np.asarray(state[1].masks["w"]), P(), odd)}
+        state = (state[0], state[1]._replace(masks=masks))
+    if what == "neither":
+        jaxprune.check(params, state)
+        return
+    name = {"params": "bias", "masks": "prune state 0/masks/w"}[what]
+    with pytest.raises(ValueError, match=rf"^{name}: another copy on device 3\. Every device has"):
+        jaxprune.check(params, state)
