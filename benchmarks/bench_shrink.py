@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.table import Table
 
 import jaxprune
@@ -118,7 +119,7 @@ def compare(
 ) -> Any:
     """Rows of one network: dense, and shrunk at each sparsity, for each batch."""
     model, x = network.model, network.inputs(2)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = _random(jax.eval_shape(model.init, jax.random.key(0), x))
     groups = jaxprune.channel_groups(model.apply, variables, x)
     prune = jax.jit(
         functools.partial(jaxprune.prune_params, structure=groups, include=tuple(groups)),
@@ -126,7 +127,7 @@ def compare(
     )
     models = {"dense": (model.apply, variables, 0.0, _size(variables))}
     for sparsity in sparsities:
-        params, _ = prune(variables["params"], sparsity)
+        params, _ = jax.block_until_ready(prune(variables["params"], sparsity))
         start = time.perf_counter()
         small, report = jaxprune.shrink(model.apply, {**variables, "params": params}, x)
         seconds = time.perf_counter() - start
@@ -156,6 +157,18 @@ def _timed(about: Row, models: dict[str, Any], network: Network) -> list[Row]:
         if n_cores < count and n_cores == 1:
             break
     return rows
+
+
+def _random(shapes: Any) -> Any:
+    """Normal params and unit statistics; initializers would be slow, orthogonal ones above all."""
+    rng = np.random.default_rng(0)
+
+    def fill(path: Any, leaf: Any) -> jax.Array:
+        is_param = path[0].key == "params"
+        x = 0.05 * rng.standard_normal(leaf.shape) if is_param else np.ones(leaf.shape)
+        return jnp.asarray(x, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def _size(tree: Any) -> int:
