@@ -171,6 +171,23 @@ def litert() -> Lines | None:
     return table("sparsity | dropped | ms | times faster | file, MB", rows)
 
 
+def shrunk() -> Lines | None:
+    """Networks before and after `shrink`, with half of the channels cut."""
+    found = read("shrink")
+    if found is None:
+        return None
+    rows = {(r["task"], r["batch"], r["cores"], r["method"]): r for r in found["rows"]}
+    cores = sorted({key[2] for key in rows})
+    columns = [(batch, n) for batch in (1, 8) for n in cores]
+    lines = []
+    for task in dict.fromkeys(key[0] for key in rows):
+        before, now = (rows[task, 1, 1, method]["numbers"] for method in ("dense", "50% cut"))
+        gains = [f"{rows[task, *column, '50% cut']['x_dense']:.1f}" for column in columns]
+        lines.append([task, f"{before:,}", f"{now:,}", *gains])
+    heads = [f"batch {batch}, {n} core{'s' if n > 1 else ''}" for batch, n in columns]
+    return table(" | ".join(["network", "numbers", "shrunk", *heads]), lines)
+
+
 _TABLES: dict[str, tuple[Callable[[], Lines | None], str]] = {
     "language": (language, "python -m benchmarks.paper quality --only lstm"),
     "wide": (wide, "python -m benchmarks.paper quality --only wide"),
@@ -178,6 +195,7 @@ _TABLES: dict[str, tuple[Callable[[], Lines | None], str]] = {
     "one_core": (one_core, "python -m benchmarks inference"),
     "elsewhere": (elsewhere, "python -m benchmarks inference"),
     "losses": (losses, "python -m benchmarks inference"),
+    "shrunk": (shrunk, "python -m benchmarks shrink"),
     "files": (files, "python -m benchmarks files"),
     "litert": (litert, "python -m benchmarks litert"),
 }
