@@ -11,7 +11,7 @@ from jaxprune.coupled import Coupled
 from jaxprune.groups import Group, accepted, find_groups
 from jaxprune.paths import leaves_with_paths, rule_for
 from jaxprune.program import Program, follow, program_of
-from jaxprune.resize import resize_nnx, shrunk_apply
+from jaxprune.resize import shrunk_apply, split_nnx
 
 NOT_ZERO = "a unit is not zero where its weights are: look for a sigmoid, or a norm without scale"
 
@@ -84,16 +84,7 @@ def channel_groups_nnx(model: Any, *example_inputs: Any) -> dict[str, Coupled]:
     """
     from flax import nnx
 
-    graphdef, state = nnx.split(model)
-
-    def apply_fn(state: Any, *inputs: Any) -> Any:
-        return nnx.merge(graphdef, state)(*inputs)
-
-    def apply_small(state: Any, *inputs: Any) -> Any:
-        small = nnx.merge(graphdef, state)
-        resize_nnx(small)
-        return small(*inputs)
-
+    state, apply_fn, apply_small = split_nnx(model)
     of_params = leaves_with_paths(nnx.state(model, nnx.Param))[0]
     return _found(apply_fn, apply_small, state, example_inputs, of_params)
 

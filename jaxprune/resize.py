@@ -157,3 +157,20 @@ def _nnx_sizes(nnx: Any, module: Any) -> dict[str, Any]:
             "kernel_shape": shape,
         }
     return {"kernel_shape": shape} if isinstance(module, nnx.Einsum) else {}
+
+
+def split_nnx(model: Any) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
+    """The state of an NNX model, and two functions of it and of inputs: of its sizes, of any."""
+    from flax import nnx
+
+    graphdef, state = nnx.split(model)
+
+    def apply_fn(state: Any, *inputs: Any) -> Any:
+        return nnx.merge(graphdef, state)(*inputs)
+
+    def apply_small(state: Any, *inputs: Any) -> Any:
+        small = nnx.merge(graphdef, state)
+        resize_nnx(small)
+        return small(*inputs)
+
+    return state, apply_fn, apply_small

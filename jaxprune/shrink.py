@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune.groups import Group, accepted, cut, find_groups
 from jaxprune.program import Program, follow, program_of, values_of
-from jaxprune.resize import resize_nnx, shrunk_apply
+from jaxprune.resize import resize_nnx, shrunk_apply, split_nnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,16 +157,7 @@ def shrink_nnx(model: Any, *example_inputs: Any, rtol: float | None = None) -> S
     """
     from flax import nnx
 
-    graphdef, state = nnx.split(model)
-
-    def apply_fn(state: Any, *inputs: Any) -> Any:
-        return nnx.merge(graphdef, state)(*inputs)
-
-    def apply_small(state: Any, *inputs: Any) -> Any:
-        small = nnx.merge(graphdef, state)
-        resize_nnx(small)
-        return small(*inputs)
-
+    state, apply_fn, apply_small = split_nnx(model)
     small, report = _shrink(apply_fn, apply_small, state, example_inputs, rtol)
     nnx.update(model, small)
     resize_nnx(model)
