@@ -141,7 +141,7 @@ def _promoted(dtype: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _with_values(packed: PackedMatrix, values: jax.Array) -> PackedMatrix:
-    meta = packed.shape, packed.block, packed.rows_first, packed.padded
+    meta = packed.shape, packed.block, packed.rows_first
     return PackedMatrix(packed.indices, values, *meta)
 
 
@@ -221,7 +221,7 @@ def _packed_linear() -> Any:
             self.values = nnx.Param(packed.values)
             self.bias = layer.bias
             self.dtype = layer.dtype
-            self.meta = packed.shape, packed.block, packed.rows_first, packed.padded
+            self.meta = packed.shape, packed.block, packed.rows_first
 
         def __call__(self, x: jax.Array) -> jax.Array:
             x, values = _promoted(self.dtype, x, _value(self.values))
