@@ -27,6 +27,9 @@ Large = Annotated[bool, typer.Option("--large", help="The configuration for a GP
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the results that are there.")]
 Only = Annotated[str, typer.Option(help="Studies whose name contains this.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the results.")]
+Jobs = Annotated[
+    int, typer.Option(help="Networks trained at a time. Default: one for each core, one on a GPU.")
+]
 _RESULTS = Path(__file__).parent.parent / "results"
 
 
@@ -53,12 +56,18 @@ def sizes() -> None:
 
 
 @app.command()
-def lstm(quick: Quick = False, large: Large = False, resume: Resume = False, out: Out = None):
+def lstm(
+    quick: Quick = False,
+    large: Large = False,
+    resume: Resume = False,
+    out: Out = None,
+    jobs: Jobs = 0,
+):
     """Language models of CPython's standard library."""
     needs()
     from benchmarks.paper import text
 
-    _run([text.study(_size(quick, large))], quick, resume, out)
+    _run([text.study(_size(quick, large))], quick, resume, out, jobs=jobs)
 
 
 @app.command()
@@ -68,12 +77,13 @@ def cnn(
     resume: Resume = False,
     out: Out = None,
     only: Only = "",
+    jobs: Jobs = 0,
 ):
     """Deep convolutional networks, depthwise-separable and plain, on scikit-learn's digits."""
     needs("sklearn")
     from benchmarks.paper import digits
 
-    _run(_named(only, digits.studies, _size(quick, large)), quick, resume, out)
+    _run(_named(only, digits.studies, _size(quick, large)), quick, resume, out, jobs=jobs)
 
 
 @app.command()
@@ -83,22 +93,25 @@ def seq2seq(
     resume: Resume = False,
     out: Out = None,
     only: Only = "",
+    jobs: Jobs = 0,
 ):
     """Translation of number words and dates, English to German and back."""
     needs("num2words", "babel", "sacrebleu")
     from benchmarks.paper import phrases
 
-    _run(_named(only, phrases.studies, _size(quick, large)), quick, resume, out)
+    _run(_named(only, phrases.studies, _size(quick, large)), quick, resume, out, jobs=jobs)
 
 
 @app.command("findings")
-def other_findings(quick: Quick = False, resume: Resume = False, out: Out = None):
+def other_findings(
+    quick: Quick = False, resume: Resume = False, out: Out = None, jobs: Jobs = 0
+):
     """When, how often and where to prune: variants of one language model at 90%."""
     needs()
     from benchmarks.paper import findings
 
     study = findings.study("quick" if quick else "cpu")
-    _run([study], quick, resume, out, findings)
+    _run([study], quick, resume, out, findings, jobs=jobs)
 
 
 @app.command()
@@ -122,13 +135,14 @@ def quality(
     out: Out = None,
     only: Only = "",
     networks: Annotated[str, typer.Option(help="Networks whose name this regex finds.")] = "",
+    jobs: Jobs = 0,
 ):
     """What structures cost: blocks, N:M, whole units against unstructured and small dense."""
     needs("sklearn")
     from benchmarks.paper import quality
 
     studies = _named(only, quality.studies, _size(quick, large))
-    _run(studies, quick, resume, out, quality, only=networks)
+    _run(studies, quick, resume, out, quality, only=networks, jobs=jobs)
 
 
 @app.command()
@@ -204,17 +218,22 @@ def _run(
     resume: bool,
     out: Path | None,
     how: Any = None,
+    *,
+    jobs: int,
     **more: Any,
 ) -> None:
     """Runs, shows and draws; `how` has the networks, the table and the pictures, if not usual."""
+    import jax
+
     from benchmarks.paper import store, summary
 
+    jobs = jobs or (store.cores() if jax.default_backend() == "cpu" else 1)
     folder = out or (Path(tempfile.mkdtemp()) if quick else _RESULTS)
     look = summary if how is None else how
     for study in studies:
         try:
             more |= {} if how is None else {"networks": how.networks}
-            results = store.run(study, folder, resume=resume, **more)
+            results = store.run(study, folder, resume=resume, jobs=jobs, **more)
         except KeyboardInterrupt:
             console().print(f"Stopped. Go on with --resume --out {folder}.", highlight=False)
             raise typer.Exit(130) from None
