@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.agree import check_remembered
 from jaxprune.arguments import as_sparsity
 from jaxprune.budget import Recipe
 from jaxprune.count import total
@@ -201,9 +202,9 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
 
     Raises:
       ValueError: naming the leaves where a dropped weight is not zero, or not finite; where masks
-        do not fit; where devices that hold the same part of a param or of the prune state hold
-        other numbers, on all processes alike; or where an earlier fire found dropped weights that
-        had moved (`violations`).
+        do not fit; where an earlier fire found dropped weights that had moved (`violations`);
+        and, on all processes alike, where they were given other arguments for `prune`, or where
+        devices that hold the same part of a param or of the prune state hold other numbers.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -248,11 +249,14 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
 
 
 def _check_copies(params: Any, opt_state: Any) -> None:
-    """Raises where a param or a part of a prune state is not the same on all devices."""
+    """Raises where processes prune in other ways, or devices hold other copies of an array."""
     states = [state._replace(inner_state=None) for state in find_states(opt_state)]
     named = [leaves_with_paths(params)[:2], leaves_with_paths(states)[:2]]
     paths = [*named[0][0], *(f"prune state {path}" for path in named[1][0])]
-    if lines := diverged(paths, [*named[0][1], *named[1][1]]):
+    leaves = [*named[0][1], *named[1][1]]
+    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+        check_remembered([leaves_with_paths(state.masks)[0] for state in states])
+    if lines := diverged(paths, leaves):
         raise ValueError("; ".join(lines[:8]) + ". " + _DIVERGED)
 
 

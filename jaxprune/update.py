@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from jaxprune.agree import remember
 from jaxprune.arguments import shown
 from jaxprune.budget import Budget, Recipe
 from jaxprune.checks import check_state, check_updates, checked, parallel
@@ -109,6 +110,7 @@ def transformation(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         paths, p_leaves, treedef = checked(params, state)
+        remember(paths, spec)
         masks = parallel(paths, treedef, state.masks, "masks in the state")
         u_leaves = parallel(paths, treedef, updates, "updates", holes=True)
         check_state(paths, p_leaves, masks, state, packed)

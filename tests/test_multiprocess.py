@@ -71,9 +71,10 @@ everywhere = NamedSharding(mesh, P())
 def shared(x):  # one array, of which each process holds its own copies
     return jax.make_array_from_callback(x.shape, everywhere, lambda index: np.asarray(x)[index])
 
-def checked(sparsity):
-    mine = jaxprune.prune(jaxprune.one_shot_schedule(sparsity))
-    params = {"w": np.arange(1.0, 9.0, dtype=np.float32).reshape(2, 4)}
+def checked(*, like):
+    mine = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
+    w = np.arange(1.0, 9.0, dtype=np.float32).reshape(2, 4)
+    params = {"w": w if like else w[::-1]}
     updates, state = jax.jit(mine.update)(params, mine.init(params), params)
     params = optax.apply_updates(params, updates)
     try:
@@ -82,8 +83,26 @@ def checked(sparsity):
         return str(error)
     return "no error"
 
+copies = [checked(like=True), checked(like=rank != 1)]
+
+def after_one_update(**more):  # long before anything is pruned; the tree is sharded
+    mine = jaxprune.prune(jaxprune.cubic_schedule(0.5, 100, 200, 10), **more)
+    params = {"sharded": tree(0), **{name: tree(1) for name in more}}
+    _, state = jax.jit(mine.update)(params, jax.jit(mine.init)(params), params)
+    try:
+        jaxprune.check(params, state)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+settings = [
+    after_one_update(),
+    after_one_update(exclude="w" if rank != 1 else "v"),
+    after_one_update(score=(lambda params, grads, key: abs(params))),
+    after_one_update(distribution=jaxprune.min_density(0.1 if rank != 1 else 0.2)),
+]
 with open(f"{folder}/{rank}.json", "w") as file:
-    json.dump([found, checked(0.5), checked(0.5 if rank != 1 else 0.75)], file)
+    json.dump([found, *copies, *settings], file)
 """
 
 CHECKPOINT = """
@@ -158,12 +177,16 @@ def test_masks_of_several_processes_are_those_of_one(count, tmp_path):
 def test_processes_that_differ_are_all_told(tmp_path):
     launch(DISAGREE, 2, tmp_path)
     for rank in range(2):
-        found, alike, unlike = json.loads((tmp_path / f"{rank}.json").read_text())
+        found, alike, unlike, *settings = json.loads((tmp_path / f"{rank}.json").read_text())
         assert alike == "no error"
+        told = [text.startswith("prune was given other arguments") for text in settings]
+        assert told == [False, True, False, True]
+        assert [text for text in settings if not text.startswith("prune")] == ["no error"] * 2
+        assert "process 1 of 2 has others than the first" in settings[1]
         assert unlike.startswith("w: another copy on device ")
         assert "prune state 0/masks/w: another copy" in unlike
         assert "build the same transformation on all" in unlike
-        assert "differs between processes: process 1 has one" in found
+        assert "differs between processes: process 1 of 2 has others than process 0" in found
         assert f"Here, in process {rank}, it is" in found
 
 
