@@ -51,11 +51,13 @@ MATRICES = {
     "up": ((WIDTH, HIDDEN), IN),
     "down": ((HIDDEN, WIDTH), OUT),
 }
-# How the layers lie in the tree, and who competes with whom.
+# How the layers lie in the tree, who competes with whom, and of what kind the axes of the mesh are.
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 LAYOUTS = {
-    "a leaf per layer": jaxprune.uniform,
-    "stacked": jaxprune.uniform,
-    "stacked, one pool": jaxprune.global_pool,
+    "a leaf per layer": (jaxprune.uniform, AUTO),
+    "stacked": (jaxprune.uniform, AUTO),
+    "stacked, one pool": (jaxprune.global_pool, AUTO),
+    "stacked, one pool, Explicit": (jaxprune.global_pool, EXPLICIT),
 }
 MODEL_AXIS = 16
 _MOST_DEVICES = 2048  # of one process: the CPU client numbers no more
@@ -95,10 +97,11 @@ def mesh_shape(n_devices: int) -> tuple[int, int]:
 
 def compiled(layout: str, n_devices: int, layers: int, scale: int) -> Row:
     """The firing step of one layout: memory and traffic of its program."""
+    distribution, axis_type = LAYOUTS[layout]
     mesh = Mesh(
         np.array(jax.devices()).reshape(mesh_shape(n_devices)),
         ("data", "model"),
-        axis_types=(AxisType.Auto,) * 2,
+        axis_types=(axis_type,) * 2,
     )
     placed = {k: (s, NamedSharding(mesh, p)) for k, (s, p) in tree(layout, layers, scale).items()}
 
@@ -108,7 +111,7 @@ def compiled(layout: str, n_devices: int, layers: int, scale: int) -> Row:
     tx = jaxprune.prune(
         jaxprune.cubic_schedule(0.8, 0, 100_000, 1_000),
         exclude="embed|head|norm",
-        distribution=LAYOUTS[layout],
+        distribution=distribution,
     )
     params, everywhere = abstract(jnp.bfloat16), NamedSharding(mesh, P())
     state = jax.tree.map(
@@ -124,10 +127,10 @@ def compiled(layout: str, n_devices: int, layers: int, scale: int) -> Row:
     assert len(found) == len(crossings(hlo))
     return {
         "params": sum(math.prod(s) for s, _ in placed.values()),
-        "largest_pool": (sum if LAYOUTS[layout] is jaxprune.global_pool else max)(
+        "largest_pool": (sum if distribution is jaxprune.global_pool else max)(
             math.prod(s) for s in pruned
         ),
-        "pools": 1 if LAYOUTS[layout] is jaxprune.global_pool else len(pruned),
+        "pools": 1 if distribution is jaxprune.global_pool else len(pruned),
         "param_bytes": 2 * sum(shards),
         "mask_bytes": sum(shards),
         "temp_bytes": memory.temp_size_in_bytes,

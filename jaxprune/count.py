@@ -86,7 +86,7 @@ def stacked(operands: Sequence[Any], specs: Sequence[Any], one_device: bool) -> 
             alike.setdefault(kind if one_device and size <= _STACKED else i, []).append(i)
 
     def stack(*xs: jax.Array) -> jax.Array:
-        rows = [_as_rows(x) if one_device else jnp.expand_dims(x, 0) for x in xs]
+        rows = [as_rows(x) if one_device else jnp.expand_dims(x, 0) for x in xs]
         return jnp.concatenate(rows) if len(rows) > 1 else rows[0]
 
     return [
@@ -100,28 +100,31 @@ def per_member(x: jax.Array, ndim: int) -> jax.Array:
     return jnp.expand_dims(x, tuple(range(1, ndim)))
 
 
-def count_true(flags: Sequence[jax.Array]) -> jax.Array:
-    """How often each of two or more bool arrays of one shape is set: int32[n_flags], saturating."""
+def count_true(flags: Sequence[jax.Array], is_whole: bool = False) -> jax.Array:
+    """How often each of two or more bool arrays of one shape is set: int32[n_flags], saturating.
+
+    With `is_whole` the arrays are what one shard has, and are counted as on one device.
+    """
     if not flags[0].size:
         return jnp.zeros((len(flags),), jnp.int32)
-    one_device, wide = jax.device_count() == 1, flags[0].size >= WIDE
+    whole, wide = is_whole or jax.device_count() == 1, flags[0].size >= WIDE
     with counting(wide):
-        views = [_as_rows(f) if one_device else jnp.expand_dims(f, 0) for f in flags]
-        counts = count_each(views, jnp.int64 if wide else jnp.int32)[0]
+        views = [as_rows(f) if whole else jnp.expand_dims(f, 0) for f in flags]
+        counts = count_each(views, jnp.int64 if wide else jnp.int32, is_whole)[0]
         return jnp.minimum(counts, np.iinfo(np.int32).max).astype(jnp.int32) if wide else counts
 
 
-def count_each(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
+def count_each(flags: Sequence[jax.Array], dtype: Any, is_whole: bool = False) -> jax.Array:
     """How often each of two or more flags is set in each member of a stack: [n_members, n_flags].
 
     A variadic reduce is what keeps it one fused read on CPU: a plain sum stores the compare first
     and costs ten times as much. Rows are reduced by themselves, which gives XLA something to spread
     over threads. Across devices a variadic reduce would gather what each of them counted, where a
     plain sum adds it up on the way: the rows are reduced as before, within every shard, and their
-    counts by plain sums.
+    counts by plain sums. Not so where a stack `is_whole`, in the rows of one device.
     """
     sums = tuple(flag.astype(dtype) for flag in flags)
-    if jax.device_count() == 1:
+    if is_whole or jax.device_count() == 1:
         for axis in (2, 1):
             sums = _reduced(sums, dtype, axis)
         return jnp.stack(sums, axis=1)
@@ -154,7 +157,7 @@ def _row_in_shards(shape: tuple[int, ...], n_devices: int) -> tuple[int, int]:
     return best, rows[best] if rows else 1
 
 
-def _as_rows(x: jax.Array) -> jax.Array:
+def as_rows(x: jax.Array) -> jax.Array:
     """A leaf as [1, rows, row], padded with zeros; for one device, where merging axes is free.
 
     With several devices an axis may be sharded, and a reshape would gather it.

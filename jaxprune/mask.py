@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.count import count_true
+from jaxprune.count import WIDE, count_true, counting
 from jaxprune.floats import is_nonzero
 from jaxprune.paths import path_str
+from jaxprune.placement import summed_in_shards
 
 
 def land(param: jax.Array, update: jax.Array, mask: jax.Array) -> jax.Array:
@@ -60,14 +61,22 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, j
 
 def count_violations(params: Sequence[jax.Array], masks: Sequence[jax.Array]) -> jax.Array:
     """How many dropped weights are not zero, int32, saturating."""
-    most = jnp.int32(np.iinfo(np.int32).max)
-    total = jnp.zeros((), jnp.int32)
-    for p, m in zip(params, masks, strict=True):
-        # Two counts, both used: XLA turns a single one into the slow form that count_true avoids.
-        n, n_dropped = count_true([~m.astype(bool) & is_nonzero(p), ~m.astype(bool)])
-        n = jnp.minimum(n, n_dropped)
-        total = total + jnp.minimum(n, most - total)
-    return total
+    dropped = [~m.astype(bool) for m in masks]
+    moved = [d & is_nonzero(p) for p, d in zip(params, dropped, strict=True)]
+    wide = sum(d.size for d in dropped) >= WIDE
+
+    def add_up(flags: Sequence[jax.Array], once: Any) -> jax.Array:
+        total = jnp.zeros((), jnp.int64 if wide else jnp.int32)
+        for i in range(len(moved)):
+            # Two counts, both used: XLA turns one into the slow form that count_true avoids.
+            n, n_dropped = count_true(flags[i :: len(moved)], once is not None).astype(total.dtype)
+            n = jnp.minimum(n, n_dropped)
+            total += n if once is None else once(i, n)
+        return total
+
+    with counting(wide):
+        total = summed_in_shards(add_up, [*moved, *dropped])
+        return jnp.minimum(total, np.iinfo(np.int32).max).astype(jnp.int32)
 
 
 def full_mask(leaf: Any, dtype: Any) -> jax.Array:

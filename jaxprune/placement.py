@@ -3,11 +3,12 @@
 On Auto axes the type says nothing: the compiler chooses, and every function here leaves it to.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -31,6 +32,48 @@ def explicit_mesh(arrays: Iterable[Any]) -> Any:
     """The mesh with Explicit axes that some of the arrays lie on, or None."""
     found = [explicit_sharding(x) for x in arrays]
     return next((named.mesh for named in found if named is not None), None)
+
+
+def summed_in_shards(
+    add_up: Callable[..., jax.Array], arrays: Sequence[jax.Array], *others: jax.Array
+) -> jax.Array:
+    """What `add_up` counts in all of the arrays, so that as little as can be crosses devices.
+
+    Where the arrays lie on one mesh of Explicit axes, every shard adds up what it has of them all,
+    and one sum crosses. On Auto axes the compiler adds up over devices whatever `add_up` sums.
+
+    Args:
+      add_up: `(arrays, once, *others) -> counts`. In a shard `once(i, x)` is `x` where the shard
+        is the first to hold its part of array `i`, and else 0; outside it is None.
+      arrays: what is counted in.
+      others: what else it takes, the same on every device.
+    """
+    found = [explicit_sharding(x) for x in arrays]
+    mesh = found[0].mesh if found and found[0] is not None else None
+    if mesh is None or any(named is None or named.mesh != mesh for named in found):
+        return add_up(arrays, None, *others)
+    axes = [_axes_in(named.spec) for named in found]
+    every = tuple(axis for axis in mesh.axis_names if axis in set().union(*axes))
+    if not every or any(kind != AxisType.Explicit for kind in mesh.axis_types):
+        return add_up(arrays, None, *others)
+
+    def once(i: int, x: jax.Array) -> jax.Array:
+        is_first = jnp.ones((), bool)
+        for axis in set(every) - axes[i]:
+            is_first &= lax.axis_index(axis) == 0
+        return jnp.where(is_first, x, jnp.zeros_like(x))
+
+    def here(arrays: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
+        return lax.psum(add_up(arrays, once, *others), every)
+
+    in_specs = ([named.spec for named in found], [PartitionSpec()] * len(others))
+    shards = jax.shard_map(here, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec())
+    return shards(list(arrays), list(others))
+
+
+def _axes_in(spec: PartitionSpec) -> set[str]:
+    """The axes of a mesh that a spec shards over."""
+    return {axis for part in spec if part for axis in ((part,) if isinstance(part, str) else part)}
 
 
 def everywhere(x: jax.Array, arrays: Iterable[Any]) -> jax.Array:

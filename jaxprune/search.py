@@ -15,8 +15,9 @@ import numpy as np
 from jax import lax
 
 from jaxprune import count as count_lib
-from jaxprune.count import Stacks, count_each, hashed, per_member, ranks
+from jaxprune.count import Stacks, as_rows, count_each, hashed, per_member, ranks
 from jaxprune.floats import bits_of, keyed_dtype, order_key
+from jaxprune.placement import summed_in_shards
 
 # Thresholds counted in one read. XLA CPU fuses up to 15 reduction operands; 7 cost about one memory
 # read.
@@ -129,7 +130,7 @@ def search(
         # once outside the loop and keeps them: several times the memory, and slower.
         inside = ([x for _, x in stacks], cuts, bracket.cuts.value, bracket.on_rank, first_rank)
         xs, cuts, value, on_rank, first = lax.optimization_barrier(inside)
-        counts = []
+        digits, pools_of = [], []
         for (members, _), x in zip(stacks, xs, strict=True):
             pools = np.array([group.pool_of[i] for i in members])
             behind = [group.pool_sizes[group.pool_of[i]] - group.top[i] for i in members]
@@ -146,9 +147,9 @@ def search(
                 last = per_member(top - key_dtype(size), key.ndim)
                 inside = (rank > last) & (rank <= per_member(top, key.ndim))
                 digit = jnp.where(inside, digit, key_dtype(0))
-            counts.append(_count_reaching(digit, cuts[pools]))
-        pool_of = np.array([group.pool_of[i] for members, _ in stacks for i in members])
-        total = jnp.zeros(cuts.shape, key_dtype).at[pool_of].add(jnp.concatenate(counts))
+            digits.append(digit)
+            pools_of.append(pools)
+        total = _totals(digits, pools_of, cuts)
         return total if axis_name is None else lax.psum(total, axis_name)
 
     if not stacks:  # empty leaves only: nothing to find
@@ -328,8 +329,21 @@ def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, places: jax.Array) 
     return jax.tree.map(lambda new, old: jnp.where(b.done, old, new), new, b)
 
 
-def _count_reaching(digit: jax.Array, cuts: jax.Array) -> jax.Array:
+def _totals(digits: Sequence[jax.Array], pools: Sequence[np.ndarray], cuts: jax.Array) -> jax.Array:
+    """How many entries of each pool are >= each of its cuts, [n_pools, n_cuts]."""
+
+    def add_up(digits: Sequence[jax.Array], once: Any, cuts: jax.Array) -> jax.Array:
+        total = jnp.zeros(cuts.shape, digits[0].dtype)
+        for i, (digit, mine) in enumerate(zip(digits, pools, strict=True)):
+            counts = _count_reaching(digit, cuts[mine], once is not None)
+            total = total.at[mine].add(counts if once is None else once(i, counts))
+        return total
+
+    return summed_in_shards(add_up, digits, cuts)
+
+
+def _count_reaching(digit: jax.Array, cuts: jax.Array, in_shard: bool = False) -> jax.Array:
     """How many entries of each member are >= each of its cuts, [n_members, n_cuts]."""
-    return count_each(
-        [digit >= per_member(cuts[:, j], digit.ndim) for j in range(_N_CUTS)], digit.dtype
-    )
+    digit = as_rows(digit) if in_shard else digit
+    flags = [digit >= per_member(cuts[:, j], digit.ndim) for j in range(_N_CUTS)]
+    return count_each(flags, digit.dtype, in_shard)

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "arguments": (),
     "floats": (),
     "paths": (),
+    "agree": (),
     "placement": (),
     "packed": ("placement",),
     "score": (),
@@ -24,9 +25,9 @@ MAY_IMPORT = {
     "schedule": ("arguments",),
     "structure": ("floats", "placement"),
     "distribution": ("arguments", "paths"),
-    "search": ("floats", "count"),
+    "search": ("floats", "placement", "count"),
     "select": ("floats", "count", "search"),
-    "mask": ("floats", "paths", "count"),
+    "mask": ("floats", "paths", "placement", "count"),
     "coupled": (),
     "refusals": ("paths", "score", "structure", "distribution"),
     "budget": ("refusals", "coupled", "arguments", "paths", "score", "structure", "distribution"),
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "table": ("paths",),
     "replicas": (),
     "report": ("arguments", "floats", "paths", "schedule", "score", "structure", "distribution")
-    + ("count", "mask", "budget", "state", "table", "replicas"),
+    + ("agree", "count", "mask", "budget", "state", "table", "replicas"),
     "stream": (),
     "format": ("stream",),
     "saved": ("paths", "stream", "format"),
@@ -62,11 +63,10 @@ MAY_IMPORT = {
     "shrink": ("groups", "program", "resize"),
     "channels": ("axes", "coupled", "groups", "paths", "program", "resize"),
     "deploy": ("paths", "saved", "export", "blocks"),
-    "agree": (),
     "convert": ("paths", "packed", "state"),
     "splice": ("arguments", "paths", "state"),
     "checks": ("arguments", "packed", "paths", "state"),
-    "update": ("arguments", "packed", "paths", "placement", "count", "schedule", "score")
+    "update": ("agree", "arguments", "packed", "paths", "placement", "count", "schedule", "score")
     + ("distribution", "mask", "refusals")
     + ("budget", "fire", "state", "checks"),
     "transform": ("arguments", "schedule", "score", "select", "structure", "distribution")

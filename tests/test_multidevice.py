@@ -250,6 +250,23 @@ def test_only_counts_cross_devices_in_a_fire(case, axis_type):
     assert sum(n_bytes for _, n_bytes in found) * PASSES <= 4096 * len(names), found
 
 
+@pytest.mark.parametrize("spec", (P("data", "model"), P(("data", "model")), P("data"), P()))
+def test_on_explicit_meshes_a_pool_of_many_leaves_sends_what_one_does(spec):
+    w = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+
+    def sent(n_leaves):
+        names = [f"{i:02d}" for i in range(n_leaves)]
+        params = place(dict.fromkeys(names, w), make_mesh(8, EXPLICIT), dict.fromkeys(names, spec))
+        schedule = jaxprune.one_shot_schedule(0.5)
+        tx = jaxprune.prune(schedule, distribution=jaxprune.global_pool)
+        compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
+        return crossings(compiled.as_text())
+
+    found = sent(12)
+    assert sum(n_bytes for _, n_bytes in found) * PASSES <= 4096
+    assert found == sent(1)
+
+
 def test_uneven_leaves_are_pruned_where_jax_lets_them_be():
     """No axis of (7, 13) divides by a mesh of (4, 2): the compiler shards it unevenly inside."""
     mesh = make_mesh(8, AUTO)
