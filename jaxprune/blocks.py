@@ -164,10 +164,14 @@ def packed_matmul(packed: PackedMatrix, x: ArrayLike) -> jax.Array:
 def _gathered(packed: PackedMatrix, x: jax.Array) -> jax.Array:
     """What each column of blocks needs of `x`: [batch, columns, n_kept * a]."""
     rows = packed.block[0]
-    # The row of zeros past the end is what fills columns up. It is also what keeps XLA from fusing
-    # what computes x into the gather, and an activation from being computed once for each column of
-    # blocks that reads it: that would cost 1.4 to 1.8 times a step of an LSTM.
-    x = jnp.concatenate([x, jnp.zeros((x.shape[0], -x.shape[1] % rows + rows), x.dtype)], axis=1)
+    # The row of zeros past the end is what fills columns up. That they have the signs of x keeps
+    # XLA from taking them for padding, and from fusing what computes x into the gather: an
+    # activation would be computed once for each column of blocks that reads it, which doubled the
+    # time of a step of an LSTM.
+    zeros = jnp.zeros_like(x, shape=(x.shape[0], -x.shape[1] % rows + rows))
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        zeros = jnp.copysign(zeros, x[:, :1])
+    x = jnp.concatenate([x, zeros], axis=1)
     parts = x.reshape(x.shape[0], -1, rows)
     at = packed.indices.astype(jnp.uint32)  # JAX looks for negative ones otherwise
     found = parts.at[:, at].get(mode="promise_in_bounds")

@@ -115,6 +115,21 @@ def test_jit_vmap_and_grad(batch, balanced):
     np.testing.assert_array_equal(unpack_matrix(gradient), dense)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes for CPUs")
+@pytest.mark.parametrize("batch", (1, 8, 32))
+def test_what_computes_x_is_not_computed_for_every_column(batch):
+    w, _ = matrix(0, (130, 512), (1, 16), 0.25, balanced=True)
+    packed = pack_matrix(w, block=(1, 16), batch=batch)
+
+    def layer(packed, x):
+        return packed_matmul(packed, jnp.tanh(x))
+
+    hlo = jax.jit(layer).lower(packed, jnp.ones((batch, 130))).compile().as_text()
+    computations = hlo.split("\n}\n")
+    assert any(" gather(" in text for text in computations)
+    assert not any(" gather(" in text and " tanh(" in text for text in computations)
+
+
 def test_it_is_a_pytree_of_two_arrays_and_traces_once():
     w, _ = matrix(2, (16, 16), (1, 4), 0.5, balanced=True)
     packed = pack_matrix(w, block=(1, 4))

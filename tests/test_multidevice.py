@@ -1,7 +1,7 @@
 """Eight devices and fewer: the masks, the shardings, the compiles and the traffic of a fire.
 
 All 72 combinations of a structure with a distribution on 2, 4 and 8 devices, Auto and Explicit,
-take about an hour on four cores, so that CI runs a cover of them. The whole:
+take about ten minutes on two cores, so that CI runs a cover of them. The whole:
 
     pytest -m slow -k combination_on_every_number tests/test_multidevice.py
 """

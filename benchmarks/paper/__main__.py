@@ -103,9 +103,7 @@ def seq2seq(
 
 
 @app.command("findings")
-def other_findings(
-    quick: Quick = False, resume: Resume = False, out: Out = None, jobs: Jobs = 0
-):
+def other_findings(quick: Quick = False, resume: Resume = False, out: Out = None, jobs: Jobs = 0):
     """When, how often and where to prune: variants of one language model at 90%."""
     needs()
     from benchmarks.paper import findings
