@@ -41,24 +41,24 @@ def table(head: str, rows: list[list[str]]) -> Lines:
 # Quality beside speed and size
 
 
-def language(study: str = "paper-quality-lstm") -> Lines | None:
+def language(study: str = "quality-lstm") -> Lines | None:
     """Structures of the language model: what they cost, and what they give."""
-    found, latency = read(study), read("inference")
+    found, latency, tasks = read(f"paper-{study}"), read("inference"), tradeoff.NETWORKS[study]
     if found is None:
         return None
     rows = []
     for row in _in_order(found):
         cells = [*_about(row), summary.shown(row), _kilobytes(found, row)]
-        for task in tradeoff.NETWORKS:
+        for task in tasks:
             cells.append(_speed(latency, task, row))
         rows.append(cells)
-    head = "sparsity | structure | nonzeros | bits per byte | file, kB | 2 x 650 | 2 x 1500"
-    return table(head, rows)
+    head = "sparsity | structure | nonzeros | bits per byte | file, kB | "
+    return table(head + " | ".join(task.removeprefix("LSTM ") for task in tasks), rows)
 
 
 def wide() -> Lines | None:
     """The same of a wider one."""
-    return language("paper-quality-wide")
+    return language("quality-wide")
 
 
 def images() -> Lines | None:

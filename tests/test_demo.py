@@ -159,6 +159,7 @@ def test_a_signal_is_a_request_to_stop(number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs kill")
 def test_a_real_signal_leaves_a_command_that_resumes(finished, tmp_path):
     folder = tmp_path / "out"

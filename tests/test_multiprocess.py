@@ -174,6 +174,7 @@ def test_masks_of_several_processes_are_those_of_one(count, tmp_path):
         assert_equal(masks_in(tmp_path, f"{count}-{rank}"), single)
 
 
+@pytest.mark.slow
 def test_processes_that_differ_are_all_told(tmp_path):
     launch(DISAGREE, 2, tmp_path)
     for rank in range(2):

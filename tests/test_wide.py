@@ -48,7 +48,7 @@ def run(options):
 
 @pytest.mark.parametrize(
     "case",
-    ["one pool", *(pytest.param(c, marks=pytest.mark.slow) for c in CASES if c != "one pool")],
+    ["leaves", *(pytest.param(c, marks=pytest.mark.slow) for c in CASES if c != "leaves")],
 )
 def test_masks_are_the_same_when_counted_in_64_bits(case, monkeypatch):
     narrow = run(CASES[case])
