@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.placement import split_axis
+from jaxprune.placement import on_one_device, split_axis
 
 try:
     from jax import enable_x64
@@ -107,24 +107,24 @@ def count_true(flags: Sequence[jax.Array], is_whole: bool = False) -> jax.Array:
     """
     if not flags[0].size:
         return jnp.zeros((len(flags),), jnp.int32)
-    whole, wide = is_whole or jax.device_count() == 1, flags[0].size >= WIDE
+    in_rows, wide = is_whole or on_one_device(flags), flags[0].size >= WIDE
     with counting(wide):
-        views = [as_rows(f) if whole else jnp.expand_dims(f, 0) for f in flags]
-        counts = count_each(views, jnp.int64 if wide else jnp.int32, is_whole)[0]
+        views = [as_rows(f) if in_rows else jnp.expand_dims(f, 0) for f in flags]
+        counts = count_each(views, jnp.int64 if wide else jnp.int32, in_rows)[0]
         return jnp.minimum(counts, np.iinfo(np.int32).max).astype(jnp.int32) if wide else counts
 
 
-def count_each(flags: Sequence[jax.Array], dtype: Any, is_whole: bool = False) -> jax.Array:
+def count_each(flags: Sequence[jax.Array], dtype: Any, in_rows: bool) -> jax.Array:
     """How often each of two or more flags is set in each member of a stack: [n_members, n_flags].
 
     A variadic reduce is what keeps it one fused read on CPU: a plain sum stores the compare first
     and costs ten times as much. Rows are reduced by themselves, which gives XLA something to spread
     over threads. Across devices a variadic reduce would gather what each of them counted, where a
     plain sum adds it up on the way: the rows are reduced as before, within every shard, and their
-    counts by plain sums. Not so where a stack `is_whole`, in the rows of one device.
+    counts by plain sums. Not so where the stack is `in_rows`, as it is on one device.
     """
     sums = tuple(flag.astype(dtype) for flag in flags)
-    if is_whole or jax.device_count() == 1:
+    if in_rows:
         for axis in (2, 1):
             sums = _reduced(sums, dtype, axis)
         return jnp.stack(sums, axis=1)

@@ -34,6 +34,11 @@ def explicit_mesh(arrays: Iterable[Any]) -> Any:
     return next((named.mesh for named in found if named is not None), None)
 
 
+def on_one_device(tree: Any) -> bool:
+    """Whether axes of the arrays may be merged freely: on one device, of which no mesh is made."""
+    return jax.device_count() == 1 and explicit_mesh(jax.tree.leaves(tree)) is None
+
+
 def summed_in_shards(
     add_up: Callable[..., jax.Array], arrays: Sequence[jax.Array], *others: jax.Array
 ) -> jax.Array:

@@ -97,8 +97,9 @@ def search(
     group: Group,
     n_keep: jax.Array,
     start: jax.Array | None,
-    ties: str = "index",
-    axis_name: Any = None,
+    ties: str,
+    one_device: bool,
+    axis_name: Any,
 ) -> Cuts:
     """Narrows all brackets together until each holds exactly the wanted count.
 
@@ -121,7 +122,7 @@ def search(
     all_kept = want == sizes
     cuts = Cuts(value=jnp.where(all_kept, zero, hi), cut=zero)
     bracket = _Bracket(zero, hi, sizes, zero, want, no, no, all_kept | (want == 0), cuts)
-    opening = _opening(bracket, keys, stacks, group, start, sizes)
+    opening = _opening(bracket, keys, stacks if one_device else [], group, start, sizes)
     if axis_name is not None:
         opening = lax.pmax(opening, axis_name)
 
@@ -149,7 +150,7 @@ def search(
                 digit = jnp.where(inside, digit, key_dtype(0))
             digits.append(digit)
             pools_of.append(pools)
-        total = _totals(digits, pools_of, cuts)
+        total = _totals(digits, pools_of, cuts, one_device)
         return total if axis_name is None else lax.psum(total, axis_name)
 
     if not stacks:  # empty leaves only: nothing to find
@@ -231,7 +232,7 @@ def _samples(
     """
     pools: list[int] = []
     samples = []
-    for members, x in stacks if jax.device_count() == 1 else ():
+    for members, x in stacks:
         size = group.sizes[members[0]]
         mine = [group.pool_of[i] for i in members]
         if size >= _SAMPLED and all(group.pool_sizes[pool] == size for pool in mine):
@@ -329,21 +330,23 @@ def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, places: jax.Array) 
     return jax.tree.map(lambda new, old: jnp.where(b.done, old, new), new, b)
 
 
-def _totals(digits: Sequence[jax.Array], pools: Sequence[np.ndarray], cuts: jax.Array) -> jax.Array:
+def _totals(
+    digits: Sequence[jax.Array], pools: Sequence[np.ndarray], cuts: jax.Array, one_device: bool
+) -> jax.Array:
     """How many entries of each pool are >= each of its cuts, [n_pools, n_cuts]."""
 
     def add_up(digits: Sequence[jax.Array], once: Any, cuts: jax.Array) -> jax.Array:
         total = jnp.zeros(cuts.shape, digits[0].dtype)
         for i, (digit, mine) in enumerate(zip(digits, pools, strict=True)):
-            counts = _count_reaching(digit, cuts[mine], once is not None)
+            digit = digit if once is None else as_rows(digit)
+            counts = _count_reaching(digit, cuts[mine], one_device or once is not None)
             total = total.at[mine].add(counts if once is None else once(i, counts))
         return total
 
     return summed_in_shards(add_up, digits, cuts)
 
 
-def _count_reaching(digit: jax.Array, cuts: jax.Array, in_shard: bool = False) -> jax.Array:
+def _count_reaching(digit: jax.Array, cuts: jax.Array, in_rows: bool) -> jax.Array:
     """How many entries of each member are >= each of its cuts, [n_members, n_cuts]."""
-    digit = as_rows(digit) if in_shard else digit
     flags = [digit >= per_member(cuts[:, j], digit.ndim) for j in range(_N_CUTS)]
-    return count_each(flags, digit.dtype, in_shard)
+    return count_each(flags, digit.dtype, in_rows)

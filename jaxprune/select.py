@@ -22,6 +22,7 @@ from jax import lax
 
 from jaxprune.count import WIDE, as_counts, counting, enable_x64, hashed, per_member, ranks, stacked
 from jaxprune.floats import key_value, order_key
+from jaxprune.placement import on_one_device
 from jaxprune.search import Cuts, Group, first_ranks, parts_of, search
 
 
@@ -164,7 +165,7 @@ def select(
     if not operands:
         return [], jnp.zeros((0,), jnp.float32)
     counts = _as_counts(n_keep)
-    one_device = jax.device_count() == 1
+    one_device = on_one_device((operands, among))
     return _select(
         list(operands), counts, among, start, score, pool_of, ties, one_device, axis_name
     )
@@ -189,7 +190,9 @@ def _select(
     check_places(group, ties)
     keys = _key_function(score, group)
     with counting(group.key_dtype == jnp.uint64):
-        return _decided(operands, n_keep, among, start, keys, group, specs, ties, axis_name)
+        return _decided(
+            operands, n_keep, among, start, keys, group, specs, ties, one_device, axis_name
+        )
 
 
 def _decided(
@@ -201,13 +204,14 @@ def _decided(
     group: Group,
     specs: list[Any],
     ties: str,
+    one_device: bool,
     axis_name: Any,
 ) -> tuple[list[jax.Array], jax.Array]:
     """`_select` of a group, where integers may be as wide as it needs them."""
-    one_device, pool_of = jax.device_count() == 1, group.pool_of
+    pool_of = group.pool_of
     allowed: Sequence[Any] = [None] * len(operands) if among is None else among
     stacks = stacked(list(zip(operands, allowed, strict=True)), specs, one_device)
-    cuts = search(keys, stacks, group, n_keep, start, ties, axis_name)
+    cuts = search(keys, stacks, group, n_keep, start, ties, one_device, axis_name)
     first = first_ranks(group, axis_name)
     kept: list[Any] = [jnp.zeros(spec.shape, bool) for spec in specs]  # what an empty leaf has
     for members, stack in stacks:

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "structure": ("floats", "placement"),
     "distribution": ("arguments", "paths"),
     "search": ("floats", "placement", "count"),
-    "select": ("floats", "count", "search"),
+    "select": ("floats", "placement", "count", "search"),
     "mask": ("floats", "paths", "placement", "count"),
     "coupled": (),
     "refusals": ("paths", "score", "structure", "distribution"),

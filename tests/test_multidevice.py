@@ -121,6 +121,19 @@ def test_a_cover_of_the_combinations_has_the_masks_of_one_device(structure, dist
     assert_same_masks(structure, distribution, [(2, EXPLICIT), (4, AUTO)])
 
 
+@pytest.mark.parametrize(
+    "structure, distribution",
+    [(s, "uniform") for s in STRUCTURES] + [("unstructured", d) for d in ("erk per slice", "global")],
+)
+def test_a_single_device_takes_params_of_an_explicit_mesh(structure, distribution, monkeypatch):
+    """As a user with one GPU has them: merging axes, which is free there, loses their shardings."""
+    single = masks_of(structure, distribution, 1, AUTO)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    masks = masks_of(structure, distribution, 1, EXPLICIT)
+    for name, mask in single.items():
+        np.testing.assert_array_equal(masks[name], mask, err_msg=name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "structure, distribution", list(itertools.product(STRUCTURES, DISTRIBUTIONS))
