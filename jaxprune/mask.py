@@ -18,7 +18,7 @@ from jax import lax
 from jaxprune.count import WIDE, count_true, counting
 from jaxprune.floats import is_nonzero
 from jaxprune.paths import path_str
-from jaxprune.placement import summed_in_shards
+from jaxprune.placement import summed_in_shards, typed_like
 
 
 def land(param: jax.Array, update: jax.Array, mask: jax.Array) -> jax.Array:
@@ -41,6 +41,7 @@ def wider_dtype(a: Any, b: Any) -> Any:
 
 def keep(x: jax.Array, mask: jax.Array) -> jax.Array:
     """`x` where the mask keeps it, +0.0 elsewhere."""
+    mask = typed_like(mask, x)
     narrow = x.dtype in (jnp.bfloat16, jnp.float16)
     return _keep_bits(x, mask) if narrow else jnp.where(mask.astype(bool), x, jnp.zeros_like(x))
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxprune.placement import explicit_sharding
+from jaxprune.placement import explicit_sharding, in_sharding, typed_like
 
 
 def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -60,8 +60,7 @@ def unpack(bits: jax.Array, like: Any) -> jax.Array:
         return jnp.ones(like.shape, bool)
     flags = jnp.unpackbits(_whole_bytes(bits, 1), axis=-1, bitorder="little").astype(bool)
     flags = lax.slice_in_dim(flags, 0, like.shape[-1], axis=-1)
-    named = explicit_sharding(like)
-    return flags if named is None else jax.sharding.reshard(flags, named)
+    return typed_like(flags, like)
 
 
 def full_packed(leaf: Any) -> jax.Array:
@@ -72,13 +71,23 @@ def full_packed(leaf: Any) -> jax.Array:
     return jnp.full_like(every_8th, 0xFF, dtype=jnp.uint8)
 
 
+def packed_like(bits: jax.Array, like: Any) -> jax.Array:
+    """A packed mask with the sharding of its array, as far as shards hold whole bytes."""
+    named = _sharding_of_bytes(like, 8) if bits.ndim else None
+    return bits if named is None else in_sharding(bits, named)
+
+
 def _whole_bytes(x: Any, per_byte: int = 8) -> Any:
     """On an Explicit mesh, `x` with a whole last axis where its shards do not hold whole bytes."""
+    named = _sharding_of_bytes(x, per_byte)
+    return x if named is None else in_sharding(x, named)
+
+
+def _sharding_of_bytes(x: Any, per_byte: int) -> NamedSharding | None:
     named = explicit_sharding(x)
     if named is None or len(named.spec) < x.ndim or named.spec[-1] is None:
-        return x
+        return named
     axes = named.spec[-1] if isinstance(named.spec[-1], tuple) else (named.spec[-1],)
     if x.shape[-1] % (per_byte * math.prod(named.mesh.shape[axis] for axis in axes)) == 0:
-        return x
-    whole = PartitionSpec(*named.spec[:-1], None)
-    return jax.sharding.reshard(x, NamedSharding(named.mesh, whole))
+        return named
+    return NamedSharding(named.mesh, PartitionSpec(*named.spec[:-1], None))

@@ -28,6 +28,16 @@ def sharding_in(mesh: Any, x: Any) -> NamedSharding:
     return named
 
 
+def typed_like(x: jax.Array, like: Any) -> jax.Array:
+    """`x` with the sharding that is part of the type of `like`, if any."""
+    return x if (named := explicit_sharding(like)) is None else in_sharding(x, named)
+
+
+def in_sharding(x: jax.Array, named: NamedSharding) -> jax.Array:
+    """`x` with this sharding as part of its type."""
+    return x if explicit_sharding(x) == named else jax.sharding.reshard(x, named)
+
+
 def explicit_mesh(arrays: Iterable[Any]) -> Any:
     """The mesh with Explicit axes that some of the arrays lie on, or None."""
     found = [explicit_sharding(x) for x in arrays]

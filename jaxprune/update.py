@@ -24,9 +24,9 @@ from jaxprune.count import as_counts, take
 from jaxprune.distribution import round_half_up
 from jaxprune.fire import Operand, swap, tighten
 from jaxprune.mask import count_violations, full_mask, keep, land
-from jaxprune.packed import full_packed, pack, unpack
+from jaxprune.packed import full_packed, pack, packed_like, unpack
 from jaxprune.paths import leaves_with_paths, listed, paths_of, spec_of
-from jaxprune.placement import everywhere, placed_like
+from jaxprune.placement import everywhere, placed_like, typed_like
 from jaxprune.refusals import check_shuffled
 from jaxprune.schedule import SparsitySchedule
 from jaxprune.score import Accumulated, is_elementwise, itself, random_score, reads_grads
@@ -74,6 +74,7 @@ def transformation(
     inner_tx = None if inner is None else _as_extra_args(inner)
     recipe, packed = spec.recipe, spec.packed
     in_full = unpack if packed else lambda mask, _: mask
+    as_param = packed_like if packed else typed_like
 
     def init(params: optax.Params) -> Any:
         paths, leaves, treedef = leaves_with_paths(params)
@@ -141,7 +142,7 @@ def transformation(
             tuple(map(spec_of, p_leaves)),
             here if summed is None else summed,
             here,
-            [jnp.asarray(masks[i]) for i in chosen],
+            [as_param(jnp.asarray(masks[i]), p) for i, p in zip(chosen, here, strict=True)],
             grads,
             key,
             (state.prune_step, state.thresholds, state.violations, state.inner_state),
@@ -236,11 +237,12 @@ def _fire(
                 axis_name=spec.axis_name,
             )
             if packed:
-                new = [pack(m) for m in new]
+                new = [packed_like(pack(m), p) for m, p in zip(new, here, strict=True)]
         new = [m.astype(s.dtype) for m, s in zip(new, stored, strict=True)]
         thresholds = thresholds.at[chosen].set(found.astype(thresholds.dtype))
         if spec.lands:
             count = count_violations(here, old).astype(violations.dtype)
+            count = jnp.where(prune_step > 0, count, 0)  # no update has landed them yet
             if spec.axis_name is not None:
                 count = lax.psum(count, spec.axis_name)
             violations = jnp.maximum(violations, count)

@@ -614,6 +614,7 @@ def test_static_sparse_never_moves_and_erk_is_exact():
         updates, state = jax.jit(tx.update)(grads_at(params, t), state, params)
         params = optax.apply_updates(params, updates)
     chex.assert_trees_all_equal(state.masks, first.masks)
+    jaxprune.check(params, state)  # the dense params of the first step moved no dropped weight
     total = sum(math.prod(s) for s in SHAPES.values())
     n_zero = sum(int(np.sum(np.asarray(params[n]) == 0)) for n in SHAPES)
     assert n_zero == round_half_up(Fraction(8, 10) * total)

@@ -6,6 +6,7 @@ take about ten minutes on two cores, so that CI runs a cover of them. The whole:
     pytest -m slow -k combination_on_every_number tests/test_multidevice.py
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -49,6 +50,8 @@ SPECS = {
     "stack": P(None, "data", "model"),
     "bias": P("model"),
 }
+ROWS = {"conv": P(), "fc": P("data", "model"), "odd": P("data"), "stack": P(None, "data", "model")}
+ROWS |= {"bias": P("model")}
 MESHES = {1: (1, 1), 2: (2, 1), 4: (2, 2), 8: (4, 2)}
 
 
@@ -123,7 +126,8 @@ def test_a_cover_of_the_combinations_has_the_masks_of_one_device(structure, dist
 
 @pytest.mark.parametrize(
     "structure, distribution",
-    [(s, "uniform") for s in STRUCTURES] + [("unstructured", d) for d in ("erk per slice", "global")],
+    [(s, "uniform") for s in STRUCTURES]
+    + [("unstructured", d) for d in ("erk per slice", "global")],
 )
 def test_a_single_device_takes_params_of_an_explicit_mesh(structure, distribution, monkeypatch):
     """As a user with one GPU has them: merging axes, which is free there, loses their shardings."""
@@ -132,6 +136,38 @@ def test_a_single_device_takes_params_of_an_explicit_mesh(structure, distributio
     masks = masks_of(structure, distribution, 1, EXPLICIT)
     for name, mask in single.items():
         np.testing.assert_array_equal(masks[name], mask, err_msg=name)
+
+
+KINDS = {
+    "packed": lambda inner: jaxprune.prune(HALF, inner=inner, packed=True),
+    "rigl": lambda inner: jaxprune.rigl(0.5, 4, every=1, inner=inner),
+    "static": lambda inner: jaxprune.static_sparse(0.5, inner=inner),
+    "movement": lambda inner: jaxprune.prune(HALF, inner=inner, score=jaxprune.movement),
+    "random": lambda inner: jaxprune.prune(HALF, inner=inner, score=jaxprune.random_score),
+}
+HALF = jaxprune.cubic_schedule(0.5, 0, 2, 1)
+
+
+@pytest.mark.parametrize("n", (1, 8))
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_of_every_kind_live_on_explicit_meshes_with_an_axis_of_one(kind, n, monkeypatch):
+    """There `jit(init)` without a mesh set may lose the type of the masks, and packing does."""
+    if n == 1:
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
+    mesh = Mesh(np.array(jax.devices()[:n])[:, None], ("data", "model"), axis_types=(EXPLICIT,) * 2)
+    params = place(make_params() | {"odd": np.ones((8, 7), np.float32)}, mesh, ROWS)
+    tx = KINDS[kind](optax.sgd(0.1))
+    with jax.set_mesh(mesh) if kind == "packed" else contextlib.nullcontext():
+        state = jax.jit(tx.init)(params)
+        for _ in range(3):
+            updates, state = jax.jit(tx.update)(params, state, params)
+            params = optax.apply_updates(params, updates)
+        jaxprune.check(params, state)
+        again = jaxprune.apply_masks(params, state)
+    for name, p in params.items():
+        np.testing.assert_array_equal(again[name], p, err_msg=name)
+    kept = jaxprune.get_masks(state, params)["fc"]
+    assert 0 < int(kept.sum()) < kept.size
 
 
 @pytest.mark.slow
