@@ -15,6 +15,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 # Measured on CPUs: with one row the outputs last are twice as fast where the values come from
@@ -164,14 +165,15 @@ def packed_matmul(packed: PackedMatrix, x: ArrayLike) -> jax.Array:
 def _gathered(packed: PackedMatrix, x: jax.Array) -> jax.Array:
     """What each column of blocks needs of `x`: [batch, columns, n_kept * a]."""
     rows = packed.block[0]
-    # The row of zeros past the end is what fills columns up. That they have the signs of x keeps
-    # XLA from taking them for padding, and from fusing what computes x into the gather: an
-    # activation would be computed once for each column of blocks that reads it, which doubled the
-    # time of a step of an LSTM.
+    # The row of zeros past the end is what fills columns up. XLA must not fuse what computes x into
+    # the gather: an activation would be computed once for each column of blocks that reads it,
+    # which doubled the time of a step of an LSTM. The newest XLA keeps to the barrier; that of JAX
+    # 0.10 drops it on CPUs, but does not fuse a concatenation, unless it takes it for padding:
+    # hence zeros that have the sign of x.
     zeros = jnp.zeros_like(x, shape=(x.shape[0], -x.shape[1] % rows + rows))
     if jnp.issubdtype(x.dtype, jnp.floating):
         zeros = jnp.copysign(zeros, x[:, :1])
-    x = jnp.concatenate([x, zeros], axis=1)
+    x = lax.optimization_barrier(jnp.concatenate([x, zeros], axis=1))
     parts = x.reshape(x.shape[0], -1, rows)
     at = packed.indices.astype(jnp.uint32)  # JAX looks for negative ones otherwise
     found = parts.at[:, at].get(mode="promise_in_bounds")
