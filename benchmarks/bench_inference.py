@@ -32,7 +32,7 @@ import numpy as np
 from rich.table import Table
 
 import jaxprune
-from benchmarks.common import Call, Case, Check, Row, interleaved
+from benchmarks.common import Call, Case, Check, Row, interleaved, n_cores
 from benchmarks.networks import (
     Network,
     Product,
@@ -182,12 +182,6 @@ def _turned(weights: Weights) -> dict[str, np.ndarray]:
 
 def _times(w: Any, x: Any) -> Any:
     return x @ w
-
-
-def n_cores() -> int:
-    """That this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 _OF_JAX: dict[str, Make] = dict(zip(DENSE[:2], (dense, dense_turned), strict=True))

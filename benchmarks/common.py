@@ -125,6 +125,12 @@ def compiled(function: Any, *args: Any) -> Compiled:
     return Compiled(executable, middle - start, end - middle, time.process_time() - cpu)
 
 
+def n_cores() -> int:
+    """How many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def cores(count: int) -> Iterator[int]:
     """Keeps every thread of this process on `count` cores; yields how many it got."""

@@ -125,5 +125,4 @@ def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
     if not isinstance(like, jax.core.Tracer):
         # What `device_put` commits compiles the second update anew.
         return x if x.sharding == like.sharding else jax.device_put(x, like.sharding)
-    named = explicit_sharding(like)
-    return x if named is None else jax.sharding.reshard(x, named)
+    return typed_like(x, like)

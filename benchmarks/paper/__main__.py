@@ -223,9 +223,10 @@ def _run(
     """Runs, shows and draws; `how` has the networks, the table and the pictures, if not usual."""
     import jax
 
+    from benchmarks.common import n_cores
     from benchmarks.paper import store, summary
 
-    jobs = jobs or (store.cores() if jax.default_backend() == "cpu" else 1)
+    jobs = jobs or (n_cores() if jax.default_backend() == "cpu" else 1)
     folder = out or (Path(tempfile.mkdtemp()) if quick else _RESULTS)
     look = summary if how is None else how
     for study in studies:

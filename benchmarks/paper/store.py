@@ -9,7 +9,6 @@ core busy, so that several are trained at a time, each in a thread; what they fi
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import threading
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 from flax import serialization
 from tqdm import tqdm
 
-from benchmarks.common import environment, write_json
+from benchmarks.common import environment, n_cores, write_json
 from benchmarks.paper import summary
 from benchmarks.paper.study import (
     Network,
@@ -45,13 +44,6 @@ _SECONDS_BETWEEN_CHECKPOINTS = 20.0
 def results_file(study: Study, out: Path) -> Path:
     """Where the results of a study are."""
     return out / f"paper-{study.name}-{jax.default_backend()}.json"
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    with contextlib.suppress(AttributeError):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run(
@@ -83,7 +75,7 @@ def run(
     if not resume:
         for old in path.parent.glob(_checkpoint_of(path, "*").name):
             old.unlink()
-    sitting = {"cores": cores(), "jobs": jobs, "runs": 0, "seconds": 0.0}
+    sitting = {"cores": n_cores(), "jobs": jobs, "runs": 0, "seconds": 0.0}
     place = {row.name: i for i, row in enumerate(rows)}
     done = {(r["network"], r["seed"]) for r in results["runs"]}
     chosen = [network for network in rows if re.search(only, network.name)]
