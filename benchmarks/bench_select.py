@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,10 +25,10 @@ from rich.table import Table
 
 import jaxprune
 from benchmarks.common import (
+    SLOW_SECONDS,
     Case,
     Check,
     Row,
-    Timing,
     compiled,
     cores,
     free_bytes,
@@ -251,7 +250,13 @@ def why_no_torch() -> str:
 
 
 def compare(
-    case: str, kind: str, n: int, keep: float, *, leave_out: Sequence[str] = (), slow: float = 15.0
+    case: str,
+    kind: str,
+    n: int,
+    keep: float,
+    *,
+    leave_out: Sequence[str] = (),
+    slow: float = SLOW_SECONDS,
 ) -> list[Row]:
     """Checks and times the methods on one input; one row each."""
     w = weights(kind, n)
@@ -260,16 +265,13 @@ def compare(
     calls = methods(w, n_keep, only_ours=only_ours)
     calls = {name: call for name, call in calls.items() if name not in leave_out}
     right = oracle(w, n_keep)
-    answers, first = {}, {}
+    answers = {}
     for name, call in calls.items():
-        start = time.perf_counter()
         out = jax.block_until_ready(call())
-        first[name] = time.perf_counter() - start
         answers[name] = None if name == READ else judge(np.asarray(out), w, right)
         _must_be_right(name, kind, answers[name])
         del out
-    times = interleaved({m: c for m, c in calls.items() if first[m] <= slow})
-    times |= {name: Timing.of([s]) for name, s in first.items() if s > slow}
+    times = interleaved(calls, slow=slow)
     common = {"case": case, "kind": kind, "dtype": w.dtype.name, "shape": list(w.shape), "n": n}
     return [
         {**common, "keep": keep, "method": m, "answer": answers[m], **times[m]._asdict()}

@@ -23,8 +23,8 @@ import jax
 _ROUNDS = 7
 # A short call is repeated within its turn: a median of seven says little when a call takes 50 us.
 _TURN_SECONDS = 0.02
-# A first call that took this long is its own measurement.
-_SLOW_SECONDS = 15.0
+# A first call that took longer is its own measurement.
+SLOW_SECONDS = 15.0
 
 Row = dict[str, Any]
 
@@ -83,25 +83,28 @@ def seconds_of(call: Call) -> float:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], Any] | Call], *, rounds: int = _ROUNDS
+    calls: Mapping[str, Callable[[], Any] | Call],
+    *,
+    rounds: int = _ROUNDS,
+    slow: float = SLOW_SECONDS,
 ) -> dict[str, Timing]:
     """Times of each call, taken in turns after one call of each to warm up.
 
     Args:
       calls: what to time, by name.
-      rounds: turns of every call. A short one is repeated within its turn; where the first call
-        takes over 15 seconds it is the only one.
+      rounds: turns of every call. A short one is repeated within its turn.
+      slow: seconds; where the first call takes longer, it is the only one.
 
     Returns:
       One `Timing` per name.
     """
     ready = {n: c if isinstance(c, Call) else Call(c) for n, c in calls.items()}
     first = {name: seconds_of(call) for name, call in ready.items()}
-    seconds = {name: [s] if s > _SLOW_SECONDS else [] for name, s in first.items()}
+    seconds = {name: [s] if s > slow else [] for name, s in first.items()}
     turns = {n: min(max(int(_TURN_SECONDS / s), 1), ready[n].most) for n, s in first.items()}
     for _ in range(rounds):
         for name, call in ready.items():
-            if first[name] <= _SLOW_SECONDS:
+            if first[name] <= slow:
                 seconds[name] += [seconds_of(call) for _ in range(turns[name])]
     return {name: Timing.of(s) for name, s in seconds.items()}
 
