@@ -1,8 +1,7 @@
 """Counting over stacks of leaves: one fused read for many counts, laid out for one device or many.
 
-A stack is one or more leaves of equal shape under a new first axis, its members. On one device
-the others are merged into rows, which is free there. With several devices an axis may be sharded:
-leaves stay by themselves and keep their axes, and only scalars travel.
+On one device the axes of a leaf are merged into rows, which is free there. With several devices an
+axis may be sharded: leaves keep their axes, and only scalars travel.
 
 Counts are 32 bits wide where that is enough, and else 64, whatever `jax_enable_x64` says.
 """
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.placement import on_one_device, split_axis
+from jaxprune.placement import n_devices, on_one_device, on_tpu, split_axis
 
 try:
     from jax import enable_x64
@@ -31,13 +30,10 @@ WIDE = 2**31 - 1
 # Elements of one reduced row on a single device: long enough to vectorise, short enough that XLA
 # CPU has rows left to spread over its threads.
 _ROW = 1024
-# Leaves of at most this many entries are copied together with others of their shape.
-_STACKED = 2**20
-
+# The most that 32 bits hold.
+_MOST = 2**32 - 1
 # Where no axis divides by the devices, leaves of at most this many entries are summed plainly.
 _SMALL = 2**16
-
-Stacks = list[tuple[tuple[int, ...], Any]]
 
 
 def counting(is_wide: bool) -> Any:
@@ -71,77 +67,90 @@ def total(x: jax.Array) -> jax.Array:
         return jnp.sum(x, dtype=jnp.int64 if wide else jnp.int32)
 
 
-def stacked(operands: Sequence[Any], specs: Sequence[Any], one_device: bool) -> Stacks:
-    """Operands of equal shapes as one, with a new first axis, each beside the leaves it holds.
-
-    Compile time then grows with the number of different shapes instead of that of leaves. The copy
-    that it takes is freed with the selection. Across devices every operand stays by itself.
-    """
-    alike: dict[Any, list[int]] = {}
-    for i, (x, spec) in enumerate(zip(operands, specs, strict=True)):
-        leaves, treedef = jax.tree.flatten(x)
-        kind = (treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-        size = math.prod(spec.shape)
-        if size:
-            alike.setdefault(kind if one_device and size <= _STACKED else i, []).append(i)
-
-    def stack(*xs: jax.Array) -> jax.Array:
-        rows = [as_rows(x) if one_device else jnp.expand_dims(x, 0) for x in xs]
-        return jnp.concatenate(rows) if len(rows) > 1 else rows[0]
-
-    return [
-        (tuple(members), jax.tree.map(stack, *(operands[i] for i in members)))
-        for members in alike.values()
-    ]
-
-
 def per_member(x: jax.Array, ndim: int) -> jax.Array:
     """[n_members] against the entries of a stack of `ndim` axes."""
     return jnp.expand_dims(x, tuple(range(1, ndim)))
 
 
-def count_true(flags: Sequence[jax.Array], is_whole: bool = False) -> jax.Array:
+def count_true(flags: Sequence[jax.Array], is_local: bool = False) -> jax.Array:
     """How often each of two or more bool arrays of one shape is set: int32[n_flags], saturating.
 
-    With `is_whole` the arrays are what one shard has, and are counted as on one device.
+    With `is_local` the arrays are what one shard has.
     """
     if not flags[0].size:
         return jnp.zeros((len(flags),), jnp.int32)
-    in_rows, wide = is_whole or on_one_device(flags), flags[0].size >= WIDE
+    is_local, wide = is_local or on_one_device(flags), flags[0].size >= WIDE
     with counting(wide):
-        views = [as_rows(f) if in_rows else jnp.expand_dims(f, 0) for f in flags]
-        counts = count_each(views, jnp.int64 if wide else jnp.int32, in_rows)[0]
+        members = [jnp.expand_dims(flag, 0) for flag in flags]
+        counts = count_each(members, jnp.int64 if wide else jnp.int32, is_local)[0]
         return jnp.minimum(counts, np.iinfo(np.int32).max).astype(jnp.int32) if wide else counts
 
 
-def count_each(flags: Sequence[jax.Array], dtype: Any, in_rows: bool) -> jax.Array:
+def count_each(flags: Sequence[jax.Array], dtype: Any, is_local: bool) -> jax.Array:
     """How often each of two or more flags is set in each member of a stack: [n_members, n_flags].
 
     A variadic reduce is what keeps it one fused read on CPU: a plain sum stores the compare first
     and costs ten times as much. Rows are reduced by themselves, which gives XLA something to spread
     over threads. Across devices a variadic reduce would gather what each of them counted, where a
     plain sum adds it up on the way: the rows are reduced as before, within every shard, and their
-    counts by plain sums. Not so where the stack is `in_rows`, as it is on one device.
+    counts by plain sums. Not so where the stack `is_local`, all on one device.
     """
-    sums = tuple(flag.astype(dtype) for flag in flags)
-    if in_rows:
-        for axis in (2, 1):
-            sums = _reduced(sums, dtype, axis)
-        return jnp.stack(sums, axis=1)
-    shape, n_devices = flags[0].shape[1:], jax.device_count()
-    axis, length = _row_in_shards(shape, n_devices)
+    if on_tpu(flags):
+        return _count_plainly(flags, dtype)
+    if not is_local:
+        return _count_in_shards(flags, dtype)
+    return count_rows([as_rows(flag) for flag in flags], dtype)
+
+
+def count_rows(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """`count_each` of members that are in rows, [n_members, rows, row]."""
+    sums = _reduced([flag.astype(jnp.uint32) for flag in flags], 2)
+    return jnp.stack(_reduced([x.astype(dtype) for x in sums], 1), axis=1)
+
+
+def _count_in_shards(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """`count_each` across devices, rows first."""
+    sums = [flag.astype(dtype) for flag in flags]
+    shape, n = flags[0].shape[1:], n_devices(flags)
+    axis, length = _row_in_shards(shape, n)
     if length > 1:
-        sums = tuple(split_axis(x, axis + 1, length) for x in sums)
-        sums = _reduced(sums, dtype, axis + 2)
-    elif math.prod(shape) > _SMALL and all(n % n_devices for n in shape):
-        sums = _reduced(sums, dtype, *range(1, sums[0].ndim))  # most likely a copy on each device
-    zero, axes = np.zeros((), np.dtype(dtype)), tuple(range(1, sums[0].ndim))
-    return jnp.stack([lax.reduce(x, zero, lax.add, axes) for x in sums], axis=1)
+        sums = _reduced([split_axis(x, axis + 1, length) for x in sums], axis + 2)
+    elif math.prod(shape) > _SMALL and all(k % n for k in shape):
+        sums = _reduced(sums, *range(1, sums[0].ndim))  # most likely a copy on each device
+    return jnp.stack([_summed(x) for x in sums], axis=1)
 
 
-def _reduced(sums: Sequence[jax.Array], dtype: Any, *axes: int) -> Any:
-    zeros = (np.zeros((), np.dtype(dtype)),) * len(sums)
-    return lax.reduce(sums, zeros, lambda a, b: tuple(map(operator.add, a, b)), axes)
+def _count_plainly(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """`count_each` by plain sums of 32 bits: the TPU compiler makes one read of all of them.
+
+    It stores all flags for a variadic reduce of flags in another shape, and of a 64-bit sum over
+    devices it makes a gather of as many numbers as there are devices.
+    """
+    shape = flags[0].shape
+    slice_size = math.prod(shape[2:])
+    if slice_size > _MOST:
+        return jnp.stack([_summed(flag.astype(dtype)) for flag in flags], axis=1)
+    n_slices = _MOST // max(slice_size, 1)  # so many can't overflow
+    total = jnp.zeros((shape[0], len(flags)), dtype)
+    for first in range(0, shape[1] if len(shape) > 1 else 1, n_slices):
+        some = flags
+        if len(shape) > 1 and shape[1] > n_slices:
+            index = lax.broadcasted_iota(jnp.uint32, shape, 1)
+            mine = (index >= jnp.uint32(first)) & (index < jnp.uint32(first + n_slices))
+            some = [flag & mine for flag in flags]
+        counts = [_summed(flag.astype(jnp.uint32)) for flag in some]
+        total += jnp.stack(counts, axis=1).astype(dtype)
+    return total
+
+
+def _summed(x: jax.Array) -> jax.Array:
+    """[n_members, ...] as [n_members]."""
+    return lax.reduce(x, np.zeros((), np.dtype(x.dtype)), lax.add, tuple(range(1, x.ndim)))
+
+
+def _reduced(sums: Sequence[jax.Array], *axes: int) -> Any:
+    zeros = tuple(np.zeros((), np.dtype(x.dtype)) for x in sums)
+    return lax.reduce(tuple(sums), zeros, lambda a, b: tuple(map(operator.add, a, b)), axes)
 
 
 @functools.cache
@@ -162,41 +171,24 @@ def as_rows(x: jax.Array) -> jax.Array:
 
     With several devices an axis may be sharded, and a reshape would gather it.
     """
-    row = _row_length(x.size)
-    flat = x.reshape(-1)
-    if x.size % row:
-        flat = lax.pad(flat, np.zeros((), np.dtype(x.dtype)), [(0, -x.size % row, 0)])
+    row = _row_length(x.shape)
+    if x.size % row == 0:
+        return x.reshape(1, -1, row)
+    flat = lax.pad(x.reshape(-1), np.zeros((), np.dtype(x.dtype)), [(0, -x.size % row, 0)])
     return flat.reshape(1, -1, row)
 
 
 @functools.cache
-def _row_length(size: int) -> int:
-    """The longest divisor of `size` up to `_ROW`; `_ROW` itself, by padding, when that is short."""
+def _row_length(shape: tuple[int, ...]) -> int:
+    """The last axis, if it will do: where memory is in tiles, another row is another layout.
+
+    Else the longest divisor of the size up to `_ROW`; `_ROW` itself, by padding, when that is
+    short.
+    """
+    size = math.prod(shape)
     if size <= _ROW:
         return size
+    if len(shape) > 1 and _ROW // 8 <= shape[-1] <= min(16 * _ROW, size // 16):
+        return shape[-1]
     longest = next(n for n in range(_ROW, 0, -1) if size % n == 0)
     return longest if longest >= _ROW // 16 else _ROW
-
-
-def hashed(rank: jax.Array) -> jax.Array:
-    """A rank's place in a fixed shuffle of all 32-bit numbers but 0, which stays 0.
-
-    Multiplications by odd numbers and shifted xors can be undone, so that different ranks stay
-    different. No rank below 2**31 becomes the largest number.
-    """
-    h = rank.astype(jnp.uint32)
-    for shift, factor in ((16, 0x9E3779B1), (15, 0x85EBCA77)):
-        h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
-    return (h ^ (h >> jnp.uint32(16))).astype(rank.dtype)
-
-
-def ranks(shape: tuple[int, ...], top: jax.Array) -> jax.Array:
-    """`top` for each member's first entry in row-major order, falling by one; [n_members, ...]."""
-    rank = jnp.broadcast_to(per_member(top, len(shape)), shape)
-    stride = 1
-    for axis in range(len(shape) - 1, 0, -1):
-        if shape[axis] > 1:
-            index = lax.broadcasted_iota(top.dtype, shape, axis)
-            rank = rank - index * jnp.asarray(stride, top.dtype)
-        stride *= shape[axis]
-    return rank

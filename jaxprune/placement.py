@@ -44,13 +44,52 @@ def explicit_mesh(arrays: Iterable[Any]) -> Any:
     return next((named.mesh for named in found if named is not None), None)
 
 
+def n_devices(arrays: Iterable[Any]) -> int:
+    """How many devices the arrays may be spread over: those of their mesh, else all there are.
+
+    A type names the mesh on Auto axes too. A program may be compiled for devices that are not here.
+    """
+    meshes = [jax.typeof(x).sharding.mesh for x in arrays]
+    return max((mesh.size for mesh in meshes if not mesh.empty), default=jax.device_count())
+
+
 def on_one_device(tree: Any) -> bool:
-    """Whether axes of the arrays may be merged freely: on one device, of which no mesh is made."""
-    return jax.device_count() == 1 and explicit_mesh(jax.tree.leaves(tree)) is None
+    """Whether axes of the arrays may be merged freely: on one device, with no Explicit axes."""
+    arrays = jax.tree.leaves(tree)
+    return n_devices(arrays) == 1 and explicit_mesh(arrays) is None
+
+
+def on_tpu(arrays: Iterable[Any]) -> bool:
+    """Whether the arrays lie on TPUs: by their mesh, else by the default backend."""
+    kinds = [
+        getattr(jax.typeof(x).sharding.mesh.abstract_device, "device_kind", "") for x in arrays
+    ]
+    kind = next(filter(None, kinds), "")
+    return kind.startswith("TPU") if kind else jax.default_backend() == "tpu"
+
+
+def in_lanes(
+    add: Callable[[jax.Array], jax.Array], counts: jax.Array, most: int, n: int, dtype: Any
+) -> jax.Array:
+    """The sum of `n` counts, none above `most`, by an `add` that may cross devices.
+
+    A sum past 32 bits is several of 32 bits, each of a few bits of every count: of a 64-bit sum
+    over devices the TPU compiler makes a gather of as many numbers as there are devices.
+    """
+    if most * n < 2**32:
+        return add(counts.astype(jnp.uint32)).astype(dtype)
+    n_bits = ((2**32 - 1) // n + 1).bit_length() - 1  # n * (2**n_bits - 1) < 2**32
+    if not n_bits:
+        return add(counts.astype(dtype))
+    total: Any = 0
+    for low in range(0, most.bit_length(), n_bits):
+        lane = (counts >> low) & (2**n_bits - 1)
+        total += add(lane.astype(jnp.uint32)).astype(dtype) << low
+    return total
 
 
 def summed_in_shards(
-    add_up: Callable[..., jax.Array], arrays: Sequence[jax.Array], *others: jax.Array
+    add_up: Callable[..., jax.Array], arrays: Sequence[jax.Array], *others: Sequence[jax.Array]
 ) -> jax.Array:
     """What `add_up` counts in all of the arrays, so that as little as can be crosses devices.
 
@@ -61,7 +100,7 @@ def summed_in_shards(
       add_up: `(arrays, once, *others) -> counts`. In a shard `once(i, x)` is `x` where the shard
         is the first to hold its part of array `i`, and else 0; outside it is None.
       arrays: what is counted in.
-      others: what else it takes, the same on every device.
+      others: what else it takes: for each array one whose first axis is that of the array.
     """
     found = [explicit_sharding(x) for x in arrays]
     mesh = found[0].mesh if found and found[0] is not None else None
@@ -78,12 +117,15 @@ def summed_in_shards(
             is_first &= lax.axis_index(axis) == 0
         return jnp.where(is_first, x, jnp.zeros_like(x))
 
-    def here(arrays: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
-        return lax.psum(add_up(arrays, once, *others), every)
+    def here(arrays: Sequence[jax.Array], others: Sequence[Sequence[jax.Array]]) -> jax.Array:
+        counts, most = add_up(arrays, once, *others), sum(x.size for x in arrays)
+        return in_lanes(lambda x: lax.psum(x, every), counts, most, mesh.size, counts.dtype)
 
-    in_specs = ([named.spec for named in found], [PartitionSpec()] * len(others))
+    along = [NamedSharding(mesh, PartitionSpec(*named.spec[:1])) for named in found]
+    rest = [list(map(in_sharding, other, along)) for other in others]
+    in_specs = jax.tree.map(lambda x: explicit_sharding(x).spec, (list(arrays), rest))
     shards = jax.shard_map(here, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec())
-    return shards(list(arrays), list(others))
+    return shards(list(arrays), rest)
 
 
 def _axes_in(spec: PartitionSpec) -> set[str]:

@@ -14,10 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune import count as count_lib
-from jaxprune.count import Stacks, as_rows, count_each, hashed, per_member, ranks
-from jaxprune.floats import bits_of, keyed_dtype, order_key
-from jaxprune.placement import summed_in_shards
+from jaxprune.count import count_each, count_rows, per_member
+from jaxprune.floats import bits_of, order_key
+from jaxprune.placement import in_lanes, summed_in_shards
+from jaxprune.stack import (
+    Group,
+    Stack,
+    bases,
+    first_ranks,
+    parts_of,
+    place_cuts,
+    ranks,
+    tied_places,
+)
 
 # Thresholds counted in one read. XLA CPU fuses up to 15 reduction operands; 7 cost about one memory
 # read.
@@ -29,40 +38,6 @@ _SAMPLED, _SAMPLE = 2**17, 2**13
 # Where the cuts of a warm start lie around the last threshold, as key distances of a float32: about
 # 12%, 1.6% and 0.2% of the threshold on either side.
 _WARM = np.array([-(2**20), -(2**17), -(2**14), 0, 2**14, 2**17, 2**20], np.int64)
-
-
-class Group(NamedTuple):
-    """What is known of the arrays while tracing: everything here is a Python value."""
-
-    pool_of: tuple[int, ...]
-    sizes: tuple[int, ...]  # entries of each leaf
-    pool_sizes: tuple[int, ...]
-    top: tuple[int, ...]  # rank of each leaf's first entry; ranks fall by one per entry, down to 1
-    common: np.dtype | None  # dtype that scores are widened to, where a pool mixes several
-    floats: tuple[np.dtype, ...]  # dtype of each pool's keyed scores
-    key_dtype: Any
-
-    @staticmethod
-    def of(
-        specs: Sequence[jax.ShapeDtypeStruct], pool_of: tuple[int, ...], n_parts: int = 1
-    ) -> "Group":
-        """The group of leaves with these shapes and dtypes of scores, in so many equal parts."""
-        sizes = [math.prod(s.shape) for s in specs]
-        left = [0] * (max(pool_of) + 1)
-        for n, p in zip(sizes, pool_of, strict=True):
-            left[p] += n
-        pool_sizes = tuple(left)
-        top = []
-        for n, p in zip(sizes, pool_of, strict=True):
-            top.append(left[p])
-            left[p] -= n
-        dtypes = [keyed_dtype(s.dtype) for s in specs]
-        mixed = len(set(pool_of)) < len(pool_of) and len(set(dtypes)) > 1
-        common = max([*dtypes, np.dtype(np.float32)], key=lambda d: d.itemsize) if mixed else None
-        floats = tuple(common or dtypes[pool_of.index(q)] for q in range(len(pool_sizes)))
-        wide = any(d.itemsize == 8 for d in floats) or max(pool_sizes) * n_parts >= count_lib.WIDE
-        key_dtype = jnp.uint64 if wide else jnp.uint32
-        return Group(pool_of, tuple(sizes), pool_sizes, tuple(top), common, floats, key_dtype)
 
 
 class Cuts(NamedTuple):
@@ -93,7 +68,7 @@ class _Bracket(NamedTuple):
 
 def search(
     keys: Callable[[Any, Any], jax.Array],
-    stacks: Stacks,
+    stacks: Sequence[Stack],
     group: Group,
     n_keep: jax.Array,
     start: jax.Array | None,
@@ -129,29 +104,30 @@ def search(
     def count(cuts: jax.Array, bracket: _Bracket) -> jax.Array:
         # The barrier ties the read to the loop's own values. Without it XLA computes keys and ranks
         # once outside the loop and keeps them: several times the memory, and slower.
-        inside = ([x for _, x in stacks], cuts, bracket.cuts.value, bracket.on_rank, first_rank)
-        xs, cuts, value, on_rank, first = lax.optimization_barrier(inside)
-        digits, pools_of = [], []
-        for (members, _), x in zip(stacks, xs, strict=True):
-            pools = np.array([group.pool_of[i] for i in members])
-            behind = [group.pool_sizes[group.pool_of[i]] - group.top[i] for i in members]
-            top = first[pools] - jnp.asarray(np.array(behind), key_dtype)
+        sizes = [jnp.full(s.pools.shape, s.size, group.entry_dtype) for s in stacks]
+        mine = cuts, bracket.cuts.value, bracket.on_rank, first_rank
+        inside = ([stack.x for stack in stacks], sizes, *mine)
+        xs, sizes, cuts, value, on_rank, first = lax.optimization_barrier(inside)
+        digits, theirs = [], []
+        for stack, x, size in zip(stacks, xs, sizes, strict=True):
+            base, pools = bases(stack, first), stack.pools
             key = keys(*x)
-            tied = key == per_member(value[pools], key.ndim)
-            rank = ranks(key.shape, top)
-            place = hashed(rank) if ties == "hashed" else rank
-            digit = jnp.where(
-                per_member(on_rank[pools], key.ndim), jnp.where(tied, place, key_dtype(0)), key
-            )
-            size = group.sizes[members[0]]
-            if math.prod(key.shape[1:]) > size:  # the padding of rows, whose ranks run on
-                last = per_member(top - key_dtype(size), key.ndim)
-                inside = (rank > last) & (rank <= per_member(top, key.ndim))
-                digit = jnp.where(inside, digit, key_dtype(0))
+            rank = ranks(key.shape, size)
+            tied = key == per_member(value[pools].astype(key.dtype), key.ndim)
+            place = jnp.where(tied, tied_places(rank, base, ties), key.dtype.type(0))
+            digit = jnp.where(per_member(on_rank[pools], key.ndim), place, key)
+            if math.prod(key.shape[1:]) > stack.size:  # the padding of rows, whose ranks run on
+                is_entry = rank - key.dtype.type(1) < per_member(size, key.ndim)
+                digit = jnp.where(is_entry, digit, key.dtype.type(0))
             digits.append(digit)
-            pools_of.append(pools)
-        total = _totals(digits, pools_of, cuts, one_device)
-        return total if axis_name is None else lax.psum(total, axis_name)
+            by_place = place_cuts(cuts[pools], base, size, ties)
+            by_key = cuts[pools].astype(key.dtype)
+            theirs.append(jnp.where(on_rank[pools][:, None], by_place, by_key))
+        total = _totals(digits, theirs, stacks, group, one_device)
+        if axis_name is None:
+            return total
+        add = lambda x: lax.psum(x, axis_name)
+        return in_lanes(add, total, max(group.pool_sizes), n_parts, total.dtype)
 
     if not stacks:  # empty leaves only: nothing to find
         return bracket.cuts
@@ -166,30 +142,16 @@ def search(
     return bracket.cuts
 
 
-def parts_of(axis_name: Any) -> int:
-    """How many members a mapped axis has; 1 without."""
-    return 1 if axis_name is None else lax.psum(1, axis_name)
-
-
 def _beyond(dtype: Any) -> int:
     """A key that no score of this dtype has."""
     _, sign, infinity = bits_of(dtype)
     return (sign | infinity) + 2
 
 
-def first_ranks(group: Group, axis_name: Any) -> jax.Array:
-    """The rank of the first entry of each pool here: its size and that of all later parts."""
-    sizes = jnp.asarray(np.array(group.pool_sizes), group.key_dtype)
-    if axis_name is None:
-        return sizes
-    n_later = parts_of(axis_name) - lax.axis_index(axis_name)
-    return sizes * n_later.astype(group.key_dtype)
-
-
 def _opening(
     bracket: _Bracket,
     keys: Callable[[Any, Any], jax.Array],
-    stacks: Stacks,
+    stacks: Sequence[Stack],
     group: Group,
     start: jax.Array | None,
     pool_sizes: jax.Array,
@@ -221,7 +183,7 @@ def _opening(
 
 
 def _samples(
-    keys: Callable[[Any, Any], jax.Array], stacks: Stacks, group: Group
+    keys: Callable[[Any, Any], jax.Array], stacks: Sequence[Stack], group: Group
 ) -> tuple[np.ndarray, list[jax.Array]]:
     """The keys of some entries of every large leaf that is a pool of its own, on one device.
 
@@ -232,16 +194,20 @@ def _samples(
     """
     pools: list[int] = []
     samples = []
-    for members, x in stacks:
-        size = group.sizes[members[0]]
-        mine = [group.pool_of[i] for i in members]
-        if size >= _SAMPLED and all(group.pool_sizes[pool] == size for pool in mine):
+    for stack in stacks:
+        size = stack.size
+        if size >= _SAMPLED and all(group.pool_sizes[pool] == size for pool in stack.pools):
             stride = (size // _SAMPLE - 1) | 1
-            some = slice(stride // 2, stride * _SAMPLE, stride)
-            samples.append(
-                keys(*jax.tree.map(lambda a, s=some: a.reshape(a.shape[0], -1)[:, s], x))
-            )
-            pools += mine
+            some = lax.iota(jnp.uint32, _SAMPLE) * jnp.uint32(stride) + jnp.uint32(stride // 2)
+
+            def sampled(a: jax.Array, some: jax.Array = some) -> jax.Array:
+                # By row and column: to be one axis, an array is copied where memory is in tiles.
+                n_columns = jnp.uint32(a.shape[2])
+                at = a.at[:, some // n_columns, some % n_columns]
+                return at.get(mode="promise_in_bounds")
+
+            samples.append(keys(*jax.tree.map(sampled, stack.x)))
+            pools += stack.pools.tolist()
     return np.array(pools, int), samples
 
 
@@ -331,22 +297,43 @@ def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, places: jax.Array) 
 
 
 def _totals(
-    digits: Sequence[jax.Array], pools: Sequence[np.ndarray], cuts: jax.Array, one_device: bool
+    digits: Sequence[jax.Array],
+    cuts: Sequence[jax.Array],
+    stacks: Sequence[Stack],
+    group: Group,
+    one_device: bool,
 ) -> jax.Array:
-    """How many entries of each pool are >= each of its cuts, [n_pools, n_cuts]."""
+    """How many entries of each pool are >= each of its cuts, [n_pools, n_cuts].
 
-    def add_up(digits: Sequence[jax.Array], once: Any, cuts: jax.Array) -> jax.Array:
-        total = jnp.zeros(cuts.shape, digits[0].dtype)
-        for i, (digit, mine) in enumerate(zip(digits, pools, strict=True)):
-            digit = digit if once is None else as_rows(digit)
-            counts = _count_reaching(digit, cuts[mine], one_device or once is not None)
-            total = total.at[mine].add(counts if once is None else once(i, counts))
+    Args:
+      digits: of each stack, [n_members, ...].
+      cuts: of each stack, [n_members, n_cuts].
+      stacks: where the members belong.
+      group: the pools.
+      one_device: whether axes may be merged.
+    """
+
+    def add_up(digits: Any, once: Any, cuts: Any) -> jax.Array:
+        total = jnp.zeros((len(group.pool_sizes), _N_CUTS), group.key_dtype)
+        for i, stack in enumerate(stacks):
+            counts = _count_reaching(digits[i], cuts[i], stack, group.key_dtype, once, one_device)
+            pools = stack.pools[: len(counts)]
+            total = total.at[pools].add(counts if once is None else once(i, counts))
         return total
 
     return summed_in_shards(add_up, digits, cuts)
 
 
-def _count_reaching(digit: jax.Array, cuts: jax.Array, in_rows: bool) -> jax.Array:
-    """How many entries of each member are >= each of its cuts, [n_members, n_cuts]."""
+def _count_reaching(
+    digit: jax.Array, cuts: jax.Array, stack: Stack, dtype: Any, once: Any, one_device: bool
+) -> jax.Array:
+    """How many entries of each member are >= each of its cuts, [n_members, n_cuts].
+
+    Slices of a leaf are counted as one member.
+    """
     flags = [digit >= per_member(cuts[:, j], digit.ndim) for j in range(_N_CUTS)]
-    return count_each(flags, digit.dtype, in_rows)
+    if stack.is_sliced:
+        flags = [jnp.expand_dims(flag, 0) for flag in flags]
+    elif one_device:
+        return count_rows(flags, dtype)
+    return count_each(flags, dtype, one_device or once is not None)

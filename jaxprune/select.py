@@ -13,17 +13,27 @@ This module knows nothing of pruning: arrays in, masks out.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.count import WIDE, as_counts, counting, enable_x64, hashed, per_member, ranks, stacked
+from jaxprune.count import WIDE, as_counts, counting, enable_x64, per_member
 from jaxprune.floats import key_value, order_key
 from jaxprune.placement import on_one_device
-from jaxprune.search import Cuts, Group, first_ranks, parts_of, search
+from jaxprune.search import Cuts, search
+from jaxprune.stack import (
+    Group,
+    bases,
+    first_ranks,
+    parts_of,
+    place_cuts,
+    ranks,
+    stacked,
+    tied_places,
+)
 
 
 def topk_mask(scores: jax.Array, n_keep: int | jax.Array, *, ties: str = "index") -> jax.Array:
@@ -208,53 +218,62 @@ def _decided(
     axis_name: Any,
 ) -> tuple[list[jax.Array], jax.Array]:
     """`_select` of a group, where integers may be as wide as it needs them."""
-    pool_of = group.pool_of
     allowed: Sequence[Any] = [None] * len(operands) if among is None else among
-    stacks = stacked(list(zip(operands, allowed, strict=True)), specs, one_device)
+    pairs = list(zip(operands, allowed, strict=True))
+    stacks = stacked(pairs, group, one_device)
     cuts = search(keys, stacks, group, n_keep, start, ties, one_device, axis_name)
     first = first_ranks(group, axis_name)
     kept: list[Any] = [jnp.zeros(spec.shape, bool) for spec in specs]  # what an empty leaf has
-    for members, stack in stacks:
-        pools = np.array([pool_of[i] for i in members])
-        behind = np.array([group.pool_sizes[pool_of[i]] - group.top[i] for i in members])
-        top = first[pools] - jnp.asarray(behind, group.key_dtype)
-        # Tied to the cuts, lest XLA lays out all ranks ahead of the loop that a fire is.
-        top, found = lax.optimization_barrier((top, Cuts(cuts.value[pools], cuts.cut[pools])))
-        if len(members) == 1 or not one_device:
+    for stack in stacks:
+        lead, n_members = stack.leaves[0], len(stack.pools)
+        size, base = jnp.full(n_members, stack.size, group.entry_dtype), bases(stack, first)
+        # Tied to the cuts, lest XLA lays out all ranks ahead of the loop that a fire is; and to the
+        # base, lest it lays out those of two leaves as one, and then by the sharding of one.
+        size, base, found = lax.optimization_barrier(
+            (size, base, Cuts(cuts.value[stack.pools], cuts.cut[stack.pools]))
+        )
+        cut = place_cuts(found.cut, base, size, ties)
+        mine = _Deciding(found.value.astype(group.entry_dtype), cut, base, size)
+        if len(stack.leaves) == 1 or not one_device:
             # In the shape of the leaf: ranks of rows would divide an index per entry.
-            leaf = jax.tree.map(lambda x: x[None], (operands[members[0]], allowed[members[0]]))
-            kept[members[0]] = _masks(keys, leaf, top, found, ties)[0]
+            leaf = pairs[lead] if stack.is_sliced else jax.tree.map(lambda x: x[None], pairs[lead])
+            mask = _masks(keys, leaf, mine, ties)
+            kept[lead] = mask if stack.is_sliced else mask[0]
             continue
-        flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1), stack)
+        flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1), stack.x)
         # The result of a `cond` is one buffer. Else XLA computes the mask anew for every member
         # that is sliced from it, and compiles that as often.
         masks = lax.cond(
             jnp.any(found.cut > 0),
-            lambda flat, top, found: _masks(keys, flat, top, found, ties),
-            lambda flat, _, found: _masks(keys, flat, None, found, ties),
-            *(flat, top, found),
+            lambda flat, mine: _masks(keys, flat, mine, ties),
+            lambda flat, mine: _masks(keys, flat, mine, None),
+            *(flat, mine),
         )
-        for i, mask in zip(members, masks, strict=True):
+        for i, mask in zip(stack.leaves, masks, strict=True):
             kept[i] = mask[: group.sizes[i]].reshape(specs[i].shape)
     return kept, _scores_of(cuts.value, group)
 
 
+class _Deciding(NamedTuple):
+    """What decides over the members of a stack; each [n_members]."""
+
+    value: jax.Array
+    cut: jax.Array  # through the places of entries with this very key
+    base: jax.Array
+    size: jax.Array
+
+
 def _masks(
-    keys: Callable[[Any, Any], jax.Array],
-    stack: Any,
-    top: jax.Array | None,
-    cuts: Cuts,
-    ties: str,
+    keys: Callable[[Any, Any], jax.Array], stack: Any, mine: _Deciding, ties: str | None
 ) -> jax.Array:
-    """What the cuts keep of each member of a stack. Without `top`, no cut goes through a tie."""
+    """What the cuts keep of each member of a stack. Without `ties`, no cut goes through a tie."""
     x, allow = stack
     key = keys(x, allow)
-    value, cut = (per_member(c, key.ndim) for c in cuts)
+    value = per_member(mine.value, key.ndim)
     mask = key >= value
-    if top is not None:
-        rank = ranks(key.shape, top)
-        place = hashed(rank) if ties == "hashed" else rank
-        mask = (key > value) | ((key == value) & (place >= cut))
+    if ties is not None:
+        place = tied_places(ranks(key.shape, mine.size), mine.base, ties)
+        mask = (key > value) | ((key == value) & (place >= per_member(mine.cut, key.ndim)))
     return mask if allow is None else mask & allow.astype(bool)
 
 
@@ -288,8 +307,8 @@ def _key_function(
             scores = score(operand)
         if group.common is not None:
             scores = scores.astype(group.common)
-        key = order_key(scores).astype(group.key_dtype)
-        return key if among is None else jnp.where(among.astype(bool), key, group.key_dtype(0))
+        key = order_key(scores).astype(group.entry_dtype)
+        return key if among is None else jnp.where(among.astype(bool), key, group.entry_dtype(0))
 
     return keys
 

@@ -299,6 +299,28 @@ def test_only_counts_cross_devices_in_a_fire(case, axis_type):
     assert sum(n_bytes for _, n_bytes in found) * PASSES <= 4096 * len(names), found
 
 
+@pytest.mark.parametrize("on_tpu", (False, True))
+def test_only_counts_cross_devices_of_a_program_made_elsewhere(on_tpu, monkeypatch):
+    """Compiled ahead of time on a host of one device, from shapes on a mesh of eight."""
+    mesh = make_mesh(8, AUTO)
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), distribution=jaxprune.global_pool)
+    shapes = {"a": ((512, 256), P("data", "model")), "b": ((512, 256), P("model", "data"))}
+
+    def abstract(dtype):
+        return {
+            k: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+            for k, (shape, spec) in shapes.items()
+        }
+
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jaxprune.count, "on_tpu", lambda arrays: on_tpu)
+    params = abstract(jnp.float32)
+    state = jax.eval_shape(tx.init, params)._replace(masks=abstract(jnp.uint8))
+    found = crossings(jax.jit(tx.update).lower(params, state, params).compile().as_text())
+    assert {kind for kind, _ in found} == {"all-reduce"}, found
+    assert sum(n_bytes for _, n_bytes in found) * PASSES <= 4096, found
+
+
 @pytest.mark.parametrize("spec", (P("data", "model"), P(("data", "model")), P("data"), P()))
 def test_on_explicit_meshes_a_pool_of_many_leaves_sends_what_one_does(spec):
     w = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)

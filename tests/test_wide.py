@@ -1,24 +1,30 @@
 """Leaves and pools of 2**31 weights and more, counted in 64 bits whatever `jax_enable_x64` says.
 
-No array here is large. The masks are those of small leaves that are told to count in 64 bits; large
-ones are only traced and lowered, where their budgets stand as they will run.
+No array here is large. The masks are those of small leaves that are told to count in 64 bits, and
+to be slices where 32 bits would not do for a rank; large ones are only traced and lowered, where
+their budgets stand as they will run.
 """
 
+import contextlib
+
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from jaxprune import count
+from jaxprune import count, placement, stack
 
 HALF = jaxprune.one_shot_schedule(0.5)
 CASES = {
     "leaves": {},
     "one pool": {"distribution": jaxprune.min_density(0.25, jaxprune.global_pool)},
     "slices and groups": {
-        "distribution": jaxprune.per_slice("stack"),
+        "distribution": jaxprune.per_slice("stack|deep"),
         "structure": {"w": jaxprune.NM(2, 4), "v": jaxprune.Block((1, 2), balanced=True)},
     },
     "user score": {"score": lambda p, g, key: jnp.abs(p) * jnp.arange(1.0, p.shape[-1] + 1)},
@@ -26,16 +32,35 @@ CASES = {
 }
 
 
-def make_params():
+# Where the leaves lie: as they come, on one device, and on eight; "deep" by what may be its slices.
+LAYOUTS = {
+    "no mesh": None,
+    "one": ((1, 1), AxisType.Auto),
+    "Auto": ((4, 2), AxisType.Auto),
+    "Explicit": ((4, 2), AxisType.Explicit),
+}
+SPECS = {"w": P("data", "model"), "v": P("model", "data"), "stack": P(None, "data", "model")}
+SPECS |= {"deep": P("data", None, "model"), "bias": P()}
+
+
+def make_params(layout):
     rng = np.random.default_rng(0)
-    shapes = {"w": (16, 12), "v": (8, 8), "stack": (3, 8, 6), "bias": (8,)}
+    shapes = {"w": (16, 12), "v": (8, 8), "stack": (3, 8, 6), "deep": (8, 4, 6), "bias": (8,)}
     params = {k: np.round(4 * rng.normal(size=s)) for k, s in shapes.items()}  # ties
     params = {k: jnp.asarray(x, jnp.float32) for k, x in params.items()}
-    return params | {"v": params["v"].astype(jnp.bfloat16)}
+    params |= {"v": params["v"].astype(jnp.bfloat16)}
+    if layout is None:
+        return params
+    shape, axis_type = layout
+    if jax.device_count() < np.prod(shape):
+        pytest.skip("needs 8 devices")
+    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+    mesh = Mesh(devices, ("data", "model"), axis_types=(axis_type,) * 2)
+    return {k: jax.device_put(x, NamedSharding(mesh, SPECS[k])) for k, x in params.items()}
 
 
-def run(options):
-    params = make_params()
+def run(options, layout=None):
+    params = make_params(layout)
     tx = jaxprune.prune(HALF, **options) if options is not None else None
     tx = tx or jaxprune.rigl(0.5, 4, every=1, inner=optax.sgd(0.5))
     state = tx.init(params)
@@ -46,18 +71,65 @@ def run(options):
     return jax.device_get((params, state.masks, jaxprune.metrics(state)))
 
 
+@contextlib.contextmanager
+def told_to_be_wide(monkeypatch, **bounds):
+    """Small leaves pass for large ones: pools in 64 bits, leaves in slices, on a TPU by slices."""
+    jax.clear_caches()
+    monkeypatch.setattr(count, "WIDE", 20)
+    monkeypatch.setattr(stack, "LONG", bounds.get("long", stack.LONG))
+    monkeypatch.setattr(count, "_MOST", bounds.get("most", count._MOST))
+    monkeypatch.setattr(count, "on_tpu", lambda arrays: "most" in bounds)
+    try:
+        yield
+    finally:
+        jax.clear_caches()
+
+
 @pytest.mark.parametrize(
     "case",
     ["leaves", *(pytest.param(c, marks=pytest.mark.slow) for c in CASES if c != "leaves")],
 )
 def test_masks_are_the_same_when_counted_in_64_bits(case, monkeypatch):
     narrow = run(CASES[case])
-    jax.clear_caches()
-    monkeypatch.setattr(count, "WIDE", 20)
-    try:
+    with told_to_be_wide(monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, run(CASES[case]), narrow)
-    finally:
-        jax.clear_caches()
+
+
+FORMS = {"cpu": {"long": 60}, "tpu": {"long": 60, "most": 50}}
+
+
+@pytest.mark.parametrize(
+    "case, layout, form",
+    [
+        ("leaves", "Auto", "tpu"),
+        *(
+            pytest.param(*which, marks=pytest.mark.slow)
+            for which in [
+                *(("one pool", layout, form) for layout in LAYOUTS for form in FORMS),
+                ("slices and groups", "Explicit", "cpu"),
+                ("user score", "one", "tpu"),
+                ("swaps", "no mesh", "cpu"),
+            ]
+        ),
+    ],
+)
+def test_masks_are_the_same_of_leaves_in_slices(case, layout, form, monkeypatch):
+    narrow = run(CASES[case])
+    with told_to_be_wide(monkeypatch, **FORMS[form]):
+        jax.tree.map(np.testing.assert_array_equal, run(CASES[case], LAYOUTS[layout]), narrow)
+
+
+@hypothesis.given(st.data())
+def test_a_sum_in_lanes_is_the_sum(data):
+    most = data.draw(st.sampled_from([1, 7, 2**16, 2**31, 2**40]) | st.integers(1, 2**40))
+    n = data.draw(st.integers(1, 2**12) | st.sampled_from([2**24, 2**31, 2**32 - 1, 2**32]))
+    few = data.draw(st.lists(st.integers(0, most), min_size=1, max_size=4))
+    times = max(n // len(few), 1)  # as if each came so often: 32 bits wrap, as they do on devices
+    with count.counting(True):
+        counts = jnp.asarray(few, jnp.uint64)
+        add = lambda x: jnp.sum(x * x.dtype.type(times % 256**x.dtype.itemsize), dtype=x.dtype)
+        total = placement.in_lanes(add, counts, most, max(n, len(few)), jnp.uint64)
+    assert int(total) == sum(few) * times
 
 
 def shapes_of(n_leaves, *shape):
