@@ -29,6 +29,7 @@ from benchmarks import (
     bench_sharding,
     bench_shrink,
     bench_step,
+    bench_tpu,
     plots,
     scale_plan,
 )
@@ -45,9 +46,10 @@ _BENCHMARKS: dict[str, types.ModuleType] = {
     "sharding": bench_sharding,
     "scale_plan": scale_plan,
     "shrink": bench_shrink,
+    "tpu": bench_tpu,
 }
 # Of what few have installed.
-_BY_REQUEST = {"litert"}
+_BY_REQUEST = {"litert", "tpu"}
 _NAMES = ", ".join(_BENCHMARKS)
 _RESULTS = Path(__file__).parent / "results"
 
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the command line asks for; 130 where it was interrupted, else 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "which", nargs="*", metavar="NAME", help=f"{_NAMES}; default: all but litert"
+        "which", nargs="*", metavar="NAME", help=f"{_NAMES}; default: all but litert and tpu"
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, into a temporary folder")
     parser.add_argument("--out", type=Path, help=f"default: {_RESULTS}")

@@ -12,8 +12,8 @@ least), and what a leaf per layer costs with all 80 layers, on a line through fe
 a search takes depends on the weights: `measured` on normal ones of sizes that fit here, as devices
 with shards search.
 
-XLA CPU lays out programs otherwise than the compilers of accelerators: temporary memory there will
-differ, shapes of collectives hardly.
+XLA CPU lays out programs otherwise than the compilers of accelerators; `python -m benchmarks tpu`
+asks that of TPUs.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ def mesh_shape(n_devices: int) -> tuple[int, int]:
 # What is compiled, in a process of its own
 
 
-def compiled(layout: str, n_devices: int, layers: int, scale: int) -> Row:
+def compiled(layout: str, devices: Sequence[Any], layers: int, scale: int = 1) -> Row:
     """The firing step of one layout: memory and traffic of its program."""
     distribution, axis_type = LAYOUTS[layout]
     mesh = Mesh(
-        np.array(jax.devices()).reshape(mesh_shape(n_devices)),
+        np.array(devices).reshape(mesh_shape(len(devices))),
         ("data", "model"),
         axis_types=(axis_type,) * 2,
     )
@@ -313,11 +313,16 @@ def checks(rows: Sequence[Row]) -> list[Check]:
         Check(
             f"bytes between devices per fire and pool, {r['layout']}, {r['devices']} devices",
             4096,
-            (r["bytes_besides"] + slowest * r["bytes_per_pass"]) / r["pools"],
+            bytes_of_a_fire(r, slowest),
         )
         for r in rows
         if r["case"] == "fire" and r["layers"] == LAYERS
     ]
+
+
+def bytes_of_a_fire(row: Row, n_passes: int) -> float:
+    """Between devices and for each pool, in a fire of so many passes."""
+    return (row["bytes_besides"] + n_passes * row["bytes_per_pass"]) / row["pools"]
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
@@ -362,7 +367,8 @@ def _main(task: list[Any], rank: int = 0, count: int = 1, port: int = 0) -> None
     if count > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"127.0.0.1:{port}", count, rank)
-    print(json.dumps(compiled(*task)))
+    layout, _, layers, scale = task
+    print(json.dumps(compiled(layout, jax.devices(), layers, scale)))
 
 
 if __name__ == "__main__":
