@@ -169,9 +169,12 @@ def _row_in_shards(shape: tuple[int, ...], n_devices: int) -> tuple[int, int]:
 def as_rows(x: jax.Array) -> jax.Array:
     """A leaf as [1, rows, row], padded with zeros; for one device, where merging axes is free.
 
-    With several devices an axis may be sharded, and a reshape would gather it.
+    With several devices an axis may be sharded, and a reshape would gather it. On a TPU memory is
+    in tiles, and other rows than those along the last axis would be another layout.
     """
-    row = _row_length(x.shape)
+    row = _row_length(x.size)
+    if on_tpu([x]) and x.ndim > 1 and _ROW // 8 <= x.shape[-1] <= min(16 * _ROW, x.size // 16):
+        row = x.shape[-1]
     if x.size % row == 0:
         return x.reshape(1, -1, row)
     flat = lax.pad(x.reshape(-1), np.zeros((), np.dtype(x.dtype)), [(0, -x.size % row, 0)])
@@ -179,16 +182,9 @@ def as_rows(x: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _row_length(shape: tuple[int, ...]) -> int:
-    """The last axis, if it will do: where memory is in tiles, another row is another layout.
-
-    Else the longest divisor of the size up to `_ROW`; `_ROW` itself, by padding, when that is
-    short.
-    """
-    size = math.prod(shape)
+def _row_length(size: int) -> int:
+    """The longest divisor of `size` up to `_ROW`; `_ROW` itself, by padding, when that is short."""
     if size <= _ROW:
         return size
-    if len(shape) > 1 and _ROW // 8 <= shape[-1] <= min(16 * _ROW, size // 16):
-        return shape[-1]
     longest = next(n for n in range(_ROW, 0, -1) if size % n == 0)
     return longest if longest >= _ROW // 16 else _ROW

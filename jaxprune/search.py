@@ -35,6 +35,8 @@ _N_CUTS = 7
 _LADDER = np.array([-3.5, -1.1, -0.35, 0.0, 0.35, 1.1, 3.5], np.float32)
 # Leaves of this many entries are worth sampling for the first cuts, and this many are sampled.
 _SAMPLED, _SAMPLE = 2**17, 2**13
+# The sample comes from so many rows at most.
+_SAMPLED_ROWS = 2**10
 # Where the cuts of a warm start lie around the last threshold, as key distances of a float32: about
 # 12%, 1.6% and 0.2% of the threshold on either side.
 _WARM = np.array([-(2**20), -(2**17), -(2**14), 0, 2**14, 2**17, 2**20], np.int64)
@@ -187,8 +189,6 @@ def _samples(
 ) -> tuple[np.ndarray, list[jax.Array]]:
     """The keys of some entries of every large leaf that is a pool of its own, on one device.
 
-    The stride is odd, so that it does not fall into step with the columns of a matrix.
-
     Returns:
       The pools, and arrays that hold `_SAMPLE` keys for each of them in turn.
     """
@@ -197,18 +197,24 @@ def _samples(
     for stack in stacks:
         size = stack.size
         if size >= _SAMPLED and all(group.pool_sizes[pool] == size for pool in stack.pools):
-            stride = (size // _SAMPLE - 1) | 1
-            some = lax.iota(jnp.uint32, _SAMPLE) * jnp.uint32(stride) + jnp.uint32(stride // 2)
-
-            def sampled(a: jax.Array, some: jax.Array = some) -> jax.Array:
-                # By row and column: to be one axis, an array is copied where memory is in tiles.
-                n_columns = jnp.uint32(a.shape[2])
-                at = a.at[:, some // n_columns, some % n_columns]
-                return at.get(mode="promise_in_bounds")
-
-            samples.append(keys(*jax.tree.map(sampled, stack.x)))
+            samples.append(keys(*jax.tree.map(_some, stack.x)))
             pools += stack.pools.tolist()
     return np.array(pools, int), samples
+
+
+def _some(x: jax.Array) -> jax.Array:
+    """[n_members, rows, row] as [n_members, _SAMPLE], from all over it.
+
+    The stride falls into step with no column of a matrix. Rows are taken first: where memory is in
+    tiles, one axis of them all would be a copy of them all.
+    """
+    _, n_rows, row = x.shape
+    apart = -(-n_rows // max(_SAMPLED_ROWS, _SAMPLED // row))
+    flat = x[:, apart // 2 :: apart].reshape(len(x), -1)
+    stride = flat.shape[1] // _SAMPLE
+    while math.gcd(stride, row) > 1:
+        stride -= 1
+    return flat[:, stride // 2 : stride * _SAMPLE : stride]
 
 
 def _quantile_cuts(keys: jax.Array, part: jax.Array) -> jax.Array:
