@@ -59,7 +59,7 @@ def spread_run(tx, params, **options):
     return params, state
 
 
-@pytest.mark.parametrize("kind", ("normal", "ties"))
+@pytest.mark.parametrize("kind", (pytest.param("normal", marks=pytest.mark.slow), "ties"))
 @pytest.mark.parametrize("ties", ("index", "hashed"))
 @pytest.mark.parametrize("distribution", (jaxprune.uniform, jaxprune.global_pool), ids=repr)
 def test_parts_share_the_budget_and_the_threshold_of_the_whole(distribution, ties, kind):

@@ -99,7 +99,9 @@ def finished(tmp_path_factory):
 # --- stop and resume
 
 
-@pytest.mark.parametrize("n", (1, 2, 4, 6, 12))
+@pytest.mark.parametrize(
+    "n", (2, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 12)))
+)
 def test_stopped_and_resumed_it_ends_on_the_same_bits(finished, tmp_path, n):
     with pytest.raises(job.Stopped, match=r"seed [01], step (0|50) of 100"):
         do(tmp_path, stop=after(n))

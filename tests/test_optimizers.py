@@ -293,8 +293,15 @@ every_form = pytest.mark.parametrize("form", FORMS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
-@every_dtype
-@every_form
+@pytest.mark.parametrize(
+    "form, dtype",
+    [
+        ("chain", "float32"),
+        ("inner", "bfloat16"),
+        pytest.param("chain", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("inner", "float32", marks=pytest.mark.slow),
+    ],
+)
 @every_optimizer
 def test_dropped_weights_are_plus_zero_after_every_step(name, form, dtype):
     for seen in of_dtype(name, form, dtype):

@@ -66,8 +66,15 @@ def test_packing_is_undone_by_unpacking(shape, seed):
         assert fill.all()
 
 
-@pytest.mark.parametrize("form", ("chain", "inner"))
-@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16), ids=lambda d: d.__name__)
+@pytest.mark.parametrize(
+    "form, dtype",
+    [
+        ("chain", jnp.float32),
+        ("inner", jnp.bfloat16),
+        pytest.param("chain", jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param("inner", jnp.float32, marks=pytest.mark.slow),
+    ],
+)
 def test_a_packed_run_is_the_same_run(form, dtype):
     params = make_params(dtype)
     (seen, state), (same, packed) = (run(transform(form, p), params) for p in (False, True))
@@ -175,7 +182,15 @@ def test_state_survives_serialisation():
 
 
 @pytest.mark.parametrize("axes", (AxisType.Auto, AxisType.Explicit), ids=("auto", "explicit"))
-@pytest.mark.parametrize("spec", (P("a", "b"), P(None, "b"), P("b", "a"), P("a", None)), ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        P("a", "b"),
+        P(None, "b"),
+        *(pytest.param(p, marks=pytest.mark.slow) for p in (P("b", "a"), P("a", None))),
+    ],
+    ids=str,
+)
 def test_the_other_axes_keep_their_sharding(axes, spec):
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(axes, axes))
     host = {"whole": np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32)}

@@ -98,19 +98,15 @@ def test_masks_are_the_same_when_counted_in_64_bits(case, monkeypatch):
 FORMS = {"cpu": {"long": 60}, "tpu": {"long": 60, "most": 50}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case, layout, form",
     [
+        *(("one pool", layout, form) for layout in LAYOUTS for form in FORMS),
         ("leaves", "Auto", "tpu"),
-        *(
-            pytest.param(*which, marks=pytest.mark.slow)
-            for which in [
-                *(("one pool", layout, form) for layout in LAYOUTS for form in FORMS),
-                ("slices and groups", "Explicit", "cpu"),
-                ("user score", "one", "tpu"),
-                ("swaps", "no mesh", "cpu"),
-            ]
-        ),
+        ("slices and groups", "Explicit", "cpu"),
+        ("user score", "one", "tpu"),
+        ("swaps", "no mesh", "cpu"),
     ],
 )
 def test_masks_are_the_same_of_leaves_in_slices(case, layout, form, monkeypatch):
