@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -76,6 +77,8 @@ def in_lanes(
     A sum past 32 bits is several of 32 bits, each of a few bits of every count: of a 64-bit sum
     over devices the TPU compiler makes a gather of as many numbers as there are devices.
     """
+    if np.dtype(dtype).itemsize < 8:
+        return add(counts)
     if most * n < 2**32:
         return add(counts.astype(jnp.uint32)).astype(dtype)
     n_bits = ((2**32 - 1) // n + 1).bit_length() - 1  # n * (2**n_bits - 1) < 2**32

@@ -16,6 +16,7 @@ from benchmarks import (
     bench_inference,
     bench_select,
     bench_step,
+    bench_tpu,
     common,
     networks,
     scale_plan,
@@ -135,6 +136,23 @@ def test_the_plan_of_scale_compiles_a_fire_that_moves_counts_only(tmp_path):
     assert row["params"] < 8 * row["mask_bytes"] < 1.01 * row["params"]  # copies of the norms
     assert row["collectives_per_pass"] > 0
     assert row["bytes_besides"] + row["bytes_per_pass"] < 4096  # no leaf among them
+
+
+def test_without_its_compiler_nothing_is_said_of_tpus(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_tpu, "version_of", lambda name: None)
+    assert cli.main(["tpu", "--quick", "--out", str(tmp_path)]) == 0
+    result = written(tmp_path, "tpu")
+    assert not result["rows"]
+    assert "libtpu is not installed: pip install 'jax[tpu]'" in result["notes"][0]
+
+
+@pytest.mark.recipes
+def test_on_tpus_a_fire_moves_counts_only(tmp_path):
+    pytest.importorskip("libtpu")
+    assert cli.main(["tpu", "--quick", "--out", str(tmp_path), "--only", "fire"]) == 0
+    (row,) = written(tmp_path, "tpu")["rows"]
+    assert (row["chips"], row["kinds"]) == (256, ["all-reduce"])
+    assert row["bytes_besides"] + row["bytes_per_pass"] < 4096
 
 
 def test_collectives_are_counted_by_the_loops_that_they_are_in():

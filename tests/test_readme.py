@@ -64,6 +64,22 @@ def test_the_step_table_is_what_the_benchmark_wrote():
         assert line in readme, line
 
 
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
+def test_what_is_said_of_tpus_is_what_the_benchmark_wrote():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    results = json.loads((ROOT / "benchmarks/results/tpu-cpu.json").read_text())["rows"]
+    rows = [row for row in results if row["case"] == "mask"]
+    of = lambda shape: {r["method"]: r for r in rows if (r["shape"], r["dtype"]) == shape}
+    one, many = of(([4096, 4096], "float32")), of(([8192, 28_672], "bfloat16"))
+    held = {name: r["temp_bytes_per_weight"] for name, r in one.items()}
+    assert f"they hold {held.pop('jaxprune'):.2f} bytes a weight" in readme
+    assert {round(x) for x in held.values()} == {8}
+    assert "`lax.top_k` hold 8." in readme
+    sent = {name: r["bytes"] for name, r in many.items()}
+    assert f"{sent.pop('jaxprune')} bytes cross between chips a pass" in readme
+    assert {f"gather {x / 1e6:.0f} MB on each" in readme for x in sent.values()} == {True}
+
+
 def algorithm_rows():
     """The lines of the README's table, from the results of `python -m benchmarks algorithms`."""
     rows = json.loads((ROOT / "benchmarks/results/algorithms-cpu.json").read_text())["rows"]
