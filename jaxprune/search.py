@@ -15,31 +15,20 @@ import numpy as np
 from jax import lax
 
 from jaxprune.count import count_each, count_rows, per_member
-from jaxprune.floats import bits_of, order_key
+from jaxprune.floats import bits_of
+from jaxprune.opening import LADDER, N_CUTS, opening_cuts
 from jaxprune.placement import in_lanes, summed_in_shards
 from jaxprune.stack import (
     Group,
     Stack,
     bases,
     first_ranks,
+    member_sizes,
     parts_of,
     place_cuts,
     ranks,
     tied_places,
 )
-
-# Thresholds counted in one read. XLA CPU fuses up to 15 reduction operands; 7 cost about one memory
-# read.
-_N_CUTS = 7
-# Where the cuts of an interpolated pass lie around the expected place, in standard deviations.
-_LADDER = np.array([-3.5, -1.1, -0.35, 0.0, 0.35, 1.1, 3.5], np.float32)
-# Leaves of this many entries are worth sampling for the first cuts, and this many are sampled.
-_SAMPLED, _SAMPLE = 2**17, 2**13
-# The sample comes from so many rows at most.
-_SAMPLED_ROWS = 2**10
-# Where the cuts of a warm start lie around the last threshold, as key distances of a float32: about
-# 12%, 1.6% and 0.2% of the threshold on either side.
-_WARM = np.array([-(2**20), -(2**17), -(2**14), 0, 2**14, 2**17, 2**20], np.int64)
 
 
 class Cuts(NamedTuple):
@@ -83,162 +72,101 @@ def search(
     With `axis_name` every member of a mapped axis has a part of each pool: counts are summed over
     it, so that all of them find the same cuts.
     """
-    key_dtype = group.key_dtype
-    first_rank = first_ranks(group, axis_name)
-    n_parts = parts_of(axis_name)
-    sizes = jnp.asarray(np.array(group.pool_sizes), key_dtype) * key_dtype(n_parts)
-    signed = jnp.int64 if key_dtype == jnp.uint64 else jnp.int32
-    want = jnp.clip(n_keep.astype(signed), 0, sizes.astype(signed)).astype(key_dtype)
-    zero = jnp.zeros_like(sizes)
-    hi = jnp.asarray(np.array([_beyond(dtype) for dtype in group.floats]), key_dtype)
-    no = jnp.zeros(sizes.shape, bool)
-    # One more than the largest place that a tied entry may have.
-    places = sizes + jnp.ones_like(sizes)
-    if ties == "hashed":
-        places = jnp.full_like(sizes, np.iinfo(np.uint32).max)
-    all_kept = want == sizes
-    cuts = Cuts(value=jnp.where(all_kept, zero, hi), cut=zero)
-    bracket = _Bracket(zero, hi, sizes, zero, want, no, no, all_kept | (want == 0), cuts)
-    opening = _opening(bracket, keys, stacks if one_device else [], group, start, sizes)
-    if axis_name is not None:
-        opening = lax.pmax(opening, axis_name)
-
-    def count(cuts: jax.Array, bracket: _Bracket) -> jax.Array:
-        # The barrier ties the read to the loop's own values. Without it XLA computes keys and ranks
-        # once outside the loop and keeps them: several times the memory, and slower.
-        sizes = [jnp.full(s.pools.shape, s.size, group.entry_dtype) for s in stacks]
-        mine = cuts, bracket.cuts.value, bracket.on_rank, first_rank
-        inside = ([stack.x for stack in stacks], sizes, *mine)
-        xs, sizes, cuts, value, on_rank, first = lax.optimization_barrier(inside)
-        digits, theirs = [], []
-        for stack, x, size in zip(stacks, xs, sizes, strict=True):
-            base, pools = bases(stack, first), stack.pools
-            key = keys(*x)
-            rank = ranks(key.shape, size)
-            tied = key == per_member(value[pools].astype(key.dtype), key.ndim)
-            place = jnp.where(tied, tied_places(rank, base, ties), key.dtype.type(0))
-            digit = jnp.where(per_member(on_rank[pools], key.ndim), place, key)
-            if math.prod(key.shape[1:]) > stack.size:  # the padding of rows, whose ranks run on
-                is_entry = rank - key.dtype.type(1) < per_member(size, key.ndim)
-                digit = jnp.where(is_entry, digit, key.dtype.type(0))
-            digits.append(digit)
-            by_place = place_cuts(cuts[pools], base, size, ties)
-            by_key = cuts[pools].astype(key.dtype)
-            theirs.append(jnp.where(on_rank[pools][:, None], by_place, by_key))
-        total = _totals(digits, theirs, stacks, group, one_device)
-        if axis_name is None:
-            return total
-        add = lambda x: lax.psum(x, axis_name)
-        return in_lanes(add, total, max(group.pool_sizes), n_parts, total.dtype)
-
+    bracket, end = _whole(group, n_keep, parts_of(axis_name), ties)
     if not stacks:  # empty leaves only: nothing to find
         return bracket.cuts
+    part = bracket.want / jnp.maximum(bracket.n_lo, 1)
+    opening = opening_cuts(
+        part.astype(jnp.float32), keys, stacks if one_device else [], group, start
+    )
+    opening = _inside(bracket, opening)
+    if axis_name is not None:
+        opening = lax.pmax(opening, axis_name)
 
     def one_pass(carry: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
         bracket, first = carry
         cuts = jnp.where(first, opening, _next_cuts(bracket))
-        return _narrow(bracket, cuts, count(cuts, bracket), places), jnp.zeros_like(first)
+        counts = _count(cuts, bracket, keys, stacks, group, ties, one_device, axis_name)
+        return _narrow(bracket, cuts, counts, end), jnp.zeros_like(first)
 
     first = jnp.ones((), bool)
     bracket, _ = lax.while_loop(lambda c: jnp.any(~c[0].done), one_pass, (bracket, first))
     return bracket.cuts
 
 
-def _beyond(dtype: Any) -> int:
-    """A key that no score of this dtype has."""
-    _, sign, infinity = bits_of(dtype)
-    return (sign | infinity) + 2
+def _whole(group: Group, n_keep: jax.Array, n_parts: int, ties: str) -> tuple[_Bracket, jax.Array]:
+    """The bracket of all that a key may be, and where a search for a rank ends, [n_pools]."""
+    key_dtype = group.key_dtype
+    sizes = jnp.asarray(np.array(group.pool_sizes), key_dtype) * key_dtype(n_parts)
+    signed = jnp.int64 if key_dtype == jnp.uint64 else jnp.int32
+    want = jnp.clip(n_keep.astype(signed), 0, sizes.astype(signed)).astype(key_dtype)
+    zero = jnp.zeros_like(sizes)
+    hi = jnp.asarray(np.array([_beyond(dtype) for dtype in group.floats]), key_dtype)
+    no = jnp.zeros(sizes.shape, bool)
+    all_kept = want == sizes
+    cuts = Cuts(value=jnp.where(all_kept, zero, hi), cut=zero)
+    bracket = _Bracket(zero, hi, sizes, zero, want, no, no, all_kept | (want == 0), cuts)
+    is_hashed = ties == "hashed"
+    end = jnp.full_like(sizes, np.iinfo(np.uint32).max) if is_hashed else sizes + key_dtype(1)
+    return bracket, end
 
 
-def _opening(
+def _count(
+    cuts: jax.Array,
     bracket: _Bracket,
     keys: Callable[[Any, Any], jax.Array],
     stacks: Sequence[Stack],
     group: Group,
-    start: jax.Array | None,
-    pool_sizes: jax.Array,
+    ties: str,
+    one_device: bool,
+    axis_name: Any,
 ) -> jax.Array:
-    """Cuts of the first pass: around a sample's quantiles, else around `start`, else evenly spread.
-
-    The sample comes first because the last threshold goes stale: with a tenth more to drop it costs
-    5 to 8 passes over 1e7 weights, where a sample of today's weights costs 3 to 6.
-    """
-    rows = []
-    for dtype in group.floats:
-        _, sign, infinity = bits_of(dtype)  # the keys of the non-negative
-        rows.append([sign + infinity * i // (_N_CUTS + 1) for i in range(1, _N_CUTS + 1)])
-    opening = jnp.asarray(np.array(rows, np.dtype(group.key_dtype)))
-    if start is not None:
-        steps = np.stack([_warm_steps(dtype, group.key_dtype) for dtype in group.floats])
-        warm = jnp.zeros_like(opening)
-        for dtype in dict.fromkeys(group.floats):  # not by pool: that is a kernel for each
-            mine = np.array([other == dtype for other in group.floats])[:, None]
-            key = order_key(start.astype(dtype)).astype(group.key_dtype)[:, None]
-            warm = jnp.where(mine, key + steps, warm)
-        usable = jnp.isfinite(start) & (start != 0)
-        opening = jnp.where(usable[:, None], warm, opening)
-    pools, samples = _samples(keys, stacks, group)
-    if samples:
-        part = 1 - (bracket.want / jnp.maximum(pool_sizes, 1)).astype(jnp.float32)[pools]
-        opening = opening.at[pools].set(_quantile_cuts(jnp.concatenate(samples), part))
-    return _inside(bracket, opening)
+    """One pass: how many entries of each pool reach each of its cuts, [n_pools, n_cuts]."""
+    # The barrier ties the read to the loop's own values. Without it XLA computes keys and ranks
+    # once outside the loop and keeps them: several times the memory, and slower.
+    sizes = [member_sizes(stack, group) for stack in stacks]
+    xs, sizes, cuts, bracket, first = lax.optimization_barrier(
+        ([stack.x for stack in stacks], sizes, cuts, bracket, first_ranks(group, axis_name))
+    )
+    digits, theirs = [], []
+    for stack, x, size in zip(stacks, xs, sizes, strict=True):
+        base = bases(stack, first)
+        on_rank, value = bracket.on_rank[stack.pools], bracket.cuts.value[stack.pools]
+        digits.append(_digits(keys(*x), stack, size, base, on_rank, value, ties))
+        through = place_cuts(cuts[stack.pools], base, size, ties)
+        by_key = cuts[stack.pools].astype(size.dtype)
+        theirs.append(jnp.where(on_rank[:, None], through, by_key))
+    total = _totals(digits, theirs, stacks, group, one_device)
+    if axis_name is None:
+        return total
+    add = lambda x: lax.psum(x, axis_name)
+    return in_lanes(add, total, max(group.pool_sizes), parts_of(axis_name), total.dtype)
 
 
-def _samples(
-    keys: Callable[[Any, Any], jax.Array], stacks: Sequence[Stack], group: Group
-) -> tuple[np.ndarray, list[jax.Array]]:
-    """The keys of some entries of every large leaf that is a pool of its own, on one device.
-
-    Returns:
-      The pools, and arrays that hold `_SAMPLE` keys for each of them in turn.
-    """
-    pools: list[int] = []
-    samples = []
-    for stack in stacks:
-        size = stack.size
-        if size >= _SAMPLED and all(group.pool_sizes[pool] == size for pool in stack.pools):
-            samples.append(keys(*jax.tree.map(_some, stack.x)))
-            pools += stack.pools.tolist()
-    return np.array(pools, int), samples
-
-
-def _some(x: jax.Array) -> jax.Array:
-    """[n_members, rows, row] as [n_members, _SAMPLE], from all over it.
-
-    The stride falls into step with no column of a matrix. Rows are taken first: where memory is in
-    tiles, one axis of them all would be a copy of them all.
-    """
-    _, n_rows, row = x.shape
-    apart = -(-n_rows // max(_SAMPLED_ROWS, _SAMPLED // row))
-    flat = x[:, apart // 2 :: apart].reshape(len(x), -1)
-    stride = flat.shape[1] // _SAMPLE
-    while math.gcd(stride, row) > 1:
-        stride -= 1
-    return flat[:, stride // 2 : stride * _SAMPLE : stride]
+def _digits(
+    key: jax.Array,
+    stack: Stack,
+    size: jax.Array,
+    base: jax.Array,
+    on_rank: jax.Array,
+    value: jax.Array,
+    ties: str,
+) -> jax.Array:
+    """What is searched in each entry: its key, or its place among those that have this `value`."""
+    zero, one = key.dtype.type(0), key.dtype.type(1)
+    rank = ranks(key.shape, size)
+    tied = key == per_member(value.astype(key.dtype), key.ndim)
+    place = jnp.where(tied, tied_places(rank, base, ties), zero)
+    digit = jnp.where(per_member(on_rank, key.ndim), place, key)
+    if math.prod(key.shape[1:]) > stack.size:  # the padding of rows, whose ranks run on
+        digit = jnp.where(rank - one < per_member(size, key.ndim), digit, zero)
+    return digit
 
 
-def _quantile_cuts(keys: jax.Array, part: jax.Array) -> jax.Array:
-    """Cuts around the key that `part` of a pool's entries lie below: [n_pools, n_cuts].
-
-    Args:
-      keys: [n_pools, n] sampled keys.
-      part: float32[n_pools].
-    """
-    key = jnp.sort(keys, axis=1)
-    n = key.shape[1]
-    deviation = jnp.sqrt(part * (1 - part) * n) + 1
-    at = (part * n)[:, None] + deviation[:, None] * jnp.asarray(_LADDER)[None, :]
-    cuts = jnp.take_along_axis(key, jnp.clip(at.astype(jnp.int32), 0, n - 1), axis=1)
-    # Where entries tie, the cut above the tied key settles it in the same pass.
-    same = jnp.pad(cuts[:, 1:] == cuts[:, :-1], ((0, 0), (1, 0)))
-    return cuts + same.astype(cuts.dtype)
-
-
-def _warm_steps(dtype: Any, key_dtype: Any) -> np.ndarray:
-    """Key distances of the warm cuts; the negative ones wrap, as unsigned addition undoes."""
-    unit = 2.0 ** (jnp.finfo(dtype).nmant - 23)
-    steps = [math.copysign(max(abs(s) * unit, 1), s) if s else 0 for s in _WARM.tolist()]
-    return np.array(steps, np.int64).astype(np.dtype(key_dtype))
+def _beyond(dtype: Any) -> int:
+    """A key that no score of this dtype has."""
+    _, sign, infinity = bits_of(dtype)
+    return (sign | infinity) + 2
 
 
 def _next_cuts(b: _Bracket) -> jax.Array:
@@ -248,9 +176,9 @@ def _next_cuts(b: _Bracket) -> jax.Array:
     bracket's width is then binomial, which gives both the expected place of the wanted count and
     the standard deviation by which the ladder spreads the cuts.
     """
-    n_cuts = jnp.asarray(_N_CUTS + 1, b.lo.dtype)
+    n_cuts = jnp.asarray(N_CUTS + 1, b.lo.dtype)
     step = (b.hi - b.lo + n_cuts - 1) // n_cuts
-    even = b.lo[:, None] + step[:, None] * jnp.arange(1, _N_CUTS + 1, dtype=b.lo.dtype)[None, :]
+    even = b.lo[:, None] + step[:, None] * jnp.arange(1, N_CUTS + 1, dtype=b.lo.dtype)[None, :]
     real = jnp.float64 if b.lo.dtype == jnp.uint64 else jnp.float32
     width, n_in, n_below = (
         (a).astype(real) for a in (b.hi - b.lo, b.n_lo - b.n_hi, b.n_lo - b.want)
@@ -258,7 +186,7 @@ def _next_cuts(b: _Bracket) -> jax.Array:
     per_entry = width / jnp.maximum(n_in, 1)
     deviation = jnp.sqrt(n_below * jnp.maximum(n_in - n_below, 0) / jnp.maximum(n_in, 1))
     spread = jnp.maximum(per_entry * deviation, 1)
-    offset = (per_entry * n_below)[:, None] + spread[:, None] * jnp.asarray(_LADDER, real)[None, :]
+    offset = (per_entry * n_below)[:, None] + spread[:, None] * jnp.asarray(LADDER, real)[None, :]
     # Rounding may carry the width just past the integer type; anything past `hi` is clipped below.
     offset = jnp.clip(offset, 0, (width * (1 - 2.0**-20))[:, None]).astype(b.lo.dtype)
     return _inside(b, jnp.where(b.even[:, None], even, b.lo[:, None] + offset))
@@ -268,10 +196,10 @@ def _inside(b: _Bracket, cuts: jax.Array) -> jax.Array:
     return jnp.clip(cuts, b.lo[:, None] + jnp.ones_like(cuts), b.hi[:, None] - jnp.ones_like(cuts))
 
 
-def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, places: jax.Array) -> _Bracket:
+def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, end: jax.Array) -> _Bracket:
     """The bracket after one pass; a pool is done when some cut holds exactly the wanted count.
 
-    `places` is where the search for a rank ends: no entry of the pool has one that large.
+    `end` is where the search for a rank ends: no tied entry has a place that large.
     """
     most = np.iinfo(np.dtype(b.lo.dtype)).max
     enough, few = counts >= b.want[:, None], counts <= b.want[:, None]
@@ -290,12 +218,12 @@ def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, places: jax.Array) 
     value = jnp.where(b.on_rank, b.cuts.value, jnp.where(hit, at, lo))
     new = _Bracket(
         lo=jnp.where(tied, one, lo),
-        hi=jnp.where(tied, places, hi),
+        hi=jnp.where(tied, end, hi),
         n_lo=jnp.where(tied, n_lo - n_hi, n_lo),
         n_hi=jnp.where(tied, jnp.zeros_like(n_hi), n_hi),
         want=jnp.where(tied, b.want - n_hi, b.want),
         on_rank=b.on_rank | tied,
-        even=~tied & ((hi - lo) > (b.hi - b.lo) // jnp.full_like(lo, _N_CUTS + 1)),
+        even=~tied & ((hi - lo) > (b.hi - b.lo) // jnp.full_like(lo, N_CUTS + 1)),
         done=hit,
         cuts=Cuts(value, jnp.where(b.on_rank & hit, at, jnp.zeros_like(at))),
     )
@@ -320,7 +248,7 @@ def _totals(
     """
 
     def add_up(digits: Any, once: Any, cuts: Any) -> jax.Array:
-        total = jnp.zeros((len(group.pool_sizes), _N_CUTS), group.key_dtype)
+        total = jnp.zeros((len(group.pool_sizes), N_CUTS), group.key_dtype)
         for i, stack in enumerate(stacks):
             counts = _count_reaching(digits[i], cuts[i], stack, group.key_dtype, once, one_device)
             pools = stack.pools[: len(counts)]
@@ -337,7 +265,7 @@ def _count_reaching(
 
     Slices of a leaf are counted as one member.
     """
-    flags = [digit >= per_member(cuts[:, j], digit.ndim) for j in range(_N_CUTS)]
+    flags = [digit >= per_member(cuts[:, j], digit.ndim) for j in range(N_CUTS)]
     if stack.is_sliced:
         flags = [jnp.expand_dims(flag, 0) for flag in flags]
     elif one_device:

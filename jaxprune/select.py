@@ -13,7 +13,7 @@ This module knows nothing of pruning: arrays in, masks out.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,10 @@ from jaxprune.placement import on_one_device
 from jaxprune.search import Cuts, search
 from jaxprune.stack import (
     Group,
+    Stack,
     bases,
     first_ranks,
+    member_sizes,
     parts_of,
     place_cuts,
     ranks,
@@ -225,55 +227,63 @@ def _decided(
     first = first_ranks(group, axis_name)
     kept: list[Any] = [jnp.zeros(spec.shape, bool) for spec in specs]  # what an empty leaf has
     for stack in stacks:
-        lead, n_members = stack.leaves[0], len(stack.pools)
-        size, base = jnp.full(n_members, stack.size, group.entry_dtype), bases(stack, first)
-        # Tied to the cuts, lest XLA lays out all ranks ahead of the loop that a fire is; and to the
-        # base, lest it lays out those of two leaves as one, and then by the sharding of one.
-        size, base, found = lax.optimization_barrier(
-            (size, base, Cuts(cuts.value[stack.pools], cuts.cut[stack.pools]))
-        )
-        cut = place_cuts(found.cut, base, size, ties)
-        mine = _Deciding(found.value.astype(group.entry_dtype), cut, base, size)
-        if len(stack.leaves) == 1 or not one_device:
-            # In the shape of the leaf: ranks of rows would divide an index per entry.
-            leaf = pairs[lead] if stack.is_sliced else jax.tree.map(lambda x: x[None], pairs[lead])
-            mask = _masks(keys, leaf, mine, ties)
-            kept[lead] = mask if stack.is_sliced else mask[0]
-            continue
-        flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1), stack.x)
-        # The result of a `cond` is one buffer. Else XLA computes the mask anew for every member
-        # that is sliced from it, and compiles that as often.
-        masks = lax.cond(
-            jnp.any(found.cut > 0),
-            lambda flat, mine: _masks(keys, flat, mine, ties),
-            lambda flat, mine: _masks(keys, flat, mine, None),
-            *(flat, mine),
-        )
-        for i, mask in zip(stack.leaves, masks, strict=True):
-            kept[i] = mask[: group.sizes[i]].reshape(specs[i].shape)
+        at = Cuts(cuts.value[stack.pools], cuts.cut[stack.pools])
+        theirs = [pairs[i] for i in stack.leaves]
+        found = _kept_of(stack, theirs, at, first, keys, group, ties, one_device)
+        for i, mask in zip(stack.leaves, found, strict=True):
+            kept[i] = mask.reshape(specs[i].shape)
     return kept, _scores_of(cuts.value, group)
 
 
-class _Deciding(NamedTuple):
-    """What decides over the members of a stack; each [n_members]."""
-
-    value: jax.Array
-    cut: jax.Array  # through the places of entries with this very key
-    base: jax.Array
-    size: jax.Array
+def _kept_of(
+    stack: Stack,
+    pairs: Sequence[Any],
+    cuts: Cuts,
+    first: jax.Array,
+    keys: Callable[[Any, Any], jax.Array],
+    group: Group,
+    ties: str,
+    one_device: bool,
+) -> list[jax.Array]:
+    """The mask of each leaf of a stack, or its entries in order, from the cuts of its members."""
+    # Tied to the cuts, lest XLA lays out all ranks ahead of the loop that a fire is; and to the
+    # base, lest it lays out those of two leaves as one, and then by the sharding of one.
+    size, base, cuts = lax.optimization_barrier(
+        (member_sizes(stack, group), bases(stack, first), cuts)
+    )
+    value, cut = cuts.value.astype(size.dtype), place_cuts(cuts.cut, base, size, ties)
+    mine = Cuts(value, cut), base, size
+    if stack.is_sliced:
+        return [_masks(keys, pairs[0], mine, ties)]
+    if len(pairs) == 1 or not one_device:
+        # In the shape of the leaf: ranks of rows would divide an index per entry.
+        return [_masks(keys, jax.tree.map(lambda x: x[None], pairs[0]), mine, ties)[0]]
+    flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1), stack.x)
+    # The result of a `cond` is one buffer. Else XLA computes the mask anew for every member that is
+    # sliced from it, and compiles that as often.
+    masks = lax.cond(
+        jnp.any(cuts.cut > 0),
+        lambda flat, mine: _masks(keys, flat, mine, ties),
+        lambda flat, mine: _masks(keys, flat, mine, None),
+        *(flat, mine),
+    )
+    return [mask[: stack.size] for mask in masks]
 
 
 def _masks(
-    keys: Callable[[Any, Any], jax.Array], stack: Any, mine: _Deciding, ties: str | None
+    keys: Callable[[Any, Any], jax.Array],
+    stack: Any,
+    mine: tuple[Cuts, jax.Array, jax.Array],
+    ties: str | None,
 ) -> jax.Array:
     """What the cuts keep of each member of a stack. Without `ties`, no cut goes through a tie."""
-    x, allow = stack
+    (x, allow), (cuts, base, size) = stack, mine
     key = keys(x, allow)
-    value = per_member(mine.value, key.ndim)
+    value, cut = (per_member(c, key.ndim) for c in cuts)
     mask = key >= value
     if ties is not None:
-        place = tied_places(ranks(key.shape, mine.size), mine.base, ties)
-        mask = (key > value) | ((key == value) & (place >= per_member(mine.cut, key.ndim)))
+        place = tied_places(ranks(key.shape, size), base, ties)
+        mask = (key > value) | ((key == value) & (place >= cut))
     return mask if allow is None else mask & allow.astype(bool)
 
 

@@ -117,6 +117,11 @@ def stacked(operands: Sequence[Any], group: Group, one_device: bool) -> list[Sta
     return found
 
 
+def member_sizes(stack: Stack, group: Group) -> jax.Array:
+    """Entries of each member, by dtype an entry."""
+    return jnp.full(stack.pools.shape, stack.size, group.entry_dtype)
+
+
 def bases(stack: Stack, first_rank: jax.Array) -> jax.Array:
     """The rank below those of each member's entries, from that of each pool's first."""
     ahead = stack.behind + stack.size
