@@ -38,6 +38,12 @@ _KEEP = 0.2
 _PASSES = Path(__file__).parent / "results" / "scale_plan-cpu.json"
 
 
+def facts(case: str, topology: str, n_chips: int) -> Row:
+    """What every row says of where its program would run, and of who made it."""
+    compiler = f"libtpu {version_of('libtpu')}"
+    return {"case": case, "topology": topology, "chips": n_chips, "compiler": compiler}
+
+
 def chips(topology: str) -> Sequence[Any]:
     """The devices of a topology, of which none needs to be here."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # of the machine that would hold them
@@ -57,7 +63,7 @@ def masks(
     sharding = NamedSharding(mesh, spec or P())
     w = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     size = math.prod(shape)
-    about = {"case": "mask", "topology": topology, "chips": devices.size, "shape": list(shape)}
+    about = facts("mask", topology, devices.size) | {"shape": list(shape)}
     rows = []
     ways = methods(round(_KEEP * size))
     for name, method in {OURS: ways[OURS]}.items() if only_ours else ways.items():
@@ -78,11 +84,9 @@ def masks(
 def fires(topology: str, layout: str, quick: bool) -> list[Row]:
     """The firing step of one layout."""
     layers, scale = (2, 16) if quick else (scale_plan.LAYERS, 1)
-    facts = {"case": "fire", "topology": topology, "layout": layout, "layers": layers}
     devices = chips(topology)
-    return [
-        facts | {"chips": len(devices)} | scale_plan.compiled(layout, devices, layers, scale),
-    ]
+    about = facts("fire", topology, len(devices)) | {"layout": layout, "layers": layers}
+    return [about | scale_plan.compiled(layout, devices, layers, scale)]
 
 
 def cases(quick: bool) -> list[Case]:
