@@ -2,26 +2,28 @@
 
 The environment is set before anything imports jax, which reads it once. `JAX_PLATFORMS` and
 `XLA_FLAGS` that are already set win, so `JAX_PLATFORMS=cuda pytest -n0` runs the suite on a GPU.
-On the CPU, programs are compiled quickly and not for speed, which saves up to two fifths of the
-time; `XLA_FLAGS=--xla_backend_optimization_level=3 pytest` compiles them as a user does. So does
-jaxlib 0.11 and later: its quick code keeps wrong weights among bfloat16 subnormals, which
-tests/test_select.py finds.
+On the CPU, programs are compiled quickly and not for speed, which halves the time of the suite;
+`XLA_FLAGS=--xla_backend_optimization_level=3 pytest` compiles them as a user does. Quick code is for
+AVX, which lacks the fused multiply-add: with it the same sum in two programs may differ in its last
+bit, and jaxlib 0.12 keeps wrong weights among bfloat16 subnormals, which tests/test_select.py finds.
 `HYPOTHESIS_PROFILE=thorough` searches longer and afresh each time; the default, `ci`, draws the
 same examples every time, and `short` fewer of them.
 """
 
 import importlib.metadata
 import os
+import platform
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in (_flags := os.environ.get("XLA_FLAGS", "")):
     os.environ["XLA_FLAGS"] = f"{_flags} {_DEVICES}=8".strip()
 _LEVEL = "--xla_backend_optimization_level"
-_jaxlib = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
-_on_cpu = os.environ["JAX_PLATFORMS"] == "cpu"
-if _on_cpu and _jaxlib < (0, 11) and _LEVEL not in (_flags := os.environ["XLA_FLAGS"]):
-    _quick = f"{_LEVEL}=0 --xla_llvm_disable_expensive_passes=true"
+_quickly = os.environ["JAX_PLATFORMS"] == "cpu" and platform.machine() in ("x86_64", "AMD64")
+if _quickly and _LEVEL not in (_flags := os.environ["XLA_FLAGS"]):
+    _quick = f"{_LEVEL}=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_max_isa=AVX"
+    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+        _quick += " --xla_cpu_use_fusion_emitters=false"  # later versions know no other way
     os.environ["XLA_FLAGS"] = f"{_flags} {_quick}"
 
 import hypothesis  # noqa: E402
