@@ -1,7 +1,7 @@
 """Pruning as an optax gradient transformation for JAX."""
 
+from jaxprune._base.agreement import check_agreement as check_agreement
 from jaxprune.activations import linen_inputs as linen_inputs, nnx_inputs as nnx_inputs
-from jaxprune.agree import check_agreement as check_agreement
 from jaxprune.blocks import (
     PackedMatrix as PackedMatrix,
     pack_matrix as pack_matrix,

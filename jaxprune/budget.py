@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune import paths as paths_lib
-from jaxprune.arguments import as_sparsity
+from jaxprune._base import paths as paths_lib
+from jaxprune._base.arguments import as_sparsity
+from jaxprune._base.paths import Choice, Rule
 from jaxprune.coupled import Coupled
 from jaxprune.distribution import (
     Distribution,
@@ -25,7 +26,6 @@ from jaxprune.distribution import (
     round_half_up,
     uniform,
 )
-from jaxprune.paths import Choice, Rule
 from jaxprune.refusals import (
     Specs,
     check_leaf,

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxprune import format as container
-from jaxprune.paths import leaves_with_paths, listed
+from jaxprune._base.paths import leaves_with_paths, listed
 from jaxprune.saved import Leaf
 from jaxprune.stream import extra
 

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.arguments import shown
+from jaxprune._base.arguments import shown
+from jaxprune._base.paths import leaves_with_paths, listed, rule_for, spec_of
 from jaxprune.packed import packed_shape
-from jaxprune.paths import leaves_with_paths, listed, rule_for, spec_of
 from jaxprune.state import PruneState, wrong_shape
 
 

@@ -7,8 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxprune._base.paths import leaves_with_paths, listed
 from jaxprune.packed import pack
-from jaxprune.paths import leaves_with_paths, listed
 from jaxprune.state import (
     PruneState,
     get_state,

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune._base.paths import as_rules, listed, matches
 from jaxprune.blocks import PackedMatrix, pack_matrix
 from jaxprune.export import nested
-from jaxprune.paths import as_rules, listed, matches
 from jaxprune.saved import opened
 
 

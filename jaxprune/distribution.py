@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.arguments import as_sparsity
-from jaxprune.paths import Rule, as_rules
+from jaxprune._base.arguments import as_sparsity
+from jaxprune._base.paths import Rule, as_rules
 
 
 class LeafShape(NamedTuple):

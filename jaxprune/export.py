@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import format as container
-from jaxprune.paths import leaves_with_paths, listed, spec_of
+from jaxprune._base.paths import leaves_with_paths, listed, spec_of
 from jaxprune.saved import Leaf, is_stored, memory_bytes, opened, save_leaves
 from jaxprune.state import masks_by_path
 

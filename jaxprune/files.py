@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune import format as container
+from jaxprune._base.paths import listed
 from jaxprune.checkpoint import Checkpoint
 from jaxprune.interchange import plain_tensor, write_csr
-from jaxprune.paths import listed
 from jaxprune.saved import Leaf, memory_bytes, opened, save_leaves
 from jaxprune.stream import extra, written
 

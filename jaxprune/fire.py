@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxprune._base.counting import counting, is_wide, take
+from jaxprune._base.sharding import explicit_mesh, sharding_in
 from jaxprune.budget import Leaf
-from jaxprune.count import counting, is_wide, take
 from jaxprune.coupled import combined
-from jaxprune.placement import explicit_mesh, sharding_in
 from jaxprune.score import is_elementwise, magnitude
 from jaxprune.select import select
 from jaxprune.structure import NM, Unstructured

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import format as container
+from jaxprune._base.paths import leaves_with_paths, listed
 from jaxprune.export import as_host
-from jaxprune.paths import leaves_with_paths, listed
 from jaxprune.stream import extra, written
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune._base.paths import as_rules, leaves_with_paths, listed, matches, spec_of
 from jaxprune.blocks import PackedMatrix, pack_matrix, packed_matmul
-from jaxprune.paths import as_rules, leaves_with_paths, listed, matches, spec_of
 
 Packed = Mapping[str, PackedMatrix]
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.floats import order_key
+from jaxprune._base.float_bits import order_key
 from jaxprune.mask import keep
 from jaxprune.select import topk_mask
 

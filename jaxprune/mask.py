@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.count import WIDE, count_true, counting
-from jaxprune.floats import is_nonzero
-from jaxprune.paths import path_str
-from jaxprune.placement import summed_in_shards, typed_like
+from jaxprune._base.counting import WIDE, count_true, counting
+from jaxprune._base.float_bits import is_nonzero
+from jaxprune._base.paths import path_str
+from jaxprune._base.sharding import summed_in_shards, typed_like
 
 
 def land(param: jax.Array, update: jax.Array, mask: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.floats import bits_of, order_key
+from jaxprune._base.float_bits import bits_of, order_key
 from jaxprune.stack import Group, Stack
 
 # Thresholds counted in one read. XLA CPU fuses up to 15 reduction operands; 7 cost about one memory

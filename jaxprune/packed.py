@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxprune.placement import explicit_sharding, in_sharding, typed_like
+from jaxprune._base.sharding import explicit_sharding, in_sharding, typed_like
 
 
 def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.paths import leaves_with_paths
 from jaxprune.axes import (
     FIXED_BY_OUTPUT,
     Axis,
@@ -25,7 +26,6 @@ from jaxprune.axes import (
     is_literal,
 )
 from jaxprune.axis_rules import RULES
-from jaxprune.paths import leaves_with_paths
 
 # Params of equations that no shape goes into.
 _NO_SIZES = (

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import paths as paths_lib
+from jaxprune._base import paths as paths_lib
+from jaxprune._base.paths import Choice
 from jaxprune.distribution import LeafShape
-from jaxprune.paths import Choice
 from jaxprune.score import Accumulated
 from jaxprune.structure import NM
 

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.agree import check_remembered
-from jaxprune.arguments import as_sparsity
+from jaxprune._base.agreement import check_remembered
+from jaxprune._base.arguments import as_sparsity
+from jaxprune._base.counting import total
+from jaxprune._base.float_bits import is_nonzero
+from jaxprune._base.paths import leaves_with_paths, rule_name, spec_of
+from jaxprune._base.replicas import diverged
 from jaxprune.budget import Recipe
-from jaxprune.count import total
 from jaxprune.distribution import Distribution, uniform
-from jaxprune.floats import is_nonzero
-from jaxprune.paths import leaves_with_paths, rule_name, spec_of
-from jaxprune.replicas import diverged
 from jaxprune.schedule import SparsitySchedule, check_schedule
 from jaxprune.score import magnitude
 from jaxprune.state import find_states, get_masks, get_state, masks_by_path

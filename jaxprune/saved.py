@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune import format as container
+from jaxprune._base.paths import listed
 from jaxprune.format import Header, Tensor
-from jaxprune.paths import listed
 from jaxprune.stream import Stream
 
 VERSION = 1

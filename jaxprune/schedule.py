@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.arguments import as_sparsity, check_step, check_steps, shown
+from jaxprune._base.arguments import as_sparsity, check_step, check_steps, shown
 
 _ROUNDING = Fraction(1, 10**6)  # a float32 schedule may dip by this much without meaning to
 

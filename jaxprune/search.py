@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.count import count_each, count_rows, per_member
-from jaxprune.floats import bits_of
+from jaxprune._base.counting import count_each, count_rows, per_member
+from jaxprune._base.float_bits import bits_of
+from jaxprune._base.sharding import in_lanes, summed_in_shards
 from jaxprune.opening import LADDER, N_CUTS, opening_cuts
-from jaxprune.placement import in_lanes, summed_in_shards
 from jaxprune.stack import (
     Group,
     Stack,

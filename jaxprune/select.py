@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.count import WIDE, as_counts, counting, enable_x64, per_member
-from jaxprune.floats import key_value, order_key
-from jaxprune.placement import on_one_device
+from jaxprune._base.counting import WIDE, as_counts, counting, enable_x64, per_member
+from jaxprune._base.float_bits import key_value, order_key
+from jaxprune._base.sharding import on_one_device
 from jaxprune.search import Cuts, search
 from jaxprune.stack import (
     Group,

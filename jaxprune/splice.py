@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.arguments import shown
-from jaxprune.paths import path_str
+from jaxprune._base.arguments import shown
+from jaxprune._base.paths import path_str
 from jaxprune.state import PruneState, find_states
 
 

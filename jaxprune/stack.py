@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune import count as count_lib
-from jaxprune.count import as_rows, per_member
-from jaxprune.floats import keyed_dtype
+from jaxprune._base import counting as count_lib
+from jaxprune._base.counting import as_rows, per_member
+from jaxprune._base.float_bits import keyed_dtype
 
 # Leaves of at most this many entries are copied together with others of their shape.
 _STACKED = 2**20

@@ -15,9 +15,9 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.paths import leaves_with_paths, listed, spec_of
 from jaxprune.mask import keep
 from jaxprune.packed import packed_shape, unpack
-from jaxprune.paths import leaves_with_paths, listed, spec_of
 
 
 class PruneState(NamedTuple):

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.floats import order_key
-from jaxprune.placement import merge_axis, split_axis
+from jaxprune._base.float_bits import order_key
+from jaxprune._base.sharding import merge_axis, split_axis
 
 
 @dataclasses.dataclass(frozen=True)

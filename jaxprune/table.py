@@ -6,7 +6,7 @@ It knows nothing of pruning but which weights are dropped.
 import dataclasses
 from typing import Any
 
-from jaxprune.paths import spec_of
+from jaxprune._base.paths import spec_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import optax
 
-from jaxprune.arguments import as_int, as_part, check_step, shown
+from jaxprune._base.arguments import as_int, as_part, check_step, shown
 from jaxprune.budget import Recipe
 from jaxprune.distribution import Distribution, erk, global_pool, uniform
 from jaxprune.schedule import (

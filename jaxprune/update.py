@@ -16,17 +16,17 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxprune.agree import remember
-from jaxprune.arguments import shown
+from jaxprune._base.agreement import remember
+from jaxprune._base.arguments import shown
+from jaxprune._base.counting import as_counts, take
+from jaxprune._base.paths import leaves_with_paths, listed, paths_of, spec_of
+from jaxprune._base.sharding import everywhere, placed_like, typed_like
 from jaxprune.budget import Budget, Recipe
 from jaxprune.checks import check_state, check_updates, checked, parallel
-from jaxprune.count import as_counts, take
 from jaxprune.distribution import round_half_up
 from jaxprune.fire import Operand, swap, tighten
 from jaxprune.mask import count_violations, full_mask, keep, land
 from jaxprune.packed import full_packed, pack, packed_like, unpack
-from jaxprune.paths import leaves_with_paths, listed, paths_of, spec_of
-from jaxprune.placement import everywhere, placed_like, typed_like
 from jaxprune.refusals import check_shuffled
 from jaxprune.schedule import SparsitySchedule
 from jaxprune.score import Accumulated, is_elementwise, itself, random_score, reads_grads

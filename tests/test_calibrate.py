@@ -27,7 +27,7 @@ from jaxprune import (
     wanda,
     wanda_kernel,
 )
-from jaxprune.paths import path_str
+from jaxprune._base.paths import path_str
 
 KERNELS = {"wanda": wanda_kernel, "sparsegpt": sparsegpt_kernel}
 MODELS = {"wanda": wanda, "sparsegpt": sparsegpt}

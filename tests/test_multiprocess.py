@@ -58,7 +58,7 @@ np.savez(f"{folder}/{count}-{rank}.npz", **whole(jaxprune.get_masks(state, param
 """
 
 DISAGREE = """
-from jaxprune.agree import check_agreement
+from jaxprune._base.agreement import check_agreement
 check_agreement({"schedule": jaxprune.one_shot_schedule(0.5)})
 try:
     check_agreement({"schedule": jaxprune.one_shot_schedule(0.5 if rank != 1 else 0.6)})

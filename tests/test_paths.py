@@ -16,7 +16,7 @@ from flax import nnx
 from hypothesis import given, strategies as st
 
 import jaxprune
-from jaxprune.paths import leaves_with_paths
+from jaxprune._base.paths import leaves_with_paths
 
 HALF = jaxprune.one_shot_schedule(0.5)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from jaxprune.floats import order_key
+from jaxprune._base.float_bits import order_key
 from jaxprune.select import select, topk_mask, topk_masks
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.float8_e4m3b11fnuz)

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 import jaxprune
 from jaxprune import groups as groups_lib
-from jaxprune.paths import leaves_with_paths
+from jaxprune._base.paths import leaves_with_paths
 from jaxprune.program import follow, program_of, values_of
 
 

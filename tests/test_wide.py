@@ -17,7 +17,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from jaxprune import count, placement, stack
+from jaxprune import stack
+from jaxprune._base import counting as count, sharding as placement
 
 HALF = jaxprune.one_shot_schedule(0.5)
 CASES = {

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.placement import n_devices, on_one_device, on_tpu, split_axis
+from jaxprune._base.sharding import n_devices, on_one_device, on_tpu, split_axis
 
 try:
     from jax import enable_x64

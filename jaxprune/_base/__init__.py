@@ -1,0 +1,1 @@
+"""What every other package builds on: arguments, paths, float bits, shardings, counting."""
