@@ -35,7 +35,7 @@ from benchmarks.common import (
     interleaved,
     temp_bytes,
 )
-from jaxprune.select import select
+from jaxprune._topk.topk import select
 
 SELECTING = ("np.partition", "torch.kthvalue")
 READ, COLD, WARM = "read", "jaxprune", "jaxprune warm"

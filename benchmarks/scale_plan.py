@@ -229,8 +229,8 @@ def passes(n: int, dtype: str) -> list[Row]:
 
     It searches as devices with shards do, without the sample that one device takes first.
     """
-    from jaxprune import search
-    from jaxprune.select import select
+    from jaxprune._topk import search
+    from jaxprune._topk.topk import select
 
     count, calls = search._count_reaching, []
     w = jnp.abs(jnp.asarray(weights("normal", n), dtype))

@@ -1,6 +1,7 @@
 """Pruning as an optax gradient transformation for JAX."""
 
 from jaxprune._base.agreement import check_agreement as check_agreement
+from jaxprune._topk.topk import topk_mask as topk_mask, topk_masks as topk_masks
 from jaxprune.activations import linen_inputs as linen_inputs, nnx_inputs as nnx_inputs
 from jaxprune.blocks import (
     PackedMatrix as PackedMatrix,
@@ -69,7 +70,6 @@ from jaxprune.score import (
     random_score as random_score,
     saliency as saliency,
 )
-from jaxprune.select import topk_mask as topk_mask, topk_masks as topk_masks
 from jaxprune.shrink import ShrinkReport as ShrinkReport, shrink as shrink, shrink_nnx as shrink_nnx
 from jaxprune.splice import splice as splice
 from jaxprune.state import (

@@ -16,10 +16,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune._base.counting import counting, is_wide, take
 from jaxprune._base.sharding import explicit_mesh, sharding_in
+from jaxprune._topk.topk import select
 from jaxprune.budget import Leaf
 from jaxprune.coupled import combined
 from jaxprune.score import is_elementwise, magnitude
-from jaxprune.select import select
 from jaxprune.structure import NM, Unstructured
 
 

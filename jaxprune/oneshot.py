@@ -12,12 +12,12 @@ from jaxprune._base.arguments import as_int, as_sparsity
 from jaxprune._base.counting import as_counts
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, listed
+from jaxprune._topk.topk import check_ties
 from jaxprune.budget import Recipe
 from jaxprune.distribution import Distribution, uniform
 from jaxprune.fire import Operand, tighten
 from jaxprune.mask import full_mask, keep
 from jaxprune.score import Accumulated, magnitude, reads_grads
-from jaxprune.select import check_ties
 from jaxprune.structure import Unstructured
 
 

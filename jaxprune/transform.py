@@ -7,6 +7,7 @@ from typing import Any
 import optax
 
 from jaxprune._base.arguments import as_int, as_part, check_step, shown
+from jaxprune._topk.topk import check_ties
 from jaxprune.budget import Recipe
 from jaxprune.distribution import Distribution, erk, global_pool, uniform
 from jaxprune.schedule import (
@@ -16,7 +17,6 @@ from jaxprune.schedule import (
     one_shot_schedule,
 )
 from jaxprune.score import gradient_magnitude, magnitude, random_score
-from jaxprune.select import check_ties
 from jaxprune.structure import NM, Unstructured
 from jaxprune.update import HOLD, TRAIN, ZERO, Spec, transformation
 

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 
 import jaxprune
-from jaxprune.select import select
+from jaxprune._topk.topk import select
 
 N = 8
 SCHEDULE = jaxprune.cubic_schedule(0.75, 0, 4, 2)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from jaxprune._base.float_bits import order_key
-from jaxprune.select import select, topk_mask, topk_masks
+from jaxprune._topk.topk import select, topk_mask, topk_masks
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.float8_e4m3b11fnuz)
 SHAPES = ((), (1,), (0,), (3, 0), (31,), (4, 8), (3, 5, 7), (1031,), (2, 1024))

@@ -17,8 +17,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from jaxprune import stack
 from jaxprune._base import counting as count, sharding as placement
+from jaxprune._topk import stacks as stack
 
 HALF = jaxprune.one_shot_schedule(0.5)
 CASES = {

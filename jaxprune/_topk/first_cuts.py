@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.float_bits import bits_of, order_key
-from jaxprune.stack import Group, Stack
+from jaxprune._topk.stacks import Group, Stack
 
 # Thresholds counted in one read. XLA CPU fuses up to 15 reduction operands; 7 cost about one memory
 # read.

@@ -23,8 +23,8 @@ from jax import lax
 from jaxprune._base.counting import WIDE, as_counts, counting, enable_x64, per_member
 from jaxprune._base.float_bits import key_value, order_key
 from jaxprune._base.sharding import on_one_device
-from jaxprune.search import Cuts, search
-from jaxprune.stack import (
+from jaxprune._topk.search import Cuts, search
+from jaxprune._topk.stacks import (
     Group,
     Stack,
     bases,

@@ -17,8 +17,8 @@ from jax import lax
 from jaxprune._base.counting import count_each, count_rows, per_member
 from jaxprune._base.float_bits import bits_of
 from jaxprune._base.sharding import in_lanes, summed_in_shards
-from jaxprune.opening import LADDER, N_CUTS, opening_cuts
-from jaxprune.stack import (
+from jaxprune._topk.first_cuts import LADDER, N_CUTS, opening_cuts
+from jaxprune._topk.stacks import (
     Group,
     Stack,
     bases,

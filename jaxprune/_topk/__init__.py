@@ -1,0 +1,1 @@
+"""Exact selection of the largest scores by counting; it knows nothing of pruning."""
