@@ -1,6 +1,39 @@
 """Pruning as an optax gradient transformation for JAX."""
 
 from jaxprune._base.agreement import check_agreement as check_agreement
+from jaxprune._recipe.distributions import (
+    Distribution as Distribution,
+    er as er,
+    erk as erk,
+    global_pool as global_pool,
+    min_density as min_density,
+    normalized_pool as normalized_pool,
+    per_slice as per_slice,
+    uniform as uniform,
+)
+from jaxprune._recipe.schedules import (
+    SparsitySchedule as SparsitySchedule,
+    acdc_schedule as acdc_schedule,
+    cubic_schedule as cubic_schedule,
+    from_optax_schedule as from_optax_schedule,
+    linear_schedule as linear_schedule,
+    one_shot_schedule as one_shot_schedule,
+    polynomial_schedule as polynomial_schedule,
+)
+from jaxprune._recipe.scores import (
+    Accumulated as Accumulated,
+    gradient_magnitude as gradient_magnitude,
+    magnitude as magnitude,
+    movement as movement,
+    random_score as random_score,
+    saliency as saliency,
+)
+from jaxprune._recipe.structures import (
+    NM as NM,
+    Block as Block,
+    Channel as Channel,
+    Unstructured as Unstructured,
+)
 from jaxprune._topk.topk import topk_mask as topk_mask, topk_masks as topk_masks
 from jaxprune.activations import linen_inputs as linen_inputs, nnx_inputs as nnx_inputs
 from jaxprune.blocks import (
@@ -25,16 +58,6 @@ from jaxprune.convert import (
     unpack_masks as unpack_masks,
 )
 from jaxprune.deploy import load_packed as load_packed
-from jaxprune.distribution import (
-    Distribution as Distribution,
-    er as er,
-    erk as erk,
-    global_pool as global_pool,
-    min_density as min_density,
-    normalized_pool as normalized_pool,
-    per_slice as per_slice,
-    uniform as uniform,
-)
 from jaxprune.export import load as load, save as save
 from jaxprune.interchange import (
     save_csr as save_csr,
@@ -53,23 +76,6 @@ from jaxprune.moments import Moments as Moments, moments as moments
 from jaxprune.oneshot import masks_from_params as masks_from_params, prune_params as prune_params
 from jaxprune.report import check as check, metrics as metrics, plan as plan, summarize as summarize
 from jaxprune.resize import shrunk_apply as shrunk_apply
-from jaxprune.schedule import (
-    SparsitySchedule as SparsitySchedule,
-    acdc_schedule as acdc_schedule,
-    cubic_schedule as cubic_schedule,
-    from_optax_schedule as from_optax_schedule,
-    linear_schedule as linear_schedule,
-    one_shot_schedule as one_shot_schedule,
-    polynomial_schedule as polynomial_schedule,
-)
-from jaxprune.score import (
-    Accumulated as Accumulated,
-    gradient_magnitude as gradient_magnitude,
-    magnitude as magnitude,
-    movement as movement,
-    random_score as random_score,
-    saliency as saliency,
-)
 from jaxprune.shrink import ShrinkReport as ShrinkReport, shrink as shrink, shrink_nnx as shrink_nnx
 from jaxprune.splice import splice as splice
 from jaxprune.state import (
@@ -77,12 +83,6 @@ from jaxprune.state import (
     apply_masks as apply_masks,
     get_masks as get_masks,
     get_state as get_state,
-)
-from jaxprune.structure import (
-    NM as NM,
-    Block as Block,
-    Channel as Channel,
-    Unstructured as Unstructured,
 )
 from jaxprune.transform import (
     prune as prune,

@@ -21,8 +21,8 @@ import numpy as np
 
 from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.paths import leaves_with_paths, listed, rule_for
-from jaxprune.budget import Recipe
-from jaxprune.distribution import round_half_up
+from jaxprune._recipe.budget import Recipe
+from jaxprune._recipe.distributions import round_half_up
 from jaxprune.layerwise import solve, wanda_mask
 from jaxprune.mask import full_mask, keep
 from jaxprune.moments import statistics

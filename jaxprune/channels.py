@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, rule_for
+from jaxprune._recipe.coupled import Coupled
 from jaxprune.axes import Unit
-from jaxprune.coupled import Coupled
 from jaxprune.groups import Group, accepted, find_groups
 from jaxprune.program import Program, follow, program_of
 from jaxprune.resize import shrunk_apply, split_nnx

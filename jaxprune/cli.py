@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxprune import commands, files, structure as structures
+from jaxprune import commands, files
+from jaxprune._recipe import structures
 from jaxprune.commands import Rules
 
 

@@ -16,11 +16,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune._base.counting import counting, is_wide, take
 from jaxprune._base.sharding import explicit_mesh, sharding_in
+from jaxprune._recipe.budget import Leaf
+from jaxprune._recipe.coupled import combined
+from jaxprune._recipe.scores import is_elementwise, magnitude
+from jaxprune._recipe.structures import NM, Unstructured
 from jaxprune._topk.topk import select
-from jaxprune.budget import Leaf
-from jaxprune.coupled import combined
-from jaxprune.score import is_elementwise, magnitude
-from jaxprune.structure import NM, Unstructured
 
 
 class Operand(NamedTuple):

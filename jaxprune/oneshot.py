@@ -12,13 +12,13 @@ from jaxprune._base.arguments import as_int, as_sparsity
 from jaxprune._base.counting import as_counts
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, listed
+from jaxprune._recipe.budget import Recipe
+from jaxprune._recipe.distributions import Distribution, uniform
+from jaxprune._recipe.scores import Accumulated, magnitude, reads_grads
+from jaxprune._recipe.structures import Unstructured
 from jaxprune._topk.topk import check_ties
-from jaxprune.budget import Recipe
-from jaxprune.distribution import Distribution, uniform
 from jaxprune.fire import Operand, tighten
 from jaxprune.mask import full_mask, keep
-from jaxprune.score import Accumulated, magnitude, reads_grads
-from jaxprune.structure import Unstructured
 
 
 def prune_params(

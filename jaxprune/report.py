@@ -19,12 +19,12 @@ from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, rule_name, spec_of
 from jaxprune._base.replicas import diverged
-from jaxprune.budget import Recipe
-from jaxprune.distribution import Distribution, uniform
-from jaxprune.schedule import SparsitySchedule, check_schedule
-from jaxprune.score import magnitude
+from jaxprune._recipe.budget import Recipe
+from jaxprune._recipe.distributions import Distribution, uniform
+from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
+from jaxprune._recipe.scores import magnitude
+from jaxprune._recipe.structures import Unstructured
 from jaxprune.state import find_states, get_masks, get_state, masks_by_path
-from jaxprune.structure import Unstructured
 from jaxprune.table import Report, leaf_report
 
 

@@ -7,17 +7,17 @@ from typing import Any
 import optax
 
 from jaxprune._base.arguments import as_int, as_part, check_step, shown
-from jaxprune._topk.topk import check_ties
-from jaxprune.budget import Recipe
-from jaxprune.distribution import Distribution, erk, global_pool, uniform
-from jaxprune.schedule import (
+from jaxprune._recipe.budget import Recipe
+from jaxprune._recipe.distributions import Distribution, erk, global_pool, uniform
+from jaxprune._recipe.schedules import (
     SparsitySchedule,
     check_schedule,
     cubic_schedule,
     one_shot_schedule,
 )
-from jaxprune.score import gradient_magnitude, magnitude, random_score
-from jaxprune.structure import NM, Unstructured
+from jaxprune._recipe.scores import gradient_magnitude, magnitude, random_score
+from jaxprune._recipe.structures import NM, Unstructured
+from jaxprune._topk.topk import check_ties
 from jaxprune.update import HOLD, TRAIN, ZERO, Spec, transformation
 
 

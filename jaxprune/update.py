@@ -21,15 +21,15 @@ from jaxprune._base.arguments import shown
 from jaxprune._base.counting import as_counts, take
 from jaxprune._base.paths import leaves_with_paths, listed, paths_of, spec_of
 from jaxprune._base.sharding import everywhere, placed_like, typed_like
-from jaxprune.budget import Budget, Recipe
+from jaxprune._recipe.budget import Budget, Recipe
+from jaxprune._recipe.distributions import round_half_up
+from jaxprune._recipe.errors import check_shuffled
+from jaxprune._recipe.schedules import SparsitySchedule
+from jaxprune._recipe.scores import Accumulated, is_elementwise, itself, random_score, reads_grads
 from jaxprune.checks import check_state, check_updates, checked, parallel
-from jaxprune.distribution import round_half_up
 from jaxprune.fire import Operand, swap, tighten
 from jaxprune.mask import count_violations, full_mask, keep, land
 from jaxprune.packed import full_packed, pack, packed_like, unpack
-from jaxprune.refusals import check_shuffled
-from jaxprune.schedule import SparsitySchedule
-from jaxprune.score import Accumulated, is_elementwise, itself, random_score, reads_grads
 from jaxprune.state import PruneState, widths_of
 
 ZERO, HOLD, TRAIN = "zero", "hold", "train"

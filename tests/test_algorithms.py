@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 import jaxprune
 from jaxprune import NM, Block, Channel, Unstructured
-from jaxprune.distribution import LeafShape, round_half_up
+from jaxprune._recipe.distributions import LeafShape, round_half_up
 
 SCORES = {
     "magnitude": jaxprune.magnitude,

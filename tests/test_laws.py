@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import jaxprune
-from jaxprune.distribution import round_half_up
+from jaxprune._recipe.distributions import round_half_up
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 SHAPES = {"conv": (3, 3, 2, 4), "fc": (17, 5), "square": (8, 8)}

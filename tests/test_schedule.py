@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import jaxprune
-from jaxprune.distribution import LeafShape, round_half_up, uniform
+from jaxprune._recipe.distributions import LeafShape, round_half_up, uniform
 
 STEPS = st.tuples(st.integers(0, 40), st.integers(0, 60), st.integers(1, 80)).map(
     lambda t: (t[0], t[0] + t[1], t[2])

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from jaxprune._base import paths as paths_lib
 from jaxprune._base.paths import Choice
-from jaxprune.distribution import LeafShape
-from jaxprune.score import Accumulated
-from jaxprune.structure import NM
+from jaxprune._recipe.distributions import LeafShape
+from jaxprune._recipe.scores import Accumulated
+from jaxprune._recipe.structures import NM
 
 Specs = tuple[jax.ShapeDtypeStruct | None, ...]
 

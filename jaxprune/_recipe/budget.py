@@ -17,8 +17,8 @@ import numpy as np
 from jaxprune._base import paths as paths_lib
 from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.paths import Choice, Rule
-from jaxprune.coupled import Coupled
-from jaxprune.distribution import (
+from jaxprune._recipe.coupled import Coupled
+from jaxprune._recipe.distributions import (
     Distribution,
     LeafShape,
     Pools,
@@ -26,7 +26,7 @@ from jaxprune.distribution import (
     round_half_up,
     uniform,
 )
-from jaxprune.refusals import (
+from jaxprune._recipe.errors import (
     Specs,
     check_leaf,
     check_nm,
@@ -34,8 +34,8 @@ from jaxprune.refusals import (
     emptied,
     nothing_chosen,
 )
-from jaxprune.score import Accumulated, magnitude
-from jaxprune.structure import NM, Unstructured
+from jaxprune._recipe.scores import Accumulated, magnitude
+from jaxprune._recipe.structures import NM, Unstructured
 
 Structures = tuple[tuple[Rule, Any], ...]
 _ANY = "(?s:.*)"  # matches every path, line ends included

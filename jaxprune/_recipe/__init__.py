@@ -1,0 +1,1 @@
+"""What to prune and how much: schedules, scores, structures, distributions, budgets."""
