@@ -34,6 +34,19 @@ from jaxprune._recipe.structures import (
     Channel as Channel,
     Unstructured as Unstructured,
 )
+from jaxprune._state.convert import (
+    pack_masks as pack_masks,
+    set_masks as set_masks,
+    unpack_masks as unpack_masks,
+)
+from jaxprune._state.masks import straight_through as straight_through
+from jaxprune._state.prune_state import (
+    PruneState as PruneState,
+    apply_masks as apply_masks,
+    get_masks as get_masks,
+    get_state as get_state,
+)
+from jaxprune._state.splice import splice as splice
 from jaxprune._topk.topk import topk_mask as topk_mask, topk_masks as topk_masks
 from jaxprune.activations import linen_inputs as linen_inputs, nnx_inputs as nnx_inputs
 from jaxprune.blocks import (
@@ -52,11 +65,6 @@ from jaxprune.channels import (
     channel_groups as channel_groups,
     channel_groups_nnx as channel_groups_nnx,
 )
-from jaxprune.convert import (
-    pack_masks as pack_masks,
-    set_masks as set_masks,
-    unpack_masks as unpack_masks,
-)
 from jaxprune.deploy import load_packed as load_packed
 from jaxprune.export import load as load, save as save
 from jaxprune.interchange import (
@@ -71,19 +79,11 @@ from jaxprune.layers import (
     pack_linear as pack_linear,
     packed_apply as packed_apply,
 )
-from jaxprune.mask import straight_through as straight_through
 from jaxprune.moments import Moments as Moments, moments as moments
 from jaxprune.oneshot import masks_from_params as masks_from_params, prune_params as prune_params
 from jaxprune.report import check as check, metrics as metrics, plan as plan, summarize as summarize
 from jaxprune.resize import shrunk_apply as shrunk_apply
 from jaxprune.shrink import ShrinkReport as ShrinkReport, shrink as shrink, shrink_nnx as shrink_nnx
-from jaxprune.splice import splice as splice
-from jaxprune.state import (
-    PruneState as PruneState,
-    apply_masks as apply_masks,
-    get_masks as get_masks,
-    get_state as get_state,
-)
 from jaxprune.transform import (
     prune as prune,
     rigl as rigl,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.paths import leaves_with_paths, listed, rule_for, spec_of
-from jaxprune.packed import packed_shape
-from jaxprune.state import PruneState, wrong_shape
+from jaxprune._state.bit_masks import packed_shape
+from jaxprune._state.prune_state import PruneState, wrong_shape
 
 
 def checked(params: Any, state: Any) -> tuple[list[str], list[Any], Any]:

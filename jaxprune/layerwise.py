@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune._base.float_bits import order_key
+from jaxprune._state.masks import keep
 from jaxprune._topk.topk import topk_mask
-from jaxprune.mask import keep
 
 _HIGHEST = lax.Precision.HIGHEST
 

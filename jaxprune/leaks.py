@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxprune._state.bit_masks import packed_shape
 from jaxprune.files import Source, some
-from jaxprune.packed import packed_shape
 from jaxprune.saved import Leaf
 
 

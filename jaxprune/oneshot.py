@@ -16,9 +16,9 @@ from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.scores import Accumulated, magnitude, reads_grads
 from jaxprune._recipe.structures import Unstructured
+from jaxprune._state.masks import full_mask, keep
 from jaxprune._topk.topk import check_ties
 from jaxprune.fire import Operand, tighten
-from jaxprune.mask import full_mask, keep
 
 
 def prune_params(

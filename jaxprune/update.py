@@ -26,11 +26,11 @@ from jaxprune._recipe.distributions import round_half_up
 from jaxprune._recipe.errors import check_shuffled
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import Accumulated, is_elementwise, itself, random_score, reads_grads
+from jaxprune._state.bit_masks import full_packed, pack, packed_like, unpack
+from jaxprune._state.masks import count_violations, full_mask, keep, land
+from jaxprune._state.prune_state import PruneState, widths_of
 from jaxprune.checks import check_state, check_updates, checked, parallel
 from jaxprune.fire import Operand, swap, tighten
-from jaxprune.mask import count_violations, full_mask, keep, land
-from jaxprune.packed import full_packed, pack, packed_like, unpack
-from jaxprune.state import PruneState, widths_of
 
 ZERO, HOLD, TRAIN = "zero", "hold", "train"
 

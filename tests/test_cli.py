@@ -21,9 +21,9 @@ import pytest
 
 import jaxprune
 from jaxprune import checkpoint, commands, files, footprint, saved, screen
+from jaxprune._state.bit_masks import pack
 from jaxprune.export import load, save
 from jaxprune.interchange import save_safetensors
-from jaxprune.packed import pack
 
 typer = pytest.importorskip("typer")
 pytest.importorskip("rich")

@@ -249,7 +249,7 @@ def test_complex_weights_are_ranked_by_modulus():
 def test_every_finite_value_lands_on_plus_zero(dtype):
     values = np.arange(2**16).astype(np.uint16).view(dtype)
     values = values[np.isfinite(values.astype(np.float32))]
-    from jaxprune.mask import land
+    from jaxprune._state.masks import land
 
     update = land(
         jnp.asarray(values), jnp.full(values.shape, jnp.nan, dtype), jnp.zeros(values.shape)

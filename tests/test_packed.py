@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from jaxprune.packed import full_packed, pack, packed_shape, unpack
+from jaxprune._state.bit_masks import full_packed, pack, packed_shape, unpack
 
 SCHEDULE = jaxprune.cubic_schedule(0.8, 1, 5, 2)
 

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxprune
-from jaxprune.splice import splice
+from jaxprune._state.splice import splice
 
 SCHEDULE = jaxprune.one_shot_schedule(0.5, step=2)
 

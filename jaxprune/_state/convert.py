@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._base.paths import leaves_with_paths, listed
-from jaxprune.packed import pack
-from jaxprune.state import (
+from jaxprune._state.bit_masks import pack
+from jaxprune._state.prune_state import (
     PruneState,
     get_state,
     some_states,

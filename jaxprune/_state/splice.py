@@ -13,7 +13,7 @@ import optax
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.paths import path_str
-from jaxprune.state import PruneState, find_states
+from jaxprune._state.prune_state import PruneState, find_states
 
 
 def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_state: Any) -> Any:

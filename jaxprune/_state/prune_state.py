@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, listed, spec_of
-from jaxprune.mask import keep
-from jaxprune.packed import packed_shape, unpack
+from jaxprune._state.bit_masks import packed_shape, unpack
+from jaxprune._state.masks import keep
 
 
 class PruneState(NamedTuple):

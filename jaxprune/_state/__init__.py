@@ -1,0 +1,1 @@
+"""The prune state and its masks: how they are stored, applied, converted and found."""
