@@ -48,6 +48,16 @@ from jaxprune._state.prune_state import (
 )
 from jaxprune._state.splice import splice as splice
 from jaxprune._topk.topk import topk_mask as topk_mask, topk_masks as topk_masks
+from jaxprune._transform.oneshot import (
+    masks_from_params as masks_from_params,
+    prune_params as prune_params,
+)
+from jaxprune._transform.prune import (
+    prune as prune,
+    rigl as rigl,
+    set_ as set_,
+    static_sparse as static_sparse,
+)
 from jaxprune.activations import linen_inputs as linen_inputs, nnx_inputs as nnx_inputs
 from jaxprune.blocks import (
     PackedMatrix as PackedMatrix,
@@ -80,15 +90,8 @@ from jaxprune.layers import (
     packed_apply as packed_apply,
 )
 from jaxprune.moments import Moments as Moments, moments as moments
-from jaxprune.oneshot import masks_from_params as masks_from_params, prune_params as prune_params
 from jaxprune.report import check as check, metrics as metrics, plan as plan, summarize as summarize
 from jaxprune.resize import shrunk_apply as shrunk_apply
 from jaxprune.shrink import ShrinkReport as ShrinkReport, shrink as shrink, shrink_nnx as shrink_nnx
-from jaxprune.transform import (
-    prune as prune,
-    rigl as rigl,
-    set_ as set_,
-    static_sparse as static_sparse,
-)
 
 __version__ = "0.1.0"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import files, footprint, leaks, screen
-from jaxprune.oneshot import prune_params
+from jaxprune._transform.oneshot import prune_params
 from jaxprune.report import plan as plan_params
 from jaxprune.saved import is_stored
 from jaxprune.table import Report

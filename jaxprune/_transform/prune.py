@@ -18,7 +18,7 @@ from jaxprune._recipe.schedules import (
 from jaxprune._recipe.scores import gradient_magnitude, magnitude, random_score
 from jaxprune._recipe.structures import NM, Unstructured
 from jaxprune._topk.topk import check_ties
-from jaxprune.update import HOLD, TRAIN, ZERO, Spec, transformation
+from jaxprune._transform.update import HOLD, TRAIN, ZERO, Spec, transformation
 
 
 def prune(

@@ -29,8 +29,8 @@ from jaxprune._recipe.scores import Accumulated, is_elementwise, itself, random_
 from jaxprune._state.bit_masks import full_packed, pack, packed_like, unpack
 from jaxprune._state.masks import count_violations, full_mask, keep, land
 from jaxprune._state.prune_state import PruneState, widths_of
-from jaxprune.checks import check_state, check_updates, checked, parallel
-from jaxprune.fire import Operand, swap, tighten
+from jaxprune._transform.checks import check_state, check_updates, checked, parallel
+from jaxprune._transform.decide import Operand, swap, tighten
 
 ZERO, HOLD, TRAIN = "zero", "hold", "train"
 

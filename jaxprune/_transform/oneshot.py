@@ -18,7 +18,7 @@ from jaxprune._recipe.scores import Accumulated, magnitude, reads_grads
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._state.masks import full_mask, keep
 from jaxprune._topk.topk import check_ties
-from jaxprune.fire import Operand, tighten
+from jaxprune._transform.decide import Operand, tighten
 
 
 def prune_params(

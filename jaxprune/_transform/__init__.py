@@ -1,0 +1,1 @@
+"""The optax transformations: `prune`, `rigl` and the one-shot functions."""
