@@ -34,6 +34,12 @@ from jaxprune._recipe.structures import (
     Channel as Channel,
     Unstructured as Unstructured,
 )
+from jaxprune._report.report import (
+    check as check,
+    metrics as metrics,
+    plan as plan,
+    summarize as summarize,
+)
 from jaxprune._state.convert import (
     pack_masks as pack_masks,
     set_masks as set_masks,
@@ -90,7 +96,6 @@ from jaxprune.layers import (
     packed_apply as packed_apply,
 )
 from jaxprune.moments import Moments as Moments, moments as moments
-from jaxprune.report import check as check, metrics as metrics, plan as plan, summarize as summarize
 from jaxprune.resize import shrunk_apply as shrunk_apply
 from jaxprune.shrink import ShrinkReport as ShrinkReport, shrink as shrink, shrink_nnx as shrink_nnx
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import files, footprint, leaks, screen
+from jaxprune._report.report import plan as plan_params
+from jaxprune._report.table import Report
 from jaxprune._transform.oneshot import prune_params
-from jaxprune.report import plan as plan_params
 from jaxprune.saved import is_stored
-from jaxprune.table import Report
 
 Rules = dict[str, Any]  # arguments of `prune_params` and `plan`
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxprune._report.table import Report
 from jaxprune.files import Source
 from jaxprune.stream import extra
-from jaxprune.table import Report
 
 _SHOWN = {"bound": "entropy bound", "jaxprune": "jaxprune.save"}
 _LEFT = ("leaf", "shape", "dtype", "structure")

@@ -16,7 +16,7 @@ from benchmarks.paper import sizes, story
 from benchmarks.paper.__main__ import app
 from benchmarks.paper.published import QUALITY, SIZES
 from benchmarks.paper.storage import overhead_of
-from jaxprune.table import LeafReport
+from jaxprune._report.table import LeafReport
 
 ROW_NAMES = [f"{size.network} {size.sparsity}" for size in SIZES]
 

@@ -12,7 +12,7 @@ import optax
 
 import jaxprune
 from benchmarks.paper.units import Units, n_zero, prune_units
-from jaxprune.table import Report
+from jaxprune._report.table import Report
 
 _SPREADS = {
     "uniform": jaxprune.uniform,

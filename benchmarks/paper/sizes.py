@@ -23,7 +23,7 @@ from benchmarks.paper.convolutional import InceptionV3, MobileNetV1
 from benchmarks.paper.published import PAPER, QUALITY, SIZES, Size
 from benchmarks.paper.recurrent import LanguageModel, Translator
 from benchmarks.paper.storage import Overhead, overhead_of
-from jaxprune.table import Report
+from jaxprune._report.table import Report
 
 
 class Network(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from jaxprune.table import LeafReport
+from jaxprune._report.table import LeafReport
 
 _POINTER_BITS = 32
 _MOST_RUN_BITS = 16

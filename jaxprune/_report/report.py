@@ -24,8 +24,8 @@ from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
+from jaxprune._report.table import Report, leaf_report
 from jaxprune._state.prune_state import find_states, get_masks, get_state, masks_by_path
-from jaxprune.table import Report, leaf_report
 
 
 def plan(

@@ -1,0 +1,1 @@
+"""What will be pruned, what was pruned, and whether it holds."""
