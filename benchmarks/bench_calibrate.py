@@ -27,7 +27,8 @@ from rich.table import Table
 
 import jaxprune
 from benchmarks.common import Case, Check, Row, interleaved
-from jaxprune import Moments, moments, sparsegpt_kernel, wanda_kernel
+from jaxprune import Moments, sparsegpt_kernel, wanda_kernel
+from jaxprune._calibration import moments
 
 BASE, WANDA, SPARSEGPT = "magnitude", "wanda", "sparsegpt"
 KINDS = ("independent", "outliers", "correlated", "correlated outliers")

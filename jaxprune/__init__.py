@@ -1,6 +1,14 @@
 """Pruning as an optax gradient transformation for JAX."""
 
 from jaxprune._base.agreement import check_agreement as check_agreement
+from jaxprune._calibration.calibrate import (
+    sparsegpt as sparsegpt,
+    sparsegpt_kernel as sparsegpt_kernel,
+    wanda as wanda,
+    wanda_kernel as wanda_kernel,
+)
+from jaxprune._calibration.inputs import linen_inputs as linen_inputs, nnx_inputs as nnx_inputs
+from jaxprune._calibration.moments import Moments as Moments, moments as moments
 from jaxprune._recipe.distributions import (
     Distribution as Distribution,
     er as er,
@@ -64,18 +72,11 @@ from jaxprune._transform.prune import (
     set_ as set_,
     static_sparse as static_sparse,
 )
-from jaxprune.activations import linen_inputs as linen_inputs, nnx_inputs as nnx_inputs
 from jaxprune.blocks import (
     PackedMatrix as PackedMatrix,
     pack_matrix as pack_matrix,
     packed_matmul as packed_matmul,
     unpack_matrix as unpack_matrix,
-)
-from jaxprune.calibrate import (
-    sparsegpt as sparsegpt,
-    sparsegpt_kernel as sparsegpt_kernel,
-    wanda as wanda,
-    wanda_kernel as wanda_kernel,
 )
 from jaxprune.channels import (
     channel_groups as channel_groups,
@@ -95,7 +96,6 @@ from jaxprune.layers import (
     pack_linear as pack_linear,
     packed_apply as packed_apply,
 )
-from jaxprune.moments import Moments as Moments, moments as moments
 from jaxprune.resize import shrunk_apply as shrunk_apply
 from jaxprune.shrink import ShrinkReport as ShrinkReport, shrink as shrink, shrink_nnx as shrink_nnx
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxprune.layerwise import gram_of, squares_of
+from jaxprune._calibration.solvers import gram_of, squares_of
 
 
 class Moments(NamedTuple):

@@ -21,11 +21,11 @@ import numpy as np
 
 from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.paths import leaves_with_paths, listed, rule_for
+from jaxprune._calibration.moments import statistics
+from jaxprune._calibration.solvers import solve, wanda_mask
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import round_half_up
 from jaxprune._state.masks import full_mask, keep
-from jaxprune.layerwise import solve, wanda_mask
-from jaxprune.moments import statistics
 
 
 def wanda_kernel(

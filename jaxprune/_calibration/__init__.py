@@ -1,0 +1,1 @@
+"""Pruning after training with calibration data: Wanda and SparseGPT."""
