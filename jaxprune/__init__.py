@@ -48,6 +48,16 @@ from jaxprune._report.report import (
     plan as plan,
     summarize as summarize,
 )
+from jaxprune._shrink.channels import (
+    channel_groups as channel_groups,
+    channel_groups_nnx as channel_groups_nnx,
+)
+from jaxprune._shrink.flax_sizes import shrunk_apply as shrunk_apply
+from jaxprune._shrink.shrink import (
+    ShrinkReport as ShrinkReport,
+    shrink as shrink,
+    shrink_nnx as shrink_nnx,
+)
 from jaxprune._state.convert import (
     pack_masks as pack_masks,
     set_masks as set_masks,
@@ -78,10 +88,6 @@ from jaxprune.blocks import (
     packed_matmul as packed_matmul,
     unpack_matrix as unpack_matrix,
 )
-from jaxprune.channels import (
-    channel_groups as channel_groups,
-    channel_groups_nnx as channel_groups_nnx,
-)
 from jaxprune.deploy import load_packed as load_packed
 from jaxprune.export import load as load, save as save
 from jaxprune.interchange import (
@@ -96,7 +102,5 @@ from jaxprune.layers import (
     pack_linear as pack_linear,
     packed_apply as packed_apply,
 )
-from jaxprune.resize import shrunk_apply as shrunk_apply
-from jaxprune.shrink import ShrinkReport as ShrinkReport, shrink as shrink, shrink_nnx as shrink_nnx
 
 __version__ = "0.1.0"

@@ -11,9 +11,9 @@ from flax import linen as nn, nnx
 from hypothesis import given, settings, strategies as st
 
 import jaxprune
-from jaxprune import groups as groups_lib
 from jaxprune._base.paths import leaves_with_paths
-from jaxprune.program import follow, program_of, values_of
+from jaxprune._shrink import groups as groups_lib
+from jaxprune._shrink.program import follow, program_of, values_of
 
 
 class Mlp(nn.Module):

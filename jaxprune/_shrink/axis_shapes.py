@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.axes import Axis, Tracer, Value, fixed
+from jaxprune._shrink.tracer import Axis, Tracer, Value, fixed
 
 Values = Sequence[Value]
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.axes import LENGTH, WINDOW, Tracer, Unit
-from jaxprune.program import Program, why_not
+from jaxprune._shrink.program import Program, why_not
+from jaxprune._shrink.tracer import LENGTH, WINDOW, Tracer, Unit
 
 UNREAD = "no product sums over it"
 

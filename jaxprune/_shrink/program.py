@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths
-from jaxprune.axes import (
+from jaxprune._shrink.axis_rules import RULES
+from jaxprune._shrink.tracer import (
     FIXED_BY_OUTPUT,
     Axis,
     Known,
@@ -25,7 +26,6 @@ from jaxprune.axes import (
     fixed,
     is_literal,
 )
-from jaxprune.axis_rules import RULES
 
 # Params of equations that no shape goes into.
 _NO_SIZES = (

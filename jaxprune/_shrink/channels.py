@@ -8,10 +8,10 @@ import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, rule_for
 from jaxprune._recipe.coupled import Coupled
-from jaxprune.axes import Unit
-from jaxprune.groups import Group, accepted, find_groups
-from jaxprune.program import Program, follow, program_of
-from jaxprune.resize import shrunk_apply, split_nnx
+from jaxprune._shrink.flax_sizes import shrunk_apply, split_nnx
+from jaxprune._shrink.groups import Group, accepted, find_groups
+from jaxprune._shrink.program import Program, follow, program_of
+from jaxprune._shrink.tracer import Unit
 
 NOT_ZERO = "a unit is not zero where its weights are: look for a sigmoid, or a norm without scale"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import axis_shapes as shapes
-from jaxprune.axes import LENGTH, WINDOW, Axis, Tracer, Value, fixed
-from jaxprune.constants import ELEMENTWISE, computed, computer
+from jaxprune._shrink import axis_shapes as shapes
+from jaxprune._shrink.constant_folding import ELEMENTWISE, computed, computer
+from jaxprune._shrink.tracer import LENGTH, WINDOW, Axis, Tracer, Value, fixed
 
 Values = Sequence[Value]
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.groups import Group, accepted, cut, find_groups
-from jaxprune.program import Program, follow, program_of, values_of
-from jaxprune.resize import resize_nnx, shrunk_apply, split_nnx
+from jaxprune._shrink.flax_sizes import resize_nnx, shrunk_apply, split_nnx
+from jaxprune._shrink.groups import Group, accepted, cut, find_groups
+from jaxprune._shrink.program import Program, follow, program_of, values_of
 
 
 @dataclasses.dataclass(frozen=True)
