@@ -27,7 +27,7 @@ from rich.table import Table
 
 import jaxprune
 from benchmarks.common import Case, Check, Row, interleaved
-from jaxprune import export, footprint, format as container, interchange
+from jaxprune._files import footprint, interchange, safetensors as container, save_load as export
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 # What files of 1e7 float32 weights must at least be smaller by.

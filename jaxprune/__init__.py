@@ -9,6 +9,14 @@ from jaxprune._calibration.calibrate import (
 )
 from jaxprune._calibration.inputs import linen_inputs as linen_inputs, nnx_inputs as nnx_inputs
 from jaxprune._calibration.moments import Moments as Moments, moments as moments
+from jaxprune._files.interchange import (
+    save_csr as save_csr,
+    save_safetensors as save_safetensors,
+    to_bcoo as to_bcoo,
+    to_bcsr as to_bcsr,
+    to_csr as to_csr,
+)
+from jaxprune._files.save_load import load as load, save as save
 from jaxprune._recipe.distributions import (
     Distribution as Distribution,
     er as er,
@@ -89,14 +97,6 @@ from jaxprune.blocks import (
     unpack_matrix as unpack_matrix,
 )
 from jaxprune.deploy import load_packed as load_packed
-from jaxprune.export import load as load, save as save
-from jaxprune.interchange import (
-    save_csr as save_csr,
-    save_safetensors as save_safetensors,
-    to_bcoo as to_bcoo,
-    to_bcsr as to_bcsr,
-    to_csr as to_csr,
-)
 from jaxprune.layers import (
     pack_kernels as pack_kernels,
     pack_linear as pack_linear,

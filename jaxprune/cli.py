@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxprune import commands, files
+from jaxprune import commands
+from jaxprune._files import any_kind as files
 from jaxprune._recipe import structures
 from jaxprune.commands import Rules
 

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import files, footprint, leaks, screen
+from jaxprune import leaks, screen
+from jaxprune._files import any_kind as files, footprint
+from jaxprune._files.leaves import is_stored
 from jaxprune._report.report import plan as plan_params
 from jaxprune._report.table import Report
 from jaxprune._transform.oneshot import prune_params
-from jaxprune.saved import is_stored
 
 Rules = dict[str, Any]  # arguments of `prune_params` and `plan`
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxprune._files.any_kind import Source, some
+from jaxprune._files.leaves import Leaf
 from jaxprune._state.bit_masks import packed_shape
-from jaxprune.files import Source, some
-from jaxprune.saved import Leaf
 
 
 def mask_paths(leaves: Sequence[Leaf]) -> dict[str, str]:

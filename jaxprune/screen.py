@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxprune._files.any_kind import Source
+from jaxprune._files.stream import extra
 from jaxprune._report.table import Report
-from jaxprune.files import Source
-from jaxprune.stream import extra
 
 _SHOWN = {"bound": "entropy bound", "jaxprune": "jaxprune.save"}
 _LEFT = ("leaf", "shape", "dtype", "structure")

@@ -20,10 +20,11 @@ import optax
 import pytest
 
 import jaxprune
-from jaxprune import checkpoint, commands, files, footprint, saved, screen
+from jaxprune import commands, screen
+from jaxprune._files import any_kind as files, footprint, leaves as saved, orbax as checkpoint
+from jaxprune._files.interchange import save_safetensors
+from jaxprune._files.save_load import load, save
 from jaxprune._state.bit_masks import pack
-from jaxprune.export import load, save
-from jaxprune.interchange import save_safetensors
 
 typer = pytest.importorskip("typer")
 pytest.importorskip("rich")

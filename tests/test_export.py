@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 import jaxprune
-from jaxprune import format as container, interchange, saved
-from jaxprune.export import load, save
-from jaxprune.interchange import save_csr, save_safetensors, to_bcoo, to_bcsr, to_csr
+from jaxprune._files import interchange, leaves as saved, safetensors as container
+from jaxprune._files.interchange import save_csr, save_safetensors, to_bcoo, to_bcsr, to_csr
+from jaxprune._files.save_load import load, save
 
 pytest.importorskip("zstandard")
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from jaxprune import files, format as container
-from jaxprune.export import load, save
+from jaxprune._files import any_kind as files, safetensors as container
+from jaxprune._files.save_load import load, save
 
 zstandard = pytest.importorskip("zstandard")
 

@@ -5,8 +5,8 @@ import zlib
 
 import numpy as np
 
-from jaxprune.saved import encoded, is_stored
-from jaxprune.stream import extra
+from jaxprune._files.leaves import encoded, is_stored
+from jaxprune._files.stream import extra
 
 # In the order of tables; those that compress take time.
 QUICK = ("dense", "CSR int32", "delta uint8", "bitmask", "bound")

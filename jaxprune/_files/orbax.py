@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune import format as container
 from jaxprune._base.paths import leaves_with_paths, listed
-from jaxprune.saved import Leaf
-from jaxprune.stream import extra
+from jaxprune._files import safetensors as container
+from jaxprune._files.leaves import Leaf
+from jaxprune._files.stream import extra
 
 _GROUP = 2**26  # bytes: each restore takes some milliseconds, so that small leaves share one
 _ITEMS = ("default", "params", "state")  # names of the tree in a folder of several

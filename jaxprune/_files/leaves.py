@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune import format as container
 from jaxprune._base.paths import listed
-from jaxprune.format import Header, Tensor
-from jaxprune.stream import Stream
+from jaxprune._files import safetensors as container
+from jaxprune._files.safetensors import Header, Tensor
+from jaxprune._files.stream import Stream
 
 VERSION = 1
 _KEY = "jaxprune"  # of our entry in the metadata

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import format as container
 from jaxprune._base.paths import leaves_with_paths, listed, spec_of
+from jaxprune._files import safetensors as container
+from jaxprune._files.leaves import Leaf, is_stored, memory_bytes, opened, save_leaves
 from jaxprune._state.prune_state import masks_by_path
-from jaxprune.saved import Leaf, is_stored, memory_bytes, opened, save_leaves
 
 
 def save(

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import format as container
 from jaxprune._base.paths import leaves_with_paths, listed
-from jaxprune.export import as_host
-from jaxprune.stream import extra, written
+from jaxprune._files import safetensors as container
+from jaxprune._files.save_load import as_host
+from jaxprune._files.stream import extra, written
 
 
 def save_safetensors(path: str | os.PathLike[str], params: chex.ArrayTree) -> None:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune import format as container
 from jaxprune._base.paths import listed
-from jaxprune.checkpoint import Checkpoint
-from jaxprune.interchange import plain_tensor, write_csr
-from jaxprune.saved import Leaf, memory_bytes, opened, save_leaves
-from jaxprune.stream import extra, written
+from jaxprune._files import safetensors as container
+from jaxprune._files.interchange import plain_tensor, write_csr
+from jaxprune._files.leaves import Leaf, memory_bytes, opened, save_leaves
+from jaxprune._files.orbax import Checkpoint
+from jaxprune._files.stream import extra, written
 
 FORMATS = ("jaxprune", "safetensors", "npz", "csr")
 _SUFFIXES = {".zst": "jaxprune", ".safetensors": "safetensors", ".npz": "npz"}

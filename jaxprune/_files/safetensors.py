@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeGuard
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.stream import CUT, Stream, extra, written
+from jaxprune._files.stream import CUT, Stream, extra, written
 
 _MAX_HEADER = 100_000_000  # bytes; the safetensors library stops there, too
 _MAX_RATIO = 100  # of a header to a file in zstd: its JSON takes twenty times as much memory

@@ -1,0 +1,1 @@
+"""Every format that params are read from and written to."""
