@@ -45,7 +45,7 @@ from benchmarks.networks import (
     weights_of,
 )
 from benchmarks.onnx_graphs import onnx_runs
-from jaxprune.blocks import pack_matrix, packed_matmul
+from jaxprune._blocks.packed_matrix import pack_matrix, packed_matmul
 
 WIDTHS = (8, 16, 32)
 DENSE = ("jax x @ w", "jax w @ x", "onnxruntime", "torch", "numpy")

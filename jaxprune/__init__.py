@@ -1,6 +1,18 @@
 """Pruning as an optax gradient transformation for JAX."""
 
 from jaxprune._base.agreement import check_agreement as check_agreement
+from jaxprune._blocks.deploy import load_packed as load_packed
+from jaxprune._blocks.flax_layers import (
+    pack_kernels as pack_kernels,
+    pack_linear as pack_linear,
+    packed_apply as packed_apply,
+)
+from jaxprune._blocks.packed_matrix import (
+    PackedMatrix as PackedMatrix,
+    pack_matrix as pack_matrix,
+    packed_matmul as packed_matmul,
+    unpack_matrix as unpack_matrix,
+)
 from jaxprune._calibration.calibrate import (
     sparsegpt as sparsegpt,
     sparsegpt_kernel as sparsegpt_kernel,
@@ -89,18 +101,6 @@ from jaxprune._transform.prune import (
     rigl as rigl,
     set_ as set_,
     static_sparse as static_sparse,
-)
-from jaxprune.blocks import (
-    PackedMatrix as PackedMatrix,
-    pack_matrix as pack_matrix,
-    packed_matmul as packed_matmul,
-    unpack_matrix as unpack_matrix,
-)
-from jaxprune.deploy import load_packed as load_packed
-from jaxprune.layers import (
-    pack_kernels as pack_kernels,
-    pack_linear as pack_linear,
-    packed_apply as packed_apply,
 )
 
 __version__ = "0.1.0"

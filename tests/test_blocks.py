@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 import jaxprune
-from jaxprune.blocks import PackedMatrix, pack_matrix, packed_matmul, unpack_matrix
-from jaxprune.layers import pack_kernels, pack_linear, packed_apply
+from jaxprune._blocks.flax_layers import pack_kernels, pack_linear, packed_apply
+from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_matmul, unpack_matrix
 
 
 def matrix(seed, shape, block, density, *, balanced=False):

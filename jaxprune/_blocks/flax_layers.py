@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._base.paths import as_rules, leaves_with_paths, listed, matches, spec_of
-from jaxprune.blocks import PackedMatrix, pack_matrix, packed_matmul
+from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_matmul
 
 Packed = Mapping[str, PackedMatrix]
 

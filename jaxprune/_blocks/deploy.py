@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from jaxprune._base.paths import as_rules, listed, matches
+from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix
 from jaxprune._files.leaves import opened
 from jaxprune._files.save_load import nested
-from jaxprune.blocks import PackedMatrix, pack_matrix
 
 
 def load_packed(

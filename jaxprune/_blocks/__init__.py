@@ -1,0 +1,1 @@
+"""Products that skip dropped blocks, in plain JAX and in Flax layers."""
