@@ -24,7 +24,7 @@ except ImportError as error:
         raise
     sys.exit(_message)
 
-from jaxprune.cli import add_commands  # noqa: E402
+from jaxprune._cli.options import add_commands  # noqa: E402
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 add_commands(app)

@@ -20,7 +20,7 @@ import optax
 import pytest
 
 import jaxprune
-from jaxprune import commands, screen
+from jaxprune._cli import commands, screen
 from jaxprune._files import any_kind as files, footprint, leaves as saved, orbax as checkpoint
 from jaxprune._files.interchange import save_safetensors
 from jaxprune._files.save_load import load, save
@@ -30,7 +30,7 @@ typer = pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("zstandard")
 
-from jaxprune.cli import add_commands, structure_for  # noqa: E402
+from jaxprune._cli.options import add_commands, structure_for  # noqa: E402
 
 
 def run(*words, code=0):

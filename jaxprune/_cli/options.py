@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxprune import commands
+from jaxprune._cli import commands
+from jaxprune._cli.commands import Rules
 from jaxprune._files import any_kind as files
 from jaxprune._recipe import structures
-from jaxprune.commands import Rules
 
 
 def add_commands(app: Any) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import leaks, screen
+from jaxprune._cli import screen, stored_masks as leaks
 from jaxprune._files import any_kind as files, footprint
 from jaxprune._files.leaves import is_stored
 from jaxprune._report.report import plan as plan_params
