@@ -1,106 +1,242 @@
-"""Pruning as an optax gradient transformation for JAX."""
+"""Pruning for JAX and Flax, as an optax gradient transformation.
 
-from jaxprune._base.agreement import check_agreement as check_agreement
-from jaxprune._blocks.deploy import load_packed as load_packed
-from jaxprune._blocks.flax_layers import (
-    pack_kernels as pack_kernels,
-    pack_linear as pack_linear,
-    packed_apply as packed_apply,
-)
-from jaxprune._blocks.packed_matrix import (
-    PackedMatrix as PackedMatrix,
-    pack_matrix as pack_matrix,
-    packed_matmul as packed_matmul,
-    unpack_matrix as unpack_matrix,
-)
-from jaxprune._calibration.calibrate import (
-    sparsegpt as sparsegpt,
-    sparsegpt_kernel as sparsegpt_kernel,
-    wanda as wanda,
-    wanda_kernel as wanda_kernel,
-)
-from jaxprune._calibration.inputs import linen_inputs as linen_inputs, nnx_inputs as nnx_inputs
-from jaxprune._calibration.moments import Moments as Moments, moments as moments
-from jaxprune._files.interchange import (
-    save_csr as save_csr,
-    save_safetensors as save_safetensors,
-    to_bcoo as to_bcoo,
-    to_bcsr as to_bcsr,
-    to_csr as to_csr,
-)
-from jaxprune._files.save_load import load as load, save as save
-from jaxprune._recipe.distributions import (
-    Distribution as Distribution,
-    er as er,
-    erk as erk,
-    global_pool as global_pool,
-    min_density as min_density,
-    normalized_pool as normalized_pool,
-    per_slice as per_slice,
-    uniform as uniform,
-)
-from jaxprune._recipe.schedules import (
-    SparsitySchedule as SparsitySchedule,
-    acdc_schedule as acdc_schedule,
-    cubic_schedule as cubic_schedule,
-    from_optax_schedule as from_optax_schedule,
-    linear_schedule as linear_schedule,
-    one_shot_schedule as one_shot_schedule,
-    polynomial_schedule as polynomial_schedule,
-)
-from jaxprune._recipe.scores import (
-    Accumulated as Accumulated,
-    gradient_magnitude as gradient_magnitude,
-    magnitude as magnitude,
-    movement as movement,
-    random_score as random_score,
-    saliency as saliency,
-)
-from jaxprune._recipe.structures import (
-    NM as NM,
-    Block as Block,
-    Channel as Channel,
-    Unstructured as Unstructured,
-)
-from jaxprune._report.report import (
-    check as check,
-    metrics as metrics,
-    plan as plan,
-    summarize as summarize,
-)
-from jaxprune._shrink.channels import (
-    channel_groups as channel_groups,
-    channel_groups_nnx as channel_groups_nnx,
-)
-from jaxprune._shrink.flax_sizes import shrunk_apply as shrunk_apply
-from jaxprune._shrink.shrink import (
-    ShrinkReport as ShrinkReport,
-    shrink as shrink,
-    shrink_nnx as shrink_nnx,
-)
-from jaxprune._state.convert import (
-    pack_masks as pack_masks,
-    set_masks as set_masks,
-    unpack_masks as unpack_masks,
-)
-from jaxprune._state.masks import straight_through as straight_through
-from jaxprune._state.prune_state import (
-    PruneState as PruneState,
-    apply_masks as apply_masks,
-    get_masks as get_masks,
-    get_state as get_state,
-)
-from jaxprune._state.splice import splice as splice
-from jaxprune._topk.topk import topk_mask as topk_mask, topk_masks as topk_masks
-from jaxprune._transform.oneshot import (
-    masks_from_params as masks_from_params,
-    prune_params as prune_params,
-)
-from jaxprune._transform.prune import (
-    prune as prune,
-    rigl as rigl,
-    set_ as set_,
-    static_sparse as static_sparse,
-)
+Start with `prune`: chain it after your optimizer, or wrap the optimizer with `inner=`, and give it
+a schedule such as `cubic_schedule(0.9, begin_step=1_000, end_step=9_000)`. The masks live in the
+optimizer state, so the rest of the training loop stays as it is. `plan` shows what will be pruned
+before you train, `metrics` follows the run, and `check` verifies the result; `prune_params` prunes
+once, without an optimizer. Afterwards, `save` writes a compact file and `shrink` removes channels
+that are zero.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
+    from jaxprune._base.agreement import check_agreement as check_agreement
+    from jaxprune._blocks.flax_layers import (
+        load_packed as load_packed,
+        pack_kernels as pack_kernels,
+        pack_linear as pack_linear,
+        packed_apply as packed_apply,
+    )
+    from jaxprune._blocks.packed_matrix import (
+        PackedMatrix as PackedMatrix,
+        pack_matrix as pack_matrix,
+        packed_matmul as packed_matmul,
+        unpack_matrix as unpack_matrix,
+    )
+    from jaxprune._calibration.calibrate import (
+        sparsegpt as sparsegpt,
+        sparsegpt_kernel as sparsegpt_kernel,
+        wanda as wanda,
+        wanda_kernel as wanda_kernel,
+    )
+    from jaxprune._calibration.inputs import (
+        linen_inputs as linen_inputs,
+        nnx_inputs as nnx_inputs,
+    )
+    from jaxprune._calibration.moments import Moments as Moments, moments as moments
+    from jaxprune._files.interchange import (
+        save_csr as save_csr,
+        save_safetensors as save_safetensors,
+        to_bcoo as to_bcoo,
+        to_bcsr as to_bcsr,
+        to_csr as to_csr,
+    )
+    from jaxprune._files.save_load import load as load, save as save
+    from jaxprune._recipe.distributions import (
+        Distribution as Distribution,
+        er as er,
+        erk as erk,
+        global_pool as global_pool,
+        min_density as min_density,
+        normalized_pool as normalized_pool,
+        per_slice as per_slice,
+        uniform as uniform,
+    )
+    from jaxprune._recipe.schedules import (
+        SparsitySchedule as SparsitySchedule,
+        acdc_schedule as acdc_schedule,
+        cubic_schedule as cubic_schedule,
+        from_optax_schedule as from_optax_schedule,
+        linear_schedule as linear_schedule,
+        one_shot_schedule as one_shot_schedule,
+        polynomial_schedule as polynomial_schedule,
+    )
+    from jaxprune._recipe.scores import (
+        Accumulated as Accumulated,
+        gradient_magnitude as gradient_magnitude,
+        magnitude as magnitude,
+        movement as movement,
+        random_score as random_score,
+        saliency as saliency,
+    )
+    from jaxprune._recipe.structures import (
+        NM as NM,
+        Block as Block,
+        Channel as Channel,
+        Unstructured as Unstructured,
+    )
+    from jaxprune._report.report import (
+        check as check,
+        metrics as metrics,
+        plan as plan,
+        summarize as summarize,
+    )
+    from jaxprune._shrink.channels import (
+        channel_groups as channel_groups,
+        channel_groups_nnx as channel_groups_nnx,
+    )
+    from jaxprune._shrink.flax_sizes import shrunk_apply as shrunk_apply
+    from jaxprune._shrink.shrink import (
+        ShrinkReport as ShrinkReport,
+        shrink as shrink,
+        shrink_nnx as shrink_nnx,
+    )
+    from jaxprune._state.convert import (
+        pack_masks as pack_masks,
+        set_masks as set_masks,
+        unpack_masks as unpack_masks,
+    )
+    from jaxprune._state.masks import straight_through as straight_through
+    from jaxprune._state.prune_state import (
+        PruneState as PruneState,
+        apply_masks as apply_masks,
+        get_masks as get_masks,
+        get_state as get_state,
+    )
+    from jaxprune._state.splice import splice as splice
+    from jaxprune._topk.topk import topk_mask as topk_mask, topk_masks as topk_masks
+    from jaxprune._transform.oneshot import (
+        masks_from_params as masks_from_params,
+        prune_params as prune_params,
+    )
+    from jaxprune._transform.prune import (
+        prune as prune,
+        rigl as rigl,
+        set_ as set_,
+        static_sparse as static_sparse,
+    )
+
+# Module -> the public names that it defines.
+_PUBLIC = {
+    "_base.agreement": ("check_agreement",),
+    "_blocks.flax_layers": ("load_packed", "pack_kernels", "pack_linear", "packed_apply"),
+    "_blocks.packed_matrix": ("PackedMatrix", "pack_matrix", "packed_matmul", "unpack_matrix"),
+    "_calibration.calibrate": ("sparsegpt", "sparsegpt_kernel", "wanda", "wanda_kernel"),
+    "_calibration.inputs": ("linen_inputs", "nnx_inputs"),
+    "_calibration.moments": ("Moments", "moments"),
+    "_files.interchange": ("save_csr", "save_safetensors", "to_bcoo", "to_bcsr", "to_csr"),
+    "_files.save_load": ("load", "save"),
+    "_recipe.distributions": ("Distribution", "er", "erk", "global_pool", "min_density")
+    + ("normalized_pool", "per_slice", "uniform"),
+    "_recipe.schedules": ("SparsitySchedule", "acdc_schedule", "cubic_schedule")
+    + ("from_optax_schedule", "linear_schedule", "one_shot_schedule", "polynomial_schedule"),
+    "_recipe.scores": ("Accumulated", "gradient_magnitude", "magnitude", "movement")
+    + ("random_score", "saliency"),
+    "_recipe.structures": ("NM", "Block", "Channel", "Unstructured"),
+    "_report.report": ("check", "metrics", "plan", "summarize"),
+    "_shrink.channels": ("channel_groups", "channel_groups_nnx"),
+    "_shrink.flax_sizes": ("shrunk_apply",),
+    "_shrink.shrink": ("ShrinkReport", "shrink", "shrink_nnx"),
+    "_state.convert": ("pack_masks", "set_masks", "unpack_masks"),
+    "_state.masks": ("straight_through",),
+    "_state.prune_state": ("PruneState", "apply_masks", "get_masks", "get_state"),
+    "_state.splice": ("splice",),
+    "_topk.topk": ("topk_mask", "topk_masks"),
+    "_transform.oneshot": ("masks_from_params", "prune_params"),
+    "_transform.prune": ("prune", "rigl", "set_", "static_sparse"),
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = [
+    "NM",
+    "Accumulated",
+    "Block",
+    "Channel",
+    "Distribution",
+    "Moments",
+    "PackedMatrix",
+    "PruneState",
+    "ShrinkReport",
+    "SparsitySchedule",
+    "Unstructured",
+    "acdc_schedule",
+    "apply_masks",
+    "channel_groups",
+    "channel_groups_nnx",
+    "check",
+    "check_agreement",
+    "cubic_schedule",
+    "er",
+    "erk",
+    "from_optax_schedule",
+    "get_masks",
+    "get_state",
+    "global_pool",
+    "gradient_magnitude",
+    "linear_schedule",
+    "linen_inputs",
+    "load",
+    "load_packed",
+    "magnitude",
+    "masks_from_params",
+    "metrics",
+    "min_density",
+    "moments",
+    "movement",
+    "nnx_inputs",
+    "normalized_pool",
+    "one_shot_schedule",
+    "pack_kernels",
+    "pack_linear",
+    "pack_masks",
+    "pack_matrix",
+    "packed_apply",
+    "packed_matmul",
+    "per_slice",
+    "plan",
+    "polynomial_schedule",
+    "prune",
+    "prune_params",
+    "random_score",
+    "rigl",
+    "saliency",
+    "save",
+    "save_csr",
+    "save_safetensors",
+    "set_",
+    "set_masks",
+    "shrink",
+    "shrink_nnx",
+    "shrunk_apply",
+    "sparsegpt",
+    "sparsegpt_kernel",
+    "splice",
+    "static_sparse",
+    "straight_through",
+    "summarize",
+    "to_bcoo",
+    "to_bcsr",
+    "to_csr",
+    "topk_mask",
+    "topk_masks",
+    "uniform",
+    "unpack_masks",
+    "unpack_matrix",
+    "wanda",
+    "wanda_kernel",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is used, so that `import jaxprune` does not import JAX."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'jaxprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxprune.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

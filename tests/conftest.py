@@ -5,8 +5,8 @@ The environment is set before anything imports jax, which reads it once. `JAX_PL
 On the CPU, programs are compiled quickly and not for speed, which takes half the time;
 `XLA_FLAGS=--xla_backend_optimization_level=3 pytest` compiles them as a user does. Quick code is
 for AVX, which lacks the fused multiply-add: with it the same sum in two programs may differ in its
-last bit, and jaxlib 0.12 keeps wrong weights among bfloat16 subnormals, which tests/test_select.py
-finds.
+last bit, and jaxlib 0.12 keeps wrong weights among bfloat16 subnormals, which
+tests/topk/test_topk.py finds.
 `HYPOTHESIS_PROFILE=thorough` searches longer and afresh each time; the default, `ci`, draws the
 same examples every time, and `short` fewer of them.
 """

@@ -46,6 +46,8 @@ class PackedMatrix:
       ((4, 4), (1, 2), (2, 2, 2))
     """
 
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
     indices: Any
     values: Any
     shape: tuple[int, int]
@@ -221,3 +223,7 @@ def _check_arguments(w: Any, mask: Any, block: Any, batch: Any) -> None:
         )
     if type(batch) is not int or batch < 1:
         raise ValueError(f"pack_matrix: batch must be an integer of at least 1, got {batch!r}.")
+
+
+# Their examples run, although by `__module__` they belong to `jaxprune`.
+__test__ = {"PackedMatrix": PackedMatrix}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune._calibration.solvers import as_rows
+from jaxprune._calibration.moments import as_rows
 
 
 class _Rows:

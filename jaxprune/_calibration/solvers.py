@@ -1,7 +1,6 @@
 """Wanda and SparseGPT on one kernel and the Gram matrix of its inputs, compiled."""
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -13,25 +12,6 @@ from jaxprune._state.masks import keep
 from jaxprune._topk.topk import topk_mask
 
 _HIGHEST = lax.Precision.HIGHEST
-
-
-@jax.jit
-def gram_of(inputs: jax.Array) -> jax.Array:
-    """X^T X of inputs (..., in), float32[in, in]."""
-    x = as_rows(inputs).astype(jnp.float32)
-    return jnp.matmul(x.T, x, precision=_HIGHEST)
-
-
-@jax.jit
-def squares_of(inputs: jax.Array) -> jax.Array:
-    """The sum of squares of every input, float32[in]."""
-    x = as_rows(inputs).astype(jnp.float32)
-    return jnp.sum(x * x, axis=0)
-
-
-def as_rows(x: jax.Array) -> jax.Array:
-    """(..., in) as (rows, in)."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 @functools.partial(jax.jit, static_argnames="nm")

@@ -63,6 +63,8 @@ class Distribution:
       dense_first
     """
 
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
     name: str
     assign: Callable[[Sequence[LeafShape], Fraction], Pools]
     normalized: bool = False
@@ -325,3 +327,7 @@ def _check_distribution(function: str, distribution: Any) -> None:
         raise TypeError(
             f"{function}: distribution must be one such as jaxprune.erk, got {distribution!r}."
         )
+
+
+# Their examples run, although by `__module__` they belong to `jaxprune`.
+__test__ = {"Distribution": Distribution}

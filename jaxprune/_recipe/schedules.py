@@ -45,6 +45,8 @@ class SparsitySchedule:
       [0.0, 0.0, 0.8666666666666667, 0.8666666666666667, 0.9, 0.9]
     """
 
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
     begin_step: int
     end_step: int
     every: int
@@ -341,3 +343,7 @@ def check_schedule(schedule: Any, also: str = "") -> None:
     raise TypeError(
         f"schedule must be a jaxprune.SparsitySchedule{also}, got {shown(schedule)}. {fix}"
     )
+
+
+# Their examples run, although by `__module__` they belong to `jaxprune`.
+__test__ = {"SparsitySchedule": SparsitySchedule}

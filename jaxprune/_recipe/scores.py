@@ -128,6 +128,8 @@ class Accumulated:
       36.0
     """
 
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
     name: str
     increment: Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -175,3 +177,7 @@ def _needed(name: str, grads: Any) -> Any:
 def _wide(x: jax.Array) -> jax.Array:
     narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
     return x.astype(jnp.float32) if narrow else x
+
+
+# Their examples run, although by `__module__` they belong to `jaxprune`.
+__test__ = {"Accumulated": Accumulated}

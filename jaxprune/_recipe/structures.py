@@ -27,6 +27,8 @@ class Unstructured:
       12
     """
 
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
     def n_units(self, shape: tuple[int, ...]) -> int:
         """How many decisions a leaf of this shape takes."""
         return math.prod(shape)
@@ -78,6 +80,8 @@ class NM:
       >>> masks["w"][:, 0].tolist()
       [False, True, True, False]
     """
+
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     n: int
     m: int
@@ -162,6 +166,8 @@ class Block:
       [[0, 0, 1, 1], [1, 1, 0, 0]]
     """
 
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
     shape: tuple[int, ...]
     pooling: str = "mean"
     balanced: bool = False
@@ -245,6 +251,8 @@ class Channel:
       [[1, 0, 1], [1, 0, 1]]
     """
 
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
     axis: int = -1
     norm: int = 2
 
@@ -301,3 +309,7 @@ def _as_int(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}.") from None
+
+
+# Their examples run, although by `__module__` they belong to `jaxprune`.
+__test__ = {"Unstructured": Unstructured, "NM": NM, "Block": Block, "Channel": Channel}

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.agreement import check_remembered
+from jaxprune._base.agreement import check_remembered, diverged
 from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, rule_name, spec_of
-from jaxprune._base.replicas import diverged
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.schedules import SparsitySchedule, check_schedule

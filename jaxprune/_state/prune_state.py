@@ -46,6 +46,8 @@ class PruneState(NamedTuple):
       (0, [[1, 1]], 0)
     """
 
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
     prune_step: jax.Array
     masks: Any
     thresholds: jax.Array
@@ -262,3 +264,7 @@ def some_states(opt_state: Any) -> list[PruneState]:
 def _is_hole(x: Any) -> bool:
     """Whether it is what wrappers leave of a subtree: None, or a tuple of nothing."""
     return x is None or (isinstance(x, tuple) and not x)
+
+
+# Their examples run, although by `__module__` they belong to `jaxprune`.
+__test__ = {"PruneState": PruneState}

@@ -24,7 +24,7 @@ from jaxprune._topk.topk import select
 
 
 class Operand(NamedTuple):
-    """What the scores of one leaf are computed from; see `jaxprune.score`."""
+    """What the scores of one leaf are computed from; see `jaxprune._recipe.scores`."""
 
     param: jax.Array
     grad: Any = None

@@ -22,7 +22,7 @@ from jaxprune._files.save_load import load, save
 pytest.importorskip("zstandard")
 
 NAMES = [name for name in container._NAMES if container.dtype_of(name) is not None]
-FORMAT = pathlib.Path(__file__).parents[1] / "docs" / "format.md"
+FORMAT = pathlib.Path(__file__).parents[2] / "docs" / "format.md"
 
 
 def documented_reader():
@@ -570,7 +570,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxprune.stream.os.fsync", interrupted)
+    monkeypatch.setattr("jaxprune._files.stream.os.fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(path, {"w": np.zeros(2)})
     assert load(path)["w"].tolist() == [1, 1]

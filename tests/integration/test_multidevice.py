@@ -3,7 +3,7 @@
 All 72 combinations of a structure with a distribution on 2, 4 and 8 devices, Auto and Explicit,
 take about ten minutes on two cores, so that CI runs a cover of them. The whole:
 
-    pytest -m slow -k combination_on_every_number tests/test_multidevice.py
+    pytest -m slow -k combination_on_every_number tests/integration/test_multidevice.py
 """
 
 import contextlib
@@ -313,7 +313,7 @@ def test_only_counts_cross_devices_of_a_program_made_elsewhere(on_tpu, monkeypat
         }
 
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(jaxprune.count, "on_tpu", lambda arrays: on_tpu)
+    monkeypatch.setattr("jaxprune._base.counting.on_tpu", lambda arrays: on_tpu)
     params = abstract(jnp.float32)
     state = jax.eval_shape(tx.init, params)._replace(masks=abstract(jnp.uint8))
     found = crossings(jax.jit(tx.update).lower(params, state, params).compile().as_text())

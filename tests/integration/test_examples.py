@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-FOLDER = pathlib.Path(__file__).parent.parent / "examples"
+FOLDER = pathlib.Path(__file__).parents[2] / "examples"
 SHORTER = {"STEPS = 301": "STEPS = 61", "50, end_step=250, every=20": "10, end_step=50, every=10"}
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="an installed copy has no examples")
 

@@ -81,7 +81,7 @@ def test_the_command_prints_every_network_and_every_reported_quality():
         assert value in result.output
 
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "docs/paper.md"
 
 

@@ -1,8 +1,9 @@
 """States that a release wrote are read by every later one, and go on to the same zeros.
 
-The files in `tests/golden` are never written again. A release that changes the state adds files:
+The files in `tests/state/golden` are never written again. A release that changes the state adds
+files:
 
-    python -m tests.test_golden 0.2  # writes tests/golden/0.2-*.msgpack
+    python tests/state/test_golden.py 0.2  # writes tests/state/golden/0.2-*.msgpack
 
 Each holds the params and the optimizer state in mid-schedule, and the masks after the last step, as
 `flax.serialization.to_bytes` writes them. Gradients and rates are multiples of powers of two, so

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from jaxprune._base.replicas import diverged
+from jaxprune._base.agreement import diverged
 
 
 def make_mesh():

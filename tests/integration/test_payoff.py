@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "payoff.md"
 needs_benchmarks = pytest.mark.skipif(
     not (ROOT / "benchmarks").exists(), reason="an installed copy has no results"

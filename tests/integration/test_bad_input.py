@@ -541,7 +541,7 @@ ARGUMENTS = [
         lambda: jaxprune.prune(HALF, structure=jaxprune.Unstructured),
         TypeError,
         "structure must be a structure such as jaxprune.Unstructured(), got "
-        "<class 'jaxprune.structure.Unstructured'>.",
+        "<class 'jaxprune.Unstructured'>.",
     ),
     case(
         "score_string",

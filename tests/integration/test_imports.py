@@ -1,0 +1,218 @@
+"""What imports what, what `import jaxprune` costs, and what it offers."""
+
+import ast
+import doctest
+import functools
+import graphlib
+import inspect
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import jaxprune
+
+FOLDER = pathlib.Path(jaxprune.__file__).parent
+# Each package beside those it may import: always packages above it, so that no cycle can form.
+MAY_IMPORT = {
+    "_base": (),
+    "_topk": ("_base",),
+    "_recipe": ("_base",),
+    "_state": ("_base",),
+    "_transform": ("_base", "_topk", "_recipe", "_state"),
+    "_report": ("_base", "_recipe", "_state", "_transform"),
+    "_calibration": ("_base", "_topk", "_recipe", "_state"),
+    "_shrink": ("_base", "_recipe"),
+    "_files": ("_base", "_state"),
+    "_blocks": ("_base", "_files"),
+    "_cli": ("_base", "_recipe", "_state", "_transform", "_report", "_files"),
+    "demo": ("__init__",),
+    "__main__": ("__init__", "_cli", "demo"),
+    "__init__": ("_base", "_topk", "_recipe", "_state", "_transform", "_report", "_calibration")
+    + ("_shrink", "_files", "_blocks"),
+}
+PROGRAMS = ("__main__", "demo", "_cli")  # may import extras at the top
+KNOW_OPTAX = ("_transform.prune", "_transform.update", "_state.splice")
+RUN_TIME = {"jax", "numpy", "chex", "optax"}
+PUBLIC = jaxprune.__all__
+# Every module by its name, such as `_base.paths`.
+MODULES = {
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts): path
+    for path in sorted(FOLDER.rglob("*.py"))
+}
+
+
+def package_of(module):
+    return module.partition(".")[0]
+
+
+@functools.cache
+def tree_of(module):
+    return ast.parse(MODULES[module].read_text())
+
+
+def names_in(nodes):
+    """The modules that some import statements name, in full."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            whole = f"{node.module}.{node.names[0].name}"
+            if node.module == "jaxprune" or whole.removeprefix("jaxprune.") in MODULES:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def ours_in(module):
+    """The modules of jaxprune that a module imports, inside functions too."""
+    for name in names_in(ast.walk(tree_of(module))):
+        parts = name.split(".")
+        if parts[0] != "jaxprune":
+            continue
+        inner = ".".join(parts[1:])
+        if inner in MODULES:
+            yield inner
+        elif f"{inner}.__init__" in MODULES:
+            yield f"{inner}.__init__"
+        else:  # `import jaxprune`, or a public name of it
+            assert not inner or inner in (*PUBLIC, "__version__"), name
+            yield "__init__"
+
+
+def test_every_package_has_its_row_in_the_table():
+    assert {package_of(module) for module in MODULES} == set(MAY_IMPORT)
+
+
+def test_the_table_has_no_cycle():
+    rows = list(MAY_IMPORT)
+    rows.insert(rows.index("demo"), rows.pop(rows.index("__init__")))
+    for package, allowed in MAY_IMPORT.items():
+        assert all(rows.index(name) < rows.index(package) for name in allowed), package
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_point_one_way(package):
+    for module in MODULES:
+        if package_of(module) == package:
+            imported = {package_of(name) for name in ours_in(module)} - {package}
+            assert imported <= set(MAY_IMPORT[package]), module
+
+
+def test_modules_import_each_other_in_no_circle():
+    imported = {module: set(ours_in(module)) for module in MODULES}
+    graphlib.TopologicalSorter(imported).prepare()
+
+
+def test_only_these_modules_know_optax():
+    know = {
+        module
+        for module in MODULES
+        if package_of(module) not in PROGRAMS
+        and any(package_of(name) == "optax" for name in names_in(ast.walk(tree_of(module))))
+    }
+    assert know == set(KNOW_OPTAX)
+
+
+@pytest.mark.parametrize("package", [name for name in MAY_IMPORT if name not in PROGRAMS])
+def test_extras_are_imported_only_inside_functions(package):
+    for module in MODULES:
+        if package_of(module) == package:
+            at_import = {name.split(".")[0] for name in names_in(tree_of(module).body)}
+            extras = at_import - set(sys.stdlib_module_names) - RUN_TIME - {"jaxprune"}
+            assert not extras, module
+
+
+def python(program):
+    """The words of each line that a fresh Python prints for a program."""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return [line.split() for line in run.stdout.splitlines()]
+
+
+def test_importing_jaxprune_loads_nothing_but_the_standard_library():
+    [loaded] = python(
+        "import sys; before = set(sys.modules); import jaxprune; dir(jaxprune); "
+        "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    )
+    assert set(loaded) - set(sys.stdlib_module_names) == {"jaxprune"}
+
+
+def test_using_everything_public_loads_no_extra():
+    [loaded] = python(
+        "import sys, jaxprune; [getattr(jaxprune, name) for name in jaxprune.__all__]; "
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    extras = {"flax", "rich", "matplotlib", "typer", "tqdm", "sklearn", "orbax", "scipy"}
+    assert {"jax", "optax"} <= set(loaded)
+    assert not extras & set(loaded)
+
+
+def test_the_version_is_printed_without_jax():
+    [version, [is_loaded]] = python(
+        "import sys; sys.argv = ['jaxprune', '--version']\n"
+        "from jaxprune.__main__ import app\n"
+        "try: app()\n"
+        "except SystemExit: print('jax' in sys.modules)"
+    )
+    assert version == ["jaxprune", jaxprune.__version__]
+    assert is_loaded == "False"
+
+
+def test_type_checkers_see_the_names_that_are_loaded_lazily():
+    [guarded] = [
+        node
+        for node in tree_of("__init__").body
+        if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING"
+    ]
+    seen = {alias.asname: node.module for node in guarded.body for alias in node.names}
+    assert all(alias.name == alias.asname for node in guarded.body for alias in node.names)
+    loaded = {name: f"jaxprune.{module}" for name, module in jaxprune._MODULE_OF.items()}
+    assert seen == loaded
+    assert sorted(PUBLIC) == sorted(loaded)
+
+
+def test_only_public_names_show():
+    assert dir(jaxprune) == sorted(PUBLIC)
+    with pytest.raises(AttributeError, match="no attribute 'pruned'"):
+        jaxprune.pruned  # noqa: B018
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_public_classes_are_pickled_by_their_public_name(name):
+    thing = getattr(jaxprune, name)
+    if inspect.isclass(thing):
+        assert thing.__module__ == "jaxprune"
+        assert pickle.loads(pickle.dumps(thing)) is thing
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_everything_public_has_a_docstring_with_an_example_that_runs(name):
+    thing = getattr(jaxprune, name)
+    if not inspect.isfunction(thing) and not inspect.isclass(thing):
+        source = tree_of(jaxprune._MODULE_OF[name])
+        after = [
+            following
+            for node, following in zip(source.body, source.body[1:], strict=False)
+            if isinstance(node, ast.Assign) and node.targets[0].id == name
+        ]
+        assert isinstance(after[0].value.value, str), "a string below the value says what it is"
+        return
+    text = inspect.getdoc(thing)
+    assert text.split("\n\n")[0].endswith("."), "a sentence comes first"
+    example = text.partition("Example:")[2]
+    assert doctest.DocTestParser().get_examples(example), "pytest runs it"
+
+
+FUNCTIONS = sorted(name for name in PUBLIC if inspect.isfunction(getattr(jaxprune, name, None)))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_arguments_are_explained_all_or_none(name):
+    text = inspect.getdoc(getattr(jaxprune, name))
+    arguments = inspect.signature(getattr(jaxprune, name)).parameters
+    explained = [argument for argument in arguments if f"\n  {argument}: " in text]
+    assert explained == (list(arguments) if "\nArgs:\n" in text else [])
