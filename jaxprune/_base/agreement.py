@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.paths import shown_path
+
 # What this process prunes trees with: digests, by the paths of the tree. Empty with one process.
 _used: dict[tuple[str, ...], set[bytes]] = {}
 
@@ -162,7 +164,7 @@ def diverged(paths: Sequence[str], leaves: Sequence[Any]) -> list[str]:
         odd = [device for first, *others in copies for device in others if of[device] != of[first]]
         if odd:
             shown = ", ".join(map(str, odd[:8])) + (", ..." if len(odd) > 8 else "")
-            lines.append(f"{path or '(root)'}: another copy on device {shown}")
+            lines.append(f"{shown_path(path)}: another copy on device {shown}")
     return lines
 
 

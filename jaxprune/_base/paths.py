@@ -64,6 +64,16 @@ def _is_box_type(kind: type) -> bool:
     return any(c.__name__ in names and c.__module__.startswith("flax.") for c in kind.__mro__)
 
 
+def shown_path(path: str) -> str:
+    """A path for an error message or a table: the path itself, or `(root)` where it is empty.
+
+    Example:
+      >>> shown_path("fc/kernel"), shown_path("")
+      ('fc/kernel', '(root)')
+    """
+    return path or "(root)"
+
+
 def spec_of(leaf: Any) -> jax.ShapeDtypeStruct | None:
     """Shape and dtype of an array leaf (or of its spec); None for anything else."""
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
@@ -74,7 +84,7 @@ def spec_of(leaf: Any) -> jax.ShapeDtypeStruct | None:
 def listed(paths: Sequence[str]) -> str:
     """Paths as an error lists them: the first 8, and how many more."""
     more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
-    return ", ".join(path or "(root)" for path in paths[:8]) + more or "no leaf"
+    return ", ".join(shown_path(path) for path in paths[:8]) + more or "no leaf"
 
 
 def rule_for(path: str) -> str:

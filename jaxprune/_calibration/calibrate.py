@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import as_sparsity
-from jaxprune._base.paths import leaves_with_paths, listed, rule_for
+from jaxprune._base.paths import leaves_with_paths, listed, rule_for, shown_path
 from jaxprune._calibration.moments import statistics
 from jaxprune._calibration.solvers import solve, wanda_mask
 from jaxprune._recipe.budget import Recipe
@@ -241,7 +241,7 @@ def _wrong(kind: type[Exception], path: str | None, text: str) -> Exception:
     if path is None:
         return kind(f"kernel: {text}")
     fix = f" Or leave the leaf out with exclude={rule_for(path)!r}."
-    return kind(f"{path or '(root)'}: {text}{fix}")
+    return kind(f"{shown_path(path)}: {text}{fix}")
 
 
 def _checked_kernel(path: str | None, kernel: Any, nm: tuple[int, int] | None) -> jax.Array:

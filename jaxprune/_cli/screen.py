@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxprune._base.paths import shown_path
 from jaxprune._files.any_kind import Source
 from jaxprune._files.stream import extra
 from jaxprune._report.table import Report
@@ -96,7 +97,7 @@ def _cells(what: Mapping[str, Any]) -> list[dict[str, str]]:
     total = {"path": "total", "shape": [], "dtype": "", "structure": "", "bytes": what["bytes"]}
     return [
         {
-            "leaf": row["path"] or "(root)",
+            "leaf": shown_path(row["path"]),
             "shape": "x".join(map(str, row["shape"])),
             "dtype": row["dtype"],
             "weights": f"{row['weights']:,}",

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.paths import leaves_with_paths, listed
+from jaxprune._base.paths import leaves_with_paths, listed, shown_path
 from jaxprune._files import safetensors as container
 from jaxprune._files.save_load import as_host
 from jaxprune._files.stream import extra, written
@@ -56,7 +56,7 @@ def plain_tensor(path: str, dtype: np.dtype, shape: tuple[int, ...]) -> containe
     tensor = container.tensor_for(path, dtype, shape)
     if container.code_dtype(tensor.code) != dtype:
         raise TypeError(
-            f"{path or '(root)'}: safetensors has no dtype {dtype}. Cast it, or use jaxprune.save."
+            f"{shown_path(path)}: safetensors has no dtype {dtype}. Cast it, or use jaxprune.save."
         )
     return tensor
 
@@ -83,7 +83,7 @@ def to_csr(params: chex.ArrayTree) -> chex.ArrayTree:
     def convert(path: str, array: np.ndarray) -> Any:
         if array.dtype.kind not in "biufc" or array.dtype == np.float16:
             raise TypeError(
-                f"{path or '(root)'}: SciPy has no sparse {array.dtype}. Cast the leaf: "
+                f"{shown_path(path)}: SciPy has no sparse {array.dtype}. Cast the leaf: "
                 "leaf.astype(numpy.float32)."
             )
         return sparse.csr_array(array)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune._base.paths import listed
+from jaxprune._base.paths import listed, shown_path
 from jaxprune._files import safetensors as container
 from jaxprune._files.safetensors import Header, Tensor
 from jaxprune._files.stream import Stream
@@ -200,7 +200,7 @@ class SavedParams:
         self._stream.finish()
 
     def _next(self, leaf: Leaf) -> np.ndarray:
-        where = f"{self._stream.path}: {leaf.path or '(root)'}"
+        where = f"{self._stream.path}: {shown_path(leaf.path)}"
         bits = None
         if leaf.n_kept is not None:
             bits = self._stream.read(-(-leaf.size // 8))
@@ -278,8 +278,8 @@ def _described(where: Path, header: Header) -> tuple[dict[str, Any], tuple[Leaf,
             path, values = tensor.name, None
         else:
             path, values = tensor.name.removesuffix(_BITS), queue.pop() if queue else None
-        found.append(_leaf(f"{where}: {path or '(root)'}", path, noted.pop(path, None)))
-        _check_tensors(f"{where}: {path or '(root)'}", found[-1], tensor, values)
+        found.append(_leaf(f"{where}: {shown_path(path)}", path, noted.pop(path, None)))
+        _check_tensors(f"{where}: {shown_path(path)}", found[-1], tensor, values)
         if values is not None:
             n_kept = values.n_bytes // found[-1].dtype.itemsize
             found[-1] = found[-1]._replace(n_kept=n_kept)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.paths import leaves_with_paths, listed, spec_of
+from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
 from jaxprune._files import safetensors as container
 from jaxprune._files.leaves import Leaf, is_stored, memory_bytes, opened, save_leaves
 from jaxprune._state.prune_state import masks_by_path
@@ -124,18 +124,18 @@ def as_host(path: str, leaf: Any) -> np.ndarray:
     spec = spec_of(leaf)
     if spec is None:
         raise TypeError(
-            f"{path or '(root)'}: {type(leaf).__name__} is not an array. Make it one with "
+            f"{shown_path(path)}: {type(leaf).__name__} is not an array. Make it one with "
             "numpy.asarray, or leave it out of the params."
         )
     if jnp.issubdtype(spec.dtype, jax.dtypes.prng_key):
         raise TypeError(
-            f"{path or '(root)'}: a file can't hold keys of {spec.dtype}. Save jax.random.key_data "
+            f"{shown_path(path)}: a file can't hold keys of {spec.dtype}. Save jax.random.key_data "
             "of it."
         )
     array = np.asarray(leaf)
     if container.dtype_of(array.dtype.name) is None:
         raise TypeError(
-            f"{path or '(root)'}: a file can't hold dtype {array.dtype}. Cast it to one of numbers "
+            f"{shown_path(path)}: a file can't hold dtype {array.dtype}. Cast it to one of numbers "
             "or bools."
         )
     return array.astype(array.dtype.newbyteorder("=")) if array.dtype.byteorder == ">" else array
@@ -156,7 +156,7 @@ def landed(path: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if n_wrong:
         verb = "is" if n_wrong == 1 else "are"
         raise ValueError(
-            f"{path or '(root)'}: {n_wrong} of {int(dropped.sum())} dropped weights {verb} not "
+            f"{shown_path(path)}: {n_wrong} of {int(dropped.sum())} dropped weights {verb} not "
             "zero. Save jaxprune.apply_masks(params, masks), or find out what moves them with "
             "jaxprune.check(params, opt_state)."
         )
@@ -191,7 +191,7 @@ def _check_nesting(where: Any, paths: Sequence[str]) -> None:
     both = [path for path in paths if path in above and len(paths) > 1]
     if both:
         raise ValueError(
-            f"{where}: {both[0] or '(root)'} is the path of a leaf and the beginning of others, so "
+            f"{where}: {shown_path(both[0])} is the path of a leaf and the beginning of others, so "
             "dicts can't hold them. Pass like=, a tree of the shapes of the params."
         )
 
@@ -207,9 +207,9 @@ def _check_like(
     for path, want in zip(paths, wanted, strict=True):
         spec, leaf = spec_of(want), stored[path]
         if spec is None:
-            raise TypeError(f"like: {path or '(root)'}: {type(want).__name__} is not an array.")
+            raise TypeError(f"like: {shown_path(path)}: {type(want).__name__} is not an array.")
         if spec.shape != leaf.shape or spec.dtype != leaf.dtype:
             raise ValueError(
-                f"{where}: {path or '(root)'}: {leaf.dtype} of shape {leaf.shape}, where `like` "
+                f"{where}: {shown_path(path)}: {leaf.dtype} of shape {leaf.shape}, where `like` "
                 f"has {spec.dtype} of shape {spec.shape}."
             )

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune._base import paths as paths_lib
 from jaxprune._base.arguments import as_sparsity
-from jaxprune._base.paths import Choice, Rule
+from jaxprune._base.paths import Choice, Rule, shown_path
 from jaxprune._recipe.coupled import Coupled
 from jaxprune._recipe.distributions import (
     Distribution,
@@ -253,7 +253,7 @@ def _leaf_shapes(
     except ValueError as error:
         rule = paths_lib.rule_for(path)
         raise ValueError(
-            f"{path or '(root)'}: {error}. Leave the leaf out with exclude={rule!r}, or give it "
+            f"{shown_path(path)}: {error}. Leave the leaf out with exclude={rule!r}, or give it "
             f"another structure with structure={{{rule!r}: ...}}."
         ) from None
     if isinstance(structure, NM):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprune._base.arguments import as_sparsity
-from jaxprune._base.paths import Rule, as_rules
+from jaxprune._base.paths import Rule, as_rules, shown_path
 
 
 class LeafShape(NamedTuple):
@@ -144,7 +144,7 @@ def _by_weight(
     for i in sharing:
         if leaves[i].n_groups > 1:
             raise ValueError(
-                f"{leaves[i].path or '(root)'}: {name} shares out an exact total, which groups of "
+                f"{shown_path(leaves[i].path)}: {name} shares out an exact total, which groups of "
                 "equal counts (NM, balanced blocks) cannot take up. Use distribution=uniform, or "
                 "give the leaf a sparsity of its own in overrides."
             )
@@ -235,7 +235,7 @@ def _global(leaves: Sequence[LeafShape], floor: Fraction) -> Pools:
     for leaf in sharing:
         if leaf.n_groups > 1:
             raise ValueError(
-                f"{leaf.path or '(root)'}: groups of equal counts (NM, balanced blocks) compete "
+                f"{shown_path(leaf.path)}: groups of equal counts (NM, balanced blocks) compete "
                 "among themselves and not in a global pool. Use distribution=uniform, or give the "
                 "leaf a sparsity of its own in overrides."
             )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._base import paths as paths_lib
-from jaxprune._base.paths import Choice
+from jaxprune._base.paths import Choice, shown_path
 from jaxprune._recipe.distributions import LeafShape
 from jaxprune._recipe.scores import Accumulated
 from jaxprune._recipe.structures import NM
@@ -23,7 +23,7 @@ def check_nm(path: str, structure: NM, final: Fraction) -> None:
     if abs(final - needed) > Fraction(1, 10**6):
         rule = paths_lib.rule_for(path)
         raise ValueError(
-            f"{path or '(root)'}: {structure!r} drops {float(needed):g} of the weights, but the "
+            f"{shown_path(path)}: {structure!r} drops {float(needed):g} of the weights, but the "
             f"final sparsity is {float(final):g}. Let the schedule end at {float(needed):g}, or "
             f"this leaf with overrides={{{rule!r}: {float(needed):g}}}."
         )
@@ -39,7 +39,7 @@ def check_score(path: str, spec: jax.ShapeDtypeStruct, score: Any) -> None:
     except TypeError as error:
         raise TypeError(
             f"score: {getattr(score, '__name__', score)!r} fails on (params, grads, key) of "
-            f"{path or '(root)'}: "
+            f"{shown_path(path)}: "
             f"{error}. A score takes all three; wrap one that does not: "
             "lambda params, grads, key: jnp.abs(params)."
         ) from error
@@ -47,14 +47,14 @@ def check_score(path: str, spec: jax.ShapeDtypeStruct, score: Any) -> None:
     if got is None or got.shape != spec.shape or not jnp.issubdtype(got.dtype, jnp.floating):
         what = type(out).__name__ if got is None else f"{got.dtype} of shape {got.shape}"
         raise ValueError(
-            f"{path or '(root)'}: score returned {what} for {spec.dtype} of shape {spec.shape}; "
+            f"{shown_path(path)}: score returned {what} for {spec.dtype} of shape {spec.shape}; "
             "it must return one real floating point score per weight, as jaxprune.magnitude does."
         )
 
 
 def check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
     """Raises where no weight of a leaf can be dropped or counted."""
-    rule, path = paths_lib.rule_for(path), path or "(root)"
+    rule, path = paths_lib.rule_for(path), shown_path(path)
     if not jnp.issubdtype(spec.dtype, jnp.inexact):
         raise ValueError(
             f"{path}: dtype {spec.dtype} cannot be pruned; only floating point and complex weights "
@@ -73,7 +73,7 @@ def check_shuffled(paths: Sequence[str], budget: Any) -> None:
         n_units = max(budget.pools.n_units[pool] for pool in leaf.pools)
         if n_units >= 2**31 - 1 and not isinstance(leaf.structure, NM):
             raise ValueError(
-                f"{paths[i] or '(root)'}: it competes in a pool of {n_units}, but "
+                f"{shown_path(paths[i])}: it competes in a pool of {n_units}, but "
                 'ties="hashed" shuffles at most 2**31 - 2. Use ties="index".'
             )
 
@@ -83,7 +83,7 @@ def emptied(leaf: LeafShape, n_units: int) -> str:
     rule = paths_lib.rule_for(leaf.path)
     units = "weights" if n_units == math.prod(leaf.shape) else "units"
     return (
-        f"{leaf.path or '(root)'}: shape {leaf.shape} would lose all of its {n_units} {units} at "
+        f"{shown_path(leaf.path)}: shape {leaf.shape} would lose all of its {n_units} {units} at "
         f"sparsity {float(leaf.targets[-1]):g}. Leave it out with exclude={rule!r}, or lower its "
         f"sparsity with overrides={{{rule!r}: ...}}."
     )
@@ -94,7 +94,7 @@ def nothing_chosen(
 ) -> str:
     """The error of a tree of which nothing is chosen."""
     shown = ", ".join(
-        f"{p or '(root)'} ({c.reason})" for p, c in list(zip(paths, choices, strict=True))[:8]
+        f"{shown_path(p)} ({c.reason})" for p, c in list(zip(paths, choices, strict=True))[:8]
     )
     more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
     fix = 'A regex matches the whole path: write include=".*kernel", not "kernel".'

@@ -17,7 +17,7 @@ from jaxprune._base.agreement import check_remembered, diverged
 from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import leaves_with_paths, rule_name, spec_of
+from jaxprune._base.paths import leaves_with_paths, rule_name, shown_path, spec_of
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
@@ -233,7 +233,7 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
             verb = "is" if n_moved == 1 else "are"
             wild = f", {n_wild} of them not finite" if n_wild else ""
             lines.append(
-                f"{path or '(root)'}: {n_moved} of {n_dropped} dropped weights {verb} not "
+                f"{shown_path(path)}: {n_moved} of {n_dropped} dropped weights {verb} not "
                 f"zero{wild}"
             )
             not_finite |= bool(n_wild)

@@ -6,7 +6,7 @@ It knows nothing of pruning but which weights are dropped.
 import dataclasses
 from typing import Any
 
-from jaxprune._base.paths import spec_of
+from jaxprune._base.paths import shown_path, spec_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Report:
             n_left = leaf.size - leaf.n_zero
             part = f"{min(leaf.sparsity, 0.9999 if n_left else 1):.2%}"  # 100% means all of them
             counts = (f"{leaf.size:,}", f"{n_left:,}", part)
-            rows.append((leaf.path or "(root)", shape, leaf.dtype, *counts, leaf.note))
+            rows.append((shown_path(leaf.path), shape, leaf.dtype, *counts, leaf.note))
         return rows
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.paths import shown_path
 from jaxprune._shrink.flax_sizes import resize_nnx, shrunk_apply, split_nnx
 from jaxprune._shrink.groups import Group, accepted, cut, find_groups
 from jaxprune._shrink.program import Program, follow, program_of, values_of
@@ -38,7 +39,7 @@ class AxisGroup:
     @property
     def name(self) -> str:
         """Its axes, as reports and errors show them."""
-        shown = ", ".join(f"{path or '(root)'}[{axis}]" for path, axis in self.members[:4])
+        shown = ", ".join(f"{shown_path(path)}[{axis}]" for path, axis in self.members[:4])
         more = len(self.members) - 4
         return f"{shown} and {more} more" if more > 0 else shown
 

@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxprune._base.counting import WIDE, count_true, counting
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import path_str
+from jaxprune._base.paths import path_str, shown_path
 from jaxprune._base.sharding import summed_in_shards, typed_like
 
 
@@ -130,7 +130,7 @@ def straight_through(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.Arra
 def _straight_through_leaf(path: tuple[Any, ...], param: Any, mask: Any) -> jax.Array:
     if jnp.shape(param) != jnp.shape(mask):
         raise ValueError(
-            f"{path_str(path) or '(root)'}: the mask has shape {jnp.shape(mask)} but the param "
+            f"{shown_path(path_str(path))}: the mask has shape {jnp.shape(mask)} but the param "
             f"has shape {jnp.shape(param)}. Pass masks like the params, such as "
             "jaxprune.get_masks(opt_state)."
         )

@@ -15,7 +15,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.paths import leaves_with_paths, listed, spec_of
+from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
 from jaxprune._state.bit_masks import packed_shape, unpack
 from jaxprune._state.masks import keep
 
@@ -225,7 +225,7 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
         for path, mask in zip(mask_paths, masks, strict=True):
             if path not in shapes:
                 raise ValueError(
-                    f"{path or '(root)'}: a mask, but no such param; the params have "
+                    f"{shown_path(path)}: a mask, but no such param; the params have "
                     f"{listed(paths)}. {fix}"
                 )
             shape = packed_shape(shapes[path]) if is_packed else shapes[path]
@@ -245,7 +245,7 @@ def wrong_shape(
     """The error of a mask that does not fit its param."""
     needs = f", whose packed mask has {packed_shape(shape)}" if is_packed else ""
     return (
-        f"{path or '(root)'}: the mask has shape {mask_shape} but the param has shape {shape}"
+        f"{shown_path(path)}: the mask has shape {mask_shape} but the param has shape {shape}"
         f"{needs}. Was the state restored from another model?"
     )
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune._base.arguments import shown
-from jaxprune._base.paths import path_str
+from jaxprune._base.paths import path_str, shown_path
 from jaxprune._state.prune_state import PruneState, find_states
 
 
@@ -115,7 +115,7 @@ def _taken_over(fresh: Any, dense: Any, path: tuple[Any, ...]) -> Any:
 
 
 def _differ(path: tuple[Any, ...], fresh: Any, dense: Any) -> str:
-    where = path_str(path) or "(root)"
+    where = shown_path(path_str(path))
     return (
         f"{where}: the dense state is not what this optimizer holds without jaxprune.prune: it has "
         f"{_outline(dense)}, and with pruning the optimizer has {_outline(fresh)}. Build tx from "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._base.arguments import shown
-from jaxprune._base.paths import leaves_with_paths, listed, rule_for, spec_of
+from jaxprune._base.paths import leaves_with_paths, listed, rule_for, shown_path, spec_of
 from jaxprune._state.bit_masks import packed_shape
 from jaxprune._state.prune_state import PruneState, wrong_shape
 
@@ -86,7 +86,7 @@ def check_updates(
 ) -> None:
     """Raises where a chosen leaf has no update, or one of another shape."""
     for i in chosen:
-        path = paths[i] or "(root)"
+        path = shown_path(paths[i])
         if updates[i] is None:
             raise ValueError(
                 f"{path}: the {what} is None, but the leaf is pruned. Leave it out with "
