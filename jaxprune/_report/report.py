@@ -24,7 +24,7 @@ from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._report.table import Report, leaf_report
-from jaxprune._state.prune_state import find_states, get_masks, get_state, masks_by_path
+from jaxprune._state.prune_state import find_states, get_masks, get_state, masks_by_path, unboxed
 
 
 def plan(
@@ -169,21 +169,20 @@ def metrics(opt_state: Any, *, per_leaf: bool = False) -> dict[str, jax.Array]:
         sizes: list[Any] = [np.float32(np.size(m)) for m in masks]
     else:
         dropped = [lax.population_count(~m) if m.ndim else 1 - m for m in masks]
-        [widths] = jax.tree.leaves(state.widths)
+        widths = unboxed(state.widths)
         rows = np.array([math.prod(m.shape[:-1]) for m in masks], np.float32)
         sizes = list(jnp.asarray(rows) * widths.astype(jnp.float32))
     zeros = [total(d).astype(jnp.float32) for d in dropped]
     n_zero = sum(zeros, jnp.zeros((), jnp.float32))
     size = sum(sizes, np.float32(0))
-    [step], [violations] = jax.tree.leaves(state.prune_step), jax.tree.leaves(state.violations)
     out = {
-        "prune/step": step,
+        "prune/step": unboxed(state.prune_step),
         "prune/sparsity": n_zero / jnp.maximum(size, 1),
         "prune/n_zero": n_zero,
-        "prune/violations": violations,
+        "prune/violations": unboxed(state.violations),
     }
     if per_leaf:
-        [thresholds] = jax.tree.leaves(state.thresholds)
+        thresholds = unboxed(state.thresholds)
         for i, path in enumerate(paths):
             out[f"prune/sparsity/{path}"] = zeros[i] / jnp.maximum(sizes[i], 1)
             out[f"prune/threshold/{path}"] = thresholds[i]
@@ -239,7 +238,7 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
             not_finite |= bool(n_wild)
     if lines:
         raise ValueError("; ".join(lines) + ". " + (_NOT_FINITE if not_finite else _MISPLACED))
-    violations = max(int(np.max(jax.tree.leaves(s.violations)[0])) for s in find_states(opt_state))
+    violations = max(int(np.max(unboxed(s.violations))) for s in find_states(opt_state))
     if violations:
         raise ValueError(
             f"every dropped weight is zero now, but a fire found {violations} that had moved. "

@@ -57,6 +57,22 @@ class PruneState(NamedTuple):
     score_state: Any = None
 
 
+def unboxed(field: Any) -> jax.Array:
+    """The array of a field of a prune state, without the box that a library may have put around it.
+
+    Fields that hold one array (`prune_step`, `thresholds`, `violations`, `widths`) are plain arrays
+    in an optax state, but `nnx.Optimizer` wraps each array of its optimizer state in an NNX variable
+    (`OptArray`). Such a box is a pytree with exactly one leaf, and so is a plain array, so taking
+    that leaf works for both and for the boxes of other libraries.
+
+    Example:
+      >>> int(unboxed(jnp.int32(3)))
+      3
+    """
+    [array] = jax.tree.leaves(field)
+    return array
+
+
 def find_states(opt_state: Any) -> list[PruneState]:
     """Every prune state inside an optimizer state, a TrainState or an NNX optimizer, in order."""
     opt_state = getattr(opt_state, "opt_state", opt_state)
@@ -137,7 +153,7 @@ def unpacked_masks(state: PruneState) -> Any:
     if state.widths is None:
         return state.masks
     masks, treedef = jax.tree.flatten(state.masks)
-    [widths] = jax.tree.leaves(state.widths)
+    widths = unboxed(state.widths)
     if isinstance(widths, jax.core.Tracer):
         raise ValueError(
             "these masks are packed, and inside jit nothing tells how long their last axis is: "
