@@ -61,7 +61,7 @@ def unboxed(field: Any) -> jax.Array:
     """The array of a field of a prune state, without the box that a library may have put around it.
 
     Fields that hold one array (`prune_step`, `thresholds`, `violations`, `widths`) are plain arrays
-    in an optax state, but `nnx.Optimizer` wraps each array of its optimizer state in an NNX variable
+    in an optax state, but `nnx.Optimizer` wraps each array of its state in an NNX variable
     (`OptArray`). Such a box is a pytree with exactly one leaf, and so is a plain array, so taking
     that leaf works for both and for the boxes of other libraries.
 
