@@ -24,22 +24,24 @@ except ImportError as error:
         raise
     sys.exit(_message)
 
+import jaxprune  # noqa: E402
 from jaxprune._cli.options import add_commands  # noqa: E402
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 add_commands(app)
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"jaxprune {sys.modules['jaxprune'].__version__}")
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        typer.echo(f"jaxprune {jaxprune.__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     """Pruning for JAX: looks at files of params, prunes them, converts them.

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxprune._cli import screen, stored_masks as leaks
 from jaxprune._files import any_kind as files, footprint
+from jaxprune._files.formats import format_for
 from jaxprune._files.leaves import is_stored
 from jaxprune._report.report import plan as plan_params
 from jaxprune._report.table import Report
@@ -150,7 +151,7 @@ def prune(
     as_json: bool = False,
 ) -> None:
     """Prunes a file into another, and prints what was done."""
-    kind = files.format_for(out, kind)
+    kind = format_for(out, kind)
     _check_out(file, out, force=force)
     with _params(file) as found:
         report = _plan(found, sparsity, rules)
@@ -191,7 +192,7 @@ def export(
     as_json: bool = False,
 ) -> None:
     """Writes a file in another format, and prints what was done."""
-    kind = files.format_for(out, kind)
+    kind = format_for(out, kind)
     _check_out(file, out, force=force)
     with _params(file) as found, screen.progress(found, file.name) as arrays:
         left_out = files.write(out, kind, found.leaves, arrays())

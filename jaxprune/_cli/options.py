@@ -1,6 +1,7 @@
-"""`inspect`, `plan`, `prune` and `export` for the command line: options in, exit codes out.
+"""The commands `inspect`, `plan`, `prune` and `export`: their options, and their exit codes.
 
-`commands.py` does the work. Exit codes: 1 for an error, 2 for a wrong option, 130 for Ctrl-C.
+`commands.py` does the work and is imported when a command runs, so that `--help` does not load JAX.
+Exit codes: 1 for an error, 2 for a wrong option, 130 for Ctrl-C.
 """
 
 import contextlib
@@ -8,14 +9,11 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxprune._cli import commands
-from jaxprune._cli.commands import Rules
-from jaxprune._files import any_kind as files
-from jaxprune._recipe import structures
+from jaxprune._files.formats import FORMATS
 
 
 def add_commands(app: Any) -> None:
@@ -32,7 +30,7 @@ def _options() -> Any:
     return types.SimpleNamespace(
         file=typer.Argument(..., help="A .safetensors, .zst or .npz, or an orbax folder."),
         out=typer.Option(..., "--out", "-o", help="What to write; the suffix says how."),
-        kind=typer.Option(None, "--format", help="|".join(files.FORMATS)),
+        kind=typer.Option(None, "--format", help="|".join(FORMATS)),
         force=typer.Option(False, "--force", help="Replace what is there."),
         as_json=typer.Option(False, "--json", help="JSON on standard output."),
         sparsity=typer.Option(
@@ -61,7 +59,10 @@ def _add_inspect(app: Any) -> None:
         as_json: bool = of.as_json,
     ) -> None:
         """Shows how sparse a file is, leaf by leaf, what it would take, and what is wrong."""
-        _run(lambda: commands.inspect(file, quick=quick, as_json=as_json))
+        with _exit_codes():
+            from jaxprune._cli import commands
+
+            commands.inspect(file, quick=quick, as_json=as_json)
 
 
 def _add_plan(app: Any) -> None:
@@ -78,9 +79,12 @@ def _add_plan(app: Any) -> None:
         as_json: bool = of.as_json,
     ) -> None:
         """Shows what `prune` would do, without doing it."""
-        rules = _rules(include, exclude, override, structure)
-        wanted = _sparsity_for(sparsity, rules)
-        _run(lambda: commands.plan(file, wanted, rules, as_json=as_json))
+        with _exit_codes():
+            from jaxprune._cli import commands
+
+            rules = _rules(include, exclude, override, structure)
+            target = _sparsity_for(sparsity, rules)
+            commands.plan(file, target, rules, as_json=as_json)
 
 
 def _add_prune(app: Any) -> None:
@@ -100,13 +104,12 @@ def _add_prune(app: Any) -> None:
         as_json: bool = of.as_json,
     ) -> None:
         """Prunes a file once by magnitude, a leaf at a time, into another file."""
-        rules = _rules(include, exclude, override, structure)
-        wanted = _sparsity_for(sparsity, rules)
-        _run(
-            lambda: commands.prune(
-                file, out, wanted, rules, kind=kind, force=force, as_json=as_json
-            )
-        )
+        with _exit_codes():
+            from jaxprune._cli import commands
+
+            rules = _rules(include, exclude, override, structure)
+            target = _sparsity_for(sparsity, rules)
+            commands.prune(file, out, target, rules, kind=kind, force=force, as_json=as_json)
 
 
 def _add_export(app: Any) -> None:
@@ -121,15 +124,19 @@ def _add_export(app: Any) -> None:
         as_json: bool = of.as_json,
     ) -> None:
         """Writes a file in another format, bit by bit."""
-        _run(lambda: commands.export(file, out, kind=kind, force=force, as_json=as_json))
+        with _exit_codes():
+            from jaxprune._cli import commands
+
+            commands.export(file, out, kind=kind, force=force, as_json=as_json)
 
 
-def _run(command: Callable[[], None]) -> None:
-    """Runs a command; raises `typer.Exit` where it fails."""
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Prints an error as one line on standard error, and raises `typer.Exit` with its exit code."""
     import typer
 
     try:
-        command()
+        yield
         sys.stdout.flush()
     except KeyboardInterrupt:
         typer.echo("Stopped; no file was changed half-way.", err=True)
@@ -154,13 +161,13 @@ def in_options(text: str) -> str:
     return re.sub(r"Let the schedule end at (\S+),", r"Give --sparsity \1,", text)
 
 
-# What the options mean
+# From options to arguments of the library
 
 
 def _rules(
-    include: list[str] | None, exclude: list[str] | None, override: list[str] | None, text: str
-) -> Rules:
-    """The arguments of `prune_params` and `plan` that the options stand for."""
+    include: list[str] | None, exclude: list[str] | None, override: list[str] | None, structure: str
+) -> dict[str, Any]:
+    """The options as arguments of `prune_params` and `plan`."""
     overrides = {}
     for item in override or ():
         rule, equals, value = item.rpartition("=")
@@ -172,18 +179,22 @@ def _rules(
         "include": include or None,
         "exclude": exclude or (),
         "overrides": overrides or None,
-        "structure": structure_for(text),
+        "structure": structure_for(structure),
     }
 
 
-def _sparsity_for(sparsity: float | None, rules: Rules) -> float:
-    """The sparsity that was given, or that of an N:M pattern."""
+def _sparsity_for(sparsity: float | None, rules: dict[str, Any]) -> float:
+    """`--sparsity` if it is given, otherwise the sparsity of an N:M structure."""
+    from jaxprune._recipe.structures import NM
+
     structure = rules["structure"]
     if sparsity is not None:
         return sparsity
-    if isinstance(structure, structures.NM):
+    if isinstance(structure, NM):
         return 1 - structure.n / structure.m
-    raise _usage("--sparsity is missing. Give one, like --sparsity 0.9; only nm needs none.")
+    raise _usage(
+        "--sparsity is missing. Give one, like --sparsity 0.9; only --structure nm:N:M implies one."
+    )
 
 
 def structure_for(text: str) -> Any:
@@ -193,21 +204,23 @@ def structure_for(text: str) -> Any:
       >>> structure_for("nm:2:4")
       NM(n=2, m=4, axis=-2)
     """
+    from jaxprune._recipe.structures import NM, Block, Channel, Unstructured
+
+    classes = {"unstructured": Unstructured, "nm": NM, "block": Block, "channel": Channel}
     name, *numbers = re.split("[:x]", text.removesuffix(":balanced"))
-    classes = {"unstructured": "Unstructured", "nm": "NM", "block": "Block", "channel": "Channel"}
-    found = getattr(structures, classes.get(name, ""), None)
+    make, reason = classes.get(name), ""
     try:
-        values = [int(number) for number in numbers]
-        if name == "block":
-            values = [tuple(values)] if values else []
-        more = {"balanced": True} if text.endswith(":balanced") else {}
-        return found(*values, **more)  # pyright: ignore[reportOptionalCall]
+        if make is not None:
+            values = [int(number) for number in numbers]
+            arguments = [tuple(values)] if make is Block and values else values
+            options = {"balanced": True} if text.endswith(":balanced") else {}
+            return make(*arguments, **options)
     except (TypeError, ValueError) as error:
-        why = "" if found is None else f" ({error})"
-        raise _usage(
-            f"--structure {text!r} is none{why}. Write unstructured, nm:2:4, block:1x16, "
-            "block:1x16:balanced or channel:-1."
-        ) from None
+        reason = f" ({error})"
+    raise _usage(
+        f"unknown --structure {text!r}{reason}. Write unstructured, nm:2:4, block:1x16, "
+        "block:1x16:balanced or channel:-1."
+    )
 
 
 def _usage(text: str) -> Exception:

@@ -20,9 +20,6 @@ from jaxprune._files.leaves import Leaf, memory_bytes, opened, save_leaves
 from jaxprune._files.orbax import Checkpoint
 from jaxprune._files.stream import extra, written
 
-FORMATS = ("jaxprune", "safetensors", "npz", "csr")
-_SUFFIXES = {".zst": "jaxprune", ".safetensors": "safetensors", ".npz": "npz"}
-
 
 class Source(NamedTuple):
     """A file that is open.
@@ -134,25 +131,6 @@ def _zip_errors(path: Path) -> Iterator[None]:
 # Writing
 
 
-def format_for(out: Path, asked: str | None = None) -> str:
-    """The format to write: the one asked for, or what the name of the file says.
-
-    Raises:
-      ValueError: neither says one.
-
-    Example:
-      >>> format_for(Path("model.safetensors.zst")), format_for(Path("model.npz"))
-      ('jaxprune', 'npz')
-    """
-    name = asked or _SUFFIXES.get(out.suffix)
-    if name not in FORMATS:
-        raise ValueError(
-            f"{out}: what format? Name it .safetensors.zst (jaxprune), .safetensors or .npz, or "
-            f"say --format {'|'.join(FORMATS)}."
-        )
-    return name
-
-
 def write(
     out: Path, kind: str, leaves: Sequence[Leaf], arrays: Iterable[tuple[str, np.ndarray]]
 ) -> list[str]:
@@ -160,7 +138,7 @@ def write(
 
     Args:
       out: the file, or the folder for `csr`.
-      kind: one of `FORMATS`.
+      kind: one of `formats.FORMATS`.
       leaves: what is coming.
       arrays: paths and arrays, in the order of `leaves`.
 

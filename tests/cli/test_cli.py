@@ -371,12 +371,16 @@ REFUSED = {
     "a vector": (("plan", "b", "-s", "0.9"), 1, 'pass --include "\\.\\*" to choose others'),
     "not params": (("inspect", "text"), 1, r"text: not a safetensors file, or a damaged one"),
     "a folder": (("inspect", "folder"), 1, "folder: a folder, but no orbax checkpoint"),
-    "no format": (("export", "model", "-o", "out"), 1, r"out: what format\? Name it \.safetensors"),
+    "no format": (("export", "model", "-o", "out"), 1, r"suffix '' .* Name the file \.safetensors"),
     "percent": (("plan", "model", "-s", "90"), 1, r"got 90\.0\. Did you mean 0\.9\?"),
     "no leaf": (("plan", "model", "-s", "0.9", "--include", "x"), 1, "nothing to prune: none of"),
     "bad regex": (("plan", "model", "-s", "0.9", "--include", "*"), 1, r"'\*' is not a regular"),
     "override": (("plan", "model", "-s", "0.9", "--override", "a"), 2, "write REGEX=SPARSITY"),
-    "structure": (("plan", "model", "-s", "0.9", "--structure", "round"), 2, "'round' is none"),
+    "structure": (
+        ("plan", "model", "-s", "0.9", "--structure", "round"),
+        2,
+        "unknown --structure 'round'",
+    ),
     "no option": (("prune", "model", "-s", "0.9"), 2, "--out"),
     "csr of vectors": (("export", "b", "-o", "o", "--format", "csr"), 1, "no leaf has two axes"),
     "bf16 in npz": (("export", "b", "-o", "o.npz"), 1, "b: NumPy's files have no bfloat16"),
@@ -532,6 +536,19 @@ def test_an_interrupted_folder_of_csr_is_not_there(model, tmp_path, monkeypatch)
 
 
 # --- what is printed
+
+
+def test_help_is_printed_without_jax():
+    code = (
+        "import sys\nfrom jaxprune.__main__ import app\n"
+        "for words in (['--help'], ['prune', '--help']):\n"
+        "    try: app(words)\n"
+        "    except SystemExit: pass\n"
+        "print('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--sparsity" in done.stdout
+    assert done.stdout.endswith("False\n")
 
 
 @pytest.mark.parametrize("width", (50, 80, 100, 140))
