@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxprune._files.any_kind import Source, some
 from jaxprune._files.leaves import Leaf
-from jaxprune._state.bit_masks import packed_shape
+from jaxprune._state.bit_masks import bit_mask_shape
 
 
 def mask_paths(leaves: Sequence[Leaf]) -> dict[str, str]:
@@ -36,7 +36,7 @@ def mask_paths(leaves: Sequence[Leaf]) -> dict[str, str]:
             for leaf in leaves
             if ("/" + _bare(leaf.path)).endswith(end)
             and "masks" not in leaf.path.split("/")
-            and mask.shape in (leaf.shape, packed_shape(leaf.shape))
+            and mask.shape in (leaf.shape, bit_mask_shape(leaf.shape))
         ]
         if candidates:
             found[min(candidates, key=_distance)] = mask.path

@@ -15,43 +15,43 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxprune._base.sharding import explicit_sharding, in_sharding, typed_like
 
 
-def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def bit_mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of the packed mask of a leaf.
 
     Example:
-      >>> packed_shape((3, 20)), packed_shape(())
+      >>> bit_mask_shape((3, 20)), bit_mask_shape(())
       ((3, 3), ())
     """
     return (*shape[:-1], -(-shape[-1] // 8)) if shape else ()
 
 
-def pack(mask: jax.Array) -> jax.Array:
+def to_bits(mask: jax.Array) -> jax.Array:
     """Eight entries to a byte, the first in the lowest bit; a scalar stays as it is.
 
     Args:
       mask: nonzero means kept.
 
     Returns:
-      uint8 of `packed_shape(mask.shape)`.
+      uint8 of `bit_mask_shape(mask.shape)`.
 
     Example:
-      >>> pack(jnp.array([True, False, True])).tolist()
+      >>> to_bits(jnp.array([True, False, True])).tolist()
       [253]
     """
     if not mask.ndim:
         return mask.astype(jnp.uint8)
     if not mask.size:
-        return jnp.zeros(packed_shape(mask.shape), jnp.uint8)
+        return jnp.zeros(bit_mask_shape(mask.shape), jnp.uint8)
     fill = [(0, 0)] * (mask.ndim - 1) + [(0, -mask.shape[-1] % 8)]
     flags = jnp.pad(_whole_bytes(mask).astype(bool), fill, constant_values=True)
     return jnp.packbits(flags, axis=-1, bitorder="little")
 
 
-def unpack(bits: jax.Array, like: Any) -> jax.Array:
+def from_bits(bits: jax.Array, like: Any) -> jax.Array:
     """The bool mask of the array (or shape) `like`. It fuses into whatever reads it.
 
     Example:
-      >>> unpack(jnp.array([253], jnp.uint8), jnp.zeros(3)).tolist()
+      >>> from_bits(jnp.array([253], jnp.uint8), jnp.zeros(3)).tolist()
       [True, False, True]
     """
     if not bits.ndim:
@@ -63,7 +63,7 @@ def unpack(bits: jax.Array, like: Any) -> jax.Array:
     return typed_like(flags, like)
 
 
-def full_packed(leaf: Any) -> jax.Array:
+def full_bits(leaf: Any) -> jax.Array:
     """A packed mask that keeps everything, on the devices of the leaf."""
     if not leaf.ndim:
         return jnp.ones((), jnp.uint8)
@@ -71,7 +71,7 @@ def full_packed(leaf: Any) -> jax.Array:
     return jnp.full_like(every_8th, 0xFF, dtype=jnp.uint8)
 
 
-def packed_like(bits: jax.Array, like: Any) -> jax.Array:
+def bits_typed_like(bits: jax.Array, like: Any) -> jax.Array:
     """A packed mask with the sharding of its array, as far as shards hold whole bytes."""
     named = _sharding_of_bytes(like, 8) if bits.ndim else None
     return bits if named is None else in_sharding(bits, named)

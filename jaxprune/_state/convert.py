@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._base.paths import leaves_with_paths, listed
-from jaxprune._state.bit_masks import pack
+from jaxprune._state.bit_masks import to_bits
 from jaxprune._state.prune_state import (
     PruneState,
     get_state,
-    some_states,
-    unpacked_masks,
+    masks_of,
+    require_states,
     widths_of,
     wrong_shape,
 )
@@ -45,7 +45,7 @@ def pack_masks(opt_state: Any) -> Any:
             return state
         masks = jax.tree.leaves(state.masks)
         return state._replace(
-            masks=jax.tree.map(lambda m: pack(jnp.asarray(m)), state.masks),
+            masks=jax.tree.map(lambda m: to_bits(jnp.asarray(m)), state.masks),
             widths=widths_of(masks),
         )
 
@@ -73,7 +73,7 @@ def unpack_masks(opt_state: Any) -> Any:
     """
 
     def unpacked(state: PruneState) -> PruneState:
-        masks = jax.tree.map(lambda m: m.astype(jnp.uint8), unpacked_masks(state))
+        masks = jax.tree.map(lambda m: m.astype(jnp.uint8), masks_of(state))
         return state if state.widths is None else state._replace(masks=masks, widths=None)
 
     return _convert(unpacked, opt_state)
@@ -102,7 +102,7 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
       [[False, True]]
     """
     state = get_state(opt_state)
-    paths, old, treedef = leaves_with_paths(unpacked_masks(state))
+    paths, old, treedef = leaves_with_paths(masks_of(state))
     new_paths, new, _ = leaves_with_paths(masks)
     if new_paths != paths:
         raise ValueError(
@@ -112,12 +112,12 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
         if jnp.shape(mask) != jnp.shape(like):
             raise ValueError(wrong_shape(path, jnp.shape(mask), jnp.shape(like)))
     kept = [jnp.asarray(mask).astype(bool).astype(jnp.uint8) for mask in new]
-    packed = kept if state.widths is None else [pack(mask) for mask in kept]
+    packed = kept if state.widths is None else [to_bits(mask) for mask in kept]
     return _convert(lambda state: state._replace(masks=treedef.unflatten(packed)), opt_state)
 
 
 def _convert(change: Callable[[PruneState], PruneState], opt_state: Any) -> Any:
-    some_states(opt_state)
+    require_states(opt_state)
     return jax.tree.map(
         lambda x: change(x) if isinstance(x, PruneState) else x,
         opt_state,

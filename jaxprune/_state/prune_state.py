@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
-from jaxprune._state.bit_masks import packed_shape, unpack
+from jaxprune._state.bit_masks import bit_mask_shape, from_bits
 from jaxprune._state.masks import keep
 
 
@@ -99,7 +99,7 @@ def get_state(opt_state: Any) -> PruneState:
       >>> int(get_state(tx.init({"kernel": jnp.ones((2, 2))})).prune_step)
       0
     """
-    states = some_states(opt_state)
+    states = require_states(opt_state)
     if len(states) > 1:
         raise ValueError(
             f"{len(states)} prune states found. Pass the part of the optimizer state that holds "
@@ -131,7 +131,7 @@ def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
       >>> get_masks(tx.init({"kernel": jnp.ones((1, 2))}))["kernel"].tolist()
       [[True, True]]
     """
-    states = some_states(opt_state)
+    states = require_states(opt_state)
     if params is not None and any(state.widths is not None for state in states):
         paths, leaves, treedef = leaves_with_paths(params)
         return treedef.unflatten(
@@ -140,7 +140,7 @@ def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
                 for mask, leaf in zip(masks_by_path(opt_state, paths, leaves), leaves, strict=True)
             ]
         )
-    return _merge([unpacked_masks(state) for state in states])
+    return _merge([masks_of(state) for state in states])
 
 
 def widths_of(leaves: Sequence[Any]) -> jax.Array:
@@ -148,7 +148,7 @@ def widths_of(leaves: Sequence[Any]) -> jax.Array:
     return jnp.asarray(np.array([(1, *jnp.shape(leaf))[-1] for leaf in leaves], np.int32))
 
 
-def unpacked_masks(state: PruneState) -> Any:
+def masks_of(state: PruneState) -> Any:
     """The masks of a state, packed or not, in the shapes of the params."""
     if state.widths is None:
         return state.masks
@@ -164,7 +164,7 @@ def unpacked_masks(state: PruneState) -> Any:
         jax.ShapeDtypeStruct((*m.shape[:-1], n) if m.ndim else (), bool)
         for m, n in zip(masks, lengths, strict=True)
     ]
-    return treedef.unflatten([unpack(m, shape) for m, shape in zip(masks, shapes, strict=True)])
+    return treedef.unflatten([from_bits(m, shape) for m, shape in zip(masks, shapes, strict=True)])
 
 
 def _merge(trees: list[Any]) -> Any:
@@ -244,11 +244,11 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
                     f"{shown_path(path)}: a mask, but no such param; the params have "
                     f"{listed(paths)}. {fix}"
                 )
-            shape = packed_shape(shapes[path]) if is_packed else shapes[path]
+            shape = bit_mask_shape(shapes[path]) if is_packed else shapes[path]
             if jnp.shape(mask) != shape:
                 raise ValueError(wrong_shape(path, jnp.shape(mask), shapes[path], is_packed))
             if is_packed:
-                mask = unpack(mask, leaves[paths.index(path)])
+                mask = from_bits(mask, leaves[paths.index(path)])
             merged[path] = (
                 mask if path not in merged else merged[path].astype(bool) & mask.astype(bool)
             )
@@ -259,14 +259,14 @@ def wrong_shape(
     path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...], is_packed: bool = False
 ) -> str:
     """The error of a mask that does not fit its param."""
-    needs = f", whose packed mask has {packed_shape(shape)}" if is_packed else ""
+    needs = f", whose packed mask has {bit_mask_shape(shape)}" if is_packed else ""
     return (
         f"{shown_path(path)}: the mask has shape {mask_shape} but the param has shape {shape}"
         f"{needs}. Was the state restored from another model?"
     )
 
 
-def some_states(opt_state: Any) -> list[PruneState]:
+def require_states(opt_state: Any) -> list[PruneState]:
     """`find_states`, of which there must be one."""
     states = find_states(opt_state)
     if not states:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.paths import leaves_with_paths, listed, rule_for, shown_path, spec_of
-from jaxprune._state.bit_masks import packed_shape
+from jaxprune._state.bit_masks import bit_mask_shape
 from jaxprune._state.prune_state import PruneState, wrong_shape
 
 
@@ -66,7 +66,7 @@ def check_state(
         spec = spec_of(param)
         if spec is None:
             continue
-        if jnp.shape(mask) != (packed_shape(spec.shape) if packed else spec.shape):
+        if jnp.shape(mask) != (bit_mask_shape(spec.shape) if packed else spec.shape):
             raise ValueError(wrong_shape(path, jnp.shape(mask), spec.shape, packed))
     if jnp.shape(state.thresholds) != (len(paths),):
         raise ValueError(

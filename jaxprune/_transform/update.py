@@ -26,7 +26,7 @@ from jaxprune._recipe.distributions import round_half_up
 from jaxprune._recipe.errors import check_shuffled
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import Accumulated, is_elementwise, itself, random_score, reads_grads
-from jaxprune._state.bit_masks import full_packed, pack, packed_like, unpack
+from jaxprune._state.bit_masks import bits_typed_like, from_bits, full_bits, to_bits
 from jaxprune._state.masks import count_violations, full_mask, keep, land
 from jaxprune._state.prune_state import PruneState, widths_of
 from jaxprune._transform.checks import check_state, check_updates, checked, parallel
@@ -73,8 +73,8 @@ def transformation(
     """The transformation that a spec describes; see `prune`."""
     inner_tx = None if inner is None else _as_extra_args(inner)
     recipe, packed = spec.recipe, spec.packed
-    in_full = unpack if packed else lambda mask, _: mask
-    as_param = packed_like if packed else typed_like
+    in_full = from_bits if packed else lambda mask, _: mask
+    as_param = bits_typed_like if packed else typed_like
 
     def init(params: optax.Params) -> Any:
         paths, leaves, treedef = leaves_with_paths(params)
@@ -96,7 +96,7 @@ def transformation(
             sums = treedef.unflatten([_zeros(leaf) for leaf in leaves])
         return PruneState(
             prune_step=jnp.zeros((), jnp.int32),
-            masks=treedef.unflatten([full_packed(m) if packed else m for m in masks]),
+            masks=treedef.unflatten([full_bits(m) if packed else m for m in masks]),
             thresholds=jnp.zeros((len(leaves),), jnp.float32),
             violations=jnp.zeros((), jnp.int32),
             inner_state=optax.EmptyState() if inner_tx is None else inner_tx.init(params),
@@ -215,7 +215,7 @@ def _fire(
         scored_here, here, grads_here = inputs
         stored, thresholds, violations, resets, _ = carry
         packed = spec.packed
-        old = [unpack(m, p) for m, p in zip(stored, here, strict=True)] if packed else stored
+        old = [from_bits(m, p) for m, p in zip(stored, here, strict=True)] if packed else stored
         fire = jnp.maximum(spec.schedule.index(prune_step), 0)
         operands = _operands(spec, scored_here, grads_here, key, prune_step, budget.chosen)
         if spec.grow is not None:
@@ -237,7 +237,7 @@ def _fire(
                 axis_name=spec.axis_name,
             )
             if packed:
-                new = [packed_like(pack(m), p) for m, p in zip(new, here, strict=True)]
+                new = [bits_typed_like(to_bits(m), p) for m, p in zip(new, here, strict=True)]
         new = [m.astype(s.dtype) for m, s in zip(new, stored, strict=True)]
         thresholds = thresholds.at[chosen].set(found.astype(thresholds.dtype))
         if spec.lands:

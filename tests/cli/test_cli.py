@@ -24,7 +24,7 @@ from jaxprune._cli import commands, screen
 from jaxprune._files import any_kind as files, footprint, leaves as saved, orbax as checkpoint
 from jaxprune._files.interchange import save_safetensors
 from jaxprune._files.save_load import load, save
-from jaxprune._state.bit_masks import pack
+from jaxprune._state.bit_masks import to_bits
 
 typer = pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -279,7 +279,7 @@ def test_masks_are_found_wherever_they_are(tmp_path, packed, param, others, mask
     rng = np.random.default_rng(0)
     w = rng.normal(size=(3, 20)).astype(np.float32)
     keeps = rng.random(w.shape) < 0.5
-    held = np.asarray(pack(jnp.asarray(keeps))) if packed else keeps.astype(np.uint8)
+    held = np.asarray(to_bits(jnp.asarray(keeps))) if packed else keeps.astype(np.uint8)
     shown = {param: w, mask: held} | dict.fromkeys(others, w)
     np.savez(tmp_path / "a.npz", **shown)
     [leak] = as_json("inspect", tmp_path / "a.npz", "--quick")["warnings"]

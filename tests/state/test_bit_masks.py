@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from jaxprune._state.bit_masks import full_packed, pack, packed_shape, unpack
+from jaxprune._state.bit_masks import bit_mask_shape, from_bits, full_bits, to_bits
 
 SCHEDULE = jaxprune.cubic_schedule(0.8, 1, 5, 2)
 
@@ -56,11 +56,11 @@ def run(tx, params, n_steps=7):
 @given(shape=st.lists(st.integers(0, 20), max_size=3), seed=st.integers(0, 99))
 def test_packing_is_undone_by_unpacking(shape, seed):
     mask = np.random.default_rng(seed).random(shape) < 0.5
-    bits = pack(jnp.asarray(mask))
+    bits = to_bits(jnp.asarray(mask))
     assert bits.dtype == jnp.uint8
-    assert bits.shape == packed_shape(mask.shape) == full_packed(jnp.asarray(mask)).shape
-    np.testing.assert_array_equal(unpack(bits, mask), mask)
-    assert unpack(full_packed(jnp.asarray(mask)), mask).all()
+    assert bits.shape == bit_mask_shape(mask.shape) == full_bits(jnp.asarray(mask)).shape
+    np.testing.assert_array_equal(from_bits(bits, mask), mask)
+    assert from_bits(full_bits(jnp.asarray(mask)), mask).all()
     if mask.ndim and mask.size:  # the bits that fill up the last byte are set
         fill = np.unpackbits(np.asarray(bits), axis=-1, bitorder="little")[..., mask.shape[-1] :]
         assert fill.all()
