@@ -1,7 +1,8 @@
-"""What users get wrong, and the exact words that tell them.
+"""What users get wrong, and what the error message says about it.
 
-An error has three parts: where (an argument, or the path of a leaf), what was got against what
-is needed, and what to type instead. The tables hold whole texts, so that a change of words shows.
+An error has three parts: where it is (an argument, or the path of a leaf), what was passed against
+what is needed, and what to type instead. Each case names these parts and not the sentence around
+them, so that the prose can be improved without touching a test. Whole messages are in `SNAPSHOTS`.
 """
 
 import ast
@@ -21,32 +22,8 @@ import jaxprune
 ADAM = optax.adam(1e-3)
 OPTAX_SCHEDULE = optax.linear_schedule(0.0, 0.5, 10)
 HALF = jaxprune.one_shot_schedule(0.5)
-MISPLACED = (
-    "Something changes the updates after prune: make jaxprune.prune the last link of the chain, "
-    "or wrap the optimizer with prune(schedule, inner=optimizer). If the params were restored "
-    "without their optimizer state, or are an average, take jaxprune.apply_masks(params, "
-    "opt_state)."
-)
-NOT_FINITE = (
-    "No update can take NaN or inf to zero: repair the params with "
-    "jaxprune.apply_masks(params, opt_state) and look for what made them."
-)
-ON_THE_HOST = (
-    "Sparsity is decided on the host, before tracing: pass a Python float; under "
-    "optax.inject_hyperparams, name the argument in static_args."
-)
-NO_STATE = (
-    "Pass the optimizer state of a chain with jaxprune.prune in it, tx.init(params) or what "
-    "tx.update returned."
-)
-OTHER_STRUCTURE = (
-    "Pass the params that the state was initialised with, and gradients with respect to them."
-)
-OTHER_MODEL = "Was the state restored from another model?"
-INCLUDE_OTHERS = (
-    "By default leaves of inexact dtype with two or more axes are; pass "
-    'include=".*" to choose others.'
-)
+MISPLACED = ("chain", "prune(schedule, inner=optimizer)", "jaxprune.apply_masks(params, opt_state)")
+REPAIR = "jaxprune.apply_masks(params, opt_state)"
 
 
 @functools.cache
@@ -80,8 +57,42 @@ def injected(factory, argument):
         return optax.inject_hyperparams(factory)(argument).init(params())
 
 
-def case(name, call, kind, text):
-    return pytest.param(call, kind, text, id=name)
+def case(name, call, kind, parts):
+    """A wrong call, and what its error must say.
+
+    Args:
+      name: of the test.
+      call: a function without arguments that makes the mistake.
+      kind: the type of the exception.
+      parts: where the mistake is (the argument, or the path of the leaf and a colon); the
+        offending value as the message shows it, and what it conflicts with; what to type instead,
+        or what is needed where there are many ways. Each is a fragment of the message, a tuple of
+        fragments, or None where the message has nothing short to say.
+    """
+    return pytest.param(call, kind, parts, id=name)
+
+
+def error_of(call, kind):
+    """The text of the error that `call` raises; every error must read as plain sentences."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert caught.type is kind
+    text = str(caught.value)
+    assert text.endswith((".", "?"))
+    assert ".." not in text.replace("...", "")
+    assert "  " not in text
+    assert "\n" not in text
+    assert "Tracer" not in text
+    return text
+
+
+def assert_says(text, *parts):
+    """Checks that every fragment is in the text, not as a piece of a longer word or number."""
+    for part in parts:
+        for fragment in (part,) if isinstance(part, str) else part or ():
+            starts = r"(?<![\w/-])(?<!\d\.)" if re.match(r"[\w-]", fragment) else ""
+            ends = r"(?![\w/])(?!\.\d)" if re.search(r"\w$", fragment) else ""
+            assert re.search(starts + re.escape(fragment) + ends, text), (fragment, text)
 
 
 def init(tree, schedule=HALF, **rules):
@@ -116,21 +127,22 @@ def moved(*positions):
 
 # --- numbers that are not a fraction of zeros, wherever one is asked for
 
+# The value, the type of the error, the value as shown, and the fix or what is needed.
 NOT_SPARSITIES = {
-    "percent": (90, "is a fraction of zeros in [0, 1), got 90. Did you mean 0.9?"),
-    "percent_float": (99.5, "is a fraction of zeros in [0, 1), got 99.5. Did you mean 0.995?"),
-    "one": (1.0, "is a fraction of zeros in [0, 1), got 1.0. Sparsity 1 would leave no weight."),
-    "above_one": (1.5, "is a fraction of zeros in [0, 1), got 1.5."),
-    "negative": (-0.5, "is a fraction of zeros in [0, 1), got -0.5."),
-    "nan": (float("nan"), "is a fraction of zeros in [0, 1), got nan."),
-    "inf": (float("inf"), "is a fraction of zeros in [0, 1), got inf."),
-    "numpy": (np.float32(1.25), "is a fraction of zeros in [0, 1), got 1.25."),
-    "fraction": (Fraction(3, 2), "is a fraction of zeros in [0, 1), got 3/2."),
-    "string": ("0.5", "must be a real number in [0, 1), got '0.5'."),
-    "none": (None, "must be a real number in [0, 1), got None."),
-    "bool": (True, "must be a real number in [0, 1), got True."),
-    "complex": (0.5j, "must be a real number in [0, 1), got 0.5j."),
-    "list": ([0.5], "must be a real number in [0, 1), got [0.5]."),
+    "percent": (90, ValueError, "90", "Did you mean 0.9?"),
+    "percent_float": (99.5, ValueError, "99.5", "Did you mean 0.995?"),
+    "one": (1.0, ValueError, "1.0", "[0, 1)"),
+    "above_one": (1.5, ValueError, "1.5", "[0, 1)"),
+    "negative": (-0.5, ValueError, "-0.5", "[0, 1)"),
+    "nan": (float("nan"), ValueError, "nan", "[0, 1)"),
+    "inf": (float("inf"), ValueError, "inf", "[0, 1)"),
+    "numpy": (np.float32(1.25), ValueError, "1.25", "[0, 1)"),
+    "fraction": (Fraction(3, 2), ValueError, "3/2", "[0, 1)"),
+    "string": ("0.5", TypeError, "'0.5'", "[0, 1)"),
+    "none": (None, TypeError, "None", "[0, 1)"),
+    "bool": (True, TypeError, "True", "[0, 1)"),
+    "complex": (0.5j, TypeError, "0.5j", "[0, 1)"),
+    "list": ([0.5], TypeError, "[0.5]", "[0, 1)"),
 }
 TAKES_SPARSITY = {
     "final_sparsity": lambda s: cubic(s),
@@ -142,24 +154,21 @@ TAKES_SPARSITY = {
 
 
 @pytest.mark.parametrize("argument", TAKES_SPARSITY)
-@pytest.mark.parametrize("value, text", NOT_SPARSITIES.values(), ids=NOT_SPARSITIES)
-def test_every_sparsity_is_checked_where_it_is_given(argument, value, text):
-    with pytest.raises((TypeError, ValueError)) as caught:
-        TAKES_SPARSITY[argument](value)
-    assert str(caught.value) == f"{argument} {text}"
-    assert caught.type is (TypeError if "must be" in text else ValueError)
+@pytest.mark.parametrize("value, kind, got, fix", NOT_SPARSITIES.values(), ids=NOT_SPARSITIES)
+def test_every_sparsity_is_checked_where_it_is_given(argument, value, kind, got, fix):
+    assert_says(error_of(lambda: TAKES_SPARSITY[argument](value), kind), argument, got, fix)
 
 
 # --- steps that are not steps, wherever one is asked for
 
 NOT_STEPS = {
-    "negative": (-1, ValueError, "must be at least 0, got -1."),
-    "float": (1e3, TypeError, "must be an int, got 1000.0. Did you mean 1000?"),
-    "fractional": (1.5, TypeError, "must be an int, got 1.5."),
-    "bool": (True, TypeError, "must be an int, got True."),
-    "string": ("10", TypeError, "must be an int, got '10'."),
-    "none": (None, TypeError, "must be an int, got None."),
-    "too_large": (2**31, ValueError, "must be at most 2147483646, got 2147483648."),
+    "negative": (-1, ValueError, "-1", "0"),
+    "float": (1e3, TypeError, "1000.0", "Did you mean 1000?"),
+    "fractional": (1.5, TypeError, "1.5", "int"),
+    "bool": (True, TypeError, "True", "int"),
+    "string": ("10", TypeError, "'10'", "int"),
+    "none": (None, TypeError, "None", "int"),
+    "too_large": (2**31, ValueError, "2147483648", "2147483646"),
 }
 TAKES_STEP = {
     "begin_step": lambda t: cubic(begin_step=t),
@@ -169,11 +178,9 @@ TAKES_STEP = {
 
 
 @pytest.mark.parametrize("argument", TAKES_STEP)
-@pytest.mark.parametrize("value, kind, text", NOT_STEPS.values(), ids=NOT_STEPS)
-def test_every_step_is_checked_where_it_is_given(argument, value, kind, text):
-    with pytest.raises(kind) as caught:
-        TAKES_STEP[argument](value)
-    assert str(caught.value) == f"{argument} {text}"
+@pytest.mark.parametrize("value, kind, got, fix", NOT_STEPS.values(), ids=NOT_STEPS)
+def test_every_step_is_checked_where_it_is_given(argument, value, kind, got, fix):
+    assert_says(error_of(lambda: TAKES_STEP[argument](value), kind), argument, got, fix)
 
 
 # --- everything else, one case at a time
@@ -196,168 +203,120 @@ SCHEDULES = [
         "sparsity_traced",
         lambda: traced(cubic),
         TypeError,
-        f"final_sparsity must be a real number in [0, 1), got a traced value. {ON_THE_HOST}",
+        ("final_sparsity", "traced", ("a Python float", "static_args")),
     ),
     case(
         "sparsity_on_device",
         lambda: cubic(jnp.float32(0.5)),
         TypeError,
-        "final_sparsity must be a real number in [0, 1), got Array(0.5, dtype=float32). "
-        + ON_THE_HOST,
+        ("final_sparsity", "Array(0.5, dtype=float32)", ("a Python float", "static_args")),
     ),
     case(
         "step_traced",
         lambda: traced(lambda t: cubic(begin_step=t)),
         TypeError,
-        "begin_step must be an int, got a traced value. Steps are decided on the host, before "
-        "tracing: pass a Python int.",
+        ("begin_step", "traced", "a Python int"),
     ),
     case(
         "begin_after_end",
         lambda: cubic(begin_step=20),
         ValueError,
-        "end_step must be at least begin_step, got begin_step=20 and end_step=10. Did you swap "
-        "them?",
+        ("end_step", ("begin_step=20", "end_step=10"), "swap"),
     ),
-    case("every_zero", lambda: cubic(every=0), ValueError, "every must be at least 1, got 0."),
-    case(
-        "every_negative", lambda: cubic(every=-1), ValueError, "every must be at least 1, got -1."
-    ),
-    case("every_float", lambda: cubic(every=0.5), TypeError, "every must be an int, got 0.5."),
-    case("every_bool", lambda: cubic(every=True), TypeError, "every must be an int, got True."),
+    case("every_zero", lambda: cubic(every=0), ValueError, ("every", "0", "1")),
+    case("every_negative", lambda: cubic(every=-1), ValueError, ("every", "-1", "1")),
+    case("every_float", lambda: cubic(every=0.5), TypeError, ("every", "0.5", "int")),
+    case("every_bool", lambda: cubic(every=True), TypeError, ("every", "True", "int")),
     case(
         "too_many_fires",
         lambda: cubic(end_step=200_000, every=1),
         ValueError,
-        "every=1 from step 0 to step 200000 makes 200001 fires; at most 100000 are tabulated. "
-        "Recompute the masks less often, every=200 for 1000 times.",
+        ("every=1", ("200001 fires", "100000"), "every=200"),
     ),
     case(
         "initial_above_final",
         lambda: cubic(initial_sparsity=0.75),
         ValueError,
-        "initial_sparsity must be at most final_sparsity, got 0.75 > 0.5. Masks only shrink: "
-        "start lower or end higher.",
+        ("initial_sparsity", ("0.75", "0.5"), "final_sparsity"),
     ),
-    case(
-        "power_zero",
-        lambda: poly(power=0),
-        ValueError,
-        "power must be positive and finite, got 0.",
-    ),
-    case(
-        "power_nan",
-        lambda: poly(power=float("nan")),
-        ValueError,
-        "power must be positive and finite, got nan.",
-    ),
-    case(
-        "power_inf",
-        lambda: poly(power=float("inf")),
-        ValueError,
-        "power must be positive and finite, got inf.",
-    ),
-    case(
-        "power_string",
-        lambda: poly(power="3"),
-        TypeError,
-        "power must be a real number, got '3'.",
-    ),
-    case(
-        "power_bool",
-        lambda: poly(power=True),
-        TypeError,
-        "power must be a real number, got True.",
-    ),
+    case("power_zero", lambda: poly(power=0), ValueError, ("power", "0", "positive")),
+    case("power_nan", lambda: poly(power=float("nan")), ValueError, ("power", "nan", "finite")),
+    case("power_inf", lambda: poly(power=float("inf")), ValueError, ("power", "inf", "finite")),
+    case("power_string", lambda: poly(power="3"), TypeError, ("power", "'3'", "number")),
+    case("power_bool", lambda: poly(power=True), TypeError, ("power", "True", "number")),
     case(
         "read_off_falling",
         lambda: read_off(optax.linear_schedule(0.75, 0.25, 10)),
         ValueError,
-        "from_optax_schedule: the sparsity falls from 0.75 at step 0 to 0.5 at step 5, but masks "
-        "only shrink. Pass a schedule of the fraction of zeros that never falls.",
+        ("from_optax_schedule", ("0.75 at step 0", "0.5 at step 5"), "fraction of zeros"),
     ),
     case(
         "read_off_percent",
         lambda: read_off(optax.linear_schedule(0, 90, 10)),
         ValueError,
-        "from_optax_schedule: fn(5) is a fraction of zeros in [0, 1), got 45.0. Did you mean 0.45?",
+        (("from_optax_schedule", "fn(5)"), "45.0", "Did you mean 0.45?"),
     ),
     case(
         "read_off_one",
         lambda: read_off(optax.linear_schedule(0, 1.0, 10)),
         ValueError,
-        "from_optax_schedule: fn(10) is a fraction of zeros in [0, 1), got 1.0. Sparsity 1 would "
-        "leave no weight.",
+        (("from_optax_schedule", "fn(10)"), "1.0", "[0, 1)"),
     ),
     case(
         "read_off_nan",
         lambda: read_off(constant(jnp.nan)),
         ValueError,
-        "from_optax_schedule: fn(0) is a fraction of zeros in [0, 1), got nan.",
+        (("from_optax_schedule", "fn(0)"), "nan", "[0, 1)"),
     ),
     case(
         "read_off_nothing",
         lambda: read_off(constant(None)),
         TypeError,
-        "from_optax_schedule: fn(0) must be a real number in [0, 1), got None.",
+        (("from_optax_schedule", "fn(0)"), "None", "[0, 1)"),
     ),
     case(
         "read_off_vector",
         lambda: read_off(constant(np.float32([0.5, 0.5]))),
         TypeError,
-        "from_optax_schedule: fn(0) must be a real number in [0, 1), got "
-        "array([0.5, 0.5], dtype=float32).",
+        (("from_optax_schedule", "fn(0)"), "array([0.5, 0.5], dtype=float32)", "[0, 1)"),
     ),
     case(
         "read_off_number",
         lambda: read_off(0.5),
         TypeError,
-        "from_optax_schedule: `fn` must be a function of the step, got 0.5. For a constant "
-        "sparsity use one_shot_schedule.",
+        (("from_optax_schedule", "fn"), "0.5", "one_shot_schedule"),
     ),
     case(
         "read_off_optimizer",
         lambda: read_off(ADAM),
         TypeError,
-        "from_optax_schedule: `fn` must be a function of the step, got a "
-        "GradientTransformationExtraArgs. For a constant sparsity use one_shot_schedule.",
+        (("from_optax_schedule", "fn"), "GradientTransformationExtraArgs", "one_shot_schedule"),
     ),
     case(
         "read_off_begin_after_end",
         lambda: read_off(constant(0.5), begin=20),
         ValueError,
-        "end_step must be at least begin_step, got begin_step=20 and end_step=10. Did you swap "
-        "them?",
+        ("end_step", ("begin_step=20", "end_step=10"), "swap"),
     ),
     case(
         "too_few_targets",
         lambda: jaxprune.SparsitySchedule(0, 10, 5, (Fraction(1, 2),)),
         ValueError,
-        "targets must hold one sparsity per fire, here 3, got 1. cubic_schedule and "
-        "from_optax_schedule compute them.",
+        ("targets", ("3", "1"), "cubic_schedule"),
     ),
     case(
         "falling_targets",
         lambda: jaxprune.SparsitySchedule(0, 10, 5, (0.1, 0.5, 0.25)),
         ValueError,
-        "targets must not fall, because masks only shrink, got 0.5 at step 5 and 0.25 at step 10.",
+        ("targets", ("0.5 at step 5", "0.25 at step 10"), None),
     ),
     case(
         "one_target",
         lambda: jaxprune.SparsitySchedule(0, 0, 1, 0.5),
         TypeError,
-        "targets must be a tuple of sparsities, got 0.5.",
+        ("targets", "0.5", "tuple"),
     ),
 ]
-
-BUILD_ONE = "Build one with jaxprune.cubic_schedule(0.9, begin_step=..., end_step=...)."
-FOR_A_NUMBER = (
-    "For a constant sparsity pass jaxprune.one_shot_schedule(sparsity), for a gradual one "
-    "jaxprune.cubic_schedule(sparsity, begin_step=..., end_step=...)."
-)
-ONE_RULE = "must be a regex, a function (path, leaf) -> bool, or a sequence of these, got"
-EACH_RULE = "each rule must be a regex or a function (path, leaf) -> bool, got"
-WHOLE_PATHS = 'Rules match whole paths: write ".*kernel", not "*kernel".'
 
 
 @dataclasses.dataclass
@@ -375,271 +334,249 @@ ARGUMENTS = [
         "schedule_number",
         lambda: jaxprune.prune(0.9),
         TypeError,
-        f"schedule must be a jaxprune.SparsitySchedule, got 0.9. {FOR_A_NUMBER}",
+        ("schedule", "0.9", ("one_shot_schedule(", "cubic_schedule(")),
     ),
     case(
         "schedule_array",
         lambda: jaxprune.prune(jnp.float32(0.5)),
         TypeError,
-        "schedule must be a jaxprune.SparsitySchedule, got Array(0.5, dtype=float32). "
-        + FOR_A_NUMBER,
+        ("schedule", "Array(0.5, dtype=float32)", ("one_shot_schedule(", "cubic_schedule(")),
     ),
     case(
         "schedule_is_an_optimizer",
         lambda: jaxprune.prune(ADAM),
         TypeError,
-        "schedule must be a jaxprune.SparsitySchedule, got a GradientTransformationExtraArgs. "
-        "Pass the optimizer by name: prune(schedule, inner=optimizer).",
+        ("schedule", "GradientTransformationExtraArgs", "inner=optimizer"),
     ),
     case(
         "schedule_is_an_optax_schedule",
         lambda: jaxprune.prune(OPTAX_SCHEDULE),
         TypeError,
-        f"schedule must be a jaxprune.SparsitySchedule, got {OPTAX_SCHEDULE!r}. Wrap it: "
-        "jaxprune.from_optax_schedule(fn, begin_step=..., end_step=...).",
+        ("schedule", repr(OPTAX_SCHEDULE), "jaxprune.from_optax_schedule("),
     ),
     case(
         "schedule_none",
         lambda: jaxprune.prune(None),
         TypeError,
-        f"schedule must be a jaxprune.SparsitySchedule, got None. {BUILD_ONE}",
+        ("schedule", "None", "jaxprune.cubic_schedule("),
     ),
     case(
         "schedule_is_the_params",
         lambda: jaxprune.prune(params()),
         TypeError,
-        f"schedule must be a jaxprune.SparsitySchedule, got a dict. {BUILD_ONE}",
+        ("schedule", "dict", "jaxprune.cubic_schedule("),
     ),
     case(
         "inner_number",
         lambda: jaxprune.prune(HALF, inner=3e-4),
         TypeError,
-        "inner must be an optax transformation such as optax.adamw(3e-4), got 0.0003.",
+        ("inner", "0.0003", "optax.adamw(3e-4)"),
     ),
     case(
         "inner_not_called",
         lambda: jaxprune.prune(HALF, inner=optax.adamw),
         TypeError,
-        f"inner must be an optax transformation such as optax.adamw(3e-4), got {optax.adamw!r}.",
+        ("inner", repr(optax.adamw), "optax.adamw(3e-4)"),
     ),
     case(
         "inner_is_the_schedule",
         lambda: jaxprune.prune(HALF, inner=cubic()),
         TypeError,
-        "inner must be an optax transformation such as optax.adamw(3e-4), got a SparsitySchedule.",
+        ("inner", "SparsitySchedule", "optax.adamw(3e-4)"),
     ),
     case(
         "include_number",
         lambda: jaxprune.prune(HALF, include=5),
         TypeError,
-        f"include {ONE_RULE} 5.",
+        ("include", "5", "regex"),
     ),
     case(
         "include_set",
         lambda: jaxprune.prune(HALF, include={"w"}),
         TypeError,
-        f"include {ONE_RULE} {{'w'}}.",
+        ("include", "{'w'}", "regex"),
     ),
     case(
         "include_bytes",
         lambda: jaxprune.prune(HALF, include=b"w"),
         TypeError,
-        f"include {ONE_RULE} b'w'.",
+        ("include", "b'w'", "regex"),
     ),
     case(
         "include_none_of_them",
         lambda: jaxprune.prune(HALF, include=()),
         ValueError,
-        "include must hold at least one rule, got none. Leave it out for the default.",
+        ("include", None, "default"),
     ),
     case(
         "include_glob",
         lambda: jaxprune.prune(HALF, include="*kernel"),
         ValueError,
-        "include: '*kernel' is not a regular expression (nothing to repeat at position 0). "
-        + WHOLE_PATHS,
+        ("include", "'*kernel'", '".*kernel"'),
     ),
     case(
         "include_unhashable",
         lambda: jaxprune.prune(HALF, include=Unhashable()),
         TypeError,
-        "include: Unhashable(floor=0.0) cannot be hashed, so that what it chose can't be "
-        "remembered. Wrap it: lambda path, leaf: rule(path, leaf).",
+        ("include", "Unhashable(floor=0.0)", "lambda path, leaf: rule(path, leaf)"),
     ),
     case(
         "exclude_number",
         lambda: jaxprune.prune(HALF, exclude=5),
         TypeError,
-        f"exclude {ONE_RULE} 5.",
+        ("exclude", "5", "regex"),
     ),
     case(
         "exclude_holds_a_number",
         lambda: jaxprune.prune(HALF, exclude=["b", 5]),
         TypeError,
-        f"exclude: {EACH_RULE} 5.",
+        ("exclude", "5", "regex"),
     ),
     case(
         "exclude_holds_a_list",
         lambda: jaxprune.prune(HALF, exclude=("b", ["w"])),
         TypeError,
-        f"exclude: {EACH_RULE} ['w'].",
+        ("exclude", "['w']", "regex"),
     ),
     case(
         "exclude_open_bracket",
         lambda: jaxprune.prune(HALF, exclude=["b", "("]),
         ValueError,
-        "exclude: '(' is not a regular expression (missing ), unterminated subpattern at "
-        "position 0). " + WHOLE_PATHS,
+        ("exclude", ("'('", "missing )"), '".*kernel"'),
     ),
     case(
         "overrides_pairs",
         lambda: jaxprune.prune(HALF, overrides=[("w", 0.5)]),
         TypeError,
-        "overrides must map regexes to sparsities, like {\".*head/kernel\": 0.5}, got [('w', "
-        "0.5)].",
+        ("overrides", "[('w', 0.5)]", '{".*head/kernel": 0.5}'),
     ),
     case(
         "overrides_number",
         lambda: jaxprune.prune(HALF, overrides=0.5),
         TypeError,
-        'overrides must map regexes to sparsities, like {".*head/kernel": 0.5}, got 0.5.',
+        ("overrides", "0.5", '{".*head/kernel": 0.5}'),
     ),
     case(
         "overrides_key",
         lambda: jaxprune.prune(HALF, overrides={5: 0.5}),
         TypeError,
-        f"overrides: {EACH_RULE} 5.",
+        ("overrides", "5", "regex"),
     ),
     case(
         "overrides_glob",
         lambda: jaxprune.prune(HALF, overrides={"*kernel": 0.5}),
         ValueError,
-        "overrides: '*kernel' is not a regular expression (nothing to repeat at position 0). "
-        + WHOLE_PATHS,
+        ("overrides", "'*kernel'", '".*kernel"'),
     ),
     case(
         "overrides_of_a_schedule_that_ends_at_zero",
         lambda: jaxprune.prune(jaxprune.one_shot_schedule(0.0), overrides={"w": 0.5}),
         ValueError,
-        "overrides scale the schedule to another final sparsity, but this schedule ends at 0. "
-        "Use a schedule with a positive final_sparsity.",
+        ("overrides", "0", "final_sparsity"),
     ),
     case(
         "distribution_string",
         lambda: jaxprune.prune(HALF, distribution="uniform"),
         TypeError,
-        "distribution must be a Distribution such as jaxprune.uniform, got 'uniform'.",
+        ("distribution", "'uniform'", "jaxprune.uniform"),
     ),
     case(
         "structure_none",
         lambda: jaxprune.prune(HALF, structure=None),
         TypeError,
-        "structure must be a structure such as jaxprune.Unstructured(), got None.",
+        ("structure", "None", "jaxprune.Unstructured()"),
     ),
     case(
         "structure_not_called",
         lambda: jaxprune.prune(HALF, structure=jaxprune.Unstructured),
         TypeError,
-        "structure must be a structure such as jaxprune.Unstructured(), got "
-        "<class 'jaxprune.Unstructured'>.",
+        ("structure", "<class 'jaxprune.Unstructured'>", "jaxprune.Unstructured()"),
     ),
     case(
         "score_string",
         lambda: jaxprune.prune(HALF, score="magnitude"),
         TypeError,
-        "score must be a function such as jaxprune.magnitude, got 'magnitude'.",
+        ("score", "'magnitude'", "jaxprune.magnitude"),
     ),
     case(
         "score_unhashable",
         lambda: jaxprune.prune(HALF, score=Unhashable()),
         TypeError,
-        "score: Unhashable(floor=0.0) cannot be hashed, so that its compilation can't be "
-        "remembered. Wrap it: lambda params, grads, key: score(params, grads, key).",
+        ("score", "Unhashable(floor=0.0)", "lambda params, grads, key: score(params, grads, key)"),
     ),
     case(
         "inject_hyperparams",
         lambda: injected(jaxprune.prune, HALF),
         TypeError,
-        "score must be a function such as jaxprune.magnitude, got Array(0, dtype=int32). If "
-        "optax.inject_hyperparams made an array of it, name it there: inject_hyperparams(prune, "
-        "static_args=('score',)).",
+        ("score", "Array(0, dtype=int32)", ("jaxprune.magnitude", "static_args=('score',)")),
     ),
     case(
         "inject_hyperparams_of_a_sparsity",
         lambda: injected(lambda s: jaxprune.prune(cubic(s)), 0.5),
         TypeError,
-        "final_sparsity must be a real number in [0, 1), got Array(0.5, dtype=float32). "
-        + ON_THE_HOST,
+        ("final_sparsity", "Array(0.5, dtype=float32)", ("a Python float", "static_args")),
     ),
     case(
         "plan_percent",
         lambda: jaxprune.plan(params(), 90),
         ValueError,
-        "schedule is a fraction of zeros in [0, 1), got 90. Did you mean 0.9?",
+        ("schedule", "90", "Did you mean 0.9?"),
     ),
     case(
         "plan_none",
         lambda: jaxprune.plan(params(), None),
         TypeError,
-        "schedule must be a jaxprune.SparsitySchedule or a final sparsity, got None. " + BUILD_ONE,
+        ("schedule", "None", "jaxprune.cubic_schedule("),
     ),
     case(
         "plan_optax_schedule",
         lambda: jaxprune.plan(params(), OPTAX_SCHEDULE),
         TypeError,
-        "schedule must be a jaxprune.SparsitySchedule or a final sparsity, got "
-        f"{OPTAX_SCHEDULE!r}. Wrap it: jaxprune.from_optax_schedule(fn, begin_step=..., "
-        "end_step=...).",
+        ("schedule", repr(OPTAX_SCHEDULE), "jaxprune.from_optax_schedule("),
     ),
     case(
         "plan_swapped",
         lambda: jaxprune.plan(HALF, params()),
         TypeError,
-        "schedule must be a jaxprune.SparsitySchedule or a final sparsity, got a dict. "
-        f"{BUILD_ONE}",
+        ("schedule", "dict", "jaxprune.cubic_schedule("),
     ),
     case(
         "plan_include",
         lambda: jaxprune.plan(params(), HALF, include=5),
         TypeError,
-        f"include {ONE_RULE} 5.",
+        ("include", "5", "regex"),
     ),
     case(
         "prune_params_swapped",
         lambda: jaxprune.prune_params(0.5, params()),
         TypeError,
-        "sparsity must be a real number in [0, 1), got a dict.",
+        ("sparsity", "dict", "[0, 1)"),
     ),
     case(
         "prune_params_traced_sparsity",
         lambda: traced(lambda s: jaxprune.prune_params(params(), s)),
         TypeError,
-        f"sparsity must be a real number in [0, 1), got a traced value. {ON_THE_HOST}",
+        ("sparsity", "traced", ("a Python float", "static_args")),
     ),
     case(
         "prune_params_exclude",
         lambda: jaxprune.prune_params(params(), 0.5, exclude=5),
         TypeError,
-        f"exclude {ONE_RULE} 5.",
+        ("exclude", "5", "regex"),
     ),
     case(
         "masks_from_params_include",
         lambda: jaxprune.masks_from_params(params(), include="*"),
         ValueError,
-        "include: '*' is not a regular expression (nothing to repeat at position 0). "
-        f"{WHOLE_PATHS}",
+        ("include", "'*'", '".*kernel"'),
     ),
     case(
         "masks_from_params_exclude",
         lambda: jaxprune.masks_from_params(params(), exclude=5),
         TypeError,
-        f"exclude {ONE_RULE} 5.",
+        ("exclude", "5", "regex"),
     ),
 ]
-
-ONLY_FLOATS = (
-    "cannot be pruned; only floating point and complex weights can. Leave the leaf out with"
-)
 
 
 def keys():
@@ -659,7 +596,7 @@ LEAVES = [
         "int32",
         lambda: init({"w": ones(2, 2), "a": {"n": ones(2, 2, dtype=jnp.int32)}}, include=".*"),
         ValueError,
-        f"a/n: dtype int32 {ONLY_FLOATS} exclude='a/n'.",
+        ("a/n:", "int32", "exclude='a/n'"),
     ),
     case(
         "bool",
@@ -667,172 +604,160 @@ LEAVES = [
             {"w": ones(2, 2), "m": ones(2, dtype=bool)}, 0.5, include=".*"
         ),
         ValueError,
-        f"m: dtype bool {ONLY_FLOATS} exclude='m'.",
+        ("m:", "bool", "exclude='m'"),
     ),
     case(
         "prng_key",
         lambda: jaxprune.plan({"w": ones(2, 2), "k": keys()}, HALF, include=("w", "k")),
         ValueError,
-        f"k: dtype key<fry> {ONLY_FLOATS} exclude='k'.",
+        ("k:", "key<fry>", "exclude='k'"),
     ),
     case(
         "int32_in_masks_from_params",
         lambda: jaxprune.masks_from_params(params(), include=".*"),
         ValueError,
-        f"n: dtype int32 {ONLY_FLOATS} exclude='n'.",
+        ("n:", "int32", "exclude='n'"),
     ),
     case(
         "float8_without_a_zero",
         lambda: init({"w": ones(2, 2), "s": ones(2, 2, dtype=jnp.float8_e8m0fnu)}),
         ValueError,
-        "s: dtype float8_e8m0fnu has no zero, so a weight cannot be dropped. Leave the leaf out "
-        "with exclude='s'.",
+        ("s:", "float8_e8m0fnu", "exclude='s'"),
     ),
     case(
         "int32_root",
         lambda: init(ones(2, 2, dtype=jnp.int32), include=".*"),
         ValueError,
-        f"(root): dtype int32 {ONLY_FLOATS} exclude=''.",
+        ("(root):", "int32", "exclude=''"),
     ),
     case(
         "emptied",
         lambda: init({"a": {"w": ones(1, 2)}, "w": ones(4, 4), "b": ones(4)}, cubic(0.9)),
         ValueError,
-        "a/w: shape (1, 2) would lose all of its 2 weights at sparsity 0.9. Leave it out with "
-        "exclude='a/w', or lower its sparsity with overrides={'a/w': ...}.",
+        ("a/w:", ("(1, 2)", "0.9"), ("exclude='a/w'", "overrides={'a/w': ...}")),
     ),
     case(
         "emptied_by_an_override",
         lambda: init({"a": {"w": ones(1, 2)}, "w": ones(4, 4)}, overrides={"a/w": 0.8}),
         ValueError,
-        "a/w: shape (1, 2) would lose all of its 2 weights at sparsity 0.8. Leave it out with "
-        "exclude='a/w', or lower its sparsity with overrides={'a/w': ...}.",
+        ("a/w:", ("(1, 2)", "0.8"), ("exclude='a/w'", "overrides={'a/w': ...}")),
     ),
     case(
         "emptied_root",
         lambda: jaxprune.prune_params(ones(1, 2), 0.9),
         ValueError,
-        "(root): shape (1, 2) would lose all of its 2 weights at sparsity 0.9. Leave it out with "
-        "exclude='', or lower its sparsity with overrides={'': ...}.",
+        ("(root):", ("(1, 2)", "0.9"), ("exclude=''", "overrides={'': ...}")),
     ),
     case(
         "emptied_at_a_path_that_is_no_regex",
         lambda: init({"conv[1]+": ones(1, 2), "w": ones(4, 4)}, cubic(0.9)),
         ValueError,
-        "conv[1]+: shape (1, 2) would lose all of its 2 weights at sparsity 0.9. Leave it out with "
-        r"exclude='conv\\[1\\]\\+', or lower its sparsity with overrides={'conv\\[1\\]\\+': ...}.",
+        (
+            "conv[1]+:",
+            ("(1, 2)", "0.9"),
+            (r"exclude='conv\\[1\\]\\+'", r"overrides={'conv\\[1\\]\\+': ...}"),
+        ),
     ),
     case(
         "too_many_weights_to_shuffle",
         lambda: jax.eval_shape(jaxprune.prune(HALF, ties="hashed").init, big(2**16, 2**15)),
         ValueError,
-        'a/w: it competes in a pool of 2147483648, but ties="hashed" shuffles at most 2**31 - 2. '
-        'Use ties="index".',
+        ("a/w:", ("2147483648", "2**31 - 2"), 'ties="index"'),
     ),
     case(
         "nothing_by_default",
         lambda: init({"b": ones(4), "n": ones(2, 2, dtype=jnp.int32), "name": "mlp"}),
         ValueError,
-        "nothing to prune: none of the 3 leaves is chosen: b (1-D), n (dtype int32), name (not "
-        "an array). " + INCLUDE_OTHERS,
+        ("nothing to prune", ("b (1-D)", "n (dtype int32)", "name (not an array)"), 'include=".*"'),
     ),
     case(
         "nothing_of_many",
         lambda: jaxprune.prune_params({f"b{i}": ones(4) for i in range(10)}, 0.5),
         ValueError,
-        "nothing to prune: none of the 10 leaves is chosen: b0 (1-D), b1 (1-D), b2 (1-D), b3 "
-        f"(1-D), b4 (1-D), b5 (1-D), b6 (1-D), b7 (1-D), and 2 more. {INCLUDE_OTHERS}",
+        ("nothing to prune", ("b0 (1-D)", "b7 (1-D)", "2 more"), 'include=".*"'),
     ),
     case(
         "nothing_included",
         lambda: init({"fc": {"kernel": ones(2, 2), "bias": ones(2)}}, include="kernel"),
         ValueError,
-        "nothing to prune: none of the 2 leaves is chosen: fc/bias (not matched by include), "
-        "fc/kernel "
-        '(not matched by include). A regex matches the whole path: write include=".*kernel", not '
-        '"kernel".',
+        ("nothing to prune", ("fc/bias (", "fc/kernel ("), 'include=".*kernel"'),
     ),
     case(
         "everything_excluded",
         lambda: jaxprune.plan({"w": ones(2, 2), "b": ones(2)}, HALF, exclude=".*"),
         ValueError,
-        "nothing to prune: none of the 2 leaves is chosen: b (excluded by '.*'), w (excluded by "
-        "'.*'). " + INCLUDE_OTHERS,
+        ("nothing to prune", ("b (excluded by '.*')", "w (excluded by '.*')"), 'include=".*"'),
     ),
     case(
         "flatten",
         lambda: optax.flatten(jaxprune.prune(HALF)).init({"w": ones(2, 2), "b": ones(2)}),
         ValueError,
-        f"nothing to prune: none of the 1 leaves is chosen: (root) (1-D). {INCLUDE_OTHERS} If "
-        "optax.flatten made one leaf of many, flatten the optimizer alone: "
-        "optax.chain(optax.flatten(optimizer), jaxprune.prune(schedule)).",
+        (
+            "nothing to prune",
+            "(root) (1-D)",
+            "optax.chain(optax.flatten(optimizer), jaxprune.prune(schedule))",
+        ),
     ),
     case(
         "score_of_another_shape",
         lambda: scored(lambda params, grads, key: jnp.sum(params)),
         ValueError,
-        "w: score returned float32 of shape () for float32 of shape (2, 4); it must return one "
-        "real floating point score per weight, as jaxprune.magnitude does.",
+        (("w:", "score"), ("float32 of shape ()", "float32 of shape (2, 4)"), "jaxprune.magnitude"),
     ),
     case(
         "score_of_integers",
         lambda: scored(lambda params, grads, key: jnp.ones(params.shape, jnp.int32)),
         ValueError,
-        "w: score returned int32 of shape (2, 4) for float32 of shape (2, 4); it must return one "
-        "real floating point score per weight, as jaxprune.magnitude does.",
+        (
+            ("w:", "score"),
+            ("int32 of shape (2, 4)", "float32 of shape (2, 4)"),
+            "jaxprune.magnitude",
+        ),
     ),
     case(
         "score_of_nothing",
         lambda: scored(lambda params, grads, key: None),
         ValueError,
-        "w: score returned NoneType for float32 of shape (2, 4); it must return one real "
-        "floating point score per weight, as jaxprune.magnitude does.",
+        (("w:", "score"), ("NoneType", "float32 of shape (2, 4)"), "jaxprune.magnitude"),
     ),
 ]
-
-DIFFER = "and the params differ in structure:"
 
 UPDATES = [
     case(
         "no_params",
         lambda: jaxprune.prune(HALF).update(params(), start()),
         ValueError,
-        "jaxprune.prune needs the params: call tx.update(updates, state, params).",
+        ("jaxprune.prune", None, "tx.update(updates, state, params)"),
     ),
     case(
         "update_none_at_a_pruned_leaf",
         lambda: update({**params(), "w": None}),
         ValueError,
-        "w: the update is None, but the leaf is pruned. Leave it out with exclude='w', or give "
-        "it a gradient.",
+        ("w:", "None", "exclude='w'"),
     ),
     case(
         "update_of_another_shape",
         lambda: update({**params(), "w": ones(4, 2)}),
         ValueError,
-        "w: the update has shape (4, 2) but the param has shape (2, 4). Pass gradients with "
-        "respect to these params.",
+        ("w:", ("update", "(4, 2)", "(2, 4)"), "gradients"),
     ),
     case(
         "update_without_a_leaf",
         lambda: update({"w": ones(2, 4), "n": ones(3)}),
         ValueError,
-        f"jaxprune.prune: the updates {DIFFER} the params have b, the updates do not. "
-        + OTHER_STRUCTURE,
+        ("jaxprune.prune", ("updates", "params have b"), "gradients"),
     ),
     case(
         "update_with_another_leaf",
         lambda: update({**params(), "c": {"kernel": ones(2, 2)}}),
         ValueError,
-        f"jaxprune.prune: the updates {DIFFER} the updates have c/kernel, the params do not. "
-        + OTHER_STRUCTURE,
+        ("jaxprune.prune", "updates have c/kernel", "gradients"),
     ),
     case(
         "update_nested_deeper",
         lambda: update({**params(), "w": {"kernel": ones(2, 4)}}),
         ValueError,
-        f"jaxprune.prune: the updates {DIFFER} the params have w, the updates do not; the updates "
-        f"have w/kernel, the params do not. {OTHER_STRUCTURE}",
+        ("jaxprune.prune", ("params have w", "updates have w/kernel"), "gradients"),
     ),
     case(
         "update_in_another_container",
@@ -840,65 +765,55 @@ UPDATES = [
             (ones(2, 4), ones(4)), init([ones(2, 4), ones(4)]), [ones(2, 4), ones(4)]
         ),
         ValueError,
-        f"jaxprune.prune: the updates {DIFFER} the same paths, but in other containers. "
-        + OTHER_STRUCTURE,
+        ("jaxprune.prune", ("updates", "paths"), "gradients"),
     ),
     case(
         "params_of_another_model",
         lambda: update({"v": ones(2, 4)}, tree={"v": ones(2, 4)}),
         ValueError,
-        f"jaxprune.prune: the masks in the state {DIFFER} the params have v, the masks in the "
-        f"state do not; the masks in the state have b, n, w, the params do not. {OTHER_STRUCTURE}",
+        ("jaxprune.prune", ("params have v", "masks", "b, n, w"), "the params"),
     ),
     case(
         "inner_that_loses_a_leaf",
-        lambda: update(
-            inner=optax.stateless(lambda updates, params: {"w": updates["w"]}),
-        ),
+        lambda: update(inner=optax.stateless(lambda updates, params: {"w": updates["w"]})),
         ValueError,
-        f"jaxprune.prune: the updates of `inner` {DIFFER} the params have b, n, the updates of "
-        f"`inner` do not. {OTHER_STRUCTURE}",
+        (("jaxprune.prune", "`inner`"), "params have b, n", "gradients"),
     ),
     case(
         "state_of_a_chain",
         lambda: update(state=(start(), optax.EmptyState())),
         TypeError,
-        "jaxprune.prune: the state must be a PruneState, got a tuple. Pass what init or the last "
-        "update of this transformation returned; restore a checkpoint into the structure of "
-        "tx.init(params).",
+        ("jaxprune.prune", ("PruneState", "tuple"), ("init", "update", "tx.init(params)")),
     ),
     case(
         "state_restored_as_a_dict",
         lambda: update(state=start()._asdict()),
         TypeError,
-        "jaxprune.prune: the state must be a PruneState, got a dict. Pass what init or the last "
-        "update of this transformation returned; restore a checkpoint into the structure of "
-        "tx.init(params).",
+        ("jaxprune.prune", ("PruneState", "dict"), ("init", "update", "tx.init(params)")),
     ),
     case(
         "masks_of_another_shape",
         lambda: update(state=with_masks(w=jnp.ones((4, 2), jnp.uint8))),
         ValueError,
-        f"w: the mask has shape (4, 2) but the param has shape (2, 4). {OTHER_MODEL}",
+        ("w:", ("mask", "(4, 2)", "(2, 4)"), "model"),
     ),
     case(
         "masks_of_another_shape_at_a_leaf_that_is_not_pruned",
         lambda: update(state=with_masks(b=jnp.ones((5,), jnp.uint8))),
         ValueError,
-        f"b: the mask has shape (5,) but the param has shape (4,). {OTHER_MODEL}",
+        ("b:", ("mask", "(5,)", "(4,)"), "model"),
     ),
     case(
         "masks_without_a_leaf",
         lambda: update(state=with_masks(w=None)),
         ValueError,
-        f"jaxprune.prune: the masks in the state {DIFFER} the params have w, the masks in the "
-        f"state do not. {OTHER_STRUCTURE}",
+        ("jaxprune.prune", ("masks", "params have w"), "the params"),
     ),
     case(
         "thresholds_of_another_model",
         lambda: update(state=start()._replace(thresholds=jnp.zeros((5,), jnp.float32))),
         ValueError,
-        f"the thresholds in the state have shape (5,) but the params have 3 leaves. {OTHER_MODEL}",
+        ("thresholds", ("(5,)", "3 leaves"), "model"),
     ),
 ]
 
@@ -917,98 +832,91 @@ STATES = [
         "no_state",
         lambda: jaxprune.get_state(ADAM.init(params())),
         ValueError,
-        f"no prune state in tuple. {NO_STATE}",
+        ("prune state", "tuple", "tx.init(params)"),
     ),
     case(
         "no_state_but_params",
         lambda: jaxprune.get_masks(params()),
         ValueError,
-        f"no prune state in dict. {NO_STATE}",
+        ("prune state", "dict", "tx.init(params)"),
     ),
     case(
         "no_state_for_metrics",
         lambda: jaxprune.metrics(None),
         ValueError,
-        f"no prune state in NoneType. {NO_STATE}",
+        ("prune state", "NoneType", "tx.init(params)"),
     ),
     case(
         "two_states",
         lambda: jaxprune.get_state(two_prunes()),
         ValueError,
-        "2 prune states found. Pass the part of the optimizer state that holds the one you mean; "
-        "get_masks and apply_masks merge them all.",
+        ("prune states", "2", ("get_masks", "apply_masks")),
     ),
     case(
         "two_states_for_metrics",
         lambda: jaxprune.metrics(two_prunes()),
         ValueError,
-        "2 prune states found. Pass the part of the optimizer state that holds the one you mean; "
-        "get_masks and apply_masks merge them all.",
+        ("prune states", "2", ("get_masks", "apply_masks")),
     ),
     case(
         "masks_of_two_models",
         lambda: jaxprune.get_masks(two_prunes({"v": ones(2, 4), "b": ones(4), "n": ones(3)})),
         ValueError,
-        "the prune states found hold masks of different trees; pass one of them.",
+        ("prune states", "trees", None),
     ),
     case(
         "masks_of_two_shapes",
         lambda: jaxprune.get_masks(two_prunes({"w": ones(4, 4), "b": ones(4), "n": ones(3)})),
         ValueError,
-        "the prune states found hold masks of different trees; pass one of them.",
+        ("prune states", "trees", None),
     ),
     case(
         "apply_unknown_path",
         lambda: jaxprune.apply_masks(params(), {"head": {"w": ones(2, 4)}}),
         ValueError,
-        "head/w: a mask, but no such param; the params have b, n, w. Pass masks like the params, "
-        "or an optimizer state with jaxprune.prune in it.",
+        ("head/w:", "b, n, w", "jaxprune.prune"),
     ),
     case(
         "apply_to_other_params",
         lambda: jaxprune.apply_masks({f"w{i}": ones(2, 4) for i in range(10)}, start()),
         ValueError,
-        "b: a mask, but no such param; the params have w0, w1, w2, w3, w4, w5, w6, w7, and 2 "
-        "more. Pass the tree that the optimizer was initialised with.",
+        ("b:", ("w0, w1, w2, w3, w4, w5, w6, w7,", "2 more"), "optimizer"),
     ),
     case(
         "apply_another_shape",
         lambda: jaxprune.apply_masks(params(), {"w": ones(4, 2)}),
         ValueError,
-        f"w: the mask has shape (4, 2) but the param has shape (2, 4). {OTHER_MODEL}",
+        ("w:", ("mask", "(4, 2)", "(2, 4)"), "model"),
     ),
     case(
         "apply_another_shape_at_the_root",
         lambda: jaxprune.apply_masks(ones(2, 4), ones(4, 2)),
         ValueError,
-        f"(root): the mask has shape (4, 2) but the param has shape (2, 4). {OTHER_MODEL}",
+        ("(root):", ("mask", "(4, 2)", "(2, 4)"), "model"),
     ),
     case(
         "apply_nothing",
         lambda: jaxprune.apply_masks(params(), None),
         ValueError,
-        "no mask in NoneType. Pass masks like the params, or an optimizer state with "
-        "jaxprune.prune in it.",
+        ("mask", "NoneType", "jaxprune.prune"),
     ),
     case(
         "apply_a_state_without_masks",
         lambda: jaxprune.apply_masks(params(), optax.sgd(0.1).init(params())),
         ValueError,
-        "no mask in tuple. Pass masks like the params, or an optimizer state with jaxprune.prune "
-        "in it.",
+        ("mask", "tuple", "jaxprune.prune"),
     ),
     case(
         "apply_the_state_of_another_optimizer",
         lambda: jaxprune.apply_masks(params(), optax.trace(0.9).init(params())),
         ValueError,
-        "trace/b: a mask, but no such param; the params have b, n, w. Pass masks like the "
-        "params, or an optimizer state with jaxprune.prune in it.",
+        ("trace/b:", "b, n, w", "jaxprune.prune"),
     ),
     case(
         "summarize_another_shape",
         lambda: jaxprune.summarize(params(), {"w": ones(3)}),
         ValueError,
-        f"w: the mask has shape (3,) but the param has shape (2, 4). {OTHER_MODEL}",
+        ("w:", ("mask", "(3,)", "(2, 4)"), "model"),
     ),
     case(
         "straight_through_another_shape",
@@ -1016,44 +924,43 @@ STATES = [
             {"fc": {"w": ones(2, 4)}, "b": ones(4)}, {"fc": {"w": ones(4)}, "b": ones(4)}
         ),
         ValueError,
-        "fc/w: the mask has shape (4,) but the param has shape (2, 4). Pass masks like the "
-        "params, such as jaxprune.get_masks(opt_state).",
+        ("fc/w:", ("mask", "(4,)", "(2, 4)"), "jaxprune.get_masks(opt_state)"),
     ),
     case(
         "check_no_state",
         lambda: jaxprune.check(params(), ADAM.init(params())),
         ValueError,
-        f"no prune state in tuple. {NO_STATE}",
+        ("prune state", "tuple", "tx.init(params)"),
     ),
     case(
         "check_swapped",
         lambda: jaxprune.check(start(), params()),
         ValueError,
-        f"no prune state in dict. {NO_STATE}",
+        ("prune state", "dict", "tx.init(params)"),
     ),
     case(
         "check_moved",
         lambda: jaxprune.check(*moved((0, 0.5), (2, -0.5))),
         ValueError,
-        f"w: 2 of 4 dropped weights are not zero. {MISPLACED}",
+        ("w:", "2 of 4", MISPLACED),
     ),
     case(
         "check_one_moved",
         lambda: jaxprune.check(*moved((0, 1e-45))),  # subnormal: XLA on CPU takes it for zero
         ValueError,
-        f"w: 1 of 4 dropped weights is not zero. {MISPLACED}",
+        ("w:", "1 of 4", MISPLACED),
     ),
     case(
         "check_nan",
         lambda: jaxprune.check(*moved((1, jnp.nan))),
         ValueError,
-        f"w: 1 of 4 dropped weights is not zero, 1 of them not finite. {NOT_FINITE}",
+        ("w:", ("1 of 4", "finite"), REPAIR),
     ),
     case(
         "check_inf_and_moved",
         lambda: jaxprune.check(*moved((1, -jnp.inf), (2, 1.0), (3, jnp.nan))),
         ValueError,
-        f"w: 3 of 4 dropped weights are not zero, 2 of them not finite. {NOT_FINITE}",
+        ("w:", ("3 of 4", "2", "finite"), REPAIR),
     ),
     case(
         "check_violations",
@@ -1061,20 +968,19 @@ STATES = [
             half_pruned()[0], half_pruned()[1]._replace(violations=jnp.int32(3))
         ),
         ValueError,
-        f"every dropped weight is zero now, but a fire found 3 that had moved. {MISPLACED}",
+        ("dropped weight", "3", MISPLACED),
     ),
     case(
         "check_other_params",
         lambda: jaxprune.check({"v": ones(2, 4)}, start()),
         ValueError,
-        "b: a mask, but no such param; the params have v. Pass the tree that the optimizer was "
-        "initialised with.",
+        ("b:", "v", "optimizer"),
     ),
     case(
         "check_another_shape",
         lambda: jaxprune.check({**params(), "w": ones(4, 2)}, start()),
         ValueError,
-        f"w: the mask has shape (2, 4) but the param has shape (4, 2). {OTHER_MODEL}",
+        ("w:", ("mask", "(2, 4)", "(4, 2)"), "model"),
     ),
 ]
 
@@ -1092,104 +998,97 @@ SELECTION = [
         "n_keep_negative",
         lambda: jaxprune.topk_mask(scores(), -1),
         ValueError,
-        "topk_mask: `n_keep` must be in [0, 3], got -1.",
+        ("topk_mask: `n_keep`", "-1", "[0, 3]"),
     ),
     case(
         "n_keep_above_size",
         lambda: jaxprune.topk_mask(scores(), 4),
         ValueError,
-        "topk_mask: `n_keep` must be in [0, 3], got 4.",
+        ("topk_mask: `n_keep`", "4", "[0, 3]"),
     ),
     case(
         "n_keep_float",
         lambda: jaxprune.topk_mask(scores(), 1.0),
         TypeError,
-        "topk_mask: `n_keep` must be an integer, got 1.0.",
+        ("topk_mask: `n_keep`", "1.0", "integer"),
     ),
     case(
         "n_keep_string",
         lambda: jaxprune.topk_mask(scores(), "1"),
         TypeError,
-        "topk_mask: `n_keep` must be an integer, got '1'.",
+        ("topk_mask: `n_keep`", "'1'", "integer"),
     ),
     case(
         "n_keep_bool",
         lambda: jaxprune.topk_mask(scores(), True),
         TypeError,
-        "topk_mask: `n_keep` must be an integer, got True.",
+        ("topk_mask: `n_keep`", "True", "integer"),
     ),
     case(
         "n_keep_list",
         lambda: jaxprune.topk_mask(scores(), [1]),
         TypeError,
-        "topk_mask: `n_keep` must be an integer, got [1].",
+        ("topk_mask: `n_keep`", "[1]", "integer"),
     ),
     case(
         "n_keep_vector",
         lambda: jaxprune.topk_mask(scores(), np.int32([1, 2])),
         TypeError,
-        "topk_mask: `n_keep` must be an integer, got array([1, 2], dtype=int32).",
+        ("topk_mask: `n_keep`", "array([1, 2], dtype=int32)", "integer"),
     ),
     case(
         "n_keep_of_one_leaf",
         lambda: jaxprune.topk_masks([scores(), scores()], [1, 7]),
         ValueError,
-        "topk_masks: n_keep[1] must be in [0, 3], got 7.",
+        ("topk_masks: n_keep[1]", "7", "[0, 3]"),
     ),
     case(
         "n_keep_of_all",
         lambda: jaxprune.topk_masks([scores(), scores()], 7, pool="global"),
         ValueError,
-        "topk_masks: `n_keep` must be in [0, 6], got 7.",
+        ("topk_masks: `n_keep`", "7", "[0, 6]"),
     ),
     case(
         "n_keep_list_of_all",
         lambda: jaxprune.topk_masks([scores(), scores()], [1, 1], pool="global"),
         TypeError,
-        "topk_masks: `n_keep` must be an integer, got [1, 1].",
+        ("topk_masks: `n_keep`", "[1, 1]", "integer"),
     ),
     case(
         "too_few_counts",
         lambda: jaxprune.topk_masks([scores(), scores()], [1]),
         ValueError,
-        "topk_masks: `n_keep` must hold one count per array, here 2, got [1]. One count over all "
-        "arrays "
-        'wants pool="global".',
+        ("topk_masks: `n_keep`", ("2", "[1]"), 'pool="global"'),
     ),
     case(
         "one_count",
         lambda: jaxprune.topk_masks([scores(), scores()], 2),
         ValueError,
-        "topk_masks: `n_keep` must hold one count per array, here 2, got 2. One count over all "
-        "arrays "
-        'wants pool="global".',
+        ("topk_masks: `n_keep`", "2", 'pool="global"'),
     ),
     case(
         "pool",
         lambda: jaxprune.topk_masks([scores()], [1], pool="layer"),
         ValueError,
-        'topk_masks: `pool` must be "leaf" or "global", got \'layer\'.',
+        ("topk_masks: `pool`", "'layer'", ('"leaf"', '"global"')),
     ),
     case(
         "scores_int",
         lambda: jaxprune.topk_mask(jnp.arange(3, dtype=jnp.int32), 1),
         TypeError,
-        "topk_mask: `scores` must be real floating point, got int32 of shape (3,). Cast them with "
-        ".astype(jnp.float32).",
+        ("topk_mask: `scores`", "int32 of shape (3,)", ".astype(jnp.float32)"),
     ),
     case(
         "scores_complex",
         lambda: jaxprune.topk_masks([scores(), ones(2, dtype=jnp.complex64)], [1, 1]),
         TypeError,
-        "topk_masks: scores[1] must be real floating point, got complex64 of shape (2,). Cast "
-        "them with .astype(jnp.float32).",
+        ("topk_masks: scores[1]", "complex64 of shape (2,)", ".astype(jnp.float32)"),
     ),
     case(
         "scores_tree",
         lambda: jaxprune.topk_masks({"a": scores()}, [1]),
         TypeError,
-        "topk_masks: `scores` must be a list of arrays, got a dict. Pass one array to topk_mask, "
-        "and of a tree jax.tree.leaves(scores).",
+        ("topk_masks: `scores`", "dict", ("topk_mask", "jax.tree.leaves(scores)")),
     ),
     case(
         "too_many_scores_to_shuffle",
@@ -1198,7 +1097,7 @@ SELECTION = [
             *[shape_of(2**15, 2**15)] * 2,
         ),
         ValueError,
-        'a pool of 2147483648 scores: ties="hashed" shuffles at most 2**31 - 2. Use ties="index".',
+        ("pool", ("2147483648", "2**31 - 2"), 'ties="index"'),
     ),
 ]
 
@@ -1207,7 +1106,7 @@ LATER = [
         "two_leaves_of_one_path",
         lambda: jaxprune.plan({"a/b": ones(2, 2), "a": {"b": ones(2, 2)}}, 0.5),
         ValueError,
-        "a/b: two leaves have this path. Rename a key that contains '/'.",
+        ("a/b:", "two", "'/'"),
     ),
     case(
         "inner_that_changes_a_shape",
@@ -1215,42 +1114,58 @@ LATER = [
             inner=optax.stateless(lambda updates, params: {**updates, "w": updates["w"][0]})
         ),
         ValueError,
-        "w: the update of `inner` has shape (4,) but the param has shape (2, 4). Pass gradients "
-        "with respect to these params.",
+        (("w:", "`inner`"), ("(4,)", "(2, 4)"), "gradients"),
     ),
     case(
         "schedule_not_called",
         lambda: jaxprune.prune(jaxprune.cubic_schedule),
         TypeError,
-        f"schedule must be a jaxprune.SparsitySchedule, got {jaxprune.cubic_schedule!r}. Call it: "
-        "jaxprune.cubic_schedule(0.9, ...).",
+        ("schedule", repr(jaxprune.cubic_schedule), "jaxprune.cubic_schedule(0.9, ...)"),
     ),
     case(
         "restored_step_of_floats",
         lambda: update(state=start()._replace(prune_step=jnp.zeros(()))),
         ValueError,
-        "prune_step in the state must be an int32 scalar, got float32 of shape (). Restore "
-        "checkpoints into the dtypes of tx.init(params).",
+        ("prune_step", ("int32", "float32 of shape ()"), "tx.init(params)"),
     ),
 ]
 CASES = [*SCHEDULES, *ARGUMENTS, *LEAVES, *UPDATES, *STATES, *SELECTION, *LATER]
 
 
-@pytest.mark.parametrize("call, kind, text", CASES)
-def test_the_error_says_where_and_what_to_type_instead(call, kind, text):
-    with pytest.raises(kind) as caught:
-        call()
-    assert caught.type is kind
-    assert str(caught.value) == text
+@pytest.mark.parametrize("call, kind, parts", CASES)
+def test_the_error_says_where_and_what_to_type_instead(call, kind, parts):
+    assert_says(error_of(call, kind), *parts)
 
 
-def test_errors_are_whole_sentences_without_the_insides_of_jax():
-    for name, text in ((case.id, case.values[2]) for case in CASES):
-        assert text.endswith((".", "?")), name
-        assert ".." not in text.replace("...", ""), name
-        assert "  " not in text, name
-        assert "\n" not in text, name
-        assert "Tracer" not in text, name
+# --- the most common mistakes, with their whole messages: these change with every change of words
+
+MISTAKES = {entry.id: entry.values[:2] for entry in CASES}
+SNAPSHOTS = {
+    "sparsity_traced": "final_sparsity must be a real number in [0, 1), got a traced value. "
+    "Sparsity is decided on the host, before tracing: pass a Python float; under "
+    "optax.inject_hyperparams, name the argument in static_args.",
+    "plan_percent": "schedule is a fraction of zeros in [0, 1), got 90. Did you mean 0.9?",
+    "schedule_is_an_optimizer": "schedule must be a jaxprune.SparsitySchedule, got a "
+    "GradientTransformationExtraArgs. Pass the optimizer by name: prune(schedule, "
+    "inner=optimizer).",
+    "nothing_included": "nothing to prune: none of the 2 leaves is chosen: fc/bias (not matched by "
+    "include), fc/kernel (not matched by include). A regex matches the whole path: write "
+    'include=".*kernel", not "kernel".',
+    "emptied": "a/w: shape (1, 2) would lose all of its 2 weights at sparsity 0.9. Leave it out "
+    "with exclude='a/w', or lower its sparsity with overrides={'a/w': ...}.",
+    "no_params": "jaxprune.prune needs the params: call tx.update(updates, state, params).",
+    "no_state": "no prune state in tuple. Pass the optimizer state of a chain with jaxprune.prune "
+    "in it, tx.init(params) or what tx.update returned.",
+    "check_moved": "w: 2 of 4 dropped weights are not zero. Something changes the updates after "
+    "prune: make jaxprune.prune the last link of the chain, or wrap the optimizer with "
+    "prune(schedule, inner=optimizer). If the params were restored without their optimizer state, "
+    "or are an average, take jaxprune.apply_masks(params, opt_state).",
+}
+
+
+@pytest.mark.parametrize("name, text", SNAPSHOTS.items(), ids=SNAPSHOTS)
+def test_the_whole_message_of_a_common_mistake(name, text):
+    assert error_of(*MISTAKES[name]) == text
 
 
 # --- what an error tells to type works
