@@ -21,7 +21,7 @@ _BIASES = {"rank": "it adds a bias to the rows of a batch"}
 PAGES = {
     **{"README.md": _TABLES | _BIASES, "guide.md": _TABLES | _BIASES},
     **dict.fromkeys(("shrink.py", "channels.py"), _BIASES),
-    "state.py": {"debug_nans": "it masks a NaN"},
+    "prune_state.py": {"debug_nans": "it masks a NaN"},
 }
 
 
