@@ -76,7 +76,7 @@ def variants(found: dict[str, dict[str, Any]], reference: str = "gradual") -> It
     """Lines of Markdown: every way to prune, against the reference."""
     rows = found["findings"]["summary"]
     base = next(row for row in rows if row["name"] == reference)
-    yield f"| way to prune | bits per byte | against {reference} |"
+    yield f"| method | bits per byte | against {reference} |"
     yield "|---|---:|---|"
     for row in rows:
         difference, verdict = summary.compare(row, base, lower_is_better=True)
