@@ -1,6 +1,11 @@
-"""Checks of what users pass: sparsities, steps, and how a value is shown in an error."""
+"""Checks of arguments that users pass, and the errors that these checks raise.
+
+An error names the argument, shows the value, and suggests what to type instead. `BadValue` and
+`BadType` keep the suggestion as data, so that the command line can show it as options.
+"""
 
 import numbers
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -10,19 +15,98 @@ import numpy as np
 from jax.core import Tracer
 
 _LAST_STEP = 2**31 - 2  # steps are counted in int32
-_MOST_FIRES = 100_000  # one exact target and one budget per leaf is tabulated for each
+_MOST_FIRES = 100_000  # the schedule tabulates one exact target, and one budget per leaf, for each
+
+
+class BadArgument(Exception):
+    """An error whose suggestion names arguments: the base of `BadValue` and `BadType`.
+
+    The text is the problem, then the suggestion. Each `{argument}` in the suggestion is replaced by
+    that argument and its value, as Python code in `str(error)`, and in any other notation by
+    `told`. All attributes survive copying and pickling.
+
+    Args:
+      problem: what is wrong, with the path or the argument, the value, and what is needed.
+      suggestion: what to type instead, a template for `str.format`.
+      arguments: the value of each argument that the suggestion names. `...` stands for a value that
+        the user has to choose.
+
+    Example:
+      >>> fix = "Leave it out with {exclude}, or use {overrides}."
+      >>> error = BadValue("fc: too small.", fix, exclude="fc", overrides={"fc": 0.5})
+      >>> print(error)
+      fc: too small. Leave it out with exclude='fc', or use overrides={'fc': 0.5}.
+      >>> print(error.told(lambda argument, value: f"--{argument} {value}"))
+      fc: too small. Leave it out with --exclude fc, or use --overrides {'fc': 0.5}.
+    """
+
+    def __init__(self, problem: str, suggestion: str = "", **arguments: Any):
+        self.problem, self.suggestion, self.arguments = problem, suggestion, arguments
+        super().__init__(self.told(as_python))
+
+    def told(self, format_argument: Callable[[str, Any], str]) -> str:
+        """The text of the error, with each argument as `format_argument(name, value)` writes it."""
+        if not self.suggestion:
+            return self.problem
+        texts = {name: format_argument(name, value) for name, value in self.arguments.items()}
+        return f"{self.problem} {self.suggestion.format(**texts)}"
+
+
+class BadValue(BadArgument, ValueError):
+    """A `ValueError` whose suggestion names arguments; see `BadArgument`."""
+
+
+class BadType(BadArgument, TypeError):
+    """A `TypeError` whose suggestion names arguments; see `BadArgument`."""
+
+
+def as_python(argument: str, value: Any) -> str:
+    """An argument and its value as Python code.
+
+    Example:
+      >>> as_python("exclude", "fc/bias"), as_python("overrides", {"w": Fraction(1, 2)})
+      ("exclude='fc/bias'", "overrides={'w': 0.5}")
+    """
+    if argument == "final_sparsity":  # the functions that take one give it different names
+        return f"a final sparsity of {_literal(value)}"
+    return f"{argument}={_literal(value)}"
+
+
+def _literal(value: Any) -> str:
+    if value is ...:
+        return "..."
+    if isinstance(value, (float, Fraction)):
+        return f"{float(value):g}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_literal(item)}" for key, item in value.items()) + "}"
+    return repr(value)
+
+
+def shown(value: Any) -> str:
+    """A value for an error: its `repr` if that is short, else its type.
+
+    The `repr` of an array or of a tree can fill a screen.
+    """
+    if isinstance(value, Tracer):
+        return "a traced value"
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
+
+
+# Sparsities
 
 
 def as_sparsity(value: Any, name: str) -> Fraction:
-    """The exact fraction that a number stands for: 0.9 is nine tenths, not its binary float.
+    """A sparsity as an exact fraction: 0.9 becomes nine tenths, not the value of its binary float.
 
     Raises:
       TypeError: not a real number.
       ValueError: outside [0, 1).
     """
     if isinstance(value, np.generic) and jnp.issubdtype(value.dtype, jnp.floating):
-        value = value if isinstance(value, numbers.Real) else float(value)  # bfloat16 is no Real
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        # bfloat16 scalars are not registered as `numbers.Real`.
+        value = value if isinstance(value, numbers.Real) else float(value)
+    if not _is_real(value):
         hint = ""
         if isinstance(value, jax.Array):
             hint = (
@@ -30,16 +114,82 @@ def as_sparsity(value: Any, name: str) -> Fraction:
                 "optax.inject_hyperparams, name the argument in static_args."
             )
         raise TypeError(f"{name} must be a real number in [0, 1), got {shown(value)}.{hint}")
-    number: Any = value
-    if not 0 <= number < 1:
-        fix = f" Did you mean {float(number) / 100:g}?" if 2 <= number < 100 else ""
-        fix = " Sparsity 1 would leave no weight." if number == 1 else fix
-        raise ValueError(f"{name} is a fraction of zeros in [0, 1), got {number}.{fix}")
-    return number if isinstance(number, Fraction) else Fraction(str(number))
+    if not 0 <= value < 1:
+        fix = f" Did you mean {float(value) / 100:g}?" if 2 <= value < 100 else ""
+        fix = " Sparsity 1 would leave no weight." if value == 1 else fix
+        raise ValueError(f"{name} is a fraction of zeros in [0, 1), got {value}.{fix}")
+    return value if isinstance(value, Fraction) else Fraction(str(value))
+
+
+def as_part(name: str, value: Any) -> float:
+    """A number in [0, 1] as a float."""
+    if not _is_real(value):
+        raise TypeError(f"{name} must be a real number in [0, 1], got {shown(value)}.")
+    part = float(value)
+    if not 0 <= part <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}.")
+    return part
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+# Integers
+
+
+def is_int(value: Any) -> bool:
+    """Whether a value is an integer on the host, of Python or NumPy, and not a bool.
+
+    Example:
+      >>> is_int(3), is_int(np.int64(3)), is_int(True), is_int(3.0)
+      (True, True, False, False)
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def as_int(name: str, value: Any, least: int | None = None) -> int:
+    """An integer as a Python int: those of NumPy overflow, and their powers are not exact.
+
+    Args:
+      name: of the argument, for errors.
+      value: an integer of any kind but bool.
+      least: the smallest allowed value, or None for no limit.
+
+    Raises:
+      TypeError: not an integer; for an array, the error says to pass a Python int.
+      ValueError: less than `least`.
+
+    Example:
+      >>> as_int("every", np.int32(100), least=1)
+      100
+    """
+    if not is_int(value):
+        fix = ""
+        if isinstance(value, jax.Array):
+            fix = " It is decided on the host, before tracing: pass a Python int."
+        elif isinstance(value, float) and value.is_integer():
+            fix = f" Did you mean {int(value)}?"
+        raise TypeError(f"{name} must be an int, got {shown(value)}.{fix}")
+    number = int(value)
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}.")
+    return number
+
+
+# Steps
+
+
+def check_step(name: str, value: Any) -> int:
+    """A step as a Python int in [0, 2**31 - 2]."""
+    step = as_int(name, value, least=0)
+    if step > _LAST_STEP:
+        raise ValueError(f"{name} must be at most {_LAST_STEP}, got {step}.")
+    return step
 
 
 def check_steps(begin_step: Any, end_step: Any, every: Any) -> tuple[int, int, int]:
-    """The three as Python ints: NumPy's overflow, and have no exact powers."""
+    """The three arguments that place the fires of a schedule, as Python ints."""
     begin_step = check_step("begin_step", begin_step)
     end_step = check_step("end_step", end_step)
     every = as_int("every", every)
@@ -48,53 +198,12 @@ def check_steps(begin_step: Any, end_step: Any, every: Any) -> tuple[int, int, i
             f"end_step must be at least begin_step, got begin_step={begin_step} and "
             f"end_step={end_step}. Did you swap them?"
         )
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}.")
+    every = as_int("every", every, least=1)
     n_fires = -(-(end_step - begin_step) // every) + 1
     if n_fires > _MOST_FIRES:
         raise ValueError(
             f"every={every} from step {begin_step} to step {end_step} makes {n_fires} fires; at "
-            f"most {_MOST_FIRES} are tabulated. Recompute the masks less often, "
-            f"every={-(-(end_step - begin_step) // 1000)} for 1000 times."
+            f"most {_MOST_FIRES} are tabulated. Recompute the masks less often: "
+            f"every={-(-(end_step - begin_step) // 1000)} makes 1000 fires."
         )
     return begin_step, end_step, every
-
-
-def check_step(name: str, value: Any) -> int:
-    """A step as a Python int, at least 0."""
-    value = as_int(name, value)
-    if value < 0:
-        raise ValueError(f"{name} must be at least 0, got {value}.")
-    if value > _LAST_STEP:
-        raise ValueError(f"{name} must be at most {_LAST_STEP}, got {value}.")
-    return value
-
-
-def as_int(name: str, value: Any) -> int:
-    """An integer of any kind but bool as a Python int."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        fix = ""
-        if isinstance(value, jax.Array):
-            fix = " Steps are decided on the host, before tracing: pass a Python int."
-        elif isinstance(value, float) and value.is_integer():
-            fix = f" Did you mean {int(value)}?"
-        raise TypeError(f"{name} must be an int, got {shown(value)}.{fix}")
-    return int(value)
-
-
-def shown(value: Any) -> str:
-    """A value in an error: its repr if that is short, else its type; arrays and trees are long."""
-    if isinstance(value, Tracer):
-        return "a traced value"
-    text = repr(value)
-    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
-
-
-def as_part(name: str, value: Any) -> float:
-    """A number in [0, 1] as a float."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a real number in [0, 1], got {shown(value)}.")
-    part = float(value)
-    if not 0 <= part <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}.")
-    return part
