@@ -1,7 +1,8 @@
-"""Masks at one bit per weight, packed along the last axis.
+"""Bit masks: masks with one bit per weight, eight neighbours along the last axis to a byte.
 
-Every leaf keeps its rank, and so its sharding on the other axes. The bits that fill up the last
-byte are set, so that they never count as dropped.
+A bit mask has the rank of its param, so that every axis but the last can be sharded as the param
+is. Padding bits in the last byte are set, so that they never count as dropped weights. Users ask
+for bit masks with `prune(..., packed=True)`.
 """
 
 import math
@@ -16,7 +17,7 @@ from jaxprune._base.sharding import explicit_sharding, in_sharding, typed_like
 
 
 def bit_mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the packed mask of a leaf.
+    """The shape of the bit mask of a param with this shape.
 
     Example:
       >>> bit_mask_shape((3, 20)), bit_mask_shape(())
@@ -26,13 +27,13 @@ def bit_mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def to_bits(mask: jax.Array) -> jax.Array:
-    """Eight entries to a byte, the first in the lowest bit; a scalar stays as it is.
+    """The bit mask of a mask. The first of eight entries is the lowest bit of its byte.
 
     Args:
       mask: nonzero means kept.
 
     Returns:
-      uint8 of `bit_mask_shape(mask.shape)`.
+      uint8 with shape `bit_mask_shape(mask.shape)`. A scalar mask takes a whole byte, 0 or 1.
 
     Example:
       >>> to_bits(jnp.array([True, False, True])).tolist()
@@ -42,13 +43,15 @@ def to_bits(mask: jax.Array) -> jax.Array:
         return mask.astype(jnp.uint8)
     if not mask.size:
         return jnp.zeros(bit_mask_shape(mask.shape), jnp.uint8)
-    fill = [(0, 0)] * (mask.ndim - 1) + [(0, -mask.shape[-1] % 8)]
-    flags = jnp.pad(_whole_bytes(mask).astype(bool), fill, constant_values=True)
+    padding = [(0, 0)] * (mask.ndim - 1) + [(0, -mask.shape[-1] % 8)]
+    flags = jnp.pad(_in_whole_bytes(mask).astype(bool), padding, constant_values=True)
     return jnp.packbits(flags, axis=-1, bitorder="little")
 
 
 def from_bits(bits: jax.Array, like: Any) -> jax.Array:
-    """The bool mask of the array (or shape) `like`. It fuses into whatever reads it.
+    """The bool mask of a bit mask, in the shape of `like`, an array or its shape and dtype.
+
+    XLA fuses it into the operation that reads it, so no full mask is stored.
 
     Example:
       >>> from_bits(jnp.array([253], jnp.uint8), jnp.zeros(3)).tolist()
@@ -58,36 +61,46 @@ def from_bits(bits: jax.Array, like: Any) -> jax.Array:
         return bits.astype(bool)
     if not bits.size:
         return jnp.ones(like.shape, bool)
-    flags = jnp.unpackbits(_whole_bytes(bits, 1), axis=-1, bitorder="little").astype(bool)
+    whole = _in_whole_bytes(bits, entries_per_byte=1)
+    flags = jnp.unpackbits(whole, axis=-1, bitorder="little").astype(bool)
     flags = lax.slice_in_dim(flags, 0, like.shape[-1], axis=-1)
     return typed_like(flags, like)
 
 
 def full_bits(leaf: Any) -> jax.Array:
-    """A packed mask that keeps everything, on the devices of the leaf."""
+    """A bit mask that keeps everything, on the devices of the leaf."""
     if not leaf.ndim:
         return jnp.ones((), jnp.uint8)
-    every_8th = lax.slice_in_dim(_whole_bytes(leaf), 0, leaf.shape[-1], 8, axis=-1)
+    every_8th = lax.slice_in_dim(_in_whole_bytes(leaf), 0, leaf.shape[-1], 8, axis=-1)
     return jnp.full_like(every_8th, 0xFF, dtype=jnp.uint8)
 
 
 def bits_typed_like(bits: jax.Array, like: Any) -> jax.Array:
-    """A packed mask with the sharding of its array, as far as shards hold whole bytes."""
-    named = _sharding_of_bytes(like, 8) if bits.ndim else None
-    return bits if named is None else in_sharding(bits, named)
+    """A bit mask with the sharding of its param on an Explicit mesh.
+
+    The last axis is sharded only if the shards of the param hold whole bytes of the bit mask.
+    """
+    sharding = _whole_byte_sharding(like, 8) if bits.ndim else None
+    return bits if sharding is None else in_sharding(bits, sharding)
 
 
-def _whole_bytes(x: Any, per_byte: int = 8) -> Any:
-    """On an Explicit mesh, `x` with a whole last axis where its shards do not hold whole bytes."""
-    named = _sharding_of_bytes(x, per_byte)
-    return x if named is None else in_sharding(x, named)
+def _in_whole_bytes(x: Any, entries_per_byte: int = 8) -> Any:
+    """`x`, with its last axis gathered if, on an Explicit mesh, its shards split a byte."""
+    sharding = _whole_byte_sharding(x, entries_per_byte)
+    return x if sharding is None else in_sharding(x, sharding)
 
 
-def _sharding_of_bytes(x: Any, per_byte: int) -> NamedSharding | None:
-    named = explicit_sharding(x)
-    if named is None or len(named.spec) < x.ndim or named.spec[-1] is None:
-        return named
-    axes = named.spec[-1] if isinstance(named.spec[-1], tuple) else (named.spec[-1],)
-    if x.shape[-1] % (per_byte * math.prod(named.mesh.shape[axis] for axis in axes)) == 0:
-        return named
-    return NamedSharding(named.mesh, PartitionSpec(*named.spec[:-1], None))
+def _whole_byte_sharding(x: Any, entries_per_byte: int) -> NamedSharding | None:
+    """The sharding of `x`, without that of the last axis if its shards do not hold whole bytes.
+
+    None if `x` does not lie on an Explicit mesh.
+    """
+    sharding = explicit_sharding(x)
+    if sharding is None or len(sharding.spec) < x.ndim or sharding.spec[-1] is None:
+        return sharding
+    last, mesh = sharding.spec[-1], sharding.mesh
+    mesh_axes = last if isinstance(last, tuple) else (last,)
+    n_shards = math.prod(mesh.shape[axis] for axis in mesh_axes)
+    if x.shape[-1] % (entries_per_byte * n_shards) == 0:
+        return sharding
+    return NamedSharding(mesh, PartitionSpec(*sharding.spec[:-1], None))

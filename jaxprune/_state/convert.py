@@ -1,4 +1,7 @@
-"""Other masks in an optimizer state: packed, unpacked, or of the user's own. On the host."""
+"""Replaces the masks in an optimizer state: by bit masks, by byte masks, or by a user's own masks.
+
+Everything here runs on the host, outside `jit`.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,17 +23,17 @@ from jaxprune._state.prune_state import (
 
 
 def pack_masks(opt_state: Any) -> Any:
-    """An optimizer state whose masks take one bit per weight, for `prune(..., packed=True)`.
+    """The optimizer state with bit masks (one bit per weight), for `prune(..., packed=True)`.
 
     Args:
-      opt_state: an optax state with prune states inside, such as a checkpoint of a run without
-        `packed=True`. It is read on the host. Of a TrainState pass `.opt_state`.
+      opt_state: an optax state with prune states inside, such as a checkpoint from a run without
+        `packed=True`. It is read on the host. For a TrainState, pass `.opt_state`.
 
     Returns:
-      The same state with packed masks. Prune states that are packed already stay as they are.
+      The same state with bit masks. Prune states that already have bit masks are unchanged.
 
     Raises:
-      ValueError: no prune state in it.
+      ValueError: `opt_state` contains no prune state.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -40,30 +43,29 @@ def pack_masks(opt_state: Any) -> Any:
       ((4, 3), (4, 20))
     """
 
-    def packed(state: PruneState) -> PruneState:
+    def with_bit_masks(state: PruneState) -> PruneState:
         if state.widths is not None:
             return state
-        masks = jax.tree.leaves(state.masks)
         return state._replace(
-            masks=jax.tree.map(lambda m: to_bits(jnp.asarray(m)), state.masks),
-            widths=widths_of(masks),
+            masks=jax.tree.map(lambda mask: to_bits(jnp.asarray(mask)), state.masks),
+            widths=widths_of(jax.tree.leaves(state.masks)),
         )
 
-    return _convert(packed, opt_state)
+    return _convert(with_bit_masks, opt_state)
 
 
 def unpack_masks(opt_state: Any) -> Any:
-    """An optimizer state whose masks take one byte per weight, as `prune` without `packed` wants.
+    """The optimizer state with one byte per mask entry, for `prune` without `packed=True`.
 
     Args:
       opt_state: an optax state with prune states inside. It is read on the host.
 
     Returns:
-      The same state with masks of the shapes of the params. Prune states that are not packed stay
-      as they are.
+      The same state with masks in the shapes of the params. Prune states without bit masks are
+      unchanged.
 
     Raises:
-      ValueError: no prune state in it.
+      ValueError: `opt_state` contains no prune state.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -72,26 +74,28 @@ def unpack_masks(opt_state: Any) -> Any:
       (4, 20)
     """
 
-    def unpacked(state: PruneState) -> PruneState:
-        masks = jax.tree.map(lambda m: m.astype(jnp.uint8), masks_of(state))
-        return state if state.widths is None else state._replace(masks=masks, widths=None)
+    def with_byte_masks(state: PruneState) -> PruneState:
+        if state.widths is None:
+            return state
+        masks = jax.tree.map(lambda mask: mask.astype(jnp.uint8), masks_of(state))
+        return state._replace(masks=masks, widths=None)
 
-    return _convert(unpacked, opt_state)
+    return _convert(with_byte_masks, opt_state)
 
 
 def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
-    """An optimizer state with other masks: to go on from a sparse model, or with masks of your own.
+    """The optimizer state with its masks replaced, to train a sparse model or use your own masks.
 
     Args:
-      opt_state: an optax state with one prune state inside.
-      masks: tree like the params, nonzero = kept, such as `masks_from_params(params)` or the masks
-        of `prune_params`. With `one_shot_schedule(0.0)` they stay for the whole run.
+      opt_state: an optax state with exactly one prune state inside.
+      masks: a tree like the params, nonzero = kept, such as `masks_from_params(params)` or the
+        masks that `prune_params` returns. With `one_shot_schedule(0.0)` they never change.
 
     Returns:
-      The same state with these masks, in the dtype and packing of those before.
+      The same state with these masks. They are stored as bit masks if the old ones were.
 
     Raises:
-      ValueError: no prune state or several, or masks of other paths or shapes.
+      ValueError: not exactly one prune state, or masks with different paths or shapes.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -102,21 +106,22 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
       [[False, True]]
     """
     state = get_state(opt_state)
-    paths, old, treedef = leaves_with_paths(masks_of(state))
-    new_paths, new, _ = leaves_with_paths(masks)
+    paths, old_masks, treedef = leaves_with_paths(masks_of(state))
+    new_paths, new_masks, _ = leaves_with_paths(masks)
     if new_paths != paths:
         raise ValueError(
             f"masks must have the leaves of the params, {listed(paths)}, got {listed(new_paths)}."
         )
-    for path, mask, like in zip(paths, new, old, strict=True):
-        if jnp.shape(mask) != jnp.shape(like):
-            raise ValueError(wrong_shape(path, jnp.shape(mask), jnp.shape(like)))
-    kept = [jnp.asarray(mask).astype(bool).astype(jnp.uint8) for mask in new]
-    packed = kept if state.widths is None else [to_bits(mask) for mask in kept]
-    return _convert(lambda state: state._replace(masks=treedef.unflatten(packed)), opt_state)
+    for path, new, old in zip(paths, new_masks, old_masks, strict=True):
+        if jnp.shape(new) != jnp.shape(old):
+            raise ValueError(wrong_shape(path, jnp.shape(new), jnp.shape(old)))
+    byte_masks = [jnp.asarray(mask).astype(bool).astype(jnp.uint8) for mask in new_masks]
+    stored = byte_masks if state.widths is None else list(map(to_bits, byte_masks))
+    return _convert(lambda state: state._replace(masks=treedef.unflatten(stored)), opt_state)
 
 
 def _convert(change: Callable[[PruneState], PruneState], opt_state: Any) -> Any:
+    """The optimizer state with `change` applied to every prune state in it."""
     require_states(opt_state)
     return jax.tree.map(
         lambda x: change(x) if isinstance(x, PruneState) else x,

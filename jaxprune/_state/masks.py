@@ -1,8 +1,8 @@
-"""The pure step on arrays: land dropped weights on zero, find those that are not.
+"""Array operations with masks: set dropped weights to zero, and count those that are not zero.
 
-Everything here takes lists of the leaves that are pruned, or plain trees, and knows no optimizer.
-Masks are applied by selecting, never by multiplying: NaN times zero is NaN, and -1.0 times zero is
--0.0.
+These functions take arrays, lists of pruned leaves or plain trees, and know nothing of optimizers.
+A mask is applied with a select, never by multiplying: NaN times zero is NaN, and -1.0 times zero
+is -0.0.
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ from jaxprune._base.sharding import summed_in_shards, typed_like
 
 
 def land(param: jax.Array, update: jax.Array, mask: jax.Array) -> jax.Array:
-    """The update that leaves a kept weight alone and takes a dropped one to exactly +0.0.
+    """The update with `-param` at every dropped weight, so that adding it gives exactly +0.0.
 
-    `p + (-p)` is +0.0 for every finite `p` in every float format, as long as `-p` is not rounded:
-    hence the wider of the two dtypes. A NaN update cannot survive at a dropped weight.
+    `p + (-p)` is +0.0 for every finite `p` in every float format, provided `-p` is not rounded, so
+    the result has the wider of the two dtypes. A NaN update at a dropped weight is discarded.
     """
     dtype = wider_dtype(param.dtype, update.dtype)
     return jnp.where(mask.astype(bool), update.astype(dtype), -param.astype(dtype))
 
 
 def wider_dtype(a: Any, b: Any) -> Any:
-    """The dtype that holds both exactly, under strict promotion as well."""
+    """The dtype that represents both exactly; also works under strict dtype promotion."""
     if a == b:
         return a
     with jax.numpy_dtype_promotion("standard"):
@@ -40,15 +40,15 @@ def wider_dtype(a: Any, b: Any) -> Any:
 
 
 def keep(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """`x` where the mask keeps it, +0.0 elsewhere."""
+    """`x` where the mask is nonzero, +0.0 elsewhere."""
     mask = typed_like(mask, x)
-    narrow = x.dtype in (jnp.bfloat16, jnp.float16)
-    return _keep_bits(x, mask) if narrow else jnp.where(mask.astype(bool), x, jnp.zeros_like(x))
+    is_16_bit = x.dtype in (jnp.bfloat16, jnp.float16)
+    return _keep_bits(x, mask) if is_16_bit else jnp.where(mask.astype(bool), x, jnp.zeros_like(x))
 
 
 @jax.custom_jvp
 def _keep_bits(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """`keep` on the bits of a 16-bit float, which XLA CPU would widen to float32 for the select."""
+    """`keep` for 16-bit floats, as integers: XLA on CPU would widen floats to float32 to select."""
     bits = lax.bitcast_convert_type(x, jnp.uint16)
     bits = jnp.where(mask.astype(bool), bits, jnp.zeros_like(bits))
     return lax.bitcast_convert_type(bits, x.dtype)
@@ -61,27 +61,29 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, j
 
 
 def count_violations(params: Sequence[jax.Array], masks: Sequence[jax.Array]) -> jax.Array:
-    """How many dropped weights are not zero, int32, saturating."""
-    dropped = [~m.astype(bool) for m in masks]
-    moved = [d & is_nonzero(p) for p, d in zip(params, dropped, strict=True)]
+    """How many dropped weights are not zero: int32, at most its largest value."""
+    dropped = [~mask.astype(bool) for mask in masks]
+    nonzero = [d & is_nonzero(p) for p, d in zip(params, dropped, strict=True)]
     wide = sum(d.size for d in dropped) >= WIDE
 
     def add_up(flags: Sequence[jax.Array], once: Any) -> jax.Array:
         total = jnp.zeros((), jnp.int64 if wide else jnp.int32)
-        for i in range(len(moved)):
-            # Two counts, both used: XLA turns one into the slow form that count_true avoids.
-            n, n_dropped = count_true(flags[i :: len(moved)], once is not None).astype(total.dtype)
-            n = jnp.minimum(n, n_dropped)
+        for i in range(len(params)):
+            counts = count_true([flags[i], flags[i + len(params)]], once is not None)
+            n_nonzero, n_dropped = counts.astype(total.dtype)
+            # The minimum is always n_nonzero. It is here to use both counts: XLA would turn a
+            # single count into the slow form that count_true avoids.
+            n = jnp.minimum(n_nonzero, n_dropped)
             total += n if once is None else once(i, n)
         return total
 
     with counting(wide):
-        total = summed_in_shards(add_up, [*moved, *dropped])
+        total = summed_in_shards(add_up, [*nonzero, *dropped])
         return jnp.minimum(total, np.iinfo(np.int32).max).astype(jnp.int32)
 
 
 def full_mask(leaf: Any, dtype: Any) -> jax.Array:
-    """A mask that keeps everything, on the devices of the leaf; a scalar for a non-array."""
+    """A mask of ones on the devices of the leaf. It is a scalar for a leaf that is not an array."""
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
         return jnp.ones(jnp.shape(leaf) if isinstance(leaf, (int, float, complex)) else (), dtype)
     if not jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype != bool:
@@ -89,9 +91,9 @@ def full_mask(leaf: Any, dtype: Any) -> jax.Array:
     full = jnp.ones_like(leaf, dtype=dtype)
     if not isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return full
-    # A constant has no place of its own, and under `jit` on Auto axes lands on one device, as the
-    # moments of adam do. What is chosen by the leaf lies where the leaf does; XLA then sees that
-    # both choices are the same and reads nothing.
+    # Under `jit` on Auto axes, XLA would put a constant on one device, as it does with the moments
+    # of adam. A select by the leaf gets the sharding of the leaf. XLA then sees that both branches
+    # are equal, and never reads the leaf.
     return jnp.where(leaf != leaf, full, full)
 
 
@@ -106,14 +108,14 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, j
 
 
 def straight_through(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.ArrayTree:
-    """Params masked in the forward pass, with the gradient of the identity.
+    """Masked params in the forward pass, with the gradient of the identity function.
 
-    Dropped weights count as zero in the loss but still receive the gradient of what takes their
-    place, so they may grow and return (Bengio et al. 2013, arXiv:1308.3432).
+    Dropped weights are zero in the loss, but their gradients are not masked, so they keep training
+    and can be kept again later (Bengio et al. 2013, arXiv:1308.3432).
 
     Args:
       params: any tree of arrays.
-      masks: a tree of the same structure; nonzero means kept.
+      masks: a tree with the same structure; nonzero means kept.
 
     Returns:
       A tree like `params`, +0.0 at every dropped weight.

@@ -1,7 +1,8 @@
-"""The prune state, and how to find it and its masks inside any optimizer state.
+"""The prune state, and the functions that read it and its masks out of any optimizer state.
 
 Masks are matched to params by key path, never by tree structure: wrappers such as `optax.masked`
-and `optax.partition` leave holes, and flax boxes its leaves differently at different times.
+and `optax.partition` leave placeholders in the tree of masks, and flax wraps the leaves of params
+and optimizer states in boxes of different types.
 """
 
 import functools
@@ -21,23 +22,22 @@ from jaxprune._state.masks import keep
 
 
 class PruneState(NamedTuple):
-    """State of `prune`: arrays only, so that every checkpoint format and wrapper takes it.
+    """State of `prune`. It holds only arrays, so every checkpoint format and wrapper accepts it.
 
     Attributes:
-      prune_step: int32 scalar, updates applied so far. It is not called `count`, which
-        `optax.tree.set(state, count=0)` resets everywhere.
-      masks: uint8 tree of the structure, shapes and shardings of the params; 1 = kept. Leaves that
-        are not pruned have masks too, all ones. With `packed=True` the last axis holds eight
-        entries to a byte.
-      thresholds: float32[n_leaves] in the order of the leaves: what a score had to reach at the
-        last fire; 0 where nothing is dropped.
-      violations: int32 scalar, the most dropped weights that any fire found to be nonzero. It stays
-        0 unless something after `prune` changes the updates.
+      prune_step: int32 scalar, the number of updates applied so far. It is not named `count`,
+        because `optax.tree.set(state, count=0)` would reset it with every other `count`.
+      masks: uint8 tree with the structure, shapes and shardings of the params; 1 = kept. Leaves
+        that are not pruned have masks of ones. With `packed=True` these are bit masks: each byte
+        holds eight neighbours along the last axis.
+      thresholds: float32[n_leaves] in the order of the leaves: the score that a weight needed to be
+        kept at the last fire; 0 where nothing is dropped.
+      violations: int32 scalar, the largest number of dropped weights that were not zero at any
+        fire. It stays 0 unless something after `prune` changes the updates.
       inner_state: state of the wrapped optimizer.
-      widths: int32[n_leaves], how long the last axis of each leaf is, where masks are packed; None
-        where they are not.
-      score_state: float32 tree like the params, the sums of a score that adds up over the steps
-        (`movement`); None for any other score.
+      widths: int32[n_leaves], the length of the last axis of each leaf, with bit masks; else None.
+      score_state: float32 tree like the params, the running sums of a score that accumulates over
+        steps (`movement`); None for any other score.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -58,7 +58,7 @@ class PruneState(NamedTuple):
 
 
 def unboxed(field: Any) -> jax.Array:
-    """The array of a field of a prune state, without the box that a library may have put around it.
+    """The array in a field of a prune state, taken out of the box that a library may put around it.
 
     Fields that hold one array (`prune_step`, `thresholds`, `violations`, `widths`) are plain arrays
     in an optax state, but `nnx.Optimizer` wraps each array of its state in an NNX variable
@@ -74,10 +74,10 @@ def unboxed(field: Any) -> jax.Array:
 
 
 def find_states(opt_state: Any) -> list[PruneState]:
-    """Every prune state inside an optimizer state, a TrainState or an NNX optimizer, in order."""
+    """All prune states inside an optimizer state, a TrainState or an NNX optimizer, in order."""
     opt_state = getattr(opt_state, "opt_state", opt_state)
-    found = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, PruneState))
-    return [state for state in found if isinstance(state, PruneState)]
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, PruneState))
+    return [node for node in nodes if isinstance(node, PruneState)]
 
 
 def get_state(opt_state: Any) -> PruneState:
@@ -91,7 +91,7 @@ def get_state(opt_state: Any) -> PruneState:
       The one `PruneState` in it.
 
     Raises:
-      ValueError: there is none, or more than one.
+      ValueError: it holds no prune state, or more than one.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -112,18 +112,18 @@ def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
     """The masks inside an optimizer state, as bool (True = kept).
 
     Args:
-      opt_state: as for `get_state`. Where several prune states are found, a weight is kept if all
-        keep it.
-      params: the params, or their shapes; needed only inside `jit` when the masks are packed, whose
-        shapes do not tell how long the last axis is.
+      opt_state: as for `get_state`. If it holds several prune states, a weight counts as kept only
+        if all of them keep it.
+      params: the params, or their shapes. Needed only inside `jit` with bit masks
+        (`packed=True`), because their shapes do not determine the length of the last axis.
 
     Returns:
-      A tree with the structure of the params. A leaf that every prune state was masked from keeps
-      the placeholder that stands there.
+      A tree with the structure of the params. Where `optax.masked` hides a leaf from every prune
+      state, its placeholder is returned in place of a mask.
 
     Raises:
-      ValueError: no prune state, states of different models, or packed masks inside `jit` without
-        `params`.
+      ValueError: no prune state, prune states of different models, or bit masks inside `jit`
+        without `params`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -132,24 +132,25 @@ def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
       [[True, True]]
     """
     states = require_states(opt_state)
-    if params is not None and any(state.widths is not None for state in states):
-        paths, leaves, treedef = leaves_with_paths(params)
-        return treedef.unflatten(
-            [
-                jnp.ones(jnp.shape(leaf), bool) if mask is None else mask.astype(bool)
-                for mask, leaf in zip(masks_by_path(opt_state, paths, leaves), leaves, strict=True)
-            ]
-        )
-    return _merge([masks_of(state) for state in states])
+    if params is None or all(state.widths is None for state in states):
+        return _merged([masks_of(state) for state in states])
+    paths, leaves, treedef = leaves_with_paths(params)
+    masks = masks_by_path(opt_state, paths, leaves)
+    return treedef.unflatten(
+        [
+            jnp.ones(jnp.shape(leaf), bool) if mask is None else mask.astype(bool)
+            for mask, leaf in zip(masks, leaves, strict=True)
+        ]
+    )
 
 
 def widths_of(leaves: Sequence[Any]) -> jax.Array:
-    """How long the last axis of each leaf is: int32[n_leaves], 1 for a scalar."""
+    """The length of the last axis of each leaf: int32[n_leaves], 1 for a scalar."""
     return jnp.asarray(np.array([(1, *jnp.shape(leaf))[-1] for leaf in leaves], np.int32))
 
 
 def masks_of(state: PruneState) -> Any:
-    """The masks of a state, packed or not, in the shapes of the params."""
+    """The masks of a state in the shapes of the params, whether a mask takes bytes or bits."""
     if state.widths is None:
         return state.masks
     masks, treedef = jax.tree.flatten(state.masks)
@@ -159,36 +160,51 @@ def masks_of(state: PruneState) -> Any:
             "these masks are packed, and inside jit nothing tells how long their last axis is: "
             "call get_masks(opt_state, params)."
         )
-    lengths = np.asarray(widths).reshape(-1, len(masks))[0].tolist()  # of the first, under vmap
+    # A state made under `vmap` has one row of widths per member; all rows are the same.
+    widths = np.asarray(widths).reshape(-1, len(masks))[0].tolist()
     shapes = [
-        jax.ShapeDtypeStruct((*m.shape[:-1], n) if m.ndim else (), bool)
-        for m, n in zip(masks, lengths, strict=True)
+        jax.ShapeDtypeStruct((*bits.shape[:-1], width) if bits.ndim else (), bool)
+        for bits, width in zip(masks, widths, strict=True)
     ]
-    return treedef.unflatten([from_bits(m, shape) for m, shape in zip(masks, shapes, strict=True)])
+    return treedef.unflatten(list(map(from_bits, masks, shapes)))
 
 
-def _merge(trees: list[Any]) -> Any:
-    """One tree of bool masks. A hole in one tree may stand for a whole subtree of another."""
-    solid = [tree for tree in trees if not _is_hole(tree)]
-    if not solid:
+def _merged(trees: list[Any]) -> Any:
+    """The masks of several states as one tree of bool masks: kept means kept in all trees.
+
+    The trees are merged one level at a time, because a placeholder in one tree may take the place
+    of a whole subtree in another.
+    """
+    present = [tree for tree in trees if not _is_placeholder(tree)]
+    if not present:
         return trees[0]
-    levels = [jax.tree.flatten(tree, is_leaf=lambda x, top=tree: x is not top) for tree in solid]
-    node = levels[0][1]
-    is_mask = jax.tree_util.treedef_is_leaf(node)
-    shapes = {jnp.shape(mask) for mask in solid} if is_mask else set()
-    if any(other != node for _, other in levels) or len(shapes) > 1:
+    levels = [jax.tree.flatten(tree, is_leaf=lambda x, top=tree: x is not top) for tree in present]
+    treedef = levels[0][1]
+    is_mask = jax.tree_util.treedef_is_leaf(treedef)
+    n_shapes = len({jnp.shape(mask) for mask in present}) if is_mask else 1
+    if any(level[1] != treedef for level in levels) or n_shapes > 1:
         raise ValueError("the prune states found hold masks of different trees; pass one of them.")
     if is_mask:
-        return functools.reduce(operator.and_, [mask.astype(bool) for mask in solid])
-    columns = zip(*(children for children, _ in levels), strict=True)
-    return node.unflatten([_merge(list(column)) for column in columns])
+        return _kept_by_all(present)
+    children = zip(*(level[0] for level in levels), strict=True)
+    return treedef.unflatten([_merged(list(same_child)) for same_child in children])
+
+
+def _kept_by_all(masks: list[Any]) -> Any:
+    """One bool mask, True where every mask keeps."""
+    return functools.reduce(operator.and_, [mask.astype(bool) for mask in masks])
+
+
+def _is_placeholder(x: Any) -> bool:
+    """Whether `x` is what wrappers put in the place of a subtree: None or an empty tuple."""
+    return x is None or (isinstance(x, tuple) and not x)
 
 
 def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTree:
-    """Params with +0.0 at every dropped weight, whatever stood there, NaN included.
+    """Params with +0.0 at every dropped weight, whatever its value was, including NaN.
 
-    This is for copies that the optimizer does not land on zero itself: averages, lookahead and
-    schedule-free weights, params after a NaN.
+    Use this for copies of the params that the optimizer itself does not prune (averages, lookahead
+    and schedule-free weights), and for params that contain NaN.
 
     Args:
       params: a tree of arrays.
@@ -196,10 +212,10 @@ def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTr
         prune state inside.
 
     Returns:
-      A tree like `params`. A leaf without a mask is returned as it is.
+      A tree like `params`. A leaf without a mask is returned unchanged.
 
     Raises:
-      ValueError: a mask without a param, or of another shape, naming the path.
+      ValueError: a mask without a param, or with a different shape; names the path.
 
     Example:
       >>> import jax.numpy as jnp
@@ -215,51 +231,58 @@ def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTr
 
 
 def _masked(param: Any, mask: Any) -> Any:
+    """A numeric param with its mask applied; anything else, such as a PRNG key, unchanged."""
     spec = spec_of(param)
     is_number = spec is not None and jnp.issubdtype(spec.dtype, jnp.number)
     return keep(jnp.asarray(param), mask) if is_number else param
 
 
 def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) -> list[Any]:
-    """The mask of every leaf, in the order of `paths`, or None; checked against the leaves."""
+    """The mask of every leaf, in the order of `paths`, or None where there is no mask.
+
+    Every mask is checked against the shape of its leaf. Bit masks come back as bool masks in the
+    shape of the leaf, and masks of several prune states are merged: kept means kept in all.
+    """
     states = find_states(masks_or_opt_state)
-    trees = (
-        [(state.masks, state.widths is not None) for state in states]
-        if states
-        else [(masks_or_opt_state, False)]
-    )
-    fix = "Pass the tree that the optimizer was initialised with."
-    if not states:
+    if states:
+        fix = "Pass the tree that the optimizer was initialised with."
+        trees = [(state.masks, state.widths is not None) for state in states]
+    else:
         fix = "Pass masks like the params, or an optimizer state with jaxprune.prune in it."
+        trees = [(masks_or_opt_state, False)]
         if paths and not jax.tree.leaves(masks_or_opt_state):
             raise ValueError(f"no mask in {type(masks_or_opt_state).__name__}. {fix}")
-    specs = [spec_of(leaf) for leaf in leaves]
-    shapes = {p: () if s is None else s.shape for p, s in zip(paths, specs, strict=True)}
-    merged: dict[str, Any] = {}
-    for tree, is_packed in trees:
+    leaf_at = dict(zip(paths, leaves, strict=True))
+    masks_at: dict[str, list[Any]] = {path: [] for path in paths}
+    for tree, are_bits in trees:
         mask_paths, masks, _ = leaves_with_paths(tree)
         for path, mask in zip(mask_paths, masks, strict=True):
-            if path not in shapes:
+            if path not in leaf_at:
                 raise ValueError(
                     f"{shown_path(path)}: a mask, but no such param; the params have "
                     f"{listed(paths)}. {fix}"
                 )
-            shape = bit_mask_shape(shapes[path]) if is_packed else shapes[path]
-            if jnp.shape(mask) != shape:
-                raise ValueError(wrong_shape(path, jnp.shape(mask), shapes[path], is_packed))
-            if is_packed:
-                mask = from_bits(mask, leaves[paths.index(path)])
-            merged[path] = (
-                mask if path not in merged else merged[path].astype(bool) & mask.astype(bool)
-            )
-    return [merged.get(path) for path in paths]
+            masks_at[path].append(_fitting_mask(path, mask, leaf_at[path], are_bits))
+    return [
+        (masks[0] if len(masks) == 1 else _kept_by_all(masks)) if masks else None
+        for masks in masks_at.values()
+    ]
+
+
+def _fitting_mask(path: str, mask: Any, leaf: Any, is_bits: bool) -> Any:
+    """A mask in the shape of its leaf; raises if it belongs to a leaf of another shape."""
+    spec = spec_of(leaf)
+    shape = () if spec is None else spec.shape
+    if jnp.shape(mask) != (bit_mask_shape(shape) if is_bits else shape):
+        raise ValueError(wrong_shape(path, jnp.shape(mask), shape, is_bits))
+    return from_bits(mask, leaf) if is_bits else mask
 
 
 def wrong_shape(
-    path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...], is_packed: bool = False
+    path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...], is_bits: bool = False
 ) -> str:
-    """The error of a mask that does not fit its param."""
-    needs = f", whose packed mask has {bit_mask_shape(shape)}" if is_packed else ""
+    """The message for a mask whose shape does not fit its param."""
+    needs = f", whose packed mask has {bit_mask_shape(shape)}" if is_bits else ""
     return (
         f"{shown_path(path)}: the mask has shape {mask_shape} but the param has shape {shape}"
         f"{needs}. Was the state restored from another model?"
@@ -267,7 +290,7 @@ def wrong_shape(
 
 
 def require_states(opt_state: Any) -> list[PruneState]:
-    """`find_states`, of which there must be one."""
+    """`find_states`, but raises if there is no prune state."""
     states = find_states(opt_state)
     if not states:
         raise ValueError(
@@ -277,10 +300,5 @@ def require_states(opt_state: Any) -> list[PruneState]:
     return states
 
 
-def _is_hole(x: Any) -> bool:
-    """Whether it is what wrappers leave of a subtree: None, or a tuple of nothing."""
-    return x is None or (isinstance(x, tuple) and not x)
-
-
-# Their examples run, although by `__module__` they belong to `jaxprune`.
+# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
 __test__ = {"PruneState": PruneState}

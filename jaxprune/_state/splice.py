@@ -1,8 +1,8 @@
-"""A dense run that goes on sparse: `splice` puts a fresh prune state into its optimizer state.
+"""`splice`: start pruning in the middle of a dense run by adding a prune state to its state.
 
-The state of a dense optimizer has no place for masks. What the sparse optimizer would start from is
-compared with it node by node, outermost first; where a prune state stands and the dense run has
-none, the fresh one is put in, and everything else is taken over as it is.
+The optimizer state of a dense run has no prune state. `splice` makes the initial state of the
+pruning optimizer and walks both trees together from the root down. It keeps the new prune states
+and takes everything else unchanged from the dense run.
 """
 
 from typing import Any
@@ -17,26 +17,26 @@ from jaxprune._state.prune_state import PruneState, find_states
 
 
 def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_state: Any) -> Any:
-    """The state in which `tx`, which prunes, goes on from a run of the same optimizer without it.
+    """The state with which `tx`, an optimizer that prunes, continues a dense run of that optimizer.
 
-    Moments, counters and every other array of the dense state come over as they are; masks keep
-    everything and the schedule counts from 0. Links of a chain may have been added where they are
-    prune transforms, and nowhere else.
+    Moments, counters and all other arrays of the dense state are kept unchanged. The new masks keep
+    every weight, and the schedule starts at step 0. `tx` must be the optimizer of the dense run
+    plus prune transforms, and nothing else.
 
     Args:
-      tx: the transformation to go on with: `optax.chain(optimizer, jaxprune.prune(schedule))`,
+      tx: the transformation to continue with: `optax.chain(optimizer, jaxprune.prune(schedule))`,
         `jaxprune.prune(schedule, inner=optimizer)`, or either inside wrappers that the dense run
-        had too, such as `optax.MultiSteps(...).gradient_transformation()`.
+        also had, such as `optax.MultiSteps(...).gradient_transformation()`.
       params: the trained params, on the devices where they train.
       dense_opt_state: the optimizer state of the dense run, restored from its checkpoint into the
-        structure of `optimizer.init(params)`. Of a TrainState pass `.opt_state`.
+        structure of `optimizer.init(params)`. For a TrainState, pass `.opt_state`.
 
     Returns:
       An optimizer state for `tx`.
 
     Raises:
-      ValueError: no prune transform in `tx`, a dense state that already holds a prune state, or one
-        of another optimizer or other params, naming where they differ.
+      ValueError: `tx` contains no prune transform; the dense state already contains a prune state,
+        or belongs to another optimizer or other params (names where they differ).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -63,7 +63,7 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
 
 
 def _spliced(fresh: Any, dense: Any, path: tuple[Any, ...]) -> Any:
-    """`fresh` with the arrays of `dense` in it; `path` leads here, for errors."""
+    """`fresh` with the arrays of `dense`. `path` is the key path of both nodes, for errors."""
     if isinstance(fresh, PruneState):
         inner = _spliced(fresh.inner_state, dense, (*path, _key("inner_state")))
         return fresh._replace(inner_state=inner)
@@ -72,49 +72,57 @@ def _spliced(fresh: Any, dense: Any, path: tuple[Any, ...]) -> Any:
     if _is_chain(fresh):
         return _spliced_chain(fresh, dense, path)
     children, treedef = _one_level(fresh)
-    theirs, their_treedef = _one_level(dense)
-    if type(fresh) is not type(dense) or their_treedef != treedef:
+    dense_children, dense_treedef = _one_level(dense)
+    if type(fresh) is not type(dense) or dense_treedef != treedef:
         raise ValueError(_differ(path, fresh, dense))
-    pairs = zip(children, theirs, strict=True)
-    return treedef.unflatten([_spliced(a, b, (*path, *key)) for (key, a), (_, b) in pairs])
+    pairs = zip(children, dense_children, strict=True)
+    return treedef.unflatten(
+        [_spliced(child, dense_child, (*path, *key)) for (key, child), (_, dense_child) in pairs]
+    )
 
 
 def _spliced_chain(fresh: tuple[Any, ...], dense: Any, path: tuple[Any, ...]) -> Any:
-    """A chain whose prune links the dense run had not.
+    """The state of a chain, where the dense run had no prune links.
 
-    A dense run of a chain has its other links in the same order; a dense run of one transformation
-    that was no chain has a state that is the one other link.
+    If the dense run was a chain too, it had the same other links in the same order. If it was a
+    single transformation, its state is that of the only other link.
     """
-    added = [_only_prunes(link) for link in fresh]
-    others = [link for link, is_added in zip(fresh, added, strict=True) if not is_added]
-    fits = len(others) == 1 and jax.tree.structure(others[0]) == jax.tree.structure(dense)
-    if _is_chain(dense) and len(dense) == len(others) and not fits:
-        theirs = iter(dense)
-    elif len(others) == 1:
-        theirs = iter((dense,))
+    is_new = [_only_prunes(link) for link in fresh]
+    old_links = [link for link, new in zip(fresh, is_new, strict=True) if not new]
+    is_single = len(old_links) == 1 and _same_structure(old_links[0], dense)
+    if _is_chain(dense) and len(dense) == len(old_links) and not is_single:
+        dense_links = iter(dense)
+    elif len(old_links) == 1:
+        dense_links = iter((dense,))
     else:
         raise ValueError(_differ(path, fresh, dense))
     return tuple(
-        link if is_added else _spliced(link, next(theirs), (*path, jax.tree_util.SequenceKey(i)))
-        for i, (link, is_added) in enumerate(zip(fresh, added, strict=True))
+        link if new else _spliced(link, next(dense_links), (*path, jax.tree_util.SequenceKey(i)))
+        for i, (link, new) in enumerate(zip(fresh, is_new, strict=True))
     )
 
 
 def _taken_over(fresh: Any, dense: Any, path: tuple[Any, ...]) -> Any:
-    """`dense`, if it has the structure, shapes and dtypes of `fresh`."""
-    if jax.tree.structure(fresh) != jax.tree.structure(dense):
+    """`dense` itself; raises unless it has the structure, shapes and dtypes of `fresh`."""
+    if not _same_structure(fresh, dense):
         raise ValueError(_differ(path, fresh, dense))
-    ours = jax.tree_util.tree_leaves_with_path(fresh)
-    for (key, a), b in zip(ours, jax.tree.leaves(dense), strict=True):
-        if jnp.shape(a) != jnp.shape(b) or jnp.result_type(a) != jnp.result_type(b):
+    leaves = jax.tree_util.tree_leaves_with_path(fresh)
+    for (key, leaf), dense_leaf in zip(leaves, jax.tree.leaves(dense), strict=True):
+        needed, got = _shape_and_dtype(leaf), _shape_and_dtype(dense_leaf)
+        if got != needed:
             raise ValueError(
-                f"{path_str((*path, *key))}: the dense state has {_spec(b)}, but this optimizer on "
-                f"these params has {_spec(a)}. Pass the params that the dense run trained."
+                f"{path_str((*path, *key))}: the dense state has {got}, but this optimizer on "
+                f"these params has {needed}. Pass the params that the dense run trained."
             )
     return dense
 
 
+def _same_structure(fresh: Any, dense: Any) -> bool:
+    return jax.tree.structure(fresh) == jax.tree.structure(dense)
+
+
 def _differ(path: tuple[Any, ...], fresh: Any, dense: Any) -> str:
+    """The message for a dense state of another optimizer."""
     where = shown_path(path_str(path))
     return (
         f"{where}: the dense state is not what this optimizer holds without jaxprune.prune: it has "
@@ -125,32 +133,37 @@ def _differ(path: tuple[Any, ...], fresh: Any, dense: Any) -> str:
 
 
 def _outline(state: Any) -> str:
-    """The names of the states in a chain, or of one state."""
+    """The type of a state, or the types of the states in a chain, for errors."""
     if _is_chain(state):
         return f"({', '.join(map(_outline, state))})"
     return shown(state) if isinstance(state, str | bytes) else type(state).__name__
 
 
-def _spec(leaf: Any) -> str:
+def _shape_and_dtype(leaf: Any) -> str:
+    """The shape and dtype of a leaf, such as `float32[3, 4]`."""
     return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
 
 
 def _is_chain(state: Any) -> bool:
-    """Whether it is the state of `optax.chain`: a tuple without field names."""
+    """Whether a state is that of `optax.chain`: a tuple without field names."""
     return type(state) is tuple
 
 
 def _only_prunes(link: Any) -> bool:
-    """Whether it is the state of `prune` around no optimizer, bare or in a wrapper (`masked`)."""
+    """Whether the state of a link holds nothing but prune states without an inner optimizer.
+
+    They may be inside a wrapper, such as `optax.masked`.
+    """
     nodes = jax.tree.leaves(link, is_leaf=lambda x: isinstance(x, PruneState))
-    bare = [
-        isinstance(x, PruneState) and isinstance(x.inner_state, optax.EmptyState) for x in nodes
+    only_prunes = [
+        isinstance(node, PruneState) and isinstance(node.inner_state, optax.EmptyState)
+        for node in nodes
     ]
-    return bool(bare) and all(bare)
+    return bool(only_prunes) and all(only_prunes)
 
 
 def _one_level(tree: Any) -> tuple[list[tuple[Any, Any]], Any]:
-    """The children of a node with their keys, and the node itself."""
+    """The children of a node with their keys, and the treedef of that one level."""
     return jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
 
 

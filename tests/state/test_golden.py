@@ -1,16 +1,20 @@
-"""States that a release wrote are read by every later one, and go on to the same zeros.
+"""Every release reads the states that older releases wrote, and continues to the same masks.
 
-The files in `tests/state/golden` are never written again. A release that changes the state adds
-files:
+The files in `tests/state/golden` are never rewritten. A release that changes the state adds files:
 
     python tests/state/test_golden.py 0.2  # writes tests/state/golden/0.2-*.msgpack
 
-Each holds the params and the optimizer state in mid-schedule, and the masks after the last step, as
-`flax.serialization.to_bytes` writes them. Gradients and rates are multiples of powers of two, so
-that what follows is exact on every machine.
+Each file holds the params and the optimizer state in the middle of the schedule, and the masks
+after the last step, as `flax.serialization.to_bytes` writes them. Gradients and learning rates are
+multiples of powers of two, so that the remaining steps are exact on every machine.
+
+There are no golden pickles: pickles of a state made by this release must name only public classes,
+so that later releases can move the classes between modules.
 """
 
+import io
 import pathlib
+import pickle
 import sys
 
 import chex
@@ -62,7 +66,7 @@ def run(tx, params, state, first, last):
 
 
 def blank(tx):
-    """The structure to read a file into; nothing of it is left when it is read."""
+    """A tree with the structure of a file. All its values are replaced when the file is read."""
     params = make_params()
     masks = jax.tree.map(lambda p: np.zeros(p.shape, bool), params)
     zeros = jax.tree.map(jnp.zeros_like, (params, tx.init(params)))
@@ -82,7 +86,7 @@ def write(release):
             "final_masks": jax.device_get(jaxprune.get_masks(last)),
         }
         path = FOLDER / f"{release}-{name}.msgpack"
-        with path.open("xb") as file:  # what is there already stays
+        with path.open("xb") as file:  # never overwrites a file
             file.write(flax.serialization.to_bytes(tree))
 
 
@@ -91,7 +95,7 @@ def test_there_is_a_golden_state_of_every_kind():
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.stem)
-def test_a_state_of_an_older_release_is_read_and_goes_on_as_it_did(path):
+def test_a_state_of_an_older_release_loads_and_continues_to_the_same_masks(path):
     tx = CASES[path.stem.partition("-")[2]]()
     golden = flax.serialization.from_bytes(blank(tx), path.read_bytes())
     params, state = golden["params"], golden["opt_state"]
@@ -101,6 +105,29 @@ def test_a_state_of_an_older_release_is_read_and_goes_on_as_it_did(path):
     params, state = run(tx, params, state, MIDDLE, N_STEPS)
     chex.assert_trees_all_equal(jaxprune.get_masks(state), golden["final_masks"])
     jaxprune.check(params, state)
+
+
+class RecordingUnpickler(pickle.Unpickler):
+    """An unpickler that records the module and the name of every global that it loads."""
+
+    def __init__(self, data):
+        super().__init__(io.BytesIO(data))
+        self.names = set()
+
+    def find_class(self, module, name):
+        self.names.add((module, name))
+        return super().find_class(module, name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_pickled_state_names_only_public_classes_of_jaxprune(case):
+    state = CASES[case]().init(make_params())
+    unpickler = RecordingUnpickler(pickle.dumps(state))
+    restored = unpickler.load()
+    ours = {(module, name) for module, name in unpickler.names if module.startswith("jaxprune")}
+    assert ours == {("jaxprune", "PruneState")}
+    chex.assert_trees_all_equal_shapes_and_dtypes(restored, state)
+    chex.assert_trees_all_equal(restored, state)
 
 
 if __name__ == "__main__":
