@@ -1,6 +1,6 @@
-"""Smaller dense networks, from the axes that a model's jaxpr connects.
+"""Removes zero channels from a model, so that a smaller dense network is left.
 
-Tracing finds out which axes belong together. Start with `tracer`, which explains how:
+Tracing finds out which axes of the params belong together. Start with `tracer`, which explains how:
 
 - `traced_arrays`: what is known about one array.
 - `tracer`: follows a jaxpr and records which axes are joined, frozen and summed over.
