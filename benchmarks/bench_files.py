@@ -27,7 +27,8 @@ from rich.table import Table
 
 import jaxprune
 from benchmarks.common import Case, Check, Row, interleaved
-from jaxprune._files import footprint, interchange, safetensors as container, save_load as export
+from jaxprune._files import footprint, interchange, safetensors
+from jaxprune._files.save_load import load, save
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 # What files of 1e7 float32 weights must at least be smaller by.
@@ -55,10 +56,10 @@ def ways(dtype: str) -> dict[str, Way]:
             return {name: found[name].view(jnp.dtype(dtype)) for name in found}
 
     return {
-        OURS: Way(export.save, export.load),
-        f"{OURS} level=None": Way(functools.partial(export.save, level=None), export.load),
+        OURS: Way(save, load),
+        f"{OURS} level=None": Way(functools.partial(save, level=None), load),
         NPZ: Way(savez, loadz),
-        "dense safetensors": Way(interchange.save_safetensors, export.load),
+        "dense safetensors": Way(interchange.save_safetensors, load),
     }
 
 
@@ -161,8 +162,8 @@ def memory(n_leaves: int, side: int) -> list[Row]:
     shape, rng = (side, side), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "in.safetensors")
-        tensors = [container.Tensor(f"w{i}", "F32", shape) for i in range(n_leaves)]
-        container.write(
+        tensors = [safetensors.Tensor(f"w{i}", "F32", shape) for i in range(n_leaves)]
+        safetensors.write(
             file, tensors, (rng.standard_normal(shape, np.float32) for _ in tensors), {}
         )
         commands = {

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune._base.paths import as_rules, leaves_with_paths, listed, matches, spec_of
 from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_matmul
-from jaxprune._files.leaves import opened
+from jaxprune._files.leaf_files import open_leaves
 from jaxprune._files.save_load import nested
 
 Packed = Mapping[str, PackedMatrix]
@@ -98,9 +98,9 @@ def load_packed(
     rules = as_rules(include, "include")
     rest: dict[str, np.ndarray] = {}
     packed: dict[str, PackedMatrix] = {}
-    with opened(path) as file:
-        paths = [leaf.path for leaf in file.leaves]
-        for name, array in file.arrays():
+    with open_leaves(path) as reader:
+        paths = [leaf.path for leaf in reader.leaves]
+        for name, array in reader.arrays():
             spec = jax.ShapeDtypeStruct(array.shape, array.dtype)
             if array.ndim == 2 and any(matches(rule, name, spec) for rule in rules):
                 packed[name] = pack_matrix(array, block=block, batch=batch)

@@ -1,1 +1,5 @@
-"""The commands of `python -m jaxprune`: options, work, output."""
+"""The commands that work on files: `inspect`, `plan`, `prune` and `export`.
+
+`options.py` has their options and exit codes, `commands.py` does the work, `screen.py` prints, and
+`stored_masks.py` finds the masks in a file that also holds the params.
+"""

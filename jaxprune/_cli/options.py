@@ -208,7 +208,8 @@ def structure_for(text: str) -> Any:
 
     classes = {"unstructured": Unstructured, "nm": NM, "block": Block, "channel": Channel}
     name, *numbers = re.split("[:x]", text.removesuffix(":balanced"))
-    make, reason = classes.get(name), ""
+    make: Any = classes.get(name)
+    reason = ""
     try:
         if make is not None:
             values = [int(number) for number in numbers]

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, bars on terminals, lines of what was written."""
+"""What the commands print: tables, progress bars on terminals, and lines about written files."""
 
 import contextlib
 import json
@@ -10,91 +10,107 @@ from typing import Any
 
 from jaxprune._base.paths import shown_path
 from jaxprune._files.any_kind import Source
-from jaxprune._files.stream import extra
+from jaxprune._files.extras import import_extra
 from jaxprune._report.table import Report
 
-_SHOWN = {"bound": "entropy bound", "jaxprune": "jaxprune.save"}
-_LEFT = ("leaf", "shape", "dtype", "structure")
-# Columns that a narrow terminal goes without, the first ones first.
-_SPARE = ("dense bytes", "nonzero", "dtype", "shape")
+_FORMAT_LABELS = {"bound": "entropy bound", "jaxprune": "jaxprune.save"}
+_LEFT_ALIGNED = ("leaf", "shape", "dtype", "structure")
+# Columns that are left out on a narrow terminal, in this order.
+_OPTIONAL = ("dense bytes", "nonzero", "dtype", "shape")
 
 
 def console(*, err: bool = False) -> Any:
-    """Standard output or error; piped, without colours and as wide as the tables need."""
+    """Standard output or error; if it is piped, without colours and as wide as the tables need."""
     stream = sys.stderr if err else sys.stdout
     width = None if stream.isatty() else 10_000
-    return extra("rich.console", "cli").Console(stderr=err, width=width, highlight=False)
+    return import_extra("rich.console", "cli").Console(stderr=err, width=width, highlight=False)
 
 
 @contextlib.contextmanager
-def progress(found: Source, name: str) -> Iterator[Callable[[], Iterator[Any]]]:
-    """The arrays of a source, with a bar on a terminal of how many bytes have gone by."""
-    sizes = {leaf.path: leaf.n_bytes for leaf in found.leaves}
+def progress(source: Source, name: str) -> Iterator[Iterator[tuple[str, Any]]]:
+    """The paths and arrays of a source, with a bar on a terminal that counts bytes.
+
+    Ctrl-C raises after the current leaf at the latest.
+    """
+    sizes = {leaf.path: leaf.n_bytes for leaf in source.leaves}
     screen = console(err=True)
     with contextlib.ExitStack() as stack:
-        pressed = stack.enter_context(_ctrl_c())
+        interrupts = stack.enter_context(_record_ctrl_c())
         advance: Callable[[str], Any] = lambda path: None
         if screen.is_terminal:
-            bar = extra("rich.progress", "cli").Progress(console=screen, transient=True)
+            bar = import_extra("rich.progress", "cli").Progress(console=screen, transient=True)
             stack.enter_context(bar)
             task = bar.add_task(name, total=sum(sizes.values()))
             advance = lambda path: bar.advance(task, sizes[path])
 
-        def arrays() -> Iterator[Any]:
-            for path, array in found.arrays():
+        def arrays() -> Iterator[tuple[str, Any]]:
+            for path, array in source.arrays():
                 yield path, array
-                if pressed:
+                if interrupts:
                     raise KeyboardInterrupt
                 advance(path)
 
-        yield arrays
+        yield arrays()
 
 
 @contextlib.contextmanager
-def _ctrl_c() -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C is pressed: what that raises in a callback of JAX is lost."""
-    pressed: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
+def _record_ctrl_c() -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C was pressed.
 
-    def note(number: int, frame: Any) -> None:
-        pressed.append(number)
-        if callable(before):
-            before(number, frame)
+    Ctrl-C also raises KeyboardInterrupt as usual. But Python ignores it, with a traceback, if it is
+    raised in a callback such as those of JAX; that traceback is not printed.
+    """
+    interrupts: list[int] = []
+    previous = signal.getsignal(signal.SIGINT)
 
-    if before is not signal.default_int_handler:  # ignored, or somebody else's
-        yield pressed
+    def record(number: int, frame: Any) -> None:
+        interrupts.append(number)
+        if callable(previous):
+            previous(number, frame)
+
+    if previous is not signal.default_int_handler:  # SIGINT is ignored, or handled by someone else
+        yield interrupts
         return
-    signal.signal(signal.SIGINT, note)
+    report_ignored = sys.unraisablehook
+
+    def report_others(ignored: Any) -> None:
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            report_ignored(ignored)
+
+    signal.signal(signal.SIGINT, record)
+    sys.unraisablehook = report_others
     try:
-        yield pressed
+        yield interrupts
     finally:
-        signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = report_ignored
+        signal.signal(signal.SIGINT, previous)
 
 
-def show(what: Mapping[str, Any]) -> None:
-    """Prints what `inspect` found."""
+def print_inspection(report: Mapping[str, Any]) -> None:
+    """Prints the report of `inspect`: a table of leaves, a table of sizes, and the warnings."""
     from rich.table import Table
     from rich.text import Text
 
     screen = console()
-    title = Text(f"{what['file']}: {what['kind']}, {what['file_bytes']:,} bytes")
+    title = Text(f"{report['file']}: {report['kind']}, {report['file_bytes']:,} bytes")
     sizes = Table(title="Bytes by format")
     sizes.add_column("format")
     sizes.add_column("bytes", justify="right")
     sizes.add_column("smaller", justify="right")
-    for name, n_bytes in what["bytes"].items():
-        ratio = what["bytes"]["dense"] / max(n_bytes, 1)
-        sizes.add_row(_SHOWN.get(name, name), f"{n_bytes:,}", f"{ratio:.2f}x")
-    screen.print(_fitting(screen, title, _cells(what)))
+    for name, n_bytes in report["bytes"].items():
+        ratio = report["bytes"]["dense"] / max(n_bytes, 1)
+        sizes.add_row(_FORMAT_LABELS.get(name, name), f"{n_bytes:,}", f"{ratio:.2f}x")
+    screen.print(_widest_table(screen, title, _leaf_rows(report)))
     screen.print(sizes)
-    for line in what["warnings"]:
+    for line in report["warnings"]:
         screen.print(Text(f"warning: {line}"), soft_wrap=True)
 
 
-def _cells(what: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The rows of the table of leaves, the last one their total, by column."""
-    smallest = "jaxprune" if "jaxprune" in what["bytes"] else "bitmask"
-    total = {"path": "total", "shape": [], "dtype": "", "structure": "", "bytes": what["bytes"]}
+def _leaf_rows(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The rows of the table of leaves, by column; the last one is the total."""
+    sizes = report["bytes"]
+    smallest = "jaxprune" if "jaxprune" in sizes else "bitmask"
+    total = {"path": "total", "shape": [], "dtype": "", "structure": "", "bytes": sizes}
     return [
         {
             "leaf": shown_path(row["path"]),
@@ -107,15 +123,15 @@ def _cells(what: Mapping[str, Any]) -> list[dict[str, str]]:
             "dense bytes": f"{row['bytes']['dense']:,}",
             f"{smallest} bytes": f"{row['bytes'][smallest]:,}",
         }
-        for row in [*what["leaves"], total | what["total"]]
+        for row in [*report["leaves"], total | report["total"]]
     ]
 
 
-def _fitting(screen: Any, title: Any, rows: Sequence[Mapping[str, str]]) -> Any:
-    """A table with as many columns as the screen is wide."""
-    unbound = screen.options.update(width=10_000)
-    tables = [_table(title, rows, _SPARE[:n]) for n in range(len(_SPARE) + 1)]
-    widths = [screen.measure(table, options=unbound).maximum for table in tables]
+def _widest_table(screen: Any, title: Any, rows: Sequence[Mapping[str, str]]) -> Any:
+    """The table with as many columns as fit on the screen."""
+    unlimited = screen.options.update(width=10_000)
+    tables = [_table(title, rows, _OPTIONAL[:n]) for n in range(len(_OPTIONAL) + 1)]
+    widths = [screen.measure(table, options=unlimited).maximum for table in tables]
     fit = [table for table, width in zip(tables, widths, strict=True) if width <= screen.width]
     return [*fit, tables[-1]][0]
 
@@ -127,7 +143,9 @@ def _table(title: Any, rows: Sequence[Mapping[str, str]], without: Sequence[str]
     table = Table(title=title)
     columns = [name for name in rows[0] if name not in without]
     for name in columns:
-        table.add_column(name, justify="left" if name in _LEFT else "right", overflow="fold")
+        table.add_column(
+            name, justify="left" if name in _LEFT_ALIGNED else "right", overflow="fold"
+        )
     for row in rows[:-1]:
         table.add_row(*(Text(row[name]) for name in columns))
     table.add_section()
@@ -135,8 +153,8 @@ def _table(title: Any, rows: Sequence[Mapping[str, str]], without: Sequence[str]
     return table
 
 
-def tell(
-    what: dict[str, Any],
+def print_written(
+    summary: dict[str, Any],
     file: Path,
     out: Path,
     left_out: list[str],
@@ -144,16 +162,25 @@ def tell(
     report: Report | None = None,
     as_json: bool,
 ) -> None:
-    """Prints what was written."""
-    written = [p for p in out.rglob("*.npz")] if out.is_dir() else [out]
-    n_bytes = sum(p.stat().st_size for p in written)
+    """Prints which file was written, how large it is, and which leaves were left out.
+
+    Args:
+      summary: further entries of the JSON.
+      file: that was read.
+      out: the file that was written, or the folder.
+      left_out: paths of leaves.
+      report: a table to print before.
+      as_json: print JSON instead.
+    """
+    written = list(out.rglob("*.npz")) if out.is_dir() else [out]
+    n_bytes = sum(path.stat().st_size for path in written)
     if as_json:
         head = {"file": str(file), "out": str(out), "bytes": n_bytes, "left_out": left_out}
-        print(json.dumps(head | what, indent=1))
+        print(json.dumps(head | summary, indent=1))
         return
     screen = console()
     if report is not None:
         screen.print(report)
     for path in left_out:
-        screen.print(f"left out: {path} has not two axes", markup=False)
+        screen.print(f"left out: {path} is not 2-D", markup=False)
     screen.print(f"wrote {out}, {n_bytes:,} bytes", markup=False, soft_wrap=True)

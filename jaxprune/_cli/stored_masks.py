@@ -1,6 +1,7 @@
-"""The masks that a file holds beside its params, as a training state has them.
+"""Finds the masks in a file that holds a whole training state: params and optimizer state.
 
-They are kept at one bit per weight while the params are read a leaf at a time.
+`inspect` uses them to report weights that should be zero. Read from the file, the masks are kept in
+memory as bit masks, while the params are read one leaf at a time.
 """
 
 import re
@@ -8,73 +9,75 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxprune._files.any_kind import Source, some
+from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
 from jaxprune._state.bit_masks import bit_mask_shape
 
 
 def mask_paths(leaves: Sequence[Leaf]) -> dict[str, str]:
-    """Which leaf of a file is the mask of which, by the path of the param.
+    """The path of each mask in a file, by the path of its param.
 
-    A mask is found by its path, `.../masks/PARAM`, its dtype and its shape, that of the param or
-    packed at one bit per weight. Of several leaves that end in `PARAM`, moments and averages among
-    them, the one that is nearest to the root is the param, and the first below `params` or `model`.
+    A mask is a leaf `.../masks/PARAM` of dtype bool or uint8, with the shape of the param or that
+    of its bit mask. Several leaves may end in `PARAM`, such as the moments of Adam or an average:
+    the one with the fewest keys is the param, and among equals one below `params` or `model`.
 
     Example:
       >>> w, m = Leaf("params/w", (8, 20), np.dtype("f4")), np.dtype("u1")
       >>> mask_paths([w, Leaf("opt_state/1/masks/w", (8, 3), m)])
       {'params/w': 'opt_state/1/masks/w'}
     """
-    found = {}
+    mask_of = {}
     for mask in leaves:
         match = re.fullmatch(r"(?:.*/)?masks/(.*)", mask.path)
         if match is None or mask.dtype not in (np.dtype(np.uint8), np.dtype(bool)):
             continue
-        end = "/" + _bare(match[1])
+        suffix = "/" + _without_value(match[1])
         candidates = [
             leaf.path
             for leaf in leaves
-            if ("/" + _bare(leaf.path)).endswith(end)
+            if ("/" + _without_value(leaf.path)).endswith(suffix)
             and "masks" not in leaf.path.split("/")
             and mask.shape in (leaf.shape, bit_mask_shape(leaf.shape))
         ]
         if candidates:
-            found[min(candidates, key=_distance)] = mask.path
-    return found
+            mask_of[min(candidates, key=_rank)] = mask.path
+    return mask_of
 
 
-def _bare(path: str) -> str:
-    """The path without the `value` that flax puts behind its variables."""
+def _without_value(path: str) -> str:
+    """The path without the key `value` that Flax adds to its variables."""
     return path.removesuffix("/value")
 
 
-def _distance(path: str) -> tuple[int, bool, str]:
+def _rank(path: str) -> tuple[int, bool, str]:
+    """Sorts the paths that may belong to a param; the first is chosen."""
     keys = path.split("/")
     return len(keys), keys[0] not in ("params", "model"), path
 
 
-def read_masks(found: Source, paths: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The masks of a file, by the path of the param, at one bit per weight."""
-    if not paths:
+def read_masks(source: Source, mask_of: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The bit masks of a file, by the path of the param; `mask_of` is from `mask_paths`."""
+    if not mask_of:
         return {}
-    shapes = {leaf.path: leaf.shape for leaf in found.leaves}
-    params = {mask: param for param, mask in paths.items()}
-    masks = {}
-    for path, array in some(found, list(params)).arrays():
-        packed = array.shape != shapes[params[path]] or not array.ndim
-        masks[params[path]] = (
-            array if packed else np.packbits(array != 0, axis=-1, bitorder="little")
+    shapes = {leaf.path: leaf.shape for leaf in source.leaves}
+    param_of = {mask: param for param, mask in mask_of.items()}
+    bit_masks = {}
+    for path, array in source.only(list(param_of)).arrays():
+        param = param_of[path]
+        is_bit_mask = array.shape != shapes[param] or not array.ndim
+        bit_masks[param] = (
+            array if is_bit_mask else np.packbits(array != 0, axis=-1, bitorder="little")
         )
-    return masks
+    return bit_masks
 
 
-def kept(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The bool mask of a leaf of this shape.
+def to_mask(bit_mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The bool mask of a leaf of this shape; True means kept.
 
     Example:
-      >>> kept(np.array([5], np.uint8), (3,)).tolist()
+      >>> to_mask(np.array([5], np.uint8), (3,)).tolist()
       [True, False, True]
     """
     if not shape:
-        return bits.astype(bool)
-    return np.unpackbits(bits, axis=-1, count=shape[-1], bitorder="little").view(bool)
+        return bit_mask.astype(bool)
+    return np.unpackbits(bit_mask, axis=-1, count=shape[-1], bitorder="little").view(bool)

@@ -1,1 +1,18 @@
-"""Every format that params are read from and written to."""
+"""Every file that jaxprune writes or reads.
+
+    save_load.py    `save` and `load`: params to one compact file and back
+    leaf_files.py   that file, written and read one leaf at a time
+    leaves.py       one leaf as tensors: dense, or the values that are not zero and their positions
+    safetensors.py  the safetensors format: a header and the tensors that it describes
+    interchange.py  params for other programs: `save_safetensors`, SciPy's CSR, BCOO, BCSR
+    npz.py          NumPy's `.npz`, written and read one array at a time
+    orbax.py        orbax checkpoints, read a group of leaves at a time
+    any_kind.py     opens any of these kinds of file, and writes any but checkpoints
+    formats.py      the formats that can be written, and their suffixes
+    footprint.py    how many bytes an array would take in each format; writes nothing
+    stream.py       the bytes of a file in order, with zstd decompressed
+    atomic.py       the only place where a file is put at its path, complete or not at all
+    extras.py       imports a package that comes with an extra
+
+The format of `save` is described in `docs/format.md`.
+"""

@@ -1,31 +1,40 @@
-"""What an array takes in each format, and what structure its zeros have."""
+"""How many bytes an array would take in each format, and the structure of its zeros.
+
+Nothing is written: sizes are counted, or the compressed bytes are thrown away.
+"""
 
 import math
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
-from jaxprune._files.leaves import encoded, is_stored
-from jaxprune._files.stream import extra
+from jaxprune._files.extras import import_extra
+from jaxprune._files.leaves import encode_leaf, is_stored
+from jaxprune._files.safetensors import raw_bytes
 
-# In the order of tables; those that compress take time.
+# In the order of tables. The slow formats compress.
 QUICK = ("dense", "CSR int32", "delta uint8", "bitmask", "bound")
 SLOW = ("gzip", "jaxprune")
-_CHUNK = 2**22
+_CHUNK_BYTES = 2**22
 
 
 def sizes(array: np.ndarray, formats: tuple[str, ...] = QUICK + SLOW) -> dict[str, int]:
     """Bytes by format.
 
-    `dense` is the array, `gzip` that compressed as `numpy.savez_compressed` does. `CSR int32` has a
-    column index of 4 bytes for each nonzero value, `delta uint8` the distance from the one before,
-    with a filler at every 255 zeros, `bitmask` one bit per entry. `jaxprune` is what `save` writes.
-    `bound` is no format: the values and the entropy of their places, under which none of those
-    comes that take the values as they are.
+    - `dense`: the array itself.
+    - `gzip`: the array compressed as `numpy.savez_compressed` does.
+    - `CSR int32`: the nonzero values, a column index of 4 bytes for each, and row pointers.
+    - `delta uint8`: the nonzero values, and for each the distance from the one before in one byte;
+      longer distances take an additional zero for every 256 entries.
+    - `bitmask`: the nonzero values, and one bit per entry.
+    - `jaxprune`: the file of `save`.
+    - `bound`: the nonzero values, and the entropy of their positions. Not a format: no format that
+      stores the values uncompressed can be smaller.
 
     Args:
-      array: any array that `save` takes.
-      formats: which.
+      array: any array that `save` accepts.
+      formats: which of these.
 
     Example:
       >>> sizes(np.eye(100, dtype=np.float32), ("dense", "CSR int32", "bitmask"))
@@ -34,53 +43,56 @@ def sizes(array: np.ndarray, formats: tuple[str, ...] = QUICK + SLOW) -> dict[st
     n, width = array.size, array.dtype.itemsize
     stored = is_stored(array).reshape(-1)
     n_stored = int(np.count_nonzero(stored))
-    values = n_stored * width
+    n_values_bytes = n_stored * width
     n_rows = n // array.shape[-1] if array.ndim and n else 1
-    of = {
+    count = {
         "dense": lambda: n * width,
-        "gzip": lambda: _gzip(array),
-        "CSR int32": lambda: 4 * (n_rows + 1) + 4 * n_stored + values,
-        "delta uint8": lambda: (n_stored + _fillers(stored)) * (1 + width),
-        "bitmask": lambda: -(-n // 8) + values,
-        "jaxprune": lambda: _zstd(array),
-        "bound": lambda: values + math.ceil(n * _entropy(n_stored / max(n, 1)) / 8),
+        "gzip": lambda: _gzip_size(array),
+        "CSR int32": lambda: 4 * (n_rows + 1) + 4 * n_stored + n_values_bytes,
+        "delta uint8": lambda: (n_stored + _n_fillers(stored)) * (1 + width),
+        "bitmask": lambda: -(-n // 8) + n_values_bytes,
+        "jaxprune": lambda: _zstd_size(array),
+        "bound": lambda: n_values_bytes + math.ceil(n * _entropy(n_stored / max(n, 1)) / 8),
     }
-    return {name: of[name]() for name in formats}
+    return {name: count[name]() for name in formats}
 
 
-def _entropy(p: float) -> float:
-    """Bits per entry that say where a fraction `p` of entries is."""
-    return -sum(x * math.log2(x) for x in (p, 1 - p) if x > 0)
+def _entropy(density: float) -> float:
+    """Bits per entry that it takes to say which entries are stored."""
+    return -sum(p * math.log2(p) for p in (density, 1 - density) if p > 0)
 
 
-def _fillers(stored: np.ndarray) -> int:
-    places = np.flatnonzero(stored)
-    gaps = np.diff(places, prepend=-1) - 1
+def _n_fillers(stored: np.ndarray) -> int:
+    """How many additional zeros delta coding stores, one for every 256 skipped entries."""
+    positions = np.flatnonzero(stored)
+    gaps = np.diff(positions, prepend=-1) - 1
     return int(np.sum(gaps // 256))
 
 
-def _gzip(array: np.ndarray) -> int:
-    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    packer = zlib.compressobj(6)
-    chunks = (raw[i : i + _CHUNK].data for i in range(0, raw.size, _CHUNK))
-    return sum(len(packer.compress(chunk)) for chunk in chunks) + len(packer.flush())
+def _gzip_size(array: np.ndarray) -> int:
+    compressor = zlib.compressobj(6)
+    n_bytes = sum(len(compressor.compress(chunk)) for chunk in _chunks(array))
+    return n_bytes + len(compressor.flush())
 
 
-def _zstd(array: np.ndarray) -> int:
-    packer = extra("zstandard").ZstdCompressor(level=3).compressobj()
-    n_bytes = 0
-    for _, data in encoded("", array)[0]:
-        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-        for i in range(0, raw.size, _CHUNK):
-            n_bytes += len(packer.compress(raw[i : i + _CHUNK].data))
-    return n_bytes + len(packer.flush())
+def _zstd_size(array: np.ndarray) -> int:
+    compressor = import_extra("zstandard").ZstdCompressor(level=3).compressobj()
+    chunks = (chunk for buffer in encode_leaf("", array).buffers for chunk in _chunks(buffer))
+    n_bytes = sum(len(compressor.compress(chunk)) for chunk in chunks)
+    return n_bytes + len(compressor.flush())
+
+
+def _chunks(array: np.ndarray) -> Iterator[memoryview]:
+    raw = raw_bytes(array)
+    return (raw[i : i + _CHUNK_BYTES].data for i in range(0, raw.size, _CHUNK_BYTES))
 
 
 def structure_of(kept: np.ndarray) -> str:
     """The structure of a mask, in words.
 
-    Channels that are dropped whole, `2 of 4` neighbours, blocks that go together: whichever is
-    found first. Only exact structure counts, and only of at least eight groups.
+    One of: whole channels are dropped; as in `2 of 4`, every run of m neighbours keeps equally
+    many; whole blocks are dropped. The first that holds for every entry is returned, and only if
+    the mask has at least eight runs or blocks.
 
     Args:
       kept: True where a weight is not zero.
@@ -103,8 +115,8 @@ def structure_of(kept: np.ndarray) -> str:
 
 def _channels(kept: np.ndarray, n_kept: int) -> str:
     for axis in range(kept.ndim):
-        alive = kept.any(axis=tuple(i for i in range(kept.ndim) if i != axis))
-        if int(alive.sum()) * (kept.size // kept.shape[axis]) == n_kept:
+        channel_kept = kept.any(axis=tuple(i for i in range(kept.ndim) if i != axis))
+        if int(channel_kept.sum()) * (kept.size // kept.shape[axis]) == n_kept:
             return f"channels, axis {axis}"
     return ""
 
@@ -129,7 +141,7 @@ def _blocks(kept: np.ndarray) -> str:
                 continue
             if matrix.size < 8 * rows * columns:
                 continue
-            split = matrix.reshape(-1, rows, matrix.shape[1] // columns, columns)
-            if (split.any((1, 3)) == split.all((1, 3))).all():
+            blocks = matrix.reshape(-1, rows, matrix.shape[1] // columns, columns)
+            if (blocks.any((1, 3)) == blocks.all((1, 3))).all():
                 return f"blocks, {rows}x{columns}"
     return ""

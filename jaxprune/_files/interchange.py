@@ -1,11 +1,12 @@
-"""Params for other programs: plain safetensors, SciPy's CSR, JAX's BCOO and BCSR.
+"""Params for other programs: plain safetensors files, SciPy's CSR, JAX's BCOO and BCSR.
 
-None of these is as small as `save`, nor, but for CSR at batch 1, faster than dense arrays; there is
-no sparse format that everything reads.
+There is no sparse format that every program reads. None of these takes as little room as `save`,
+and only products with CSR at batch 1 are faster than dense ones.
 """
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, listed, shown_path
-from jaxprune._files import safetensors as container
+from jaxprune._files import safetensors
+from jaxprune._files.atomic import atomic_file
+from jaxprune._files.extras import import_extra
+from jaxprune._files.leaves import Leaf
 from jaxprune._files.save_load import as_host
-from jaxprune._files.stream import extra, written
+
+# Plain safetensors
 
 
 def save_safetensors(path: str | os.PathLike[str], params: chex.ArrayTree) -> None:
-    """Writes params dense, as a plain safetensors file that any program reads; `load` does, too.
+    """Writes params dense, as a plain safetensors file; `load` reads it too.
 
     Args:
-      path: of the file. What is there is replaced, in one move.
+      path: of the file. An existing file is replaced, in one step.
       params: any tree of arrays of numbers or bools.
 
     Raises:
-      TypeError: a leaf that is no array, or whose dtype safetensors has no name for.
+      TypeError: a leaf is not an array, or has a dtype that safetensors has no name for.
 
     Example:
       >>> import jaxprune, tempfile
@@ -37,48 +42,57 @@ def save_safetensors(path: str | os.PathLike[str], params: chex.ArrayTree) -> No
       ...     jaxprune.load(f"{folder}/model.safetensors")
       {'w': array([1., 1.])}
     """
-    names, leaves, _ = leaves_with_paths(params)
-    arrays = [as_host(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
-    tensors = [plain_tensor(n, a.dtype, a.shape) for n, a in zip(names, arrays, strict=True)]
-    container.write(Path(path), tensors, arrays, {})
+    paths, leaves, _ = leaves_with_paths(params)
+    arrays = [as_host(name, leaf) for name, leaf in zip(paths, leaves, strict=True)]
+    specs = [Leaf(name, x.shape, x.dtype) for name, x in zip(paths, arrays, strict=True)]
+    write_safetensors(Path(path), specs, arrays)
 
 
-def plain_tensor(path: str, dtype: np.dtype, shape: tuple[int, ...]) -> container.Tensor:
-    """The entry of a dense leaf in a plain file.
+def write_safetensors(path: Path, leaves: Sequence[Leaf], arrays: Iterable[np.ndarray]) -> None:
+    """Writes a plain safetensors file of dense leaves, one array at a time.
 
     Raises:
-      TypeError: safetensors has no name for the dtype.
+      TypeError: safetensors has no name for the dtype of a leaf.
 
     Example:
-      >>> plain_tensor("w", np.dtype("float16"), (3,))
-      Tensor(name='w', code='F16', shape=(3,))
+      >>> import jaxprune, tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     leaves = [Leaf("w", (2,), np.dtype("float64"))]
+      ...     write_safetensors(Path(folder, "a.safetensors"), leaves, [np.ones(2)])
+      ...     jaxprune.load(f"{folder}/a.safetensors")
+      {'w': array([1., 1.])}
     """
-    tensor = container.tensor_for(path, dtype, shape)
-    if container.code_dtype(tensor.code) != dtype:
-        raise TypeError(
-            f"{shown_path(path)}: safetensors has no dtype {dtype}. Cast it, or use jaxprune.save."
-        )
-    return tensor
+    tensors = [safetensors.tensor_for(leaf.path, leaf.dtype, leaf.shape) for leaf in leaves]
+    for leaf, tensor in zip(leaves, tensors, strict=True):
+        if safetensors.code_dtype(tensor.code) != leaf.dtype:
+            raise TypeError(
+                f"{shown_path(leaf.path)}: safetensors has no dtype {leaf.dtype}. Cast the leaf, "
+                "or use jaxprune.save."
+            )
+    safetensors.write(path, tensors, arrays, {})
+
+
+# Sparse arrays of SciPy and JAX
 
 
 def to_csr(params: chex.ArrayTree) -> chex.ArrayTree:
-    """Params with every matrix as a `scipy.sparse.csr_array`; other leaves as they are.
+    """Params with every matrix as a `scipy.sparse.csr_array`; other leaves are unchanged.
 
-    At batch 1 on one thread its products beat dense ones from about 90% zeros on; otherwise it is
-    for interchange.
+    At batch 1 on one thread, its products are faster than dense ones from about 90% zeros on.
+    Otherwise it is for interchange only.
 
     Args:
       params: any tree of arrays.
 
     Raises:
-      TypeError: a matrix of a dtype that SciPy has not, such as bfloat16, with the path.
+      TypeError: SciPy does not support the dtype of a matrix, such as bfloat16; with the path.
       ImportError: SciPy is not installed.
 
     Example:
       >>> to_csr({"w": np.eye(3, dtype=np.float32), "b": np.ones(3)})["w"].nnz
       3
     """
-    sparse = extra("scipy.sparse")
+    sparse = import_extra("scipy.sparse")
 
     def convert(path: str, array: np.ndarray) -> Any:
         if array.dtype.kind not in "biufc" or array.dtype == np.float16:
@@ -88,13 +102,13 @@ def to_csr(params: chex.ArrayTree) -> chex.ArrayTree:
             )
         return sparse.csr_array(array)
 
-    return _matrices(params, convert)
+    return _convert_matrices(params, convert)
 
 
 def to_bcoo(params: chex.ArrayTree) -> chex.ArrayTree:
-    """Params with every matrix as a `jax.experimental.sparse.BCOO`; other leaves as they are.
+    """Params with every matrix as a `jax.experimental.sparse.BCOO`; other leaves are unchanged.
 
-    For interchange: on a CPU its products are slower than dense ones.
+    For interchange only: on a CPU its products are slower than dense ones.
 
     Args:
       params: any tree of arrays.
@@ -105,13 +119,13 @@ def to_bcoo(params: chex.ArrayTree) -> chex.ArrayTree:
     """
     from jax.experimental import sparse
 
-    return _matrices(params, lambda path, array: sparse.BCOO.fromdense(jnp.asarray(array)))
+    return _convert_matrices(params, lambda path, array: sparse.BCOO.fromdense(jnp.asarray(array)))
 
 
 def to_bcsr(params: chex.ArrayTree) -> chex.ArrayTree:
-    """Params with every matrix as a `jax.experimental.sparse.BCSR`; other leaves as they are.
+    """Params with every matrix as a `jax.experimental.sparse.BCSR`; other leaves are unchanged.
 
-    For interchange: on a CPU its products are slower than dense ones.
+    For interchange only: on a CPU its products are slower than dense ones.
 
     Args:
       params: any tree of arrays.
@@ -122,64 +136,119 @@ def to_bcsr(params: chex.ArrayTree) -> chex.ArrayTree:
     """
     from jax.experimental import sparse
 
-    return _matrices(params, lambda path, array: sparse.BCSR.fromdense(jnp.asarray(array)))
+    return _convert_matrices(params, lambda path, array: sparse.BCSR.fromdense(jnp.asarray(array)))
 
 
-def _matrices(params: chex.ArrayTree, convert: Callable[[str, np.ndarray], Any]) -> Any:
-    """Params with the leaves of two axes converted."""
-    names, leaves, treedef = leaves_with_paths(params)
-    found = []
-    for name, leaf in zip(names, leaves, strict=True):
-        array = as_host(name, leaf)
-        found.append(convert(name, array) if array.ndim == 2 else leaf)
-    return treedef.unflatten(found)
+def _convert_matrices(params: chex.ArrayTree, convert: Callable[[str, np.ndarray], Any]) -> Any:
+    """Params with the 2-D leaves converted."""
+    paths, leaves, treedef = leaves_with_paths(params)
+    converted = []
+    for path, leaf in zip(paths, leaves, strict=True):
+        array = as_host(path, leaf)
+        converted.append(convert(path, array) if array.ndim == 2 else leaf)
+    return treedef.unflatten(converted)
+
+
+# Folders of CSR matrices
 
 
 def save_csr(folder: str | os.PathLike[str], params: chex.ArrayTree) -> list[Path]:
     """Writes every matrix as `PATH.npz`, which `scipy.sparse.load_npz` reads.
 
     Args:
-      folder: it is made if need be; paths with `/` become folders in it.
-      params: any tree of arrays; leaves that have not two axes are left out.
+      folder: created if it does not exist; paths with `/` become folders inside it.
+      params: any tree of arrays; leaves that are not 2-D are left out.
 
     Returns:
-      The files.
+      The files that were written.
 
     Raises:
-      TypeError, ImportError: as `to_csr`.
-      ValueError: no matrix, or a path that would leave the folder.
+      TypeError, ImportError: as for `to_csr`.
+      ValueError: no leaf is 2-D, or the path of a leaf leads out of the folder.
 
     Example:
-      >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     [file.name for file in save_csr(folder, {"w": np.eye(3), "b": np.ones(3)})]
       ['w.npz']
     """
-    names, leaves, _ = leaves_with_paths(params)
-    found = [(n, x) for n, x in zip(names, leaves, strict=True) if np.ndim(x) == 2]
-    if not found:
-        raise ValueError(f"nothing to write: no leaf has two axes; there are {listed(names)}.")
-    return [write_csr(folder, name, leaf) for name, leaf in found]
+    paths, leaves, _ = leaves_with_paths(params)
+    _check_has_matrix(paths, [np.ndim(leaf) for leaf in leaves])
+    return [
+        write_csr(folder, path, leaf)
+        for path, leaf in zip(paths, leaves, strict=True)
+        if np.ndim(leaf) == 2
+    ]
+
+
+def _check_has_matrix(paths: Sequence[str], n_axes: Sequence[int]) -> None:
+    if 2 not in n_axes:
+        raise ValueError(f"nothing to write: no leaf is 2-D. The leaves are {listed(paths)}.")
 
 
 def write_csr(folder: str | os.PathLike[str], path: str, matrix: Any) -> Path:
-    """Writes one matrix as `PATH.npz` in a folder, in one move.
+    """Writes one matrix as `PATH.npz` in a folder.
 
     Raises:
-      TypeError, ImportError, ValueError: as `save_csr`.
+      TypeError, ImportError, ValueError: as for `save_csr`.
 
     Example:
-      >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     write_csr(folder, "fc/kernel", np.eye(3)).relative_to(folder).as_posix()
       'fc/kernel.npz'
     """
-    target = Path(folder, *f"{path or 'params'}.npz".split("/"))
-    if not target.resolve().is_relative_to(Path(folder).resolve()):
-        raise ValueError(f"{path}: as the name of a file it would leave {folder}. Rename the leaf.")
-    sparse = extra("scipy.sparse")
+    file_path = Path(folder, *f"{path or 'params'}.npz".split("/"))
+    if not file_path.resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError(f"{path}: a file of this name would be outside {folder}. Rename the leaf.")
+    sparse = import_extra("scipy.sparse")
     [csr] = jax.tree.leaves(to_csr({path: matrix}), is_leaf=sparse.issparse)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with written(target) as file:
+    file_path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(file_path) as file:
         sparse.save_npz(file, csr)
-    return target
+    return file_path
+
+
+def write_csr_folder(
+    folder: Path, leaves: Sequence[Leaf], arrays: Iterable[tuple[str, np.ndarray]]
+) -> list[str]:
+    """Writes every matrix as `PATH.npz`; no file appears in the folder before all are complete.
+
+    Args:
+      folder: created if it does not exist.
+      leaves: all leaves that will arrive.
+      arrays: their paths and arrays, consumed one by one.
+
+    Returns:
+      The paths of the leaves that are not 2-D, which are left out.
+
+    Raises:
+      TypeError, ImportError, ValueError: as for `save_csr`.
+      NotADirectoryError: `folder` is a file.
+
+    Example:
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     leaves = [
+      ...         Leaf(path, (3,) * n, np.dtype("float64")) for path, n in (("w", 2), ("b", 1))
+      ...     ]
+      ...     arrays = [("w", np.eye(3)), ("b", np.ones(3))]
+      ...     write_csr_folder(Path(folder, "out"), leaves, arrays)
+      ['b']
+    """
+    _check_has_matrix([leaf.path for leaf in leaves], [len(leaf.shape) for leaf in leaves])
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(
+            f"{folder}: is a file, but csr writes a folder. Choose another name."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    left_out, file_names = [], []
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"
+    ) as temporary:
+        for path, array in arrays:
+            if array.ndim == 2:
+                file_names.append(write_csr(temporary, path, array).relative_to(temporary))
+            else:
+                left_out.append(path)
+        for name in file_names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Path(temporary, name).replace(folder / name)
+    return left_out

@@ -1,8 +1,8 @@
-"""A safetensors file, plain or inside one zstd frame: its header, and its tensors in turn.
+"""The safetensors format: a header, and the tensors that it describes; plain or in a zstd frame.
 
-Nothing here knows what a mask is. A file is taken for hostile until shown otherwise: names, dtypes,
-shapes, offsets and sizes are checked, against each other and against a limit, before anything is
-allocated for them. `stream.py` owns the bytes.
+Writes any list of tensors, and reads the header of a file. Nothing here knows about masks. A file
+is not trusted: its names, dtypes, shapes, offsets and sizes are checked, against each other and
+against limits, before memory is allocated for them. `stream.py` reads the bytes.
 """
 
 import contextlib
@@ -15,12 +15,14 @@ from typing import Any, NamedTuple, TypeGuard
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._files.stream import CUT, Stream, extra, written
+from jaxprune._files.atomic import atomic_file
+from jaxprune._files.extras import import_extra
+from jaxprune._files.stream import DAMAGED, Stream
 
-_MAX_HEADER = 100_000_000  # bytes; the safetensors library stops there, too
-_MAX_RATIO = 100  # of a header to a file in zstd: its JSON takes twenty times as much memory
-_MAX_AXES = 64  # as NumPy
-_MAX_SIZE = 2**58  # entries, so that no dtype makes more bytes than NumPy can count
+_MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
+_MAX_RATIO = 100  # header to compressed file: parsing JSON takes twenty times the header's memory
+_MAX_AXES = 64  # the limit of NumPy
+_MAX_SIZE = 2**58  # entries, so that NumPy can count the bytes of every dtype
 _CODES = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -39,54 +41,68 @@ _CODES = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
 }
-# What safetensors has no name for is stored as bytes, and named in the metadata.
-_BYTES = ("complex128", "int2", "int4", "uint2", "uint4", "float4_e2m1fn", "float8_e3m4") + (
+# Dtypes that safetensors has no name for: stored as bytes, and named in the metadata.
+_STORED_AS_BYTES = (
+    "complex128",
+    "int2",
+    "int4",
+    "uint2",
+    "uint4",
+    "float4_e2m1fn",
+    "float8_e3m4",
     "float8_e4m3",
     "float8_e4m3b11fnuz",
     "float8_e4m3fnuz",
     "float8_e5m2fnuz",
     "float8_e8m0fnu",
 )
-_NAMES = {name: code for code, name in _CODES.items()} | dict.fromkeys(_BYTES, "U8")
+_CODE_OF = {name: code for code, name in _CODES.items()} | dict.fromkeys(_STORED_AS_BYTES, "U8")
+DTYPE_NAMES = tuple(_CODE_OF)
 
 
 class Tensor(NamedTuple):
-    """A tensor as the header of a file names it."""
+    """A tensor as the header of a file describes it.
+
+    Attributes:
+      name: unique in the file.
+      code: safetensors' name of the dtype, such as `F32`.
+      shape: of the array.
+    """
 
     name: str
-    code: str  # of its dtype, in safetensors' words
+    code: str
     shape: tuple[int, ...]
 
     @property
     def n_bytes(self) -> int:
-        """How long its data is."""
+        """Bytes of its data."""
         return math.prod(self.shape) * code_dtype(self.code).itemsize
 
 
 class Header(NamedTuple):
-    """What stands before the data: the tensors in the order of their data, and the metadata."""
+    """The header of a file: the tensors in the order of their data, and the metadata."""
 
     tensors: tuple[Tensor, ...]
     metadata: dict[str, str]
 
 
 def dtype_of(name: Any) -> np.dtype | None:
-    """The dtype of this name if a file may hold it, else None.
+    """The dtype with this name; None if there is no such dtype or a file can't hold it.
 
     Example:
       >>> dtype_of("bfloat16").itemsize, dtype_of("object")
       (2, None)
     """
-    if not isinstance(name, str) or name not in _NAMES:
+    if not isinstance(name, str) or name not in _CODE_OF:
         return None
     try:
         return np.dtype(getattr(jnp, name, name))
-    except TypeError:  # an ml_dtypes that is older than the dtype
+    except TypeError:  # the installed ml_dtypes is older than the dtype
         return None
 
 
 def tensor_for(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Tensor:
-    """The header entry of an array; as bytes where safetensors has no name for its dtype.
+    """The header entry of an array; one of bytes if safetensors has no name for its dtype.
 
     Example:
       >>> tensor_for("w", np.dtype("float32"), (2, 3)).code
@@ -94,14 +110,24 @@ def tensor_for(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Tensor:
       >>> tensor_for("z", np.dtype("complex128"), (2, 3))
       Tensor(name='z', code='U8', shape=(96,))
     """
-    if dtype.name in _BYTES:
+    if dtype.name in _STORED_AS_BYTES:
         return Tensor(name, "U8", (math.prod(shape) * dtype.itemsize,))
-    return Tensor(name, _NAMES[dtype.name], tuple(shape))
+    return Tensor(name, _CODE_OF[dtype.name], tuple(shape))
 
 
 def code_dtype(code: str) -> np.dtype:
-    """The dtype that a safetensors code stands for."""
+    """The dtype of a safetensors code such as `F32`."""
     return np.dtype(getattr(jnp, _CODES[code], _CODES[code]))
+
+
+def raw_bytes(array: np.ndarray) -> np.ndarray:
+    """The bytes of an array in row-major order, as a uint8 array of one axis.
+
+    Example:
+      >>> raw_bytes(np.array([1, 256], "<u2")).tolist()
+      [1, 0, 0, 1]
+    """
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 # Writing
@@ -115,30 +141,33 @@ def write(
     *,
     level: int | None = None,
 ) -> None:
-    """Writes a file, a buffer at a time.
+    """Writes a file, one buffer at a time.
 
     Args:
       path: of the file.
-      tensors: the header.
-      buffers: the data of each tensor, in the same order; they are taken one by one.
-      metadata: strings by name.
-      level: of zstd; None for a plain file.
+      tensors: what the header describes.
+      buffers: the data of each tensor, in the same order; consumed one by one.
+      metadata: a dict of strings, stored in the header.
+      level: zstd compression level; None writes a plain file.
 
     Raises:
-      ValueError: a buffer of another length than its tensor.
+      ValueError: a buffer does not have the size of its tensor, or a name can't be used.
     """
-    head = _header_bytes(path, tensors, metadata)
-    size = len(head) + sum(t.n_bytes for t in tensors)
-    with written(path) as file, contextlib.ExitStack() as stack:
+    header = _header_bytes(path, tensors, metadata)
+    size = len(header) + sum(t.n_bytes for t in tensors)
+    with atomic_file(path) as file, contextlib.ExitStack() as stack:
         out: Any = file
         if level is not None:
-            zstd = extra("zstandard").ZstdCompressor(level=level, write_checksum=True)
+            zstd = import_extra("zstandard").ZstdCompressor(level=level, write_checksum=True)
             out = stack.enter_context(zstd.stream_writer(file, size=size, closefd=False))
-        out.write(head)
+        out.write(header)
         for tensor, buffer in zip(tensors, buffers, strict=True):
             if buffer.nbytes != tensor.n_bytes:
-                raise ValueError(f"{tensor.name}: {buffer.nbytes} bytes, not {tensor.n_bytes}.")
-            out.write(np.ascontiguousarray(buffer).reshape(-1).view(np.uint8).data)
+                raise ValueError(
+                    f"{tensor.name}: got {buffer.nbytes} bytes, but its shape and dtype take "
+                    f"{tensor.n_bytes}."
+                )
+            out.write(raw_bytes(buffer).data)
 
 
 def _header_bytes(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -149,7 +178,7 @@ def _header_bytes(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, 
         begin, end = end, end + tensor.n_bytes
         if tensor.name in header or tensor.name == "__metadata__":
             raise ValueError(
-                f"{tensor.name}: two tensors of the file would have this name. Rename one."
+                f"{tensor.name}: two tensors of the file would have this name. Rename a leaf."
             )
         header[tensor.name] = {
             "dtype": tensor.code,
@@ -165,89 +194,97 @@ def _header_bytes(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, 
 
 
 def read_header(stream: Stream) -> Header:
-    """The header of a file, checked; leaves the stream where the data begins.
+    """Reads and checks the header of a file; afterwards the stream is where the data begins.
 
     Raises:
-      ValueError: anything that is not as it should be, with the path of the file.
+      ValueError: the file is not a safetensors file, or is damaged; begins with its path.
     """
-    where = stream.path
-    if stream.n_bytes is not None and stream.n_bytes < 8:
-        raise ValueError(f"{where}: {stream.n_bytes} bytes are no safetensors file.")
-    length = int.from_bytes(stream.read(8).tobytes(), "little")
-    most = min(_MAX_HEADER, max(2**20, _MAX_RATIO * stream.n_stored))
-    if length > min(most, (stream.n_bytes or _MAX_HEADER) - 8):
-        raise ValueError(
-            f"{where}: not a safetensors file, or a damaged one: its header would have {length} "
-            "bytes."
-        )
-    try:
-        raw = json.loads(stream.read(length).tobytes().decode(), object_pairs_hook=no_twins)
-        if not isinstance(raw, dict):
-            raise ValueError("not an object")
-    except (ValueError, RecursionError) as error:
-        if str(error).startswith(f"{where}:"):
-            raise
-        raise ValueError(
-            f"{where}: not a safetensors file, or a damaged one: its header is not JSON as it "
-            f"should be ({error})."
-        ) from None
-    metadata = raw.pop("__metadata__", {})
+    path = stream.path
+    length, entries = _read_json(stream)
+    metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError(f"{where}: its metadata must be strings by name.")
-    tensors = _in_order(where, {name: _entry(where, name, e) for name, e in raw.items()})
+        raise ValueError(f"{path}: its metadata must map names to strings, so it is damaged.")
+    tensors = _in_order(path, {name: _tensor_at(path, name, e) for name, e in entries.items()})
     size = 8 + length + sum(tensor.n_bytes for tensor in tensors)
     if stream.n_bytes not in (None, size):
-        raise ValueError(f"{where}: {stream.n_bytes} bytes where its header says {size}, {CUT}")
+        raise ValueError(
+            f"{path}: has {stream.n_bytes} bytes, but its header says {size}, {DAMAGED}"
+        )
     return Header(tensors, metadata)
 
 
-def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs of a JSON object as a dict; a `ValueError` where a name stands there twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands there twice")
-    return found
+def _read_json(stream: Stream) -> tuple[int, dict[str, Any]]:
+    """The length of the header in bytes, and its JSON object."""
+    path = stream.path
+    if stream.n_bytes is not None and stream.n_bytes < 8:
+        raise ValueError(f"{path}: is no safetensors file, as it has only {stream.n_bytes} bytes.")
+    length = int.from_bytes(stream.read(8).tobytes(), "little")
+    limit = min(_MAX_HEADER, max(2**20, _MAX_RATIO * stream.n_file_bytes))
+    if length > min(limit, (stream.n_bytes or _MAX_HEADER) - 8):
+        raise ValueError(
+            f"{path}: not a safetensors file, or a damaged one: its header would have {length} "
+            "bytes."
+        )
+    data = stream.read(length).tobytes()
+    try:
+        entries = json.loads(data.decode(), object_pairs_hook=unique_names)
+        if not isinstance(entries, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: not a safetensors file, or a damaged one: its header is not valid JSON "
+            f"({error})."
+        ) from None
+    return length, entries
 
 
-def _entry(where: Path, name: str, entry: Any) -> tuple[int, int, Tensor]:
-    """Where a tensor begins and ends, and what it is."""
-    check_name(where, name)
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict, for `json.loads`; a `ValueError` if a name occurs twice."""
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return names
+
+
+def _tensor_at(path: Path, name: str, entry: Any) -> tuple[int, int, Tensor]:
+    """Where the data of a tensor begins and ends, and the tensor, from its entry in the header."""
+    check_name(path, name)
     try:
         code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        sound = is_shape(shape) and _is_length(begin) and _is_length(end)
+        is_valid = is_shape(shape) and _is_length(begin) and _is_length(end)
     except (TypeError, KeyError, ValueError):
-        sound, code, shape, begin, end = False, None, [], 0, 0
-    if not sound:
-        raise ValueError(f"{where}: {name}: its entry in the header is damaged.")
+        is_valid, code, shape, begin, end = False, None, [], 0, 0
+    if not is_valid:
+        raise ValueError(f"{path}: {name}: its entry in the header is damaged.")
     if not isinstance(code, str) or code not in _CODES:
         raise ValueError(
-            f"{where}: {name}: has dtype {shown(code)}, which can't be read; known are "
+            f"{path}: {name}: has dtype {printable(code)}, which can't be read. Known dtypes are "
             f"{', '.join(_CODES)}."
         )
     tensor = Tensor(name, code, tuple(shape))
     if end - begin != tensor.n_bytes:
         raise ValueError(
-            f"{where}: {name}: {end - begin} bytes for {code} of shape {tensor.shape}, which takes "
+            f"{path}: {name}: has {end - begin} bytes, but {code} of shape {tensor.shape} takes "
             f"{tensor.n_bytes}; the file is damaged."
         )
     return begin, end, tensor
 
 
-def check_name(where: Any, name: str) -> None:
-    """Raises unless a name can be shown: one with escape codes could take over a terminal.
+def check_name(path: Any, name: str) -> None:
+    """Raises unless a name is printable: escape codes in it could take over a terminal.
 
     Example:
       >>> check_name("a.npz", "fc/kernel")
     """
     if not name.isprintable():
-        raise ValueError(f"{where}: {shown(name)}: a name must be printable. Rename the leaf.")
+        raise ValueError(f"{path}: {printable(name)}: a name must be printable. Rename the leaf.")
 
 
-def shown(value: Any) -> str:
-    r"""What stands in a file, fit for a message: printable and not long.
+def printable(value: Any) -> str:
+    r"""A value from a file, for an error message: without control characters, and shortened.
 
     Example:
-      >>> shown("F32"), shown("\x1b[2J"), shown([1] * 100)[-5:]
+      >>> printable("F32"), printable("\x1b[2J"), printable([1] * 100)[-5:]
       ("'F32'", "'\\x1b[2J'", '1,...')
     """
     text = repr(value)
@@ -255,29 +292,31 @@ def shown(value: Any) -> str:
 
 
 def is_shape(shape: Any) -> TypeGuard[list[int]]:
-    """Whether it is a list of lengths that an array may have.
+    """Whether `shape` is a list of lengths that an array can have.
 
     Example:
       >>> is_shape([2, 3]), is_shape([-1]), is_shape([0, 2**40, 2**40])
       (True, False, False)
     """
-    lengths = isinstance(shape, list) and len(shape) <= _MAX_AXES and all(map(_is_length, shape))
-    return lengths and math.prod(max(n, 1) for n in shape) <= _MAX_SIZE
+    if not isinstance(shape, list) or len(shape) > _MAX_AXES or not all(map(_is_length, shape)):
+        return False
+    return math.prod(max(n, 1) for n in shape) <= _MAX_SIZE
 
 
 def _is_length(n: Any) -> bool:
     return type(n) is int and 0 <= n < 2**62
 
 
-def _in_order(where: Path, entries: Mapping[str, tuple[int, int, Tensor]]) -> tuple[Tensor, ...]:
+def _in_order(path: Path, entries: Mapping[str, tuple[int, int, Tensor]]) -> tuple[Tensor, ...]:
     """The tensors in the order of their data, which must follow each other without a gap."""
-    end, found = 0, []
-    for begin, stop, tensor in sorted(entries.values(), key=lambda entry: entry[:2]):
-        if begin != end:
+    tensors = []
+    previous_end = 0
+    for begin, end, tensor in sorted(entries.values(), key=lambda entry: entry[:2]):
+        if begin != previous_end:
             raise ValueError(
-                f"{where}: {tensor.name}: begins at {begin}, where the tensor before it ends at "
-                f"{end}; the file is damaged."
+                f"{path}: {tensor.name}: its data begins at {begin}, but the tensor before it ends "
+                f"at {previous_end}; the file is damaged."
             )
-        end = stop
-        found.append(tensor)
-    return tuple(found)
+        previous_end = end
+        tensors.append(tensor)
+    return tuple(tensors)

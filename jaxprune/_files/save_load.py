@@ -1,10 +1,10 @@
-"""Params to a file and back, bit by bit: `save` and `load`.
+"""`save` and `load`: params to one compact file and back, bit by bit.
 
-Trees in, trees out; `saved.py` owns what is in the file. Everything here runs on the host.
+Here are the trees; `leaf_files.py` writes and reads the file. Everything runs on the host.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
-from jaxprune._files import safetensors as container
-from jaxprune._files.leaves import Leaf, is_stored, memory_bytes, opened, save_leaves
+from jaxprune._files import safetensors
+from jaxprune._files.leaf_files import memory_bytes, open_leaves, save_leaves
+from jaxprune._files.leaves import Leaf, is_stored
 from jaxprune._state.prune_state import masks_by_path
 
 
@@ -27,20 +28,22 @@ def save(
     metadata: Mapping[str, str] | None = None,
     level: int | None = 3,
 ) -> None:
-    """Writes params to one file, small where they are sparse; `load` gives them back bit by bit.
+    """Writes params to one file, compact if they are sparse; `load` returns them bit by bit.
 
     Args:
-      path: of the file, `model.safetensors.zst` say. What is there is replaced, in one move.
+      path: of the file, for example `model.safetensors.zst`. An existing file is replaced, in one
+        step.
       params: any tree of arrays of numbers or bools.
-      masks: masks, or any optimizer state with a prune state inside. With them, what should be
-        zero is looked at first, and a -0.0 there is written as +0.0, which packs better.
-      structure: noted in the file.
-      metadata: strings by name, noted in the file.
-      level: of zstd, 1 to 22; None leaves zstd out, and with it the need for `zstandard`.
+      masks: masks, or an optimizer state that contains the state of `prune`. If given, every
+        dropped weight must be zero, and is written as +0.0 even if it is -0.0, which saves room.
+      structure: a note in the file, such as the structure of the masks.
+      metadata: strings by name, stored in the file.
+      level: zstd compression level, 1 to 22; None writes without zstd, so that `zstandard` need not
+        be installed.
 
     Raises:
-      TypeError: a leaf that is no array of numbers or bools, or metadata that are not strings.
-      ValueError: masks that do not fit, or a dropped weight that is not zero, with the path.
+      TypeError: a leaf is not an array of numbers or bools, or a metadata value is not a string.
+      ValueError: the masks do not fit the params, or a dropped weight is not zero; with the path.
       ImportError: `zstandard` is not installed.
 
     Example:
@@ -50,36 +53,39 @@ def save(
       ...     load(f"{folder}/model.safetensors.zst")["fc"]["kernel"][:2, :3].tolist()
       [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
-    names, leaves, _ = leaves_with_paths(params)
-    found = masks_by_path(masks, names, leaves) if masks is not None else [None] * len(names)
-    arrays = (as_host(name, leaf) for name, leaf in zip(names, leaves, strict=True))
-    masked = (
-        (name, x if mask is None else landed(name, x, np.asarray(mask) != 0))
-        for name, x, mask in zip(names, arrays, found, strict=True)
-    )
-    save_leaves(path, masked, structure=structure, metadata=metadata, level=level)
+    paths, leaves, _ = leaves_with_paths(params)
+    all_masks = masks_by_path(masks, paths, leaves) if masks is not None else [None] * len(paths)
+
+    def arrays() -> Iterator[tuple[str, np.ndarray]]:
+        for name, leaf, mask in zip(paths, leaves, all_masks, strict=True):
+            array = as_host(name, leaf)
+            yield name, array if mask is None else zero_dropped(name, array, np.asarray(mask) != 0)
+
+    save_leaves(path, arrays(), structure=structure, metadata=metadata, level=level)
 
 
 def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | None = None) -> Any:
-    """The params of a file of `save`, or of any safetensors file, bit by bit.
+    """Reads the params of a file that `save` wrote, or of any safetensors file, bit by bit.
 
-    The file is not trusted: sizes, shapes, dtypes and bit counts are checked before memory is taken
-    for them, and zstd's checksum after.
+    The file is not trusted: sizes, shapes, dtypes and bit counts are checked before memory is
+    allocated for them, and zstd's checksum afterwards.
 
     Args:
       path: of the file.
-      like: a tree of arrays, or of `jax.ShapeDtypeStruct`, to fill. Without it the paths are split
-        at `/`, and lists come back as dicts with keys "0", "1", ...
-      max_bytes: most bytes that the params may take; by default the memory of this machine.
+      like: a tree of arrays or `jax.ShapeDtypeStruct`s, whose structure the result has. Without it,
+        paths are split at `/`, and lists come back as dicts with keys "0", "1", ...
+      max_bytes: most memory that the params may take, in bytes; by default the memory of this
+        machine.
 
     Returns:
-      Nested dicts of NumPy arrays; or a tree like `like`, on its devices where its leaves are JAX
-      arrays. A file of a single array without a path gives the array.
+      Nested dicts of NumPy arrays. With `like`, a tree of its structure, with JAX arrays on the
+      same devices where `like` has JAX arrays. If the file holds a single array without a path,
+      that array.
 
     Raises:
-      ValueError: a file that is cut off, damaged or too large; or, with `like`, other paths, shapes
-        or dtypes.
-      FileNotFoundError: there is none.
+      ValueError: the file is cut off, damaged or too large; or its paths, shapes or dtypes are not
+        those of `like`.
+      FileNotFoundError: the file does not exist.
       ImportError: `zstandard` is not installed.
 
     Example:
@@ -93,18 +99,19 @@ def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | Non
     """
     if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 0):
         raise ValueError(f"max_bytes must be an integer of at least 0, got {max_bytes!r}.")
-    with opened(path, memory_bytes() if max_bytes is None else max_bytes) as file:
+    with open_leaves(path, memory_bytes() if max_bytes is None else max_bytes) as reader:
         if like is None:
-            _check_nesting(path, [leaf.path for leaf in file.leaves])
-            return nested(file.arrays())
-        paths, wanted, treedef = leaves_with_paths(like)
-        _check_like(path, file.leaves, paths, wanted)
-        arrays = dict(file.arrays())
-    filled = [_placed(arrays[name], leaf) for name, leaf in zip(paths, wanted, strict=True)]
-    return treedef.unflatten(filled)
+            _check_nesting(path, [leaf.path for leaf in reader.leaves])
+            return nested(reader.arrays())
+        paths, like_leaves, treedef = leaves_with_paths(like)
+        _check_like(path, reader.leaves, paths, like_leaves)
+        arrays = dict(reader.arrays())
+    placed = [_placed(arrays[name], leaf) for name, leaf in zip(paths, like_leaves, strict=True)]
+    return treedef.unflatten(placed)
 
 
 def _placed(array: np.ndarray, like: Any) -> Any:
+    """The array on the devices of `like`; a NumPy array if `like` is on none."""
     sharding = getattr(like, "sharding", None)
     if not isinstance(like, jax.Array) and sharding is None:
         return array
@@ -112,10 +119,10 @@ def _placed(array: np.ndarray, like: Any) -> Any:
 
 
 def as_host(path: str, leaf: Any) -> np.ndarray:
-    """A leaf as a NumPy array that a file can hold.
+    """A leaf as a NumPy array that a file can hold, with the byte order of this machine.
 
     Raises:
-      TypeError: it is not one, with the path.
+      TypeError: the leaf is not an array, or has a dtype that a file can't hold; with the path.
 
     Example:
       >>> as_host("b", np.ones(2, ">f4")).dtype.byteorder
@@ -129,26 +136,26 @@ def as_host(path: str, leaf: Any) -> np.ndarray:
         )
     if jnp.issubdtype(spec.dtype, jax.dtypes.prng_key):
         raise TypeError(
-            f"{shown_path(path)}: a file can't hold keys of {spec.dtype}. Save jax.random.key_data "
-            "of it."
+            f"{shown_path(path)}: a file can't hold random keys ({spec.dtype}). Save "
+            "jax.random.key_data(key) instead."
         )
     array = np.asarray(leaf)
-    if container.dtype_of(array.dtype.name) is None:
+    if safetensors.dtype_of(array.dtype.name) is None:
         raise TypeError(
-            f"{shown_path(path)}: a file can't hold dtype {array.dtype}. Cast it to one of numbers "
-            "or bools."
+            f"{shown_path(path)}: a file can't hold dtype {array.dtype}. Cast it to numbers or "
+            "bools."
         )
     return array.astype(array.dtype.newbyteorder("=")) if array.dtype.byteorder == ">" else array
 
 
-def landed(path: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The array with +0.0 where the mask drops.
+def zero_dropped(path: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The array with +0.0 at every dropped weight, where it must have +0.0 or -0.0 already.
 
     Raises:
-      ValueError: a dropped weight that is not zero, with the path.
+      ValueError: a dropped weight is not zero, with the path.
 
     Example:
-      >>> landed("w", np.array([-0.0, 2.0]), np.array([False, True])).tolist()
+      >>> zero_dropped("w", np.array([-0.0, 2.0]), np.array([False, True])).tolist()
       [0.0, 2.0]
     """
     dropped = ~mask
@@ -157,7 +164,7 @@ def landed(path: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
         verb = "is" if n_wrong == 1 else "are"
         raise ValueError(
             f"{shown_path(path)}: {n_wrong} of {int(dropped.sum())} dropped weights {verb} not "
-            "zero. Save jaxprune.apply_masks(params, masks), or find out what moves them with "
+            "zero. Save jaxprune.apply_masks(params, masks), or find out what changes them with "
             "jaxprune.check(params, opt_state)."
         )
     if not np.any(dropped & is_stored(array)):
@@ -168,7 +175,7 @@ def landed(path: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def nested(leaves: Iterable[tuple[str, Any]]) -> Any:
-    """Dicts in dicts, from paths.
+    """Nested dicts, from paths with keys joined by `/`; a leaf whose path is empty stays alone.
 
     Example:
       >>> nested([("fc/kernel", 1), ("fc/bias", 2)])
@@ -186,30 +193,38 @@ def nested(leaves: Iterable[tuple[str, Any]]) -> Any:
     return root
 
 
-def _check_nesting(where: Any, paths: Sequence[str]) -> None:
-    above = {"/".join(keys[:n]) for keys in (p.split("/") for p in paths) for n in range(len(keys))}
-    both = [path for path in paths if path in above and len(paths) > 1]
+def _check_nesting(file: Any, paths: Sequence[str]) -> None:
+    """Raises if a leaf would be both an array and a dict."""
+    dicts = {"/".join(keys[:n]) for keys in (p.split("/") for p in paths) for n in range(len(keys))}
+    both = [path for path in paths if path in dicts and len(paths) > 1]
     if both:
         raise ValueError(
-            f"{where}: {shown_path(both[0])} is the path of a leaf and the beginning of others, so "
-            "dicts can't hold them. Pass like=, a tree of the shapes of the params."
+            f"{file}: {shown_path(both[0])} is a leaf, and other paths begin with it, which dicts "
+            "can't hold. Pass like=, a tree with the structure of the params."
         )
 
 
 def _check_like(
-    where: Any, leaves: Sequence[Leaf], paths: Sequence[str], wanted: Sequence[Any]
+    file: Any, leaves: Sequence[Leaf], paths: Sequence[str], like_leaves: Sequence[Any]
 ) -> None:
-    stored = {leaf.path: leaf for leaf in leaves}
-    if missing := [path for path in paths if path not in stored]:
-        raise ValueError(f"{where}: has no {listed(missing)}; it has {listed(list(stored))}.")
-    if more := sorted(set(stored) - set(paths)):
-        raise ValueError(f"{where}: has {listed(more)}, which `like` has not.")
-    for path, want in zip(paths, wanted, strict=True):
-        spec, leaf = spec_of(want), stored[path]
+    """Raises unless the file has exactly these paths, with the shapes and dtypes of `like`."""
+    in_file = {leaf.path: leaf for leaf in leaves}
+    if missing := [path for path in paths if path not in in_file]:
+        raise ValueError(
+            f"{file}: does not have {listed(missing)}, which `like` has; it has "
+            f"{listed(list(in_file))}."
+        )
+    if extra := sorted(set(in_file) - set(paths)):
+        raise ValueError(f"{file}: has {listed(extra)}, which `like` does not have.")
+    for path, like_leaf in zip(paths, like_leaves, strict=True):
+        spec, leaf = spec_of(like_leaf), in_file[path]
         if spec is None:
-            raise TypeError(f"like: {shown_path(path)}: {type(want).__name__} is not an array.")
+            raise TypeError(
+                f"like: {shown_path(path)}: {type(like_leaf).__name__} is not an array. Pass "
+                "arrays or jax.ShapeDtypeStructs."
+            )
         if spec.shape != leaf.shape or spec.dtype != leaf.dtype:
             raise ValueError(
-                f"{where}: {shown_path(path)}: {leaf.dtype} of shape {leaf.shape}, where `like` "
+                f"{file}: {shown_path(path)}: is {leaf.dtype} of shape {leaf.shape}, but `like` "
                 f"has {spec.dtype} of shape {spec.shape}."
             )

@@ -1,88 +1,44 @@
-"""The bytes of files: read in order, with zstd undone, and written in one move.
+"""The bytes of a file, read in order, with zstd decompressed.
 
-It knows nothing of what is in them.
+What the bytes mean is the business of `safetensors.py`, which reads them.
 """
 
 import contextlib
-import importlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxprune._files.extras import import_extra
+
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-CUT = "so it was cut off or damaged. Copy or save it again."
-
-
-def extra(name: str, of: str = "files") -> Any:
-    """A module of a package that comes with an extra.
-
-    Args:
-      name: of the module.
-      of: the extra.
-
-    Raises:
-      ImportError: it is not there; the text says what to type.
-
-    Example:
-      >>> extra("no_such_package.module")
-      Traceback (most recent call last):
-      ...
-      ImportError: no_such_package is not installed. Type: pip install 'jaxprune[files]'
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        package = name.partition(".")[0]
-        if (error.name or "").partition(".")[0] != package:
-            raise
-        raise ImportError(
-            f"{package} is not installed. Type: pip install 'jaxprune[{of}]'", name=package
-        ) from None
-
-
-@contextlib.contextmanager
-def written(path: Path) -> Iterator[BinaryIO]:
-    """A file to fill, which takes its place at `path` in one move when the `with` ends well.
-
-    Raises:
-      FileNotFoundError: there is no such folder.
-      IsADirectoryError: `path` is a folder.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}. Make it first.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder; give the name of a file.")
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+DAMAGED = "so it was cut off or damaged. Copy or save it again."  # the end of error messages
 
 
 class Stream:
-    """The bytes of a file in order, zstd undone; a shortfall is a `ValueError` with its path."""
+    """The bytes of a file in order, with zstd decompressed.
+
+    Every failure is a `ValueError` that begins with the path of the file.
+
+    Attributes:
+      path: of the file.
+      n_file_bytes: size of the file on disk.
+      n_bytes: how many bytes can be read, after decompression; None where zstd does not say.
+    """
 
     def __init__(self, path: Path, file: BinaryIO):
         self.path = path
-        self.n_stored = os.fstat(file.fileno()).st_size
-        self.n_bytes: int | None = self.n_stored
+        self.n_file_bytes = os.fstat(file.fileno()).st_size
+        self.n_bytes: int | None = self.n_file_bytes
         self._source: Any = file
         self._zstd_errors: tuple[type[Exception], ...] = ()
         head = file.read(18)  # the longest header of a zstd frame
         file.seek(0)
         self._is_zstd = head.startswith(ZSTD_MAGIC)
         if self._is_zstd:
-            zstd = extra("zstandard")
+            zstd = import_extra("zstandard")
             self._zstd_errors = (zstd.ZstdError,)
             with self._errors():
                 size = zstd.get_frame_parameters(head).content_size
@@ -92,44 +48,44 @@ class Stream:
                 )
 
     def read(self, n_bytes: int) -> np.ndarray:
-        """The next bytes, exactly so many."""
+        """The next `n_bytes` bytes, as uint8."""
         try:
-            out = np.empty(n_bytes, np.uint8)
+            data = np.empty(n_bytes, np.uint8)
         except MemoryError:
             raise ValueError(f"{self.path}: {n_bytes:,} bytes do not fit into memory.") from None
-        view, done = out.data, 0
+        view, done = data.data, 0
         while done < n_bytes:
             with self._errors():
                 n_read = self._source.readinto(view[done : done + 2**24])
             if not n_read:
-                raise ValueError(f"{self.path}: ends too early, {CUT}")
+                raise ValueError(f"{self.path}: ends too early, {DAMAGED}")
             done += n_read
-        return out
+        return data
 
     def finish(self) -> None:
-        """Raises unless this is the end, and the checksum of a zstd frame is right."""
+        """Checks that the file ends here, and that the checksum of its zstd frame is right."""
         with self._errors():
             rest = self._source.read(2)
         if rest != (_WithSentinel.content if self._is_zstd else b""):
-            raise ValueError(f"{self.path}: does not end where it should, {CUT}")
+            raise ValueError(f"{self.path}: does not end where it should, {DAMAGED}")
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
         except self._zstd_errors as error:
-            raise ValueError(f"{self.path}: {error}; {CUT}") from None
+            raise ValueError(f"{self.path}: {error}, {DAMAGED}") from None
 
 
 class _WithSentinel:
-    """A zstd file with one more frame behind it.
+    """A zstd file with one more frame after it.
 
-    zstd's reader takes the end of its input for the end of a frame, so that a missing checksum goes
-    unnoticed. With a frame to follow, the first one is read to its end, or fails.
+    zstd's reader treats the end of its input as the end of a frame, so a missing checksum would go
+    unnoticed. Because another frame follows, the first one is read to its end, or fails.
     """
 
     content = b"!"
-    # Magic, frame header (single segment, one byte), last raw block of one byte.
+    # Magic number, frame header (single segment, one byte), last raw block of one byte.
     _frame = ZSTD_MAGIC + b"\x20\x01" + b"\x09\x00\x00" + content
 
     def __init__(self, file: BinaryIO):
@@ -137,7 +93,7 @@ class _WithSentinel:
         self._rest = self._frame
 
     def read(self, n_bytes: int = -1) -> bytes:
-        found = self._file.read(n_bytes)
-        if not found:
-            found, self._rest = self._rest, b""
-        return found
+        data = self._file.read(n_bytes)
+        if not data:
+            data, self._rest = self._rest, b""
+        return data

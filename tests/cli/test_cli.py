@@ -21,8 +21,10 @@ import pytest
 
 import jaxprune
 from jaxprune._cli import commands, screen
-from jaxprune._files import any_kind as files, footprint, leaves as saved, orbax as checkpoint
+from jaxprune._files import footprint, interchange, orbax
+from jaxprune._files.any_kind import open_source
 from jaxprune._files.interchange import save_safetensors
+from jaxprune._files.leaf_files import LeafReader
 from jaxprune._files.save_load import load, save
 from jaxprune._state.bit_masks import to_bits
 
@@ -124,7 +126,7 @@ def test_plan_says_what_prune_does_and_writes_nothing(model, tmp_path):
 
 def test_one_leaf_is_in_memory_at_a_time(tmp_path, monkeypatch):
     save_safetensors(tmp_path / "in.safetensors", {f"w{i}": np.ones((8, 8)) for i in range(5)})
-    log, arrays, pruned = [], saved.SavedParams.arrays, commands._pruned
+    log, arrays, pruned = [], LeafReader.arrays, commands._pruned
 
     def logged(self):
         for name, array in arrays(self):
@@ -135,7 +137,7 @@ def test_one_leaf_is_in_memory_at_a_time(tmp_path, monkeypatch):
         log.append(f"prune {name}")
         return pruned(name, *args)
 
-    monkeypatch.setattr(saved.SavedParams, "arrays", logged)
+    monkeypatch.setattr(LeafReader, "arrays", logged)
     monkeypatch.setattr(commands, "_pruned", logged_prune)
     run("prune", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors.zst", "-s", 0.5)
     names = [f"w{i}" for i in range(5)]
@@ -159,7 +161,7 @@ def test_export_keeps_every_bit(tmp_path, suffix):
 def test_export_as_csr_leaves_out_what_is_no_matrix(model, tmp_path):
     sparse = pytest.importorskip("scipy.sparse")
     text, _ = run("export", model, "-o", tmp_path / "out", "--format", "csr")
-    assert "left out: fc/bias has not two axes" in text
+    assert "left out: fc/bias is not 2-D" in text
     found = sparse.load_npz(tmp_path / "out" / "fc" / "kernel.npz")
     np.testing.assert_array_equal(found.toarray(), tree()["fc"]["kernel"])
     assert "exists" in run("export", model, "-o", tmp_path / "out", "--format", "csr", code=1)[1]
@@ -221,21 +223,21 @@ def test_a_checkpoint_is_read_a_group_of_leaves_at_a_time(tmp_path, monkeypatch)
     half = {"h": np.ones(3, ml_dtypes.bfloat16), "text": "words", "scalar": np.int32(3), "none": {}}
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "a", {"params": weights, "rest": [half, 4.5]})
-    monkeypatch.setattr(checkpoint, "_GROUP", 2 * 64)
-    read, restored = [], checkpoint.Checkpoint._restored
+    monkeypatch.setattr(orbax, "_GROUP_BYTES", 2 * 64)
+    read, restored = [], orbax.Checkpoint._restore
 
-    def logged(self, places):
-        found = restored(self, places)
-        read.append([name for name, place in self._places.items() if place in places])
+    def logged(self, positions):
+        found = restored(self, positions)
+        read.append([name for name, place in self._position_of.items() if place in positions])
         return found
 
-    monkeypatch.setattr(checkpoint.Checkpoint, "_restored", logged)
-    with files.source(tmp_path / "a") as found:
-        arrays = dict(found.arrays())
+    monkeypatch.setattr(orbax.Checkpoint, "_restore", logged)
+    with open_source(tmp_path / "a") as source:
+        arrays = dict(source.arrays())
     pairs = [["params/w0", "params/w1"], ["params/w2", "params/w3"]]
     assert read == [*pairs, ["rest/0/h", "rest/0/scalar", "rest/1"]]  # no text
-    assert [leaf.path for leaf in found.leaves] == list(arrays) == [*read[0], *read[1], *read[2]]
-    for leaf in found.leaves:
+    assert [leaf.path for leaf in source.leaves] == list(arrays) == [*read[0], *read[1], *read[2]]
+    for leaf in source.leaves:
         assert (arrays[leaf.path].shape, arrays[leaf.path].dtype) == (leaf.shape, leaf.dtype)
     assert_same(arrays["params/w3"], weights["w3"])
     assert_same(arrays["rest/0/h"], half["h"])
@@ -252,7 +254,7 @@ def test_damaged_checkpoints_are_refused(tmp_path):
             checkpointer.save(tmp_path / "many" / name, {"w": np.ones((8, 8))})
     one = tmp_path / "many" / "a"
     run("inspect", one)
-    text = "holds several trees, a, b. Give the folder of one."
+    text = "holds several trees: a, b. Give the folder of one tree."
     assert text in run("inspect", tmp_path / "many", code=1)[1]
     for data in one.glob("**/d/*"):
         data.write_bytes(data.read_bytes()[:9])
@@ -370,7 +372,7 @@ REFUSED = {
     ),
     "a vector": (("plan", "b", "-s", "0.9"), 1, 'pass --include "\\.\\*" to choose others'),
     "not params": (("inspect", "text"), 1, r"text: not a safetensors file, or a damaged one"),
-    "a folder": (("inspect", "folder"), 1, "folder: a folder, but no orbax checkpoint"),
+    "a folder": (("inspect", "folder"), 1, "folder: is a folder, but no orbax checkpoint"),
     "no format": (("export", "model", "-o", "out"), 1, r"suffix '' .* Name the file \.safetensors"),
     "percent": (("plan", "model", "-s", "90"), 1, r"got 90\.0\. Did you mean 0\.9\?"),
     "no leaf": (("plan", "model", "-s", "0.9", "--include", "x"), 1, "nothing to prune: none of"),
@@ -382,9 +384,13 @@ REFUSED = {
         "unknown --structure 'round'",
     ),
     "no option": (("prune", "model", "-s", "0.9"), 2, "--out"),
-    "csr of vectors": (("export", "b", "-o", "o", "--format", "csr"), 1, "no leaf has two axes"),
-    "bf16 in npz": (("export", "b", "-o", "o.npz"), 1, "b: NumPy's files have no bfloat16"),
-    "no folder": (("export", "model", "-o", "no/o.npz"), 1, "there is no folder .*no. Make it"),
+    "csr of vectors": (("export", "b", "-o", "o", "--format", "csr"), 1, "no leaf is 2-D"),
+    "bf16 in npz": (("export", "b", "-o", "o.npz"), 1, "b: NumPy's files can't hold bfloat16"),
+    "no folder": (
+        ("export", "model", "-o", "no/o.npz"),
+        1,
+        "folder .*no does not exist. Cre",
+    ),
 }
 
 
@@ -423,7 +429,7 @@ def test_damaged_npz_files_are_refused(tmp_path):
     twice = (tmp_path / "e.npz").read_bytes().replace(b"v.npy", b"w.npy")
     (tmp_path / "e.npz").write_bytes(twice)
     error = run("inspect", tmp_path / "e.npz", code=1)[1]
-    assert "e.npz: two arrays of the file have the same name" in error
+    assert "e.npz: two arrays have the same name" in error
     np.savez(tmp_path / "d.npz", w=np.ones(2, ml_dtypes.bfloat16))
     assert "NumPy's files have no bfloat16" in run("inspect", tmp_path / "d.npz", code=1)[1]
 
@@ -523,14 +529,14 @@ def test_a_ctrl_c_that_gets_lost_stops_after_the_leaf(model, tmp_path, monkeypat
 
 
 def test_an_interrupted_folder_of_csr_is_not_there(model, tmp_path, monkeypatch):
-    written, before = files.write_csr, sorted(tmp_path.iterdir())
+    written, before = interchange.write_csr, sorted(tmp_path.iterdir())
 
     def interrupted(folder, path, matrix):
         if path == "head":
             raise KeyboardInterrupt
         return written(folder, path, matrix)
 
-    monkeypatch.setattr(files, "write_csr", interrupted)
+    monkeypatch.setattr(interchange, "write_csr", interrupted)
     run("export", model, "-o", tmp_path / "out", "--format", "csr", code=130)
     assert sorted(tmp_path.iterdir()) == before
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from jaxprune._files import any_kind as files, safetensors as container
+from jaxprune._files import safetensors
+from jaxprune._files.any_kind import open_source
 from jaxprune._files.save_load import load, save
 
 zstandard = pytest.importorskip("zstandard")
@@ -200,8 +201,8 @@ def test_memory_that_is_not_there_is_a_value_error(tmp_path, monkeypatch):
 def read_npz(path):
     """What is in an .npz, or None where it is refused."""
     try:
-        with files.source(path) as found:
-            return dict(found.arrays())
+        with open_source(path) as source:
+            return dict(source.arrays())
     except ValueError as error:
         return refused(error, path)
 
@@ -237,7 +238,7 @@ def test_headers_of_npy_rewritten(tmp_path_factory, description, shape, order, d
     assert tracemalloc.get_traced_memory()[1] < OVERHEAD
     tracemalloc.stop()
     for array in (found or {}).values():
-        assert container.dtype_of(array.dtype.name) is not None
+        assert safetensors.dtype_of(array.dtype.name) is not None
         assert array.nbytes == len(data)
 
 
