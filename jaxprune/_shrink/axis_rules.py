@@ -1,7 +1,12 @@
-"""What each primitive does to the axes of its operands, and to what is known of their values.
+"""What each primitive does to the axes of its operands: `RULES`, one rule per primitive.
 
-A rule takes the tracer, the equation and one `Value` per operand, and returns one per result. What
-has no rule freezes all that it touches.
+A rule takes the tracer, the equation and one `TracedArray` per operand. It joins, freezes or
+contracts axes of the operands, and returns one `TracedArray` per result, with labels and known
+values. If the shapes that it returns are not those in the program, the tracer treats the primitive
+as one without a rule.
+
+This module has the rules that compute something: elementwise functions, products, reductions, and
+loops and calls, which follow an inner program. Rules that only move entries are in `axis_shapes`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,247 +15,263 @@ from typing import Any
 import numpy as np
 
 from jaxprune._shrink import axis_shapes as shapes
-from jaxprune._shrink.constant_folding import ELEMENTWISE, computed, computer
-from jaxprune._shrink.tracer import LENGTH, WINDOW, Axis, Tracer, Value, fixed
+from jaxprune._shrink.constant_folding import ELEMENTWISE, fold, numpy_function
+from jaxprune._shrink.traced_arrays import Axis, TracedArray, common_known, fixed_array
+from jaxprune._shrink.tracer import LENGTH, WINDOW, Rule, Tracer
 
-Values = Sequence[Value]
+Arrays = Sequence[TracedArray]
 
 
-def elementwise(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Operands have the axes of the result; some are scalars, or have an axis of length one."""
+def elementwise(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Joins the axes of the operands. Scalars and axes of length 1 broadcast, and join nothing."""
     name = eqn.primitive.name
-    if name == "optimization_barrier":
-        return list(ins)
-    compute = computer(eqn)
+    if name == "optimization_barrier":  # has as many results as operands
+        return list(operands)
+    function = numpy_function(eqn)
     axes = []
     for k, size in enumerate(eqn.outvars[0].aval.shape):
-        of_size = [v.axes[k] for v in ins if v.axes and v.axes[k].size == size]
-        axis = t.join(of_size, name)
-        known = None
-        if compute and any(v.axes and v.axes[k].known is not None for v in ins):
-            known = computed(compute, name, [_along(value, k, axis.size) for value in ins])
-        axes.append(Axis(axis.size, axis.labels, known))
+        axis = tracer.join([a.axes[k] for a in operands if a.axes and a.axes[k].size == size], name)
+        if function and any(a.axes and a.axes[k].known is not None for a in operands):
+            known = [_known_along(array, k, size) for array in operands]
+            axis = axis.with_known(fold(function, name, known))
+        axes.append(axis)
     scalar = np.nan
-    if compute and not axes:
-        scalar = float(computed(compute, name, [np.array([v.scalar]) for v in ins])[0])
-    return [Value(tuple(axes), scalar)]
+    if function and not axes:
+        scalar = float(fold(function, name, [np.array([a.scalar]) for a in operands])[0])
+    return [TracedArray(tuple(axes), scalar)]
 
 
-def _along(value: Value, k: int, size: int) -> np.ndarray:
-    """What is known of an operand at each index of an axis of the result."""
-    known = value.axes[k].value() if value.axes else np.array([value.scalar])
+def _known_along(array: TracedArray, k: int, size: int) -> np.ndarray:
+    """The known values of an operand for each index of axis `k` of the result."""
+    known = array.axes[k].known_values() if array.axes else np.array([array.scalar])
     return np.broadcast_to(known, (size,))
 
 
 # Products
 
 
-def dot_general(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """A result is zero where a factor is; the axes summed over are where units may end."""
-    (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
-    left, right = ins
+def dot_general(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Contracts the axes summed over, joins batch axes, and is zero where a factor is zero."""
+    (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
+    left, right = operands
     name = eqn.primitive.name
-    for i, k in zip(lc, rc, strict=True):
-        t.read((left.axes[i], right.axes[k]), (left.weights, right.weights), name)
+    for i, k in zip(left_sum, right_sum, strict=True):
+        pair = (left.axes[i], right.axes[k])
+        tracer.contract(pair, (left.from_params, right.from_params), name)
     axes = []
-    for i, k in zip(lb, rb, strict=True):
-        zero = left.axes[i].zero() | right.axes[k].zero()
-        joined = t.join([left.axes[i], right.axes[k]], name)
-        axes.append(_zero_at(joined, zero))
-    for value, used in ((left, (*lc, *lb)), (right, (*rc, *rb))):
-        axes += [_zero_at(a, a.zero()) for i, a in enumerate(value.axes) if i not in used]
-    return [_all_zero(axes) if 0.0 in (left.everywhere(), right.everywhere()) else Value.of(axes)]
+    for i, k in zip(left_batch, right_batch, strict=True):
+        zero = left.axes[i].is_zero() | right.axes[k].is_zero()
+        axes.append(tracer.join([left.axes[i], right.axes[k]], name).with_zeros(zero))
+    for array, used in ((left, (*left_sum, *left_batch)), (right, (*right_sum, *right_batch))):
+        axes += [axis.zeros_only() for i, axis in enumerate(array.axes) if i not in used]
+    if 0.0 in (left.single_value(), right.single_value()):
+        zeros = [axis.with_zeros(np.ones(axis.size, bool)) for axis in axes]
+        return [TracedArray(tuple(zeros), 0.0)]
+    return [TracedArray.of(axes)]
 
 
-def conv_general_dilated(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Channels as in a product; windows and pictures are fixed; depthwise channels are joined."""
-    numbers, n_groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
-    x, kernel = ins
-    spec_x, spec_k, spec_out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
-    batch, into = x.axes[spec_x[0]], x.axes[spec_x[1]]
-    out, of = kernel.axes[spec_k[0]], kernel.axes[spec_k[1]]
-    for k in spec_k[2:]:
-        t.freeze(kernel.axes[k].labels, WINDOW)
-    for k in spec_x[2:]:
-        t.freeze(x.axes[k].labels, "a convolution runs over it")
-    channels = _zero_at(out, out.zero())
-    if eqn.params["batch_group_count"] != 1 or (n_groups > 1 and of.size > 1):
-        t.freeze(into.labels, f"grouped convolution, {n_groups} groups")
-        t.freeze(of.labels, f"grouped convolution, {n_groups} groups")
-        t.freeze(out.labels, f"grouped convolution, {n_groups} groups")
-        channels = Axis(out.size)
-    elif n_groups > 1:  # depthwise: each input channel makes its own outputs
-        each = np.repeat(np.arange(into.size), out.size // into.size)
-        channels = t.join([into.at(each), out], "depthwise convolution")
-        channels = _zero_at(channels, into.zero()[each] | out.zero())
+def conv_general_dilated(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Contracts the channels like a matrix product; spatial axes and windows are frozen."""
+    numbers = eqn.params["dimension_numbers"]
+    (batch, channels_in, *spatial), (out, into, *window) = numbers.lhs_spec, numbers.rhs_spec
+    x, kernel = operands
+    for k in window:
+        tracer.freeze(kernel.axes[k].labels, WINDOW)
+    for k in spatial:
+        tracer.freeze(x.axes[k].labels, "a convolution slides along it")
+    of_input, of_kernel, outputs = x.axes[channels_in], kernel.axes[into], kernel.axes[out]
+    n_groups = eqn.params["feature_group_count"]
+    if eqn.params["batch_group_count"] != 1 or (n_groups > 1 and of_kernel.size > 1):
+        groups = max(n_groups, eqn.params["batch_group_count"])
+        reason = f"it has the channels of a convolution with {groups} groups that is not depthwise"
+        for axis in (of_input, of_kernel, outputs):
+            tracer.freeze(axis.labels, reason)
+        channels = Axis(outputs.size)
+    elif n_groups > 1:
+        channels = _depthwise(tracer, of_input, outputs)
     else:
-        t.read((into, of), (x.weights, kernel.weights), eqn.primitive.name)
-    axes = [Axis(n) for n in eqn.outvars[0].aval.shape]
-    axes[spec_out[0]], axes[spec_out[1]] = _zero_at(batch, batch.zero()), channels
-    return [Value.of(axes)]
+        from_params = (x.from_params, kernel.from_params)
+        tracer.contract((of_input, of_kernel), from_params, eqn.primitive.name)
+        channels = outputs.zeros_only()
+    axes = [Axis(size) for size in eqn.outvars[0].aval.shape]
+    axes[numbers.out_spec[0]] = x.axes[batch].zeros_only()
+    axes[numbers.out_spec[1]] = channels
+    return [TracedArray.of(axes)]
 
 
-def _zero_at(axis: Axis, zero: np.ndarray) -> Axis:
-    """The axis with this known of it: zero there, nothing elsewhere."""
-    return Axis(axis.size, axis.labels, np.where(zero, 0.0, np.nan) if zero.any() else None)
-
-
-def _all_zero(axes: Sequence[Axis]) -> Value:
-    return Value(tuple(_zero_at(axis, np.ones(axis.size, bool)) for axis in axes), 0.0)
+def _depthwise(tracer: Tracer, channels_in: Axis, channels_out: Axis) -> Axis:
+    """The output channels of a depthwise convolution: each input channel makes its own outputs."""
+    source = np.repeat(np.arange(channels_in.size), channels_out.size // channels_in.size)
+    channels = tracer.join([channels_in.take(source), channels_out], "a depthwise convolution")
+    return channels.with_zeros(channels_in.is_zero()[source] | channels_out.is_zero())
 
 
 # Reductions
 
 
-def reduction(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """What is reduced over stays whole: means and norms depend on how many there are."""
-    name, over = eqn.primitive.name, eqn.params["axes"]
-    for k in over:
-        t.freeze(ins[0].axes[k].labels, f"{name} over it: a norm, a mean or a softmax needs all")
-    axes = [axis for k, axis in enumerate(ins[0].axes) if k not in over]
+def reduction(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Freezes the axes reduced over: a mean or a norm changes with the number of entries."""
+    name, reduced = eqn.primitive.name, eqn.params["axes"]
+    for k in reduced:
+        reason = f"{name} runs over it: a norm, a mean or a softmax depends on every entry"
+        tracer.freeze(operands[0].axes[k].labels, reason)
+    axes = [axis for k, axis in enumerate(operands[0].axes) if k not in reduced]
     if name == "reduce_sum":
-        axes = [_zero_at(axis, axis.zero()) for axis in axes]
+        axes = [axis.zeros_only() for axis in axes]
     elif name not in ("reduce_max", "reduce_min"):
-        axes = [axis.unknown() for axis in axes]
-    return [Value.of(axes) for _ in eqn.outvars]
+        axes = [axis.with_known(None) for axis in axes]
+    return [TracedArray.of(axes) for _ in eqn.outvars]
 
 
-def window(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Pooling: axes with a window of one pass."""
-    p, shape = eqn.params, eqn.outvars[0].aval.shape
+def pooling(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Freezes the axes that a window slides along. The others are unchanged."""
+    params, shape = eqn.params, eqn.outvars[0].aval.shape
     axes = []
-    for k, axis in enumerate(ins[0].axes):
-        plain = p["window_dimensions"][k] == 1 and axis.size == shape[k]
-        if not plain:
-            t.freeze(axis.labels, "it is pooled")
+    for k, axis in enumerate(operands[0].axes):
+        unchanged = params["window_dimensions"][k] == 1 and axis.size == shape[k]
+        if not unchanged:
+            tracer.freeze(axis.labels, f"pooling ({eqn.primitive.name}) slides along it")
             axes.append(Axis(shape[k]))
         elif eqn.primitive.name == "reduce_window_sum":
-            axes.append(_zero_at(axis, axis.zero()))
+            axes.append(axis.zeros_only())
         else:
             axes.append(axis)
-    return [Value.of(axes)]
+    return [TracedArray.of(axes)]
 
 
-def along(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Running sums, sorting: the axis they run along stays whole."""
+def cumulative(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Freezes the axis that a running sum or a sort goes along."""
     k = eqn.params.get("axis", eqn.params.get("dimension"))
-    for value in ins:
-        t.freeze(value.axes[k].labels, f"{eqn.primitive.name} along it")
-    outs = []
-    for value in ins:
-        axes = [Axis(a.size) if i == k else a.unknown() for i, a in enumerate(value.axes)]
-        outs.append(Value.of(axes))
-    return outs
+    reason = f"{eqn.primitive.name} runs along it, so each entry depends on others"
+    results = []
+    for array in operands:
+        tracer.freeze(array.axes[k].labels, reason)
+        axes = [Axis(a.size) if i == k else a.with_known(None) for i, a in enumerate(array.axes)]
+        results.append(TracedArray.of(axes))
+    return results
 
 
-def source(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Numbers that the program makes itself: counts, random bits."""
-    t.freeze_all(ins, f"{eqn.primitive.name} of it")
-    return [fixed(var.aval.shape) for var in eqn.outvars]
+def generator(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Makes arrays of the shape that the program says, such as counts and random bits."""
+    tracer.freeze_all(operands, f"it is an operand of {eqn.primitive.name}")
+    return [fixed_array(var.aval.shape) for var in eqn.outvars]
 
 
 # Programs within programs
 
 
-def call(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """A function called once."""
+def call(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Follows a function that is called once."""
     keys = [key for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params]
-    return t.within(eqn, keys[0], ins) if keys else []
+    return tracer.run_inner(eqn, keys[0], operands) if keys else []
 
 
-def scan(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """A loop over slices; the carry is of one kind before and after each step."""
-    p = eqn.params
-    n, m = _scan_parts(p)
-    for value in ins[n + m :]:
-        t.freeze(value.axes[0].labels, LENGTH)
-    slices = [Value(v.axes[1:], _first_known(v), v.weights) for v in ins[n + m :]]
+def scan(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Follows the body of a loop over slices, and freezes the axis that is looped over."""
+    n_consts, n_carry = _scan_counts(eqn.params)
+    consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
+    stacked = operands[n_consts + n_carry :]
+    for array in stacked:
+        tracer.freeze(array.axes[0].labels, LENGTH)
+    slices = [TracedArray(a.axes[1:], _slice_scalar(a), a.from_params) for a in stacked]
 
-    def step(carry: Values) -> list[Value]:
-        return t.within(eqn, "jaxpr", [*ins[:n], *carry, *slices])
+    def body(carry: Arrays) -> list[TracedArray]:
+        return tracer.run_inner(eqn, "jaxpr", [*consts, *carry, *slices])
 
-    outs = _looped(t, step, ins[n : n + m])
-    return [
-        *outs[:m],
-        *(Value((Axis(p["length"]), *out.axes)) for out in outs[m:]),
-    ]
+    results = _loop(tracer, body, carry)
+    length = Axis(eqn.params["length"])
+    collected = [TracedArray.of([length, *array.axes]) for array in results[n_carry:]]
+    return [*results[:n_carry], *collected]
 
 
-def _scan_parts(params: dict[str, Any]) -> tuple[int, int]:
-    """How many operands of a scan are constant, and how many are its carry."""
+def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are its carry."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on
     return len(consts), len(carry)
 
 
-def while_(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """A loop of unknown length."""
-    p = eqn.params
-    a, b = p["cond_nconsts"], p["body_nconsts"]
+def _slice_scalar(stacked: TracedArray) -> float:
+    """`TracedArray.scalar` of each slice of an array that a scan loops over."""
+    return stacked.single_value() if len(stacked.axes) == 1 else np.nan
 
-    def step(carry: Values) -> list[Value]:
-        return t.within(eqn, "body_jaxpr", [*ins[a : a + b], *carry])
 
-    carry = _looped(t, step, ins[a + b :])
-    t.within(eqn, "cond_jaxpr", [*ins[:a], *carry])
+def while_(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Follows the body and the condition of a loop of unknown length."""
+    n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond_consts, body_consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
+
+    def body(carry: Arrays) -> list[TracedArray]:
+        return tracer.run_inner(eqn, "body_jaxpr", [*body_consts, *carry])
+
+    carry = _loop(tracer, body, operands[n_cond + n_body :])
+    tracer.run_inner(eqn, "cond_jaxpr", [*cond_consts, *carry])
     return carry
 
 
-def _first_known(value: Value) -> float:
-    """The entry of a slice without axes, where all of them hold the same."""
-    return value.everywhere() if len(value.axes) == 1 else np.nan
+def cond(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Follows every branch; what holds in all of them holds of the results."""
+    n_branches = len(eqn.params["branches"])
+    branches = [tracer.run_inner(eqn, "branches", operands[1:], i) for i in range(n_branches)]
+    return [_merged(tracer, arrays) for arrays in zip(*branches, strict=True)]
 
 
-def _looped(t: Tracer, step: Callable[[Values], list[Value]], carry: Values) -> list[Value]:
-    """The results of a step that may be any of the loop, the last carry first."""
-    n = len(carry)
-    carry = [Value(v.axes, v.scalar) for v in carry]
+def _loop(
+    tracer: Tracer, body: Callable[[Arrays], list[TracedArray]], carry: Arrays
+) -> list[TracedArray]:
+    """Follows the body until the known values of the carry hold before and after every step.
+
+    Returns:
+      The results of the body, with the merged carry in place of the last one.
+    """
+    n_carry = len(carry)
+    carry = [TracedArray(array.axes, array.scalar) for array in carry]
     while True:
-        outs = step(carry)
-        after = [_either(t, pair) for pair in zip(carry, outs[:n], strict=True)]
-        if all(map(_same_known, carry, after)):
-            return [*after, *outs[n:]]
-        carry = after
+        results = body(carry)
+        merged = [_merged(tracer, pair) for pair in zip(carry, results[:n_carry], strict=True)]
+        if all(map(_same_known, carry, merged)):
+            return [*merged, *results[n_carry:]]
+        carry = merged
 
 
-def cond(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """One of several branches."""
-    n = len(eqn.params["branches"])
-    branches = [t.within(eqn, "branches", ins[1:], i) for i in range(n)]
-    return [_either(t, outs) for outs in zip(*branches, strict=True)]
-
-
-def _either(t: Tracer, values: Values) -> Value:
-    """What holds of all of these: they are in one place of a program at different times."""
+def _merged(tracer: Tracer, arrays: Arrays) -> TracedArray:
+    """What holds of all these arrays, which are one variable of the program at different times."""
     axes = []
-    for parts in zip(*(value.axes for value in values), strict=True):
-        known = [part.value() for part in parts]
-        same = np.all([k == known[0] for k in known], axis=0)
-        joined = t.join(parts, "a loop or a branch")
-        axes.append(Axis(joined.size, joined.labels, np.where(same, known[0], np.nan)))
-    scalars = {value.scalar for value in values}
-    return Value(tuple(axes), scalars.pop() if len(scalars) == 1 else np.nan)
+    for parts in zip(*(array.axes for array in arrays), strict=True):
+        axes.append(tracer.join(parts, "a loop or a branch").with_known(common_known(parts)))
+    scalars = {array.scalar for array in arrays}
+    return TracedArray(tuple(axes), scalars.pop() if len(scalars) == 1 else np.nan)
 
 
-def _same_known(a: Value, b: Value) -> bool:
-    known = zip(a.axes, b.axes, strict=True)
-    axes = all(np.array_equal(x.value(), y.value(), equal_nan=True) for x, y in known)
-    return axes and (a.scalar == b.scalar or np.isnan(b.scalar) == np.isnan(a.scalar))
+def _same_known(a: TracedArray, b: TracedArray) -> bool:
+    """Whether the same values are known of two arrays."""
+    same_axes = all(
+        np.array_equal(x.known_values(), y.known_values(), equal_nan=True)
+        for x, y in zip(a.axes, b.axes, strict=True)
+    )
+    return same_axes and (a.scalar == b.scalar or np.isnan(b.scalar) == np.isnan(a.scalar))
 
 
 _REDUCTIONS = ("sum", "max", "min", "prod", "and", "or", "xor")
-_CALLS = "pjit jit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr"
-_SOURCES = "iota random_bits random_seed random_wrap random_unwrap random_split random_fold_in"
-RULES: dict[str, Callable[..., list[Value]]] = {
+_CUMULATIVE = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort")
+_CALLS = (
+    *("pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpoint"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+)
+_GENERATORS = (
+    *("iota", "threefry2x32", "rng_bit_generator", "random_bits", "random_seed", "random_wrap"),
+    *("random_unwrap", "random_split", "random_fold_in"),
+)
+RULES: dict[str, Rule] = {
     **dict.fromkeys((*ELEMENTWISE, "integer_pow", "convert_element_type"), elementwise),
     **dict.fromkeys([f"reduce_{name}" for name in _REDUCTIONS], reduction),
     **dict.fromkeys(("argmax", "argmin"), reduction),
-    **dict.fromkeys([f"reduce_window_{name}" for name in ("max", "min", "sum")], window),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort"), along),
-    **dict.fromkeys((*_CALLS.split(), "remat", "remat2", "checkpoint"), call),
-    **dict.fromkeys((*_SOURCES.split(), "threefry2x32", "rng_bit_generator"), source),
-    **dict.fromkeys(("dynamic_slice", "dynamic_update_slice"), shapes.dynamic),
+    **dict.fromkeys([f"reduce_window_{name}" for name in ("max", "min", "sum")], pooling),
+    **dict.fromkeys(_CUMULATIVE, cumulative),
+    **dict.fromkeys(_CALLS, call),
+    **dict.fromkeys(_GENERATORS, generator),
+    **dict.fromkeys(("dynamic_slice", "dynamic_update_slice"), shapes.dynamic_slice),
     "dot_general": dot_general,
     "conv_general_dilated": conv_general_dilated,
     "transpose": shapes.transpose,

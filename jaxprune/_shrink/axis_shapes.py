@@ -1,6 +1,6 @@
-"""What primitives that move entries, and compute nothing, do to the axes of their operands.
+"""The rules of primitives that move entries and compute nothing: reshape, slice, concatenate, ...
 
-Rules as in `axis_rules`: of the tracer, the equation and a `Value` per operand.
+They have the signature of all rules; see `axis_rules`, which has the table.
 """
 
 import math
@@ -9,204 +9,222 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune._shrink.tracer import Axis, Tracer, Value, fixed
+from jaxprune._shrink.traced_arrays import Axis, TracedArray, common_known, fixed_array
+from jaxprune._shrink.tracer import Tracer
 
-Values = Sequence[Value]
-
-
-def transpose(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Axes in another order."""
-    return [Value.of([ins[0].axes[k] for k in eqn.params["permutation"]])]
+Arrays = Sequence[TracedArray]
 
 
-def squeeze(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Axes of length one go."""
-    gone = eqn.params["dimensions"]
-    axes = [axis for k, axis in enumerate(ins[0].axes) if k not in gone]
-    return [Value(tuple(axes), ins[0].everywhere() if not axes else np.nan)]
+def transpose(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Permutes the axes."""
+    return [TracedArray.of([operands[0].axes[k] for k in eqn.params["permutation"]])]
 
 
-def broadcast_in_dim(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """New axes are as long as the program says: they join whatever they meet."""
-    known = ins[0].everywhere()
+def squeeze(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Removes axes of length 1."""
+    (array,), removed = operands, eqn.params["dimensions"]
+    axes = [axis for k, axis in enumerate(array.axes) if k not in removed]
+    return [TracedArray(tuple(axes), np.nan if axes else array.single_value())]
+
+
+def broadcast_in_dim(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Gives new axes new labels: their length follows from the axes that they are joined with.
+
+    The program contains that length as a number. Whether the number follows when an axis shrinks is
+    not visible here; `same_program` finds out.
+    """
+    (array,), value = operands, operands[0].single_value()
     axes = []
-    for n in eqn.outvars[0].aval.shape:
-        values = None if np.isnan(known) else np.full(n, known)
-        axes.append(Axis(n, t.fresh(n) if n > 1 else None, values))
-    for axis, k in zip(ins[0].axes, eqn.params["broadcast_dimensions"], strict=True):
+    for size in eqn.outvars[0].aval.shape:
+        known = None if np.isnan(value) else np.full(size, value)
+        axes.append(Axis(size, tracer.new_labels(size) if size > 1 else None, known))
+    for axis, k in zip(array.axes, eqn.params["broadcast_dimensions"], strict=True):
         if axis.size == axes[k].size:
             axes[k] = axis
-    return [Value.of(axes)]
+    return [TracedArray.of(axes)]
 
 
-def reshape(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Splits and merges: the unit of a split axis is an index of its leading part."""
-    shape = [int(n) for n in eqn.outvars[0].aval.shape]
-    old = [axis for axis in ins[0].axes if axis.size != 1]
-    new = [n for n in shape if n != 1]
-    everywhere = ins[0].everywhere()
+def reshape(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Splits and merges axes.
+
+    Old and new axes are matched in the smallest blocks of equal size: (2, 12) -> (2, 3, 4) has the
+    blocks 2 -> 2 and 12 -> 3, 4. Axes of length 1 belong to no block.
+    """
+    shape = [int(size) for size in eqn.outvars[0].aval.shape]
     if 0 in shape:
-        t.freeze_all(ins, "reshape of an empty array")
-        return [fixed(shape)]
-    found: list[Axis] = []
-    while old or new:
-        block, sizes = [old.pop(0)], [new.pop(0)]
-        while math.prod(a.size for a in block) != math.prod(sizes):
-            if math.prod(a.size for a in block) < math.prod(sizes):
-                block.append(old.pop(0))
+        tracer.freeze_all(operands, "it belongs to an empty array that is reshaped")
+        return [fixed_array(shape)]
+    old_axes = [axis for axis in operands[0].axes if axis.size != 1]
+    new_sizes = [size for size in shape if size != 1]
+    reshaped: list[Axis] = []
+    while old_axes or new_sizes:
+        block, sizes = [old_axes.pop(0)], [new_sizes.pop(0)]
+        while (old := math.prod(axis.size for axis in block)) != (new := math.prod(sizes)):
+            if old < new:
+                block.append(old_axes.pop(0))
             else:
-                sizes.append(new.pop(0))
-        found += _reshaped(t, block, sizes)
-    rest = iter(found)
-    axes = [Axis(1) if n == 1 else next(rest) for n in shape]
-    if not np.isnan(everywhere):
-        axes = [Axis(a.size, a.labels, np.full(a.size, everywhere)) for a in axes]
-    return [Value(tuple(axes), everywhere)]
+                sizes.append(new_sizes.pop(0))
+        reshaped += _reshape_block(tracer, block, sizes)
+    remaining = iter(reshaped)
+    axes = [Axis(1) if size == 1 else next(remaining) for size in shape]
+    value = operands[0].single_value()
+    if not np.isnan(value):
+        axes = [axis.with_known(np.full(axis.size, value)) for axis in axes]
+    return [TracedArray(tuple(axes), value)]
 
 
-def _reshaped(t: Tracer, block: list[Axis], sizes: list[int]) -> list[Axis]:
+def _reshape_block(tracer: Tracer, block: list[Axis], sizes: list[int]) -> list[Axis]:
+    """Axes of these sizes from axes with as many entries."""
     if len(block) == len(sizes) == 1:
         return block
     if len(sizes) == 1:
-        return [_merged(t, block)]
-    if len(block) > 1:
-        for axis in block:
-            t.freeze(axis.labels, "reshape regroups it with other axes")
-        return [Axis(n) for n in sizes]
-    axis = block[0]
+        return [_merge(tracer, block)]
+    if len(block) == 1:
+        return _split(tracer, block[0], sizes)
+    for axis in block:
+        tracer.freeze(axis.labels, "a reshape cuts it up together with other axes")
+    return [Axis(size) for size in sizes]
+
+
+def _split(tracer: Tracer, axis: Axis, sizes: list[int]) -> list[Axis]:
+    """Several axes of one: only the first of them has labels; the others can't change their length.
+
+    The labels of all entries that share an index of the first axis are joined: they go together.
+    """
     if axis.labels is None:
-        return [Axis(n) for n in sizes]
+        return [Axis(size) for size in sizes]
     rows = axis.labels.reshape(sizes[0], -1)
     for k in range(1, rows.shape[1]):
-        t.union(rows[:, 0], rows[:, k])
-    values = axis.value().reshape(sizes[0], -1)
+        tracer.join_labels(rows[:, 0], rows[:, k])
+    values = axis.known_values().reshape(sizes[0], -1)
     known = np.where((values == values[:, :1]).all(1), values[:, 0], np.nan)
-    return [Axis(sizes[0], rows[:, 0].copy(), known), *(Axis(n) for n in sizes[1:])]
+    return [Axis(sizes[0], rows[:, 0].copy(), known), *(Axis(size) for size in sizes[1:])]
 
 
-def _merged(t: Tracer, block: list[Axis]) -> Axis:
-    """One axis of several: units of one of them, repeated; the others must stay."""
+def _merge(tracer: Tracer, block: list[Axis]) -> Axis:
+    """One axis of several, with the labels of the first that has any; the others must stay."""
     sizes = [axis.size for axis in block]
     labelled = [k for k, axis in enumerate(block) if axis.labels is not None]
     for k in labelled[1:]:
-        t.freeze(block[k].labels, "reshape merges it with another axis")
-    index = np.arange(math.prod(sizes)).reshape(sizes)
-    where = np.unravel_index(index.reshape(-1), sizes)
-    known = np.full(index.size, np.nan)
-    for axis, mine in zip(block, where, strict=True):
-        known = np.where(np.isnan(known), axis.value()[mine], known)
+        tracer.freeze(block[k].labels, "a reshape merges it with an axis before it")
+    indices = np.unravel_index(np.arange(math.prod(sizes)), sizes)  # of the old axes, by new index
+    known = np.full(math.prod(sizes), np.nan)
+    for axis, index in zip(block, indices, strict=True):
+        known = np.where(np.isnan(known), axis.known_values()[index], known)
     labels = block[labelled[0]].labels if labelled else None
-    return Axis(index.size, None if labels is None else labels[where[labelled[0]]], known)
+    return Axis(known.size, None if labels is None else labels[indices[labelled[0]]], known)
 
 
-def concatenate(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """One axis after the other; the remaining axes are joined."""
-    d = eqn.params["dimension"]
+def concatenate(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Chains the labels of one axis, and joins the other axes."""
     axes = []
-    for k in range(len(ins[0].axes)):
-        parts = [value.axes[k] for value in ins]
-        if k == d:
-            axes.append(_chained(t, parts))
-            continue
-        values = [part.value() for part in parts]
-        same = np.all([v == values[0] for v in values], axis=0)
-        joined = t.join(parts, "concatenate")
-        axes.append(Axis(joined.size, joined.labels, np.where(same, values[0], np.nan)))
-    return [Value.of(axes)]
+    for k in range(len(operands[0].axes)):
+        parts = [array.axes[k] for array in operands]
+        if k == eqn.params["dimension"]:
+            axes.append(_chain(tracer, parts))
+        else:
+            axes.append(tracer.join(parts, "concatenate").with_known(common_known(parts)))
+    return [TracedArray.of(axes)]
 
 
-def _chained(t: Tracer, parts: Sequence[Axis]) -> Axis:
+def _chain(tracer: Tracer, parts: Sequence[Axis]) -> Axis:
+    """One axis after the other. A part without labels gets new ones, which are frozen."""
     size = sum(part.size for part in parts)
-    known = np.concatenate([part.value() for part in parts])
+    known = np.concatenate([part.known_values() for part in parts])
     if all(part.labels is None for part in parts):
         return Axis(size, None, known)
-    labels = []
+    chained = []
     for part in parts:
-        labels.append(t.fresh(part.size) if part.labels is None else part.labels)
-        if part.labels is None and part.size > 1:
-            t.freeze(labels[-1], "it is chained to an input or a constant")
-    return Axis(size, np.concatenate(labels), known)
+        labels = part.labels
+        if labels is None:
+            labels = tracer.new_labels(part.size)
+            if part.size > 1:
+                reason = "it meets an input, a constant or padding in a concatenated axis"
+                tracer.freeze(labels, reason)
+        chained.append(labels)
+    return Axis(size, np.concatenate(chained), known)
 
 
-def pad(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Zeros around an axis are units that stay."""
-    value, fill = ins[0], ins[1].scalar
+def pad(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Adds constants at the ends of axes; they get labels of their own."""
+    array, padding_value = operands[0], operands[1].scalar
     config = eqn.params["padding_config"]
+    any_padding = any(amounts != (0, 0, 0) for amounts in config)
     axes = []
-    for k, (axis, (low, high, inner)) in enumerate(zip(value.axes, config, strict=True)):
-        size = eqn.outvars[0].aval.shape[k]
-        if (low, high, inner) == (0, 0, 0):
-            padded = any(config[i] != (0, 0, 0) for i in range(len(config)))
-            axes.append(axis.only(axis.value() == fill) if padded else axis)
-        elif inner == 0 and low >= 0 and high >= 0:
-            ends = [Axis(n, None, np.full(n, fill)) for n in (low, high)]
-            axes.append(_chained(t, [ends[0], axis, ends[1]]))
+    for k, (axis, (low, high, between)) in enumerate(zip(array.axes, config, strict=True)):
+        if (low, high, between) == (0, 0, 0):
+            # A slice along this axis now contains padding too.
+            known = axis.known_values()
+            known = np.where(known == padding_value, known, np.nan)
+            axes.append(axis.with_known(known) if any_padding else axis)
+        elif between == 0 and low >= 0 and high >= 0:
+            ends = [Axis(size, None, np.full(size, padding_value)) for size in (low, high)]
+            axes.append(_chain(tracer, [ends[0], axis, ends[1]]))
         else:
-            t.freeze(axis.labels, "it is cropped or spread by pad")
-            axes.append(Axis(size))
-    return [Value.of(axes)]
+            tracer.freeze(axis.labels, "pad crops it, or puts values between its entries")
+            axes.append(Axis(eqn.outvars[0].aval.shape[k]))
+    return [TracedArray.of(axes)]
 
 
-def slice_(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Some indices of each axis."""
-    p = eqn.params
-    strides = p["strides"] or [1] * len(ins[0].axes)
-    where = zip(p["start_indices"], p["limit_indices"], strides, strict=True)
-    return [Value.of([a.at(slice(*w)) for a, w in zip(ins[0].axes, where, strict=True)])]
+def slice_(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Takes a range of indices of each axis."""
+    params, axes = eqn.params, operands[0].axes
+    strides = params["strides"] or [1] * len(axes)
+    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    return [TracedArray.of([a.take(slice(*b)) for a, b in zip(axes, bounds, strict=True)])]
 
 
-def split(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Several slices of one axis."""
-    ends = np.cumsum(eqn.params["sizes"]).tolist()
-    starts = [0, *ends[:-1]]
-    k = eqn.params["axis"]
+def split(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Cuts one axis into consecutive parts, one per result."""
+    stops = np.cumsum(eqn.params["sizes"]).tolist()
+    axes, k = list(operands[0].axes), eqn.params["axis"]
     return [
-        Value.of([a.at(slice(lo, hi)) if i == k else a for i, a in enumerate(ins[0].axes)])
-        for lo, hi in zip(starts, ends, strict=True)
+        TracedArray.of([*axes[:k], axes[k].take(slice(start, stop)), *axes[k + 1 :]])
+        for start, stop in zip([0, *stops[:-1]], stops, strict=True)
     ]
 
 
-def rev(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Axes backwards."""
-    back = eqn.params["dimensions"]
-    return [
-        Value.of(
-            [a.at(slice(None, None, -1)) if k in back else a for k, a in enumerate(ins[0].axes)]
-        )
-    ]
+def rev(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Reverses axes."""
+    reverse, reversed_axes = slice(None, None, -1), eqn.params["dimensions"]
+    axes = [a.take(reverse) if k in reversed_axes else a for k, a in enumerate(operands[0].axes)]
+    return [TracedArray.of(axes)]
 
 
-def dynamic(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Slices at places that are only known at run time: axes taken whole pass."""
+def dynamic_slice(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Reads or writes a slice at a position that only the running program knows.
+
+    Axes that the slice takes whole pass; the others are frozen.
+    """
     name = eqn.primitive.name
-    parts = ins[:2] if name == "dynamic_update_slice" else ins[:1]
-    taken = [a.size for a in ins[1].axes] if len(parts) > 1 else eqn.outvars[0].aval.shape
+    shape = eqn.outvars[0].aval.shape
+    update = name == "dynamic_update_slice"
+    arrays = operands[:2] if update else operands[:1]
+    slice_sizes = [axis.size for axis in operands[1].axes] if update else shape
     axes = []
-    for k, size in enumerate(taken):
-        axis = ins[0].axes[k]
-        if size == axis.size:
-            known = [part.axes[k].value() for part in parts]
-            same = np.all([v == known[0] for v in known], axis=0)
-            labels = t.join([part.axes[k] for part in parts], name).labels
-            axes.append(Axis(axis.size, labels, np.where(same, known[0], np.nan)))
+    for k, size in enumerate(slice_sizes):
+        parts = [array.axes[k] for array in arrays]
+        if size == parts[0].size:
+            axes.append(tracer.join(parts, name).with_known(common_known(parts)))
         else:
             for part in parts:
-                t.freeze(part.axes[k].labels, f"{name} of a part of it")
-            axes.append(Axis(eqn.outvars[0].aval.shape[k]))
-    return [Value.of(axes)]
+                tracer.freeze(part.labels, f"{name} takes a part of it at a position it computes")
+            axes.append(Axis(shape[k]))
+    return [TracedArray.of(axes)]
 
 
-def gather(t: Tracer, eqn: Any, ins: Values) -> list[Value]:
-    """Rows of a table: the axis that is indexed stays, those taken whole pass."""
+def gather(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Looks up slices of a table: axes taken whole pass, and those that are indexed freeze."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    gone = (*numbers.collapsed_slice_dims, *getattr(numbers, "operand_batching_dims", ()))
-    axes = [Axis(n) for n in eqn.outvars[0].aval.shape]
-    kept = [k for k in range(len(sizes)) if k not in gone]
-    whole = [k for k in kept if sizes[k] == ins[0].axes[k].size]
-    for k, axis in enumerate(ins[0].axes):
+    table = operands[0].axes
+    removed = (*numbers.collapsed_slice_dims, *getattr(numbers, "operand_batching_dims", ()))
+    remaining = [k for k in range(len(sizes)) if k not in removed]
+    whole = [k for k in remaining if sizes[k] == table[k].size]
+    for k, axis in enumerate(table):
         if k not in whole:
-            t.freeze(axis.labels, "it is indexed by data (gather)")
-    for place, k in zip(numbers.offset_dims, kept, strict=True):
+            tracer.freeze(axis.labels, "it is indexed by data (gather)")
+    axes = [Axis(size) for size in eqn.outvars[0].aval.shape]
+    for position, k in zip(numbers.offset_dims, remaining, strict=True):
         if k in whole:
-            axes[place] = ins[0].axes[k]
-    return [Value.of(axes)]
+            axes[position] = table[k]
+    return [TracedArray.of(axes)]

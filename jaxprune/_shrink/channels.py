@@ -1,47 +1,51 @@
-"""Which channels are coupled, for pruning: those that `shrink` would cut out together."""
+"""`channel_groups`: which channels must be pruned together, so that `shrink` can remove them."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, rule_for
 from jaxprune._recipe.coupled import Coupled
-from jaxprune._shrink.flax_sizes import shrunk_apply, split_nnx
-from jaxprune._shrink.groups import Group, accepted, find_groups
-from jaxprune._shrink.program import Program, follow, program_of
-from jaxprune._shrink.tracer import Unit
+from jaxprune._shrink.flax_sizes import Model, function_model, nnx_model
+from jaxprune._shrink.groups import Group, accept, group_units
+from jaxprune._shrink.program import Program, program_of, trace
+from jaxprune._shrink.units import LeafAxis, Unit, units_of
 
-NOT_ZERO = "a unit is not zero where its weights are: look for a sigmoid, or a norm without scale"
+NOT_ZERO = (
+    "its units are not zero when all their weights are; the cause may be a sigmoid, or a norm "
+    "without a scale"
+)
 
 
 def channel_groups(
     apply_fn: Callable[..., Any], variables: Any, *example_inputs: Any
 ) -> dict[str, Coupled]:
-    """The structure under which whole channels are pruned, so that `shrink` can cut them out.
+    """A structure that prunes whole channels, so that `shrink` can remove them.
 
-    A neuron goes with its column of the kernel, its bias, scale and bias of its batch norm, and
-    with the channels of other layers that a residual adds to it; a hidden unit with its columns in
-    all gates; a head of attention with its query, key and value. They are scored together, by the
-    Euclidean norm of all their weights, and share a budget: the sparsity counts channels. What only
-    takes a channel up, as the next kernel does with its rows, is not pruned, since it meets zeros.
+    All slices that belong to a channel are dropped together: a column of a kernel, its bias, the
+    scale and bias of its batch norm, and the same channel of other layers that a residual adds to
+    it. A hidden unit of a recurrent cell includes its columns in all gates, a head of attention its
+    query, key and value. The score of a channel is the Euclidean norm of all these weights, and all
+    leaves of a group share one budget, which counts channels. Weights that only read a channel,
+    such as its rows in the next kernel, are not pruned: they are multiplied by zeros.
 
-    Where a leaf could lose indices along several axes, the group with more leaves decides. Axes
-    that `shrink` refuses are left out, and so are the last layer and whatever else has none.
+    If a leaf could lose indices along several axes, the group with more leaves takes it. Axes that
+    `shrink` refuses are left out. So is the last layer, whose channels are the outputs.
 
     Args:
-      apply_fn: as for `shrink`, in the mode of inference.
-      variables: as for `shrink`; the values do not matter.
+      apply_fn: as for `shrink`, in inference mode.
+      variables: as for `shrink`; their values do not matter.
       example_inputs: as for `shrink`.
 
     Returns:
-      A regex for each leaf that takes part -> its structure. Pass both the structures and their
-      paths, since biases are not pruned by default:
+      A dict from a regex for each leaf to its structure. Pass it twice, as `structure` and as
+      `include`, because by default biases are not pruned:
       `prune(schedule, structure=groups, include=tuple(groups))`.
 
     Raises:
-      ValueError: no channel can go.
+      ValueError: no channels can be pruned.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune
@@ -55,24 +59,24 @@ def channel_groups(
       >>> jaxprune.shrink(mlp, sparse, jnp.ones((4, 1)))[0]["w"].tolist()
       [[3.0]]
     """
-
-    def apply_small(variables: Any, *inputs: Any) -> Any:
-        return shrunk_apply(apply_fn, variables, *inputs)
-
     paths = leaves_with_paths(variables)[0]
-    of_params = [path for path in paths if path.startswith("params/")]
-    return _found(apply_fn, apply_small, variables, example_inputs, of_params or paths)
+    param_paths = [path for path in paths if path.startswith("params/")]
+    model = function_model(apply_fn, variables, example_inputs)
+    return _coupled_structures(model, param_paths or paths)
 
 
 def channel_groups_nnx(model: Any, *example_inputs: Any) -> dict[str, Coupled]:
-    """`channel_groups` of the params of an NNX model, with paths as `nnx.Optimizer` has them.
+    """`channel_groups` for an NNX model, with the paths that `nnx.Optimizer` uses.
 
     Args:
-      model: an `nnx.Module`, in the mode of inference: `model.eval()` first.
-      example_inputs: what it is called with.
+      model: an `nnx.Module` in inference mode: call `model.eval()` first.
+      example_inputs: arguments of its call.
+
+    Returns:
+      As `channel_groups`.
 
     Raises:
-      ValueError: no channel can go.
+      ValueError: no channels can be pruned.
 
     Example:
       >>> from flax import nnx
@@ -84,103 +88,125 @@ def channel_groups_nnx(model: Any, *example_inputs: Any) -> dict[str, Coupled]:
     """
     from flax import nnx
 
-    state, apply_fn, apply_small = split_nnx(model)
-    of_params = leaves_with_paths(nnx.state(model, nnx.Param))[0]
-    return _found(apply_fn, apply_small, state, example_inputs, of_params)
+    param_paths = leaves_with_paths(nnx.state(model, nnx.Param))[0]
+    return _coupled_structures(nnx_model(model, example_inputs), param_paths)
 
 
-def _found(
-    apply_fn: Any, apply_small: Any, variables: Any, inputs: Any, of_params: Iterable[str]
-) -> dict[str, Coupled]:
-    program = program_of(apply_fn, variables, inputs)
-    may = [program.paths.index(path) for path in of_params]
-    weights = {i for i in may if jnp.issubdtype(program.leaves[i].dtype, jnp.inexact)}
-    tracer = follow(program, lambda leaf, axis: None)
-    found = find_groups(tracer.units())
-    groups = [group for group in found if not group.reason]
-    for group in groups:  # one unit each, to see whether it can be cut at all
-        group.gone = _open_units([group])[:1] if len(group.units) > 1 else []
-    _refuse_what_is_not_zero(program, groups, weights)
-    units = _open_units(accepted(program, tracer, groups, apply_small, inputs))
+def _coupled_structures(model: Model, param_paths: Iterable[str]) -> dict[str, Coupled]:
+    program = program_of(model.apply_fn, model.variables, model.inputs)
+    params = {program.paths.index(path) for path in param_paths}
+    weights = {i for i in params if jnp.issubdtype(program.leaves[i].dtype, jnp.inexact)}
+    tracer = trace(program, lambda leaf, axis: None)
+    all_groups = group_units(units_of(tracer))
+    groups = [group for group in all_groups if not group.reason]
+    for group in groups:  # removing one unit shows whether the group can shrink at all
+        group.removed = _candidates([group])[:1] if len(group.units) > 1 else []
+    _refuse_nonzero(program, groups, weights)
+    units = _candidates(accept(model, program, tracer, groups))
     structures: dict[str, Coupled] = {}
     for component in _components(units, weights):
-        structures |= _structures(program, component, weights)
+        structures |= _structures_of(program, component, weights)
     if not structures:
-        why = "; ".join(f"{program.paths[g.members[0][0]]}: {g.reason}" for g in found if g.reason)
-        raise ValueError(f"channel_groups: no channel can go: {why or 'no param has an axis'}.")
+        refused = [group for group in all_groups if group.reason]
+        reasons = [f"{program.paths[group.axes[0].leaf]}: {group.reason}" for group in refused]
+        raise ValueError(
+            f"channel_groups: no channels can be pruned: {'; '.join(reasons) or 'there are none'}."
+        )
     return structures
 
 
-def _open_units(groups: Iterable[Group]) -> list[Unit]:
-    return [u for group in groups for u in group.units if u.read and not u.reasons]
+def _candidates(groups: Iterable[Group]) -> list[Unit]:
+    """The units that may be removed as soon as they are zero."""
+    return [unit for group in groups for unit in group.units if unit.is_candidate]
 
 
-def _refuse_what_is_not_zero(program: Program, groups: Iterable[Group], weights: set[int]) -> None:
-    """Refuses groups in which a unit is still there once all that computes it is zero."""
-    zeros: dict[tuple[int, int], list[int]] = {}
-    for unit in (unit for group in groups for unit in group.gone):
+def _refuse_nonzero(program: Program, groups: Iterable[Group], weights: set[int]) -> None:
+    """Refuses groups whose units are not zero when all weights that compute them are zero.
+
+    Args:
+      program: the model.
+      groups: each with one unit to try in `removed`.
+      weights: the leaves that can be pruned.
+    """
+    zeros: dict[LeafAxis, list[int]] = {}
+    for unit in (unit for group in groups for unit in group.removed):
         producers = _producers(unit, weights)
-        for leaf, axis, index in unit.members:
-            if (leaf, axis) in producers:
-                zeros.setdefault((leaf, axis), []).append(index)
+        for member in unit.members:
+            axis = LeafAxis(member.leaf, member.axis)
+            if axis in producers:
+                zeros.setdefault(axis, []).append(member.position)
 
     def known(leaf: int, axis: int) -> np.ndarray | None:
-        if (leaf, axis) not in zeros:
+        indices = zeros.get(LeafAxis(leaf, axis))
+        if indices is None:
             return None
         values = np.full(np.shape(program.leaves[leaf])[axis], np.nan)
-        values[zeros[leaf, axis]] = 0.0
+        values[indices] = 0.0
         return values
 
-    zero = {unit.members for unit in follow(program, known).units() if unit.zero}
+    zero_units = {unit.members for unit in units_of(trace(program, known)) if unit.zero}
     for group in groups:
-        if group.gone and group.gone[0].members not in zero:
-            group.reason, group.gone = NOT_ZERO, []
+        if group.removed and group.removed[0].members not in zero_units:
+            group.reason, group.removed = NOT_ZERO, []
 
 
-def _producers(unit: Unit, weights: set[int]) -> list[tuple[int, int]]:
-    """(leaf, axis) of the params that a unit is computed by, not of those that take it up."""
-    axes = dict.fromkeys((leaf, axis) for leaf, axis, _ in unit.members if leaf in weights)
-    return [axis for axis in axes if axis not in unit.consumed]
+def _producers(unit: Unit, weights: set[int]) -> list[LeafAxis]:
+    """The param axes that compute a unit, without those that only read it."""
+    return [a for a in unit.axes() if a.leaf in weights and a not in unit.consumers]
+
+
+class _Component(NamedTuple):
+    """Units that share producers, so that they must be pruned by one decision.
+
+    Attributes:
+      axes: the producers of all units.
+      units: the units.
+    """
+
+    axes: set[LeafAxis]
+    units: list[Unit]
 
 
 def _components(units: Iterable[Unit], weights: set[int]) -> list[list[Unit]]:
-    """Units that share axes of their producers, those with most leaves first; no leaf twice."""
-    parts: list[tuple[set[tuple[int, int]], list[Unit]]] = []
+    """The units in components. Each leaf is in one at most: the one with most axes takes it."""
+    components: list[_Component] = []
     for unit in units:
-        mine, together = set(_producers(unit, weights)), [unit]
-        apart = []
-        for axes, others in parts:
-            if axes & mine:
-                mine, together = axes | mine, others + together
+        merged = _Component(set(_producers(unit, weights)), [unit])
+        separate = []
+        for component in components:
+            if component.axes & merged.axes:
+                merged = _Component(component.axes | merged.axes, component.units + merged.units)
             else:
-                apart.append((axes, others))
-        parts = [*apart, (mine, together)]
+                separate.append(component)
+        components = [*separate, merged]
     taken: set[int] = set()
     chosen = []
-    for axes, together in sorted(parts, key=lambda part: -len(part[0])):
-        leaves = {leaf for leaf, _ in axes}
-        if axes and len(leaves) == len(axes) and not leaves & taken and len(together) > 1:
+    for axes, members in sorted(components, key=lambda component: -len(component.axes)):
+        leaves = {axis.leaf for axis in axes}
+        one_axis_per_leaf = len(leaves) == len(axes)
+        if axes and one_axis_per_leaf and not leaves & taken and len(members) > 1:
             taken |= leaves
-            chosen.append(together)
+            chosen.append(members)
     return chosen
 
 
-def _structures(program: Program, units: list[Unit], weights: set[int]) -> dict[str, Coupled]:
+def _structures_of(program: Program, units: list[Unit], weights: set[int]) -> dict[str, Coupled]:
     """The structure of each leaf in a component."""
     axes = sorted({axis for unit in units for axis in _producers(unit, weights)})
-    places = {axis: np.full(np.shape(program.leaves[axis[0]])[axis[1]], -1) for axis in axes}
+    unit_of = {axis: np.full(np.shape(program.leaves[axis.leaf])[axis.axis], -1) for axis in axes}
     for number, unit in enumerate(units):
-        for leaf, axis, index in unit.members:
-            if (leaf, axis) in places:
-                places[leaf, axis][index] = number
-    name = _without_params(program.paths[axes[0][0]])
+        for member in unit.members:
+            axis = LeafAxis(member.leaf, member.axis)
+            if axis in unit_of:
+                unit_of[axis][member.position] = number
+    name = _without_collection(program.paths[axes[0].leaf])
     return {
-        f"(params/)?{rule_for(_without_params(program.paths[leaf]))}": Coupled(
-            name, axis, tuple(places[leaf, axis].tolist()), len(units)
+        f"(params/)?{rule_for(_without_collection(program.paths[axis.leaf]))}": Coupled(
+            name, axis.axis, tuple(unit_of[axis].tolist()), len(units)
         )
-        for leaf, axis in axes
+        for axis in axes
     }
 
 
-def _without_params(path: str) -> str:
+def _without_collection(path: str) -> str:
     return path.removeprefix("params/")

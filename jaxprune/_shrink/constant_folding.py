@@ -1,7 +1,7 @@
-"""What primitives that work entry by entry make of constants, as NumPy knows them.
+"""Elementwise primitives as NumPy functions, to compute the known values of their results.
 
-By this a constant slice is followed through a program: zero stays zero in a tanh, and does not in a
-sigmoid. NaN stands for what is not known.
+The tracer uses them to pass constant slices on: zero stays zero under tanh, and becomes 0.5 under a
+sigmoid. NaN means that a value is unknown, in operands and in results.
 """
 
 import math
@@ -17,6 +17,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
+    """`lax.select_n`; where all cases are equal, the result is known even if `which` is not."""
     if all(np.array_equal(cases[0], case, equal_nan=True) for case in cases):
         return cases[0]
     chosen = np.choose(np.nan_to_num(which).astype(int), cases)
@@ -24,7 +25,16 @@ def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
     return np.where(same, cases[0], np.where(np.isnan(which), np.nan, chosen))
 
 
-_UNKNOWN = None  # entry by entry, but constants are not followed
+def _compare(compare: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """A comparison that is unknown where an operand is; NumPy compares NaN and returns False."""
+    return lambda a, b: np.where(np.isnan(a + b), np.nan, compare(a, b))
+
+
+def _same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+_NOT_FOLDED = None  # elementwise, but the values of its results are never known
 ELEMENTWISE: dict[str, Callable[..., np.ndarray] | None] = {
     "add": np.add,
     "add_any": np.add,
@@ -60,56 +70,65 @@ ELEMENTWISE: dict[str, Callable[..., np.ndarray] | None] = {
     "floor": np.floor,
     "ceil": np.ceil,
     "round": np.round,
-    "gt": lambda a, b: np.where(np.isnan(a + b), np.nan, a > b),
-    "ge": lambda a, b: np.where(np.isnan(a + b), np.nan, a >= b),
-    "lt": lambda a, b: np.where(np.isnan(a + b), np.nan, a < b),
-    "le": lambda a, b: np.where(np.isnan(a + b), np.nan, a <= b),
-    "eq": lambda a, b: np.where(np.isnan(a + b), np.nan, a == b),
-    "ne": lambda a, b: np.where(np.isnan(a + b), np.nan, a != b),
+    "gt": _compare(np.greater),
+    "ge": _compare(np.greater_equal),
+    "lt": _compare(np.less),
+    "le": _compare(np.less_equal),
+    "eq": _compare(np.equal),
+    "ne": _compare(np.not_equal),
     "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
     "select_n": _select,
-    "copy": lambda x: x,
-    "copy_p": lambda x: x,
-    "stop_gradient": lambda x: x,
-    "reduce_precision": lambda x: x,
-    "name": lambda x: x,
-    "optimization_barrier": _UNKNOWN,
-    "rem": _UNKNOWN,
-    "and": _UNKNOWN,
-    "or": _UNKNOWN,
-    "xor": _UNKNOWN,
-    "not": _UNKNOWN,
-    "is_finite": _UNKNOWN,
-    "atan2": _UNKNOWN,
-    "nextafter": _UNKNOWN,
-    "erf_inv": _UNKNOWN,
-    "lgamma": _UNKNOWN,
-    "digamma": _UNKNOWN,
-    "acos": _UNKNOWN,
-    "asin": _UNKNOWN,
+    "copy": _same,
+    "copy_p": _same,
+    "stop_gradient": _same,
+    "reduce_precision": _same,
+    "name": _same,
+    "optimization_barrier": _NOT_FOLDED,
+    "rem": _NOT_FOLDED,
+    "and": _NOT_FOLDED,
+    "or": _NOT_FOLDED,
+    "xor": _NOT_FOLDED,
+    "not": _NOT_FOLDED,
+    "is_finite": _NOT_FOLDED,
+    "atan2": _NOT_FOLDED,
+    "nextafter": _NOT_FOLDED,
+    "erf_inv": _NOT_FOLDED,
+    "lgamma": _NOT_FOLDED,
+    "digamma": _NOT_FOLDED,
+    "acos": _NOT_FOLDED,
+    "asin": _NOT_FOLDED,
 }
 
 
-def computer(eqn: Any) -> Callable[..., np.ndarray] | None:
-    """What an equation makes of constants, in NumPy; None where they are not followed."""
+def numpy_function(eqn: Any) -> Callable[..., np.ndarray] | None:
+    """The NumPy function of an elementwise equation; None if its results are never known."""
     name = eqn.primitive.name
     if name == "integer_pow":
         return lambda x: np.power(x, float(eqn.params["y"]))
     if name == "convert_element_type":
         rounds = not jnp.issubdtype(eqn.params["new_dtype"], jnp.floating)
-        return None if rounds else lambda x: x
+        return None if rounds else _same
     return ELEMENTWISE.get(name)
 
 
-def computed(
-    compute: Callable[..., np.ndarray], name: str, operands: Sequence[np.ndarray]
+def fold(
+    function: Callable[..., np.ndarray], name: str, operands: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """The constants of a result, NaN where some operand that matters is not known."""
+    """The known values of a result from those of the operands.
+
+    Args:
+      function: from `numpy_function`.
+      name: the primitive.
+      operands: float64, the known values of each operand, NaN where unknown.
+
+    Returns:
+      float64; NaN where the result is unknown, and where it is not finite.
+    """
     with np.errstate(all="ignore"):
-        out = np.asarray(compute(*operands), np.float64)
-    if name == "mul":  # whatever the other factor is
+        out = np.asarray(function(*operands), np.float64)
+    if name == "mul":  # zero, even where the other factor is unknown
         out = np.where((operands[0] == 0) | (operands[1] == 0), 0.0, out)
-    if name == "div":
+    if name == "div":  # zero, even where the divisor is unknown
         out = np.where((operands[0] == 0) & (operands[1] != 0), 0.0, out)
     if name == "pow":  # np.power(nan, 0) is 1
         out = np.where(np.isnan(operands[0] + operands[1]), np.nan, out)

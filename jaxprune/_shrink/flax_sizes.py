@@ -1,29 +1,77 @@
 """Flax models that take their sizes from the params they are given.
 
 A linen layer compares the shapes of its params with its `features`, and an NNX layer remembers the
-sizes that it was made with. Both are set here to what the params say. Models in plain JAX take
+sizes that it was made with. Both are set here to the sizes of the params. Models in plain JAX take
 their sizes from the params anyway.
 """
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+
+class Model(NamedTuple):
+    """A model that can be run with smaller variables.
+
+    Attributes:
+      apply_fn: of the variables and the inputs, for variables of the original shapes.
+      apply_resized: the same model, for variables of any consistent shapes.
+      variables: the params, and what else the model reads, such as batch statistics.
+      inputs: example inputs.
+    """
+
+    apply_fn: Callable[..., Any]
+    apply_resized: Callable[..., Any]
+    variables: Any
+    inputs: Sequence[Any]
+
+
+def function_model(apply_fn: Callable[..., Any], variables: Any, inputs: Sequence[Any]) -> Model:
+    """The model of a function: linen's `model.apply`, or plain JAX."""
+
+    def apply_resized(variables: Any, *inputs: Any) -> Any:
+        return shrunk_apply(apply_fn, variables, *inputs)
+
+    return Model(apply_fn, apply_resized, variables, inputs)
+
+
+def nnx_model(model: Any, inputs: Sequence[Any]) -> Model:
+    """The model of an NNX module, with its state as variables."""
+    from flax import nnx
+
+    graphdef, state = nnx.split(model)
+
+    def apply_fn(state: Any, *inputs: Any) -> Any:
+        return nnx.merge(graphdef, state)(*inputs)
+
+    def apply_resized(state: Any, *inputs: Any) -> Any:
+        resized = nnx.merge(graphdef, state)
+        resize_nnx(resized)
+        return resized(*inputs)
+
+    return Model(apply_fn, apply_resized, state, inputs)
+
+
+# Linen
 
 
 def shrunk_apply(apply_fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any) -> Any:
-    """What `apply_fn(variables, ...)` returns, with params smaller than a linen model asks for.
+    """Calls `apply_fn(variables, ...)` with variables smaller than a linen model declares.
 
-    `Dense`, `DenseGeneral`, `Conv`, `ConvTranspose` and `Embed` layers take their features from
-    their kernels, those of depthwise convolutions, attention and recurrent cells included. `nn.RNN`
-    makes the first carry as large as its cell is now; around a cell of your own loop, do so
-    yourself. A function that has nothing to do with linen is called as it is.
+    `Dense`, `DenseGeneral`, `Conv`, `ConvTranspose` and `Embed` layers take their number of
+    features from their kernels, also inside attention and recurrent cells. `nn.RNN` makes its first
+    carry as large as its cell is now. If you loop over a cell yourself, make a first carry of that
+    size. A function that does not use linen is simply called.
 
     Args:
       apply_fn: `model.apply`, or a function that calls it.
       variables: from `shrink`.
-      args: passed on.
-      kwargs: passed on.
+      args: passed on to `apply_fn`.
+      kwargs: passed on to `apply_fn`.
+
+    Returns:
+      What `apply_fn` returns.
 
     Example:
       >>> from flax import linen as nn
@@ -33,13 +81,13 @@ def shrunk_apply(apply_fn: Callable[..., Any], variables: Any, *args: Any, **kwa
       >>> shrunk_apply(model.apply, variables, jnp.ones((1, 3))).tolist()
       [[3.0, 3.0]]
     """
-    with _sizes_from_params():
+    with _linen_sizes_from_params():
         return apply_fn(variables, *args, **kwargs)
 
 
 @contextlib.contextmanager
-def _sizes_from_params() -> Iterator[None]:
-    """Makes linen layers take their sizes from their params, if linen is there at all."""
+def _linen_sizes_from_params() -> Iterator[None]:
+    """Makes linen layers take their sizes from their params. Does nothing if linen isn't loaded."""
     nn = sys.modules.get("flax.linen")
     if nn is None:
         yield
@@ -49,48 +97,57 @@ def _sizes_from_params() -> Iterator[None]:
         module = context.module
         if context.method_name not in ("__call__", "setup"):
             return call(*args, **kwargs)
-        of = module
+        layer = module
         if isinstance(module, nn.RNN) and context.method_name == "__call__":
-            of = module.cell  # whose initialize_carry can't be intercepted
-        for name, value in _linen_sizes(nn, of).items():
-            object.__setattr__(of, name, value)  # modules are frozen; this is a copy for one call
+            layer = module.cell  # its initialize_carry can't be intercepted
+        for name, value in _linen_sizes(nn, layer).items():
+            # Modules are frozen, but this one is a copy that lives for one call.
+            object.__setattr__(layer, name, value)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
         yield
 
 
-def _linen_sizes(nn: Any, module: Any) -> dict[str, Any]:
-    """The attributes that a linen layer should have for the params that it has."""
-    params = module.variables.get("params", {}) if module.scope is not None else {}
-    if isinstance(module, nn.Embed) and "embedding" in params:
+# Kernels that multiply the hidden state: `hi` and `hg` of an LSTM, `hn` of GRU and MGU, `h` of the
+# simple cell.
+_HIDDEN_KERNELS = ("hi", "hn", "h", "hg")
+
+
+def _linen_sizes(nn: Any, layer: Any) -> dict[str, Any]:
+    """The attributes that a linen layer must have to accept the params that it is given."""
+    params = layer.variables.get("params", {}) if layer.scope is not None else {}
+    if isinstance(layer, nn.Embed) and "embedding" in params:
         rows, features = _shape(params["embedding"])
         return {"num_embeddings": rows, "features": features}
-    if isinstance(module, nn.RNNCellBase):
-        kernels = [dict(params[name]).get("kernel") for name in _RECURRENT if name in params]
+    if isinstance(layer, nn.RNNCellBase):
+        kernels = [dict(params[name]).get("kernel") for name in _HIDDEN_KERNELS if name in params]
         return {"features": _shape(kernels[0])[0]} if kernels else {}
     if "kernel" not in params:
         return {}
     shape = _shape(params["kernel"])
-    if isinstance(module, (nn.Dense, nn.recurrent.DenseParams)):
+    if isinstance(layer, (nn.Dense, nn.recurrent.DenseParams)):
         return {"features": shape[-1]}
-    if isinstance(module, nn.DenseGeneral):
-        if isinstance(module.features, int):
+    if isinstance(layer, nn.DenseGeneral):
+        if isinstance(layer.features, int):
             return {"features": shape[-1]}
-        return {"features": shape[len(shape) - len(module.features) :]}
-    if isinstance(module, nn.ConvTranspose):
-        return {"features": shape[-2 if module.transpose_kernel else -1]}
-    if isinstance(module, nn.Conv):
-        n_groups, features = module.feature_group_count, module.features
-        return {"features": shape[-1], "feature_group_count": _groups(shape, n_groups, features)}
+        return {"features": shape[len(shape) - len(layer.features) :]}
+    if isinstance(layer, nn.ConvTranspose):
+        return {"features": shape[-2 if layer.transpose_kernel else -1]}
+    if isinstance(layer, nn.Conv):
+        n_groups = _conv_groups(shape, layer.feature_group_count, layer.features)
+        return {"features": shape[-1], "feature_group_count": n_groups}
     return {}
 
 
-_RECURRENT = ("hi", "hn", "h", "hg")  # what takes up the hidden state: LSTM, GRU and MGU, simple
+def _conv_groups(shape: tuple[int, ...], n_groups: int, features: int) -> int:
+    """How many groups a convolution has with a smaller kernel.
 
-
-def _groups(shape: tuple[int, ...], n_groups: int, features: int) -> int:
-    """The groups of a convolution with this kernel, which had so many groups and features."""
+    Args:
+      shape: of the smaller kernel.
+      n_groups: how many groups it had before.
+      features: how many output channels it had before.
+    """
     depthwise = n_groups > 1 and shape[-2] == 1
     return shape[-1] // (features // n_groups) if depthwise else n_groups
 
@@ -117,26 +174,38 @@ def resize_nnx(model: Any) -> None:
 def _nnx_sizes(nnx: Any, module: Any) -> dict[str, Any]:
     """The attributes that an NNX layer should have for the params that it has."""
     if isinstance(module, nnx.MultiHeadAttention):
-        query, key = _shape(module.query.kernel), _shape(module.key.kernel)
-        sizes = {"in_features": query[0], "num_heads": query[-2], "head_dim": query[-1]}
-        sizes |= {"qkv_features": query[-2] * query[-1], "num_kv_heads": key[-2]}
-        return sizes | {"in_kv_features": key[0], "out_features": _shape(module.out.kernel)[-1]}
+        return _attention_sizes(module)
     if isinstance(module, nnx.RNNCellBase):
-        whole = hasattr(module, "dense_h")
-        hidden, into = (module.dense_h, module.dense_i) if whole else (module.hi, module.ii)
-        return {
-            "hidden_features": _shape(hidden.kernel)[0],
-            "in_features": _shape(into.kernel)[0],
-        }
+        fused = hasattr(module, "dense_h")  # one kernel for all gates
+        hidden, into = (module.dense_h, module.dense_i) if fused else (module.hi, module.ii)
+        sizes = {"hidden_features": _shape(hidden.kernel)[0]}
+        return sizes | {"in_features": _shape(into.kernel)[0]}
     if isinstance(module, nnx.Embed):
         rows, features = _shape(module.embedding)
         return {"num_embeddings": rows, "features": features}
     if isinstance(module, (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm)):
-        found = [getattr(module, name, None) for name in ("scale", "bias", "mean")]
-        shapes = [_shape(x) for x in found if x is not None and getattr(x, "shape", None)]
+        params = [getattr(module, name, None) for name in ("scale", "bias", "mean")]
+        shapes = [_shape(x) for x in params if x is not None and getattr(x, "shape", None)]
         return {"num_features": shapes[0][-1]} if shapes else {}
-    if not hasattr(module, "kernel"):
-        return {}
+    return _nnx_kernel_sizes(nnx, module) if hasattr(module, "kernel") else {}
+
+
+def _attention_sizes(module: Any) -> dict[str, Any]:
+    """`_nnx_sizes` of `nnx.MultiHeadAttention`."""
+    query, key = _shape(module.query.kernel), _shape(module.key.kernel)
+    return {
+        "in_features": query[0],
+        "num_heads": query[-2],
+        "head_dim": query[-1],
+        "qkv_features": query[-2] * query[-1],
+        "num_kv_heads": key[-2],
+        "in_kv_features": key[0],
+        "out_features": _shape(module.out.kernel)[-1],
+    }
+
+
+def _nnx_kernel_sizes(nnx: Any, module: Any) -> dict[str, Any]:
+    """`_nnx_sizes` of a dense layer or a convolution."""
     shape = _shape(module.kernel)
     if isinstance(module, nnx.LinearGeneral):
         n_in, n_out = len(module.in_features), len(module.out_features)
@@ -145,11 +214,11 @@ def _nnx_sizes(nnx: Any, module: Any) -> dict[str, Any]:
     if isinstance(module, nnx.Linear):
         return {"in_features": shape[0], "out_features": shape[1]}
     if isinstance(module, nnx.ConvTranspose):
-        ends = shape[-2:][::-1] if module.transpose_kernel else shape[-2:]
-        return {"in_features": ends[0], "out_features": ends[1], "kernel_shape": shape}
+        n_in, n_out = shape[-2:][::-1] if module.transpose_kernel else shape[-2:]
+        return {"in_features": n_in, "out_features": n_out, "kernel_shape": shape}
     if isinstance(module, nnx.Conv):
-        # The number of outputs before is lost once the kernel is replaced: it is in kernel_shape.
-        n_groups = _groups(shape, module.feature_group_count, module.kernel_shape[-1])
+        # `kernel_shape` still has the number of output channels before the kernel was replaced.
+        n_groups = _conv_groups(shape, module.feature_group_count, module.kernel_shape[-1])
         return {
             "in_features": shape[-2] * n_groups,
             "out_features": shape[-1],
@@ -157,20 +226,3 @@ def _nnx_sizes(nnx: Any, module: Any) -> dict[str, Any]:
             "kernel_shape": shape,
         }
     return {"kernel_shape": shape} if isinstance(module, nnx.Einsum) else {}
-
-
-def split_nnx(model: Any) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
-    """The state of an NNX model, and two functions of it and of inputs: of its sizes, of any."""
-    from flax import nnx
-
-    graphdef, state = nnx.split(model)
-
-    def apply_fn(state: Any, *inputs: Any) -> Any:
-        return nnx.merge(graphdef, state)(*inputs)
-
-    def apply_small(state: Any, *inputs: Any) -> Any:
-        small = nnx.merge(graphdef, state)
-        resize_nnx(small)
-        return small(*inputs)
-
-    return state, apply_fn, apply_small

@@ -1,74 +1,89 @@
-"""Groups of units: which there are, which may go, and what is left of the params without them.
+"""Groups of units, and which groups can be made smaller.
 
-A group may go if the model with it cut is the same program on smaller shapes, by `program`.
+A group holds all units on the same param axes, such as all neurons of a layer. Whether units of it
+can be removed is decided in two steps. First by the trace: a unit must not be frozen, and must be
+zero wherever a product sums over it. Then by `same_program`: without these units, the model must be
+the same program.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._shrink.program import Program, why_not
-from jaxprune._shrink.tracer import LENGTH, WINDOW, Tracer, Unit
+from jaxprune._shrink.flax_sizes import Model
+from jaxprune._shrink.program import Program
+from jaxprune._shrink.same_program import why_not_same
+from jaxprune._shrink.tracer import LENGTH, WINDOW, Tracer
+from jaxprune._shrink.units import LeafAxis, Unit
 
-UNREAD = "no product sums over it"
+NOT_CONTRACTED = "no product sums over it"
 
 
 @dataclasses.dataclass
 class Group:
-    """Units that are on the same axes.
+    """Units that are on the same param axes.
 
     Attributes:
-      members: (leaf, axis) of all of them.
+      axes: the param axes.
       units: in the order of their indices.
-      gone: those that are cut.
-      reason: why none can be; else empty.
+      removed: the units to remove.
+      reason: why none can be removed; empty if some can.
     """
 
-    members: tuple[tuple[int, int], ...]
+    axes: tuple[LeafAxis, ...]
     units: list[Unit]
-    gone: list[Unit]
+    removed: list[Unit]
     reason: str
 
 
-def find_groups(units: Iterable[Unit]) -> list[Group]:
-    """Units by the axes that they are on; those that go, or why none does."""
-    by_axes: dict[tuple[tuple[int, int], ...], list[Unit]] = {}
+def group_units(units: Iterable[Unit]) -> list[Group]:
+    """The groups that units form, each with the units that the network does not need.
+
+    Axes that can never be pruned are left out: windows of convolutions, and those that `scan` loops
+    over.
+    """
+    by_axes: dict[tuple[LeafAxis, ...], list[Unit]] = {}
     for unit in units:
-        key = tuple(dict.fromkeys((leaf, axis) for leaf, axis, _ in unit.members))
-        by_axes.setdefault(key, []).append(unit)
+        by_axes.setdefault(unit.axes(), []).append(unit)
     groups = []
-    for key, units in by_axes.items():
-        reasons = dict.fromkeys(why for unit in units for why in unit.reasons)
-        if set(reasons) & {WINDOW, LENGTH}:
+    for axes, members in by_axes.items():
+        reasons = dict.fromkeys(reason for unit in members for reason in unit.reasons)
+        if reasons.keys() & {WINDOW, LENGTH}:
             continue
-        if not reasons and not any(unit.read for unit in units):
-            reasons.setdefault(UNREAD)
-        gone = [unit for unit in units if is_removable(unit)]
-        if len(gone) == len(units):
-            gone = gone[1:]
-        may = any(unit.read and not unit.reasons for unit in units)
-        groups.append(Group(key, units, gone, "" if may else "; ".join(reasons)))
+        if not reasons and not any(unit.contracted for unit in members):
+            reasons[NOT_CONTRACTED] = None
+        removed = [unit for unit in members if is_removable(unit)]
+        if len(removed) == len(members):  # an axis of length 0 would be of no use
+            removed = removed[1:]
+        refused = not any(unit.is_candidate for unit in members)
+        groups.append(Group(axes, members, removed, "; ".join(reasons) if refused else ""))
     return groups
 
 
 def is_removable(unit: Unit) -> bool:
-    """Whether the network can't tell that a unit is there."""
-    return unit.read and unit.zero and not unit.reasons
+    """Whether the outputs are the same without a unit."""
+    return unit.is_candidate and unit.zero
 
 
-def cut(program: Program, groups: Iterable[Group], *, shapes: bool = False) -> Any:
-    """The variables without the units that go, or the shapes of them."""
-    gone: dict[tuple[int, int], list[int]] = {}
+def without_removed(program: Program, groups: Iterable[Group], *, shapes: bool = False) -> Any:
+    """The variables without the removed units.
+
+    Args:
+      program: that has the variables.
+      groups: with the units to remove.
+      shapes: return `jax.ShapeDtypeStruct`s in place of the leaves that get smaller.
+    """
+    removed: dict[LeafAxis, list[int]] = {}
     for group in groups:
-        for unit in group.gone:
+        for unit in group.removed:
             for leaf, axis, index in unit.members:
-                gone.setdefault((leaf, axis), []).append(index)
+                removed.setdefault(LeafAxis(leaf, axis), []).append(index)
     leaves = list(program.leaves)
-    for (leaf, axis), indices in gone.items():
+    for (leaf, axis), indices in removed.items():
         x = leaves[leaf]
         if shapes:
             shape = list(np.shape(x))
@@ -80,27 +95,25 @@ def cut(program: Program, groups: Iterable[Group], *, shapes: bool = False) -> A
     return program.treedef.unflatten(leaves)
 
 
-def accepted(
-    program: Program,
-    tracer: Tracer,
-    groups: Sequence[Group],
-    apply_small: Callable[..., Any],
-    inputs: Sequence[Any],
-) -> list[Group]:
-    """The groups that can be cut, together; the others are told why not, and cut nothing."""
+def accept(model: Model, program: Program, tracer: Tracer, groups: Sequence[Group]) -> list[Group]:
+    """The groups whose units can be removed from the model together.
+
+    The other groups are refused: they get a reason, and nothing of them is removed. All groups are
+    tried together first. Only if that fails are they tried one by one.
+    """
 
     def refusal(groups: list[Group]) -> str:
-        gone = [unit.label for group in groups for unit in group.gone]
-        small = cut(program, groups, shapes=True)
-        return why_not(program, tracer, gone, apply_small, small, inputs)
+        labels = [unit.label for group in groups for unit in group.removed]
+        small = without_removed(program, groups, shapes=True)
+        return why_not_same(model, program, tracer, labels, small)
 
-    wanted = [group for group in groups if group.gone]
-    if not refusal(wanted):
-        return wanted
-    fine: list[Group] = []
-    for group in wanted:
-        if reason := refusal([*fine, group]):
-            group.reason, group.gone = reason, []
+    candidates = [group for group in groups if group.removed]
+    if not refusal(candidates):
+        return candidates
+    accepted: list[Group] = []
+    for group in candidates:
+        if reason := refusal([*accepted, group]):
+            group.reason, group.removed = reason, []
         else:
-            fine.append(group)
-    return fine
+            accepted.append(group)
+    return accepted

@@ -1,8 +1,8 @@
-"""Networks that are physically smaller: units that are zero are cut out of every leaf they are in.
+"""`shrink`: removes units that the network does not need, and returns a smaller dense network.
 
-What belongs together and what may go comes from `axes`. Two proofs follow. The smaller model is
-program again, and must be the same program on smaller shapes: a constant that was derived from a
-size, such as 1 / sqrt(head_dim), shows there. Then both are run, and must agree.
+The steps: trace the model (`program`, `tracer`), find the units that are zero (`units`, `groups`),
+check that the model without them is the same program (`same_program`), cut them out of the params,
+run both models and compare the outputs.
 """
 
 import dataclasses
@@ -15,20 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.paths import shown_path
-from jaxprune._shrink.flax_sizes import resize_nnx, shrunk_apply, split_nnx
-from jaxprune._shrink.groups import Group, accepted, cut, find_groups
-from jaxprune._shrink.program import Program, follow, program_of, values_of
+from jaxprune._shrink.flax_sizes import Model, function_model, nnx_model, resize_nnx
+from jaxprune._shrink.groups import Group, accept, group_units, without_removed
+from jaxprune._shrink.program import Program, known_values, program_of, trace
+from jaxprune._shrink.units import units_of
 
 
 @dataclasses.dataclass(frozen=True)
 class AxisGroup:
-    """Axes that belong together: they are as long as each other, or parts of one another.
+    """Param axes that can only shrink together, such as all axes over the neurons of one layer.
 
     Attributes:
-      members: (path, axis) of every axis that its units are on.
-      size: number of units.
-      kept: how many of them are left.
-      reason: why it is not smaller, where it is refused; else empty.
+      members: (path, axis) of every axis.
+      size: number of units before: neurons, channels, heads.
+      kept: number of units now.
+      reason: why none could be removed; empty if the group was not refused.
     """
 
     members: tuple[tuple[str, int], ...]
@@ -38,7 +39,7 @@ class AxisGroup:
 
     @property
     def name(self) -> str:
-        """Its axes, as reports and errors show them."""
+        """Its first four axes, as reports and errors show them."""
         shown = ", ".join(f"{shown_path(path)}[{axis}]" for path, axis in self.members[:4])
         more = len(self.members) - 4
         return f"{shown} and {more} more" if more > 0 else shown
@@ -49,11 +50,12 @@ class ShrinkReport:
     """What `shrink` did; prints as a table.
 
     Attributes:
-      groups: all groups of axes, those that were refused included.
+      groups: all groups of axes, refused ones included.
       shapes: path -> (shape before, shape now) of every leaf that is smaller.
-      size_before: numbers in all leaves.
-      size: numbers in all leaves now.
-      difference: the largest difference of any output, over the largest output.
+      size_before: how many numbers all leaves had together.
+      size: how many they have now.
+      difference: the largest difference between the outputs of both models, relative to the largest
+        output.
 
     Example:
       >>> report = ShrinkReport((), {}, size_before=10, size=4, difference=0.0)
@@ -71,50 +73,60 @@ class ShrinkReport:
 
     @property
     def refused(self) -> tuple[AxisGroup, ...]:
-        """The groups that were left as they were for a reason."""
+        """The groups that keep their size for the reason that they give."""
         return tuple(group for group in self.groups if group.reason)
 
     def __str__(self) -> str:
         head = f"shrink: {self.size_before:,} numbers before, {self.size:,} now"
-        rows = [(f"{g.size} -> {g.kept}", g.name, g.reason) for g in self.groups]
-        width = max((len(row[0]) for row in rows), default=0)
-        lines = [f"{n:>{width}}  {name}{why and ': ' + why}" for n, name, why in rows]
+        sizes = [f"{group.size} -> {group.kept}" for group in self.groups]
+        width = max(map(len, sizes), default=0)
+        lines = [
+            f"{size:>{width}}  {group.name}" + (f": {group.reason}" if group.reason else "")
+            for size, group in zip(sizes, self.groups, strict=True)
+        ]
         return "\n".join([head, *lines])
 
 
 def shrink(
     apply_fn: Callable[..., Any], variables: Any, *example_inputs: Any, rtol: float | None = None
 ) -> tuple[Any, ShrinkReport]:
-    """Cuts units that are zero out of all params that they are in, and shows that nothing changed.
+    """Removes zero units from all params, and checks that the outputs stay the same.
 
-    A unit is a neuron, a channel, a hidden unit of a recurrent cell, a head of attention: an index
-    that several axes of several leaves share, found from the jaxpr of `apply_fn`. It goes if the
-    network cannot tell: wherever a product sums over it, the activation or the weights it meets are
-    zero, whatever the input. A kernel column of zeros does it where the bias is zero, and so are
-    scale and bias of a batch norm that follows. Of a group that is zero throughout, one unit stays.
+    A unit is a neuron, a channel, a hidden unit of a recurrent cell or a head of attention: one
+    index of several axes in several leaves, which `shrink` finds from the jaxpr of `apply_fn`. A
+    unit is removed if the output does not depend on it: in every product that sums over it, the
+    activation or the weights are zero there, whatever the input. For example, a column of a kernel
+    is zero, and so are its bias and the scale and bias of the batch norm that follows. If all units
+    of a group are zero, one of them stays.
 
-    Groups that can't be proven are refused: they stay as they are and the report says why. Such are
-    those that a LayerNorm, a mean or a softmax runs over, those with a constant derived from their
-    size, as q and k in attention have with 1 / sqrt(head_dim), grouped convolutions other than
-    depthwise, and what a primitive without a rule touches.
+    Groups of units that can't be removed safely are refused: they keep their size, and the report
+    gives the reason. Refused are
 
-    An optimizer state does not fit any more: make a new one.
+    - axes under a LayerNorm, a mean or a softmax, which depend on how many entries there are;
+    - axes whose length is part of a constant, such as head_dim of query and key in attention, which
+      are scaled by 1 / sqrt(head_dim), and hard-coded lengths (compute them from array shapes);
+    - axes that must be as long as an input, or as a constant array in the code (make it a param);
+    - channels of grouped convolutions, except depthwise ones;
+    - axes that pass through a primitive for which jaxprune has no rule.
+
+    The optimizer state does not fit the smaller params: initialize a new one.
 
     Args:
-      apply_fn: a function `(variables, *inputs) -> outputs`, such as `model.apply`, in the mode of
-        inference. Give keywords by a lambda: `lambda v, x: model.apply(v, x, train=False)`.
-      variables: a tree of arrays: params, and batch statistics where there are any.
-      example_inputs: what to run it on: typical values, and the batch size does not matter.
-      rtol: the largest difference of an output that passes, relative to the largest output; by
-        default the square root of the machine epsilon. Both are run with full precision.
+      apply_fn: a function `(variables, *inputs) -> outputs` in inference mode, such as
+        `model.apply`. Pass keyword arguments through a lambda:
+        `lambda v, x: model.apply(v, x, train=False)`.
+      variables: a tree of arrays: params, and batch statistics if there are any.
+      example_inputs: typical inputs, of any batch size, to run both models on.
+      rtol: the largest difference of the outputs that is allowed, relative to the largest output;
+        by default the square root of the machine epsilon. Both models run at full matmul precision.
 
     Returns:
-      Smaller variables, for `shrunk_apply(apply_fn, variables, *inputs)`, and a report. In plain
-      JAX, or with a linen model of the new sizes, `apply_fn(variables, *inputs)` does as well.
+      The smaller variables, to run with `shrunk_apply(apply_fn, variables, *inputs)`, and a report.
+      In plain JAX, and with a linen model that declares the new sizes,
+      `apply_fn(variables, *inputs)` works too.
 
     Raises:
-      ValueError: every group is refused; or the outputs differ, are not finite, or change their
-        shape.
+      ValueError: all groups are refused; or the outputs of the two models differ or contain NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -125,27 +137,23 @@ def shrink(
       >>> {name: leaf.shape for name, leaf in small.items()}
       {'b': (2,), 'v': (2, 2), 'w': (1, 2)}
     """
-
-    def apply_small(variables: Any, *inputs: Any) -> Any:
-        return shrunk_apply(apply_fn, variables, *inputs)
-
-    return _shrink(apply_fn, apply_small, variables, example_inputs, rtol)
+    return _shrink(function_model(apply_fn, variables, example_inputs), rtol)
 
 
 def shrink_nnx(model: Any, *example_inputs: Any, rtol: float | None = None) -> ShrinkReport:
-    """`shrink` of an NNX model, in place.
+    """`shrink` for an NNX model, in place.
 
     Args:
-      model: an `nnx.Module` that is called with the inputs, in the mode of inference:
-        `model.eval()` first.
+      model: an `nnx.Module` whose call takes the inputs, in inference mode: call `model.eval()`
+        first.
       example_inputs: as for `shrink`.
       rtol: as for `shrink`.
 
     Returns:
-      The report. The model has smaller params, and its layers remember smaller sizes.
+      The report. The model now has smaller params, and its layers remember the smaller sizes.
 
     Raises:
-      ValueError: as `shrink`; the model is left as it was.
+      ValueError: as `shrink`; the model is then unchanged.
 
     Example:
       >>> from flax import nnx
@@ -160,77 +168,73 @@ def shrink_nnx(model: Any, *example_inputs: Any, rtol: float | None = None) -> S
     """
     from flax import nnx
 
-    state, apply_fn, apply_small = split_nnx(model)
-    small, report = _shrink(apply_fn, apply_small, state, example_inputs, rtol)
+    small, report = _shrink(nnx_model(model, example_inputs), rtol)
     nnx.update(model, small)
     resize_nnx(model)
     return report
 
 
-def _shrink(
-    apply_fn: Callable[..., Any],
-    apply_small: Callable[..., Any],
-    variables: Any,
-    inputs: Sequence[Any],
-    rtol: float | None,
-) -> tuple[Any, ShrinkReport]:
-    program = program_of(apply_fn, variables, inputs)
-    tracer = follow(program, values_of(program))
-    groups = find_groups(tracer.units())
+def _shrink(model: Model, rtol: float | None) -> tuple[Any, ShrinkReport]:
+    program = program_of(model.apply_fn, model.variables, model.inputs)
+    tracer = trace(program, known_values(program))
+    groups = group_units(units_of(tracer))
     if not groups or all(group.reason for group in groups):
-        why = "; ".join(f"{_shown(program, g).name}: {g.reason}" for g in groups[:8])
-        raise ValueError(f"nothing to shrink: {why or 'no param has an axis'}.")
-
-    small = cut(program, accepted(program, tracer, groups, apply_small, inputs))
-    difference = _check_outputs(apply_fn, apply_small, variables, small, inputs, rtol)
+        reasons = [f"{_axis_group(program, g).name}: {g.reason}" for g in groups[:8]]
+        raise ValueError(
+            f"shrink: no axis of the params can shrink: {'; '.join(reasons) or 'there is none'}."
+        )
+    small = without_removed(program, accept(model, program, tracer, groups))
+    difference = _largest_difference(model, small, rtol)
     return small, _report(program, groups, small, difference)
 
 
-def _check_outputs(
-    apply_fn: Callable[..., Any],
-    apply_small: Callable[..., Any],
-    variables: Any,
-    small: Any,
-    inputs: Sequence[Any],
-    rtol: float | None,
-) -> float:
-    """Runs both; the largest difference, relative to the largest output of its array.
+def _largest_difference(model: Model, small: Any, rtol: float | None) -> float:
+    """Runs both models; the largest difference of an output, relative to the largest in its array.
 
     Raises:
-      ValueError: it is too large, or there is nothing to compare.
+      ValueError: it is larger than allowed, or an output of the original model is NaN.
     """
     with jax.default_matmul_precision("highest"):
-        before = jax.tree_util.tree_leaves(jax.jit(apply_fn)(variables, *inputs))
-        after = jax.tree_util.tree_leaves(jax.jit(apply_small)(small, *inputs))
-    worst = 0.0
-    for x, y in zip(before, after, strict=True):
-        inexact = jnp.issubdtype(x.dtype, jnp.inexact)
-        limit = float(jnp.finfo(x.dtype).eps) ** 0.5 if inexact else 0.0
-        limit = rtol if rtol is not None and inexact else limit
-        wide = complex if jnp.issubdtype(x.dtype, jnp.complexfloating) else np.float64
-        x, y = np.asarray(x).astype(wide), np.asarray(y).astype(wide)
-        if np.isnan(x).any():
-            raise ValueError("shrink: there are NaN in the outputs: nothing can be compared.")
-        finite = np.isfinite(x)
-        largest = np.abs(x[finite]).max(initial=0.0)
-        with np.errstate(invalid="ignore"):
-            error = np.abs(np.where(x == y, 0, x - y)).max(initial=0.0)
-        difference = error / largest if largest else error
-        if not difference <= limit:
-            raise ValueError(
-                f"shrink: the outputs differ by {error:.3g}, where the largest is {largest:.3g} "
-                f"and {limit:.3g} of it is allowed. The model reads something that its jaxpr does "
-                "not show; please report it."
-            )
-        worst = max(worst, float(difference))
-    return worst
+        outputs = jax.jit(model.apply_fn)(model.variables, *model.inputs)
+        small_outputs = jax.jit(model.apply_resized)(small, *model.inputs)
+    leaves, small_leaves = map(jax.tree_util.tree_leaves, (outputs, small_outputs))
+    differences = [_difference(x, y, rtol) for x, y in zip(leaves, small_leaves, strict=True)]
+    return max(differences, default=0.0)
 
 
-def _shown(program: Program, group: Group) -> AxisGroup:
-    by_rank = sorted(group.members, key=lambda member: -np.ndim(program.leaves[member[0]]))
-    members = tuple((program.paths[leaf], axis) for leaf, axis in by_rank)
-    n = len(group.units)
-    return AxisGroup(members, n, n - len(group.gone), group.reason)
+def _difference(before: jax.Array, after: jax.Array, rtol: float | None) -> float:
+    """`_largest_difference` of one output array."""
+    dtype = before.dtype
+    limit = 0.0
+    if jnp.issubdtype(dtype, jnp.inexact):
+        limit = float(jnp.finfo(dtype).eps) ** 0.5 if rtol is None else rtol
+    wide = complex if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64
+    x, y = np.asarray(before).astype(wide), np.asarray(after).astype(wide)
+    if np.isnan(x).any():
+        raise ValueError(
+            "shrink: the outputs contain NaN, so the smaller model can't be checked against them. "
+            "Pass params and example inputs for which the outputs are finite."
+        )
+    largest = np.abs(x[np.isfinite(x)]).max(initial=0.0)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(np.where(x == y, 0, x - y)).max(initial=0.0)
+    difference = error / largest if largest else error
+    if not difference <= limit:
+        raise ValueError(
+            f"shrink: the outputs of the two models differ by {error:.3g}. The largest output is "
+            f"{largest:.3g}, and {limit:.3g} of it is allowed. Pass a larger `rtol` if this is "
+            "rounding. Otherwise the model does something that its jaxpr does not show: please "
+            "report it."
+        )
+    return float(difference)
+
+
+def _axis_group(program: Program, group: Group) -> AxisGroup:
+    """A group for users: paths in place of leaf numbers, leaves of most axes first."""
+    axes = sorted(group.axes, key=lambda axis: -np.ndim(program.leaves[axis.leaf]))
+    members = tuple((program.paths[leaf], axis) for leaf, axis in axes)
+    size = len(group.units)
+    return AxisGroup(members, size, size - len(group.removed), group.reason)
 
 
 def _report(
@@ -242,8 +246,8 @@ def _report(
         if np.shape(old) != np.shape(new):
             shapes[path] = (tuple(np.shape(old)), tuple(np.shape(new)))
     before, now = (sum(math.prod(np.shape(x)) for x in tree) for tree in (program.leaves, leaves))
-    shown = tuple(_shown(program, group) for group in groups)
-    return ShrinkReport(shown, shapes, before, now, difference)
+    axis_groups = tuple(_axis_group(program, group) for group in groups)
+    return ShrinkReport(axis_groups, shapes, before, now, difference)
 
 
 # Their examples run, although by `__module__` they belong to `jaxprune`.

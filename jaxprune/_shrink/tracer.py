@@ -1,11 +1,52 @@
-"""Which indices of which axes of which leaves belong together, found from a model's jaxpr.
+"""Finds out which axes of a model must have equal lengths, by following its jaxpr.
 
-Every axis of every array in the program is followed back to the params: each of its indices carries
-the label of a unit, and where the program needs two axes to be of one length, their units are
-joined. Beside the labels goes what is known of the values: which slices hold one constant whatever
-the input is. An index can go from all arrays at once if nothing freezes its unit, and if wherever a
-product sums over it one of the two factors is zero there. The rules of the primitives are in
-`axis_rules`.
+Neuron 1 of a hidden layer is column 1 of one kernel, entry 1 of its bias and row 1 of the next
+kernel. Nobody declares that; it follows from the program. The tracer reads it off in one pass over
+the equations, without running them, for any JAX function.
+
+**Labels.** Every index of every param axis gets an integer, its label. Each equation passes the
+labels of its operands on to its results, so that each axis of each intermediate array has labels
+too, or None where its length can't change: inputs and constants have no labels. (Axes of length 1
+have none either.)
+
+**Units.** Where an equation needs two axes to have the same length, as `x + b` does, the tracer
+joins them: label by label, it puts the two into one set. Such a set of labels is a unit. The slices
+of params in a unit can only be removed together.
+
+**Frozen units.** A unit that meets something whose length can't change is frozen, with a reason
+that users can read: it is joined to an axis without labels, a mean runs over it, or it passes
+through a primitive without a rule.
+
+**Known values.** Besides labels, an axis can have `known`: for each index, the one value that all
+entries of that slice hold, whatever the inputs are. For a param, `known` is read from its entries.
+The rules pass it on: if column 1 of `w` is zero, then so is column 1 of `x @ w` and of
+`relu(x @ w)`, while column 1 of `sigmoid(x @ w)` is 0.5.
+
+**Contractions.** A matrix product or a convolution sums over an axis of both factors, and the axis
+ends there. The tracer joins the two axes and records where one of the factors is known to be zero:
+at these indices the term of the sum is zero, so the result is the same without them.
+
+An example: `relu(x @ w + b) @ v`, two hidden neurons, `w = [[3, 0]]`, `b = [1, 0]`,
+`v = [[5], [6]]`. Axis 0 of `w` and axis 1 of `v` have length 1; the other axes of the params are
+
+    axis    labels  known
+    w[1]    0 1     3 0
+    b[0]    2 3     1 0
+    v[0]    4 5     5 6
+
+and the equations do this to the hidden axis (? is unknown):
+
+    equation        labels  known   joins           contraction
+    h = x @ w       0 1     ? 0
+    h = h + b       0 1     ? 0     0-2, 1-3
+    h = relu(h)     0 1     ? 0
+    h @ v                           0-4, 1-5        zero at 1, since h is
+
+The units are {0, 2, 4} and {1, 3, 5}. The second is not frozen, and it is zero in the only product
+that sums over it: w[:, 1], b[1] and v[1] can be removed without changing the output.
+
+What a primitive does to the axes is a function in a table, `axis_rules.RULES`. The tracer only
+records facts; what they mean for removing units is decided in `units` and `groups`.
 """
 
 import dataclasses
@@ -14,301 +55,250 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FIXED_BY_INPUT = "it meets an input, or a constant, of its size"
+from jaxprune._shrink.traced_arrays import Axis, TracedArray, constant_array, fixed_array
+
+FIXED_BY_INPUT = "it must be as long as an input or a constant array"
 FIXED_BY_OUTPUT = "it is an axis of the output"
-WINDOW = "it is the window of a convolution"
-LENGTH = "scan runs over it"
+WINDOW = "it is a window axis of a convolution kernel"
+LENGTH = "scan loops over it"
+
+# Of a leaf and an axis of it: `Axis.known` of that axis. Of axis -1: the value of a scalar leaf, in
+# an array of length 1.
+KnownValues = Callable[[int, int], np.ndarray | None]
+# Where an equation is: its number in the program. For an equation of an inner program, such as the
+# body of a loop, the path of the outer equation, the name of the param that holds the inner program
+# and its number there come first.
+EquationPath = tuple[int | str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """One axis of one array.
+class LeafSlice(NamedTuple):
+    """The slice of a leaf of the params at one position of one axis."""
 
-    Attributes:
-      size: its length.
-      labels: int64[size], the unit of each index; None where the length is fixed from outside, as
-        that of a batch is.
-      known: float64[size], the value that the whole slice at an index holds, NaN where it is not
-        known to hold one; None where nothing is known.
-    """
-
-    size: int
-    labels: np.ndarray | None = None
-    known: np.ndarray | None = None
-
-    def value(self) -> np.ndarray:
-        """`known`, spelt out."""
-        return np.full(self.size, np.nan) if self.known is None else self.known
-
-    def zero(self) -> np.ndarray:
-        """Where the slice is known to be zero: bool[size]."""
-        return self.value() == 0
-
-    def at(self, index: Any) -> "Axis":
-        """The axis of the array that has these indices of this one."""
-        labels = None if self.labels is None else self.labels[index]
-        known = None if self.known is None else self.known[index]
-        size = len(np.empty(self.size, np.int8)[index])
-        return Axis(size, labels, known)
-
-    def only(self, keep: np.ndarray) -> "Axis":
-        """The axis, with what is known of other indices forgotten."""
-        return dataclasses.replace(self, known=np.where(keep, self.value(), np.nan))
-
-    def unknown(self) -> "Axis":
-        """The axis, with nothing known."""
-        return dataclasses.replace(self, known=None)
+    leaf: int
+    axis: int
+    position: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """What is known of one array of the program.
+class EquationArrays(NamedTuple):
+    """The operands and the results of an equation."""
+
+    operands: list[TracedArray]
+    results: list[TracedArray]
+
+
+class Frozen(NamedTuple):
+    """Labels that must stay, and the reason."""
+
+    labels: np.ndarray
+    reason: str
+
+
+class Contraction(NamedTuple):
+    """An axis that a product sums over.
 
     Attributes:
-      axes: one per axis.
-      scalar: the value of an array without axes, NaN where it is not known.
-      weights: whether it is computed from params alone.
+      labels: of the axis, in either factor.
+      zero: bool, for each index whether one of the factors is known to be zero there.
+      weight_labels: the labels in the factor that is computed from params alone; None where both
+        factors are, or none.
     """
 
-    axes: tuple[Axis, ...] = ()
-    scalar: float = np.nan
-    weights: bool = False
-
-    @staticmethod
-    def of(axes: Sequence[Axis]) -> "Value":
-        """An array with these axes."""
-        return Value(tuple(axes))
-
-    def everywhere(self) -> float:
-        """The constant that the whole array holds, or NaN."""
-        for axis in self.axes:
-            if axis.known is not None and axis.size and np.all(axis.known == axis.known[0]):
-                return float(axis.known[0])
-        return np.nan if self.axes else self.scalar
+    labels: np.ndarray
+    zero: np.ndarray
+    weight_labels: np.ndarray | None
 
 
-class Unit(NamedTuple):
-    """What stays or goes at once.
-
-    Attributes:
-      label: one of its labels, the same for all; see `Tracer.label_of`.
-      members: (leaf, axis, index) of every slice of a param that it consists of.
-      reasons: why it can't go; empty where it could.
-      read: whether any product sums over it.
-      zero: whether one factor is zero wherever a product sums over it.
-      consumed: (leaf, axis) of the params that such products take it up with.
-    """
-
-    label: int
-    members: tuple[tuple[int, int, int], ...]
-    reasons: tuple[str, ...]
-    read: bool
-    zero: bool
-    consumed: frozenset[tuple[int, int]]
-
-
-# Where an equation is: its number, and before it that of the one around it with (param, number) of
-# the program that it is in.
-Place = tuple[Any, ...]
-# Of a leaf and an axis, the value of each slice, as in `Axis`; of axis -1, the value of a scalar.
-Known = Callable[[int, int], np.ndarray | None]
-
-
-class _Sets:
+class LabelSets:
     """Disjoint sets of labels."""
 
     def __init__(self) -> None:
         self._parent: dict[int, int] = {}
 
     def find(self, label: int) -> int:
-        """The least label of the set."""
+        """The smallest label of the set that a label is in."""
         root = label
-        while (above := self._parent.get(root, root)) != root:
-            root = above
-        while (above := self._parent.get(label, label)) != root:
-            self._parent[label], label = root, above
+        while (parent := self._parent.get(root, root)) != root:
+            root = parent
+        while (parent := self._parent.get(label, label)) != root:
+            self._parent[label], label = root, parent
         return root
 
+    def find_all(self, labels: np.ndarray) -> list[int]:
+        """`find` of each label."""
+        return [self.find(label) for label in labels.tolist()]
+
     def union(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Joins sets, index by index."""
+        """Merges the sets of `a[i]` and `b[i]`, for every i."""
         for i, j in zip(a.tolist(), b.tolist(), strict=True):
             i, j = self.find(i), self.find(j)
             if i != j:
                 self._parent[max(i, j)] = min(i, j)
 
 
+# What a primitive does to the axes: of the tracer, the equation and its operands, the results.
+Rule = Callable[["Tracer", Any, Sequence[TracedArray]], list[TracedArray]]
+
+
 class Tracer:
-    """Labels and what was found of them, while a program is followed."""
+    """Follows a program and records what its equations require of the labels.
 
-    def __init__(self, rules: dict[str, Callable[..., list[Value]]]):
-        self.rules = rules
+    Attributes:
+      members: the slice of a param that each label was made for. Params come first, so label i
+        belongs to `members[i]`; later labels belong to no param.
+      units: labels that must stay or go together.
+      weight_sets: like `units`, but joined only by equations of params alone. They connect the
+        parts of one effective kernel, such as a kernel and the norm that divides it.
+      frozen: labels that must stay.
+      contractions: axes that products sum over.
+      equations: the operands and the results of every equation.
+    """
+
+    def __init__(self, rules: dict[str, Rule]):
+        self.members: list[LeafSlice] = []
+        self.units = LabelSets()
+        self.weight_sets = LabelSets()
+        self.frozen: list[Frozen] = []
+        self.contractions: list[Contraction] = []
+        self.equations: dict[EquationPath, EquationArrays] = {}
+        self._rules = rules
         self._n_labels = 0
-        self._units = _Sets()
-        self._twins = _Sets()  # labels that met before any data did: one axis of joined kernels
-        self._in_weights = False
-        self._place: Place = ()
-        self.made: dict[Place, tuple[list[Value], list[Value]]] = {}  # by each equation, of what
-        self._frozen: list[tuple[np.ndarray, str]] = []
-        self._read: list[tuple[np.ndarray, np.ndarray]] = []
-        self._consumed: list[np.ndarray] = []
-        self.members: list[tuple[int, int, int]] = []  # of the first labels, those of the params
+        self._path: EquationPath = ()
+        self._from_params = False  # whether the current equation has only params as operands
 
-    def fresh(self, size: int) -> np.ndarray:
-        """Labels of units that are not met anywhere else yet."""
-        self._n_labels += size
-        return np.arange(self._n_labels - size, self._n_labels)
+    # For whoever starts a trace
 
-    def param(self, leaf: int, shape: tuple[int, ...], known: Known) -> Value:
-        """A leaf of the params. Axes of length 1 stay."""
+    def param(self, leaf: int, shape: tuple[int, ...], known: KnownValues) -> TracedArray:
+        """A leaf of the params, with new labels for its axes but those of length 1.
+
+        All params must be made before the program is run.
+        """
         axes = []
         for k, size in enumerate(shape):
             labels = None
             if size > 1:
-                labels = self.fresh(size)
-                self.members += [(leaf, k, i) for i in range(size)]
+                labels = self.new_labels(size)
+                self.members += [LeafSlice(leaf, k, i) for i in range(size)]
             axes.append(Axis(size, labels, known(leaf, k)))
         scalar = None if shape else known(leaf, -1)
-        return Value(tuple(axes), np.nan if scalar is None else float(scalar[0]), weights=True)
+        value = np.nan if scalar is None else float(scalar[0])
+        return TracedArray(tuple(axes), value, from_params=True)
 
-    def union(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Joins units, index by index."""
+    def run(
+        self, jaxpr: Any, consts: Sequence[Any], operands: Sequence[TracedArray]
+    ) -> list[TracedArray]:
+        """Follows a program, equation by equation, and returns its outputs."""
+        env: dict[Any, TracedArray] = dict(zip(jaxpr.invars, operands, strict=True))
+        env |= {var: constant_array(x) for var, x in zip(jaxpr.constvars, consts, strict=True)}
+
+        def array_of(var: Any) -> TracedArray:
+            return constant_array(var.val) if is_literal(var) else env[var]
+
+        outer_path = self._path
+        for number, eqn in enumerate(jaxpr.eqns):
+            operands = [array_of(var) for var in eqn.invars]
+            self._path = (*outer_path, number)
+            results = self._apply_rule(eqn, operands)
+            self.equations[self._path] = EquationArrays(operands, results)
+            env |= zip(eqn.outvars, results, strict=True)
+        self._path = outer_path
+        return [array_of(var) for var in jaxpr.outvars]
+
+    def _apply_rule(self, eqn: Any, operands: list[TracedArray]) -> list[TracedArray]:
+        name = eqn.primitive.name
+        self._from_params = from_params = bool(operands) and all(
+            array.from_params or not np.isnan(array.single_value()) for array in operands
+        )
+        shapes = [tuple(var.aval.shape) for var in eqn.outvars]
+        results = self._rules[name](self, eqn, operands) if name in self._rules else []
+        if [tuple(axis.size for axis in array.axes) for array in results] != shapes:
+            self.freeze_all(operands, f"it passes through {name}, which has no rule in jaxprune")
+            results = [fixed_array(shape) for shape in shapes]
+        return [
+            dataclasses.replace(array, from_params=from_params or array.from_params)
+            for array in results
+        ]
+
+    # For the rules
+
+    def new_labels(self, size: int) -> np.ndarray:
+        """Labels that are in no unit yet."""
+        self._n_labels += size
+        return np.arange(self._n_labels - size, self._n_labels)
+
+    def join_labels(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Joins the units of `a[i]` and `b[i]`, for every i."""
         if a is not b:
-            self._units.union(a, b)
-            if self._in_weights:
-                self._twins.union(a, b)
+            self.units.union(a, b)
+            if self._from_params:
+                self.weight_sets.union(a, b)
 
-    def freeze(self, labels: np.ndarray | None, why: str) -> None:
-        """Keeps units, for a reason that users read."""
-        if labels is not None:
-            self._frozen.append((labels, why))
+    def join(self, axes: Sequence[Axis], place: str) -> Axis:
+        """Joins axes that must have the same length, and returns the joined axis.
 
-    def freeze_all(self, values: Iterable[Value], why: str) -> None:
-        """Keeps all units of some arrays."""
-        for value in values:
-            for axis in value.axes:
-                self.freeze(axis.labels, why)
+        An axis without labels freezes the others. The result has no known values.
 
-    def join(self, axes: Sequence[Axis], primitive: str) -> Axis:
-        """The axis that is all of these: one length, one set of units. Nothing is known of it."""
+        Args:
+          axes: of one length.
+          place: the primitive, or what else users should read in the reason for freezing.
+        """
         labelled = [axis.labels for axis in axes if axis.labels is not None]
         if len(labelled) < len(axes):
             for labels in labelled:
-                self.freeze(labels, f"{FIXED_BY_INPUT} ({primitive})")
+                self.freeze(labels, f"{FIXED_BY_INPUT} in {place}")
             return Axis(axes[0].size)
         for labels in labelled[1:]:
-            self.union(labelled[0], labels)
+            self.join_labels(labelled[0], labels)
         return Axis(axes[0].size, labelled[0])
 
-    def read(self, axes: tuple[Axis, Axis], weights: tuple[bool, bool], primitive: str) -> None:
-        """A product sums over two axes, one of each factor, and they are gone from what follows."""
+    def freeze(self, labels: np.ndarray | None, reason: str) -> None:
+        """Records that units must stay. Users read the reason after the axis, as in `w[0]: ...`."""
+        if labels is not None:
+            self.frozen.append(Frozen(labels, reason))
+
+    def freeze_all(self, arrays: Iterable[TracedArray], reason: str) -> None:
+        """Freezes all axes of these arrays."""
+        for array in arrays:
+            for axis in array.axes:
+                self.freeze(axis.labels, reason)
+
+    def contract(
+        self, axes: tuple[Axis, Axis], from_params: tuple[bool, bool], primitive: str
+    ) -> None:
+        """Joins and records two axes that a product sums over, one of each factor.
+
+        Args:
+          axes: of the left and of the right factor.
+          from_params: `TracedArray.from_params` of both factors.
+          primitive: its name, for the reason if an axis without labels freezes the other.
+        """
         labels = self.join(axes, primitive).labels
         if labels is None:
             return
-        self._read.append((labels, axes[0].zero() | axes[1].zero()))
-        for axis, is_weight, other in zip(axes, weights, weights[::-1], strict=True):
-            if is_weight and not other and axis.labels is not None:
-                self._consumed.append(axis.labels)
+        weight_labels = None
+        if from_params[0] != from_params[1]:
+            weight_labels = axes[from_params.index(True)].labels
+        zero = axes[0].is_zero() | axes[1].is_zero()
+        self.contractions.append(Contraction(labels, zero, weight_labels))
 
-    def units(self) -> list[Unit]:
-        """The units that params take part in, in the order of the leaves."""
-        members: dict[int, list[tuple[int, int, int]]] = {}
-        for label, member in enumerate(self.members):
-            members.setdefault(self._units.find(label), []).append(member)
-        reasons: dict[int, dict[str, None]] = {}
-        for labels, why in self._frozen:
-            for root in {self._units.find(label) for label in labels.tolist()}:
-                reasons.setdefault(root, {})[why] = None
-        zero: dict[int, bool] = {}
-        for labels, ok in self._read:
-            for label, fine in zip(labels.tolist(), ok.tolist(), strict=True):
-                root = self._units.find(label)
-                zero[root] = zero.get(root, True) and fine
-        taken_up = {self._twins.find(i) for labels in self._consumed for i in labels.tolist()}
-        consumed: dict[int, set[tuple[int, int]]] = {}
-        for label, (leaf, axis, _) in enumerate(self.members):
-            if self._twins.find(label) in taken_up:
-                consumed.setdefault(self._units.find(label), set()).add((leaf, axis))
-        return [
-            Unit(
-                root,
-                tuple(mine),
-                tuple(reasons.get(root, ())),
-                root in zero,
-                zero.get(root, False),
-                frozenset(consumed.get(root, ())),
-            )
-            for root, mine in members.items()
-        ]
+    def run_inner(
+        self, eqn: Any, key: str, operands: Sequence[TracedArray], number: int = 0
+    ) -> list[TracedArray]:
+        """Follows a program that an equation holds in its param `key`.
 
-    def label_of(self, labels: np.ndarray) -> np.ndarray:
-        """The label that stands for each unit."""
-        return np.array([self._units.find(label) for label in labels.tolist()], int)
-
-    def within(self, eqn: Any, key: str, args: Sequence[Value], number: int = 0) -> list[Value]:
-        """Follows a program that is a param of an equation, or one of several in it."""
+        Args:
+          eqn: the equation.
+          key: the name of the param.
+          operands: of the inner program.
+          number: which program, where the param is a tuple of them.
+        """
         jaxpr = eqn.params[key]
         jaxpr = jaxpr[number] if isinstance(jaxpr, tuple) else jaxpr
-        place, self._place = self._place, (*self._place, key, number)
-        outs = self.run(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()), args)
-        self._place = place
-        return outs
-
-    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> list[Value]:
-        """Follows a program, equation by equation."""
-        env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
-        env |= {var: constant(x) for var, x in zip(jaxpr.constvars, consts, strict=True)}
-
-        def read(var: Any) -> Value:
-            return constant(var.val) if is_literal(var) else env[var]
-
-        around = self._place
-        for number, eqn in enumerate(jaxpr.eqns):
-            ins = [read(var) for var in eqn.invars]
-            self._place = (*around, number)
-            outs = self._apply(eqn, ins)
-            self.made[self._place] = ins, outs
-            env |= zip(eqn.outvars, outs, strict=True)
-        self._place = around
-        return [read(var) for var in jaxpr.outvars]
-
-    def _apply(self, eqn: Any, ins: list[Value]) -> list[Value]:
-        name = eqn.primitive.name
-        weights = bool(ins) and all(v.weights or not np.isnan(v.everywhere()) for v in ins)
-        self._in_weights = weights
-        shapes = [tuple(var.aval.shape) for var in eqn.outvars]
-        outs = self.rules[name](self, eqn, ins) if name in self.rules else []
-        if [tuple(axis.size for axis in out.axes) for out in outs] != shapes:
-            self.freeze_all(ins, f"unknown primitive {name}")
-            outs = [fixed(shape) for shape in shapes]
-        return [dataclasses.replace(out, weights=weights or out.weights) for out in outs]
+        outer_path, self._path = self._path, (*self._path, key, number)
+        results = self.run(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()), operands)
+        self._path = outer_path
+        return results
 
 
 def is_literal(var: Any) -> bool:
-    """Whether an operand is a number in the program."""
+    """Whether an operand of an equation is a number written into the program."""
     return hasattr(var, "val")
-
-
-def constant(x: Any) -> Value:
-    """An array that is in the program itself: its shape is fixed, its values are known."""
-    try:
-        x = np.asarray(x, np.float64)
-    except (TypeError, ValueError):  # a PRNG key
-        return fixed(np.shape(x))
-    known = [constant_slices(x, k) for k in range(x.ndim)]
-    axes = tuple(Axis(n, None, k) for n, k in zip(x.shape, known, strict=True))
-    return Value(axes, float(x) if x.ndim == 0 else np.nan)
-
-
-def fixed(shape: Sequence[int]) -> Value:
-    """An array whose shape and values come from outside."""
-    return Value(tuple(Axis(int(n)) for n in shape))
-
-
-def constant_slices(x: np.ndarray, axis: int) -> np.ndarray | None:
-    """The value of each slice along an axis that holds one value, NaN elsewhere."""
-    if not x.size:
-        return None
-    others = tuple(i for i in range(x.ndim) if i != axis)
-    low, high = x.min(others), x.max(others)
-    known = np.where(low == high, low, np.nan)
-    return None if np.isnan(known).all() else known

@@ -1,4 +1,4 @@
-"""Smaller networks: what goes, what stays and why, and that the outputs are the same."""
+"""Shrinking: which units are removed, why others stay, and that the outputs are the same."""
 
 import re
 
@@ -13,7 +13,8 @@ from hypothesis import given, settings, strategies as st
 import jaxprune
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._shrink import groups as groups_lib
-from jaxprune._shrink.program import follow, program_of, values_of
+from jaxprune._shrink.program import known_values, program_of, trace
+from jaxprune._shrink.units import units_of
 
 
 class Mlp(nn.Module):
@@ -70,7 +71,7 @@ class Transformer(nn.Module):
 
 
 PICTURE, SEQUENCE = (2, 4, 4, 3), (2, 5, 7)
-LINEN = {  # model, shape of the input, shapes of kernels once half of all channels has gone
+LINEN = {  # model, shape of the input, shapes of kernels after half of the channels were removed
     "mlp": (Mlp, (2, 5), {"Dense_0": (5, 3), "Dense_1": (3, 2), "Dense_2": (2, 3)}),
     "residual": (
         Residual,
@@ -85,7 +86,7 @@ LINEN = {  # model, shape of the input, shapes of kernels once half of all chann
     "mobile": (
         Mobile,
         PICTURE,
-        # Each of 4 channels makes 2 in the depthwise layer; the dense layer takes up 2 + 4.
+        # Each of 4 channels makes 2 in the depthwise layer; the dense layer reads 2 + 4 channels.
         {"Conv_0": (1, 1, 3, 2), "Conv_1": (3, 3, 1, 4), "Conv_2": (1, 1, 4, 1), "Dense_0": (3, 3)},
     ),
     "lstm": (
@@ -114,7 +115,7 @@ def inputs(shape):
 
 
 def filled(shapes):
-    """Random values, no bias at zero and no scale at one, as after training; compiles nothing."""
+    """Random values as after training: no bias is 0 and no scale is 1. Compiles nothing."""
     rng = np.random.default_rng(0)
 
     def fill(leaf):
@@ -130,20 +131,20 @@ def variables_of(model, x):
 
 
 def halved(params, groups):
-    """Without half of the channels of each group, those of least norm; the slow, obvious way."""
+    """Zeroes half of the channels of each group, those of the smallest norm; slow and obvious."""
     paths, leaves, treedef = leaves_with_paths(params)
     structures = {p: s for p in paths for rule, s in groups.items() if re.fullmatch(rule, p)}
     for name in {s.group for s in structures.values()}:
-        mine = {p: s for p, s in structures.items() if s.group == name}
-        squares = np.zeros(next(iter(mine.values())).n)
-        for path, s in mine.items():
-            along = np.moveaxis(np.asarray(leaves[paths.index(path)], np.float64), s.axis, 0)
-            for unit, part in zip(s.unit_of, along, strict=True):
+        coupled = {p: s for p, s in structures.items() if s.group == name}
+        squares = np.zeros(next(iter(coupled.values())).n)
+        for path, s in coupled.items():
+            slices = np.moveaxis(np.asarray(leaves[paths.index(path)], np.float64), s.axis, 0)
+            for unit, part in zip(s.unit_of, slices, strict=True):
                 squares[unit] += np.square(part).sum()
-        gone = np.argsort(squares)[: (len(squares) + 1) // 2]
-        for path, s in mine.items():
+        dropped = np.argsort(squares)[: (len(squares) + 1) // 2]
+        for path, s in coupled.items():
             x = np.array(leaves[paths.index(path)])
-            np.moveaxis(x, s.axis, 0)[np.isin(s.unit_of, gone)] = 0
+            np.moveaxis(x, s.axis, 0)[np.isin(s.unit_of, dropped)] = 0
             leaves[paths.index(path)] = jnp.asarray(x)
     return treedef.unflatten(leaves)
 
@@ -260,7 +261,7 @@ def test_nnx_models_are_shrunk_in_place(name):
 
 
 def random_net(seed, widths, activation):
-    """A plain network of dense layers, with some units that a neighbour makes invisible."""
+    """Dense layers; some units are zero, others are multiplied by zero in the next layer."""
     rng = np.random.default_rng(seed)
     ends = list(zip([3, *widths], [*widths, 2], strict=True))
     params = [
@@ -270,7 +271,7 @@ def random_net(seed, widths, activation):
     kept = []
     for i, width in enumerate(widths):
         dead, unread = rng.random((2, width)) < 0.4
-        dead[0] = unread[0] = False  # where all go, what follows is constant
+        dead[0] = unread[0] = False  # without any unit, the next layer would be constant
         params[i]["w"][:, dead], params[i]["b"][dead] = 0, 0
         params[i + 1]["w"][unread] = 0
         gone = unread | (dead if activation(0.0) == 0 else False)
@@ -284,7 +285,7 @@ def random_net(seed, widths, activation):
     widths=st.lists(st.integers(2, 7), min_size=1, max_size=3),
     activation=st.sampled_from((jax.nn.relu, jnp.tanh, jax.nn.sigmoid, jax.nn.silu)),
 )
-def test_exactly_what_cannot_be_told_goes(seed, widths, activation):
+def test_exactly_the_units_that_no_output_depends_on_are_removed(seed, widths, activation):
     params, kept = random_net(seed, widths, activation)
 
     def apply_fn(params, x):
@@ -338,7 +339,7 @@ def test_pruned_convolutions_shrink_to_what_is_left(seed, channels, residual):
     assert [small[f"conv{i}"].shape[-1] for i in range(len(kept))] == kept
 
 
-# What is known to be zero
+# Which units are known to be zero
 
 
 def one_layer_params():
@@ -354,7 +355,7 @@ def one_layer(activation):
 
 
 @pytest.mark.parametrize(
-    "activation, goes",
+    "activation, removed",
     (
         (jax.nn.relu, True),
         (jax.nn.gelu, True),
@@ -374,12 +375,12 @@ def one_layer(activation):
         (lambda h: h * jax.nn.sigmoid(h + 2.0), True),
     ),
 )
-def test_a_unit_goes_only_where_zero_stays_zero(activation, goes):
+def test_a_zero_unit_is_removed_only_if_its_activation_is_zero_too(activation, removed):
     params = {"w": jnp.ones((3, 4)).at[:, 1].set(0.0), "b": jnp.zeros(4), "v": jnp.ones((4, 2))}
     program = program_of(one_layer(activation), params, [jnp.ones((2, 3))])
-    units = follow(program, values_of(program)).units()
-    (group,) = [g for g in groups_lib.find_groups(units) if not g.reason]
-    assert len(group.gone) == goes
+    units = units_of(trace(program, known_values(program)))
+    (group,) = [group for group in groups_lib.group_units(units) if not group.reason]
+    assert len(group.removed) == removed
 
 
 def test_a_bias_that_relu_cuts_off_makes_a_unit_zero():
@@ -391,7 +392,7 @@ def test_a_bias_that_relu_cuts_off_makes_a_unit_zero():
     assert report.shapes == {"b": ((4,), (3,)), "v": ((4, 2), (3, 2)), "w": ((3, 4), (3, 3))}
 
 
-def test_a_unit_that_is_read_twice_must_be_unseen_by_both():
+def test_a_unit_that_is_read_twice_is_removed_if_both_multiply_it_by_zero():
     params = {"w": np.ones((3, 4), "f"), "v": np.ones((4, 2), "f"), "u": np.ones((4, 2), "f")}
     params["v"][:2], params["u"][1:3] = 0, 0
     apply_fn = lambda p, x: jnp.cos(x @ p["w"]) @ p["v"] + jnp.cos(x @ p["w"]) @ p["u"]
@@ -400,9 +401,9 @@ def test_a_unit_that_is_read_twice_must_be_unseen_by_both():
     assert small["u"].tolist() == [[1, 1], [0, 0], [1, 1]]
 
 
-def test_a_gate_closed_for_good_makes_a_unit_zero():
+def test_a_gate_that_is_always_zero_makes_a_unit_zero():
     params = {"w": np.ones((3, 8), "f"), "v": np.ones((4, 2), "f")}
-    params["w"][:, 2] = 0  # the other half of unit 2 is as it was
+    params["w"][:, 2] = 0  # only the left half of unit 2
 
     def apply_fn(params, x):
         left, right = jnp.split(x @ params["w"], 2, -1)
@@ -418,7 +419,7 @@ def test_one_unit_stays_where_all_are_zero():
     assert small["w"].shape == (3, 1)
 
 
-def test_nothing_to_cut_leaves_everything_as_it_is():
+def test_params_without_zeros_are_returned_unchanged():
     params = {"w": jnp.ones((3, 4)), "b": jnp.ones(4), "v": jnp.ones((4, 2))}
     small, report = jaxprune.shrink(one_layer(jax.nn.relu), params, jnp.ones((2, 3)))
     assert jax.tree.map(jnp.array_equal, small, params) == {"w": True, "b": True, "v": True}
@@ -473,17 +474,17 @@ def group_norm(x, params):
 @pytest.mark.parametrize(
     "middle, reason",
     (
-        (layer_norm, "reduce_sum over it: a norm, a mean or a softmax"),
-        (lambda x, params: jax.nn.softmax(x), "reduce_max over it"),
-        (lambda x, params: jnp.fft.fft(x).real, "unknown primitive fft"),
-        (lambda x, params: jnp.cumsum(x, -1), "cumsum along it"),
-        (lambda x, params: x + np.arange(8.0, dtype="f")[None], "a constant, of its size (add)"),
-        (lambda x, params: x / np.sqrt(x.shape[-1]), "derived from its size: div by 2.828 becomes"),
+        (layer_norm, "reduce_sum runs over it: a norm, a mean or a softmax"),
+        (lambda x, params: jax.nn.softmax(x), "reduce_max runs over it"),
+        (lambda x, params: jnp.fft.fft(x).real, "it passes through fft, which has no rule"),
+        (lambda x, params: jnp.cumsum(x, -1), "cumsum runs along it"),
+        (lambda x, params: x + np.arange(8.0, dtype="f")[None], "a constant array in add"),
+        (lambda x, params: x / np.sqrt(x.shape[-1]), "length of this axis: div by 2.828 becomes"),
         (lambda x, params: x[:, np.arange(8)[::-1]], "indexed by data"),
-        (lambda x, params: x.reshape(len(x), 8), "does not run with it smaller: TypeError"),
-        (group_norm, "a size is written into the model: reshape makes shape (2, 2, 2) where"),
+        (lambda x, params: x.reshape(len(x), 8), "is its length hard-coded? TypeError"),
+        (group_norm, "a size is hard-coded in the model: reshape makes shape (2, 2, 2) where"),
         (lambda x, params: (x, jnp.tanh(x))[x.shape[1] == 8], "dot_general has another operand"),
-        (lambda x, params: x if x.shape[1] == 8 else -x, "the program depends on its size"),
+        (lambda x, params: x if x.shape[1] == 8 else -x, "program changes with the length"),
     ),
     ids=(
         *("norm", "softmax", "unknown", "cumsum", "constant", "derived", "gather", "written"),
@@ -507,8 +508,8 @@ def test_query_and_key_keep_the_size_that_scales_them():
         attention[name]["bias"] = attention[name]["bias"].at[..., 0].set(0.0)
     small, report = jaxprune.shrink(model.apply, variables, x)
     path = "params/MultiHeadDotProductAttention_0"
-    assert "derived from its size" in reason_for(report, f"{path}/query/kernel", 2)
-    assert "reduce_sum over it" in reason_for(report, "params/Dense_0/kernel", 1)
+    assert "computed from the length of this axis" in reason_for(report, f"{path}/query/kernel", 2)
+    assert "reduce_sum runs over it" in reason_for(report, "params/Dense_0/kernel", 1)
     assert at(small, f"{path}/value/kernel").shape == (8, 4, 2)
     assert at(small, f"{path}/out/kernel").shape == (4, 2, 8)
 
@@ -520,12 +521,12 @@ def test_grouped_convolutions_are_refused():
     x = inputs(PICTURE)
     variables = variables_of(model, x)
     variables = jax.tree.map(jnp.zeros_like, variables)
-    with pytest.raises(ValueError, match=r"layers_1/kernel.*: grouped convolution, 2 groups"):
+    with pytest.raises(ValueError, match=r"layers_1/kernel.*: .* a convolution with 2 groups"):
         jaxprune.shrink(model.apply, variables, x)
 
 
-def test_nothing_that_can_be_analysed_is_an_error():
-    with pytest.raises(ValueError, match=r"nothing to shrink: .*w\[0\]: it meets an input"):
+def test_a_model_in_which_nothing_can_shrink_is_an_error():
+    with pytest.raises(ValueError, match=r"no axis .* can shrink: .*w\[0\]: .*input"):
         jaxprune.shrink(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones((2, 3)))
 
 
@@ -549,7 +550,7 @@ def test_a_first_carry_that_is_an_input_fixes_the_cell():
         return cell.apply(variables, carry, x)[1] @ jnp.ones((4, 1))
 
     variables = filled(jax.eval_shape(cell.init, jax.random.key(0), carry, x))
-    with pytest.raises(ValueError, match=r"nothing to shrink: .*it meets an input"):
+    with pytest.raises(ValueError, match=r"no axis .* can shrink: .*as long as an input"):
         jaxprune.shrink(apply_fn, variables, carry, x)
 
 
@@ -558,8 +559,8 @@ def test_a_first_carry_that_is_an_input_fixes_the_cell():
 
 def test_a_wrong_cut_is_caught_by_the_outputs(monkeypatch):
     params = {"w": jnp.ones((3, 4)), "b": jnp.zeros(4), "v": jnp.ones((4, 2))}
-    monkeypatch.setattr(groups_lib, "is_removable", lambda unit: unit.read and not unit.reasons)
-    with pytest.raises(ValueError, match=r"outputs differ by 9, where the largest is 12"):
+    monkeypatch.setattr(groups_lib, "is_removable", lambda unit: unit.is_candidate)
+    with pytest.raises(ValueError, match=r"outputs .* differ by 9.*largest output is 12.*rtol"):
         jaxprune.shrink(one_layer(jax.nn.relu), params, jnp.ones((2, 3)))
     small, _ = jaxprune.shrink(one_layer(jax.nn.relu), params, jnp.ones((2, 3)), rtol=0.8)
     assert small["w"].shape == (3, 1)
@@ -570,21 +571,21 @@ def test_a_wrong_cut_leaves_an_nnx_model_as_it_was(monkeypatch):
         nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(4, 2, rngs=nnx.Rngs(1))
     )
     nnx.update(model, filled(nnx.state(model)))
-    monkeypatch.setattr(groups_lib, "is_removable", lambda unit: unit.read and not unit.reasons)
-    with pytest.raises(ValueError, match="outputs differ"):
+    monkeypatch.setattr(groups_lib, "is_removable", lambda unit: unit.is_candidate)
+    with pytest.raises(ValueError, match=r"outputs .* differ"):
         jaxprune.shrink_nnx(model, jnp.ones((2, 3)))
     assert model.layers[0].kernel.shape == (3, 4)
     assert model.layers[0].out_features == 4
 
 
-@pytest.mark.skip_in("debug_nans", reason="NaN is what it is about")
-def test_outputs_that_are_nan_prove_nothing():
+@pytest.mark.skip_in("debug_nans", reason="the test needs NaN outputs")
+def test_nan_outputs_are_an_error():
     params = {
         "w": jnp.full((3, 4), jnp.nan).at[:, 0].set(0),
         "b": jnp.zeros(4),
         "v": jnp.ones((4, 2)),
     }
-    with pytest.raises(ValueError, match="NaN in the outputs"):
+    with pytest.raises(ValueError, match="outputs contain NaN"):
         jaxprune.shrink(one_layer(jax.nn.relu), params, jnp.ones((2, 3)))
 
 
@@ -689,7 +690,7 @@ def test_gradual_pruning_keeps_coupled_masks_alike_and_shrinks():
 def test_channels_that_would_not_become_zero_are_not_pruned():
     apply_fn, params = mixed(lambda x, params: jax.nn.sigmoid(x))
     assert list(jaxprune.channel_groups(apply_fn, params, jnp.ones((2, 3)))) == ["(params/)?a"]
-    with pytest.raises(ValueError, match="b: a unit is not zero where its weights are"):
+    with pytest.raises(ValueError, match="b: its units are not zero when all their weights are"):
         jaxprune.channel_groups(one_layer(jnp.cos), *one_layer_params())
 
 
@@ -704,5 +705,5 @@ def test_coupled_structures_refuse_what_they_cannot_mean():
         jaxprune.plan(
             params, 0.5, structure=groups, include=include, distribution=jaxprune.per_slice("w")
         )
-    with pytest.raises(ValueError, match="no channel can go: w: it meets an input"):
+    with pytest.raises(ValueError, match=r"no channels can be pruned: w: .*input"):
         jaxprune.channel_groups(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones((2, 3)))
