@@ -65,5 +65,5 @@ def test_check_finds_replicas_that_have_diverged(what):
         jaxprune.check(params, state)
         return
     name = {"params": "bias", "masks": "prune state 0/masks/w"}[what]
-    with pytest.raises(ValueError, match=rf"^{name}: another copy on device 3\. Every device has"):
+    with pytest.raises(ValueError, match=rf"^{name}: .*device 3"):
         jaxprune.check(params, state)

@@ -325,7 +325,7 @@ def test_a_leaf_is_chosen_if_some_include_and_no_exclude_matches_all_of_its_path
         emptied |= n_zero[path] == leaf.size
     rules = dict(include=include, exclude=exclude, overrides=sparsities)
     if all(n is None for n in n_zero.values()):
-        with pytest.raises(ValueError, match=r"^nothing to prune: none of the 4 leaves is chosen"):
+        with pytest.raises(ValueError, match=r"^nothing to prune: .*4 leaves"):
             jaxprune.plan(tree, 0.5, **rules)
     elif emptied:
         with pytest.raises(ValueError, match="would lose all"):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import jaxprune
+from helpers import says
 from jaxprune._blocks.flax_layers import pack_kernels, pack_linear, packed_apply
 from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_matmul, unpack_matrix
 
@@ -161,40 +162,40 @@ UNFIT = {
     "axes": (
         lambda: pack_matrix(W[0]),
         ValueError,
-        r"w must be a matrix \(in, out\), got shape \(",
+        ("w", "(in, out)", "(8,)"),
     ),
     "mask": (
         lambda: pack_matrix(W, W.T),
         ValueError,
-        r"the mask has shape \(8, 4\) but w has shap",
+        ("mask", "(8, 4)", "(4, 8)"),
     ),
-    "block": (lambda: pack_matrix(W, block=(0, 4)), ValueError, r"two lengths of at least 1 such"),
-    "block of one": (lambda: pack_matrix(W, block=(4,)), ValueError, r"as \(1, 16\), got \(4,\)"),
+    "block": (lambda: pack_matrix(W, block=(0, 4)), ValueError, ("block", "(0, 4)", "(1, 16)")),
+    "block of one": (lambda: pack_matrix(W, block=(4,)), ValueError, ("block", "(4,)", "(1, 16)")),
     "floats": (
         lambda: pack_matrix(W, block=(1.0, 4)),
         ValueError,
-        r"as \(1, 16\), got \(1\.0, 4\)",
+        ("block", "(1.0, 4)", "(1, 16)"),
     ),
-    "no batch": (lambda: pack_matrix(W, batch=0), ValueError, "batch must be an integer of at"),
-    "traced": (lambda: jax.jit(pack_matrix)(W), TypeError, "w and mask must be arrays on the host"),
-    "no matrix": (lambda: packed_matmul(W, W), TypeError, "must be a PackedMatrix, got ndarray"),
+    "no batch": (lambda: pack_matrix(W, batch=0), ValueError, ("batch", "0", "1")),
+    "traced": (lambda: jax.jit(pack_matrix)(W), TypeError, ("w", "mask", "host")),
+    "no matrix": (lambda: packed_matmul(W, W), TypeError, ("PackedMatrix", "ndarray")),
     "x": (
         lambda: packed_matmul(pack_matrix(W), W),
         ValueError,
-        r"x has shape \(4, 8\), but its las",
+        ("x", "(4, 8)"),
     ),
     "scalar": (
         lambda: packed_matmul(pack_matrix(W), 1.0),
         ValueError,
-        r"x has shape \(\), but its",
+        ("x", "()"),
     ),
 }
 
 
 @pytest.mark.parametrize("name", UNFIT)
 def test_what_does_not_fit_says_so(name):
-    call, kind, text = UNFIT[name]
-    with pytest.raises(kind, match=text):
+    call, kind, said = UNFIT[name]
+    with pytest.raises(kind, match=says(*said)):
         call()
 
 
@@ -255,9 +256,9 @@ def test_a_kernel_that_nothing_used_is_named():
     model = nn.Dense(4)
     params = {"kernel": jnp.eye(4), "bias": jnp.ones(4), "more": {"kernel": jnp.eye(4)}}
     packed = pack_kernels(params, block=(1, 4))
-    with pytest.raises(ValueError, match=r"no Dense or LSTM cell used more/kernel\."):
+    with pytest.raises(ValueError, match="more/kernel"):
         packed_apply(model.apply, packed, {"params": params}, jnp.ones(4))
-    with pytest.raises(ValueError, match=r"nothing to pack: include='x' meets no matrix"):
+    with pytest.raises(ValueError, match=says("nothing to pack", "include='x'")):
         pack_kernels(params, "x")
 
 
@@ -280,5 +281,5 @@ def test_nnx_models_are_packed_in_place(name):
     np.testing.assert_allclose(model(x), expected, 1e-5, 1e-5)
     jitted = nnx.jit(lambda model, x: model(x))
     np.testing.assert_allclose(jitted(model, x), expected, 1e-5, 1e-5)
-    with pytest.raises(ValueError, match=r"nothing to pack: include='\.\*kernel' meets no nnx"):
+    with pytest.raises(ValueError, match=says("nothing to pack", "include='.*kernel'", "nnx")):
         pack_linear(model)

@@ -17,6 +17,7 @@ from flax import nnx
 from hypothesis import given, strategies as st
 
 import jaxprune
+from helpers import says
 from jaxprune import (
     Moments,
     linen_inputs,
@@ -543,7 +544,7 @@ def test_rules_choose_the_leaves_and_all_others_are_kept_whole(prune_model):
     assert np.sum(~masks["a"]["kernel"]) == 16
     assert masks["b"]["kernel"].all()
     assert new["b"]["kernel"] is params["b"]["kernel"]
-    with pytest.warns(UserWarning, match=r"jaxprune.\w+: exclude: 'c' matches no leaf"):
+    with pytest.warns(UserWarning, match=r"jaxprune.\w+: exclude: 'c' "):
         prune_model(params, {"a/kernel": correlated(32, 8)}, 0.5, exclude=("b/.*", "c"))
 
 
@@ -556,152 +557,140 @@ def ones(*shape):
 
 TREE = {"fc": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}, "emb": jnp.ones((9, 3))}
 X = {"fc/kernel": jnp.ones((5, 4))}
-OTHER = " Or leave the leaf out with exclude='fc/kernel'."
+EXCLUDE = "exclude='fc/kernel'"
 BAD = {
     "neither": (
         lambda: wanda_kernel(ones(4, 2), ones(5, 4)),
-        "either sparsity or nm is needed, got sparsity=None and nm=None. Pass 0.5 to drop any half "
-        "of the weights, nm=(2, 4) to drop two of every four.",
+        ("sparsity=None", "nm=None", "0.5", "nm=(2, 4)"),
     ),
     "both": (
         lambda: sparsegpt(TREE, X, 0.5, nm=(2, 4)),
-        "either sparsity or nm is needed, got sparsity=0.5 and nm=(2, 4). Pass 0.5 to drop any "
-        "half of the weights, nm=(2, 4) to drop two of every four.",
+        ("sparsity=0.5", "nm=(2, 4)", "0.5"),
     ),
     "percent": (
         lambda: wanda(TREE, X, 50),
-        "sparsity is a fraction of zeros in [0, 1), got 50. Did you mean 0.5?",
+        ("sparsity", "50", "Did you mean 0.5?"),
     ),
     "nm_string": (
         lambda: wanda(TREE, X, nm="2:4"),
-        "nm must be two ints, such as (2, 4) for 2 of every 4, got '2:4'.",
+        ("nm", "'2:4'", "(2, 4)"),
     ),
     "nm_swapped": (
         lambda: wanda_kernel(ones(4, 2), ones(5, 4), nm=(4, 2)),
-        "nm is (n, m) with 1 <= n <= m, n kept of every m, got (4, 2). Did you mean (2, 4)?",
+        ("nm", "(4, 2)", "Did you mean (2, 4)?"),
     ),
     "nm_zero": (
         lambda: wanda_kernel(ones(4, 2), ones(5, 4), nm=(0, 4)),
-        "nm is (n, m) with 1 <= n <= m, n kept of every m, got (0, 4).",
+        ("nm", "(0, 4)", "1 <= n <= m"),
     ),
     "nm_does_not_divide": (
         lambda: wanda(TREE, X, include="fc/kernel", nm=(1, 3)),
-        "fc/kernel: nm=(1, 3) groups 3 neighbouring inputs, but there are 4 (shape (4, 2)). Choose "
-        "an m that divides 4." + OTHER,
+        ("fc/kernel:", "nm=(1, 3)", "(4, 2)", "m that divides 4", EXCLUDE),
     ),
     "block_size_zero": (
         lambda: sparsegpt_kernel(ones(4, 2), ones(5, 4), 0.5, block_size=0),
-        "block_size must be at least 1, got 0.",
+        ("block_size", "0", "1"),
     ),
     "block_size_float": (
         lambda: sparsegpt_kernel(ones(4, 2), ones(5, 4), 0.5, block_size=128.0),
-        "block_size must be an int, got 128.0.",
+        ("block_size", "128.0", "int"),
     ),
     "block_size_splits_groups": (
         lambda: sparsegpt_kernel(ones(6, 2), ones(5, 6), nm=(1, 3)),
-        "block_size must be a multiple of the m of nm=(1, 3), got 128. Pass block_size=126.",
+        ("block_size", "128", "nm=(1, 3)", "block_size=126"),
     ),
     "damping_zero": (
         lambda: sparsegpt(TREE, X, 0.5, damping=0.0),
-        "damping must be positive and finite, got 0. The Hessian of fewer inputs than weights "
-        "has no inverse without it; 0.01 is usual.",
+        ("damping", "0", "0.01"),
     ),
     "damping_string": (
         lambda: sparsegpt(TREE, X, 0.5, damping="1%"),
-        "damping must be a real number, got '1%'.",
+        ("damping", "'1%'", "number"),
     ),
     "kernel_int": (
         lambda: wanda_kernel(jnp.ones((4, 2), jnp.int32), ones(5, 4), 0.5),
-        "kernel: real floating point weights are needed, got int32. Cast them.",
+        ("kernel:", "int32", "floating point"),
     ),
     "kernel_3d": (
         lambda: sparsegpt({"fc": {"kernel": ones(3, 4, 2)}}, X, 0.5),
-        "fc/kernel: a kernel of shape (in, out) is needed, got (3, 4, 2). Prune its slices with "
-        "jaxprune.wanda_kernel or sparsegpt_kernel, one by one." + OTHER,
+        ("fc/kernel:", "(3, 4, 2)", "(in, out)", "jaxprune.wanda_kernel", EXCLUDE),
     ),
     "kernel_transposed": (
         lambda: wanda_kernel(ones(2, 4), ones(5, 4), 0.5),
-        "inputs: shape (5, 4) ends in 4, but the kernel has 2 inputs (its shape is (in, out)). "
-        "Pass what reaches this layer.",
+        ("inputs:", "(5, 4)", "2 inputs", "(in, out)"),
     ),
     "inputs_of_another_layer": (
         lambda: wanda(TREE, {"fc/kernel": ones(5, 3)}, 0.5, exclude="emb"),
-        "inputs['fc/kernel']: shape (5, 3) ends in 3, but the kernel has 4 inputs (its shape is "
-        "(in, out)). Pass what reaches this layer.",
+        ("inputs['fc/kernel']:", "(5, 3)", "4 inputs", "(in, out)"),
     ),
     "no_rows": (
         lambda: wanda_kernel(ones(4, 2), ones(0, 4), 0.5),
-        "inputs must hold at least one row (..., in), got shape (0, 4). Pass a batch of what "
-        "reaches the layer.",
+        ("inputs", "(0, 4)", "(..., in)", "batch"),
     ),
     "moments_of_a_scalar": (
         lambda: moments(ones()),
-        "moments: `inputs` must hold at least one row (..., in), got shape (). Pass a batch of "
-        "what reaches the layer.",
+        ("moments: `inputs`", "()", "(..., in)", "batch"),
     ),
     "complex_inputs": (
         lambda: moments(jnp.ones((5, 4), jnp.complex64)),
-        "moments: `inputs` must be real numbers, got complex64 of shape (5, 4).",
+        ("moments: `inputs`", "complex64 of shape (5, 4)", "real"),
     ),
     "words_for_inputs": (
         lambda: wanda_kernel(ones(4, 2), "x", 0.5),
-        "inputs must be an array (..., in), got 'x'.",
+        ("inputs", "'x'", "array (..., in)"),
     ),
     "moments_concatenated": (
         lambda: wanda_kernel(ones(4, 2), moments(ones(5, 4)) + moments(ones(5, 4)), 0.5),
-        "inputs must be an array or jaxprune.Moments, got a tuple of 4. Add Moments up with "
-        "jax.tree.map(jnp.add, a, b), not a + b.",
+        ("inputs", "tuple", "jaxprune.Moments", "jax.tree.map(jnp.add, a, b)"),
     ),
     "gram_of_another_layer": (
         lambda: wanda_kernel(ones(4, 2), moments(ones(5, 3)), 0.5),
-        "inputs: the gram has shape (3, 3), but the kernel has 4 inputs: (4, 4) or (4,) is needed. "
-        "Take the jaxprune.moments of what reaches this layer.",
+        ("inputs:", "(3, 3)", "4 inputs", "(4, 4)", "(4,)", "jaxprune.moments"),
     ),
     "diagonal_for_sparsegpt": (
         lambda: sparsegpt_kernel(ones(4, 2), Moments(5, ones(4)), 0.5),
-        "inputs: the gram has shape (4,), but the kernel has 4 inputs: (4, 4) is needed. Take the "
-        "jaxprune.moments of what reaches this layer.",
+        ("inputs:", "(4,)", "4 inputs", "(4, 4)", "jaxprune.moments"),
     ),
     "nan_inputs": (
         lambda: sparsegpt_kernel(ones(4, 2), ones(5, 4).at[0, 0].set(jnp.inf), 0.5),
-        "inputs: NaN or inf, or values whose squares do not fit float32. Look for what made them, "
-        "or scale the inputs down: masks do not depend on their scale.",
+        ("inputs:", "NaN", "inf", "float32", "scale the inputs down"),
     ),
     "an_output_loses_all": (
         lambda: wanda({"fc": {"kernel": ones(4, 9)}}, X, 0.9),
-        "fc/kernel: each output would lose all of its 4 inputs at sparsity 0.9. Lower it." + OTHER,
+        ("fc/kernel:", "4 inputs", "0.9", EXCLUDE),
     ),
     "a_kernel_loses_all": (
         lambda: sparsegpt_kernel(ones(4, 1), ones(5, 4), 0.9),
-        "kernel: all 4 weights would be lost at sparsity 0.9. Lower it.",
+        ("kernel:", "4 weights", "0.9"),
     ),
     "one_array_for_inputs": (
         lambda: wanda(TREE, ones(5, 4), 0.5),
-        "wanda: `inputs` must map paths of kernels to what reached them, got type ArrayImpl. "
-        "jaxprune.linen_inputs and nnx_inputs collect it.",
+        ("wanda: `inputs`", "ArrayImpl", "jaxprune.linen_inputs", "nnx_inputs"),
     ),
     "variables_for_params": (
         lambda: wanda({"params": TREE}, X, 0.5),
-        "wanda: inputs of fc/kernel, but the paths of the params are params/emb, params/fc/bias, "
-        "params/fc/kernel. Name the kernel itself, as in 'fc/kernel', and pass the params alone, "
-        "as in variables['params'].",
+        (
+            "wanda:",
+            "fc/kernel",
+            "params/emb, params/fc/bias, params/fc/kernel",
+            "variables['params']",
+        ),
     ),
     "a_leaf_without_inputs": (
         lambda: sparsegpt(TREE, X, 0.5),
-        "sparsegpt: no inputs reached emb: either no Dense or Linear, or a layer that did not run. "
-        "Leave them out with exclude=['emb'], or pass their inputs.",
+        ("sparsegpt:", "emb", "exclude=['emb']"),
     ),
     "no_dense_ran": (
         lambda: linen_inputs(nn.Embed(3, 2), {"params": {"embedding": ones(3, 2)}}, jnp.array([1])),
-        "linen_inputs: no layer ran whose inputs it knows how to collect.",
+        ("linen_inputs:", "no layer"),
     ),
     "linen_under_jit": (
         lambda: jax.jit(lambda x: linen_inputs(nn.Dense(2), {}, x))(ones(5, 4)),
-        "linen_inputs runs the model on arrays, got a traced value. Call it outside jit.",
+        ("linen_inputs", "traced", "outside jit"),
     ),
     "nnx_under_jit": (
         lambda: jax.jit(lambda x: nnx_inputs(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), x))(ones(5, 4)),
-        "nnx_inputs runs the model on arrays, got a traced value. Call it outside jit.",
+        ("nnx_inputs", "traced", "outside jit"),
     ),
 }
 TYPE_ERRORS = {"nm_string", "block_size_float", "damping_string", "kernel_int", "complex_inputs"}
@@ -711,10 +700,9 @@ TYPE_ERRORS |= {"linen_under_jit", "nnx_under_jit"}
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_wrong_is_said_with_what_to_type_instead(name):
-    call, text = BAD[name]
-    with pytest.raises((TypeError, ValueError)) as caught:
+    call, parts = BAD[name]
+    with pytest.raises((TypeError, ValueError), match=says(*parts)) as caught:
         call()
-    assert str(caught.value) == text
     assert caught.type is (TypeError if name in TYPE_ERRORS else ValueError)
 
 
@@ -722,8 +710,6 @@ def test_what_is_wrong_is_said_with_what_to_type_instead(name):
 def test_without_flax_the_extra_is_named(monkeypatch, collect):
     for name in ("flax", "flax.linen", "flax.nnx"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ModuleNotFoundError) as caught:
+    parts = says(collect.__name__, "flax", "pip install 'jaxprune[flax]'")
+    with pytest.raises(ModuleNotFoundError, match=parts):
         collect(None, None)
-    assert str(caught.value) == (
-        f"{collect.__name__} needs flax, which is not installed: pip install 'jaxprune[flax]'."
-    )

@@ -20,6 +20,7 @@ import optax
 import pytest
 
 import jaxprune
+from helpers import assert_says, says
 from jaxprune._cli import commands, screen
 from jaxprune._files import footprint, interchange, orbax
 from jaxprune._files.any_kind import open_source
@@ -88,10 +89,10 @@ def test_prune_does_what_prune_params_does(tmp_path, dtype, suffix, x64):
     rules = {"exclude": "no", "overrides": {"head": 0.5}}
     words = ("--exclude", "no", "--override", "head=0.5")
     printed, _ = run("prune", tmp_path / "in.safetensors", "-o", out, "-s", 0.9, *words)
-    with pytest.warns(UserWarning, match="exclude: 'no' matches no leaf"):
+    with pytest.warns(UserWarning, match="exclude: 'no' "):
         expected, _ = jaxprune.prune_params(tree(dtype), 0.9, **rules)
     assert_same(load(out), jax.tree.map(np.asarray, expected))
-    assert "unused: exclude: 'no' matches no leaf" in printed
+    assert_says(printed, "unused: exclude: 'no'")
     assert f"wrote {out}, {out.stat().st_size:,} bytes" in printed
 
 
@@ -161,7 +162,7 @@ def test_export_keeps_every_bit(tmp_path, suffix):
 def test_export_as_csr_leaves_out_what_is_no_matrix(model, tmp_path):
     sparse = pytest.importorskip("scipy.sparse")
     text, _ = run("export", model, "-o", tmp_path / "out", "--format", "csr")
-    assert "left out: fc/bias is not 2-D" in text
+    assert_says(text, "left out", "fc/bias")
     found = sparse.load_npz(tmp_path / "out" / "fc" / "kernel.npz")
     np.testing.assert_array_equal(found.toarray(), tree()["fc"]["kernel"])
     assert "exists" in run("export", model, "-o", tmp_path / "out", "--format", "csr", code=1)[1]
@@ -184,8 +185,8 @@ def test_inspect_counts_and_warns(tmp_path):
     assert rows["n"]["structure"] == "unstructured"
     assert what["bytes"]["dense"] == w.nbytes + 32
     assert set(what["bytes"]) == set(footprint.QUICK + footprint.SLOW)
-    assert any("w: 64 zeros are -0.0" in line for line in what["warnings"])
-    assert any("w: 1 entries are NaN or infinite" in line for line in what["warnings"])
+    assert any(re.search(says("w:", "64", "-0.0"), line) for line in what["warnings"])
+    assert any(re.search(says("w:", "1", "NaN"), line) for line in what["warnings"])
     text, _ = run("inspect", tmp_path / "a.zst", "--quick")
     assert "Bytes by format" in text
     assert "gzip" not in text
@@ -210,7 +211,7 @@ def test_a_checkpoint_is_read_and_its_leaks_are_found(tmp_path, packed, managed)
                 checkpointer.save(tmp_path / name, item)
     assert as_json("inspect", tmp_path / "good")["warnings"] == []
     [leak] = as_json("inspect", tmp_path / "leaky")["warnings"]
-    assert leak.startswith("params/fc/kernel: 20 of 20 weights that the masks in the file drop are")
+    assert leak.startswith("params/fc/kernel: 20 of 20 weights ")
     run("export", tmp_path / "good", "-o", tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz") as found:
         assert set(found) == {"params/fc/kernel", "params/fc/bias"}
@@ -254,15 +255,14 @@ def test_damaged_checkpoints_are_refused(tmp_path):
             checkpointer.save(tmp_path / "many" / name, {"w": np.ones((8, 8))})
     one = tmp_path / "many" / "a"
     run("inspect", one)
-    text = "holds several trees: a, b. Give the folder of one tree."
-    assert text in run("inspect", tmp_path / "many", code=1)[1]
+    assert_says(run("inspect", tmp_path / "many", code=1)[1], f"{tmp_path / 'many'}:", "a, b")
     for data in one.glob("**/d/*"):
         data.write_bytes(data.read_bytes()[:9])
     _, error = run("inspect", one, code=1)
-    assert f"{one}: not readable as an orbax checkpoint: " in error
+    assert_says(error, f"{one}:", "orbax checkpoint")
     (one / "_METADATA").write_text("{")
     _, error = run("inspect", one, code=1)
-    assert f"{one}: not readable as an orbax checkpoint: " in error
+    assert_says(error, f"{one}:", "orbax checkpoint")
     assert len(error.splitlines()) == 1
 
 
@@ -286,7 +286,7 @@ def test_masks_are_found_wherever_they_are(tmp_path, packed, param, others, mask
     np.savez(tmp_path / "a.npz", **shown)
     [leak] = as_json("inspect", tmp_path / "a.npz", "--quick")["warnings"]
     n = int(np.sum(~keeps))
-    assert leak.startswith(f"{param}: {n} of {n} weights that the masks in the file drop are not")
+    assert leak.startswith(f"{param}: {n} of {n} weights ")
     np.savez(tmp_path / "b.npz", **shown | {param: np.where(keeps, w, np.float32(0))})
     assert as_json("inspect", tmp_path / "b.npz", "--quick")["warnings"] == []
 
@@ -348,7 +348,7 @@ def test_nothing_is_replaced_without_force(model, tmp_path):
     out.write_text("mine")
     for words in (("prune", model, "-o", out, "-s", 0.5), ("export", model, "-o", out)):
         _, error = run(*words, code=1)
-        assert f"{out}: exists. Choose another name, or replace it with --force." in error
+        assert_says(error, f"{out}:", "exists", "--force")
         assert out.read_text() == "mine"
     run("export", model, "-o", out, "--force")
     assert out.read_bytes()[:2] == b"PK"
@@ -357,40 +357,40 @@ def test_nothing_is_replaced_without_force(model, tmp_path):
 
 
 REFUSED = {
-    "no file": (("inspect", "no.zst"), 1, r"no.zst: there is no such file"),
+    "no file": (("inspect", "no.zst"), 1, r"no.zst: .*no such file"),
     "a typo": (("prune", "modle", "-o", "o.npz", "-s", "0.9"), 1, "Did you mean /.*/model[?]"),
     "nm at 90%": (
         ("plan", "model", "-s", "0.9", "--structure", "nm:2:4"),
         1,
-        "Give --sparsity 0.5, or this leaf with --override 'fc/kernel=0.5'",
+        "--sparsity 0.5.* --override 'fc/kernel=0.5'",
     ),
-    "no sparsity": (("plan", "model"), 2, "--sparsity is missing. Give one, like --sparsity 0.9"),
+    "no sparsity": (("plan", "model"), 2, "--sparsity .* --sparsity 0.9"),
     "an empty leaf": (
         ("plan", "tiny", "-s", "0.9"),
         1,
-        "w: shape .* Leave it out with --exclude 'w', or lower its .* with --override 'w=[.]{3}'",
+        "w: .* --exclude 'w'.* --override 'w=[.]{3}'",
     ),
-    "a vector": (("plan", "b", "-s", "0.9"), 1, 'pass --include "\\.\\*" to choose others'),
-    "not params": (("inspect", "text"), 1, r"text: not a safetensors file, or a damaged one"),
-    "a folder": (("inspect", "folder"), 1, "folder: is a folder, but no orbax checkpoint"),
-    "no format": (("export", "model", "-o", "out"), 1, r"suffix '' .* Name the file \.safetensors"),
+    "a vector": (("plan", "b", "-s", "0.9"), 1, '--include "\\.\\*"'),
+    "not params": (("inspect", "text"), 1, "text: .*safetensors"),
+    "a folder": (("inspect", "folder"), 1, "folder: .*orbax checkpoint"),
+    "no format": (("export", "model", "-o", "out"), 1, r"suffix '' .* \.safetensors"),
     "percent": (("plan", "model", "-s", "90"), 1, r"got 90\.0\. Did you mean 0\.9\?"),
-    "no leaf": (("plan", "model", "-s", "0.9", "--include", "x"), 1, "nothing to prune: none of"),
-    "bad regex": (("plan", "model", "-s", "0.9", "--include", "*"), 1, r"'\*' is not a regular"),
-    "override": (("plan", "model", "-s", "0.9", "--override", "a"), 2, "write REGEX=SPARSITY"),
+    "no leaf": (("plan", "model", "-s", "0.9", "--include", "x"), 1, "nothing to prune"),
+    "bad regex": (
+        ("plan", "model", "-s", "0.9", "--include", "*"),
+        1,
+        r"'\*' .*regular expression",
+    ),
+    "override": (("plan", "model", "-s", "0.9", "--override", "a"), 2, "REGEX=SPARSITY"),
     "structure": (
         ("plan", "model", "-s", "0.9", "--structure", "round"),
         2,
-        "unknown --structure 'round'",
+        "--structure 'round'",
     ),
     "no option": (("prune", "model", "-s", "0.9"), 2, "--out"),
-    "csr of vectors": (("export", "b", "-o", "o", "--format", "csr"), 1, "no leaf is 2-D"),
-    "bf16 in npz": (("export", "b", "-o", "o.npz"), 1, "b: NumPy's files can't hold bfloat16"),
-    "no folder": (
-        ("export", "model", "-o", "no/o.npz"),
-        1,
-        "folder .*no does not exist. Cre",
-    ),
+    "csr of vectors": (("export", "b", "-o", "o", "--format", "csr"), 1, "2-D.* b"),
+    "bf16 in npz": (("export", "b", "-o", "o.npz"), 1, "b: .*bfloat16"),
+    "no folder": (("export", "model", "-o", "no/o.npz"), 1, "folder .*no .*not exist"),
 }
 
 
@@ -422,16 +422,18 @@ def test_damaged_npz_files_are_refused(tmp_path):
     (tmp_path / "b.npz").write_bytes(good[:60] + bytes(20) + good[80:])
     assert "b.npz: " in run("inspect", tmp_path / "b.npz", code=1)[1]
     np.savez(tmp_path / "c.npz", w=np.array([{}], object))
-    assert "c.npz: w: has dtype object" in run("inspect", tmp_path / "c.npz", code=1)[1]
+    assert_says(
+        run("inspect", tmp_path / "c.npz", code=1)[1], f"{tmp_path / 'c.npz'}: w:", "object"
+    )
     with zipfile.ZipFile(tmp_path / "e.npz", "w") as archive:
         for name in ("w.npy", "v.npy"):
             archive.writestr(name, npy(np.ones(2)))
     twice = (tmp_path / "e.npz").read_bytes().replace(b"v.npy", b"w.npy")
     (tmp_path / "e.npz").write_bytes(twice)
     error = run("inspect", tmp_path / "e.npz", code=1)[1]
-    assert "e.npz: two arrays have the same name" in error
+    assert_says(error, f"{tmp_path / 'e.npz'}:", "same name")
     np.savez(tmp_path / "d.npz", w=np.ones(2, ml_dtypes.bfloat16))
-    assert "NumPy's files have no bfloat16" in run("inspect", tmp_path / "d.npz", code=1)[1]
+    assert_says(run("inspect", tmp_path / "d.npz", code=1)[1], f"{tmp_path / 'd.npz'}:", "bfloat16")
 
 
 def npy(array):
@@ -466,7 +468,7 @@ def test_an_interrupt_leaves_no_half_written_file(model, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(commands, "_pruned", interrupted)
     _, error = run("prune", model, "-o", out, "-s", 0.5, "--force", code=130)
-    assert "Stopped; no file was changed half-way." in error
+    assert "Stopped" in error
     assert out.read_text() == "mine"
     assert sorted(tmp_path.iterdir()) == before
 
@@ -599,7 +601,7 @@ def test_structures_by_name():
     assert structure_for("block:1x16:balanced") == jaxprune.Block((1, 16), balanced=True)
     assert structure_for("channel:-1") == jaxprune.Channel(-1)
     for text in ("", "block", "nm:2", "nm:4:2", "unstructured:3", "nm:2:4:balanced"):
-        with pytest.raises(typer.BadParameter, match=r"Write unstructured, nm:2:4, block:1x16"):
+        with pytest.raises(typer.BadParameter, match="unstructured, nm:2:4, block:1x16"):
             structure_for(text)
 
 

@@ -165,7 +165,7 @@ def test_a_header_that_is_a_bomb(tmp_path):
     (tmp_path / "bad").write_bytes(zstandard.compress(data))
     assert (tmp_path / "bad").stat().st_size < 10**5
     tracemalloc.start()
-    with pytest.raises(ValueError, match="its header would have 50000000 bytes"):
+    with pytest.raises(ValueError, match="50000000 bytes"):
         load(tmp_path / "bad")
     assert tracemalloc.get_traced_memory()[1] < OVERHEAD
     tracemalloc.stop()
@@ -191,7 +191,7 @@ def test_memory_that_is_not_there_is_a_value_error(tmp_path, monkeypatch):
     for name in ("empty", "zeros"):
         with monkeypatch.context() as patch:
             patch.setattr(np, name, full)
-            with pytest.raises(ValueError, match=r"a: .*bytes do not fit into memory"):
+            with pytest.raises(ValueError, match=r"a: .*memory"):
                 load(tmp_path / "a")
 
 

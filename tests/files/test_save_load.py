@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import jaxprune
+from helpers import says
 from jaxprune._files import safetensors
 from jaxprune._files.atomic import atomic_file
 from jaxprune._files.interchange import save_csr, save_safetensors, to_bcoo, to_bcsr, to_csr
@@ -204,7 +205,7 @@ def test_masks_may_be_an_optimizer_state(tmp_path, packed):
     save(tmp_path / "a", sparse, state)
     assert_same(load(tmp_path / "a"), jax.tree.map(np.asarray, sparse))
     with pytest.raises(
-        ValueError, match=r"fc/kernel: 20 of 20 dropped weights are not zero\. Save jaxprune\.app"
+        ValueError, match=says("fc/kernel: 20 of 20", "jaxprune.apply_masks(params,")
     ):
         save(tmp_path / "b", params, state)
     assert not (tmp_path / "b").exists()
@@ -256,7 +257,7 @@ def test_packed_kernels_come_straight_from_the_file(tmp_path, dtype):
             assert jax.tree.structure(packed) == jax.tree.structure(expected)
             assert_same(packed, expected)
             assert_same(rest | {"fc": rest["fc"] | {"kernel": kernel}}, tree)
-    with pytest.raises(ValueError, match=r"a: include='x' meets no matrix; the paths are conv/ker"):
+    with pytest.raises(ValueError, match=says("/a:", "include='x'", "conv/kernel")):
         jaxprune.load_packed(tmp_path / "a", "x")
 
 
@@ -331,148 +332,156 @@ def packed_header(about, n_bits=1, n_values=4):
 
 TWICE = b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}, "a": 3}'
 HOSTILE = {
-    "empty": (None, b"", "has only 0 bytes"),
-    "header longer than the file": (({}, b"", 10**9), None, "header would have 1000000000 bytes"),
-    "not JSON": ((b"hello!!!",), None, "its header is not valid JSON"),
-    "not UTF-8": ((b"\xff\xfe",), None, "its header is not valid JSON"),
-    "not an object": ((b"[]",), None, "not an object"),
-    "nested without end": ((b"[" * 10**5,), None, "its header is not valid JSON"),
-    "a name twice": ((TWICE, b"1"), None, "a name occurs twice"),
-    "metadata of numbers": (({"__metadata__": {"a": 1}},), None, "must map names to strings"),
-    "metadata a list": (({"__metadata__": [1]},), None, "must map names to strings"),
-    "an entry of nothing": (({"w": {}},), None, "w: its entry in the header is damaged"),
-    "an entry a list": (({"w": [1, 2]},), None, "w: its entry in the header is damaged"),
-    "negative lengths": (({"w": entry([-2, -2], 0, 16)}, b"0" * 16), None, "entry in the header"),
-    "floats for lengths": (({"w": entry([2.0], 0, 8)}, b"0" * 8), None, "entry in the header"),
-    "bools for lengths": (({"w": entry([True], 0, 4)}, b"0" * 4), None, "entry in the header"),
-    "many axes": (({"w": entry([1] * 65, 0, 4)}, b"0" * 4), None, "entry in the header"),
+    "empty": (None, b"", ("0 bytes",)),
+    "header longer than the file": (({}, b"", 10**9), None, ("header", "1000000000 bytes")),
+    "not JSON": ((b"hello!!!",), None, ("header", "JSON")),
+    "not UTF-8": ((b"\xff\xfe",), None, ("header", "JSON")),
+    "not an object": ((b"[]",), None, ("header", "object")),
+    "nested without end": ((b"[" * 10**5,), None, ("header", "JSON")),
+    "a name twice": ((TWICE, b"1"), None, ("header", "twice")),
+    "metadata of numbers": (({"__metadata__": {"a": 1}},), None, ("metadata", "strings")),
+    "metadata a list": (({"__metadata__": [1]},), None, ("metadata", "strings")),
+    "an entry of nothing": (({"w": {}},), None, ("w:", "entry in the header")),
+    "an entry a list": (({"w": [1, 2]},), None, ("w:", "entry in the header")),
+    "negative lengths": (
+        ({"w": entry([-2, -2], 0, 16)}, b"0" * 16),
+        None,
+        ("w:", "entry in the header"),
+    ),
+    "floats for lengths": (
+        ({"w": entry([2.0], 0, 8)}, b"0" * 8),
+        None,
+        ("w:", "entry in the header"),
+    ),
+    "bools for lengths": (
+        ({"w": entry([True], 0, 4)}, b"0" * 4),
+        None,
+        ("w:", "entry in the header"),
+    ),
+    "many axes": (({"w": entry([1] * 65, 0, 4)}, b"0" * 4), None, ("w:", "entry in the header")),
     "an unknown dtype": (
         ({"w": entry([2], 0, 8, "F128")}, b"0" * 8),
         None,
-        "has dtype 'F128', whi",
+        ("w:", "dtype 'F128'"),
     ),
-    "a dtype of objects": (({"w": entry([1], 0, 8, "O")}, b"0" * 8), None, "has dtype 'O', which"),
-    "a shape too large": (({"w": entry([2**61], 0, 8)}, b"0" * 8), None, "entry in the header"),
-    "a large shape": (
-        ({"w": entry([2**58], 0, 8)}, b"0" * 8),
+    "a dtype of objects": (({"w": entry([1], 0, 8, "O")}, b"0" * 8), None, ("w:", "dtype 'O'")),
+    "a shape too large": (
+        ({"w": entry([2**61], 0, 8)}, b"0" * 8),
         None,
-        "8 bytes, but F32 of shape",
+        ("w:", "entry in the header"),
     ),
+    "a large shape": (({"w": entry([2**58], 0, 8)}, b"0" * 8), None, ("w:", "8 bytes", "F32")),
     "a product that wraps": (
         ({"w": entry([2**32, 2**32], 0, 0)},),
         None,
-        "its entry in the header",
+        ("w:", "entry in the header"),
     ),
-    "an empty one that wraps": (({"w": entry([0, 2**40, 2**40], 0, 0)},), None, "its entry in the"),
+    "an empty one that wraps": (
+        ({"w": entry([0, 2**40, 2**40], 0, 0)},),
+        None,
+        ("w:", "entry in the header"),
+    ),
     "bools of seven": (
         ({"w": entry([2], 0, 2, "BOOL")}, b"\1\7"),
         None,
-        "w: has bools that are neither 0 nor 1",
+        ("w:", "bools", "0", "1"),
     ),
     "escape codes in a name": (
         ({"\x1b[2J": entry([1], 0, 4)}, b"0000"),
         None,
-        r"'\x1b[2J': a name must be printable",
+        ("'\\x1b[2J':", "printable"),
     ),
     "half a character in a name": (
         ({"\ud800": entry([1], 0, 4)}, b"0000"),
         None,
-        r"'\ud800': a name must be printable",
+        ("'\\ud800':", "printable"),
     ),
     "many axes, packed": (
         (packed_header(ours({"w": leaf([1] * 65, True)})), b"\1" + b"0000"),
         None,
-        "w: its description in the file is damaged",
+        ("w:", "damaged"),
     ),
     "a version that is true": (
         ({"__metadata__": ours({}, version=True)},),
         None,
-        "has version True of the",
+        ("version True",),
     ),
     "notes twice": (
         ({"__metadata__": {"jaxprune": '{"version":1,"version":1,"leaves":{}}'}},),
         None,
-        "its description of the leaves is damaged",
+        ("leaves", "damaged"),
     ),
-    "a gap": (({"w": entry([1], 4, 8)}, b"0" * 8), None, "w: its data begins at 4, but"),
+    "a gap": (({"w": entry([1], 4, 8)}, b"0" * 8), None, ("w:", "4", "0")),
     "an overlap": (
         ({"a": entry([1], 0, 4), "w": entry([1], 2, 6)}, b"0" * 6),
         None,
-        "w: its data begins at 2, but the tensor before it ends at 4",
+        ("w:", "2", "4"),
     ),
-    "data cut off": (({"w": entry([2], 0, 8)}, b"0" * 7), None, "bytes, but its header says"),
-    "data too long": (({"w": entry([2], 0, 8)}, b"0" * 9), None, "bytes, but its header says"),
+    "data cut off": (({"w": entry([2], 0, 8)}, b"0" * 7), None, ("bytes", "header")),
+    "data too long": (({"w": entry([2], 0, 8)}, b"0" * 9), None, ("bytes", "header")),
     "more than memory": (
         (packed_header(ours({"w": leaf([2**50], True)}), 2**47, 0),),
         None,
-        "bytes, but its header says",
+        ("bytes", "header"),
     ),
-    "notes not JSON": (
-        ({"__metadata__": {"jaxprune": "{"}},),
-        None,
-        "its description of the",
-    ),
-    "notes without leaves": (
-        ({"__metadata__": {"jaxprune": "{}"}},),
-        None,
-        "its description of the",
-    ),
-    "leaves a list": (({"__metadata__": ours([])},), None, "its description of the"),
+    "notes not JSON": (({"__metadata__": {"jaxprune": "{"}},), None, ("leaves", "damaged")),
+    "notes without leaves": (({"__metadata__": {"jaxprune": "{}"}},), None, ("leaves", "damaged")),
+    "leaves a list": (({"__metadata__": ours([])},), None, ("leaves", "damaged")),
     "a newer version": (
         ({"__metadata__": ours({}, version=2)},),
         None,
-        "has version 2 of the",
+        ("version 2",),
     ),
-    "no data": (({"__metadata__": ours({"w": leaf([2], False)})},), None, "has no data for w"),
+    "no data": (({"__metadata__": ours({"w": leaf([2], False)})},), None, ("data", "w")),
     "a leaf unheard of": (
         ({"__metadata__": ours({}), "w": entry([1], 0, 4)}, b"0000"),
         None,
-        "w: its description in the file is damaged",
+        ("w:", "damaged"),
     ),
     "another shape": (
         ({"__metadata__": ours({"w": leaf([2], False)}), "w": entry([1], 0, 4)}, b"0000"),
         None,
-        "w: its tensors do not fit float32 of shape (2,)",
+        ("w:", "float32", "(2,)"),
     ),
     "a leaf of objects": (
         ({"__metadata__": ours({"w": leaf([1], False, "object")}), "w": entry([1], 0, 4)}, b"0000"),
         None,
-        "w: has dtype 'object', which this jaxprune can't read",
+        ("w:", "dtype 'object'"),
     ),
     "values but no bits": (
         ({"__metadata__": ours({"w": leaf([1], True)}), "w:values": entry([1], 0, 4)}, b"0000"),
         None,
-        "its description in the file is damaged",
+        ("w:", "damaged"),
     ),
     "too few bytes of bits": (
         (packed_header(ours({"w": leaf([9], True)})), b"\1" + b"0000"),
         None,
-        "w: its tensors do not fit float32 of shape (9,)",
+        ("w:", "float32", "(9,)"),
     ),
     "more values than entries": (
         (packed_header(ours({"w": leaf([1], True)}), 1, 8), b"\1" + b"0" * 8),
         None,
-        "w: its tensors do not fit float32 of shape (1,)",
+        ("w:", "float32", "(1,)"),
     ),
     "too many bits": (
         (packed_header(ours({"w": leaf([8], True)})), b"\3" + b"0000"),
         None,
-        "w: 2 bits are set for 1 values",
+        ("w:", "2 bits", "1 values"),
     ),
     "bits behind the end": (
         (packed_header(ours({"w": leaf([3], True)})), b"\x08" + b"0000"),
         None,
-        "w: 1 bits are set for 1 values; the file is damaged",
+        ("w:", "1 bits", "1 values"),
     ),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_is_refused(tmp_path, name):
-    parts, raw, text = HOSTILE[name]
+    parts, raw, said = HOSTILE[name]
     path = tmp_path / "bad"
     path.write_bytes(raw) if parts is None else raw_file(path, *parts)
-    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{re.escape(text)}"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: {says(*said)}"):
         load(path)
 
 
@@ -484,16 +493,13 @@ def test_a_bomb_is_refused_before_memory_is_taken(tmp_path):
     (tmp_path / "bad").write_bytes(
         zstandard.ZstdCompressor(write_content_size=False).compress(body)
     )
-    with pytest.raises(ValueError, match=r"holds 4,503,599,627,370,496 bytes of params, over the"):
+    with pytest.raises(ValueError, match="4,503,599,627,370,496 bytes"):
         load(tmp_path / "bad")
 
 
 def test_the_limit_of_memory_can_be_set(tmp_path):
     save(tmp_path / "a", {"w": np.zeros(1000, np.float32)})
-    text = (
-        r"holds 4,000 bytes of params, over the limit of 3,999\. If you trust .* max_bytes=4000 to"
-    )
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=says("4,000 bytes", "3,999", "max_bytes=4000")):
         load(tmp_path / "a", max_bytes=3999)
     assert load(tmp_path / "a", max_bytes=4000)["w"].size == 1000
 
@@ -503,63 +509,59 @@ def test_the_limit_of_memory_can_be_set(tmp_path):
 
 def like_cases():
     w = np.zeros((2, 3), np.float32)
-    yield {"v": w}, ValueError, r"a: does not have v, .*; it has w\."
-    yield {}, ValueError, r"a: has w, which `like` does not have\."
-    yield (
-        {"w": w.T},
-        ValueError,
-        r"a: w: is float32 of shape \(2, 3\), but `like` has float32 of shape \(3, 2\)",
-    )
-    yield {"w": w.astype("f8")}, ValueError, r"`like` has float64 of shape \(2, 3\)"
-    yield {"w": 1.0}, TypeError, r"like: w: float is not an array\."
+    yield {"v": w}, ValueError, ("/a:", "v", "w")
+    yield {}, ValueError, ("/a:", "w", "`like`")
+    yield {"w": w.T}, ValueError, ("/a: w:", "float32 of shape (2, 3)", "`like`", "(3, 2)")
+    yield {"w": w.astype("f8")}, ValueError, ("/a: w:", "`like`", "float64 of shape (2, 3)")
+    yield {"w": 1.0}, TypeError, ("like: w:", "float", "array")
 
 
-@pytest.mark.parametrize("like, kind, text", tuple(like_cases()))
-def test_like_must_fit(tmp_path, like, kind, text):
+@pytest.mark.parametrize("like, kind, said", tuple(like_cases()))
+def test_like_must_fit(tmp_path, like, kind, said):
     save(tmp_path / "a", {"w": np.zeros((2, 3), np.float32)})
-    with pytest.raises(kind, match=text):
+    with pytest.raises(kind, match=says(*said)):
         load(tmp_path / "a", like=like)
 
 
 UNFIT = {
-    "float": ({"w": 1.0}, {}, TypeError, r"w: float is not an array\. Make it one"),
-    "object": ({"w": np.array([None])}, {}, TypeError, "w: a file can't hold dtype object"),
-    "text": ({"w": np.array(["a"])}, {}, TypeError, "w: a file can't hold dtype <U1"),
+    "float": ({"w": 1.0}, {}, TypeError, ("w:", "float", "array")),
+    "object": ({"w": np.array([None])}, {}, TypeError, ("w:", "dtype object")),
+    "text": ({"w": np.array(["a"])}, {}, TypeError, ("w:", "dtype <U1")),
     "key": (
         {"k": jax.random.key(0)},
         {},
         TypeError,
-        r"k: .*key<fry>.* Save jax\.random\.key_data\(key\)",
+        ("k:", "key<fry>", "jax.random.key_data(key)"),
     ),
-    "level": ({}, {"level": 23}, ValueError, "level must be 1 to 22, or None for no zstd, got 23"),
-    "bool level": ({}, {"level": True}, ValueError, "level must be 1 to 22"),
+    "level": ({}, {"level": 23}, ValueError, ("level", "1 to 22", "None", "23")),
+    "bool level": ({}, {"level": True}, ValueError, ("level", "1 to 22", "True")),
     "metadata": (
         {},
         {"metadata": {"a": 1}},
         TypeError,
-        r"metadata must map strings to strings, got 'a': 1\. Write 'a': '1'",
+        ("metadata", "'a': 1", "'a': '1'"),
     ),
-    "our name": ({}, {"metadata": {"jaxprune": ""}}, ValueError, "the name 'jaxprune' is reserved"),
+    "our name": ({}, {"metadata": {"jaxprune": ""}}, ValueError, ("metadata", "'jaxprune'")),
     "masks": (
         {"w": np.ones(2)},
         {"masks": {"v": np.ones(2)}},
         ValueError,
-        "v: a mask, but no",
+        ("v:", "mask"),
     ),
-    "twice": ({"a": {"b": np.ones(1)}, "a/b": np.ones(1)}, {}, ValueError, "a/b: two leaves have"),
+    "twice": ({"a": {"b": np.ones(1)}, "a/b": np.ones(1)}, {}, ValueError, ("a/b:", "two leaves")),
     "taken": (
         {"a": np.zeros(99), "a:bits": np.ones(1)},
         {},
         ValueError,
-        "a:bits: two tensors of the file would have this name",
+        ("a:bits:", "name"),
     ),
 }
 
 
 @pytest.mark.parametrize("name", UNFIT)
 def test_what_can_not_be_saved_says_why(tmp_path, name):
-    tree, arguments, kind, text = UNFIT[name]
-    with pytest.raises(kind, match=text):
+    tree, arguments, kind, said = UNFIT[name]
+    with pytest.raises(kind, match=says(*said)):
         save(tmp_path / "a", tree, **arguments)
     assert not list(tmp_path.iterdir())
 
@@ -567,14 +569,14 @@ def test_what_can_not_be_saved_says_why(tmp_path, name):
 def test_paths_that_dicts_can_not_hold_need_like(tmp_path):
     tree = {"a": np.ones(1), "a/b": np.ones(2)}
     save(tmp_path / "a", tree)
-    with pytest.raises(ValueError, match=r"a: a is a leaf, .* Pass like="):
+    with pytest.raises(ValueError, match=says("/a: a", "like=")):
         load(tmp_path / "a")
     assert_same(load(tmp_path / "a", like=tree), tree)
 
 
 @pytest.mark.parametrize("limit", (-1, 1.0, True))
 def test_max_bytes_must_be_a_size(tmp_path, limit):
-    with pytest.raises(ValueError, match="max_bytes must be an integer of at least 0, got"):
+    with pytest.raises(ValueError, match=says("max_bytes", repr(limit), "integer", "0")):
         load(tmp_path / "a", max_bytes=limit)
 
 
@@ -611,9 +613,9 @@ def test_a_file_whose_writer_fails_leaves_the_old_one(tmp_path):
 
 
 def test_where_a_file_can_not_be(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"folder .*no does not exist\. Create it first\."):
+    with pytest.raises(FileNotFoundError, match=says(str(tmp_path / "no"), "folder")):
         save(tmp_path / "no" / "a", {})
-    with pytest.raises(IsADirectoryError, match=r"is a folder\. Give the name of a file"):
+    with pytest.raises(IsADirectoryError, match=says(str(tmp_path), "name of a file")):
         save(tmp_path, {})
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "a")
@@ -631,9 +633,7 @@ def test_a_missing_extra_says_what_to_type(tmp_path, monkeypatch, package, call)
     save(tmp_path / "zst", {})
     for name in [package, *(n for n in sys.modules if n.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(
-        ImportError, match=rf"^{package} is not installed\. Type: pip install 'jaxprune\[files\]'"
-    ):
+    with pytest.raises(ImportError, match=says(package, "pip install 'jaxprune[files]'")):
         call(tmp_path)
     save(tmp_path / "plain", {"w": np.ones(2)}, level=None)
     assert load(tmp_path / "plain")["w"].tolist() == [1, 1]
@@ -671,11 +671,11 @@ def test_scipy_reads_the_csr_files(tmp_path):
 def test_what_other_formats_can_not_hold(tmp_path):
     pytest.importorskip("scipy")
     half = {"w": np.ones((2, 2), ml_dtypes.bfloat16)}
-    with pytest.raises(TypeError, match=r"w: SciPy has no sparse bfloat16\. Cast the leaf"):
+    with pytest.raises(TypeError, match=says("w:", "SciPy", "bfloat16", "Cast")):
         to_csr(half)
-    with pytest.raises(TypeError, match="w: safetensors has no dtype complex128"):
+    with pytest.raises(TypeError, match=says("w:", "safetensors", "complex128")):
         save_safetensors(tmp_path / "a", {"w": np.ones(2, complex)})
-    with pytest.raises(ValueError, match=r"no leaf is 2-D\. The leaves are b"):
+    with pytest.raises(ValueError, match=says("2-D", "b")):
         save_csr(tmp_path, {"b": np.ones(2)})
-    with pytest.raises(ValueError, match=r"\.\./w: .* would be outside .* Rename the leaf"):
+    with pytest.raises(ValueError, match=says("../w:", "Rename")):
         save_csr(tmp_path / "out", {"../w": np.ones((2, 2))})

@@ -18,6 +18,7 @@ import optax
 import pytest
 
 import jaxprune
+from helpers import assert_says, says
 
 ADAM = optax.adam(1e-3)
 OPTAX_SCHEDULE = optax.linear_schedule(0.0, 0.5, 10)
@@ -86,13 +87,9 @@ def error_of(call, kind):
     return text
 
 
-def assert_says(text, *parts):
-    """Checks that every fragment is in the text, not as a piece of a longer word or number."""
-    for part in parts:
-        for fragment in (part,) if isinstance(part, str) else part or ():
-            starts = r"(?<![\w/-])(?<!\d\.)" if re.match(r"[\w-]", fragment) else ""
-            ends = r"(?![\w/])(?!\.\d)" if re.search(r"\w$", fragment) else ""
-            assert re.search(starts + re.escape(fragment) + ends, text), (fragment, text)
+def fragments(*parts):
+    """The fragments of parts, each of which is one, a tuple of them, or None."""
+    return [f for part in parts for f in ((part,) if isinstance(part, str) else part or ())]
 
 
 def init(tree, schedule=HALF, **rules):
@@ -1134,7 +1131,7 @@ CASES = [*SCHEDULES, *ARGUMENTS, *LEAVES, *UPDATES, *STATES, *SELECTION, *LATER]
 
 @pytest.mark.parametrize("call, kind, parts", CASES)
 def test_the_error_says_where_and_what_to_type_instead(call, kind, parts):
-    assert_says(error_of(call, kind), *parts)
+    assert_says(error_of(call, kind), *fragments(*parts))
 
 
 # --- the most common mistakes, with their whole messages: these change with every change of words
@@ -1268,7 +1265,7 @@ def test_states_that_hide_whole_subtrees_from_each_other_are_merged():
 
 
 def test_a_score_of_one_argument_is_told_to_take_three():
-    with pytest.raises(TypeError, match=r"fails on \(params, grads, key\) of w: .* wrap one that"):
+    with pytest.raises(TypeError, match=says("score", "(params, grads, key)", "w:")):
         update(score=lambda params: jnp.abs(params))
 
 

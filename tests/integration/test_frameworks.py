@@ -206,7 +206,7 @@ def test_helpers_take_an_nnx_optimizer_and_the_params_of_its_model():
     assert [leaf.n_zero for leaf in planned.leaves] == [leaf.n_zero for leaf in report.leaves]
 
     dense = jax.tree.map(jnp.ones_like, params)
-    with pytest.raises(ValueError, match="fc/kernel: 18 of 18 dropped weights are not zero"):
+    with pytest.raises(ValueError, match="fc/kernel: 18 of 18 "):
         jaxprune.check(dense, opt)
     nnx.update(model, jaxprune.apply_masks(dense, opt))
     assert int(jnp.sum(model.fc.kernel[...] == 0)) == 18

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import jaxprune
+from helpers import assert_says, says
 
 STEPS = dict(begin_step=1, end_step=4, every=3)
 SCHEDULE = jaxprune.cubic_schedule(0.75, **STEPS, initial_sparsity=0.25)  # fires at 1 and 4
@@ -171,40 +172,30 @@ def by_size(path, spec):
 
 UNUSED = {
     "all_used": (dict(include="fc/.*", exclude="fc/bias", overrides={"fc/kernel": 0.5}), ()),
-    "include": (
-        dict(include=("fc/kernel", "kernel")),
-        ("include: 'kernel' matches no leaf",),
-    ),
-    "exclude": (
-        dict(exclude=("ties", "head")),
-        ("exclude: 'head' matches no leaf",),
-    ),
+    "include": (dict(include=("fc/kernel", "kernel")), ("include: 'kernel'",)),
+    "exclude": (dict(exclude=("ties", "head")), ("exclude: 'head'",)),
     "exclude_what_is_not_pruned": (dict(exclude="fc/bias"), ()),
     "override_of_what_is_not_pruned": (
         dict(overrides={"fc/bias": 0.5}),
-        ("overrides: 'fc/bias' matches no leaf that is pruned",),
+        ("overrides: 'fc/bias'",),
     ),
     "override_of_what_is_excluded": (
         dict(exclude="ties", overrides={"ties": 0.5}),
-        ("overrides: 'ties' matches no leaf that is pruned",),
+        ("overrides: 'ties'",),
     ),
     "two_includes_of_one_leaf": (dict(include=("fc/.*", "fc/kernel")), ()),
     "two_excludes_of_one_leaf": (dict(exclude=("ti.*", "ties")), ()),
     "override_behind_another": (
         dict(overrides={"fc/.*": 0.5, "fc/kernel": 0.6}),
-        ("overrides: 'fc/kernel' only matches where an earlier one does",),
+        ("overrides: 'fc/kernel'",),
     ),
     "function": (
         dict(include=("ties", by_size), exclude=lambda path, spec: spec.ndim > 7),
-        ("exclude: <lambda> matches no leaf",),
+        ("exclude: <lambda>",),
     ),
     "all_three": (
         dict(include=("ties", "a"), exclude="b", overrides={"c": 0.5}),
-        (
-            "include: 'a' matches no leaf",
-            "exclude: 'b' matches no leaf",
-            "overrides: 'c' matches no leaf that is pruned",
-        ),
+        ("include: 'a'", "exclude: 'b'", "overrides: 'c'"),
     ),
 }
 
@@ -212,7 +203,9 @@ UNUSED = {
 @pytest.mark.parametrize("rules, unused", UNUSED.values(), ids=UNUSED)
 def test_plan_names_the_rules_that_decide_nothing(rules, unused):
     notes = jaxprune.plan(make_params(), SCHEDULE, **rules).notes
-    assert notes == tuple(f"unused: {line}" for line in unused)
+    assert len(notes) == len(unused)
+    for note, rule in zip(notes, unused, strict=True):
+        assert note.startswith(f"unused: {rule} ")
 
 
 PATHS = "empty, fc/bias, fc/kernel, head/kernel, scale, table, ties"
@@ -228,15 +221,14 @@ def test_each_unused_rule_warns_once(function, rules, unused):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         CALLS[function](make_params(), **rules)
-    assert [str(w.message) for w in caught] == [
-        f"jaxprune.{function}: {line}; the paths are {PATHS}" for line in unused
-    ]
-    assert all(w.category is UserWarning for w in caught)
+    assert [w.category for w in caught] == [UserWarning] * len(unused)
+    for warning, rule in zip(caught, unused, strict=True):
+        assert_says(str(warning.message), f"jaxprune.{function}:", rule, PATHS)
 
 
 def test_only_init_warns_of_unused_rules():
     tx = jaxprune.prune(SCHEDULE, exclude="nope", inner=optax.sgd(0.1))
-    with pytest.warns(UserWarning, match="exclude: 'nope' matches no leaf"):
+    with pytest.warns(UserWarning, match="exclude: 'nope'"):
         state = tx.init(trainable())
     _, state = tx.update(trainable(), state, trainable())  # warnings are errors here
     assert int(jaxprune.get_state(state).prune_step) == 1
@@ -244,7 +236,7 @@ def test_only_init_warns_of_unused_rules():
 
 def test_map_params_meets_unused_rules_without_a_word():
     tx = optax.chain(optax.adam(0.1), jaxprune.prune(SCHEDULE, exclude="nope"))
-    with pytest.warns(UserWarning, match="exclude: 'nope' matches no leaf"):
+    with pytest.warns(UserWarning, match="exclude: 'nope'"):
         state = tx.init(trainable())
     touched = optax.tree.map_params(tx, lambda x: x * 0, state)
     assert all(not leaf.any() for leaf in flat(jaxprune.get_state(touched).masks).values())
@@ -439,12 +431,7 @@ def test_metrics_of_an_empty_tree_are_zero():
 
 # --- check
 
-MISPLACED = (
-    "Something changes the updates after prune: make jaxprune.prune the last link of the chain, "
-    "or wrap the optimizer with prune(schedule, inner=optimizer). If the params were restored "
-    "without their optimizer state, or are an average, take jaxprune.apply_masks(params, "
-    "opt_state)."
-)
+MISPLACED = ("prune(schedule, inner=optimizer)", "jaxprune.apply_masks(params, opt_state)")
 
 
 def prune(**more):
@@ -490,20 +477,18 @@ def test_check_passes_at_every_step_in_the_right_order(name):
 @pytest.mark.parametrize("name", WRONG)
 def test_check_names_the_leaves_that_a_wrong_order_brings_back(name):
     for params, state in runs(False, name):
-        lines = []
+        counts = {}
         masks = flat(jaxprune.get_masks(state))
         for path, leaf in flat(params).items():
             n_moved = int(np.sum((leaf != 0) & ~masks[path]))
-            verb = "is" if n_moved == 1 else "are"
             if n_moved:
-                n_dropped = np.sum(~masks[path])
-                lines.append(f"{path}: {n_moved} of {n_dropped} dropped weights {verb} not zero")
-        if lines:
-            with pytest.raises(ValueError, match="not zero") as caught:
+                counts[path] = f"{path}: {n_moved} of {np.sum(~masks[path])}"
+        if counts:
+            with pytest.raises(ValueError, match=says(*counts.values(), *MISPLACED)) as caught:
                 jaxprune.check(params, state)
-            assert str(caught.value) == f"{'; '.join(lines)}. {MISPLACED}"
-            assert set(KERNELS) <= {line.split(":")[0] for line in lines}
-    assert lines  # after both fires
+            assert all(f"{path}:" not in str(caught.value) for path in masks.keys() - counts)
+            assert set(KERNELS) <= counts.keys()
+    assert counts  # after both fires
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -533,12 +518,9 @@ def test_violations_stay_at_the_worst_that_any_fire_found():
 @pytest.mark.parametrize("name", WRONG)
 def test_check_raises_after_the_damage_is_gone(name):
     params, state = runs(False, name)[-1]
-    found = int(jaxprune.get_state(state).violations)
-    with pytest.raises(ValueError, match="had moved") as caught:
+    n_moved = int(jaxprune.get_state(state).violations)
+    with pytest.raises(ValueError, match=says("zero now", str(n_moved), *MISPLACED)):
         jaxprune.check(jaxprune.apply_masks(params, state), state)
-    assert str(caught.value) == (
-        f"every dropped weight is zero now, but a fire found {found} that had moved. {MISPLACED}"
-    )
 
 
 def test_check_takes_minus_zero_for_zero_and_lets_kept_weights_be():
@@ -558,10 +540,10 @@ def test_check_looks_at_every_member_of_a_vmapped_state():
         params = optax.apply_updates(params, updates)
     jaxprune.check(params, state)
     second = state[1]._replace(violations=jnp.array([0, 4], jnp.int32))
-    with pytest.raises(ValueError, match="a fire found 4 that had moved"):
+    with pytest.raises(ValueError, match=says("zero now", "4")):
         jaxprune.check(params, (state[0], second))
     params["ties"] = params["ties"].at[1].set(1.0)
-    with pytest.raises(ValueError, match=r"^ties: 2 of 4 dropped weights are not zero\. "):
+    with pytest.raises(ValueError, match=r"^ties: 2 of 4 "):
         jaxprune.check(params, state)
 
 
@@ -570,5 +552,5 @@ def test_check_reads_restored_numpy_arrays():
     jaxprune.check(*jax.tree.map(np.asarray, (params, state)))
     params = jax.tree.map(np.array, params)
     params["head"]["kernel"][...] = 1
-    with pytest.raises(ValueError, match=r"^head/kernel: 8 of 8 dropped weights are not zero\. "):
+    with pytest.raises(ValueError, match=r"^head/kernel: 8 of 8 "):
         jaxprune.check(params, jax.tree.map(np.asarray, state))

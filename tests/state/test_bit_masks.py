@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
+from helpers import says
 from jaxprune._state.bit_masks import bit_mask_shape, from_bits, full_bits, to_bits
 
 SCHEDULE = jaxprune.cubic_schedule(0.8, 1, 5, 2)
@@ -144,7 +145,7 @@ def test_a_state_of_the_other_kind_is_refused_and_says_what_converts_it():
         jaxprune.apply_masks(params, other)
     with pytest.raises(ValueError, match="no prune state"):
         jaxprune.pack_masks(optax.adam(0.1).init(params))
-    with pytest.raises(TypeError, match="packed must be True or False, got 1"):
+    with pytest.raises(TypeError, match=says("packed", "1", "True", "False")):
         jaxprune.prune(SCHEDULE, packed=1)
 
 
@@ -154,7 +155,7 @@ def test_get_masks_inside_jit_takes_the_params():
     inside = jax.jit(jaxprune.get_masks)(state, params)
     chex.assert_trees_all_equal(inside, jaxprune.get_masks(state))
     chex.assert_trees_all_equal(jaxprune.get_masks(state, params), inside)
-    with pytest.raises(ValueError, match=r"call get_masks\(opt_state, params\)"):
+    with pytest.raises(ValueError, match=says("get_masks(opt_state, params)")):
         jax.jit(jaxprune.get_masks)(state)
 
 

@@ -1,7 +1,5 @@
 """A dense run goes on sparse, and in all but its zeros as if it had been told so from the start."""
 
-import re
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxprune
+from helpers import says
 from jaxprune._state.splice import splice
 
 SCHEDULE = jaxprune.one_shot_schedule(0.5, step=2)
@@ -156,28 +155,28 @@ def test_a_checkpoint_manager_resumes_in_mid_schedule_bit_for_bit(form, tmp_path
 
 
 WRONG = {
-    "no-prune": (adam(), adam(), "no prune state in what tx.init returns"),
-    "already": (last(adam()), last(adam()), "holds a prune state already"),
-    "other-optimizer": (last(adam()), optax.sgd(0.1, momentum=0.5), "0: the dense"),
-    "another-link": (last(clipped()), adam(), "0: the dense state is not what"),
-    "inner": (jaxprune.prune(SCHEDULE, inner=adam()), optax.sgd(0.1), "inner_state: the dense"),
+    "no-prune": (adam(), adam(), ("no prune state", "tx.init")),
+    "already": (last(adam()), last(adam()), ("prune state", "already")),
+    "other-optimizer": (last(adam()), optax.sgd(0.1, momentum=0.5), ("0:", "dense")),
+    "another-link": (last(clipped()), adam(), ("0:", "dense state")),
+    "inner": (jaxprune.prune(SCHEDULE, inner=adam()), optax.sgd(0.1), ("inner_state:", "dense")),
 }
 
 
-@pytest.mark.parametrize("tx, dense, message", WRONG.values(), ids=WRONG)
-def test_states_that_do_not_fit_raise_and_say_where(tx, dense, message):
+@pytest.mark.parametrize("tx, dense, said", WRONG.values(), ids=WRONG)
+def test_states_that_do_not_fit_raise_and_say_where(tx, dense, said):
     params = make_params()
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=says(*said)):
         splice(tx, params, dense.init(params))
 
 
 def test_a_state_of_other_params_raises_with_their_path():
-    with pytest.raises(ValueError, match=r"0/0/mu/fc/bias: the dense state has float32\[5\]"):
+    with pytest.raises(ValueError, match=says("0/0/mu/fc/bias:", "float32[5]")):
         splice(last(adam()), make_params(), adam().init(make_params(width=5)))
 
 
 def test_a_state_restored_without_its_structure_raises_and_says_how_to_restore_it():
     params = make_params()
     restored = [{"count": 3, "mu": params, "nu": params}, None]  # what orbax gives without a target
-    with pytest.raises(ValueError, match="restore the checkpoint into the structure"):
+    with pytest.raises(ValueError, match=says("checkpoint", "structure")):
         splice(last(adam()), params, restored)

@@ -15,6 +15,7 @@ from combinations import DISTRIBUTIONS, GROUPED, SHAPES, STRUCTURES
 from hypothesis import given, settings, strategies as st
 
 import jaxprune
+from helpers import says
 from jaxprune import NM, Block, Channel, Unstructured
 from jaxprune._recipe.distributions import LeafShape, round_half_up
 
@@ -450,9 +451,9 @@ def test_a_score_without_the_gradients_it_needs_says_how_to_pass_them():
         tx = optax.chain(sgd(), jaxprune.prune(jaxprune.one_shot_schedule(0.5), score=score))
         with pytest.raises(ValueError, match=r"inner=optimizer.*grads=grads"):
             tx.update(grads_at(params, 0), tx.init(params), params)
-    with pytest.raises(ValueError, match="saliency needs gradients"):
+    with pytest.raises(ValueError, match=says("saliency", "gradients")):
         jaxprune.prune_params(params, 0.5, score=jaxprune.saliency)
-    with pytest.raises(ValueError, match="movement adds up over training steps"):
+    with pytest.raises(ValueError, match=says("movement", "training")):
         jaxprune.prune_params(params, 0.5, score=jaxprune.movement)
 
 
@@ -718,7 +719,7 @@ def test_a_sparse_model_is_tuned_with_constant_masks():
         chex.assert_trees_all_equal(jaxprune.get_masks(state), masks)
     with pytest.raises(ValueError, match=r"fc: the mask has shape \(2,\)"):
         jaxprune.set_masks(state, masks | {"fc": jnp.ones(2)})
-    with pytest.raises(ValueError, match="masks must have the leaves of the params"):
+    with pytest.raises(ValueError, match=says("masks", "leaves of the params")):
         jaxprune.set_masks(state, {"fc": masks["fc"]})
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import jaxprune
+from helpers import says
 from jaxprune._recipe.distributions import round_half_up
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -276,9 +277,7 @@ def test_nan_weights_rank_highest_and_apply_masks_repairs_dropped_ones():
     _, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     assert jaxprune.get_masks(state)["kernel"].tolist() == [[True, False, False, True]]
     torn = {"kernel": jnp.full((1, 4), jnp.nan), "bias": jnp.ones(1)}
-    with pytest.raises(
-        ValueError, match="2 of 2 dropped weights are not zero, 2 of them not finite"
-    ):
+    with pytest.raises(ValueError, match=says("2 of 2", "finite")):
         jaxprune.check(torn, state)
     assert bits(jaxprune.apply_masks(torn, state)["kernel"])[0, 1:3].tolist() == [0, 0]
 
@@ -314,7 +313,7 @@ def test_violations_outlive_the_damage():
         if t == 4:  # a fire step: on a quiet one nobody looks, and the step itself heals it
             params = jax.tree.map(lambda p: p + 1, params)
         params, state, _ = step(params, state, make_updates(params, t))
-    with pytest.raises(ValueError, match="every dropped weight is zero now, but a fire found"):
+    with pytest.raises(ValueError, match=says("zero now", "inner=optimizer")):
         jaxprune.check(params, state)
 
 

@@ -20,6 +20,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
+from helpers import says
 
 BEGIN, END, EVERY = 2, 9, 3  # fires at 2, 5, 8 and, off the grid, 9
 INITIAL, FINAL = Fraction(1, 4), Fraction(3, 4)
@@ -368,7 +369,7 @@ def test_gradients_per_example_are_aggregated_before_they_are_pruned():
         assert_dropped_are_plus_zero(new, jaxprune.get_masks(state))
         jaxprune.check(new, state)
     tx = jaxprune.prune(schedule, inner=dpsgd)
-    with pytest.raises(ValueError, match=r"kernel: the update has shape \(2, 8, 5\) but the param"):
+    with pytest.raises(ValueError, match=says("kernel:", "(2, 8, 5)")):
         tx.update(grads, tx.init(params), params)
 
 
@@ -464,9 +465,9 @@ def test_partition_with_two_prunes_holds_both_budgets_and_get_masks_merges_them(
             assert np.all(bits(by_path(p)[path])[~mask] == 0), path
     jaxprune.check(params, state)
     chex.assert_trees_all_equal(jaxprune.apply_masks(params, state), params)
-    with pytest.raises(ValueError, match="2 prune states found"):
+    with pytest.raises(ValueError, match=says("2", "prune states")):
         jaxprune.get_state(state)
-    with pytest.raises(ValueError, match=r"constant: 6 of 6 dropped .*; fc/kernel: 30 of 30"):
+    with pytest.raises(ValueError, match=says("constant: 6 of 6", "fc/kernel: 30 of 30")):
         jaxprune.check(jax.tree.map(jnp.ones_like, params), state)
 
 
@@ -481,7 +482,7 @@ def test_frozen_leaves_stay_where_they_are_left_out_and_are_found_where_they_are
     jaxprune.check(params, state)
     wrong = optax.chain(links[0], jaxprune.prune(SCHEDULE), links[1])  # prune would come last
     params, state, _ = train(wrong, make_params())
-    with pytest.raises(ValueError, match="constant: 9 of 9 dropped weights are not zero"):
+    with pytest.raises(ValueError, match="constant: 9 of 9 "):
         jaxprune.check(params, state)
 
 
@@ -525,7 +526,7 @@ def test_an_average_of_the_params_is_dense_until_apply_masks():
     average = make_params()
     for p, _ in history:
         average = optax.incremental_update(p, average, 0.1)
-    with pytest.raises(ValueError, match="fc/kernel: 30 of 30 dropped weights are not zero"):
+    with pytest.raises(ValueError, match="fc/kernel: 30 of 30 "):
         jaxprune.check(average, state)
     masked = jaxprune.apply_masks(average, state)
     jaxprune.check(masked, state)
@@ -539,7 +540,7 @@ def test_schedule_free_eval_params_are_dense_until_apply_masks():
     params, state, _ = train(optax.chain(opt, jaxprune.prune(SCHEDULE)), make_params())
     jaxprune.check(params, state)
     evaluated = optax.contrib.schedule_free_eval_params(state[0], params)
-    with pytest.raises(ValueError, match="dropped weights are not zero"):
+    with pytest.raises(ValueError, match="dropped weights"):
         jaxprune.check(evaluated, state)
     jaxprune.check(jaxprune.apply_masks(evaluated, state), state)
 
@@ -566,7 +567,7 @@ def test_prune_inside_lookahead_is_found_out():
     tx = lookahead(adam("chain"))
     params, state, _ = train(tx, start, grads=grads_of_fast)
     assert jaxprune.get_state(state).violations > 0
-    with pytest.raises(ValueError, match="dropped weights are not zero"):
+    with pytest.raises(ValueError, match="dropped weights"):
         jaxprune.check(params.slow, state)
     assert_dropped_are_plus_zero(
         jaxprune.apply_masks(params.slow, state), jaxprune.get_masks(state)
