@@ -114,11 +114,12 @@ def as_sparsity(value: Any, name: str) -> Fraction:
                 "optax.inject_hyperparams, name the argument in static_args."
             )
         raise TypeError(f"{name} must be a real number in [0, 1), got {shown(value)}.{hint}")
-    if not 0 <= value < 1:
-        fix = f" Did you mean {float(value) / 100:g}?" if 2 <= value < 100 else ""
-        fix = " Sparsity 1 would leave no weight." if value == 1 else fix
-        raise ValueError(f"{name} is a fraction of zeros in [0, 1), got {value}.{fix}")
-    return value if isinstance(value, Fraction) else Fraction(str(value))
+    number: Any = value
+    if not 0 <= number < 1:
+        fix = f" Did you mean {float(number) / 100:g}?" if 2 <= number < 100 else ""
+        fix = " Sparsity 1 would leave no weight." if number == 1 else fix
+        raise ValueError(f"{name} is a fraction of zeros in [0, 1), got {number}.{fix}")
+    return number if isinstance(number, Fraction) else Fraction(str(number))
 
 
 def as_part(name: str, value: Any) -> float:

@@ -1,12 +1,13 @@
-"""Key paths as strings, and the rules that choose leaves by them.
+"""Key paths as strings, and the rules that choose leaves by their paths.
 
-One path language for every library: the keys joined by `/`, without the `value` that the boxes of
-flax add (NNX shows `fc/kernel/value` to `init` and `fc/kernel` to `update`; so does linen
-`Partitioned`). A regex must match the whole path. Nothing here knows what being chosen is for.
+Paths look the same for every library: the keys are joined by `/`, and the key `value` that the
+boxes of flax add is left out (NNX shows `fc/kernel/value` to `init` and `fc/kernel` to `update`; so
+does linen `Partitioned`). A regex must match the whole path.
 """
 
 import functools
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ def path_str(path: tuple[Any, ...]) -> str:
 
 
 def paths_of(tree: Any) -> list[str]:
-    """The path of every leaf as rules see it, in order.
+    """The path of every leaf as rules see it, in the order of the leaves.
 
     Example:
       >>> paths_of({"fc": [{"kernel": 1.0, "bias": 0.0}]})
@@ -40,7 +41,7 @@ def paths_of(tree: Any) -> list[str]:
 
 
 def _keys_inside(node: Any) -> list[tuple[Any, ...]]:
-    """The key paths of the leaves of a box, without its own `value`; what is no box is a leaf."""
+    """The key paths of the leaves in a box, without its key `value`; an empty path if no box."""
     if not _is_box(node):
         return [()]
     flat, _ = jax.tree_util.tree_flatten_with_path(
@@ -48,8 +49,8 @@ def _keys_inside(node: Any) -> list[tuple[Any, ...]]:
     )
     keys = []
     for path, child in flat:
-        named = bool(path) and getattr(path[0], "name", None) == "value"
-        keys += [(*path[named:], *inner) for inner in _keys_inside(child)]
+        starts_with_value = bool(path) and getattr(path[0], "name", None) == "value"
+        keys += [(*path[starts_with_value:], *inner) for inner in _keys_inside(child)]
     return keys
 
 
@@ -59,7 +60,7 @@ def _is_box(x: Any) -> bool:
 
 @functools.cache
 def _is_box_type(kind: type) -> bool:
-    """Whether it is an NNX variable or linen metadata, told by name: flax may not be there."""
+    """Whether a type is an NNX variable or linen metadata, by name: flax may not be installed."""
     names = ("Variable", "VariableState", "AxisMetadata")
     return any(c.__name__ in names and c.__module__.startswith("flax.") for c in kind.__mro__)
 
@@ -75,20 +76,20 @@ def shown_path(path: str) -> str:
 
 
 def spec_of(leaf: Any) -> jax.ShapeDtypeStruct | None:
-    """Shape and dtype of an array leaf (or of its spec); None for anything else."""
+    """The shape and dtype of a leaf that is an array or has both; None for anything else."""
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
         return None
     return jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
 
 
 def listed(paths: Sequence[str]) -> str:
-    """Paths as an error lists them: the first 8, and how many more."""
+    """Paths for an error message: the first 8, and how many more there are."""
     more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
     return ", ".join(shown_path(path) for path in paths[:8]) + more or "no leaf"
 
 
 def rule_for(path: str) -> str:
-    """A regex that matches this path, for errors to suggest."""
+    """A regex that matches this path, to suggest in an error."""
     try:
         return path if re.fullmatch(path, path) else re.escape(path)
     except re.error:
@@ -96,10 +97,10 @@ def rule_for(path: str) -> str:
 
 
 def leaves_with_paths(tree: Any) -> tuple[list[str], list[Any], Any]:
-    """The paths and the leaves of a tree, in order, and its structure.
+    """The paths of a tree, its leaves in the same order, and its treedef.
 
     Raises:
-      ValueError: two leaves with one path, as `{"a/b": x, "a": {"b": y}}` has.
+      ValueError: two leaves have the same path, as in `{"a/b": x, "a": {"b": y}}`.
     """
     leaves, treedef = jax.tree.flatten(tree)
     paths = paths_of(tree)
@@ -117,7 +118,7 @@ def as_rules(rules: Any, argument: str) -> tuple[Rule, ...]:
       argument: the name of the user's argument, for errors.
 
     Raises:
-      TypeError: something that is neither.
+      TypeError: a rule that is neither a regex nor a function, or that has no hash.
       ValueError: a regex that does not compile.
     """
     if isinstance(rules, str) or callable(rules):
@@ -128,30 +129,33 @@ def as_rules(rules: Any, argument: str) -> tuple[Rule, ...]:
             f"got {rules!r}."
         )
     for rule in rules:
-        if isinstance(rule, str):
-            try:
-                re.compile(rule)
-            except re.error as error:
-                raise ValueError(
-                    f"{argument}: {rule!r} is not a regular expression ({error}). Rules match "
-                    "whole "
-                    'paths: write ".*kernel", not "*kernel".'
-                ) from None
-        elif not callable(rule):
-            raise TypeError(
-                f"{argument}: each rule must be a regex or a function (path, leaf) -> bool, got "
-                f"{rule!r}."
-            )
-        elif not is_hashable(rule):
-            raise TypeError(
-                f"{argument}: {rule!r} cannot be hashed, so that what it chose can't be "
-                "remembered. Wrap it: lambda path, leaf: rule(path, leaf)."
-            )
+        _check_rule(rule, argument)
     return tuple(rules)
 
 
+def _check_rule(rule: Any, argument: str) -> None:
+    if isinstance(rule, str):
+        try:
+            re.compile(rule)
+        except re.error as error:
+            raise ValueError(
+                f"{argument}: {rule!r} is not a regular expression ({error}). Rules match whole "
+                'paths: write ".*kernel", not "*kernel".'
+            ) from None
+    elif not callable(rule):
+        raise TypeError(
+            f"{argument}: each rule must be a regex or a function (path, leaf) -> bool, got "
+            f"{rule!r}."
+        )
+    elif not is_hashable(rule):
+        raise TypeError(
+            f"{argument}: {rule!r} cannot be hashed, so its choices cannot be cached. Wrap it: "
+            "lambda path, leaf: rule(path, leaf)."
+        )
+
+
 def is_hashable(x: Any) -> bool:
-    """Whether `x` can key a cache; some callable dataclasses and modules can't."""
+    """Whether `x` can be the key of a cache; some callable dataclasses and modules can't."""
     try:
         hash(x)
     except TypeError:
@@ -160,83 +164,136 @@ def is_hashable(x: Any) -> bool:
 
 
 def matches(rule: Rule, path: str, spec: jax.ShapeDtypeStruct) -> bool:
-    """Whether a rule takes a leaf: a regex by its whole path, a function by path and spec."""
+    """Whether a rule matches a leaf: a regex sees its whole path, a function its path and spec."""
     if isinstance(rule, str):
         return re.fullmatch(rule, path) is not None
     return bool(rule(path, spec))
 
 
 def rule_name(rule: Rule) -> str:
-    """A rule as people know it."""
+    """A rule for an error message or a table: a regex in quotes, or the name of a function."""
     return repr(rule) if isinstance(rule, str) else getattr(rule, "__name__", repr(rule))
 
 
+# Rules that are never used
+
+
+class RuleUse:
+    """Matches rules against leaves, and remembers which rules have matched and decided.
+
+    A rule decides for a leaf if it is the first of its argument that matches.
+
+    Example:
+      >>> use, spec = RuleUse(), jax.ShapeDtypeStruct((2, 2), float)
+      >>> use.first("overrides", ("fc/.*", "fc/kernel", "head"), "fc/kernel", spec)
+      0
+      >>> print(*use.unused("overrides", ("fc/.*", "fc/kernel", "head"), decides=True), sep="; ")
+      overrides: 'fc/kernel' only matches leaves ...; overrides: 'head' matches no leaf ...
+    """
+
+    def __init__(self) -> None:
+        self._matched: set[tuple[str, int]] = set()  # arguments, and indices of their rules
+        self._decided: set[tuple[str, int]] = set()
+
+    def first(self, argument: str, rules: Sequence[Rule], path: str, spec: Any) -> int | None:
+        """The index of the first rule of an argument that matches a leaf; None where none does."""
+        matching = [(argument, i) for i, rule in enumerate(rules) if matches(rule, path, spec)]
+        self._matched.update(matching)
+        self._decided.update(matching[:1])
+        return matching[0][1] if matching else None
+
+    def unused(self, argument: str, rules: Sequence[Rule], *, decides: bool) -> list[str]:
+        """One line for each rule that has had no effect.
+
+        Args:
+          argument: the name of the user's argument.
+          rules: its rules.
+          decides: whether the rules of the argument assign values to pruned leaves, so that only
+            the first match counts.
+        """
+        lines = []
+        for i, rule in enumerate(rules):
+            if (argument, i) not in self._matched:
+                which = " that is pruned" if decides else ""
+                lines.append(f"{argument}: {rule_name(rule)} matches no leaf{which}")
+            elif decides and (argument, i) not in self._decided:
+                lines.append(
+                    f"{argument}: {rule_name(rule)} only matches leaves that an earlier rule "
+                    "matches"
+                )
+        return lines
+
+
+def warn_unused(
+    function: str, unused: Sequence[str], paths: Sequence[str], *, stacklevel: int = 3
+) -> None:
+    """Warns of each rule that has had no effect.
+
+    Args:
+      function: the public function that was given the rules.
+      unused: lines of `RuleUse.unused`.
+      paths: the paths that the rules were matched against.
+      stacklevel: the frame that the warning points to; 3 is the caller of the caller.
+    """
+    for line in unused:
+        warnings.warn(
+            f"jaxprune.{function}: {line}; the paths are {listed(paths)}", stacklevel=stacklevel
+        )
+
+
+# Choosing leaves
+
+
 class Choice(NamedTuple):
-    """What the rules decided for one leaf."""
+    """Whether a leaf is chosen.
+
+    Attributes:
+      chosen: whether it is.
+      reason: why not; empty for a chosen leaf.
+      override: the index of the override that applies to it, or None.
+    """
 
     chosen: bool
     reason: str
-    override: int | None  # which override is the first to match the path
+    override: int | None
 
 
-def choose(
-    paths: Sequence[str],
-    specs: Sequence[jax.ShapeDtypeStruct | None],
-    include: tuple[Rule, ...] | None,
-    exclude: tuple[Rule, ...],
-    overrides: tuple[Rule, ...],
-) -> tuple[list[Choice], list[str]]:
-    """Decides every leaf, and names the rules that decided nothing.
+class LeafRules(NamedTuple):
+    """The rules that choose leaves.
 
-    A leaf is chosen if it matches `include` (by default: inexact dtype, two or more axes) and not
-    `exclude`. Overrides do not choose; the first that matches a chosen leaf applies to it. What is
-    not an array is never chosen.
-
-    Returns:
-      One `Choice` per leaf, and one line per rule that no leaf met.
+    Attributes:
+      include: a leaf must match one of these; None for the default, `is_weight`.
+      exclude: a leaf that matches one of these is not chosen.
+      overrides: the first that matches a chosen leaf applies to it. They choose nothing.
     """
-    met: set[tuple[str, int]] = set()
-    decided: set[int] = set()  # overrides that came first somewhere
 
-    def first(argument: str, rules: tuple[Rule, ...], path: str, spec: Any) -> int | None:
-        found = [i for i, rule in enumerate(rules) if matches(rule, path, spec)]
-        met.update((argument, i) for i in found)
-        return found[0] if found else None
+    include: tuple[Rule, ...] | None = None
+    exclude: tuple[Rule, ...] = ()
+    overrides: tuple[Rule, ...] = ()
 
-    def decide(path: str, spec: jax.ShapeDtypeStruct | None) -> Choice:
+    def choose(self, path: str, spec: jax.ShapeDtypeStruct | None, use: RuleUse) -> Choice:
+        """Decides whether one leaf is chosen; what is not an array never is."""
         if spec is None:
             return Choice(False, "not an array", None)
-        excluded = first("exclude", exclude, path, spec)
-        if include is not None and first("include", include, path, spec) is None:
+        excluded = use.first("exclude", self.exclude, path, spec)
+        if self.include is not None and use.first("include", self.include, path, spec) is None:
             return Choice(False, "not matched by include", None)
         if excluded is not None:
-            return Choice(False, f"excluded by {rule_name(exclude[excluded])}", None)
-        if include is None and not is_weight(spec):
+            return Choice(False, f"excluded by {rule_name(self.exclude[excluded])}", None)
+        if self.include is None and not is_weight(spec):
             inexact = jnp.issubdtype(spec.dtype, jnp.inexact)
             return Choice(False, f"{spec.ndim}-D" if inexact else f"dtype {spec.dtype}", None)
-        override = first("overrides", overrides, path, spec)
-        if override is not None:
-            decided.add(override)
-        return Choice(True, "", override)
+        return Choice(True, "", use.first("overrides", self.overrides, path, spec))
 
-    choices = [decide(path, spec) for path, spec in zip(paths, specs, strict=True)]
-    unused = []
-    for argument, rules in (
-        ("include", include or ()),
-        ("exclude", exclude),
-        ("overrides", overrides),
-    ):
-        for i, rule in enumerate(rules):
-            if (argument, i) not in met:
-                which = " that is pruned" if argument == "overrides" else ""
-                unused.append(f"{argument}: {rule_name(rule)} matches no leaf{which}")
-            elif argument == "overrides" and i not in decided:
-                unused.append(
-                    f"overrides: {rule_name(rule)} only matches where an earlier one does"
-                )
-    return choices, unused
+    def unused(self, use: RuleUse) -> list[str]:
+        """One line for each rule that had no effect on the leaves that were chosen with `use`."""
+        return [
+            *use.unused("include", self.include or (), decides=False),
+            *use.unused("exclude", self.exclude, decides=False),
+            *use.unused("overrides", self.overrides, decides=True),
+        ]
 
 
 def is_weight(spec: jax.ShapeDtypeStruct) -> bool:
-    """The default choice: inexact dtype and two or more axes."""
+    """Whether a leaf is chosen by default: its dtype is inexact, and it has two or more axes."""
     return bool(jnp.issubdtype(spec.dtype, jnp.inexact)) and len(spec.shape) >= 2

@@ -9,7 +9,6 @@ whatever the dtypes. `linen_inputs` and `nnx_inputs` collect what reaches the la
 import functools
 import math
 import numbers
-import warnings
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import as_sparsity
-from jaxprune._base.paths import leaves_with_paths, listed, rule_for, shown_path
+from jaxprune._base.paths import leaves_with_paths, listed, rule_for, shown_path, warn_unused
 from jaxprune._calibration.moments import statistics
 from jaxprune._calibration.solvers import solve, wanda_mask
 from jaxprune._recipe.budget import Recipe
@@ -280,8 +279,7 @@ def _prune_tree(
         )
     paths, leaves, treedef = leaves_with_paths(params)
     budget = Recipe.of((target,), include, exclude).budget(paths, leaves)
-    for line in budget.unused:
-        warnings.warn(f"jaxprune.{name}: {line}; the paths are {listed(paths)}", stacklevel=3)
+    warn_unused(name, budget.unused, paths, stacklevel=4)
     chosen = [paths[i] for i in budget.chosen]
     if unknown := [path for path in inputs if path not in paths]:
         raise ValueError(

@@ -158,7 +158,7 @@ def in_options(text: str) -> str:
     """
     text = re.sub(r"\b(include|exclude)=(['\"].*?['\"])", r"--\1 \2", text)
     text = re.sub(r"\boverrides=\{(['\"])(.*?)\1: ([^}]*)\}", r"--override '\2=\3'", text)
-    return re.sub(r"Let the schedule end at (\S+),", r"Give --sparsity \1,", text)
+    return re.sub(r"Use a final sparsity of (\S+),", r"Use --sparsity \1,", text)
 
 
 # From options to arguments of the library

@@ -1,7 +1,7 @@
-"""A structure over several leaves: their channels stay or go together.
+"""A structure over several leaves: channels that are kept or dropped together in all of them.
 
-`channels` finds what is coupled; here is what it means for one leaf. Leaves of one group are
-decided by one selection, in `fire`, and share a budget, in `budget`.
+`jaxprune._shrink.channels` finds which channels are coupled; this module says what that means for
+one leaf. Leaves of one group are decided by one selection and share one budget.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Coupled:
-    """The part that one leaf has in a group of channels that stay or go together.
+    """The part of one leaf in a group of coupled channels.
 
     Attributes:
-      group: its name, the same for all leaves in it.
-      axis: of this leaf.
-      unit_of: the channel that each index of the axis belongs to, -1 for one that always stays.
+      group: the name of the group, the same for all of its leaves.
+      axis: the axis of this leaf along which the channels lie.
+      unit_of: the channel that each index of the axis belongs to; -1 for one that is always kept.
       n: how many channels the group has.
 
     Example:
@@ -37,50 +37,55 @@ class Coupled:
     def __repr__(self) -> str:
         return f"Coupled({self.group!r}, axis={self.axis})"
 
+    @property
+    def coupled_group(self) -> str:
+        """The name of the group: its leaves have the same units and share one budget."""
+        return self.group
+
     def n_units(self, shape: tuple[int, ...]) -> int:
-        """The channels of the group.
+        """The number of channels in the group; 0 in an empty leaf.
 
         Raises:
-          ValueError: the leaf is of another shape than the one that was looked at.
+          ValueError: the shape is not the one that the channels were found for.
         """
         if not self.axis < len(shape) or shape[self.axis] != len(self.unit_of):
             raise ValueError(
-                f"{self!r} wants {len(self.unit_of)} along axis {self.axis}, but the shape is "
-                f"{shape}"
+                f"{self!r} needs length {len(self.unit_of)} along axis {self.axis}, but the shape "
+                f"is {shape}"
             )
         return self.n if math.prod(shape) else 0
 
     def n_groups(self, shape: tuple[int, ...]) -> int:
-        """One."""
+        """1: all channels are in one pool."""
         del shape
         return 1
 
     def unit_scores(self, scores: jax.Array) -> jax.Array:
-        """The Euclidean norm of what this leaf has of each channel, float32 or wider."""
+        """The Euclidean norm of this leaf's weights in each channel, float32 or wider."""
         wide = scores if scores.dtype == jnp.float64 else scores.astype(jnp.float32)
-        others = tuple(i for i in range(scores.ndim) if i != self.axis)
-        squares = jnp.sum(wide * wide, others)
-        mine = np.array(self.unit_of) >= 0
-        unit_of = np.array(self.unit_of)[mine]
+        other_axes = tuple(i for i in range(scores.ndim) if i != self.axis)
+        squares = jnp.sum(wide * wide, other_axes)
+        droppable = np.array(self.unit_of) >= 0
+        unit_of = np.array(self.unit_of)[droppable]
         zeros = jnp.zeros(self.n, squares.dtype)
-        return jnp.sqrt(zeros.at[unit_of].add(squares[np.flatnonzero(mine)]))
+        return jnp.sqrt(zeros.at[unit_of].add(squares[np.flatnonzero(droppable)]))
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """That of the first weight of each channel."""
+        """The mask at the first weight of each channel."""
         unit_of = np.array(self.unit_of)
         first = [int(np.argmax(unit_of == unit)) for unit in range(self.n)]
         corner = tuple(slice(None) if i == self.axis else 0 for i in range(mask.ndim))
         return mask[corner][np.array(first)].astype(bool)
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Every weight as its channel."""
+        """Each weight gets the mask of its channel."""
         unit_of = np.array(self.unit_of)
         along = jnp.where(unit_of < 0, True, unit_mask.astype(bool)[np.maximum(unit_of, 0)])
         return jax.lax.broadcast_in_dim(along, shape, (self.axis,))
 
 
 def combined(scores: Sequence[jax.Array]) -> jax.Array:
-    """The norm of each channel over all leaves, from that in each."""
+    """The Euclidean norm of each channel over all leaves, from its norm in each leaf."""
     if len(scores) == 1:
         return scores[0]
     total = scores[0] * scores[0]

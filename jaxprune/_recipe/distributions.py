@@ -1,8 +1,8 @@
-"""Who competes with whom, and how many units each pool drops at every fire.
+"""Distributions: which units compete with each other, and how many each pool drops at every fire.
 
-A distribution turns shapes and target sparsities into pools with exact integer budgets. It works on
-the host, in rational arithmetic: float32 is off by up to 28 units at 2**30, and a tie such as a
-quarter of 6 units falls either way. It never sees a weight.
+A distribution turns shapes and target sparsities into pools with exact integer budgets. It runs on
+the host, in rational arithmetic: float32 is off by up to 28 units at 2**30 units, and rounds a tie
+such as a quarter of 6 units up or down by chance. It never sees a weight.
 """
 
 import bisect
@@ -14,28 +14,37 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune._base.arguments import as_sparsity
+from jaxprune._base.arguments import as_int, as_sparsity, shown
 from jaxprune._base.paths import Rule, as_rules, shown_path
 
 
 class LeafShape(NamedTuple):
-    """What a distribution knows of a leaf, or of one slice of a stacked leaf."""
+    """What a distribution is told about a leaf, or about one slice of a stacked leaf.
+
+    Attributes:
+      path: of the leaf.
+      shape: of the leaf, or of the slice.
+      n_units: how many units it has.
+      targets: its target sparsity at each fire, with its override applied.
+      fixed: whether an override sets its sparsity, so that it does not share with other leaves.
+      n_groups: the groups of equal budget that its structure splits it into.
+    """
 
     path: str
     shape: tuple[int, ...]
     n_units: int
-    targets: tuple[Fraction, ...]  # per fire, an override already applied
-    fixed: bool = False  # its sparsity was given for itself: it takes no part in the sharing
-    n_groups: int = 1  # pools of one budget that its units fall into by themselves
+    targets: tuple[Fraction, ...]
+    fixed: bool = False
+    n_groups: int = 1
 
 
 class Pools(NamedTuple):
     """Pools with integer budgets.
 
     Attributes:
-      pool_of: the pool of each leaf (of each slice of a stacked leaf).
-      n_units: units in each pool.
-      n_drop: int64[n_fires, n_pools], how many units are zero from each fire on.
+      pool_of: the pool of each leaf, or of each slice of a stacked leaf.
+      n_units: how many units each pool has.
+      n_drop: int64[n_fires, n_pools], how many units of each pool are zero from each fire on.
     """
 
     pool_of: tuple[int, ...]
@@ -47,15 +56,16 @@ class Pools(NamedTuple):
 class Distribution:
     """A named way to spread sparsity over leaves.
 
-    It is a value and not a function, so that wrappers which take every callable argument for a
-    schedule (`optax.inject_hyperparams`) leave it alone.
+    It is a value and not a function, because `optax.inject_hyperparams` treats every callable
+    argument as a schedule.
 
     Attributes:
-      name: as reports and errors call it.
-      assign: `(leaves, least density of each leaf) -> Pools`.
-      normalized: scores are divided by the root mean square of their leaf.
-      floor: least density of every leaf.
-      stacked: rules with the axis whose slices count as leaves.
+      name: its name in reports and errors.
+      assign: `(leaves, minimum density of each leaf) -> Pools`.
+      normalized: whether scores are divided by the root mean square of their leaf.
+      floor: the minimum density of every leaf.
+      stacked: rules, each with the axis whose slices are treated as leaves.
+      pooled: whether weights of different leaves compete with each other in one pool.
 
     Example:
       >>> dense_first = Distribution("dense_first", uniform.assign, floor=Fraction(1, 10))
@@ -70,6 +80,7 @@ class Distribution:
     normalized: bool = False
     floor: Fraction = Fraction(0)
     stacked: tuple[tuple[Rule, int], ...] = ()
+    pooled: bool = False
 
     def __repr__(self) -> str:
         return self.name
@@ -85,23 +96,23 @@ def round_half_up(x: Fraction) -> int:
     return (2 * x.numerator + x.denominator) // (2 * x.denominator)
 
 
-# One sparsity for all
+# The same sparsity for all leaves
 
 
-def _by_itself(leaf: LeafShape, floor: Fraction) -> list[int]:
-    """What the leaf drops at each fire at its own sparsity, the same in each of its groups."""
+def _own_budget(leaf: LeafShape, floor: Fraction) -> list[int]:
+    """How many units a leaf drops at each fire to reach its own target, equal in all its groups."""
     n = leaf.n_units // leaf.n_groups
     most = math.floor(n * (1 - floor))
     return [leaf.n_groups * min(round_half_up(target * n), most) for target in leaf.targets]
 
 
 def _uniform(leaves: Sequence[LeafShape], floor: Fraction = Fraction(0)) -> Pools:
-    known: dict[Any, list[int]] = {}  # layers repeat their shapes
+    known: dict[Any, list[int]] = {}  # many layers have the same shape
     columns = []
     for leaf in leaves:
         key = (leaf.n_units, leaf.n_groups, leaf.targets)
         if key not in known:
-            known[key] = _by_itself(leaf, floor)
+            known[key] = _own_budget(leaf, floor)
         columns.append(known[key])
     return _pools(tuple(range(len(leaves))), [leaf.n_units for leaf in leaves], columns, leaves)
 
@@ -115,10 +126,10 @@ def _pools(
 
 
 uniform = Distribution("uniform", _uniform)
-"""Every leaf reaches the same sparsity by itself, as in Zhu & Gupta (2017)."""
+"""Every leaf reaches the same sparsity on its own, as in Zhu & Gupta (2017)."""
 
 
-# More for leaves that have few
+# Higher density for small leaves
 
 
 def _erk(leaves: Sequence[LeafShape], floor: Fraction) -> Pools:
@@ -139,39 +150,46 @@ def _by_weight(
     floor: Fraction,
     weight: Callable[[tuple[int, ...]], Fraction],
 ) -> Pools:
-    """Densities in proportion to a weight, at most 1, with an exact total at every fire."""
+    """Densities in proportion to a weight of each leaf, at most 1, with an exact total per fire."""
     sharing = [i for i, leaf in enumerate(leaves) if not leaf.fixed and leaf.n_units]
     for i in sharing:
         if leaves[i].n_groups > 1:
             raise ValueError(
-                f"{shown_path(leaves[i].path)}: {name} shares out an exact total, which groups of "
-                "equal counts (NM, balanced blocks) cannot take up. Use distribution=uniform, or "
-                "give the leaf a sparsity of its own in overrides."
+                f"{shown_path(leaves[i].path)}: {name} distributes an exact total, which groups of "
+                "equal counts (NM, balanced blocks) cannot follow. Use distribution=uniform, or "
+                "give the leaf its own sparsity with overrides."
             )
-    columns = [_by_itself(leaf, floor) for leaf in leaves]
-    sizes = [leaves[i].n_units for i in sharing]
-    shared = [[0] * len(leaves[0].targets) for _ in sharing] if leaves else []
-    densities = _Densities(sizes, [weight(leaves[i].shape) for i in sharing], floor)
-    before = [0] * len(sharing)
-    for fire in range(len(leaves[0].targets) if sharing else 0):
-        target = leaves[sharing[0]].targets[fire]
-        n_drop = round_half_up(target * sum(sizes))
-        parts = [n * (1 - d) for n, d in zip(sizes, densities.at(sum(sizes) - n_drop), strict=True)]
-        if sum(before) > n_drop:  # the schedule takes some back
-            before = [0] * len(sharing)
-        before = largest_remainder(parts, n_drop, before)
-        for column, n in zip(shared, before, strict=True):
-            column[fire] = n
-    for i, column in zip(sharing, shared, strict=True):
-        columns[i] = column
+    columns = [_own_budget(leaf, floor) for leaf in leaves]
+    if sharing:
+        shares = _shares([leaves[i] for i in sharing], floor, weight)
+        for i, column in zip(sharing, shares, strict=True):
+            columns[i] = column
     return _pools(range(len(leaves)), [leaf.n_units for leaf in leaves], columns, leaves)
 
 
-class _Densities:
-    """Densities `clip(scale * weight, floor, 1)` whose counts have a given sum, exactly.
+def _shares(
+    leaves: Sequence[LeafShape], floor: Fraction, weight: Callable[[tuple[int, ...]], Fraction]
+) -> list[list[int]]:
+    """How many units each of these leaves drops at each fire."""
+    sizes = [leaf.n_units for leaf in leaves]
+    densities = _Densities(sizes, [weight(leaf.shape) for leaf in leaves], floor)
+    rows: list[list[int]] = []
+    previous = [0] * len(leaves)
+    for target in leaves[0].targets:
+        n_drop = round_half_up(target * sum(sizes))
+        parts = [n * (1 - d) for n, d in zip(sizes, densities.at(sum(sizes) - n_drop), strict=True)]
+        if sum(previous) > n_drop:  # the sparsity of the schedule falls
+            previous = [0] * len(leaves)
+        previous = largest_remainder(parts, n_drop, previous)
+        rows.append(previous)
+    return [list(column) for column in zip(*rows, strict=True)]
 
-    The sum is piecewise linear in the scale, with a corner where a leaf leaves its floor and one
-    where it becomes dense, so the scale is found by bisection over the corners.
+
+class _Densities:
+    """Densities `clip(scale * weight, floor, 1)` whose counts have exactly a given sum.
+
+    The sum is piecewise linear in the scale. Each leaf adds two corners, where it leaves its floor
+    and where it becomes dense. Bisection over the corners finds the scale.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[Fraction], floor: Fraction):
@@ -189,7 +207,7 @@ class _Densities:
             slope, last = slope + change[corner], corner
 
     def at(self, n_keep: int) -> list[Fraction]:
-        """The density of each leaf; all at their floor where that is too many already."""
+        """The density of each leaf; the floor of each where the floors already keep too many."""
         if not self.sizes:
             return []
         i = bisect.bisect_left(self.totals, n_keep)
@@ -202,31 +220,39 @@ class _Densities:
 
 
 def largest_remainder(parts: Sequence[Fraction], total: int, least: Sequence[int]) -> list[int]:
-    """Integers near `parts` that sum to `total`, none below `least`; the first of equals gains."""
-    whole = [max(math.floor(part), low) for part, low in zip(parts, least, strict=True)]
-    by_lack = sorted(range(len(parts)), key=lambda i: whole[i] - parts[i])
-    missing = min(total, sum(map(math.ceil, parts))) - sum(whole)
-    for i in by_lack if missing > 0 else ():
-        if missing and whole[i] < math.ceil(parts[i]):
-            whole[i], missing = whole[i] + 1, missing - 1
-    for i in reversed(by_lack):
-        while missing < 0 and whole[i] > least[i]:
-            whole[i], missing = whole[i] - 1, missing + 1
-    return whole
+    """Rounds `parts` to integers that sum to `total`, each at least its entry in `least`.
+
+    Parts with the largest remainders are rounded up; among equal ones, the first.
+
+    Example:
+      >>> largest_remainder([Fraction(3, 2), Fraction(3, 2), Fraction(2)], 5, [0, 0, 0])
+      [2, 1, 2]
+    """
+    counts = [max(math.floor(part), low) for part, low in zip(parts, least, strict=True)]
+    by_remainder = sorted(range(len(parts)), key=lambda i: counts[i] - parts[i])
+    missing = min(total, sum(map(math.ceil, parts))) - sum(counts)
+    for i in by_remainder if missing > 0 else ():
+        if missing and counts[i] < math.ceil(parts[i]):
+            counts[i], missing = counts[i] + 1, missing - 1
+    for i in reversed(by_remainder):
+        while missing < 0 and counts[i] > least[i]:
+            counts[i], missing = counts[i] - 1, missing + 1
+    return counts
 
 
 erk = Distribution("erk", _erk)
 """Erdos-Renyi-Kernel: the density of a leaf is in proportion to (sum of its axes) / (product).
 
-Small leaves stay denser than large ones. Leaves that would be more than dense are dense, and the
-others share out the rest, as in Evci et al. 2020 (arXiv:1911.11134); the total is exact.
+Small leaves stay denser than large ones. Where a density would exceed 1 the leaf stays dense, and
+the other leaves absorb the difference, as in Evci et al. 2020 (arXiv:1911.11134). The total is
+exact.
 """
 
 er = Distribution("er", _er)
-"""Erdos-Renyi: as `erk`, but of the last two axes only (Mocanu et al. 2018, arXiv:1707.04780)."""
+"""Erdos-Renyi: `erk` on the last two axes only (Mocanu et al. 2018, arXiv:1707.04780)."""
 
 
-# All in one
+# One pool for all leaves
 
 
 def _global(leaves: Sequence[LeafShape], floor: Fraction) -> Pools:
@@ -235,9 +261,9 @@ def _global(leaves: Sequence[LeafShape], floor: Fraction) -> Pools:
     for leaf in sharing:
         if leaf.n_groups > 1:
             raise ValueError(
-                f"{shown_path(leaf.path)}: groups of equal counts (NM, balanced blocks) compete "
-                "among themselves and not in a global pool. Use distribution=uniform, or give the "
-                "leaf a sparsity of its own in overrides."
+                f"{shown_path(leaf.path)}: groups of equal counts (NM, balanced blocks) cannot "
+                "compete in a global pool. Use distribution=uniform, or give the leaf its own "
+                "sparsity with overrides."
             )
     if sharing:
         total = sum(leaf.n_units for leaf in sharing)
@@ -247,28 +273,28 @@ def _global(leaves: Sequence[LeafShape], floor: Fraction) -> Pools:
     for leaf in leaves:
         if leaf.fixed:
             n_units.append(leaf.n_units)
-            columns.append(_by_itself(leaf, floor))
+            columns.append(_own_budget(leaf, floor))
         pool_of.append(len(n_units) - 1 if leaf.fixed else 0)
     return _pools(pool_of, n_units, columns, leaves)
 
 
-global_pool = Distribution("global_pool", _global)
-"""All leaves compete in one pool by their scores as they are."""
+global_pool = Distribution("global_pool", _global, pooled=True)
+"""All leaves compete in one pool by their unscaled scores."""
 
-normalized_pool = Distribution("normalized_pool", _global, normalized=True)
+normalized_pool = Distribution("normalized_pool", _global, normalized=True, pooled=True)
 """All leaves compete in one pool by scores divided by the root mean square of their leaf."""
 
 
-# Conditions on any of these
+# Variants of a distribution
 
 
 def min_density(density: float, distribution: Distribution = uniform) -> Distribution:
-    """A distribution that leaves every leaf at least this dense.
+    """A distribution in which every leaf keeps at least a given density.
 
     Args:
-      density: the least fraction of units that stay, in [0, 1).
-      distribution: who shares out the rest. Where all leaves together must keep more than the
-        schedule asks for, its target is missed, which `plan` shows.
+      density: the smallest fraction of units that every leaf keeps, in [0, 1).
+      distribution: how the remaining sparsity is spread. If the leaves together must keep more than
+        the schedule allows, its target is missed; `plan` shows the counts.
 
     Returns:
       A `Distribution`.
@@ -284,19 +310,19 @@ def min_density(density: float, distribution: Distribution = uniform) -> Distrib
 
 
 def per_slice(rules: str | Mapping[str, int], distribution: Distribution = uniform) -> Distribution:
-    """A distribution that counts every slice of a stacked axis as a leaf of its own.
+    """A distribution that treats every slice along a stacked axis as a leaf of its own.
 
-    `scan` over layers keeps all of them in one leaf; without this they are one pool.
+    `scan` over layers stacks all of them in one leaf, which is one pool by default.
 
     Args:
       rules: regex for the whole path -> the stacked axis; a regex alone means axis 0.
-      distribution: what is shared out among leaves and slices.
+      distribution: how sparsity is spread over leaves and slices.
 
     Returns:
       A `Distribution`.
 
     Raises:
-      ValueError: a distribution of one pool, in which slices make no difference.
+      ValueError: a distribution with one pool for all leaves, where slices make no difference.
 
     Example:
       >>> per_slice(".*layers/.*")
@@ -308,24 +334,24 @@ def per_slice(rules: str | Mapping[str, int], distribution: Distribution = unifo
     if not isinstance(rules, Mapping) or not rules:
         raise TypeError(
             f'per_slice: rules must be a regex or map regexes to axes, such as {{".*layers/.*": '
-            f"0}}, got {rules!r}."
+            f"0}}, got {shown(rules)}."
         )
-    for rule, axis in rules.items():
-        if isinstance(axis, bool) or not isinstance(axis, int):
-            raise TypeError(f"per_slice: the axis of {rule!r} must be an integer, got {axis!r}.")
-    if distribution.assign is _global:
+    axes = {rule: as_int(f"per_slice: the axis of {rule!r}", axis) for rule, axis in rules.items()}
+    if distribution.pooled:
         raise ValueError(
-            f"per_slice: in {distribution} all slices are in one pool already; use it by itself."
+            f"per_slice: {distribution} puts all slices in one pool, so per_slice has no effect. "
+            f"Pass distribution={distribution} alone."
         )
-    as_rules(tuple(rules), "per_slice: rules")
-    name = f"per_slice({dict(rules)!r}, {distribution})"
-    return dataclasses.replace(distribution, name=name, stacked=tuple(rules.items()))
+    as_rules(tuple(axes), "per_slice: rules")
+    name = f"per_slice({axes!r}, {distribution})"
+    return dataclasses.replace(distribution, name=name, stacked=tuple(axes.items()))
 
 
 def _check_distribution(function: str, distribution: Any) -> None:
     if not isinstance(distribution, Distribution):
         raise TypeError(
-            f"{function}: distribution must be one such as jaxprune.erk, got {distribution!r}."
+            f"{function}: distribution must be a Distribution such as jaxprune.erk, got "
+            f"{shown(distribution)}."
         )
 
 

@@ -1,37 +1,134 @@
-"""Why a leaf, or a whole tree, cannot be pruned as asked, and what to type instead."""
+"""Checks of arguments and leaves: why they cannot be pruned as asked, and what to type instead."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxprune._base import paths as paths_lib
-from jaxprune._base.paths import Choice, shown_path
-from jaxprune._recipe.distributions import LeafShape
-from jaxprune._recipe.scores import Accumulated
-from jaxprune._recipe.structures import NM
+from jaxprune._base.arguments import BadValue, shown
+from jaxprune._base.paths import Choice, is_hashable, rule_for, shown_path, spec_of
+from jaxprune._recipe.distributions import Distribution, LeafShape
+from jaxprune._recipe.scores import accumulates
+from jaxprune._recipe.traits import Structure, traits_of
 
 Specs = tuple[jax.ShapeDtypeStruct | None, ...]
 
+# Arguments
 
-def check_nm(path: str, structure: NM, final: Fraction) -> None:
-    """Raises where the sparsity asked of a leaf is not that of its N:M pattern."""
-    needed = Fraction(structure.m - structure.n, structure.m)
-    if abs(final - needed) > Fraction(1, 10**6):
-        rule = paths_lib.rule_for(path)
+
+def check_distribution(value: Any) -> None:
+    """Raises a TypeError unless this is a distribution."""
+    if not isinstance(value, Distribution):
+        raise _wrong_type("distribution", value, "a Distribution such as jaxprune.uniform")
+
+
+def check_score_type(score: Any) -> None:
+    """Raises a TypeError unless this is a score function or an accumulated score, with a hash."""
+    if isinstance(score, type) or not (callable(score) or accumulates(score)):
+        raise _wrong_type("score", score, "a function such as jaxprune.magnitude")
+    if not is_hashable(score):
+        raise TypeError(
+            f"score: {score!r} cannot be hashed, so its compiled programs cannot be cached. Wrap "
+            "it: lambda params, grads, key: score(params, grads, key)."
+        )
+
+
+def check_structure(argument: str, value: Any) -> None:
+    """Raises a TypeError unless this has the methods of a `Structure`, and a hash."""
+    methods = ("n_units", "n_groups", "unit_scores", "unit_mask", "expand")
+    if isinstance(value, type) or not all(hasattr(value, method) for method in methods):
+        raise _wrong_type(argument, value, "a structure such as jaxprune.Unstructured()")
+    if not is_hashable(value):
+        raise TypeError(
+            f"{argument}: {shown(value)} cannot be hashed, so its budgets cannot be cached. Make "
+            "its class a frozen dataclass."
+        )
+
+
+def check_overrides(overrides: Any, final: Fraction) -> None:
+    """Raises where overrides are not a mapping, or the schedule they would scale ends at 0."""
+    if not isinstance(overrides, Mapping):
+        raise TypeError(
+            f'overrides must map regexes to sparsities, like {{".*head/kernel": 0.5}}, got '
+            f"{shown(overrides)}."
+        )
+    if overrides and final == 0:
         raise ValueError(
-            f"{shown_path(path)}: {structure!r} drops {float(needed):g} of the weights, but the "
-            f"final sparsity is {float(final):g}. Let the schedule end at {float(needed):g}, or "
-            f"this leaf with overrides={{{rule!r}: {float(needed):g}}}."
+            "overrides scale the schedule to another final sparsity, but this schedule ends at 0. "
+            "Use a schedule with a positive final_sparsity."
+        )
+
+
+def _wrong_type(argument: str, value: Any, needed: str) -> TypeError:
+    hint = ""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        hint = (
+            " If optax.inject_hyperparams made an array of it, name it there: "
+            f"inject_hyperparams(prune, static_args=({argument!r},))."
+        )
+    return TypeError(f"{argument} must be {needed}, got {value!r}.{hint}")
+
+
+# Trees
+
+
+def check_variables(paths: Sequence[str]) -> None:
+    """Raises where a tree holds all variables of a linen model instead of its params."""
+    if {"params", "batch_stats"} <= {path.partition("/")[0] for path in paths}:
+        raise ValueError(
+            "batch_stats: these are all variables of a linen model, but statistics are not "
+            "weights. Pass variables['params'] alone, to the optimizer too."
+        )
+
+
+def nothing_chosen(
+    paths: Sequence[str], choices: Sequence[Choice], specs: Specs, by_default: bool
+) -> ValueError:
+    """The error about a tree of which no leaf is chosen."""
+    pairs = list(zip(paths, choices, strict=True))
+    reasons = ", ".join(f"{shown_path(path)} ({choice.reason})" for path, choice in pairs[:8])
+    more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
+    problem = f"nothing to prune: none of the {len(paths)} leaves is chosen: {reasons}{more}."
+    if not by_default:
+        fix = "A regex must match the whole path: write {include}, not 'kernel'."
+        return BadValue(problem, fix, include=".*kernel")
+    fix = (
+        "By default, leaves of inexact dtype with two or more axes are chosen; pass {include} to "
+        "choose others."
+    )
+    if tuple(paths) == ("",) and specs[0] is not None and specs[0].ndim == 1:
+        fix += (
+            " If optax.flatten made one leaf of many, flatten the optimizer alone: "
+            "optax.chain(optax.flatten(optimizer), jaxprune.prune(schedule))."
+        )
+    return BadValue(problem, fix, include=".*")
+
+
+# Leaves
+
+
+def check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
+    """Raises where the dtype of a leaf has no zero, or no magnitudes."""
+    problem = ""
+    if not jnp.issubdtype(spec.dtype, jnp.inexact):
+        problem = "only floating point and complex weights can be pruned"
+    elif spec.dtype.name == "float8_e8m0fnu":
+        problem = "it has no zero, so a weight cannot be dropped"
+    if problem:
+        raise BadValue(
+            f"{shown_path(path)}: dtype {spec.dtype}: {problem}.",
+            "Leave the leaf out with {exclude}.",
+            exclude=rule_for(path),
         )
 
 
 def check_score(path: str, spec: jax.ShapeDtypeStruct, score: Any) -> None:
-    """Raises where a score function does not return one score per weight."""
-    if isinstance(score, Accumulated):
+    """Raises where a score function does not return one score for each weight of a leaf."""
+    if accumulates(score):
         return
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
@@ -39,73 +136,82 @@ def check_score(path: str, spec: jax.ShapeDtypeStruct, score: Any) -> None:
     except TypeError as error:
         raise TypeError(
             f"score: {getattr(score, '__name__', score)!r} fails on (params, grads, key) of "
-            f"{shown_path(path)}: "
-            f"{error}. A score takes all three; wrap one that does not: "
+            f"{shown_path(path)}: {error}. A score takes all three; wrap one that does not: "
             "lambda params, grads, key: jnp.abs(params)."
         ) from error
-    got = paths_lib.spec_of(out)
+    got = spec_of(out)
     if got is None or got.shape != spec.shape or not jnp.issubdtype(got.dtype, jnp.floating):
-        what = type(out).__name__ if got is None else f"{got.dtype} of shape {got.shape}"
+        returned = type(out).__name__ if got is None else f"{got.dtype} of shape {got.shape}"
         raise ValueError(
-            f"{shown_path(path)}: score returned {what} for {spec.dtype} of shape {spec.shape}; "
-            "it must return one real floating point score per weight, as jaxprune.magnitude does."
+            f"{shown_path(path)}: score returned {returned} for {spec.dtype} of shape "
+            f"{spec.shape}; it must return one real floating point score per weight, as "
+            "jaxprune.magnitude does."
         )
 
 
-def check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
-    """Raises where no weight of a leaf can be dropped or counted."""
-    rule, path = paths_lib.rule_for(path), shown_path(path)
-    if not jnp.issubdtype(spec.dtype, jnp.inexact):
+def checked_units(path: str, structure: Structure, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The numbers of units and of groups in a leaf; raises where the structure does not fit it."""
+    try:
+        return structure.n_units(shape), structure.n_groups(shape)
+    except ValueError as error:
+        rule = rule_for(path)
+        raise BadValue(
+            f"{shown_path(path)}: {error}.",
+            "Leave the leaf out with {exclude}, or give it another structure with {structure}.",
+            exclude=rule,
+            structure={rule: ...},
+        ) from None
+
+
+def checked_slices(path: str, shape: tuple[int, ...], axis: int, structure: Structure) -> int:
+    """The axis of `per_slice`, counted from 0; raises where a leaf can't be sliced along it."""
+    if traits_of(structure).coupled_group is not None:
         raise ValueError(
-            f"{path}: dtype {spec.dtype} cannot be pruned; only floating point and complex weights "
-            f"can. Leave the leaf out with exclude={rule!r}."
+            f"{shown_path(path)}: {structure!r} covers several leaves, but per_slice splits this "
+            "leaf into slices. Leave the leaf out of one of them."
         )
-    if spec.dtype.name == "float8_e8m0fnu":
+    if not -len(shape) <= axis < len(shape):
         raise ValueError(
-            f"{path}: dtype float8_e8m0fnu has no zero, so a weight cannot be dropped. Leave the "
-            f"leaf out with exclude={rule!r}."
+            f"{shown_path(path)}: per_slice needs an axis {axis}, but the shape is {shape}. Change "
+            "the axis, or the rule so that it does not match this leaf."
         )
+    return axis % len(shape)
+
+
+def check_final(path: str, structure: Structure, final: Fraction) -> None:
+    """Raises where the final sparsity of a leaf is not the only one that its structure allows."""
+    needed = traits_of(structure).final_sparsity
+    if needed is None or abs(final - needed) <= Fraction(1, 10**6):
+        return
+    raise BadValue(
+        f"{shown_path(path)}: {structure!r} drops {float(needed):g} of the weights, but the final "
+        f"sparsity is {float(final):g}.",
+        "Use {final_sparsity}, or {overrides} for this leaf.",
+        final_sparsity=needed,
+        overrides={rule_for(path): needed},
+    )
+
+
+def all_dropped(leaf: LeafShape, n_units: int) -> ValueError:
+    """The error about a leaf that would lose all of its weights."""
+    rule = rule_for(leaf.path)
+    units = "weights" if n_units == math.prod(leaf.shape) else "units"
+    return BadValue(
+        f"{shown_path(leaf.path)}: shape {leaf.shape} would lose all of its {n_units} {units} at "
+        f"sparsity {float(leaf.targets[-1]):g}.",
+        "Leave it out with {exclude}, or lower its sparsity with {overrides}.",
+        exclude=rule,
+        overrides={rule: ...},
+    )
 
 
 def check_shuffled(paths: Sequence[str], budget: Any) -> None:
     """Raises where a pool is too large for hashed ties."""
-    for i, leaf in zip(budget.chosen, budget.leaves, strict=True):
+    chosen: Sequence[int] = budget.chosen
+    for i, leaf in zip(chosen, budget.leaves, strict=True):
         n_units = max(budget.pools.n_units[pool] for pool in leaf.pools)
-        if n_units >= 2**31 - 1 and not isinstance(leaf.structure, NM):
+        if n_units >= 2**31 - 1 and not leaf.traits.decides_in_groups:
             raise ValueError(
-                f"{shown_path(paths[i])}: it competes in a pool of {n_units}, but "
+                f"{shown_path(paths[i])}: its pool has {n_units} units, but "
                 'ties="hashed" shuffles at most 2**31 - 2. Use ties="index".'
             )
-
-
-def emptied(leaf: LeafShape, n_units: int) -> str:
-    """The error of a leaf that would lose everything."""
-    rule = paths_lib.rule_for(leaf.path)
-    units = "weights" if n_units == math.prod(leaf.shape) else "units"
-    return (
-        f"{shown_path(leaf.path)}: shape {leaf.shape} would lose all of its {n_units} {units} at "
-        f"sparsity {float(leaf.targets[-1]):g}. Leave it out with exclude={rule!r}, or lower its "
-        f"sparsity with overrides={{{rule!r}: ...}}."
-    )
-
-
-def nothing_chosen(
-    paths: Sequence[str], choices: Sequence[Choice], specs: Specs, by_default: bool
-) -> str:
-    """The error of a tree of which nothing is chosen."""
-    shown = ", ".join(
-        f"{shown_path(p)} ({c.reason})" for p, c in list(zip(paths, choices, strict=True))[:8]
-    )
-    more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
-    fix = 'A regex matches the whole path: write include=".*kernel", not "kernel".'
-    if by_default:
-        fix = (
-            'By default leaves of inexact dtype with two or more axes are; pass include=".*" '
-            "to choose others."
-        )
-    if by_default and tuple(paths) == ("",) and specs[0] is not None and specs[0].ndim == 1:
-        fix += (
-            " If optax.flatten made one leaf of many, flatten the optimizer alone: "
-            "optax.chain(optax.flatten(optimizer), jaxprune.prune(schedule))."
-        )
-    return f"nothing to prune: none of the {len(paths)} leaves is chosen: {shown}{more}. {fix}"

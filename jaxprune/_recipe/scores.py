@@ -1,20 +1,54 @@
-"""Score functions: how much each weight is worth. Larger means keep.
+"""Score functions: how important each weight is. Weights with larger scores are kept.
 
-A score maps one leaf to its scores: `(params, grads, key) -> scores`, arrays of one shape. `params`
-are the weights, `grads` their gradients (None where the caller has none), and `key` a PRNG key of
-the leaf and the step. The elementwise ones of this module run inside the selection's own read of
-the weights and are never stored.
+A score function computes the scores of one leaf, `(params, grads, key) -> scores`, arrays of one
+shape: `params` are the weights, `grads` their gradients (None where the caller has none), and `key`
+is a PRNG key for this leaf and step. An `Accumulated` score adds up over the steps instead.
+
+Elementwise scores are never stored: they are computed again wherever the selection reads the
+weights. See `Score` for how a function says that it is elementwise.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune._recipe.elementwise import is_elementwise_program
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class Score(Protocol):
+    """A score function, and what it may say of itself by attributes.
+
+    Attributes that a function may have:
+
+    - `elementwise`: each score depends on the weight and the gradient at its own position alone, is
+      the same number in whatever program it is computed, and does not depend on the key. Without
+      the attribute, `is_elementwise` finds it out from the operations of the function.
+    - `reads_grads`: whether the function needs gradients. Without the attribute it is given them
+      where there are any.
+    """
+
+    def __call__(self, params: Any, grads: Any, key: Any, /) -> jax.Array:
+        """One score for each weight."""
+        ...
+
+
+def _says(*, elementwise: bool, reads_grads: bool) -> Callable[[_Function], _Function]:
+    """A decorator that sets the attributes of a score function."""
+
+    def decorate(function: _Function) -> _Function:
+        vars(function).update(elementwise=elementwise, reads_grads=reads_grads)
+        return function
+
+    return decorate
+
+
+@_says(elementwise=True, reads_grads=False)
 def magnitude(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
     """|w|, the score of Zhu & Gupta (2017); the modulus of a complex weight.
 
@@ -33,14 +67,15 @@ def magnitude(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
     """
     del grads, key
     if params.dtype in (jnp.bfloat16, jnp.float16):
-        # XLA CPU takes the abs of these by way of float32, which is four times slower.
+        # XLA CPU computes the abs of these in float32, which is four times slower.
         bits = lax.bitcast_convert_type(params, jnp.uint16) & jnp.uint16(0x7FFF)
         return lax.bitcast_convert_type(bits, params.dtype)
     return jnp.abs(params)
 
 
+@_says(elementwise=True, reads_grads=True)
 def saliency(params: Any, grads: Any, key: Any = None) -> jax.Array:
-    """|w g|: how much the loss changes, to first order, when the weight goes to zero.
+    """|w g|: how much the loss changes, to first order, when the weight becomes zero.
 
     Known as SNIP (Lee et al. 2019, arXiv:1810.02340) at initialisation and as the Taylor criterion
     (Molchanov et al. 2017, arXiv:1611.06440) after training.
@@ -54,7 +89,7 @@ def saliency(params: Any, grads: Any, key: Any = None) -> jax.Array:
       Scores of the shape of `params`, float32 or wider.
 
     Raises:
-      ValueError: no gradients.
+      ValueError: there are no gradients.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,12 +97,13 @@ def saliency(params: Any, grads: Any, key: Any = None) -> jax.Array:
       [0.5, 1.5]
     """
     del key
-    grads = _needed("saliency", grads)
+    grads = required_grads("saliency", grads)
     return jnp.abs(_wide(params) * _wide(grads))
 
 
+@_says(elementwise=True, reads_grads=True)
 def gradient_magnitude(params: Any, grads: Any, key: Any = None) -> jax.Array:
-    """|g|, what RigL grows by (Evci et al. 2020, arXiv:1911.11134).
+    """|g|, by which RigL chooses the weights to grow (Evci et al. 2020, arXiv:1911.11134).
 
     Args:
       params: one leaf; unused.
@@ -78,7 +114,7 @@ def gradient_magnitude(params: Any, grads: Any, key: Any = None) -> jax.Array:
       Scores of the shape of `grads`.
 
     Raises:
-      ValueError: no gradients.
+      ValueError: there are no gradients.
 
     Example:
       >>> import jax.numpy as jnp
@@ -86,14 +122,15 @@ def gradient_magnitude(params: Any, grads: Any, key: Any = None) -> jax.Array:
       [2.0, 0.5]
     """
     del params, key
-    return magnitude(_needed("gradient_magnitude", grads))
+    return magnitude(required_grads("gradient_magnitude", grads))
 
 
+@_says(elementwise=False, reads_grads=False)
 def random_score(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
     """Uniform random numbers in [0, 1): the baseline that any other score must beat.
 
     Args:
-      params: one leaf; only its shape counts.
+      params: one leaf; only its shape is used.
       grads: unused.
       key: PRNG key.
 
@@ -101,7 +138,7 @@ def random_score(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
       float32 scores of the shape of `params`.
 
     Raises:
-      ValueError: no key.
+      ValueError: there is no key.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -116,11 +153,11 @@ def random_score(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Accumulated:
-    """A score that adds up over the steps, in the optimizer state.
+    """A score that is a sum over the steps. The sums are kept in the optimizer state.
 
     Attributes:
-      name: what it is called.
-      increment: `(params, grads) -> what one step adds`, elementwise.
+      name: its name in messages.
+      increment: `(params, grads) -> increments`, what one step adds to the score of each weight.
 
     Example:
       >>> taylor = Accumulated("taylor", lambda params, grads: (params * grads) ** 2)
@@ -142,33 +179,72 @@ def _movement(params: jax.Array, grads: jax.Array) -> jax.Array:
 
 
 movement = Accumulated("movement", _movement)
-"""The sum over steps of -w g: weights that move away from zero are kept, those that shrink go.
+"""The sum over steps of -w g: weights that move away from zero are kept, others are dropped.
 
 From Sanh et al. 2020, arXiv:2005.07683. The sums are float32, one per weight, in
 `PruneState.score_state`.
 """
 
 
+@_says(elementwise=True, reads_grads=False)
 def itself(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
-    """Scores that are computed already."""
+    """Scores that were computed before: the `params` unchanged."""
     del grads, key
     return params
 
 
-def is_elementwise(score: Any) -> bool:
-    """Whether it is known to be cheap and elementwise, so that it need not be stored."""
-    return any(score is known for known in (magnitude, saliency, gradient_magnitude, itself))
+# What a score can do
+
+
+def accumulates(score: Any) -> bool:
+    """Whether a score adds up over the steps, by an `increment` as `Accumulated` has it."""
+    return hasattr(score, "increment")
 
 
 def reads_grads(score: Any) -> bool:
-    """Whether it may look at gradients."""
-    return not any(score is known for known in (magnitude, random_score))
+    """Whether a score may use gradients."""
+    return getattr(score, "reads_grads", True)
 
 
-def _needed(name: str, grads: Any) -> Any:
+def needs_key(score: Any) -> bool:
+    """Whether a score may use its key: unless it says that it is elementwise, or accumulates."""
+    return not getattr(score, "elementwise", False) and not accumulates(score)
+
+
+def is_elementwise(score: Any, params: Any, grads: Any) -> bool:
+    """Whether the scores of a leaf may be computed again wherever they are read.
+
+    The attribute `elementwise` of the score decides. A function without it is traced: it must
+    consist of operations that give the same bits in every program, see
+    `jaxprune._recipe.elementwise`.
+
+    Args:
+      score: a score function.
+      params: one leaf; an array, a tracer or a `jax.ShapeDtypeStruct`.
+      grads: its gradients, likewise, or None.
+
+    Example:
+      >>> w = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+      >>> is_elementwise(lambda params, grads, key: jnp.abs(params) * 2, w, None)
+      True
+      >>> is_elementwise(lambda params, grads, key: jnp.abs(params) / jnp.max(params), w, None)
+      False
+    """
+    declared = getattr(score, "elementwise", None)
+    if declared is not None:
+        return bool(declared)
+    return not accumulates(score) and is_elementwise_program(score, params, grads)
+
+
+def required_grads(score: Any, grads: Any) -> Any:
+    """The gradients, if there are any.
+
+    Raises:
+      ValueError: there are none; it says how to pass them to the score.
+    """
     if grads is None:
         raise ValueError(
-            f"{name} needs gradients: wrap the optimizer, prune(..., inner=optimizer), or pass "
+            f"{score} needs gradients. Wrap the optimizer, prune(..., inner=optimizer), or pass "
             "them, tx.update(updates, state, params, grads=grads)."
         )
     return grads

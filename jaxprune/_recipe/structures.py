@@ -1,26 +1,28 @@
-"""What one decision covers: a single weight, or a group of weights that stay or go together.
+"""Structures: the units of a leaf, which are kept or dropped as a whole.
 
-A structure turns the scores of a leaf into one score per unit, and a mask of units back into a mask
-of weights. It knows nothing of budgets or of other leaves. Where it says so itself, a leaf is
-several pools: the groups of `NM`, the block columns of a balanced `Block`.
+A structure turns the scores of a leaf into one score per unit, and a mask of units into a mask of
+weights. It does not know budgets or other leaves. A structure may split the units of a leaf into
+groups of equal budget, which are pools of their own: the groups of `NM`, the block columns of a
+balanced `Block`. `jaxprune._recipe.traits` describes what every structure has.
 """
 
 import dataclasses
 import math
-import operator
+from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune._base.arguments import as_int
 from jaxprune._base.float_bits import order_key
 from jaxprune._base.sharding import merge_axis, split_axis
 
 
 @dataclasses.dataclass(frozen=True)
 class Unstructured:
-    """Every weight is a unit of its own.
+    """Every weight is kept or dropped by itself.
 
     Example:
       >>> Unstructured().n_units((3, 4))
@@ -29,45 +31,50 @@ class Unstructured:
 
     __module__ = "jaxprune"  # for pickles, wherever this file lives
 
+    @property
+    def is_elementwise(self) -> bool:
+        """True: each weight is decided without looking at its neighbours."""
+        return True
+
     def n_units(self, shape: tuple[int, ...]) -> int:
-        """How many decisions a leaf of this shape takes."""
+        """The number of weights."""
         return math.prod(shape)
 
     def n_groups(self, shape: tuple[int, ...]) -> int:
-        """How many pools of equal size and budget the units of a leaf fall into."""
+        """1: all weights of a leaf are in one pool."""
         del shape
         return 1
 
     def unit_scores(self, scores: jax.Array) -> jax.Array:
-        """One score per unit."""
+        """The scores unchanged."""
         return scores
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """The mask of units that a mask of weights stands for."""
+        """The mask unchanged."""
         return mask
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The mask of weights that a mask of units stands for."""
+        """The mask unchanged."""
         del shape
         return unit_mask
 
 
 @dataclasses.dataclass(frozen=True)
 class NM:
-    """Keeps `n` of every `m` neighbours along one axis, as sparse matrix units want it.
+    """Keeps `n` of every `m` neighbours along one axis, the pattern of sparse matrix hardware.
 
-    While the schedule rises every group keeps the same number, from `m` down to `n`; the final
-    sparsity of the leaf must be exactly `1 - n / m`. Among equal scores in a group the lower index
-    is kept.
+    While the sparsity of the schedule rises, every group of `m` keeps the same number of weights,
+    from `m` down to `n`. The final sparsity of the leaf must be exactly `1 - n / m`. Among equal
+    scores in a group, the lower index is kept.
 
-    The axis is the one that a matrix product sums over. That is -2 for the kernels of flax linen
+    Choose the axis that the matrix product sums over. That is -2 for the kernels of flax linen
     (`Dense`, `Conv`), NNX (`Linear`, `Conv`) and Haiku (`Linear.w`), all of shape (..., in, out),
     and -1 for Equinox (`nn.Linear.weight` of shape (out, in)).
 
     Args:
-      n: kept of each group, in [1, m).
-      m: size of a group.
-      axis: whose neighbours compete. Its length must be a multiple of `m`.
+      n: how many weights each group keeps, in [1, m).
+      m: the size of a group.
+      axis: the axis along which neighbours form groups. Its length must be a multiple of `m`.
 
     References:
       Zhou et al., `Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch
@@ -89,56 +96,76 @@ class NM:
 
     def __post_init__(self) -> None:
         for name in ("n", "m", "axis"):
-            object.__setattr__(self, name, _as_int(f"NM: {name}", getattr(self, name)))
+            object.__setattr__(self, name, as_int(f"NM: {name}", getattr(self, name)))
         if not 1 <= self.n < self.m:
             raise ValueError(
                 f"NM: n must be in [1, m), got n={self.n} of m={self.m}. NM(2, 4) keeps 2 of every "
                 "4."
             )
 
+    @property
+    def decides_in_groups(self) -> bool:
+        """True: `keep_best` chooses within each group of `m`."""
+        return True
+
+    @property
+    def final_sparsity(self) -> Fraction:
+        """The fraction of zeros of the pattern, `1 - n / m`."""
+        return Fraction(self.m - self.n, self.m)
+
     def n_units(self, shape: tuple[int, ...]) -> int:
-        """Every weight is a unit."""
+        """The number of weights."""
         return math.prod(shape)
 
     def n_groups(self, shape: tuple[int, ...]) -> int:
-        """The groups of `m`.
+        """The number of groups of `m`.
 
         Raises:
-          ValueError: the leaf has no such axis, or its length is no multiple of `m`.
+          ValueError: the leaf does not have the axis, or its length is not a multiple of `m`.
         """
         axis = _axis_of(shape, self.axis, self)
         if shape[axis] % self.m:
             raise ValueError(
-                f"{self!r} wants an axis of a multiple of {self.m} weights, but axis {self.axis} "
-                f"of shape {shape} has {shape[axis]}"
+                f"{self!r} needs an axis whose length is a multiple of {self.m}, but axis "
+                f"{self.axis} of shape {shape} has length {shape[axis]}"
             )
         return math.prod(shape) // self.m
 
     def unit_scores(self, scores: jax.Array) -> jax.Array:
-        """The scores themselves."""
+        """The scores unchanged."""
         return scores
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """The mask itself."""
+        """The mask unchanged."""
         return mask
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The mask itself."""
+        """The mask unchanged."""
         del shape
         return unit_mask
 
     def keep_best(self, scores: jax.Array, allowed: jax.Array, n_keep: jax.Array) -> jax.Array:
-        """Marks the best `n_keep` of each group among those allowed: bool, like `scores`."""
+        """Marks the `n_keep` largest scores of each group.
+
+        Args:
+          scores: one per weight.
+          allowed: the weights that may be kept; fewer are kept where a group allows fewer.
+          n_keep: how many each group keeps, an int32 scalar.
+
+        Returns:
+          A bool mask of the shape of `scores`.
+        """
         axis = _axis_of(scores.shape, self.axis, self)
         key = order_key(scores)
         key = jnp.where(allowed.astype(bool), key, jnp.zeros_like(key))
         groups = split_axis(key, axis, self.m)
         place = lax.broadcasted_iota(jnp.int32, groups.shape, axis + 1)
         rank = jnp.zeros(groups.shape, jnp.int32)
-        for shift in range(1, self.m):  # against every neighbour: no sort, and it fuses
-            other = jnp.roll(groups, shift, axis + 1)
-            earlier = place >= shift  # the neighbour that came around from below
-            wins = (other > groups) | ((other == groups) & earlier)
+        # Ranks by comparing with every other member: XLA fuses this, which it can't do with a sort.
+        for shift in range(1, self.m):
+            neighbour = jnp.roll(groups, shift, axis + 1)
+            has_lower_index = place >= shift
+            wins = (neighbour > groups) | ((neighbour == groups) & has_lower_index)
             rank = rank + wins.astype(jnp.int32)
         mask = merge_axis(rank < n_keep, scores)
         return mask & allowed.astype(bool)
@@ -146,17 +173,17 @@ class NM:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Blocks of weights stay or go together.
+    """Keeps or drops blocks of weights as a whole.
 
-    Blocks tile the last `len(shape)` axes, from index 0; those at the edge may be smaller, and are
-    scored by the weights they have. Earlier axes are not blocked.
+    Blocks tile the last `len(shape)` axes of a leaf, starting at index 0. Blocks at the edge may be
+    smaller; their score is that of the weights that they have. Earlier axes are not tiled.
 
     Args:
-      shape: of one block, for the last axes of a leaf. `Block((1, 16))` of a kernel (in, out) takes
-        16 neighbouring outputs of one input.
-      pooling: the score of a block from those of its weights, `"mean"` or `"max"`.
-      balanced: every column of blocks along the last axis keeps the same number, so that a block
-        product can gather rows of equal length.
+      shape: the lengths of a block along the last axes of a leaf. On a kernel of shape (in, out),
+        `Block((1, 16))` covers 16 neighbouring outputs of one input.
+      pooling: how the score of a block is computed from those of its weights, `"mean"` or `"max"`.
+      balanced: whether every column of blocks along the last axis keeps the same number of blocks,
+        so that a block product can gather rows of equal length.
 
     Example:
       >>> import jaxprune
@@ -175,7 +202,7 @@ class Block:
     def __post_init__(self) -> None:
         if not isinstance(self.shape, (tuple, list)) or not self.shape:
             raise TypeError(f"Block: shape must be a tuple such as (4, 4), got {self.shape!r}.")
-        shape = tuple(_as_int("Block: shape", n) for n in self.shape)
+        shape = tuple(as_int("Block: shape", n) for n in self.shape)
         if min(shape) < 1:
             raise ValueError(f"Block: shape must hold lengths of at least 1, got {shape}.")
         if self.pooling not in ("mean", "max"):
@@ -183,11 +210,11 @@ class Block:
         object.__setattr__(self, "shape", shape)
 
     def n_units(self, shape: tuple[int, ...]) -> int:
-        """The blocks, those at ragged edges included."""
+        """The number of blocks, smaller ones at the edges included."""
         return math.prod(self._grid(shape))
 
     def n_groups(self, shape: tuple[int, ...]) -> int:
-        """The columns of blocks along the last axis if balanced, else one."""
+        """The number of block columns along the last axis if balanced, else 1."""
         return max(self._grid(shape)[-1], 1) if self.balanced else 1
 
     def unit_scores(self, scores: jax.Array) -> jax.Array:
@@ -199,13 +226,13 @@ class Block:
         return self._reduced(wide, 0, jnp.sum) / self._reduced(ones, 0, jnp.sum)
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """That of the first weight of each block."""
+        """The mask at the first weight of each block."""
         for axis, length in self._lengths(mask.shape):
             mask = lax.slice_in_dim(mask, 0, mask.shape[axis], length, axis)
         return mask
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Every weight as its block."""
+        """Each weight gets the mask of its block."""
         for axis, length in self._lengths(shape):
             unit_mask = jnp.repeat(unit_mask, length, axis)
             unit_mask = lax.slice_in_dim(unit_mask, 0, shape[axis], axis=axis)
@@ -213,7 +240,9 @@ class Block:
 
     def _lengths(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
         if len(shape) < len(self.shape):
-            raise ValueError(f"{self!r} wants {len(self.shape)} axes, but the shape is {shape}")
+            raise ValueError(
+                f"{self!r} needs at least {len(self.shape)} axes, but the shape is {shape}"
+            )
         first = len(shape) - len(self.shape)
         return [(first + i, n) for i, n in enumerate(self.shape) if n > 1]
 
@@ -235,13 +264,13 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Channel:
-    """All weights of one index along an axis stay or go together: a neuron, a filter.
+    """Keeps or drops all weights at one index of an axis together: a neuron, a filter.
 
     Args:
-      axis: the one whose indices are the channels. -1 is the output of kernels of shape (..., in,
-        out).
-      norm: the score of a channel from those of its weights: 1 for their sum, 2 for their
-        Euclidean norm.
+      axis: the axis whose indices are the channels. -1 is the output axis of kernels of shape
+        (..., in, out).
+      norm: how the score of a channel is computed from those of its weights: 1 for their sum, 2 for
+        their Euclidean norm.
 
     Example:
       >>> import jaxprune
@@ -257,16 +286,16 @@ class Channel:
     norm: int = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "axis", _as_int("Channel: axis", self.axis))
+        object.__setattr__(self, "axis", as_int("Channel: axis", self.axis))
         if self.norm not in (1, 2):
             raise ValueError(f"Channel: norm must be 1 or 2, got {self.norm!r}.")
 
     def n_units(self, shape: tuple[int, ...]) -> int:
-        """The channels; none in an empty leaf."""
+        """The number of channels; 0 in an empty leaf."""
         return shape[_axis_of(shape, self.axis, self)] if math.prod(shape) else 0
 
     def n_groups(self, shape: tuple[int, ...]) -> int:
-        """One."""
+        """1: all channels of a leaf are in one pool."""
         del shape
         return 1
 
@@ -274,13 +303,13 @@ class Channel:
         """The norm of each channel, float32 or wider."""
         wide = scores.astype(_wide(scores))
         axis = _axis_of(scores.shape, self.axis, self)
-        others = tuple(i for i in range(scores.ndim) if i != axis)
+        other_axes = tuple(i for i in range(scores.ndim) if i != axis)
         if self.norm == 1:
-            return jnp.sum(wide, others)
-        return jnp.sqrt(jnp.sum(wide * wide, others))
+            return jnp.sum(wide, other_axes)
+        return jnp.sqrt(jnp.sum(wide * wide, other_axes))
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """That of the first weight of each channel."""
+        """The mask at the first weight of each channel."""
         axis = _axis_of(mask.shape, self.axis, self)
         for i in range(mask.ndim):
             if i != axis:
@@ -288,7 +317,7 @@ class Channel:
         return mask.reshape(-1)
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Every weight as its channel."""
+        """Each weight gets the mask of its channel."""
         return lax.broadcast_in_dim(unit_mask, shape, (_axis_of(shape, self.axis, self),))
 
 
@@ -298,17 +327,8 @@ def _wide(x: jax.Array) -> Any:
 
 def _axis_of(shape: tuple[int, ...], axis: int, structure: Any) -> int:
     if not -len(shape) <= axis < len(shape):
-        raise ValueError(f"{structure!r} wants an axis {axis}, but the shape is {shape}")
+        raise ValueError(f"{structure!r} needs an axis {axis}, but the shape is {shape}")
     return axis % len(shape)
-
-
-def _as_int(name: str, value: Any) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}.") from None
 
 
 # Their examples run, although by `__module__` they belong to `jaxprune`.

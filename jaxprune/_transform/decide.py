@@ -18,8 +18,7 @@ from jaxprune._base.counting import counting, is_wide, take
 from jaxprune._base.sharding import explicit_mesh, sharding_in
 from jaxprune._recipe.budget import Leaf
 from jaxprune._recipe.coupled import combined
-from jaxprune._recipe.scores import is_elementwise, magnitude
-from jaxprune._recipe.structures import NM, Unstructured
+from jaxprune._recipe.scores import is_elementwise, magnitude, needs_key
 from jaxprune._topk.topk import select
 
 
@@ -65,7 +64,7 @@ def tighten(
     inputs = (list(operands), masks, n_keep, start)
     decide = functools.partial(_tighten, leaves=leaves, score=score, ties=ties)
     decide = functools.partial(decide, normalized=normalized, axis_name=axis_name)
-    whole = all(isinstance(leaf.structure, Unstructured) for leaf in leaves)
+    whole = all(leaf.traits.is_elementwise for leaf in leaves)
     mesh = None if whole else explicit_mesh(operand.param for operand in operands)
     if mesh is None:
         return decide(*inputs)
@@ -157,7 +156,7 @@ class _Case(NamedTuple):
 
 def _is_one_pool(case: _Case) -> bool:
     leaf, shape = case.leaf, case.operand.param.shape
-    if leaf.axis is not None or isinstance(leaf.structure, NM):
+    if leaf.axis is not None or leaf.traits.decides_in_groups:
         return False
     return leaf.structure.n_groups(shape) == 1
 
@@ -169,8 +168,11 @@ class _Scored:
     score: Callable[..., jax.Array]
 
     def __call__(self, operand: Any) -> jax.Array:
-        is_leaf = isinstance(operand, Operand)
-        return self.score(operand.param, operand.grad, None) if is_leaf else operand
+        if not isinstance(operand, Operand):
+            return operand
+        # A score that was found to be elementwise may fail without a key, though it reads none.
+        key = jax.random.key(0) if needs_key(self.score) else None
+        return self.score(operand.param, operand.grad, key)
 
 
 def _stored(operand: Operand, score: Callable[..., jax.Array]) -> jax.Array:
@@ -194,7 +196,7 @@ def _together(
     """Masks and thresholds of leaves that are pools, or parts of one, by one selection."""
     deciders: dict[Any, list[_Case]] = {}  # coupled leaves decide as one
     for i, case in enumerate(cases):
-        deciders.setdefault(getattr(case.leaf.structure, "group", i), []).append(case)
+        deciders.setdefault(_decider_of(case, i), []).append(case)
     leads = [members[0] for members in deciders.values()]
     pools = sorted({lead.leaf.pools[0] for lead in leads})
     pool_of = tuple(pools.index(lead.leaf.pools[0]) for lead in leads)
@@ -227,16 +229,24 @@ def _together(
     decided = dict(zip(deciders, zip(kept, pool_of, strict=True), strict=True))
     out = []
     for i, case in enumerate(cases):
-        mask, pool = decided[getattr(case.leaf.structure, "group", i)]
+        mask, pool = decided[_decider_of(case, i)]
         shape = case.operand.param.shape
         out.append((case.leaf.structure.expand(mask, shape), thresholds[pool]))
     return out
 
 
+def _decider_of(case: _Case, i: int) -> Any:
+    """The coupled group that a leaf is decided in, or the number of the leaf."""
+    group = case.leaf.traits.coupled_group
+    return i if group is None else group
+
+
 def _units(members: Sequence[_Case], score: Callable[..., jax.Array], normalized: bool) -> Any:
     """What `select` scores: the units of a leaf, or those that several leaves share."""
     lead = members[0]
-    if isinstance(lead.leaf.structure, Unstructured) and is_elementwise(score) and not normalized:
+    param, grad, _ = lead.operand
+    may_fuse = lead.leaf.traits.is_elementwise and not normalized
+    if may_fuse and is_elementwise(score, param, grad):
         return lead.operand._replace(key=None)
     found = []
     for case in members:
@@ -265,9 +275,10 @@ def _apart(
         units = structure.unit_scores(scores)
         may = None if allowed is None else structure.unit_mask(allowed)
         n_groups = structure.n_groups(scores.shape)
-        if isinstance(structure, NM):
+        if case.leaf.traits.decides_in_groups:
+            decider: Any = structure
             everything = jnp.ones(units.shape, bool) if may is None else may
-            kept = structure.keep_best(units, everything, per_group(n_keep, n_groups))
+            kept = decider.keep_best(units, everything, per_group(n_keep, n_groups))
             return kept, jnp.zeros((), jnp.float32)
         if n_groups == 1:
             kept, threshold = pick(units, may, n_keep)

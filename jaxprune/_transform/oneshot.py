@@ -1,7 +1,6 @@
 """Pruning without an optimizer: once, or from the zeros that are there already."""
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -11,10 +10,10 @@ import jax.numpy as jnp
 from jaxprune._base.arguments import as_int, as_sparsity
 from jaxprune._base.counting import as_counts
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import leaves_with_paths, listed
+from jaxprune._base.paths import leaves_with_paths, listed, warn_unused
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
-from jaxprune._recipe.scores import Accumulated, magnitude, reads_grads
+from jaxprune._recipe.scores import accumulates, magnitude, reads_grads
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._state.masks import full_mask, keep
 from jaxprune._topk.topk import check_ties
@@ -64,13 +63,13 @@ def prune_params(
       >>> params["kernel"].tolist(), masks["bias"].tolist()
       ([[3.0, 0.0], [0.0, -2.0]], [True, True])
     """
-    if isinstance(score, Accumulated):
+    if accumulates(score):
         raise ValueError(f"prune_params: {score} adds up over training steps; use prune.")
     targets = (as_sparsity(sparsity, "sparsity"),)
     recipe = Recipe.of(targets, include, exclude, overrides, distribution, structure, score)
     paths, leaves, treedef = leaves_with_paths(params)
     budget = recipe.budget(paths, leaves)
-    _warn_unused("prune_params", budget.unused, paths)
+    warn_unused("prune_params", budget.unused, paths)
     masks = [full_mask(leaf, bool) for leaf in leaves]
     if not budget.chosen:
         return params, treedef.unflatten(masks)
@@ -123,7 +122,7 @@ def masks_from_params(
     recipe = Recipe.of((as_sparsity(0.0, "sparsity"),), include, exclude)
     masks = [full_mask(leaf, bool) for leaf in leaves]
     budget = recipe.budget(paths, leaves)
-    _warn_unused("masks_from_params", budget.unused, paths)
+    warn_unused("masks_from_params", budget.unused, paths)
     for i in budget.chosen:
         masks[i] = is_nonzero(jnp.asarray(leaves[i]))
     return treedef.unflatten(masks)
@@ -137,8 +136,3 @@ def _grads_of(grads: Any, paths: list[str]) -> list[Any]:
             f"{listed(theirs)}."
         )
     return leaves
-
-
-def _warn_unused(function: str, unused: Sequence[str], paths: Sequence[str]) -> None:
-    for line in unused:
-        warnings.warn(f"jaxprune.{function}: {line}; the paths are {listed(paths)}", stacklevel=3)

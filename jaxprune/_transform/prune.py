@@ -16,7 +16,8 @@ from jaxprune._recipe.schedules import (
     one_shot_schedule,
 )
 from jaxprune._recipe.scores import gradient_magnitude, magnitude, random_score
-from jaxprune._recipe.structures import NM, Unstructured
+from jaxprune._recipe.structures import Unstructured
+from jaxprune._recipe.traits import traits_of
 from jaxprune._topk.topk import check_ties
 from jaxprune._transform.update import HOLD, TRAIN, ZERO, Spec, transformation
 
@@ -218,8 +219,8 @@ def rigl(
         part / 2 * (1 + math.cos(math.pi * step / end_step)) if step < end_step else 0.0
         for step in schedule.fire_steps
     )
-    _check_leafwise("rigl", distribution, structure)
     recipe = Recipe.of(schedule.targets, include, exclude, overrides, distribution, structure, grow)
+    _check_leafwise("rigl", distribution, structure)
     if inner is None:
         raise TypeError("rigl: inner must be the optimizer: its moments follow the masks.")
     return transformation(Spec(schedule, recipe, grow=grow, parts=parts), inner, key)
@@ -320,13 +321,13 @@ def _check_spread(distribution: Any, structure: Any) -> None:
 
 def _check_leafwise(name: str, distribution: Any, structure: Any) -> None:
     """Raises where weights would be exchanged between leaves, or within groups of m."""
-    if isinstance(distribution, Distribution) and distribution.assign is global_pool.assign:
+    if isinstance(distribution, Distribution) and distribution.pooled:
         raise ValueError(
             f"{name}: leaves do not exchange weights, so {distribution} is not possible. Use "
             "distribution=jaxprune.erk or jaxprune.uniform."
         )
     structures = structure.values() if isinstance(structure, Mapping) else (structure,)
-    if any(isinstance(s, NM) for s in structures):
+    if any(traits_of(s).decides_in_groups for s in structures):
         raise ValueError(
             f"{name}: NM groups are not swapped. Use prune(..., structure=NM(n, m)), or another "
             "structure."

@@ -4,7 +4,6 @@
 """
 
 import functools
-import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -19,13 +18,21 @@ from jax import lax
 from jaxprune._base.agreement import remember
 from jaxprune._base.arguments import shown
 from jaxprune._base.counting import as_counts, take
-from jaxprune._base.paths import leaves_with_paths, listed, paths_of, spec_of
+from jaxprune._base.paths import leaves_with_paths, paths_of, spec_of, warn_unused
 from jaxprune._base.sharding import everywhere, placed_like, typed_like
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import round_half_up
 from jaxprune._recipe.errors import check_shuffled
 from jaxprune._recipe.schedules import SparsitySchedule
-from jaxprune._recipe.scores import Accumulated, is_elementwise, itself, random_score, reads_grads
+from jaxprune._recipe.scores import (
+    Accumulated,
+    accumulates,
+    itself,
+    needs_key,
+    random_score,
+    reads_grads,
+    required_grads,
+)
 from jaxprune._state.bit_masks import bits_typed_like, from_bits, full_bits, to_bits
 from jaxprune._state.masks import count_violations, full_mask, keep, land
 from jaxprune._state.prune_state import PruneState, widths_of
@@ -83,16 +90,13 @@ def transformation(
             budget = recipe.budget(paths, leaves)
             if spec.ties == "hashed":
                 check_shuffled(paths, budget)
-            for line in budget.unused:
-                warnings.warn(
-                    f"jaxprune.prune: {line}; the paths are {listed(paths)}", stacklevel=2
-                )
+            warn_unused("prune", budget.unused, paths)
             if spec.grow is not None:
                 random = _random_masks(spec, budget, leaves, key)
                 for i, m in zip(budget.chosen, random, strict=True):
                     masks[i] = placed_like(m, masks[i])
         sums = None
-        if isinstance(recipe.score, Accumulated):
+        if accumulates(recipe.score):
             sums = treedef.unflatten([_zeros(leaf) for leaf in leaves])
         return PruneState(
             prune_step=jnp.zeros((), jnp.int32),
@@ -115,7 +119,8 @@ def transformation(
         masks = parallel(paths, treedef, state.masks, "masks in the state")
         u_leaves = parallel(paths, treedef, updates, "updates", holes=True)
         check_state(paths, p_leaves, masks, state, packed)
-        chosen = recipe.budget(paths, p_leaves, _n_parts(spec)).chosen
+        budget = recipe.budget(paths, p_leaves, _n_parts(spec))
+        chosen = budget.chosen
         check_updates(chosen, paths, p_leaves, u_leaves, "update")
         here = [jnp.asarray(p_leaves[i]) for i in chosen]
         grads = None
@@ -128,7 +133,7 @@ def transformation(
             elif inner_tx is not None:
                 grads = [jnp.asarray(u_leaves[i]) for i in chosen]
         sums, summed = state.score_state, None
-        if isinstance(recipe.score, Accumulated):
+        if accumulates(recipe.score):
             s_leaves = parallel(paths, treedef, sums, "score_state in the state")
             summed = _summed(recipe.score, [s_leaves[i] for i in chosen], here, grads)
             for i, s in zip(chosen, summed, strict=True):
@@ -138,8 +143,7 @@ def transformation(
             spec,
             inner_tx if spec.grow is not None else None,
             treedef,
-            tuple(paths),
-            tuple(map(spec_of, p_leaves)),
+            budget,
             here if summed is None else summed,
             here,
             [as_param(jnp.asarray(masks[i]), p) for i, p in zip(chosen, here, strict=True)],
@@ -181,13 +185,12 @@ def transformation(
 
 # Compiled here so that an update outside `jit` does not compile its loop again; inside, XLA inlines
 # it.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _fire(
     spec: Spec,
     inner_tx: optax.GradientTransformationExtraArgs | None,
     treedef: Any,
-    paths: tuple[str, ...],
-    specs: tuple[jax.ShapeDtypeStruct | None, ...],
+    budget: Budget,
     scored: list[jax.Array],
     params: list[jax.Array],
     masks: list[jax.Array],
@@ -202,7 +205,6 @@ def _fire(
     fires, where a `cond` becomes a select that runs the selection on every step.
     """
     prune_step, thresholds, violations, inner_state = counters
-    budget = spec.recipe.budget(paths, specs, _n_parts(spec))
     if not budget.chosen:
         return masks, thresholds, violations, inner_state
     n_keep = as_counts(budget.n_keep())
@@ -223,7 +225,7 @@ def _fire(
             new, found = swap(
                 operands, old, take(n_keep, fire), n_swap, budget.leaves, grow=spec.grow
             )
-            resets = _reset_grown(inner_tx, treedef, paths, resets, budget.chosen, new)
+            resets = _reset_grown(inner_tx, treedef, budget.paths, resets, budget.chosen, new)
         else:
             new, found = tighten(
                 operands,
@@ -231,7 +233,7 @@ def _fire(
                 take(n_keep, fire),
                 budget.leaves,
                 normalized=spec.recipe.distribution.normalized,
-                score=itself if isinstance(spec.recipe.score, Accumulated) else spec.recipe.score,
+                score=itself if accumulates(spec.recipe.score) else spec.recipe.score,
                 start=thresholds[chosen],
                 ties=spec.ties,
                 axis_name=spec.axis_name,
@@ -268,7 +270,7 @@ def _operands(
     """What the scores of each leaf are computed from, with a key of its own for each step."""
     scores = (spec.recipe.score, spec.grow or spec.recipe.score)
     keys: list[Any] = [None] * len(chosen)
-    if not all(map(is_elementwise, scores)):
+    if any(map(needs_key, scores)):
         key = jax.random.key(spec.seed) if key is None else key
         key = jax.random.fold_in(key, step)
         keys = [jax.random.fold_in(key, i) for i in chosen]
@@ -328,11 +330,7 @@ def _summed(
     score: Accumulated, sums: Sequence[Any], params: Sequence[Any], grads: Any
 ) -> list[jax.Array]:
     """The accumulated scores after this step."""
-    if grads is None:
-        raise ValueError(
-            f"{score} needs gradients: wrap the optimizer, prune(..., inner=optimizer), or pass "
-            "them, tx.update(updates, state, params, grads=grads)."
-        )
+    grads = required_grads(score, grads)
     return [
         jnp.asarray(s) + score.increment(p, g).astype(jnp.float32)
         for s, p, g in zip(sums, params, grads, strict=True)

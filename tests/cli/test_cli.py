@@ -370,7 +370,7 @@ REFUSED = {
         1,
         "w: .* --exclude 'w'.* --override 'w=[.]{3}'",
     ),
-    "a vector": (("plan", "b", "-s", "0.9"), 1, '--include "\\.\\*"'),
+    "a vector": (("plan", "b", "-s", "0.9"), 1, "--include '[.][*]'"),
     "not params": (("inspect", "text"), 1, "text: .*safetensors"),
     "a folder": (("inspect", "folder"), 1, "folder: .*orbax checkpoint"),
     "no format": (("export", "model", "-o", "out"), 1, r"suffix '' .* \.safetensors"),

@@ -697,11 +697,11 @@ def test_channels_that_would_not_become_zero_are_not_pruned():
 def test_coupled_structures_refuse_what_they_cannot_mean():
     _, params, groups = coupled_mlp()
     include = tuple(groups)
-    with pytest.raises(ValueError, match=r"w: Coupled\('b', axis=1\) wants 6 along axis 1"):
+    with pytest.raises(ValueError, match=r"w: Coupled\('b', axis=1\) needs length 6 along axis 1"):
         jaxprune.prune_params(
             {**params, "w": jnp.ones((3, 5))}, 0.5, structure=groups, include=include
         )
-    with pytest.raises(ValueError, match=r"Coupled.* decides for several leaves, and per_slice"):
+    with pytest.raises(ValueError, match=r"Coupled.* covers several leaves, but per_slice"):
         jaxprune.plan(
             params, 0.5, structure=groups, include=include, distribution=jaxprune.per_slice("w")
         )

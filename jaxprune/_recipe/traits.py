@@ -1,0 +1,71 @@
+"""What a structure is: the methods that each has, and what some of them can do.
+
+The rest of the package asks for these traits, and never for the class of a structure, so that
+user-defined structures are treated like the built-in ones.
+"""
+
+from fractions import Fraction
+from typing import NamedTuple, Protocol
+
+import jax
+
+
+class Structure(Protocol):
+    """What every structure has; user-defined ones too.
+
+    A structure must be hashable. What it can do beyond these methods is described by `Traits`.
+    """
+
+    def n_units(self, shape: tuple[int, ...], /) -> int:
+        """The number of units in a leaf of this shape; a `ValueError` if the shape does not fit."""
+        ...
+
+    def n_groups(self, shape: tuple[int, ...], /) -> int:
+        """The number of groups of equal size and budget that the units are split into."""
+        ...
+
+    def unit_scores(self, scores: jax.Array, /) -> jax.Array:
+        """One score per unit, from one score per weight."""
+        ...
+
+    def unit_mask(self, mask: jax.Array, /) -> jax.Array:
+        """The mask of units, from a mask of weights."""
+        ...
+
+    def expand(self, unit_mask: jax.Array, shape: tuple[int, ...], /) -> jax.Array:
+        """The mask of weights, from a mask of units."""
+        ...
+
+
+class Traits(NamedTuple):
+    """What a structure can do; each is an optional attribute of the structure itself.
+
+    Attributes:
+      is_elementwise: every weight is a unit of one pool, so that `unit_scores`, `unit_mask` and
+        `expand` return their first argument.
+      decides_in_groups: the structure chooses within its groups itself, by a method
+        `keep_best(scores, allowed, n_keep)` like that of `NM`. Its units are weights.
+      final_sparsity: the only sparsity that the structure can end at; None for any.
+      coupled_group: the name of the group of coupled channels that the leaf belongs to. Leaves of
+        one group have the same units, which share one budget; the score of a unit is the Euclidean
+        norm of its scores in all of these leaves. None for a leaf that is decided alone.
+    """
+
+    is_elementwise: bool = False
+    decides_in_groups: bool = False
+    final_sparsity: Fraction | None = None
+    coupled_group: str | None = None
+
+
+def traits_of(structure: Structure) -> Traits:
+    """The traits of a structure, with the default for each that it does not define.
+
+    Example:
+      >>> from jaxprune import NM, Block, Unstructured
+      >>> traits_of(Unstructured()).is_elementwise, traits_of(Block((4, 4))).is_elementwise
+      (True, False)
+      >>> traits_of(NM(1, 4)).final_sparsity
+      Fraction(3, 4)
+    """
+    defined = {name: getattr(structure, name, None) for name in Traits._fields}
+    return Traits(**{name: value for name, value in defined.items() if value is not None})
