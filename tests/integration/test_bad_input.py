@@ -18,8 +18,8 @@ import optax
 import pytest
 
 import jaxprune
-from jaxprune._base.arguments import BadType, BadValue
 from helpers import assert_says, says
+from jaxprune._base.arguments import BadType, BadValue
 
 ADAM = optax.adam(1e-3)
 OPTAX_SCHEDULE = optax.linear_schedule(0.0, 0.5, 10)
