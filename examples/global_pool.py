@@ -1,4 +1,4 @@
-"""One pool for all layers: where the sparsity goes when layers compete.
+"""Global pruning: how many weights each layer keeps when all layers compete.
 
     python examples/global_pool.py
 
@@ -63,6 +63,6 @@ for distribution in DISTRIBUTIONS:
     totals.add(report.n_zero)
     jaxprune.check(params, opt_state)
 
-# Rounding is by layer with `uniform`, over all of them with the others.
+# `uniform` rounds the number of zeros in each layer, the others round only the total.
 assert max(totals) - min(totals) <= 2
 print("checked: the same total for all")

@@ -1,4 +1,4 @@
-"""Prune a Flax linen network while it trains, in a TrainState.
+"""Prune a Flax linen network during training, with a TrainState.
 
     python examples/linen.py
 
@@ -17,8 +17,8 @@ import jaxprune
 
 STEPS = 600
 FINAL_SPARSITY = 0.9
-BEGIN, END = 100, 400  # the last third is left for the network to recover
-EVERY = 20  # short runs fire often; long ones every 100 to 1000 steps
+BEGIN, END = 100, 400  # in the last third the network recovers
+EVERY = 20  # long runs prune every 100 to 1000 steps
 BATCH = 64
 
 
@@ -39,7 +39,7 @@ model = Mlp()
 params = model.init(jax.random.key(0), x_train[:1])["params"]
 schedule = jaxprune.cubic_schedule(FINAL_SPARSITY, BEGIN, END, every=EVERY)
 rules = {"exclude": "head/.*"}
-tx = optax.chain(optax.adamw(2e-3), jaxprune.prune(schedule, **rules))  # prune comes last
+tx = optax.chain(optax.adamw(2e-3), jaxprune.prune(schedule, **rules))  # prune goes last
 state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
 print(jaxprune.plan(params, schedule, **rules), "\n")
 

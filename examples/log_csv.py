@@ -1,12 +1,12 @@
-"""Log a pruning run as plain CSV: sparsity, thresholds, and how many masks flipped.
+"""Log a pruning run to a CSV file: sparsity, thresholds, and how many mask entries changed.
 
     python examples/log_csv.py
 
 About 15 seconds on a CPU. It writes `pruning.csv` into a temporary folder; the last line you should
 see: `31 rows, final sparsity 0.9`.
 
-What is logged is a dict of scalars, so that any other logger takes it as it is: log_tensorboard.py
-writes the same for TensorBoard.
+It logs a dict of scalars, which any logger accepts: log_tensorboard.py writes the same to
+TensorBoard.
 """
 
 import csv
@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 import jaxprune
 
 STEPS = 301
-LOG_EVERY = 10  # reading a scalar waits for the device, so not at every step
+LOG_EVERY = 10  # not every step, because reading a scalar waits for the device
 BATCH = 64
 
 digits = load_digits()
@@ -46,7 +46,7 @@ def loss_fn(params, x, y):
 
 
 def n_flipped(old, new):
-    """How many weights changed sides between two optimizer states."""
+    """How many weights were dropped or regrown between two optimizer states."""
     masks = zip(
         jax.tree.leaves(jaxprune.get_masks(old)),
         jax.tree.leaves(jaxprune.get_masks(new)),
@@ -71,7 +71,7 @@ with path.open("w", newline="") as file:
     for step in range(STEPS):
         batch = jax.random.choice(jax.random.key(step), len(x), (BATCH,))
         params, opt_state, row = train_step(params, opt_state, x[batch], y[batch])
-        flips += row["prune/flips"]  # summed on the device, so that no step waits
+        flips += row["prune/flips"]  # summed on the device, without waiting for it
         if step % LOG_EVERY == 0:
             row = {"step": step} | jax.device_get(row | {"prune/flips": flips})
             if writer is None:
@@ -82,7 +82,7 @@ with path.open("w", newline="") as file:
 
 print(path)
 with path.open(newline="") as file:
-    for row in list(csv.DictReader(file))[5::4]:  # where fires are
+    for row in list(csv.DictReader(file))[5::4]:  # the rows around pruning steps
         names = ("step", "loss", "prune/sparsity", "prune/threshold/hidden/kernel", "prune/flips")
         print("  ".join(f"{name.removeprefix('prune/')} {float(row[name]):.4g}" for name in names))
 jaxprune.check(params, opt_state)

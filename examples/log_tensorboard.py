@@ -1,11 +1,12 @@
-"""Log a pruning run for TensorBoard: sparsity, thresholds, and how many masks flipped.
+"""Log a pruning run to TensorBoard: sparsity, thresholds, and how many mask entries changed.
 
     python examples/log_tensorboard.py
 
-About 15 seconds on a CPU; it needs tensorboardX, which writes TensorBoard's files without
-TensorFlow. The last line you should see: `31 steps logged, final sparsity 0.9`. To look at them:
+About 15 seconds on a CPU. It needs tensorboardX, which writes TensorBoard files without TensorFlow.
+The last line you should see: `31 steps logged, final sparsity 0.9`. To view them, run this with the
+folder that the example prints:
 
-    pip install tensorboard && tensorboard --logdir FOLDER  # the folder that is printed
+    pip install tensorboard && tensorboard --logdir FOLDER
 """
 
 import sys
@@ -21,11 +22,11 @@ import jaxprune
 try:
     from tensorboardX import SummaryWriter
 except ModuleNotFoundError:
-    print("This example writes with tensorboardX, which is not installed: pip install tensorboardX")
+    print("This example needs tensorboardX, which is not installed: pip install tensorboardX")
     sys.exit()
 
 STEPS = 301
-LOG_EVERY = 10  # reading a scalar waits for the device, so not at every step
+LOG_EVERY = 10  # not every step, because reading a scalar waits for the device
 BATCH = 64
 
 digits = load_digits()
@@ -65,7 +66,7 @@ with SummaryWriter(folder) as writer:
     for step in range(STEPS):
         batch = jax.random.choice(jax.random.key(step), len(x), (BATCH,))
         params, opt_state, scalars = train_step(params, opt_state, x[batch], y[batch])
-        flips += scalars["prune/flips"]  # summed on the device, so that no step waits
+        flips += scalars["prune/flips"]  # summed on the device, without waiting for it
         if step % LOG_EVERY == 0:
             scalars = jax.device_get(scalars | {"prune/flips": flips})
             for name, value in scalars.items():

@@ -1,11 +1,11 @@
-"""A lottery ticket: train, prune, rewind what is left to an early value, train again.
+"""Lottery ticket: train, prune, rewind the kept weights to an early step, train again.
 
     python examples/lottery.py
 
 About 20 seconds on a CPU. The last line you should see: `checked: every dropped weight is zero`.
 
-Frankle and Carbin 2019 (arXiv:1803.03635); rewinding to an early step rather than to the first is
-from Frankle et al. 2020 (arXiv:1912.05671).
+From Frankle and Carbin 2019 (arXiv:1803.03635). They rewind to the first step; rewinding to an
+early step is from Frankle et al. 2020 (arXiv:1912.05671).
 """
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 import jaxprune
 
 STEPS, REWIND = 300, 20
-ROUNDS, EACH = 5, 0.5  # every round drops half of what is left: 3.1% remain
+ROUNDS, KEPT = 5, 0.5  # every round keeps half of the remaining weights: 3.1% in the end
 
 
 class Mlp(nn.Module):
@@ -35,7 +35,7 @@ x_train, x_test, y_train, y_test = train_test_split(
 )
 model = Mlp()
 rules = {"exclude": ".*head/.*"}
-# A schedule that drops nothing: the masks are those that are set.
+# The schedule itself drops nothing: `set_masks` sets the masks.
 tx = jaxprune.prune(jaxprune.one_shot_schedule(0.0), inner=optax.adamw(2e-3), **rules)
 
 
@@ -50,7 +50,7 @@ def train_step(params, opt_state, x, y):
 
 
 def train(params, masks, first=0):
-    """Trains with constant masks; also returns the params of an early step."""
+    """Trains with fixed masks. Returns the params, and those of step `REWIND`."""
     opt_state = jaxprune.set_masks(tx.init(params), masks)
     params = early = jaxprune.apply_masks(params, masks)
     for step in range(first, STEPS):
@@ -71,10 +71,10 @@ params, start = train(dense, masks)
 print(f"dense       test accuracy {accuracy(params):.3f}")
 sparsity = 0.0
 for _ in range(ROUNDS):
-    sparsity = 1 - (1 - sparsity) * EACH
+    sparsity = 1 - (1 - sparsity) * KEPT
     _, masks = jaxprune.prune_params(params, sparsity, **rules)
     params, _ = train(start, masks, first=REWIND + 1)
-    other, _ = train(model.init(jax.random.key(1), x_train[:1]), masks)
-    ticket, fresh = accuracy(params), accuracy(other)
-    print(f"{sparsity:10.1%}  test accuracy {ticket:.3f}, other initial weights {fresh:.3f}")
+    reinitialized, _ = train(model.init(jax.random.key(1), x_train[:1]), masks)
+    accuracies = accuracy(params), accuracy(reinitialized)
+    print("{:10.1%}  test accuracy {:.3f}, reinitialized {:.3f}".format(sparsity, *accuracies))
 print("checked: every dropped weight is zero")

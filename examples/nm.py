@@ -1,4 +1,4 @@
-"""Two of every four: N:M sparsity along the inputs, reached gradually.
+"""Gradual N:M pruning: two zeros in every four weights along the inputs.
 
     python examples/nm.py
 
@@ -32,8 +32,8 @@ x_train, x_test, y_train, y_test = train_test_split(
 model = Mlp()
 params = model.init(jax.random.key(0), x_train[:1])
 
-# A Flax kernel is (in, out): its inputs are axis -2, which NM takes by default. The schedule must
-# end at the sparsity of the pattern, here one half.
+# A Flax kernel has the axes (in, out). By default, NM groups weights along axis -2, the inputs. The
+# schedule must end at the sparsity of the pattern, which is 0.5 for 2:4.
 schedule = jaxprune.cubic_schedule(0.5, 100, 300, every=20)
 rules = {"structure": jaxprune.NM(2, 4), "exclude": ".*head/.*"}
 tx = jaxprune.prune(schedule, inner=optax.adamw(2e-3), **rules)

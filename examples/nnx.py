@@ -1,4 +1,4 @@
-"""Prune a Flax NNX network while it trains, in an nnx.Optimizer.
+"""Prune a Flax NNX network during training, with an nnx.Optimizer.
 
     python examples/nnx.py
 
@@ -16,8 +16,8 @@ import jaxprune
 
 STEPS = 600
 FINAL_SPARSITY = 0.9
-BEGIN, END = 100, 400  # the last third is left for the network to recover
-EVERY = 20  # short runs fire often; long ones every 100 to 1000 steps
+BEGIN, END = 100, 400  # in the last third the network recovers
+EVERY = 20  # long runs prune every 100 to 1000 steps
 BATCH = 64
 
 
@@ -37,7 +37,7 @@ x_train, x_test, y_train, y_test = train_test_split(
 
 model = Mlp(nnx.Rngs(0))
 schedule = jaxprune.cubic_schedule(FINAL_SPARSITY, BEGIN, END, every=EVERY)
-tx = jaxprune.prune(  # wraps the optimizer, which then sees masked gradients
+tx = jaxprune.prune(  # wraps the optimizer, which then gets masked gradients
     schedule, inner=optax.adamw(2e-3), overrides={"head/kernel": 0.5}
 )
 optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)

@@ -1,4 +1,4 @@
-"""RigL: sparse from the first step, weights move to where the gradient is.
+"""RigL: sparse from the first step; weights regrow where the gradient is large.
 
     python examples/rigl.py
 
@@ -51,9 +51,10 @@ def train(name, tx):
         batch = jax.random.choice(jax.random.key(step), len(x_train), (64,))
         params, opt_state = train_step(params, opt_state, x_train[batch], y_train[batch])
     accuracy = (model.apply(params, x_test).argmax(-1) == y_test).mean()
-    moved = jax.tree.map(lambda a, b: jnp.sum(a & ~b), jaxprune.get_masks(opt_state), first)
-    n_moved = sum(map(int, jax.tree.leaves(moved)))
-    print(f"{name:14} test accuracy {accuracy:.3f}, {n_moved} weights where there were none")
+    last = jaxprune.get_masks(opt_state)
+    regrown = jax.tree.map(lambda last, first: jnp.sum(last & ~first), last, first)
+    n_regrown = sum(map(int, jax.tree.leaves(regrown)))
+    print(f"{name:14} test accuracy {accuracy:.3f}, {n_regrown} kept weights were zero at first")
     jaxprune.check(params, opt_state)
 
 

@@ -1,8 +1,8 @@
-"""A sharded language model on eight devices, pruned, saved, and gone on with on another mesh.
+"""Prune a sharded language model on eight devices, save it, continue on another mesh.
 
     python examples/sharded.py
 
-Under a minute on a CPU, whose cores stand for eight devices. The last line you should see:
+Under a minute on a CPU, which JAX divides into eight devices. The last line you should see:
 `checked: the same masks on the other mesh, still 75% zeros`.
 """
 
@@ -27,7 +27,7 @@ import jaxprune
 WIDTH, LAYERS, HEADS, LENGTH = 64, 2, 4, 64
 BATCH, STEPS = 16, 60
 
-# The text: the source of a module of Python itself, by bytes.
+# The training text: the bytes of a module in Python's standard library.
 text = np.frombuffer(pathlib.Path(argparse.__file__).read_bytes(), np.uint8)
 
 
@@ -88,14 +88,16 @@ for step in range(STEPS):
         print(f"step {step + 1}: loss {loss:.3f}")
 jaxprune.check(params, opt_state)
 
-# A state of the other mesh says where everything goes.
-other = make_mesh(2, 4)
-like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=NamedSharding(other, P("data", "model") if x.ndim == 2 else P())
-    ),
-    (params, opt_state),
-)
+# Restore on another mesh: Orbax gets the shape and the new sharding of every leaf.
+new_mesh = make_mesh(2, 4)
+
+
+def on_new_mesh(x):
+    spec = P("data", "model") if x.ndim == 2 else P()
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(new_mesh, spec))
+
+
+like = jax.tree.map(on_new_mesh, (params, opt_state))
 with tempfile.TemporaryDirectory() as folder, ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(f"{folder}/saved", (params, opt_state))
     checkpointer.wait_until_finished()
@@ -104,7 +106,7 @@ with tempfile.TemporaryDirectory() as folder, ocp.StandardCheckpointer() as chec
 for name, mask in jaxprune.get_masks(opt_state).items():
     np.testing.assert_array_equal(mask, jaxprune.get_masks(restored_state)[name])
 for step in range(STEPS, STEPS + 5):
-    restored, restored_state, loss = train_step(restored, restored_state, batch_at(step, other))
+    restored, restored_state, loss = train_step(restored, restored_state, batch_at(step, new_mesh))
 jaxprune.check(restored, restored_state)
 assert np.mean(np.asarray(restored["up0"]) == 0) == 0.75
 print("checked: the same masks on the other mesh, still 75% zeros")

@@ -1,4 +1,4 @@
-"""Half of the channels of a small CNN go while it trains; then they are cut out of the network.
+"""Prune half of the channels of a small CNN during training, then remove them from the network.
 
     python examples/shrink.py
 
@@ -17,12 +17,12 @@ from sklearn.model_selection import train_test_split
 import jaxprune
 
 STEPS = 400
-CHANNELS = 0.5  # how many go, of every group of channels
+CHANNELS = 0.5  # the fraction that is pruned, in every group of coupled channels
 SCHEDULE = jaxprune.cubic_schedule(CHANNELS, 100, 300, every=20)
 
 
 class Cnn(nn.Module):
-    """A residual ties two convolutions and three batch norms to the same channels."""
+    """A residual couples the channels of two convolutions and their batch norms."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -44,8 +44,8 @@ model = Cnn()
 variables = jax.jit(model.init)(jax.random.key(0), x_train[:1])
 params, batch_stats = variables["params"], variables["batch_stats"]
 
-# Which channels belong together: the last axis of a kernel, its bias, scale and bias of its norm,
-# and those of every layer that a residual adds to it.
+# Find which weights belong to a channel: a slice of the last axis of a kernel, its bias, the scale
+# and bias of its norm, and the same of every layer that a residual adds to it.
 groups = jaxprune.channel_groups(model.apply, variables, x_train[:1])
 rules = {"structure": groups, "include": tuple(groups)}
 tx = jaxprune.prune(SCHEDULE, inner=optax.adamw(2e-3), **rules)
@@ -72,14 +72,14 @@ for step in range(STEPS):
         params, batch_stats, opt_state, x_train[batch], y_train[batch]
     )
 
-# Cut them out. The example inputs are what both networks are run on, to compare them.
+# Remove the pruned channels. `shrink` runs both networks on the example inputs to compare outputs.
 variables = {"params": params, "batch_stats": batch_stats}
 small, report = jaxprune.shrink(model.apply, variables, x_test[:64])
 print(report, "\n")
 
 
 def measure(name, apply_fn, variables):
-    """Test accuracy, numbers, and the best time of 100 forward passes of one picture."""
+    """Prints test accuracy, size, and the shortest time of 100 forward passes of one image."""
     run = jax.jit(apply_fn)
     logits = run(variables, x_test)
     accuracy = (logits.argmax(-1) == y_test).mean()
@@ -89,8 +89,8 @@ def measure(name, apply_fn, variables):
         jax.block_until_ready(run(variables, x_test[:1]))
         seconds.append(time.perf_counter() - start)
     size = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    ms = 1e3 * min(seconds[1:])  # the first compiles
-    print(f"{name}: accuracy {accuracy:.3f}, {size:,} numbers, {ms:.3f} ms a picture")
+    ms = 1e3 * min(seconds[1:])  # the first call compiles
+    print(f"{name}: accuracy {accuracy:.3f}, {size:,} numbers, {ms:.3f} ms per image")
     return logits
 
 
