@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxprune._files.atomic import atomic_file
+
 _ROUNDS = 7
 # A short call is repeated within its turn: a median of seven says little when a call takes 50 us.
 _TURN_SECONDS = 0.02
@@ -232,8 +234,7 @@ def _commit() -> str | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes all of `value` or nothing: a file that is there is replaced in one move."""
+    """Writes all of `value` or nothing; an existing file is replaced in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    part.replace(path)
+    with atomic_file(path) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())

@@ -1,4 +1,8 @@
-"""The command line, `python -m jaxprune`. Each command imports what it needs when it runs."""
+"""The command line, `python -m jaxprune`.
+
+Each command imports what it needs when it runs, so that `--version` and `--help` need no JAX. The
+commands that work on files are in `_cli`, the demo is in `demo`.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +13,7 @@ _DEMO_PACKAGES = ("typer", "rich", "tqdm", "flax", "orbax", "matplotlib", "sklea
 
 
 def missing_extra(error: ImportError, packages: Sequence[str], extra: str) -> str | None:
-    """What to type when `error` says that one of `packages` is missing; None for other errors."""
+    """The message for an error that one of `packages` is missing; None for any other error."""
     package = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or package not in packages:
         return None
@@ -44,33 +48,33 @@ def main(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Pruning for JAX: looks at files of params, prunes them, converts them.
+    """Pruning for JAX: inspects, prunes and converts files of params.
 
-    Exit codes: 0 well, 1 an error, 2 a wrong option, 130 Ctrl-C.
+    Exit codes: 0 success, 1 an error, 2 a wrong option, 130 Ctrl-C.
     """
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("jaxprune-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("jaxprune-demo"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the job in that folder.")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A small job of half a minute: it works, no more.")
+        bool, typer.Option("--quick", help="A job of half a minute that only shows that it works.")
     ] = False,
     seeds: Annotated[int | None, typer.Option(help="Runs per network.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps per run.")] = None,
     sparsity: Annotated[
-        list[float] | None, typer.Option(help="A final sparsity; give it once for each.")
+        list[float] | None, typer.Option(help="A final sparsity; can be repeated.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="JSON on standard output in place of the table.")
+        bool, typer.Option("--json", help="Print JSON instead of the table.")
     ] = False,
 ) -> None:
     """Trains dense, sparse and small dense networks on handwritten digits and compares them.
 
-    About five minutes on two cores. Ctrl-C leaves a checkpoint that --resume continues from.
+    Takes about five minutes on two cores. Ctrl-C saves a checkpoint; --resume continues from it.
     """
     from jaxprune.demo.interrupt import stop_requested
 

@@ -9,7 +9,6 @@ core busy, so that several are trained at a time, each in a thread; what they fi
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
@@ -35,6 +34,7 @@ from benchmarks.paper.study import (
     result_of,
     track,
 )
+from jaxprune._files.atomic import atomic_file
 
 Networks = Callable[[Study, tuple[jax.ShapeDtypeStruct, ...]], list[Network]]
 
@@ -194,10 +194,9 @@ def _checkpoint_of(path: Path, network: str) -> Path:
 def _save(path: Path, name: str, state: RunState) -> None:
     """Leaves by number: the structure is that of a fresh state."""
     leaves = {str(i): jax.device_get(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(serialization.msgpack_serialize({"run": name, "leaves": leaves}))
-    part.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(serialization.msgpack_serialize({"run": name, "leaves": leaves}))
 
 
 def _restore(path: Path, name: str, state: RunState) -> RunState:

@@ -23,26 +23,29 @@ def add_commands(app: Any) -> None:
 
 
 def _options() -> Any:
-    """The options that several commands have, as defaults of their parameters."""
+    """The options that several commands share, as defaults of their parameters."""
     import typer
 
-    paths = "; once for each rule."
     return types.SimpleNamespace(
-        file=typer.Argument(..., help="A .safetensors, .zst or .npz, or an orbax folder."),
-        out=typer.Option(..., "--out", "-o", help="What to write; the suffix says how."),
+        file=typer.Argument(..., help="A .safetensors, .zst or .npz file, or an orbax folder."),
+        out=typer.Option(..., "--out", "-o", help="File to write; its suffix sets the format."),
         kind=typer.Option(None, "--format", help="|".join(FORMATS)),
-        force=typer.Option(False, "--force", help="Replace what is there."),
-        as_json=typer.Option(False, "--json", help="JSON on standard output."),
+        force=typer.Option(False, "--force", help="Replace an existing file."),
+        as_json=typer.Option(False, "--json", help="Print JSON."),
         sparsity=typer.Option(
-            None, "--sparsity", "-s", help="Fraction of zeros, in [0, 1); nm has its own."
+            None, "--sparsity", "-s", help="Fraction of zeros, in [0, 1). Not needed for nm."
         ),
-        include=typer.Option(None, "--include", help=f"Regex of whole paths to prune{paths}"),
-        exclude=typer.Option(None, "--exclude", help=f"Regex of paths to leave alone{paths}"),
-        override=typer.Option(None, "--override", help=f"REGEX=SPARSITY{paths}"),
+        include=typer.Option(
+            None, "--include", help="Regex of paths to prune, the whole path. Can be repeated."
+        ),
+        exclude=typer.Option(
+            None, "--exclude", help="Regex of paths not to prune. Can be repeated."
+        ),
+        override=typer.Option(
+            None, "--override", help="REGEX=SPARSITY: another sparsity for paths. Can be repeated."
+        ),
         structure=typer.Option(
-            "unstructured",
-            "--structure",
-            help="nm:2:4, block:1x16[:balanced], channel:-1",
+            "unstructured", "--structure", help="nm:2:4, block:1x16[:balanced], channel:-1"
         ),
     )
 
@@ -55,10 +58,10 @@ def _add_inspect(app: Any) -> None:
     @app.command("inspect")
     def command(
         file: Path = of.file,
-        quick: bool = typer.Option(False, "--quick", help="Leave out what compresses: gzip, zstd."),
+        quick: bool = typer.Option(False, "--quick", help="Leave out the formats that compress."),
         as_json: bool = of.as_json,
     ) -> None:
-        """Shows how sparse a file is, leaf by leaf, what it would take, and what is wrong."""
+        """Shows how sparse each leaf of a file is, its size in other formats, and any problems."""
         with _exit_codes():
             from jaxprune._cli import commands
 
@@ -103,7 +106,7 @@ def _add_prune(app: Any) -> None:
         force: bool = of.force,
         as_json: bool = of.as_json,
     ) -> None:
-        """Prunes a file once by magnitude, a leaf at a time, into another file."""
+        """Prunes a file by magnitude into another file, one leaf at a time."""
         with _exit_codes():
             from jaxprune._cli import commands
 
@@ -123,7 +126,7 @@ def _add_export(app: Any) -> None:
         force: bool = of.force,
         as_json: bool = of.as_json,
     ) -> None:
-        """Writes a file in another format, bit by bit."""
+        """Converts a file to another format; every value keeps its bits."""
         with _exit_codes():
             from jaxprune._cli import commands
 

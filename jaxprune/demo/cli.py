@@ -1,4 +1,4 @@
-"""`python -m jaxprune demo` behind the parser: a configuration in, results on the screen."""
+"""`python -m jaxprune demo` after its options are parsed: runs the job and prints the results."""
 
 import dataclasses
 import json
@@ -31,15 +31,15 @@ def main(
     """Runs the job, prints the table and draws the pictures.
 
     Args:
-      folder: of the results.
-      resume: continue the job in it.
+      folder: where the results are written.
+      resume: continue the job in that folder.
       small: start from the configuration of `--quick`.
-      options: `--seeds`, `--steps`, `--sparsity` as given; None or empty for the default.
+      options: the values of `--seeds`, `--steps` and `--sparsity`; None or empty for the default.
       stop: as for `job.train`.
       as_json: print the results as JSON, not as a table.
 
     Returns:
-      The exit code: 0, 1 for an error of the user's, 130 if stopped.
+      The exit code: 0 for success, 1 for a user's error, 130 if stopped.
     """
     command = command_line(folder, small, options)
     try:
@@ -49,11 +49,11 @@ def main(
         print(f"jaxprune demo: {error}", file=sys.stderr)
         return 1
     if results["finished"]:
-        print(f"The job in {folder} is finished; nothing is left to train.", file=sys.stderr)
+        print(f"The job in {folder} is finished; there is nothing left to train.", file=sys.stderr)
     try:
         results = job.train(config, folder, results, stop=stop)
-    except job.Stopped as where:
-        print(f"Stopped at {where}. To continue: {command} --resume", file=sys.stderr)
+    except job.Stopped as stopped:
+        print(f"Stopped at {stopped}. To continue: {command} --resume", file=sys.stderr)
         return 130
     pictures = write_pictures(results, folder)
     if as_json:
@@ -66,7 +66,7 @@ def main(
 
 
 def configure(small: bool, options: Mapping[str, Any]) -> Config:
-    """The configuration that the options describe."""
+    """The configuration for these options."""
     given = {_FIELDS[name]: value for name, value in options.items() if value}
     if "sparsities" in given:
         given["sparsities"] = tuple(given["sparsities"])
@@ -74,7 +74,7 @@ def configure(small: bool, options: Mapping[str, Any]) -> Config:
 
 
 def command_line(folder: Path, small: bool, options: Mapping[str, Any]) -> str:
-    """The command with these options, `--resume` left out, ready for a shell."""
+    """The command with these options but without `--resume`, quoted for a shell."""
     words = ["python", "-m", "jaxprune", "demo"] + ["--quick"] * small
     for name, value in options.items():
         for item in value if isinstance(value, list) else [value]:

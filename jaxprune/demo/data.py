@@ -1,7 +1,7 @@
-"""The handwritten digits that scikit-learn carries: 1,797 real images of 8x8 pixels, ten classes.
+"""The handwritten digits in scikit-learn: 1,797 real images of 8x8 pixels, ten classes.
 
 E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
-Repository, 1998. Nothing is downloaded.
+Repository, 1998. They are part of the package, so nothing is downloaded.
 """
 
 from typing import NamedTuple
@@ -22,13 +22,13 @@ class Data(NamedTuple):
 
 
 def load(n_train: int) -> Data:
-    """`n_train` images drawn from a fixed key to train on, all the others to test on.
+    """Splits the images at random into `n_train` for training and the rest for testing.
 
-    The split is the same for every network and every seed. The file is ordered by writer: without
-    the shuffle, the test would be on other hands than the training.
+    The split is the same for every network and every seed. It is random because the file is sorted
+    by writer: otherwise the test images would be by other writers than the training images.
 
     Raises:
-      ValueError: `n_train` leaves nothing to train or to test on.
+      ValueError: `n_train` leaves no image to train on, or none to test on.
     """
     pixels, target = load_digits(return_X_y=True)
     n = len(target)

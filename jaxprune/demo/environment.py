@@ -1,4 +1,4 @@
-"""Where results came from: versions, device, commit. No names of folders or machines."""
+"""What results were computed with: versions, device, commit. No names of folders or machines."""
 
 import importlib.metadata
 import os
@@ -15,7 +15,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sci
 
 
 def describe() -> dict[str, Any]:
-    """What a reader needs to repeat the results; `commit` is None outside of a checkout."""
+    """What a reader needs to reproduce the results; `commit` is None outside of a checkout."""
     device = jax.devices()[0]
     return {
         "device": f"{device.platform}: {device.device_kind}",
@@ -31,16 +31,16 @@ def describe() -> dict[str, Any]:
 
 
 def decisive(environment: dict[str, Any]) -> dict[str, Any]:
-    """The part of `describe()` that the bits of a result hang on.
+    """The part of `describe()` that can change the bits of a result.
 
-    The number of CPUs is in it: XLA splits a matrix product among them, and sums in another order.
+    The number of CPUs can: XLA divides matrix products among them, which changes the order of sums.
     """
     names = ("device", "machine", "n_cpus")
     return {name: environment[name] for name in names} | environment["versions"]
 
 
 def n_cpus() -> int:
-    """CPUs that this process may use."""
+    """The number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -49,8 +49,8 @@ def n_cpus() -> int:
 def git_commit() -> str | None:
     """The commit of the checkout that jaxprune is imported from, with `+changes` if files differ.
 
-    None where there is no git or no commit, and for an installed copy: the repository around a
-    virtual environment is another project's.
+    None if there is no git or no commit, and for an installed copy, because the repository around a
+    virtual environment belongs to another project.
     """
     root = Path(jaxprune.__file__).resolve().parent.parent
     top = _git(root, "rev-parse", "--show-toplevel")

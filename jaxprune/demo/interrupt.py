@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM as a request that the job reads between two chunks of training.
+"""SIGINT and SIGTERM as requests to stop, which the job checks between two chunks of training.
 
-The handler raises nothing: an exception in the middle of a chunk would find the donated state gone
-and nothing left to save.
+The handler does not raise: a chunk donates its state, so after an exception in the middle of a
+chunk there would be no state left to save.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether SIGINT or SIGTERM has arrived since the `with` was entered.
+    """Yields a function that returns True once SIGINT or SIGTERM has arrived in the `with` block.
 
-    The handlers that were there come back at the end. Outside of the main thread, where Python
-    takes no handlers, the function is always False.
+    The previous handlers are restored at the end. In other threads than the main one, where Python
+    does not allow signal handlers, the function always returns False.
     """
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():

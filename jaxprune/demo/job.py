@@ -1,6 +1,6 @@
-"""All runs, one after the other, from wherever an earlier process stopped.
+"""All runs, one after the other, continued where an earlier process stopped.
 
-Networks are the outer loop and seeds the inner one: a network is compiled once, for all its runs.
+Networks are the outer loop and seeds the inner one, so that each network is compiled only once.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from jaxprune.demo.report import summarize
 from jaxprune.demo.store import Store
 from jaxprune.demo.train import RunState, make_trainer, result_of
 
-_SECONDS_BETWEEN_SAVES = 10.0  # what a power cut may cost; signals cost nothing
+_SECONDS_BETWEEN_SAVES = 10.0  # the training that a power cut can lose; signals lose none
 
 
 class Stopped(Exception):
-    """Training stopped on request, after a checkpoint. The message says where."""
+    """Training stopped on request, after it saved a checkpoint. The message says at which step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,38 +42,40 @@ class _Job:
 def prepare(
     config: Config, folder: Path, *, resume: bool = False, command: str = "python -m jaxprune demo"
 ) -> dict[str, Any]:
-    """The results to go on from: new ones, already written, or those in `folder`.
+    """The results to continue from: a new results file, or the one in `folder`.
 
     Args:
       config: what to train.
-      folder: holds the results and the checkpoints.
+      folder: of the results and the checkpoints.
       resume: continue the job in `folder`, instead of starting one.
-      command: goes into the results, and into the advice of errors.
+      command: that starts this job, for the results file and for error messages.
 
     Raises:
-      ValueError: `folder` holds a job and `resume` is False, or the other way round; or the job in
-        it has another configuration, or was started in another environment.
+      ValueError: `folder` contains a job although `resume` is False, or none although it is True;
+        or its job has another configuration, or was started in another environment.
     """
     store = Store(folder)
-    found = store.read()
-    if found is None:
+    results = store.read()
+    if results is None:
         if resume:
             raise ValueError(
-                f"nothing to resume: there is no {store.results_file}. Leave out --resume to start."
+                f"nothing to resume: {store.results_file} does not exist. Start a job without "
+                "--resume."
             )
         return _start(store, command, config)
     if not resume:
-        state, verb = ("a finished", "show") if found["finished"] else ("an unfinished", "continue")
+        is_finished = results["finished"]
+        state, verb = ("a finished", "show") if is_finished else ("an unfinished", "continue")
         raise ValueError(
-            f"{folder} holds {state} job. To {verb} it: {found['command']} --resume. To start "
-            "another, choose another folder with --out, or delete this one."
+            f"{folder} contains {state} job. To {verb} it: {results['command']} --resume. To start "
+            "a new one, choose another folder with --out, or delete this folder."
         )
-    _check_same("configuration", found["config"], _as_json(config), found, folder)
-    if not found["finished"]:
-        here = environment.decisive(environment.describe())
-        there = environment.decisive(found["environment"])
-        _check_same("environment", there, here, found, folder)
-    return found
+    _check_same("configuration", results["config"], _as_json(config), results, folder)
+    if not results["finished"]:
+        started_in = environment.decisive(results["environment"])
+        running_in = environment.decisive(environment.describe())
+        _check_same("environment", started_in, running_in, results, folder)
+    return results
 
 
 def train(
@@ -84,17 +86,18 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains what is not yet trained.
+    """Trains all runs that are not finished yet.
 
     Args:
       config: what to train.
       folder: as for `prepare`.
-      results: what `prepare` returned; those of a finished job come back as they are.
-      stop: asked before every chunk of steps; True saves a checkpoint and raises `Stopped`.
-      progress: show bars on stderr.
+      results: from `prepare`; those of a finished job are returned unchanged.
+      stop: called before every chunk of steps; if it returns True, a checkpoint is saved and
+        `Stopped` is raised.
+      progress: show progress bars on stderr.
 
     Returns:
-      The contents of `results.json`. Apart from `seconds` they are the same bit by bit however
+      The contents of `results.json`. Apart from `seconds`, they are the same bit by bit, however
       often the job was stopped and resumed.
 
     Raises:
@@ -112,7 +115,7 @@ def train(
                 if (network.name, seed) not in done:
                     results["runs"].append(_run(job, network, seed))
                     store.write(results)
-                if seed:  # after the write: a run must never be in neither place
+                if seed:  # after the results are written, so that a run is never lost
                     store.forget(_run_name(network, seed))
         results["summary"] = summarize(results)
         results["finished"] = True
@@ -123,14 +126,15 @@ def train(
 
 
 def _run(job: _Job, network: Network, seed: int) -> dict[str, Any]:
-    """Trains one run to its end and returns its result; the first seed leaves a checkpoint."""
+    """Trains one run to its end and returns its result; that of the first seed is also saved."""
     name, config = _run_name(network, seed), job.config
     trainer, key = make_trainer(network, config), jax.random.key(seed)
-    # On a named device, as what orbax restores: jit compiles again for arrays that are not.
+    # Orbax restores arrays that are committed to a device. jit would compile again for arrays that
+    # are not, so commit these too.
     state = jax.device_put(trainer.init(key), jax.devices()[0])
-    saved = job.store.restore(name, state)
-    if saved is not None:
-        state = saved
+    restored = job.store.restore(name, state)
+    if restored is not None:
+        state = restored
     step = int(state.step)
     job.bars.start(f"{network.name}, seed {seed}", step)
     last_save = time.monotonic()
@@ -161,8 +165,8 @@ def _run_name(network: Network, seed: int) -> str:
 def _start(store: Store, command: str, config: Config) -> dict[str, Any]:
     if store.has_checkpoints():
         raise ValueError(
-            f"{store.folder} holds checkpoints of a job whose results.json is gone. Choose another "
-            "folder with --out, or delete this one."
+            f"{store.folder} contains checkpoints of a job, but its results.json is missing. "
+            "Choose another folder with --out, or delete this folder."
         )
     results = {
         "command": command,
@@ -176,7 +180,7 @@ def _start(store: Store, command: str, config: Config) -> dict[str, Any]:
         "runs": [],
     }
     store.write(results)
-    return json.loads(json.dumps(results))  # tuples as lists, as `read` would return them
+    return json.loads(json.dumps(results))  # turns tuples into lists, as in `Store.read`
 
 
 def _as_json(config: Config) -> dict[str, Any]:
@@ -184,14 +188,15 @@ def _as_json(config: Config) -> dict[str, Any]:
 
 
 def _check_same(
-    what: str, there: dict[str, Any], here: dict[str, Any], found: dict[str, Any], folder: Path
+    noun: str, started: dict[str, Any], now: dict[str, Any], results: dict[str, Any], folder: Path
 ) -> None:
-    names = [n for n in (there | here) if there.get(n) != here.get(n)]
+    """Raises if a job was started with other settings than it would now continue with."""
+    names = [name for name in (started | now) if started.get(name) != now.get(name)]
     if names:
-        differ = ", ".join(f"{n} is {there.get(n)} there and {here.get(n)} here" for n in names)
+        differences = ", ".join(f"{n} was {started.get(n)} and is now {now.get(n)}" for n in names)
         raise ValueError(
-            f"{folder} was started with another {what}: {differ}. Continue it as it was started "
-            f"({found['command']} --resume), or choose another folder with --out."
+            f"the job in {folder} was started with another {noun}: {differences}. Continue it as "
+            f"it was started ({results['command']} --resume), or choose another folder with --out."
         )
 
 

@@ -1,8 +1,8 @@
-"""The network, and the widths at which it has a given number of parameters.
+"""The network, and the widths with which it has a given number of parameters.
 
-Three convolutions, the mean over the image, one dense layer. The convolutions are plain `nn.Conv`,
-but computed as one matrix product each: with its own convolutions inside a `lax.scan`, XLA for CPUs
-takes 2 to 25 times longer over a step.
+Three convolutions, the mean over the image, and one dense layer. The convolutions are `nn.Conv`
+layers, but each is computed as one matrix product: with XLA's own convolutions inside a `lax.scan`,
+a step takes 2 to 25 times longer on CPUs.
 """
 
 import itertools
@@ -19,13 +19,13 @@ _STRIDES = (1, 2, 1)
 
 
 class ConvNet(nn.Module):
-    """float[n, 8, 8, 1] images to float[n, 10] logits; `widths` are the channels per layer."""
+    """Maps float[n, 8, 8, 1] images to float[n, 10] logits; `widths` are the channels per layer."""
 
     widths: tuple[int, int, int]
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """The logits."""
+        """The logits of a batch of images."""
         x = images
         for width, stride in zip(self.widths, _STRIDES, strict=True):
             strides = (stride, stride)
@@ -36,12 +36,12 @@ class ConvNet(nn.Module):
 
 
 def init_params(key: jax.Array, widths: tuple[int, int, int]) -> Any:
-    """Params of a `ConvNet`."""
+    """Initial params of a `ConvNet`."""
     return ConvNet(widths).init(key, jnp.zeros((1, 8, 8, 1)))["params"]
 
 
 def logits_of(widths: tuple[int, int, int], params: Any, images: jax.Array) -> jax.Array:
-    """What a `ConvNet` answers."""
+    """The logits of a `ConvNet` with these params."""
     return cast(jax.Array, ConvNet(widths).apply({"params": params}, images))
 
 
@@ -52,7 +52,7 @@ def conv_as_matmul(
     padding: str | Sequence[tuple[int, int]],
     **_: Any,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` for NHWC images and an HWIO kernel, not dilated, not grouped."""
+    """`lax.conv_general_dilated` for NHWC images and an HWIO kernel, without dilation or groups."""
     height, width, n_in, n_out = kernel.shape
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], window_strides, padding)
@@ -69,16 +69,17 @@ def conv_as_matmul(
 
 
 def n_params_of(widths: Sequence[int]) -> int:
-    """Parameters of a `ConvNet`, biases included."""
+    """The number of parameters of a `ConvNet`, biases included."""
     convs = sum((9 * a + 1) * b for a, b in itertools.pairwise((1, *widths)))
     return convs + (widths[-1] + 1) * N_CLASSES
 
 
 def match_widths(widths: tuple[int, int, int], n_params: int) -> tuple[int, int, int]:
-    """The widths, about in the proportions of `widths`, with the count nearest to `n_params`.
+    """Widths in about the proportions of `widths`, with nearly `n_params` parameters.
 
-    For every first width the others are scaled along, then moved by at most two channels, never
-    below one. Among equally near counts the best proportions win.
+    Every first width is tried. The other two are scaled in proportion, then changed by at most two
+    channels, and at least 1. The number of parameters nearest to `n_params` wins, and among equal
+    distances the widths nearest to the proportions.
     """
     candidates = []
     for first in range(1, widths[0] + 1):

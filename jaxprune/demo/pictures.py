@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
+from jaxprune._files.atomic import atomic_file
 from jaxprune.demo.report import percent
-from jaxprune.demo.store import write_atomically
 
 OVER_STEPS = "sparsity_and_accuracy.png"
 AGAINST_NONZEROS = "accuracy_against_nonzeros.png"
@@ -22,17 +22,18 @@ _SPARSE, _SMALL, _DENSE = "#1f6fb4", "#d9731a", "#222222"
 
 
 def write_pictures(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Draws both pictures of finished results into `folder`; returns their paths."""
+    """Draws both pictures of a finished job into `folder`, and returns their paths."""
     drawings = {OVER_STEPS: over_steps, AGAINST_NONZEROS: against_nonzeros}
     for name, draw in drawings.items():
         figure = draw(results)
-        FigureCanvasAgg(figure)  # Agg whatever the user's backend is
-        write_atomically(folder / name, lambda path, f=figure: f.savefig(path, dpi=150))
+        FigureCanvasAgg(figure)  # whichever backend the user has chosen
+        with atomic_file(folder / name) as file:
+            figure.savefig(file, format="png", dpi=150)
     return [folder / name for name in drawings]
 
 
 def over_steps(results: dict[str, Any]) -> Figure:
-    """Above, the fraction of parameters that is zero; below, the test accuracy, mean and spread."""
+    """Above, the fraction of zero parameters; below, mean and spread of the test accuracy."""
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
     rows = [row for row in results["summary"] if row["kind"] != "small dense"]
@@ -51,7 +52,7 @@ def over_steps(results: dict[str, Any]) -> Figure:
     bottom = max(0.0, math.floor(lowest * 50 - 0.5) / 50)
     right = results["config"]["steps"]
     below.set(ylabel="test accuracy", xlabel="step", ylim=(bottom, 1.0), xlim=(0, right))
-    figure.suptitle(f"Gradual pruning, and accuracy on the way  ({_mean(results)})", size=11)
+    figure.suptitle(f"Accuracy during gradual pruning  ({_mean(results)})", size=11)
     above.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in (above, below):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -62,7 +63,8 @@ def over_steps(results: dict[str, Any]) -> Figure:
 def _history(results: dict[str, Any], row: dict[str, Any]) -> tuple[np.ndarray, ...]:
     """Steps, fraction of zeros, mean accuracy and its spread, one entry per chunk.
 
-    A sparse network starts where its pruning does: before, it is the dense one bit by bit.
+    For a sparse network, entries before pruning begins are left out: until then it is the dense
+    network, bit by bit.
     """
     runs = [run for run in results["runs"] if run["network"] == row["name"]]
     zeros = np.mean([run["n_zero"] for run in runs], 0) / row["n_params"]

@@ -1,6 +1,6 @@
-"""Mean and spread over the runs, and the table.
+"""Mean and spread of the accuracy over the runs of each network, and the table.
 
-Two networks tie when their mean accuracies differ by at most two standard errors of the difference.
+Two networks tie if their mean accuracies differ by at most two standard errors of the difference.
 """
 
 import math
@@ -16,7 +16,7 @@ from rich.text import Text
 def summarize(results: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per network: its sizes, and the accuracy after the last step over its seeds.
 
-    The sample standard deviation of a single run is None.
+    The sample standard deviation is None if there is only one run.
     """
     rows = []
     for network in results["networks"]:
@@ -33,12 +33,15 @@ def summarize(results: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def compare(row: dict[str, Any], other: dict[str, Any]) -> tuple[float, str]:
-    """The difference of the means, and "better", "worse", "tie", or "one seed": no verdict."""
-    difference = row["accuracy_mean"] - other["accuracy_mean"]
-    if row["accuracy_sd"] is None or other["accuracy_sd"] is None:
+def compare(row: dict[str, Any], baseline: dict[str, Any]) -> tuple[float, str]:
+    """The difference of the mean accuracies, and a verdict on the row.
+
+    The verdict is "better", "worse" or "tie"; or "one seed", which is not enough for a verdict.
+    """
+    difference = row["accuracy_mean"] - baseline["accuracy_mean"]
+    if row["accuracy_sd"] is None or baseline["accuracy_sd"] is None:
         return difference, "one seed"
-    variances = (r["accuracy_sd"] ** 2 / r["n_seeds"] for r in (row, other))
+    variances = (r["accuracy_sd"] ** 2 / r["n_seeds"] for r in (row, baseline))
     if abs(difference) <= 2 * math.sqrt(sum(variances)):
         return difference, "tie"
     return difference, "better" if difference > 0 else "worse"
@@ -51,7 +54,7 @@ def partners(summary: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], di
 
 
 def table(results: dict[str, Any]) -> Group:
-    """The answer, for people; it fits 80 columns."""
+    """The results as a table of at most 80 columns, with a caption and the answer in words."""
     summary = results["summary"]
     dense = summary[0]
     small_of = {row["name"]: small for row, small in partners(summary)}
@@ -77,21 +80,22 @@ def table(results: dict[str, Any]) -> Group:
 
 
 def caption(results: dict[str, Any]) -> str:
-    """What was held equal, what the numbers are, and how a tie is told."""
+    """What was the same for all networks, what the numbers are, and what counts as a tie."""
     config = results["config"]
     n = config["n_seeds"]
     mean = f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
     return (
-        f"Accuracy after the last step on {results['n_test']:,} test images, {mean}. The same "
-        f"{config['n_train']} training images, batches, AdamW and {config['steps']:,} steps for "
-        f"all. Sparse: every kernel of the dense network of {results['summary'][0]['n_params']:,} "
-        "parameters pruned to this sparsity. Small dense: narrower, with the nonzeros of the "
-        "sparse network above it, biases included. =: a tie, within two standard errors."
+        f"Accuracy after the last step on {results['n_test']:,} test images, {mean}. All networks "
+        f"have the same {config['n_train']} training images, batches, optimizer (AdamW) and "
+        f"{config['steps']:,} steps. Sparse: the dense network of "
+        f"{results['summary'][0]['n_params']:,} parameters with every kernel pruned to this "
+        "sparsity. Small dense: a narrower network with as many parameters as the sparse network "
+        "above it has nonzeros, biases included. =: a tie, within two standard errors."
     )
 
 
 def answer(summary: Sequence[dict[str, Any]]) -> str:
-    """One sentence: at which sizes sparse is better, ties, or is worse."""
+    """One sentence: at which sparsities the sparse network is better, ties, or is worse."""
     verdicts: dict[str, list[str]] = {}
     for row, small in partners(summary):
         verdicts.setdefault(compare(row, small)[1], []).append(f"{percent(row['sparsity'])}")
@@ -110,6 +114,6 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:g}%"
 
 
-def _verdict(row: dict[str, Any], other: dict[str, Any]) -> str:
-    difference, verdict = compare(row, other)
+def _verdict(row: dict[str, Any], baseline: dict[str, Any]) -> str:
+    difference, verdict = compare(row, baseline)
     return f"{'= ' if verdict == 'tie' else ''}{100 * difference:+.2f}"

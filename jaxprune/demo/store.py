@@ -1,41 +1,42 @@
-"""The output folder, which is valid at every moment.
+"""The output folder, which is complete at every moment.
 
     results.json           configuration, finished runs, and in the end the summary
     checkpoints/RUN/STEP   orbax: params, optimizer state and curves of the first seed of every
                            network, and of the run in progress
 
-A file is written under a temporary name and renamed; orbax does the same with a folder. A run is
-finished once it stands in `results.json`.
+Files are written atomically; so are the folders of orbax. A run is finished once it is in
+`results.json`.
 """
 
 import contextlib
 import dataclasses
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every save
+from jaxprune._files.atomic import atomic_file
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every save
 
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """A folder of results, not necessarily there yet."""
+    """A folder of results, which need not exist yet."""
 
     folder: Path
 
     @property
     def results_file(self) -> Path:
-        """Where the results are, once a job was started here."""
+        """The path of the results file; it exists once a job was started here."""
         return self.folder / "results.json"
 
     def read(self) -> dict[str, Any] | None:
-        """The results so far; None where no job was started."""
+        """The results so far; None if no job was started here."""
         if not self.results_file.exists():
             return None
         try:
@@ -48,10 +49,11 @@ class Store:
     def write(self, results: dict[str, Any]) -> None:
         """Replaces the results, in one step."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.results_file, lambda path: path.write_text(_to_json(results)))
+        with atomic_file(self.results_file) as file:
+            file.write(_to_json(results).encode())
 
     def save(self, run: str, step: int, state: Any) -> None:
-        """Saves a checkpoint; the one before it goes only when the new one is complete."""
+        """Saves a checkpoint; the previous one is deleted once the new one is complete."""
         with self._manager(run) as manager:
             if manager.latest_step() == step:
                 return
@@ -69,7 +71,7 @@ class Store:
             return manager.restore(step, args=ocp.args.StandardRestore(target))
 
     def has_checkpoints(self) -> bool:
-        """Whether any run left a checkpoint here."""
+        """Whether any run has saved a checkpoint here."""
         return (self.folder / "checkpoints").exists()
 
     def forget(self, run: str) -> None:
@@ -87,18 +89,8 @@ class Store:
             yield manager
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary name of the same suffix, then renames the file to `path`."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _to_json(results: dict[str, Any]) -> str:
-    """Indented, but a row of a list on one line: a run is a row, and a diff shows it as one."""
+    """Indented JSON with one line per row of a list, so that a run is one line in a diff."""
     parts = []
     for name, value in results.items():
         text = json.dumps(value, indent=2).replace("\n", "\n  ")

@@ -1,7 +1,7 @@
 """One run: a network trained from a seed, in compiled chunks of steps.
 
-The state after a chunk is a function of the state before it and of the key alone, so that a run
-that went through a checkpoint ends on the same bits as one that did not.
+The state after a chunk depends only on the state before it and on the key. So a run that was
+stopped and resumed from a checkpoint ends with the same bits as one that was not.
 """
 
 import functools
@@ -22,15 +22,15 @@ from jaxprune.demo.network import init_params, logits_of
 
 
 class RunState(NamedTuple):
-    """A run between two chunks: arrays only, so that orbax takes it as it is.
+    """A run between two chunks. It holds only arrays, so that orbax can save it.
 
     Attributes:
       params: of the network.
       opt_state: of the optimizer, masks included.
-      step: int32 scalar, updates so far.
+      step: int32 scalar, number of updates so far.
       n_correct: int32[n_chunks], test images classified correctly after each chunk so far.
-      n_zero: int32[n_chunks], dropped weights after each chunk so far.
-      loss: float32[n_chunks], of the last batch of each chunk so far.
+      n_zero: int32[n_chunks], number of dropped weights after each chunk so far.
+      loss: float32[n_chunks], loss on the last batch of each chunk so far.
     """
 
     params: Any
@@ -42,9 +42,11 @@ class RunState(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """Compiled: `init(key)` gives a state; `advance(state, key, data)` the one a chunk later.
+    """Compiled functions that train one network.
 
-    `advance` donates its state.
+    Attributes:
+      init: from a key to the initial state.
+      advance: from a state, a key and the data to the state one chunk later. Donates the state.
     """
 
     init: Callable[[jax.Array], RunState]
@@ -52,7 +54,7 @@ class Trainer(NamedTuple):
 
 
 def make_optimizer(network: Network, config: Config) -> optax.GradientTransformation:
-    """AdamW with a cosine decay, the same for all; around it `jaxprune.prune`, if sparse."""
+    """AdamW with a cosine decay, the same for all networks; wrapped in `prune` for sparse ones."""
     adamw = optax.adamw(optax.cosine_decay_schedule(config.learning_rate, config.steps))
     if network.kind != "sparse":
         return adamw
@@ -61,7 +63,7 @@ def make_optimizer(network: Network, config: Config) -> optax.GradientTransforma
 
 @functools.cache
 def make_trainer(network: Network, config: Config) -> Trainer:
-    """The functions that train a network; they compile once, for all its seeds."""
+    """The functions that train a network; compiled once for all its seeds."""
     loss_and_grad = jax.value_and_grad(functools.partial(_loss, network.widths))
     tx = make_optimizer(network, config)
 
@@ -85,12 +87,12 @@ def make_trainer(network: Network, config: Config) -> Trainer:
         carry = (state.params, state.opt_state)
         (params, opt_state), losses = lax.scan(body, carry, steps)
         chunk = state.step // config.steps_per_chunk
-        answers = logits_of(network.widths, params, data.test_images).argmax(-1)
+        predicted = logits_of(network.widths, params, data.test_images).argmax(-1)
         return RunState(
             params,
             opt_state,
             state.step + config.steps_per_chunk,
-            state.n_correct.at[chunk].set((answers == data.test_labels).sum()),
+            state.n_correct.at[chunk].set((predicted == data.test_labels).sum()),
             state.n_zero.at[chunk].set(_n_zero(network, opt_state)),
             state.loss.at[chunk].set(losses[-1]),
         )
@@ -112,10 +114,10 @@ def _n_zero(network: Network, opt_state: Any) -> jax.Array | int:
 
 
 def result_of(network: Network, seed: int, state: RunState, n_test: int) -> dict[str, Any]:
-    """What the results file keeps of a finished run.
+    """The entry of a finished run in the results file.
 
     Raises:
-      ValueError: a dropped weight is not zero, or the sparsity is not the planned one.
+      ValueError: a dropped weight is not zero, or the sparsity is not as planned.
     """
     if network.kind == "sparse":
         jaxprune.check(state.params, state.opt_state)
@@ -123,7 +125,7 @@ def result_of(network: Network, seed: int, state: RunState, n_test: int) -> dict
     n_nonzero = network.n_params - int(n_zero[-1])
     if n_nonzero != network.n_nonzero:
         raise ValueError(
-            f"{network.name}: {n_nonzero} weights are left after the last step, but "
+            f"{network.name}: {n_nonzero} weights are not zero after the last step, but "
             f"{network.n_nonzero} were planned."
         )
     n_correct = np.asarray(state.n_correct)
@@ -140,7 +142,7 @@ def result_of(network: Network, seed: int, state: RunState, n_test: int) -> dict
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 over the bytes of all leaves: equal for two trees only if every bit is."""
+    """SHA-256 of the bytes of all leaves."""
     sha = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         sha.update(np.asarray(leaf).tobytes())

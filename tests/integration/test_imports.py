@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "_files": ("_base", "_state"),
     "_blocks": ("_base", "_files"),
     "_cli": ("_base", "_recipe", "_state", "_transform", "_report", "_files"),
-    "demo": ("__init__",),
+    "demo": ("__init__", "_files"),
     "__main__": ("__init__", "_cli", "demo"),
     "__init__": ("_base", "_topk", "_recipe", "_state", "_transform", "_report", "_calibration")
     + ("_shrink", "_files", "_blocks"),
