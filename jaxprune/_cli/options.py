@@ -33,16 +33,16 @@ def _options() -> Any:
         force=typer.Option(False, "--force", help="Replace an existing file."),
         as_json=typer.Option(False, "--json", help="Print JSON."),
         sparsity=typer.Option(
-            None, "--sparsity", "-s", help="Fraction of zeros, in [0, 1). Not needed for nm."
+            None, "--sparsity", "-s", help="Fraction of zeros, in [0, 1). nm:2:4 implies 0.5."
         ),
         include=typer.Option(
-            None, "--include", help="Regex of paths to prune, the whole path. Can be repeated."
+            None, "--include", help="Regex for whole paths of leaves to prune. Can be repeated."
         ),
         exclude=typer.Option(
-            None, "--exclude", help="Regex of paths not to prune. Can be repeated."
+            None, "--exclude", help="Regex for leaves not to prune. Can be repeated."
         ),
         override=typer.Option(
-            None, "--override", help="REGEX=SPARSITY: another sparsity for paths. Can be repeated."
+            None, "--override", help="REGEX=SPARSITY, for some leaves. Can be repeated."
         ),
         structure=typer.Option(
             "unstructured", "--structure", help="nm:2:4, block:1x16[:balanced], channel:-1"
@@ -148,23 +148,49 @@ def _exit_codes() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         raise typer.Exit(1) from None
     except (ValueError, TypeError, OSError, ImportError) as error:
-        typer.echo(f"jaxprune: {in_options(str(error))}", err=True)
+        from jaxprune._base.arguments import BadArgument
+
+        text = error.told(as_option) if isinstance(error, BadArgument) else str(error)
+        typer.echo(f"jaxprune: {text}", err=True)
         raise typer.Exit(1) from None
 
 
-def in_options(text: str) -> str:
-    """An error of the library in the words of the command line.
+# Between options and arguments of the library
+
+
+def as_option(argument: str, value: Any) -> str:
+    """An argument of the library and its value as options of a command, for error messages.
+
+    `...` is a value that the user has to choose.
 
     Example:
-      >>> in_options("Leave it out with exclude='fc/bias', or with overrides={'w': 0.5}.")
-      "Leave it out with --exclude 'fc/bias', or with --override 'w=0.5'."
+      >>> as_option("exclude", "fc/bias"), as_option("overrides", {"w": 0.5, "v": ...})
+      ("--exclude 'fc/bias'", "--override 'w=0.5' --override 'v=...'")
+      >>> as_option("final_sparsity", 0.5)
+      '--sparsity 0.5'
     """
-    text = re.sub(r"\b(include|exclude)=(['\"].*?['\"])", r"--\1 \2", text)
-    text = re.sub(r"\boverrides=\{(['\"])(.*?)\1: ([^}]*)\}", r"--override '\2=\3'", text)
-    return re.sub(r"Use a final sparsity of (\S+),", r"Use --sparsity \1,", text)
+    from jaxprune._base.arguments import as_python
+
+    if argument in ("include", "exclude"):
+        rules = [value] if isinstance(value, str) else value
+        return " ".join(f"--{argument} {_quoted(rule)}" for rule in rules)
+    if argument == "overrides":
+        items = [f"{rule}={_number(sparsity)}" for rule, sparsity in value.items()]
+        return " ".join(f"--override {_quoted(item)}" for item in items)
+    if argument in ("sparsity", "final_sparsity"):
+        return f"--sparsity {_number(value)}"
+    if argument == "structure":
+        return "--structure ..."
+    return as_python(argument, value)
 
 
-# From options to arguments of the library
+def _number(value: Any) -> str:
+    return "..." if value is ... else f"{float(value):g}"
+
+
+def _quoted(text: str) -> str:
+    """The text in single quotes, as one word for a shell."""
+    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def _rules(
@@ -177,7 +203,9 @@ def _rules(
         with contextlib.suppress(ValueError):
             overrides[rule] = float(value)
         if not equals or rule not in overrides:
-            raise _usage(f"--override {item!r}: write REGEX=SPARSITY, like '.*head.*=0.5'.")
+            raise _usage(
+                f"--override {item!r} is not REGEX=SPARSITY. Write for example '.*head.*=0.5'."
+            )
     return {
         "include": include or None,
         "exclude": exclude or (),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ typer = pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("zstandard")
 
-from jaxprune._cli.options import add_commands, structure_for  # noqa: E402
+from jaxprune._cli.options import add_commands, as_option, structure_for  # noqa: E402
 
 
 def run(*words, code=0):
@@ -415,6 +416,24 @@ def in_folder(folder, words):
     return [
         folder / w if before == "-o" else w for before, w in zip(["", *words], words, strict=False)
     ]
+
+
+@pytest.mark.parametrize(
+    "argument, value, option",
+    (
+        ("include", ["a", "b/.*"], "--include 'a' --include 'b/.*'"),
+        ("exclude", "fc/bias", "--exclude 'fc/bias'"),
+        ("exclude", "it's", r"--exclude 'it'\''s'"),
+        ("overrides", {"w": Fraction(1, 2)}, "--override 'w=0.5'"),
+        ("overrides", {"w": ...}, "--override 'w=...'"),
+        ("sparsity", ..., "--sparsity ..."),
+        ("final_sparsity", 0.875, "--sparsity 0.875"),
+        ("structure", {"w": ...}, "--structure ..."),
+        ("ties", "random", "ties='random'"),  # no option: as in Python
+    ),
+)
+def test_suggestions_are_options(argument, value, option):
+    assert as_option(argument, value) == option
 
 
 def test_damaged_npz_files_are_refused(tmp_path):
