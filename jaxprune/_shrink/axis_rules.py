@@ -17,7 +17,7 @@ import numpy as np
 from jaxprune._shrink import axis_shapes as shapes
 from jaxprune._shrink.constant_folding import ELEMENTWISE, fold, numpy_function
 from jaxprune._shrink.traced_arrays import Axis, TracedArray, common_known, fixed_array
-from jaxprune._shrink.tracer import LENGTH, WINDOW, Rule, Tracer
+from jaxprune._shrink.tracer import SCANNED, WINDOW, Rule, Tracer
 
 Arrays = Sequence[TracedArray]
 
@@ -172,7 +172,7 @@ def scan(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
     consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
     stacked = operands[n_consts + n_carry :]
     for array in stacked:
-        tracer.freeze(array.axes[0].labels, LENGTH)
+        tracer.freeze(array.axes[0].labels, SCANNED)
     slices = [TracedArray(a.axes[1:], _slice_scalar(a), a.from_params) for a in stacked]
 
     def body(carry: Arrays) -> list[TracedArray]:

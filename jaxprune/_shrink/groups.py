@@ -17,7 +17,7 @@ import numpy as np
 from jaxprune._shrink.flax_sizes import Model
 from jaxprune._shrink.program import Program
 from jaxprune._shrink.same_program import why_not_same
-from jaxprune._shrink.tracer import LENGTH, WINDOW, Tracer
+from jaxprune._shrink.tracer import SCANNED, WINDOW, Tracer
 from jaxprune._shrink.units import LeafAxis, Unit
 
 NOT_CONTRACTED = "no product sums over it"
@@ -52,7 +52,7 @@ def group_units(units: Iterable[Unit]) -> list[Group]:
     groups = []
     for axes, members in by_axes.items():
         reasons = dict.fromkeys(reason for unit in members for reason in unit.reasons)
-        if reasons.keys() & {WINDOW, LENGTH}:
+        if reasons.keys() & {WINDOW, SCANNED}:
             continue
         if not reasons and not any(unit.contracted for unit in members):
             reasons[NOT_CONTRACTED] = None

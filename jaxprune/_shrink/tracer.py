@@ -57,10 +57,11 @@ import numpy as np
 
 from jaxprune._shrink.traced_arrays import Axis, TracedArray, constant_array, fixed_array
 
+# Reasons to freeze an axis, as users read them after its name: `w[0]: it must be ...`.
 FIXED_BY_INPUT = "it must be as long as an input or a constant array"
 FIXED_BY_OUTPUT = "it is an axis of the output"
 WINDOW = "it is a window axis of a convolution kernel"
-LENGTH = "scan loops over it"
+SCANNED = "scan loops over it"
 
 # Of a leaf and an axis of it: `Axis.known` of that axis. Of axis -1: the value of a scalar leaf, in
 # an array of length 1.
