@@ -1,4 +1,6 @@
-"""The structures, distributions and shapes that the tests combine."""
+"""The law table: the structures, distributions, scores and shapes that the tests combine."""
+
+import jax.numpy as jnp
 
 import jaxprune
 from jaxprune import NM, Block, Channel, Unstructured
@@ -26,3 +28,11 @@ DISTRIBUTIONS = {
     "erk per slice": jaxprune.per_slice({"stack": 0}, jaxprune.erk),
 }
 GROUPED = ("2:4", "balanced", "by rule")
+SCORES = {
+    "magnitude": jaxprune.magnitude,
+    "saliency": jaxprune.saliency,
+    "gradient": jaxprune.gradient_magnitude,
+    "movement": jaxprune.movement,
+    "random": jaxprune.random_score,
+    "user": lambda params, grads, key: jnp.abs(params) ** 3,
+}

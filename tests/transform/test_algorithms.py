@@ -11,22 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from combinations import DISTRIBUTIONS, GROUPED, SHAPES, STRUCTURES
+from combinations import DISTRIBUTIONS, GROUPED, SCORES, SHAPES, STRUCTURES
 from hypothesis import given, settings, strategies as st
 
 import jaxprune
 from helpers import says
 from jaxprune import NM, Block, Channel, Unstructured
 from jaxprune._recipe.distributions import LeafShape, round_half_up
-
-SCORES = {
-    "magnitude": jaxprune.magnitude,
-    "saliency": jaxprune.saliency,
-    "gradient": jaxprune.gradient_magnitude,
-    "movement": jaxprune.movement,
-    "random": jaxprune.random_score,
-    "user": lambda params, grads, key: jnp.abs(params) ** 3,
-}
 
 
 def make_params(seed=0, dtype=jnp.float32):
