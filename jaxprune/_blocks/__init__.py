@@ -1,1 +1,1 @@
-"""Products that skip dropped blocks, in plain JAX and in Flax layers."""
+"""Block-sparse products: packed matrices in plain JAX, and Flax models that run from them."""

@@ -1,13 +1,14 @@
-"""Flax models run from packed kernels, their code unchanged.
+"""Flax models that run from packed kernels, with their code unchanged.
 
-For linen a forward pass in which `Dense` layers and LSTM cells take their products from
-`packed_matmul`; for NNX a model whose `Linear` layers have been exchanged, those of its recurrent
-cells included.
+`pack_kernels` packs the kernels of params in memory, and `load_packed` those of a file that `save`
+wrote. `packed_apply` runs a linen model with them: its `Dense` layers and LSTM cells call
+`packed_matmul`. `pack_linear` replaces the `Linear` layers of an NNX model, including those inside
+recurrent cells.
 """
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_mat
 from jaxprune._files.leaf_files import open_leaves
 from jaxprune._files.save_load import nested
 
-Packed = Mapping[str, PackedMatrix]
+# Packing
 
 
 def pack_kernels(
@@ -29,17 +30,20 @@ def pack_kernels(
     block: tuple[int, int] = (1, 16),
     batch: int = 1,
 ) -> dict[str, PackedMatrix]:
-    """The matrices of a tree that the rules choose, packed, by path; on the host.
+    """Packs the matrices of a tree that match the rules; runs on the host, not under `jit`.
 
     Args:
       params: a tree of arrays, pruned in blocks.
-      include: as for `prune`; what has not two axes is left out.
+      include: as for `prune`; only 2-D leaves are packed.
       block: as for `pack_matrix`.
       batch: as for `pack_matrix`.
 
+    Returns:
+      The packed matrices by path.
+
     Raises:
-      ValueError: no matrix is chosen.
-      TypeError: `include` is no rule.
+      ValueError: no 2-D leaf matches `include`.
+      TypeError: `include` is neither a regex nor a function, nor a list of those.
 
     Example:
       >>> list(pack_kernels({"fc": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}}))
@@ -47,16 +51,22 @@ def pack_kernels(
     """
     rules = as_rules(include, "include")
     paths, leaves, _ = leaves_with_paths(params)
-    found = {}
+    packed = {}
     for path, leaf in zip(paths, leaves, strict=True):
         spec = spec_of(leaf)
-        if spec is not None and len(spec.shape) == 2 and any(matches(r, path, spec) for r in rules):
-            found[path] = pack_matrix(leaf, block=block, batch=batch)
-    if not found:
-        raise ValueError(
-            f"nothing to pack: include={include!r} meets no matrix; the paths are {listed(paths)}."
-        )
-    return found
+        if spec is not None and _is_chosen(rules, path, spec):
+            packed[path] = pack_matrix(leaf, block=block, batch=batch)
+    if not packed:
+        raise ValueError(f"nothing to pack: {_no_match(include, paths)}")
+    return packed
+
+
+def _is_chosen(rules: Any, path: str, spec: jax.ShapeDtypeStruct) -> bool:
+    return len(spec.shape) == 2 and any(matches(rule, path, spec) for rule in rules)
+
+
+def _no_match(include: Any, paths: Sequence[str]) -> str:
+    return f"include={include!r} matches no 2-D leaf. The paths of the leaves are {listed(paths)}."
 
 
 def load_packed(
@@ -66,24 +76,24 @@ def load_packed(
     block: tuple[int, int] = (1, 16),
     batch: int = 1,
 ) -> tuple[Any, dict[str, PackedMatrix]]:
-    """The params of a file of `save`, the matrices that the rules choose packed as they are read.
+    """Reads a file that `save` wrote, and packs the matrices that match the rules.
 
-    One dense kernel is in memory at a time, so that a sparse model takes about what its file does.
-    The file is not trusted, as for `load`.
+    Only one dense kernel is in memory at a time, so a sparse model takes about as much memory as
+    its file takes on disk. The file is not trusted, as for `load`.
 
     Args:
       path: of the file.
-      include: as for `prune`; what has not two axes is left out.
+      include: as for `prune`; only 2-D leaves are packed.
       block: as for `pack_matrix`.
       batch: as for `pack_matrix`.
 
     Returns:
-      The other leaves, as nested dicts of NumPy arrays, and the packed matrices by path, as
-      `packed_apply` takes them.
+      The other leaves as nested dicts of NumPy arrays; and the packed matrices by path, for
+      `packed_apply`.
 
     Raises:
-      ValueError: a file that is damaged, or no matrix is chosen.
-      FileNotFoundError: there is none.
+      ValueError: the file is damaged, or no 2-D leaf matches `include`.
+      FileNotFoundError: the file does not exist.
 
     Example:
       >>> import jaxprune, tempfile
@@ -102,34 +112,43 @@ def load_packed(
         paths = [leaf.path for leaf in reader.leaves]
         for name, array in reader.arrays():
             spec = jax.ShapeDtypeStruct(array.shape, array.dtype)
-            if array.ndim == 2 and any(matches(rule, name, spec) for rule in rules):
+            if _is_chosen(rules, name, spec):
                 packed[name] = pack_matrix(array, block=block, batch=batch)
             else:
                 rest[name] = array
     if not packed:
-        raise ValueError(
-            f"{path}: include={include!r} meets no matrix; the paths are {listed(paths)}."
-        )
+        raise ValueError(f"{path}: {_no_match(include, paths)}")
     return nested(rest.items()), packed
 
 
-def packed_apply(
-    apply_fn: Callable[..., Any], packed: Packed, variables: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """What `apply_fn(variables, ...)` returns, with some kernels of a linen model packed.
+# linen
 
-    `Dense`, `LSTMCell` and `OptimizedLSTMCell` take packed kernels; `packed` may be an argument of
-    a jitted function. The dense kernels are not read, so that they may be left out of `variables`.
+
+def packed_apply(
+    apply_fn: Callable[..., Any],
+    packed: Mapping[str, PackedMatrix],
+    variables: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Calls `apply_fn(variables, ...)` of a linen model, with some of its kernels packed.
+
+    Layers of type `Dense`, `LSTMCell` and `OptimizedLSTMCell` use the packed kernels. `packed` can
+    be an argument of a jitted function. The dense kernels are not read, so `variables` need not
+    contain them.
 
     Args:
       apply_fn: `model.apply`.
       packed: from `pack_kernels(variables["params"])`.
       variables: as for `apply_fn`.
-      args: passed on.
-      kwargs: passed on.
+      args: passed to `apply_fn`.
+      kwargs: passed to `apply_fn`.
+
+    Returns:
+      The result of `apply_fn`.
 
     Raises:
-      ValueError: a kernel that no such layer used, with its path.
+      ValueError: a packed kernel was not used by any such layer, with its path.
 
     Example:
       >>> from flax import linen as nn
@@ -154,8 +173,8 @@ def packed_apply(
         if context.method_name == "__call__" and not kwargs:
             if type(module) is nn.Dense and "/".join((*path, "kernel")) in packed:
                 return _dense(module, product, *args)
-            gates = ["/".join((*path, f"{way}{gate}", "kernel")) for way in "ih" for gate in "ifgo"]
-            if type(module) is nn.OptimizedLSTMCell and all(gate in packed for gate in gates):
+            kernels = ["/".join((*path, f"{x}{gate}", "kernel")) for x in "ih" for gate in "ifgo"]
+            if type(module) is nn.OptimizedLSTMCell and all(name in packed for name in kernels):
                 return _lstm(module, product, *args)
         return call(*args, **kwargs)
 
@@ -163,7 +182,7 @@ def packed_apply(
         out = apply_fn(variables, *args, **kwargs)
     if unused := sorted(set(packed) - used):
         raise ValueError(
-            f"packed_apply: no Dense or LSTM cell used {listed(unused)}. Leave them out with "
+            f"packed_apply: no Dense layer or LSTM cell used {listed(unused)}. Leave them out with "
             "pack_kernels(params, include=...)."
         )
     return out
@@ -188,12 +207,12 @@ def _lstm(module: Any, product: Any, carry: Any, x: jax.Array) -> Any:
 
 
 def _biased(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """The sum, by a broadcast that `jax_numpy_rank_promotion="raise"` allows too."""
+    """`y + bias`, broadcast explicitly because `jax_numpy_rank_promotion="raise"` requires it."""
     return y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
 
 
 def _promoted(dtype: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Arrays in the dtype of a layer, by default that which they have in common."""
+    """The arrays in the dtype of a layer, or if it has none, in the dtype that JAX promotes to."""
     dtype = jnp.result_type(*arrays) if dtype is None else dtype
     return tuple(jnp.asarray(x, dtype) for x in arrays)
 
@@ -203,6 +222,9 @@ def _with_values(packed: PackedMatrix, values: jax.Array) -> PackedMatrix:
     return PackedMatrix(packed.indices, values, *meta)
 
 
+# NNX
+
+
 def pack_linear(
     model: Any,
     include: Any = ".*kernel",
@@ -210,11 +232,11 @@ def pack_linear(
     block: tuple[int, int] = (1, 16),
     batch: int = 1,
 ) -> list[str]:
-    """Exchanges `nnx.Linear` layers of an NNX model for packed ones, in place, for inference.
+    """Replaces `nnx.Linear` layers of an NNX model by packed ones, in place, for inference.
 
     Args:
-      model: an `nnx.Module` with `Linear` layers in it; cells of `nnx` are made of them, too.
-      include: as for `prune`, of the paths of kernels.
+      model: an `nnx.Module` that contains `Linear` layers, as the recurrent cells of `nnx` do.
+      include: as for `prune`; matched against the paths of the kernels.
       block: as for `pack_matrix`.
       batch: as for `pack_matrix`.
 
@@ -222,7 +244,7 @@ def pack_linear(
       The paths of the kernels that were packed.
 
     Raises:
-      ValueError: no `Linear` is chosen, or the model is one itself.
+      ValueError: no kernel of a `Linear` layer matches `include`, or the model itself is one.
 
     Example:
       >>> from flax import nnx
@@ -244,18 +266,23 @@ def pack_linear(
                 chosen[name] = path, module
     if not chosen or any(not path for path, _ in chosen.values()):
         raise ValueError(
-            f"nothing to pack: include={include!r} meets no nnx.Linear inside of the model. Of a "
-            "layer alone use pack_matrix and packed_matmul."
+            f"nothing to pack: include={include!r} matches no nnx.Linear inside the model. For a "
+            "single layer, use pack_matrix and packed_matmul."
         )
     for path, layer in chosen.values():
-        new = _packed_linear()(layer, pack_matrix(_value(layer.kernel), block=block, batch=batch))
-        *above, last = path
-        parent = functools.reduce(_child, above, model)
-        if hasattr(parent, "__setitem__"):
-            parent[last] = new
-        else:
-            setattr(parent, str(last), new)
+        packed = pack_matrix(_value(layer.kernel), block=block, batch=batch)
+        _replace_child(model, path, _packed_linear()(layer, packed))
     return list(chosen)
+
+
+def _replace_child(model: Any, path: Sequence[Any], layer: Any) -> None:
+    """Puts a layer at a path of the model."""
+    *parents, last = path
+    parent = functools.reduce(_child, parents, model)
+    if hasattr(parent, "__setitem__"):
+        parent[last] = layer
+    else:
+        setattr(parent, str(last), layer)
 
 
 def _child(node: Any, key: Any) -> Any:
@@ -263,16 +290,17 @@ def _child(node: Any, key: Any) -> Any:
 
 
 def _value(variable: Any) -> jax.Array:
-    """The array in an NNX variable, of old versions and new."""
+    """The array in an NNX variable; works in all supported versions of Flax."""
     return variable[...]
 
 
 @functools.cache
 def _packed_linear() -> Any:
+    """The class `PackedLinear`; in a function, so that Flax is only imported when needed."""
     from flax import nnx
 
     class PackedLinear(nnx.Module):
-        """A `Linear` whose kernel is packed."""
+        """A `Linear` layer with a packed kernel."""
 
         def __init__(self, layer: Any, packed: PackedMatrix):
             self.indices = nnx.Variable(packed.indices)

@@ -1,10 +1,11 @@
-"""Products with matrices of which only blocks are kept: faster than dense, in plain JAX.
+"""Block-sparse matrices, and products with them that are faster than dense ones, in plain JAX.
 
-A kernel of shape (in, out) is cut into blocks of shape (a, r), and each column of blocks lists the
-rows of blocks that it keeps. The product gathers those parts of `x` and contracts them with the
-values: one gather and one batched product, which every backend has. What makes it fast is `r`:
-blocks should be 8 or more wide along the outputs, the width of SIMD units, and the columns should
-keep equally many (`Block((1, 16), balanced=True)`), because shorter ones are padded.
+A kernel of shape (in, out) is divided into blocks of shape (a, r). Each column of blocks lists the
+rows of blocks that it keeps. The product gathers the parts of `x` that belong to those rows and
+contracts them with the values: one gather and one batched product, which every backend supports.
+
+For speed, `r` should be at least 8, the width of SIMD units. The columns should keep equally many
+blocks, as with `Block((1, 16), balanced=True)`, because columns with fewer blocks are padded.
 """
 
 import dataclasses
@@ -18,8 +19,9 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-# Measured on CPUs: with one row the outputs last are twice as fast where the values come from
-# memory (and 1.2 times slower where they come from cache); with more, the summed axis last is.
+# Measured on CPUs: for a batch of one row, values with the output axis last are twice as fast when
+# they come from memory, and 1.2 times slower when they come from cache. For larger batches, values
+# with the summed axis last are faster.
 _ROWS_FIRST_FROM = 2
 
 
@@ -30,14 +32,14 @@ _ROWS_FIRST_FROM = 2
 )
 @dataclasses.dataclass(frozen=True)
 class PackedMatrix:
-    """The kept blocks of a matrix; a pytree whose leaves are two arrays.
+    """The kept blocks of a matrix; a pytree with two arrays as leaves.
 
     Attributes:
-      indices: int32[n_columns, n_kept], the rows of blocks that each column of blocks keeps. Those
-        that keep less than others are filled up with the row past the end.
+      indices: int32[n_columns, n_kept], the rows of blocks that each column of blocks keeps. A
+        column that keeps fewer blocks than others is padded with the row past the end.
       values: [n_columns, n_kept * a, r], or with `rows_first` [n_columns, r, n_kept * a].
-      shape: of the matrix, (in, out).
-      block: (a, r).
+      shape: (in, out), of the whole matrix.
+      block: (a, r), the shape of a block.
       rows_first: the layout of `values`.
 
     Example:
@@ -56,29 +58,29 @@ class PackedMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the two arrays."""
+        """Memory of the two arrays, in bytes."""
         return self.indices.nbytes + self.values.nbytes
 
 
 def pack_matrix(
     w: ArrayLike, mask: ArrayLike | None = None, block: tuple[int, int] = (1, 16), *, batch: int = 1
 ) -> PackedMatrix:
-    """Packs the kept blocks of a matrix; on the host, not under `jit`.
+    """Packs the kept blocks of a matrix; runs on the host, not under `jit`.
 
     Args:
-      w: [in, out], a kernel as Flax has it.
+      w: [in, out], the layout of kernels in Flax.
       mask: nonzero where a weight is kept; by default where `w` is not zero. A block is kept if any
-        of its weights is, and its dropped weights are zero.
-      block: shape of a block. It need not divide that of `w`.
-      batch: how many rows `x` will have. It decides the layout and never the result; the wrong one
-        costs up to half the speed.
+        of its weights is; the dropped weights in it become zero.
+      block: shape of a block. It need not divide the shape of `w`.
+      batch: how many rows `x` will have. It only decides the layout of the values, not the result;
+        the wrong layout can halve the speed.
 
     Returns:
       A `PackedMatrix` for `packed_matmul`.
 
     Raises:
-      TypeError: `w` is traced.
-      ValueError: shapes that do not fit, or a block or batch that is none.
+      TypeError: `w` or `mask` is traced.
+      ValueError: the shapes do not match, or `block` or `batch` is invalid.
 
     Example:
       >>> w = jnp.zeros((6, 32)).at[2, :16].set(1.0).at[4, 16:].set(2.0)
@@ -90,21 +92,21 @@ def pack_matrix(
     rows, width = block
     dense = np.asarray(w)
     kept = dense != 0 if mask is None else np.asarray(mask) != 0
-    dense = _tiles(np.where(kept, dense, np.zeros((), dense.dtype)), block)
-    alive: Any = _tiles(kept, block).any((1, 3)).T  # [columns, rows] of blocks
-    counts = alive.sum(1)
+    blocks = _blocks(np.where(kept, dense, np.zeros((), dense.dtype)), block)
+    is_kept: Any = _blocks(kept, block).any((1, 3)).T  # [columns, rows] of blocks
+    counts = is_kept.sum(1)
     n_kept = int(counts.max(initial=0))
-    n_rows = alive.shape[-1]
+    n_rows = is_kept.shape[-1]
     # A stable sort puts the kept rows of blocks first, in order.
-    indices = np.argsort(~alive, axis=1, kind="stable")[:, :n_kept]
-    beyond = np.arange(n_kept) >= counts[:, None]
-    by_column = np.moveaxis(dense, 2, 0)  # [columns, rows of blocks, a, r]
+    indices = np.argsort(~is_kept, axis=1, kind="stable")[:, :n_kept]
+    is_padding = np.arange(n_kept) >= counts[:, None]
+    by_column = np.moveaxis(blocks, 2, 0)  # [columns, rows of blocks, a, r]
     values = np.take_along_axis(by_column, indices[:, :, None, None], 1)
-    values[beyond] = 0
+    values[is_padding] = 0
     values = values.reshape(len(indices), n_kept * rows, width)
     rows_first = batch >= _ROWS_FIRST_FROM
     return PackedMatrix(
-        jnp.asarray(np.where(beyond, n_rows, indices), jnp.int32),
+        jnp.asarray(np.where(is_padding, n_rows, indices), jnp.int32),
         jnp.asarray(values.swapaxes(1, 2) if rows_first else values),
         (len(kept), kept.shape[-1]),
         (rows, width),
@@ -112,18 +114,17 @@ def pack_matrix(
     )
 
 
-def _tiles(x: np.ndarray, block: tuple[int, int]) -> np.ndarray:
-    """A matrix as [rows, a, columns, r], filled up with zeros."""
-    fill = [(0, -n % b) for n, b in zip(x.shape, block, strict=True)]
-    x = np.pad(x, fill)
+def _blocks(x: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """A matrix as [rows of blocks, a, columns of blocks, r], padded with zeros."""
+    x = np.pad(x, [(0, -n % b) for n, b in zip(x.shape, block, strict=True)])
     return x.reshape(x.shape[0] // block[0], block[0], x.shape[1] // block[1], block[1])
 
 
 def packed_matmul(packed: PackedMatrix, x: ArrayLike) -> jax.Array:
-    """The product `x @ w` with a packed matrix; under `jit`, `vmap` and `grad`.
+    """The product `x @ w` with a packed matrix; works under `jit`, `vmap` and `grad`.
 
-    Dropped blocks take no part: where `x` is NaN or infinite they do not make the result NaN, as
-    zeros in a dense product do.
+    Dropped blocks are skipped. So where `x` is NaN or infinite, they do not make the result NaN, as
+    the zeros of a dense matrix would.
 
     Args:
       packed: from `pack_matrix`, of shape (in, out).
@@ -133,8 +134,8 @@ def packed_matmul(packed: PackedMatrix, x: ArrayLike) -> jax.Array:
       [..., out].
 
     Raises:
-      TypeError: `packed` is no `PackedMatrix`.
-      ValueError: the last axis of `x` is not `in` long.
+      TypeError: `packed` is not a `PackedMatrix`.
+      ValueError: the last axis of `x` does not have length `in`.
 
     Example:
       >>> w = jnp.zeros((6, 32)).at[2, :16].set(1.0).at[4, 16:].set(2.0)
@@ -149,8 +150,8 @@ def packed_matmul(packed: PackedMatrix, x: ArrayLike) -> jax.Array:
     n_in, n_out = packed.shape
     if not jnp.ndim(x) or jnp.shape(x)[-1:] != (n_in,):
         raise ValueError(
-            f"packed_matmul: x has shape {jnp.shape(x)}, but its last axis must be as long as the "
-            f"first of the matrix {packed.shape}."
+            f"packed_matmul: x has shape {jnp.shape(x)}, but its last axis must have length "
+            f"{n_in}: the matrix has shape (in, out) = {packed.shape}."
         )
     x = jnp.asarray(x)
     lead = x.shape[:-1]
@@ -158,32 +159,32 @@ def packed_matmul(packed: PackedMatrix, x: ArrayLike) -> jax.Array:
     if not n_kept or not x.size:
         dtype = jnp.result_type(x, packed.values)
         return jnp.zeros((*lead, n_out), dtype)
-    gathered = _gathered(packed, x.reshape(-1, n_in))
+    gathered = _gather(packed, x.reshape(-1, n_in))
     layout = "jrk" if packed.rows_first else "jkr"
     y = jnp.einsum(f"bjk,{layout}->bjr", gathered, packed.values)
     return y.reshape(-1, n_columns * packed.block[1])[:, :n_out].reshape(*lead, n_out)
 
 
-def _gathered(packed: PackedMatrix, x: jax.Array) -> jax.Array:
-    """What each column of blocks needs of `x`: [batch, columns, n_kept * a]."""
+def _gather(packed: PackedMatrix, x: jax.Array) -> jax.Array:
+    """The parts of `x` that each column of blocks multiplies: [batch, columns, n_kept * a]."""
     rows = packed.block[0]
-    # The row of zeros past the end is what fills columns up. XLA must not fuse what computes x into
-    # the gather: an activation would be computed once for each column of blocks that reads it,
-    # which doubled the time of a step of an LSTM. The newest XLA keeps to the barrier; that of JAX
-    # 0.10 drops it on CPUs, but does not fuse a concatenation, unless it takes it for padding:
-    # hence zeros that have the sign of x.
+    # `x` gets a row of zeros past its end, for the padding of the columns. XLA must not fuse the
+    # computation of x into the gather: it would compute an activation once for each column of
+    # blocks that reads it, which doubled the time of an LSTM step. The newest XLA respects the
+    # optimization barrier. The one of JAX 0.10 drops it on CPUs, but does not fuse a concatenation
+    # unless it recognises it as padding with a constant: hence zeros with the sign of x.
     zeros = jnp.zeros_like(x, shape=(x.shape[0], -x.shape[1] % rows + rows))
     if jnp.issubdtype(x.dtype, jnp.floating):
         zeros = jnp.copysign(zeros, x[:, :1])
     x = lax.optimization_barrier(jnp.concatenate([x, zeros], axis=1))
     parts = x.reshape(x.shape[0], -1, rows)
-    at = packed.indices.astype(jnp.uint32)  # JAX looks for negative ones otherwise
-    found = parts.at[:, at].get(mode="promise_in_bounds")
-    return found.reshape(x.shape[0], packed.indices.shape[0], -1)
+    indices = packed.indices.astype(jnp.uint32)  # for signed ones, JAX adds code for negatives
+    gathered = parts.at[:, indices].get(mode="promise_in_bounds")
+    return gathered.reshape(x.shape[0], packed.indices.shape[0], -1)
 
 
 def unpack_matrix(packed: PackedMatrix) -> jax.Array:
-    """The matrix that was packed, with +0.0 in its dropped blocks.
+    """The dense matrix, with +0.0 in its dropped blocks.
 
     Example:
       >>> w = jnp.eye(4)
@@ -197,16 +198,17 @@ def unpack_matrix(packed: PackedMatrix) -> jax.Array:
     values = values.reshape(n_columns, n_kept, rows, width)
     empty = jnp.zeros((n_columns, n_rows, rows, width), values.dtype)
     column = jnp.arange(n_columns)[:, None]
-    tiles = empty.at[column, packed.indices].set(values, mode="drop")
-    w = tiles.transpose(1, 2, 0, 3).reshape(n_rows * rows, n_columns * width)
+    blocks = empty.at[column, packed.indices].set(values, mode="drop")  # drops the padding
+    w = blocks.transpose(1, 2, 0, 3).reshape(n_rows * rows, n_columns * width)
     return w[: packed.shape[0], : packed.shape[1]]
 
 
 def _check_arguments(w: Any, mask: Any, block: Any, batch: Any) -> None:
     if isinstance(w, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         raise TypeError(
-            "pack_matrix: how much is kept decides shapes, so w and mask must be arrays on the "
-            "host, not traced. Call it outside jit and pass what it returns."
+            "pack_matrix: w and mask must be arrays on the host, not traced values, because the "
+            "kept blocks decide shapes. Call it outside jit, and pass its result to the jitted "
+            "function."
         )
     if np.ndim(w) != 2:
         raise ValueError(
@@ -214,16 +216,17 @@ def _check_arguments(w: Any, mask: Any, block: Any, batch: Any) -> None:
         )
     if mask is not None and np.shape(mask) != np.shape(w):
         raise ValueError(
-            f"pack_matrix: the mask has shape {np.shape(mask)} but w has shape {np.shape(w)}."
+            f"pack_matrix: mask has shape {np.shape(mask)}, but w has shape {np.shape(w)}. They "
+            "must be equal."
         )
     integers = isinstance(block, (tuple, list)) and all(type(n) is int for n in block)
     if not integers or len(block) != 2 or min(block) < 1:
         raise ValueError(
-            f"pack_matrix: block must be two lengths of at least 1 such as (1, 16), got {block!r}."
+            f"pack_matrix: block must be two integers of at least 1 such as (1, 16), got {block!r}."
         )
     if type(batch) is not int or batch < 1:
         raise ValueError(f"pack_matrix: batch must be an integer of at least 1, got {batch!r}.")
 
 
-# Their examples run, although by `__module__` they belong to `jaxprune`.
+# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
 __test__ = {"PackedMatrix": PackedMatrix}
