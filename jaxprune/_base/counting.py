@@ -1,9 +1,9 @@
-"""Counting over stacks of leaves: one fused read for many counts, laid out for one device or many.
+"""Counting the true entries of several flags in one fused read, on one device or many.
 
-On one device the axes of a leaf are merged into rows, which is free there. With several devices an
-axis may be sharded: leaves keep their axes, and only scalars travel.
+On one device the axes of an array are merged into rows, which costs nothing there. With several
+devices an axis may be sharded, so arrays keep their axes and only counts cross devices.
 
-Counts are 32 bits wide where that is enough, and else 64, whatever `jax_enable_x64` says.
+Counts have 32 bits where that is enough, else 64, independently of `jax_enable_x64`.
 """
 
 import contextlib
@@ -25,29 +25,29 @@ try:
 except ImportError:  # before jax 0.8
     from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
-# Entries of a pool from which on it is counted in 64 bits: an int32 must hold all and one more.
+# From this many entries on, counts have 64 bits: an int32 must hold the count of all, plus one.
 WIDE = 2**31 - 1
-# Elements of one reduced row on a single device: long enough to vectorise, short enough that XLA
+# The longest row that is reduced on one device: long enough to vectorise, short enough that XLA
 # CPU has rows left to spread over its threads.
 _ROW = 1024
-# The most that 32 bits hold.
+# The largest number of 32 bits.
 _MOST = 2**32 - 1
-# Where no axis divides by the devices, leaves of at most this many entries are summed plainly.
+# If the number of devices divides no axis, arrays of at most this many entries get plain sums.
 _SMALL = 2**16
 
 
 def counting(is_wide: bool) -> Any:
-    """A context in which 64-bit integers stay so, where they are needed; scores stay out of it."""
+    """A context that allows 64-bit integers if `is_wide`. Call no user function inside it."""
     return enable_x64(True) if is_wide else contextlib.nullcontext()
 
 
 def is_wide(counts: Any) -> bool:
-    """Whether an array of counts is one of 64 bits, which only `counting` keeps so."""
+    """Whether counts have 64 bits; operations on them then need the `counting` context."""
     return counts.dtype.itemsize == 8
 
 
 def as_counts(table: Any) -> jax.Array:
-    """Host integers as int32, or as int64 where one of them needs it."""
+    """Python or NumPy integers as an int32 array, or int64 if one of them needs it."""
     table = np.asarray(table)
     wide = bool(table.size) and int(table.max()) >= WIDE
     with counting(wide):
@@ -55,31 +55,32 @@ def as_counts(table: Any) -> jax.Array:
 
 
 def take(counts: jax.Array, index: Any) -> jax.Array:
-    """`counts[index]`, as wide as they are."""
+    """`counts[index]`, in the dtype of `counts`."""
     with counting(is_wide(counts)):
         return counts[index]
 
 
 def total(x: jax.Array) -> jax.Array:
-    """The sum of an array of flags or small counts, an int32, or an int64 where it needs to be."""
+    """The sum of a bool array, or of uint8 counts up to 8: an int32, or an int64 if needed."""
     wide = x.size * (8 if x.dtype == jnp.uint8 else 1) >= WIDE
     with counting(wide):
         return jnp.sum(x, dtype=jnp.int64 if wide else jnp.int32)
 
 
 def per_member(x: jax.Array, ndim: int) -> jax.Array:
-    """[n_members] against the entries of a stack of `ndim` axes."""
+    """Appends axes to `x`, [n_members], so that it broadcasts against [n_members, ...]."""
     return jnp.expand_dims(x, tuple(range(1, ndim)))
 
 
 def count_true(flags: Sequence[jax.Array], is_local: bool = False) -> jax.Array:
-    """How often each of two or more bool arrays of one shape is set: int32[n_flags], saturating.
+    """Counts the true entries of each of two or more bool arrays of one shape: int32[n_flags].
 
-    With `is_local` the arrays are what one shard has.
+    Counts saturate at 2**31 - 1. With `is_local` the arrays are the part that one shard holds.
     """
-    if not flags[0].size:
+    size = flags[0].size
+    if not size:
         return jnp.zeros((len(flags),), jnp.int32)
-    is_local, wide = is_local or on_one_device(flags), flags[0].size >= WIDE
+    is_local, wide = is_local or on_one_device(flags), size >= WIDE
     with counting(wide):
         members = [jnp.expand_dims(flag, 0) for flag in flags]
         counts = count_each(members, jnp.int64 if wide else jnp.int32, is_local)[0]
@@ -87,78 +88,86 @@ def count_true(flags: Sequence[jax.Array], is_local: bool = False) -> jax.Array:
 
 
 def count_each(flags: Sequence[jax.Array], dtype: Any, is_local: bool) -> jax.Array:
-    """How often each of two or more flags is set in each member of a stack: [n_members, n_flags].
+    """Counts the true entries of each of two or more flags, per member: [n_members, n_flags].
 
-    A variadic reduce is what keeps it one fused read on CPU: a plain sum stores the compare first
-    and costs ten times as much. Rows are reduced by themselves, which gives XLA something to spread
-    over threads. Across devices a variadic reduce would gather what each of them counted, where a
-    plain sum adds it up on the way: the rows are reduced as before, within every shard, and their
-    counts by plain sums. Not so where the stack `is_local`, all on one device.
+    On CPU a variadic reduce makes one fused read of all flags; a plain sum stores the comparison
+    first, which takes ten times as long. Rows are reduced first, so that XLA can spread them over
+    threads. Across devices a variadic reduce would gather the counts of all of them, where plain
+    sums are all-reduced: there the rows within each shard are reduced by a variadic reduce, and
+    the row counts by plain sums.
+
+    Args:
+      flags: bool arrays of one shape, [n_members, ...].
+      dtype: of the counts.
+      is_local: whether the arrays lie on one device, or are the part that one shard holds.
     """
     if on_tpu(flags):
-        return _count_plainly(flags, dtype)
+        return _count_on_tpu(flags, dtype)
     if not is_local:
         return _count_in_shards(flags, dtype)
     return count_rows([as_rows(flag) for flag in flags], dtype)
 
 
 def count_rows(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
-    """`count_each` of members that are in rows, [n_members, rows, row]."""
-    sums = _reduced([flag.astype(jnp.uint32) for flag in flags], 2)
-    return jnp.stack(_reduced([x.astype(dtype) for x in sums], 1), axis=1)
+    """`count_each` of members that are already in rows, [n_members, rows, row]."""
+    row_counts = _reduced([flag.astype(jnp.uint32) for flag in flags], 2)
+    return jnp.stack(_reduced([count.astype(dtype) for count in row_counts], 1), axis=1)
 
 
 def _count_in_shards(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """`count_each` across devices, rows first."""
-    sums = [flag.astype(dtype) for flag in flags]
+    counts = [flag.astype(dtype) for flag in flags]
     shape, n = flags[0].shape[1:], n_devices(flags)
     axis, length = _row_in_shards(shape, n)
     if length > 1:
-        sums = _reduced([split_axis(x, axis + 1, length) for x in sums], axis + 2)
+        counts = _reduced([split_axis(count, axis + 1, length) for count in counts], axis + 2)
     elif math.prod(shape) > _SMALL and all(k % n for k in shape):
-        sums = _reduced(sums, *range(1, sums[0].ndim))  # most likely a copy on each device
-    return jnp.stack([_summed(x) for x in sums], axis=1)
+        # No axis can be sharded over all devices: most likely each holds a copy.
+        counts = _reduced(counts, *range(1, counts[0].ndim))
+    return jnp.stack([_summed(count) for count in counts], axis=1)
 
 
-def _count_plainly(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
-    """`count_each` by plain sums of 32 bits: the TPU compiler makes one read of all of them.
+def _count_on_tpu(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """`count_each` by plain sums of 32 bits, which the TPU compiler merges into one read.
 
-    It stores all flags for a variadic reduce of flags in another shape, and of a 64-bit sum over
-    devices it makes a gather of as many numbers as there are devices.
+    For a variadic reduce of reshaped flags it stores all the flags. For a 64-bit sum over devices
+    it gathers as many numbers as there are devices.
     """
     shape = flags[0].shape
     slice_size = math.prod(shape[2:])
     if slice_size > _MOST:
         return jnp.stack([_summed(flag.astype(dtype)) for flag in flags], axis=1)
-    n_slices = _MOST // max(slice_size, 1)  # so many can't overflow
+    n_slices = _MOST // max(slice_size, 1)  # a 32-bit count of so many slices can't overflow
     total = jnp.zeros((shape[0], len(flags)), dtype)
     for first in range(0, shape[1] if len(shape) > 1 else 1, n_slices):
-        some = flags
+        selected = flags
         if len(shape) > 1 and shape[1] > n_slices:
             index = lax.broadcasted_iota(jnp.uint32, shape, 1)
-            mine = (index >= jnp.uint32(first)) & (index < jnp.uint32(first + n_slices))
-            some = [flag & mine for flag in flags]
-        counts = [_summed(flag.astype(jnp.uint32)) for flag in some]
+            in_part = (index >= jnp.uint32(first)) & (index < jnp.uint32(first + n_slices))
+            selected = [flag & in_part for flag in flags]
+        counts = [_summed(flag.astype(jnp.uint32)) for flag in selected]
         total += jnp.stack(counts, axis=1).astype(dtype)
     return total
 
 
 def _summed(x: jax.Array) -> jax.Array:
-    """[n_members, ...] as [n_members]."""
+    """The sum over all axes but the first, as one reduction."""
     return lax.reduce(x, np.zeros((), np.dtype(x.dtype)), lax.add, tuple(range(1, x.ndim)))
 
 
-def _reduced(sums: Sequence[jax.Array], *axes: int) -> Any:
-    zeros = tuple(np.zeros((), np.dtype(x.dtype)) for x in sums)
-    return lax.reduce(tuple(sums), zeros, lambda a, b: tuple(map(operator.add, a, b)), axes)
+def _reduced(arrays: Sequence[jax.Array], *axes: int) -> Any:
+    """The sums of several arrays over some axes, as one variadic reduction."""
+    zeros = tuple(np.zeros((), np.dtype(x.dtype)) for x in arrays)
+    return lax.reduce(tuple(arrays), zeros, lambda a, b: tuple(map(operator.add, a, b)), axes)
 
 
 @functools.cache
 def _row_in_shards(shape: tuple[int, ...], n_devices: int) -> tuple[int, int]:
-    """An axis and the longest rows, up to `_ROW`, that no sharding of it cuts.
+    """The axis with the longest rows, up to `_ROW`, that no sharding divides, and their length.
 
-    However many of the devices an axis is spread over, rows that divide its part of a device lie
-    within shards: splitting them off moves nothing. Of equally good axes it is the last.
+    A row whose length divides the part of the axis on one of all devices lies within one shard,
+    however many of the devices the axis is sharded over, so splitting it off moves no data. Of
+    equally good axes the last one is chosen.
     """
     parts = [n // n_devices if n % n_devices == 0 else 1 for n in shape]
     rows = [next(k for k in range(min(n, _ROW), 0, -1) if n % k == 0) if n else 1 for n in parts]
@@ -167,10 +176,11 @@ def _row_in_shards(shape: tuple[int, ...], n_devices: int) -> tuple[int, int]:
 
 
 def as_rows(x: jax.Array) -> jax.Array:
-    """A leaf as [1, rows, row], padded with zeros; for one device, where merging axes is free.
+    """An array on one device as [1, rows, row], padded with zeros.
 
-    With several devices an axis may be sharded, and a reshape would gather it. On a TPU memory is
-    in tiles, and other rows than those along the last axis would be another layout.
+    Merging axes costs nothing there. With several devices an axis may be sharded, and a reshape
+    would gather it. On a TPU memory is tiled, and rows that are not along the last axis would need
+    another memory layout.
     """
     row = _row_length(x.size)
     if on_tpu([x]) and x.ndim > 1 and _ROW // 8 <= x.shape[-1] <= min(16 * _ROW, x.size // 16):

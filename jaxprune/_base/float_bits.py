@@ -1,10 +1,10 @@
-"""Floats by their bits: keys that sort like them, and an honest test for zero.
+"""Bit patterns of floats: integer keys that sort like the floats, and an exact test for nonzero.
 
-Integer comparisons are exact where float ones are not: XLA on CPU takes subnormals for zero, and
-NaN compares with nothing.
+Integer comparisons are exact where float comparisons are not: XLA on CPU treats subnormals as zero,
+and every comparison with NaN is false.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,33 +12,54 @@ import numpy as np
 from jax import lax
 
 
-def keyed_dtype(dtype: Any) -> np.dtype:
-    """The dtype in which floats of a dtype are keyed: their own, but for one-byte floats."""
-    # One-byte floats have a dozen bit layouts (some put NaN at -0); all of them widen exactly.
-    return np.dtype(dtype) if np.dtype(dtype).itemsize > 1 else np.dtype(np.float32)
+class FloatBits(NamedTuple):
+    """The bit layout of a float type of 16, 32 or 64 bits."""
+
+    unsigned: Any  # the unsigned integer type of the same size
+    sign: int  # the sign bit
+    infinity: int  # the bits of inf
+
+    @property
+    def nan_key(self) -> int:
+        """The `order_key` of NaN, the largest that there is."""
+        return (self.sign | self.infinity) + 1
 
 
-def bits_of(dtype: Any) -> tuple[Any, int, int]:
-    """The unsigned integer type of a float type, its sign bit, and the bits of its infinity."""
+def bits_of(dtype: Any) -> FloatBits:
+    """The bit layout of a float type."""
     n_bits = 8 * np.dtype(dtype).itemsize
     unsigned = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}[n_bits]
     infinity = int(np.asarray(np.inf, dtype).view(np.dtype(unsigned)))
-    return unsigned, 1 << (n_bits - 1), infinity
+    return FloatBits(unsigned, 1 << (n_bits - 1), infinity)
+
+
+def keyed_dtype(dtype: Any) -> np.dtype:
+    """The dtype whose bits make the key of a float dtype: float32 for one-byte floats, else itself.
+
+    One-byte floats have a dozen bit layouts (in some, NaN is at -0); float32 holds all exactly.
+    """
+    return np.dtype(dtype) if np.dtype(dtype).itemsize > 1 else np.dtype(np.float32)
 
 
 def order_key(scores: jax.Array) -> jax.Array:
     """Unsigned integers that sort like the scores: at least 1, NaN highest, -0.0 equal to 0.0."""
     scores = scores.astype(keyed_dtype(scores.dtype))
-    unsigned, sign, infinity = bits_of(scores.dtype)
+    layout = bits_of(scores.dtype)
+    unsigned, sign = layout.unsigned, layout.unsigned(layout.sign)
     bits = lax.bitcast_convert_type(scores, unsigned)
-    bits = jnp.where(bits == unsigned(sign), unsigned(0), bits)
-    key = jnp.where(bits >= unsigned(sign), ~bits, bits | unsigned(sign))
-    is_nan = (bits & unsigned(sign - 1)) > unsigned(infinity)
-    return jnp.where(is_nan, unsigned((sign | infinity) + 1), key)
+    bits = jnp.where(bits == sign, unsigned(0), bits)
+    key = jnp.where(bits >= sign, ~bits, bits | sign)
+    is_nan = (bits & unsigned(layout.sign - 1)) > unsigned(layout.infinity)
+    return jnp.where(is_nan, unsigned(layout.nan_key), key)
 
 
 def key_value(key: jax.Array, dtype: Any) -> jax.Array:
-    """The float of a dtype that a key stands for, clipped to [-inf, inf]; undoes `order_key`."""
+    """The float of this dtype that has the key, clipped to [-inf, inf]; the inverse of `order_key`.
+
+    Args:
+      key: in any unsigned integer type that holds the keys of the dtype.
+      dtype: one of those that `keyed_dtype` returns.
+    """
     unsigned, sign, infinity = bits_of(dtype)
     lowest = (2 * sign - 1) & ~(sign | infinity)
     key = jnp.clip(key, key.dtype.type(lowest), key.dtype.type(sign | infinity)).astype(unsigned)
@@ -47,13 +68,12 @@ def key_value(key: jax.Array, dtype: Any) -> jax.Array:
 
 
 def is_nonzero(x: jax.Array) -> jax.Array:
-    """Whether each entry differs from zero, subnormals included."""
+    """Whether each entry of an array of any numeric dtype differs from zero; subnormals do."""
     if jnp.iscomplexobj(x):
         return is_nonzero(x.real) | is_nonzero(x.imag)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x if x.dtype == bool else x != 0
     if x.dtype.itemsize == 1:
         x = x.astype(jnp.float32)
-    n_bits = 8 * x.dtype.itemsize
-    unsigned = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}[n_bits]
-    return (lax.bitcast_convert_type(x, unsigned) & unsigned(2 ** (n_bits - 1) - 1)) != 0
+    unsigned, sign, _ = bits_of(x.dtype)
+    return (lax.bitcast_convert_type(x, unsigned) & unsigned(sign - 1)) != 0

@@ -1,6 +1,7 @@
-"""Shardings that are part of an array's type, on meshes with Explicit axes, and views with them.
+"""Shardings in the types of arrays, on meshes with Explicit axes, and views that keep them.
 
-On Auto axes the type says nothing: the compiler chooses, and every function here leaves it to.
+On Auto axes the type holds no sharding: the compiler chooses it, and the functions of this module
+leave the choice to it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,14 +16,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def explicit_sharding(x: Any) -> Any:
-    """The sharding of `x` where it is part of its type; else None, and the compiler chooses."""
+    """The sharding in the type of `x`, if its mesh has Explicit axes; else None."""
     named = getattr(jax.typeof(x), "sharding", None) if isinstance(x, jax.Array) else None
     is_explicit = named is not None and AxisType.Explicit in getattr(named.mesh, "axis_types", ())
     return named if is_explicit else None
 
 
 def sharding_in(mesh: Any, x: Any) -> NamedSharding:
-    """The sharding of `x` by its type, or a copy on every device where it is not of this mesh."""
+    """The sharding in the type of `x` if on this mesh; else that of a copy on every device."""
     named = getattr(jax.typeof(x), "sharding", None)
     if named is None or named.mesh != mesh:
         return NamedSharding(mesh, PartitionSpec())
@@ -30,38 +31,39 @@ def sharding_in(mesh: Any, x: Any) -> NamedSharding:
 
 
 def typed_like(x: jax.Array, like: Any) -> jax.Array:
-    """`x` with the sharding that is part of the type of `like`, if any."""
+    """`x` with the sharding in the type of `like`, if there is one."""
     return x if (named := explicit_sharding(like)) is None else in_sharding(x, named)
 
 
 def in_sharding(x: jax.Array, named: NamedSharding) -> jax.Array:
-    """`x` with this sharding as part of its type."""
+    """`x` with this sharding in its type."""
     return x if explicit_sharding(x) == named else jax.sharding.reshard(x, named)
 
 
 def explicit_mesh(arrays: Iterable[Any]) -> Any:
-    """The mesh with Explicit axes that some of the arrays lie on, or None."""
-    found = [explicit_sharding(x) for x in arrays]
-    return next((named.mesh for named in found if named is not None), None)
+    """The mesh with Explicit axes that the first such array lies on, or None."""
+    shardings = [explicit_sharding(x) for x in arrays]
+    return next((named.mesh for named in shardings if named is not None), None)
 
 
 def n_devices(arrays: Iterable[Any]) -> int:
-    """How many devices the arrays may be spread over: those of their mesh, else all there are.
+    """How many devices the arrays may be spread over: those of their mesh, else all devices.
 
-    A type names the mesh on Auto axes too. A program may be compiled for devices that are not here.
+    The type names the mesh on Auto axes too. Its devices need not exist on this machine: a program
+    may be compiled for other devices.
     """
     meshes = [jax.typeof(x).sharding.mesh for x in arrays]
     return max((mesh.size for mesh in meshes if not mesh.empty), default=jax.device_count())
 
 
 def on_one_device(tree: Any) -> bool:
-    """Whether axes of the arrays may be merged freely: on one device, with no Explicit axes."""
+    """Whether axes of the arrays may be merged at no cost: on one device, without Explicit axes."""
     arrays = jax.tree.leaves(tree)
     return n_devices(arrays) == 1 and explicit_mesh(arrays) is None
 
 
 def on_tpu(arrays: Iterable[Any]) -> bool:
-    """Whether the arrays lie on TPUs: by their mesh, else by the default backend."""
+    """Whether the arrays lie on TPUs, judged by their mesh, else by the default backend."""
     kinds = [
         getattr(jax.typeof(x).sharding.mesh.abstract_device, "device_kind", "") for x in arrays
     ]
@@ -72,10 +74,17 @@ def on_tpu(arrays: Iterable[Any]) -> bool:
 def in_lanes(
     add: Callable[[jax.Array], jax.Array], counts: jax.Array, most: int, n: int, dtype: Any
 ) -> jax.Array:
-    """The sum of `n` counts, none above `most`, by an `add` that may cross devices.
+    """Adds up counts over devices, in sums of 32 bits each.
 
-    A sum past 32 bits is several of 32 bits, each of a few bits of every count: of a 64-bit sum
-    over devices the TPU compiler makes a gather of as many numbers as there are devices.
+    For a 64-bit sum over devices the TPU compiler gathers as many numbers as there are devices. So
+    a sum that needs more than 32 bits is split into lanes: each sums a few bits of every count.
+
+    Args:
+      add: sums an array over devices, elementwise.
+      counts: of one device.
+      most: the largest possible count of one device.
+      n: how many counts are summed.
+      dtype: of the result.
     """
     if np.dtype(dtype).itemsize < 8:
         return add(counts)
@@ -91,44 +100,59 @@ def in_lanes(
     return total
 
 
+# `once(i, x)`, called in a shard, is `x` if this shard is the first that holds its part of array
+# `i`, else 0.
+SumOnce = Callable[[int, jax.Array], jax.Array]
+
+
 def summed_in_shards(
     add_up: Callable[..., jax.Array], arrays: Sequence[jax.Array], *others: Sequence[jax.Array]
 ) -> jax.Array:
-    """What `add_up` counts in all of the arrays, so that as little as can be crosses devices.
+    """The counts that `add_up` makes of all arrays, with as little traffic as possible.
 
-    Where the arrays lie on one mesh of Explicit axes, every shard adds up what it has of them all,
-    and one sum crosses. On Auto axes the compiler adds up over devices whatever `add_up` sums.
+    If all arrays lie on one mesh of Explicit axes, every shard adds up its part of all of them, and
+    one sum crosses devices. On Auto axes the compiler distributes the sums in `add_up`.
 
     Args:
-      add_up: `(arrays, once, *others) -> counts`. In a shard `once(i, x)` is `x` where the shard
-        is the first to hold its part of array `i`, and else 0; outside it is None.
-      arrays: what is counted in.
-      others: what else it takes: for each array one whose first axis is that of the array.
+      add_up: `(arrays, once, *others) -> counts`. In a shard, counts of array `i` must go through
+        `once(i, counts)` so that copies are counted once. Outside shards `once` is None.
+      arrays: the arrays to count in.
+      others: further arguments of `add_up`: for each array one whose first axis is that of the
+        array.
     """
-    found = [explicit_sharding(x) for x in arrays]
-    mesh = found[0].mesh if found and found[0] is not None else None
-    if mesh is None or any(named is None or named.mesh != mesh for named in found):
+    shardings = [explicit_sharding(x) for x in arrays]
+    mesh = _common_mesh(shardings)
+    if mesh is None:
         return add_up(arrays, None, *others)
-    axes = [_axes_in(named.spec) for named in found]
-    every = tuple(axis for axis in mesh.axis_names if axis in set().union(*axes))
-    if not every or any(kind != AxisType.Explicit for kind in mesh.axis_types):
+    axes_of = [_axes_in(named.spec) for named in shardings]
+    used = tuple(axis for axis in mesh.axis_names if axis in set().union(*axes_of))
+    if not used:
         return add_up(arrays, None, *others)
 
     def once(i: int, x: jax.Array) -> jax.Array:
         is_first = jnp.ones((), bool)
-        for axis in set(every) - axes[i]:
-            is_first &= lax.axis_index(axis) == 0
+        for axis in used:  # in a fixed order, so that every process compiles the same program
+            if axis not in axes_of[i]:
+                is_first &= lax.axis_index(axis) == 0
         return jnp.where(is_first, x, jnp.zeros_like(x))
 
-    def here(arrays: Sequence[jax.Array], others: Sequence[Sequence[jax.Array]]) -> jax.Array:
+    def in_shard(arrays: Sequence[jax.Array], others: Sequence[Sequence[jax.Array]]) -> jax.Array:
         counts, most = add_up(arrays, once, *others), sum(x.size for x in arrays)
-        return in_lanes(lambda x: lax.psum(x, every), counts, most, mesh.size, counts.dtype)
+        return in_lanes(lambda x: lax.psum(x, used), counts, most, mesh.size, counts.dtype)
 
-    along = [NamedSharding(mesh, PartitionSpec(*named.spec[:1])) for named in found]
-    rest = [list(map(in_sharding, other, along)) for other in others]
-    in_specs = jax.tree.map(lambda x: explicit_sharding(x).spec, (list(arrays), rest))
-    shards = jax.shard_map(here, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec())
-    return shards(list(arrays), rest)
+    first_axes = [NamedSharding(mesh, PartitionSpec(*named.spec[:1])) for named in shardings]
+    placed = [list(map(in_sharding, other, first_axes)) for other in others]
+    in_specs = jax.tree.map(lambda x: explicit_sharding(x).spec, (list(arrays), placed))
+    shards = jax.shard_map(in_shard, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec())
+    return shards(list(arrays), placed)
+
+
+def _common_mesh(shardings: Sequence[Any]) -> Any:
+    """The mesh of all shardings if it is one, with Explicit axes only; else None."""
+    mesh = shardings[0].mesh if shardings and shardings[0] is not None else None
+    if mesh is None or any(named is None or named.mesh != mesh for named in shardings):
+        return None
+    return mesh if all(kind == AxisType.Explicit for kind in mesh.axis_types) else None
 
 
 def _axes_in(spec: PartitionSpec) -> set[str]:
@@ -137,10 +161,10 @@ def _axes_in(spec: PartitionSpec) -> set[str]:
 
 
 def everywhere(x: jax.Array, arrays: Iterable[Any]) -> jax.Array:
-    """`x` as a copy on every device, by its type, where the arrays lie on an Explicit mesh.
+    """`x` with a copy on every device in its type, if the arrays lie on a mesh of Explicit axes.
 
-    A state that comes from `init` outside `jit` knows of no mesh. Without this its thresholds get
-    one type in the first update and another in the second, each of which compiles.
+    An array made outside `jit` has no mesh in its type. If a jitted step returns it with one, the
+    next step sees another type and compiles again, unless both go through this function.
     """
     mesh = explicit_mesh(arrays)
     if mesh is None:
@@ -149,7 +173,7 @@ def everywhere(x: jax.Array, arrays: Iterable[Any]) -> jax.Array:
 
 
 def split_axis(x: jax.Array, axis: int, length: int) -> jax.Array:
-    """[..., n * length, ...] as [..., n, length, ...]; the new axis is never sharded."""
+    """Views [..., n * length, ...] as [..., n, length, ...]; the new axis is not sharded."""
     shape = (*x.shape[:axis], x.shape[axis] // length, length, *x.shape[axis + 1 :])
     named = explicit_sharding(x)
     if named is None:
@@ -161,13 +185,14 @@ def split_axis(x: jax.Array, axis: int, length: int) -> jax.Array:
 
 
 def merge_axis(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Undoes `split_axis`, into the shape and sharding of `like`."""
+    """Undoes `split_axis`; the result has the shape and sharding of `like`."""
     return lax.reshape(x, like.shape, out_sharding=explicit_sharding(like))
 
 
 def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
-    """`x` with the sharding of another array; while tracing on Auto axes the compiler chooses."""
+    """`x` with the sharding of `like`; while tracing on Auto axes the compiler chooses it."""
     if not isinstance(like, jax.core.Tracer):
-        # What `device_put` commits compiles the second update anew.
+        # `device_put` commits an array to its devices, and a jitted step that receives a committed
+        # array in place of an uncommitted one compiles again.
         return x if x.sharding == like.sharding else jax.device_put(x, like.sharding)
     return typed_like(x, like)

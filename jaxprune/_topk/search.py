@@ -1,13 +1,14 @@
-"""The search for the cuts: brackets that narrow by counts until each holds what is wanted.
+"""The search for the cuts that keep exactly the wanted number of entries in each pool.
 
-Every pool has a bracket of keys with known counts on both sides. A pass places a few cuts inside
-each bracket, counts how many entries reach each of them, and keeps the part that holds the wanted
-count. All pools advance together, in one loop.
+Every pool has a bracket: a range of keys, with the number of entries that reach its lower end and
+its upper end. A pass places a few cuts inside each bracket, counts the entries that reach each cut,
+and narrows the bracket to the part that contains the wanted count. All pools advance together, in
+one loop. Where more entries share the last key than may be kept, the search goes on through the
+order of these tied entries.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,193 +17,152 @@ from jax import lax
 
 from jaxprune._base.counting import count_each, count_rows, per_member
 from jaxprune._base.float_bits import bits_of
-from jaxprune._base.sharding import in_lanes, summed_in_shards
-from jaxprune._topk.first_cuts import LADDER, N_CUTS, opening_cuts
-from jaxprune._topk.stacks import (
-    Group,
-    Stack,
-    bases,
+from jaxprune._base.sharding import SumOnce, in_lanes, summed_in_shards
+from jaxprune._topk.first_cuts import LADDER, N_CUTS, first_cuts
+from jaxprune._topk.problem import Problem
+from jaxprune._topk.ranks import (
+    Members,
+    cut_above_all,
+    cuts_in_members,
     first_ranks,
+    member_bases,
     member_sizes,
-    parts_of,
-    place_cuts,
-    ranks,
-    tied_places,
+    ranks_in_member,
+    tie_order,
 )
+from jaxprune._topk.stacks import Stack
 
 
 class Cuts(NamedTuple):
-    """Kept is what has `key > value`, or `key == value` and `rank >= cut`. One entry per pool."""
+    """An entry is kept if its key is above `key`, or equal to it and its tie order reaches `tie`.
 
-    value: jax.Array
-    cut: jax.Array
+    One of each per pool, or per member of a stack.
+    """
+
+    key: jax.Array
+    tie: jax.Array
 
 
-class _Bracket(NamedTuple):
-    """One step of the search; every field has one entry per pool.
+class Bracket(NamedTuple):
+    """Where the search stands; every field has one entry per pool.
 
-    The digit searched is the key at first, and the rank among equal keys once the key is settled.
-    Of the entries still in play, `n_lo >= want` have a digit `>= lo`, and `n_hi <= want` have one
-    `>= hi`.
+    The search compares codes: the key of an entry, or, when the pool `is_tied`, the tie order of
+    the entries whose key is `cuts.key`, and 0 for all others. `n_lo` entries have a code `>= lo`
+    and `n_hi` have one `>= hi`, where `n_lo >= n_keep >= n_hi`.
     """
 
     lo: jax.Array
     hi: jax.Array
     n_lo: jax.Array
     n_hi: jax.Array
-    want: jax.Array
-    on_rank: jax.Array
-    even: jax.Array  # the last pass narrowed little: the next one cuts evenly, which bounds them
-    done: jax.Array
+    n_keep: jax.Array  # how many entries to keep of those that the codes tell apart
+    is_tied: jax.Array  # the key is settled, and the search is among the entries that have it
+    is_even: jax.Array  # the last pass narrowed little, so the next one divides the bracket evenly
+    is_done: jax.Array
     cuts: Cuts
 
 
-def search(
-    keys: Callable[[Any, Any], jax.Array],
-    stacks: Sequence[Stack],
-    group: Group,
-    n_keep: jax.Array,
-    start: jax.Array | None,
-    ties: str,
-    one_device: bool,
-    axis_name: Any,
-) -> Cuts:
-    """Narrows all brackets together until each holds exactly the wanted count.
+class SearchState(NamedTuple):
+    """The carry of the search loop."""
 
-    With `axis_name` every member of a mapped axis has a part of each pool: counts are summed over
-    it, so that all of them find the same cuts.
+    bracket: Bracket
+    is_first: jax.Array  # whether the next pass is the first one
+
+
+def search(problem: Problem, n_keep: jax.Array, start: jax.Array | None) -> Cuts:
+    """Finds cuts that keep exactly `n_keep` entries of each pool.
+
+    With a mapped axis, counts are summed over it, so every one of its members gets the same cuts.
+
+    Args:
+      problem: the selection.
+      n_keep: integer[n_pools], clipped to [0, entries of the pool].
+      start: float[n_pools], thresholds to start from, or None.
     """
-    bracket, end = _whole(group, n_keep, parts_of(axis_name), ties)
-    if not stacks:  # empty leaves only: nothing to find
+    bracket, tie_end = _whole_bracket(problem, n_keep)
+    if not problem.stacks:  # all leaves are empty
         return bracket.cuts
-    part = bracket.want / jnp.maximum(bracket.n_lo, 1)
-    opening = opening_cuts(
-        part.astype(jnp.float32), keys, stacks if one_device else [], group, start
-    )
-    opening = _inside(bracket, opening)
-    if axis_name is not None:
-        opening = lax.pmax(opening, axis_name)
+    fraction = bracket.n_keep / jnp.maximum(bracket.n_lo, 1)
+    opening = _clip_inside(bracket, first_cuts(fraction.astype(jnp.float32), problem, start))
+    if problem.axis_name is not None:
+        opening = lax.pmax(opening, problem.axis_name)
 
-    def one_pass(carry: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
-        bracket, first = carry
-        cuts = jnp.where(first, opening, _next_cuts(bracket))
-        counts = _count(cuts, bracket, keys, stacks, group, ties, one_device, axis_name)
-        return _narrow(bracket, cuts, counts, end), jnp.zeros_like(first)
+    def one_pass(state: SearchState) -> SearchState:
+        cuts = jnp.where(state.is_first, opening, _next_cuts(state.bracket))
+        counts = _count_pass(cuts, state.bracket, problem)
+        bracket = _narrow(state.bracket, cuts, counts, tie_end)
+        return SearchState(bracket, jnp.zeros_like(state.is_first))
 
-    first = jnp.ones((), bool)
-    bracket, _ = lax.while_loop(lambda c: jnp.any(~c[0].done), one_pass, (bracket, first))
-    return bracket.cuts
+    state = SearchState(bracket, is_first=jnp.ones((), bool))
+    state = lax.while_loop(lambda state: jnp.any(~state.bracket.is_done), one_pass, state)
+    return state.bracket.cuts
 
 
-def _whole(group: Group, n_keep: jax.Array, n_parts: int, ties: str) -> tuple[_Bracket, jax.Array]:
-    """The bracket of all that a key may be, and where a search for a rank ends, [n_pools]."""
-    key_dtype = group.key_dtype
-    sizes = jnp.asarray(np.array(group.pool_sizes), key_dtype) * key_dtype(n_parts)
-    signed = jnp.int64 if key_dtype == jnp.uint64 else jnp.int32
-    want = jnp.clip(n_keep.astype(signed), 0, sizes.astype(signed)).astype(key_dtype)
+def _whole_bracket(problem: Problem, n_keep: jax.Array) -> tuple[Bracket, jax.Array]:
+    """The bracket of all possible keys, and the upper end of a search among ties, [n_pools]."""
+    pools = problem.pools
+    dtype = pools.pool_dtype
+    sizes = jnp.asarray(np.array(pools.sizes), dtype) * dtype(problem.n_parts)
+    signed = jnp.int64 if dtype == jnp.uint64 else jnp.int32
+    n_keep = jnp.clip(n_keep.astype(signed), 0, sizes.astype(signed)).astype(dtype)
     zero = jnp.zeros_like(sizes)
-    hi = jnp.asarray(np.array([_beyond(dtype) for dtype in group.floats]), key_dtype)
+    above_all = [bits_of(score_dtype).nan_key + 1 for score_dtype in pools.score_dtypes]
+    hi = jnp.asarray(np.array(above_all), dtype)
     no = jnp.zeros(sizes.shape, bool)
-    all_kept = want == sizes
-    cuts = Cuts(value=jnp.where(all_kept, zero, hi), cut=zero)
-    bracket = _Bracket(zero, hi, sizes, zero, want, no, no, all_kept | (want == 0), cuts)
-    is_hashed = ties == "hashed"
-    end = jnp.full_like(sizes, np.iinfo(np.uint32).max) if is_hashed else sizes + key_dtype(1)
-    return bracket, end
-
-
-def _count(
-    cuts: jax.Array,
-    bracket: _Bracket,
-    keys: Callable[[Any, Any], jax.Array],
-    stacks: Sequence[Stack],
-    group: Group,
-    ties: str,
-    one_device: bool,
-    axis_name: Any,
-) -> jax.Array:
-    """One pass: how many entries of each pool reach each of its cuts, [n_pools, n_cuts]."""
-    # The barrier ties the read to the loop's own values. Without it XLA computes keys and ranks
-    # once outside the loop and keeps them: several times the memory, and slower.
-    sizes = [member_sizes(stack, group) for stack in stacks]
-    xs, sizes, cuts, bracket, first = lax.optimization_barrier(
-        ([stack.x for stack in stacks], sizes, cuts, bracket, first_ranks(group, axis_name))
+    all_kept = n_keep == sizes
+    bracket = Bracket(
+        lo=zero,
+        hi=hi,
+        n_lo=sizes,
+        n_hi=zero,
+        n_keep=n_keep,
+        is_tied=no,
+        is_even=no,
+        cuts=Cuts(key=jnp.where(all_kept, zero, hi), tie=zero),
+        is_done=all_kept | (n_keep == 0),
     )
-    digits, theirs = [], []
-    for stack, x, size in zip(stacks, xs, sizes, strict=True):
-        base = bases(stack, first)
-        on_rank, value = bracket.on_rank[stack.pools], bracket.cuts.value[stack.pools]
-        digits.append(_digits(keys(*x), stack, size, base, on_rank, value, ties))
-        through = place_cuts(cuts[stack.pools], base, size, ties)
-        by_key = cuts[stack.pools].astype(size.dtype)
-        theirs.append(jnp.where(on_rank[:, None], through, by_key))
-    total = _totals(digits, theirs, stacks, group, one_device)
-    if axis_name is None:
-        return total
-    add = lambda x: lax.psum(x, axis_name)
-    return in_lanes(add, total, max(group.pool_sizes), parts_of(axis_name), total.dtype)
+    return bracket, cut_above_all(sizes, problem.ties)
 
 
-def _digits(
-    key: jax.Array,
-    stack: Stack,
-    size: jax.Array,
-    base: jax.Array,
-    on_rank: jax.Array,
-    value: jax.Array,
-    ties: str,
-) -> jax.Array:
-    """What is searched in each entry: its key, or its place among those that have this `value`."""
-    zero, one = key.dtype.type(0), key.dtype.type(1)
-    rank = ranks(key.shape, size)
-    tied = key == per_member(value.astype(key.dtype), key.ndim)
-    place = jnp.where(tied, tied_places(rank, base, ties), zero)
-    digit = jnp.where(per_member(on_rank, key.ndim), place, key)
-    if math.prod(key.shape[1:]) > stack.size:  # the padding of rows, whose ranks run on
-        digit = jnp.where(rank - one < per_member(size, key.ndim), digit, zero)
-    return digit
+def _next_cuts(b: Bracket) -> jax.Array:
+    """Cuts inside each bracket, [n_pools, N_CUTS]: interpolated from the counts, or evenly spread.
 
-
-def _beyond(dtype: Any) -> int:
-    """A key that no score of this dtype has."""
-    _, sign, infinity = bits_of(dtype)
-    return (sign | infinity) + 2
-
-
-def _next_cuts(b: _Bracket) -> jax.Array:
-    """Cuts inside each bracket, [n_pools, n_cuts]: where the counts point, or evenly spread.
-
-    Within a bracket the digits are taken as uniform. The number of them among the first `x` of the
-    bracket's width is then binomial, which gives both the expected place of the wanted count and
-    the standard deviation by which the ladder spreads the cuts.
+    The interpolation assumes codes that are uniform within the bracket. Then the number of codes
+    in the first `x` of its width is binomial, which gives the expected place of the wanted count
+    and its standard deviation; the cuts are spread around that place in multiples of it.
     """
-    n_cuts = jnp.asarray(N_CUTS + 1, b.lo.dtype)
-    step = (b.hi - b.lo + n_cuts - 1) // n_cuts
+    n_sections = jnp.asarray(N_CUTS + 1, b.lo.dtype)
+    step = (b.hi - b.lo + n_sections - 1) // n_sections
     even = b.lo[:, None] + step[:, None] * jnp.arange(1, N_CUTS + 1, dtype=b.lo.dtype)[None, :]
     real = jnp.float64 if b.lo.dtype == jnp.uint64 else jnp.float32
-    width, n_in, n_below = (
-        (a).astype(real) for a in (b.hi - b.lo, b.n_lo - b.n_hi, b.n_lo - b.want)
+    width, n_inside, n_below = (
+        x.astype(real) for x in (b.hi - b.lo, b.n_lo - b.n_hi, b.n_lo - b.n_keep)
     )
-    per_entry = width / jnp.maximum(n_in, 1)
-    deviation = jnp.sqrt(n_below * jnp.maximum(n_in - n_below, 0) / jnp.maximum(n_in, 1))
-    spread = jnp.maximum(per_entry * deviation, 1)
+    per_entry = width / jnp.maximum(n_inside, 1)
+    variance = n_below * jnp.maximum(n_inside - n_below, 0) / jnp.maximum(n_inside, 1)
+    spread = jnp.maximum(per_entry * jnp.sqrt(variance), 1)
     offset = (per_entry * n_below)[:, None] + spread[:, None] * jnp.asarray(LADDER, real)[None, :]
     # Rounding may carry the width just past the integer type; anything past `hi` is clipped below.
     offset = jnp.clip(offset, 0, (width * (1 - 2.0**-20))[:, None]).astype(b.lo.dtype)
-    return _inside(b, jnp.where(b.even[:, None], even, b.lo[:, None] + offset))
+    return _clip_inside(b, jnp.where(b.is_even[:, None], even, b.lo[:, None] + offset))
 
 
-def _inside(b: _Bracket, cuts: jax.Array) -> jax.Array:
+def _clip_inside(b: Bracket, cuts: jax.Array) -> jax.Array:
+    """Clips the cuts to the inside of each bracket."""
     return jnp.clip(cuts, b.lo[:, None] + jnp.ones_like(cuts), b.hi[:, None] - jnp.ones_like(cuts))
 
 
-def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, end: jax.Array) -> _Bracket:
-    """The bracket after one pass; a pool is done when some cut holds exactly the wanted count.
+def _narrow(b: Bracket, cuts: jax.Array, counts: jax.Array, tie_end: jax.Array) -> Bracket:
+    """The brackets after one pass; a pool is done when a cut has exactly the wanted count.
 
-    `end` is where the search for a rank ends: no tied entry has a place that large.
+    Args:
+      b: the brackets before the pass.
+      cuts: [n_pools, N_CUTS].
+      counts: [n_pools, N_CUTS], how many entries reach each cut.
+      tie_end: [n_pools], above the tie order of every entry.
     """
     most = np.iinfo(np.dtype(b.lo.dtype)).max
-    enough, few = counts >= b.want[:, None], counts <= b.want[:, None]
+    enough, few = counts >= b.n_keep[:, None], counts <= b.n_keep[:, None]
     lo = jnp.maximum(b.lo, jnp.max(jnp.where(enough, cuts, jnp.zeros_like(cuts)), axis=1))
     hi = jnp.minimum(b.hi, jnp.min(jnp.where(few, cuts, jnp.full_like(cuts, most)), axis=1))
     n_lo = jnp.minimum(
@@ -210,64 +170,100 @@ def _narrow(b: _Bracket, cuts: jax.Array, counts: jax.Array, end: jax.Array) -> 
     )
     n_hi = jnp.maximum(b.n_hi, jnp.max(jnp.where(few, counts, jnp.zeros_like(counts)), axis=1))
     one = jnp.ones_like(lo)
-    hit_lo, hit_hi = n_lo == b.want, n_hi == b.want
-    at = jnp.where(hit_lo, lo, hi)
-    hit = hit_lo | hit_hi
-    # The key is settled and more entries share it than are wanted: go on with their ranks.
-    tied = ~hit & ~b.on_rank & (hi - lo == one)
-    value = jnp.where(b.on_rank, b.cuts.value, jnp.where(hit, at, lo))
-    new = _Bracket(
-        lo=jnp.where(tied, one, lo),
-        hi=jnp.where(tied, end, hi),
-        n_lo=jnp.where(tied, n_lo - n_hi, n_lo),
-        n_hi=jnp.where(tied, jnp.zeros_like(n_hi), n_hi),
-        want=jnp.where(tied, b.want - n_hi, b.want),
-        on_rank=b.on_rank | tied,
-        even=~tied & ((hi - lo) > (b.hi - b.lo) // jnp.full_like(lo, N_CUTS + 1)),
-        done=hit,
-        cuts=Cuts(value, jnp.where(b.on_rank & hit, at, jnp.zeros_like(at))),
+    exact_lo, exact_hi = n_lo == b.n_keep, n_hi == b.n_keep
+    exact_cut = jnp.where(exact_lo, lo, hi)
+    is_exact = exact_lo | exact_hi
+    # Only one key is left, and more entries have it than may be kept.
+    starts_ties = ~is_exact & ~b.is_tied & (hi - lo == one)
+    key = jnp.where(b.is_tied, b.cuts.key, jnp.where(is_exact, exact_cut, lo))
+    new = Bracket(
+        lo=jnp.where(starts_ties, one, lo),
+        hi=jnp.where(starts_ties, tie_end, hi),
+        n_lo=jnp.where(starts_ties, n_lo - n_hi, n_lo),
+        n_hi=jnp.where(starts_ties, jnp.zeros_like(n_hi), n_hi),
+        n_keep=jnp.where(starts_ties, b.n_keep - n_hi, b.n_keep),
+        is_tied=b.is_tied | starts_ties,
+        is_even=~starts_ties & ((hi - lo) > (b.hi - b.lo) // jnp.full_like(lo, N_CUTS + 1)),
+        is_done=is_exact,
+        cuts=Cuts(key, jnp.where(b.is_tied & is_exact, exact_cut, jnp.zeros_like(exact_cut))),
     )
-    return jax.tree.map(lambda new, old: jnp.where(b.done, old, new), new, b)
+    return jax.tree.map(lambda new, old: jnp.where(b.is_done, old, new), new, b)
 
 
-def _totals(
-    digits: Sequence[jax.Array],
-    cuts: Sequence[jax.Array],
-    stacks: Sequence[Stack],
-    group: Group,
-    one_device: bool,
+def _count_pass(cuts: jax.Array, bracket: Bracket, problem: Problem) -> jax.Array:
+    """Counts how many entries of each pool reach each of its cuts, [n_pools, N_CUTS]."""
+    # The barrier ties the read to the loop's own values. Without it XLA computes keys and ranks
+    # once outside the loop and keeps them: several times the memory, and slower.
+    xs = [stack.x for stack in problem.stacks]
+    sizes = [member_sizes(stack, problem.pools) for stack in problem.stacks]
+    xs, sizes, cuts, bracket, first = lax.optimization_barrier(
+        (xs, sizes, cuts, bracket, first_ranks(problem))
+    )
+    codes, member_cuts = [], []
+    for stack, x, size in zip(problem.stacks, xs, sizes, strict=True):
+        members = Members(member_bases(stack, first), size)
+        is_tied, tied_key = bracket.is_tied[stack.pool_of], bracket.cuts.key[stack.pool_of]
+        codes.append(_codes(stack._replace(x=x), members, is_tied, tied_key, problem))
+        by_tie = cuts_in_members(cuts[stack.pool_of], members, problem.ties)
+        by_key = cuts[stack.pool_of].astype(size.dtype)
+        member_cuts.append(jnp.where(is_tied[:, None], by_tie, by_key))
+    counts = _pool_counts(codes, member_cuts, problem)
+    if problem.axis_name is None:
+        return counts
+    add = lambda x: lax.psum(x, problem.axis_name)
+    return in_lanes(add, counts, max(problem.pools.sizes), problem.n_parts, counts.dtype)
+
+
+def _codes(
+    stack: Stack, members: Members, is_tied: jax.Array, tied_key: jax.Array, problem: Problem
 ) -> jax.Array:
-    """How many entries of each pool are >= each of its cuts, [n_pools, n_cuts].
+    """The code of each entry of a stack (see `Bracket`), [n_members, ...]."""
+    key = problem.key_of(*stack.x)
+    zero, one = key.dtype.type(0), key.dtype.type(1)
+    rank = ranks_in_member(key.shape, members.size)
+    has_tied_key = key == per_member(tied_key.astype(key.dtype), key.ndim)
+    order = jnp.where(has_tied_key, tie_order(rank, members.base, problem.ties), zero)
+    code = jnp.where(per_member(is_tied, key.ndim), order, key)
+    if math.prod(key.shape[1:]) > stack.size:  # rows are padded; their ranks wrap below 1
+        code = jnp.where(rank - one < per_member(members.size, key.ndim), code, zero)
+    return code
+
+
+def _pool_counts(
+    codes: list[jax.Array], member_cuts: list[jax.Array], problem: Problem
+) -> jax.Array:
+    """Counts how many codes of each pool are >= each of its cuts, [n_pools, N_CUTS].
 
     Args:
-      digits: of each stack, [n_members, ...].
-      cuts: of each stack, [n_members, n_cuts].
-      stacks: where the members belong.
-      group: the pools.
-      one_device: whether axes may be merged.
+      codes: of each stack, [n_members, ...].
+      member_cuts: of each stack, [n_members, N_CUTS].
+      problem: the selection.
     """
 
-    def add_up(digits: Any, once: Any, cuts: Any) -> jax.Array:
-        total = jnp.zeros((len(group.pool_sizes), N_CUTS), group.key_dtype)
-        for i, stack in enumerate(stacks):
-            counts = _count_reaching(digits[i], cuts[i], stack, group.key_dtype, once, one_device)
-            pools = stack.pools[: len(counts)]
-            total = total.at[pools].add(counts if once is None else once(i, counts))
+    def add_up(
+        codes: list[jax.Array], once: SumOnce | None, member_cuts: list[jax.Array]
+    ) -> jax.Array:
+        total = jnp.zeros((len(problem.pools.sizes), N_CUTS), problem.pools.pool_dtype)
+        for i, stack in enumerate(problem.stacks):
+            counts = _count_reaching(codes[i], member_cuts[i], stack, problem, once is not None)
+            pool_of = stack.pool_of[: len(counts)]
+            total = total.at[pool_of].add(counts if once is None else once(i, counts))
         return total
 
-    return summed_in_shards(add_up, digits, cuts)
+    return summed_in_shards(add_up, codes, member_cuts)
 
 
 def _count_reaching(
-    digit: jax.Array, cuts: jax.Array, stack: Stack, dtype: Any, once: Any, one_device: bool
+    codes: jax.Array, cuts: jax.Array, stack: Stack, problem: Problem, in_shard: bool
 ) -> jax.Array:
-    """How many entries of each member are >= each of its cuts, [n_members, n_cuts].
+    """Counts how many codes of each member are >= each of its cuts, [n_members, N_CUTS].
 
-    Slices of a leaf are counted as one member.
+    The slices of a long leaf are counted as one member: they belong to the same pool.
     """
-    flags = [digit >= per_member(cuts[:, j], digit.ndim) for j in range(N_CUTS)]
+    dtype = problem.pools.pool_dtype
+    flags = [codes >= per_member(cuts[:, j], codes.ndim) for j in range(N_CUTS)]
     if stack.is_sliced:
         flags = [jnp.expand_dims(flag, 0) for flag in flags]
-    elif one_device:
+    elif problem.one_device:
         return count_rows(flags, dtype)
-    return count_each(flags, dtype, one_device or once is not None)
+    return count_each(flags, dtype, problem.one_device or in_shard)

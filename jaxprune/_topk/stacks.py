@@ -1,11 +1,11 @@
-"""Leaves as stacks, and where their entries rank in the pools that they compete in.
+"""The arrays of a selection: which pools they compete in, and how they are stacked for one read.
 
-A stack is one or more leaves of equal shape under a new first axis, its members. On one device
-the others are merged into rows, which is free there. With several devices an axis may be sharded:
-leaves stay by themselves and keep their axes.
+A stack joins leaves of equal shape along a new first axis; each leaf is then a member of the stack.
+On one device the remaining axes are merged into rows, which costs nothing there. With several
+devices an axis may be sharded, so every leaf is a stack of its own and keeps its axes.
 
-Entries are told apart in 32 bits wherever their scores are: a leaf too long for that is a stack of
-its own slices, and a cut through a pool becomes one through each member of a stack.
+Keys and ranks of entries have 32 bits wherever the scores have at most 32. A leaf too long for that
+becomes a stack of its own slices along the first axis.
 """
 
 import math
@@ -15,176 +15,125 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jaxprune._base import counting as count_lib
-from jaxprune._base.counting import as_rows, per_member
+from jaxprune._base import counting
+from jaxprune._base.counting import as_rows
 from jaxprune._base.float_bits import keyed_dtype
 
-# Leaves of at most this many entries are copied together with others of their shape.
+# Only leaves of at most this many entries are copied into a stack with others of their shape.
 _STACKED = 2**20
-# Members of at least this many entries would need more than 32 bits for a rank, padding included.
+# From this size on, the ranks within a member (padding included) would need more than 32 bits.
 LONG = 2**32 - 2**12
 
 
-class Group(NamedTuple):
-    """What is known of the arrays while tracing: everything here is a Python value."""
+class Pools(NamedTuple):
+    """Shapes and dtypes of the leaves and of their pools: Python values, known while tracing."""
 
-    pool_of: tuple[int, ...]
-    sizes: tuple[int, ...]  # entries of each leaf
-    n_slices: tuple[int, ...]  # members that each leaf is: 1, or as many as its first axis has
-    pool_sizes: tuple[int, ...]
-    behind: tuple[int, ...]  # entries of its pool that come before each leaf
-    common: np.dtype | None  # dtype that scores are widened to, where a pool mixes several
-    floats: tuple[np.dtype, ...]  # dtype of each pool's keyed scores
-    key_dtype: Any  # of numbers of entries of a pool, and of its cuts
-    entry_dtype: Any  # of the key of one entry, and of its rank in a member
+    pool_of: tuple[int, ...]  # the pool of each leaf
+    shapes: tuple[tuple[int, ...], ...]  # of each leaf
+    n_slices: tuple[int, ...]  # members each leaf is split into: 1, or the length of its first axis
+    offsets: tuple[int, ...]  # entries of its pool that come before each leaf
+    sizes: tuple[int, ...]  # entries of each pool
+    common_dtype: np.dtype | None  # all scores are widened to it if one pool mixes several dtypes
+    score_dtypes: tuple[np.dtype, ...]  # of each pool
+    pool_dtype: Any  # unsigned integers that hold the keys, ranks and counts of a whole pool
+    entry_dtype: Any  # unsigned integers that hold the keys and ranks of one member
+
+    @property
+    def leaf_sizes(self) -> list[int]:
+        """Entries of each leaf."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    def by_dtype(self) -> list[tuple[np.dtype, np.ndarray]]:
+        """Each dtype of scores, with flags that mark the pools of this dtype.
+
+        Loop over dtypes, not pools: each iteration emits a kernel.
+        """
+        return [
+            (dtype, np.array([other == dtype for other in self.score_dtypes]))
+            for dtype in dict.fromkeys(self.score_dtypes)
+        ]
 
     @staticmethod
     def of(
         specs: Sequence[jax.ShapeDtypeStruct], pool_of: tuple[int, ...], n_parts: int = 1
-    ) -> "Group":
-        """The group of leaves with these shapes and dtypes of scores, in so many equal parts."""
-        sizes = [math.prod(s.shape) for s in specs]
-        pool_sizes = [0] * (max(pool_of) + 1)
-        behind = []
-        for n, p in zip(sizes, pool_of, strict=True):
-            behind.append(pool_sizes[p])
-            pool_sizes[p] += n
-        dtypes = [keyed_dtype(s.dtype) for s in specs]
-        mixed = len(set(pool_of)) < len(pool_of) and len(set(dtypes)) > 1
-        common = max([*dtypes, np.dtype(np.float32)], key=lambda d: d.itemsize) if mixed else None
-        floats = tuple(common or dtypes[pool_of.index(q)] for q in range(len(pool_sizes)))
-        double = any(d.itemsize == 8 for d in floats)
-        wide = double or max(pool_sizes) * n_parts >= count_lib.WIDE
-        n_slices = [s.shape[0] if n >= LONG else 1 for n, s in zip(sizes, specs, strict=True)]
-        longest = max(n // k for n, k in zip(sizes, n_slices, strict=True))
-        return Group(
+    ) -> "Pools":
+        """The pools of leaves whose scores have these shapes and dtypes.
+
+        Args:
+          specs: shape and dtype of the scores of each leaf.
+          pool_of: the pool of each leaf.
+          n_parts: every pool has this many parts of equal size; `specs` describe one of them.
+        """
+        leaf_sizes = [math.prod(spec.shape) for spec in specs]
+        sizes, offsets = [0] * (max(pool_of) + 1), []
+        for leaf_size, pool in zip(leaf_sizes, pool_of, strict=True):
+            offsets.append(sizes[pool])
+            sizes[pool] += leaf_size
+        dtypes = [keyed_dtype(spec.dtype) for spec in specs]
+        is_mixed = len(set(pool_of)) < len(pool_of) and len(set(dtypes)) > 1
+        widest = max([*dtypes, np.dtype(np.float32)], key=lambda dtype: dtype.itemsize)
+        common = widest if is_mixed else None
+        score_dtypes = [common or dtypes[pool_of.index(pool)] for pool in range(len(sizes))]
+        is_double = any(dtype.itemsize == 8 for dtype in score_dtypes)
+        is_wide = is_double or max(sizes) * n_parts >= counting.WIDE
+        n_slices = [s.shape[0] if n >= LONG else 1 for n, s in zip(leaf_sizes, specs, strict=True)]
+        longest = max(n // k for n, k in zip(leaf_sizes, n_slices, strict=True))
+        return Pools(
             pool_of=pool_of,
-            sizes=tuple(sizes),
+            shapes=tuple(spec.shape for spec in specs),
             n_slices=tuple(n_slices),
-            pool_sizes=tuple(pool_sizes),
-            behind=tuple(behind),
-            common=common,
-            floats=floats,
-            key_dtype=jnp.uint64 if wide else jnp.uint32,
-            entry_dtype=jnp.uint64 if double or (wide and longest >= LONG) else jnp.uint32,
+            offsets=tuple(offsets),
+            sizes=tuple(sizes),
+            common_dtype=common,
+            score_dtypes=tuple(score_dtypes),
+            pool_dtype=jnp.uint64 if is_wide else jnp.uint32,
+            entry_dtype=jnp.uint64 if is_double or (is_wide and longest >= LONG) else jnp.uint32,
         )
 
 
 class Stack(NamedTuple):
-    """Leaves of equal shape, or the slices of one long leaf, and where they lie in their pools."""
+    """Leaves of equal shape, or the slices of one long leaf: the members of the stack."""
 
     leaves: tuple[int, ...]
-    pools: np.ndarray  # of each member
-    behind: np.ndarray  # entries of its pool that come before each member
-    size: int  # entries of a member
-    x: Any  # operands, [n_members, ...]
+    operands: tuple[Any, ...]  # of each leaf, as they came
+    pool_of: np.ndarray  # the pool of each member
+    offsets: np.ndarray  # entries of its pool that come before each member
+    size: int  # entries of each member
+    x: Any  # the operands joined, [n_members, ...]
 
     @property
     def is_sliced(self) -> bool:
         """Whether the members are the slices of one leaf."""
-        return len(self.pools) > len(self.leaves)
+        return len(self.pool_of) > len(self.leaves)
 
 
-def stacked(operands: Sequence[Any], group: Group, one_device: bool) -> list[Stack]:
-    """Operands of equal shapes as one, with a new first axis; those without entries are left out.
+def stacked(operands: Sequence[Any], pools: Pools, one_device: bool) -> list[Stack]:
+    """Joins operands of equal shapes into stacks; leaves without entries are in none.
 
-    Compile time then grows with the number of different shapes instead of that of leaves. The copy
-    that it takes is freed with the selection. Across devices every operand stays by itself.
+    Compile time then grows with the number of different shapes instead of the number of leaves.
+    The copies are freed after the selection. Across devices every operand is a stack of its own.
     """
-    alike: dict[Any, list[int]] = {}
-    for i, x in enumerate(operands):
-        leaves, treedef = jax.tree.flatten(x)
-        kind = (treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-        together = one_device and group.sizes[i] <= _STACKED and group.n_slices[i] == 1
-        if group.sizes[i]:
-            alike.setdefault(kind if together else i, []).append(i)
+    sizes, leaves_of = pools.leaf_sizes, {}
+    for leaf, operand in enumerate(operands):
+        arrays, treedef = jax.tree.flatten(operand)
+        kind = (treedef, tuple((x.shape, x.dtype) for x in arrays))
+        is_joined = one_device and sizes[leaf] <= _STACKED and pools.n_slices[leaf] == 1
+        if sizes[leaf]:
+            leaves_of.setdefault(kind if is_joined else leaf, []).append(leaf)
 
-    def stack(*xs: jax.Array) -> jax.Array:
+    def join(*xs: jax.Array) -> jax.Array:
         rows = [as_rows(x) if one_device else jnp.expand_dims(x, 0) for x in xs]
         return jnp.concatenate(rows) if len(rows) > 1 else rows[0]
 
-    found = []
-    for leaves in alike.values():
-        k = group.n_slices[leaves[0]]
-        size = group.sizes[leaves[0]] // k
-        pools = np.array([group.pool_of[i] for i in leaves for _ in range(k)])
-        behind = np.array([group.behind[i] + size * j for i in leaves for j in range(k)])
-        xs = [operands[i] for i in leaves]
-        x = xs[0] if k > 1 else jax.tree.map(stack, *xs)
-        found.append(Stack(tuple(leaves), pools, behind, size, x))
-    return found
-
-
-def member_sizes(stack: Stack, group: Group) -> jax.Array:
-    """Entries of each member, by dtype an entry."""
-    return jnp.full(stack.pools.shape, stack.size, group.entry_dtype)
-
-
-def bases(stack: Stack, first_rank: jax.Array) -> jax.Array:
-    """The rank below those of each member's entries, from that of each pool's first."""
-    ahead = stack.behind + stack.size
-    return first_rank[stack.pools] - jnp.asarray(ahead, first_rank.dtype)
-
-
-def ranks(shape: tuple[int, ...], size: jax.Array) -> jax.Array:
-    """`size` for each member's first entry in row-major order, falling by one; [n_members, ...]."""
-    rank = jnp.broadcast_to(per_member(size, len(shape)), shape)
-    stride = 1
-    for axis in range(len(shape) - 1, 0, -1):
-        if shape[axis] > 1:
-            index = lax.broadcasted_iota(size.dtype, shape, axis)
-            rank = rank - index * jnp.asarray(stride, size.dtype)
-        stride *= shape[axis]
-    return rank
-
-
-def tied_places(rank: jax.Array, base: jax.Array, ties: str) -> jax.Array:
-    """What tied entries of a member go by: their ranks, or the places of these in a shuffle."""
-    return hashed(rank + per_member(base, rank.ndim)) if ties == "hashed" else rank
-
-
-def place_cuts(cuts: jax.Array, base: jax.Array, size: jax.Array, ties: str) -> jax.Array:
-    """Cuts through the ranks of a pool as such through the `tied_places` of each member.
-
-    Args:
-      cuts: [n_members, ...] of the pool of each member.
-      base: [n_members], the rank below those of a member's entries.
-      size: [n_members] entries, by dtype an entry.
-      ties: which of equal scores are kept.
-
-    Returns:
-      From 1, which all of a member's entries reach, to `size + 1`, which none does.
-    """
-    if ties == "hashed":
-        return cuts.astype(size.dtype)
-    one = jnp.ones_like(cuts)
-    base, end = (per_member(x.astype(cuts.dtype), cuts.ndim) for x in (base, size + 1))
-    return jnp.where(cuts > base, jnp.minimum(cuts - base, end), one).astype(size.dtype)
-
-
-def hashed(rank: jax.Array) -> jax.Array:
-    """A rank's place in a fixed shuffle of all 32-bit numbers but 0, which stays 0.
-
-    Multiplications by odd numbers and shifted xors can be undone, so that different ranks stay
-    different. No rank below 2**31 becomes the largest number.
-    """
-    h = rank.astype(jnp.uint32)
-    for shift, factor in ((16, 0x9E3779B1), (15, 0x85EBCA77)):
-        h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
-    return (h ^ (h >> jnp.uint32(16))).astype(rank.dtype)
-
-
-def first_ranks(group: Group, axis_name: Any) -> jax.Array:
-    """The rank of the first entry of each pool here: its size and that of all later parts."""
-    sizes = jnp.asarray(np.array(group.pool_sizes), group.key_dtype)
-    if axis_name is None:
-        return sizes
-    n_later = parts_of(axis_name) - lax.axis_index(axis_name)
-    return sizes * n_later.astype(group.key_dtype)
-
-
-def parts_of(axis_name: Any) -> int:
-    """How many members a mapped axis has; 1 without."""
-    return 1 if axis_name is None else lax.psum(1, axis_name)
+    stacks = []
+    for leaves in leaves_of.values():
+        n_slices = pools.n_slices[leaves[0]]
+        size = sizes[leaves[0]] // n_slices
+        members = [(leaf, i) for leaf in leaves for i in range(n_slices)]
+        pool_of = np.array([pools.pool_of[leaf] for leaf, _ in members])
+        offsets = np.array([pools.offsets[leaf] + size * i for leaf, i in members])
+        joined = tuple(operands[leaf] for leaf in leaves)
+        x = joined[0] if n_slices > 1 else jax.tree.map(join, *joined)
+        stacks.append(Stack(tuple(leaves), joined, pool_of, offsets, size, x))
+    return stacks

@@ -1,12 +1,11 @@
-"""Exact selection of the largest scores over a group of arrays, by counting instead of sorting.
+"""Exact selection of the largest scores of one or more arrays, by counting instead of sorting.
 
-A float's bit pattern, read as an unsigned integer, sorts like the float (after the negative half is
-flipped). So the threshold that keeps exactly `n_keep` scores can be found by *counting*: hold a
-bracket of keys, count how many scores reach each of a few thresholds inside it in one read of the
-data, narrow the bracket, repeat. Ties are settled by the same loop on the flat index, so the count
-is exact on any input, a constant array included. All arrays of the group advance together in one
-`while_loop`, and only counts travel: nothing is sorted, gathered or concatenated, and no array
-crosses devices.
+The bit pattern of a float, read as an unsigned integer, sorts like the float (after the negative
+half is flipped). So the threshold that keeps exactly `n_keep` scores can be found by counting: hold
+a range of keys, count in one read of the data how many scores reach each of a few thresholds inside
+it, narrow the range, repeat. Ties are settled by the same loop on the flat index, so the count is
+exact for any input, a constant array included. All arrays advance together in one `while_loop`.
+Nothing is sorted, gathered or concatenated; only counts cross devices, never an array.
 
 This module knows nothing of pruning: arrays in, masks out.
 """
@@ -18,24 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jaxprune._base.counting import WIDE, as_counts, counting, enable_x64, per_member
-from jaxprune._base.float_bits import key_value, order_key
+from jaxprune._base.counting import as_counts, counting
 from jaxprune._base.sharding import on_one_device
-from jaxprune._topk.search import Cuts, search
-from jaxprune._topk.stacks import (
-    Group,
-    Stack,
-    bases,
-    first_ranks,
-    member_sizes,
-    parts_of,
-    place_cuts,
-    ranks,
-    stacked,
-    tied_places,
-)
+from jaxprune._topk.kept import kept_masks, thresholds
+from jaxprune._topk.problem import Problem, axis_length, key_function
+from jaxprune._topk.ranks import check_pool_sizes
+from jaxprune._topk.search import search
+from jaxprune._topk.stacks import Pools, stacked
 
 
 def topk_mask(scores: jax.Array, n_keep: int | jax.Array, *, ties: str = "index") -> jax.Array:
@@ -43,19 +32,20 @@ def topk_mask(scores: jax.Array, n_keep: int | jax.Array, *, ties: str = "index"
 
     Args:
       scores: any shape, any real floating dtype. NaN ranks above inf, -0.0 equals 0.0, and
-        subnormals are told apart on every backend.
-      n_keep: how many entries are True, exactly; a Python int, or a traced integer, which is
+        different subnormals are different on every backend.
+      n_keep: exactly how many entries are True; a Python int, or a traced integer, which is
         clipped to [0, scores.size].
-      ties: which of equal scores are kept. `"index"`: the lower row-major index, as
-        `jax.lax.top_k` does. `"hashed"`: as a fixed shuffle of the indices has it, which favours
-        no end of the array; many bfloat16 weights are equal.
+      ties: which of equal scores are kept. `"index"`: those of lower row-major index, as in
+        `jax.lax.top_k`. `"hashed"`: by a fixed shuffle of the indices, so that no part of the
+        array is favoured (many bfloat16 weights are equal).
 
     Returns:
-      A bool array of the shape (and sharding) of `scores`. A constant array reaches its count too.
+      A bool array with the shape (and sharding) of `scores`. The count is exact for a constant
+      array too.
 
     Raises:
-      TypeError: scores that are not real floating point.
-      ValueError: a Python int `n_keep` outside [0, scores.size], or an unknown `ties`.
+      TypeError: `scores` are not real floating point, or `n_keep` is not an integer.
+      ValueError: `n_keep` is a Python int outside [0, scores.size], or `ties` is unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -64,8 +54,8 @@ def topk_mask(scores: jax.Array, n_keep: int | jax.Array, *, ties: str = "index"
     """
     scores = _checked_scores("topk_mask: `scores`", scores)
     _check_count("topk_mask: `n_keep`", n_keep, scores.size)
-    masks, _ = select([scores], [n_keep], ties=check_ties(ties))
-    return masks[0]
+    [mask], _ = select([scores], [n_keep], ties=check_ties(ties))
+    return mask
 
 
 def topk_masks(
@@ -80,17 +70,17 @@ def topk_masks(
     Args:
       scores: arrays of any shapes and real floating dtypes.
       n_keep: with `pool="leaf"` one count per array; with `pool="global"` one count for all.
-      pool: who competes with whom: `"leaf"` or `"global"`. In the global pool an earlier array wins
-        a tie against a later one, unless ties are hashed.
+      pool: `"leaf"` if scores compete within their own array, `"global"` if all compete together.
+        In the global pool an earlier array wins a tie against a later one, unless ties are hashed.
       ties: as for `topk_mask`.
 
     Returns:
       A list of bool arrays, shaped (and sharded) like `scores`.
 
     Raises:
-      TypeError: scores that are not real floating point.
-      ValueError: an unknown pool, a wrong number of counts, a Python int count out of range, or
-        hashed ties in a pool of more than 2**31 - 2 entries.
+      TypeError: `scores` is not a list of real floating-point arrays, or a count is not an integer.
+      ValueError: `pool` or `ties` is unknown, the number of counts is wrong, a Python int count is
+        out of range, or ties are hashed in a pool of more than 2**31 - 2 entries.
 
     Example:
       >>> import jax.numpy as jnp
@@ -125,13 +115,13 @@ def topk_masks(
 
 
 def check_ties(ties: Any) -> str:
-    """`ties`, if it is one of the two."""
+    """Returns `ties` if it is a known rule for ties, else raises."""
     if ties not in ("index", "hashed"):
         raise ValueError(f'ties must be "index" or "hashed", got {ties!r}.')
     return ties
 
 
-def _itself(scores: jax.Array) -> jax.Array:
+def _identity(scores: jax.Array) -> jax.Array:
     return scores
 
 
@@ -139,14 +129,14 @@ def select(
     operands: Sequence[Any],
     n_keep: jax.Array | np.ndarray | Sequence[int | jax.Array],
     *,
-    score: Callable[[Any], jax.Array] = _itself,
+    score: Callable[[Any], jax.Array] = _identity,
     among: Sequence[jax.Array] | None = None,
     pool_of: Sequence[int] | None = None,
     start: jax.Array | None = None,
     ties: str = "index",
     axis_name: Any = None,
 ) -> tuple[list[jax.Array], jax.Array]:
-    """The engine behind `topk_masks`: exact masks and their thresholds, scores computed on the fly.
+    """Exact masks and their thresholds, with the scores computed while they are read.
 
     Args:
       operands: one pytree of arrays per leaf.
@@ -154,20 +144,20 @@ def select(
       score: elementwise map from one operand to its scores. It runs inside every counting pass,
         where XLA fuses it into the read, so the scores are never stored. Calls with an equal
         `score` share their compilation.
-      among: per leaf, nonzero where an entry may be kept. The others rank below every score, and
-        are False in the result even where `n_keep` exceeds what is left.
+      among: per leaf, nonzero where an entry may be kept. All other entries rank below every score
+        and are False in the result, even if `n_keep` exceeds the number that may be kept.
       pool_of: the pool of each leaf, numbered from 0; by default each leaf is its own pool.
-      start: float[n_pools], thresholds to open the search at, such as those returned last time.
-        They cost nothing but passes when they are wrong. Non-finite or zero ones are ignored.
+      start: float[n_pools], thresholds to start the search from, such as those of the last call.
+        Wrong ones cost time and change nothing else. Zero and non-finite ones are ignored.
       ties: which of equal scores are kept: `"index"` for the first, `"hashed"` for a fixed shuffle
         of their indices.
       axis_name: a mapped axis (of `shard_map`, `pmap` or `vmap`) whose members each hold a part of
-        every pool, of the same size; `n_keep` then counts all parts.
+        every pool, all of the same size; `n_keep` then counts all parts together.
 
     Returns:
-      Bool masks shaped like the scores, and float32[n_pools] thresholds (float64 where a score is):
-      every score above its pool's threshold is kept and every score below is dropped, if it is
-      among those that may be kept. Inf where nothing was kept, -inf where everything was.
+      Bool masks shaped like the scores, and float32[n_pools] thresholds (float64 if any score is).
+      Of the entries that may be kept, those above their pool's threshold are kept and those below
+      are dropped. A threshold is inf if nothing is kept, and -inf if everything is.
     """
     pool_of = tuple(range(len(operands))) if pool_of is None else tuple(pool_of)
     for x in operands:
@@ -183,8 +173,8 @@ def select(
     )
 
 
-# Compiled here so that a call outside `jit` does not compile its loop again; inside, XLA inlines
-# it.
+# Has its own `jit` so that calls outside `jit` don't compile the loop every time. Within another
+# `jit`, XLA inlines it.
 @functools.partial(jax.jit, static_argnames=("score", "pool_of", "ties", "one_device", "axis_name"))
 def _select(
     operands: list[Any],
@@ -198,129 +188,16 @@ def _select(
     axis_name: Any,
 ) -> tuple[list[jax.Array], jax.Array]:
     specs = [jax.eval_shape(score, x) for x in operands]
-    group = Group.of(specs, pool_of, parts_of(axis_name))
-    check_places(group, ties)
-    keys = _key_function(score, group)
-    with counting(group.key_dtype == jnp.uint64):
-        return _decided(
-            operands, n_keep, among, start, keys, group, specs, ties, one_device, axis_name
-        )
-
-
-def _decided(
-    operands: list[Any],
-    n_keep: jax.Array,
-    among: Sequence[jax.Array] | None,
-    start: jax.Array | None,
-    keys: Callable[[Any, Any], jax.Array],
-    group: Group,
-    specs: list[Any],
-    ties: str,
-    one_device: bool,
-    axis_name: Any,
-) -> tuple[list[jax.Array], jax.Array]:
-    """`_select` of a group, where integers may be as wide as it needs them."""
+    pools = Pools.of(specs, pool_of, axis_length(axis_name))
+    check_pool_sizes(pools, ties)
+    key_of = key_function(score, pools)
     allowed: Sequence[Any] = [None] * len(operands) if among is None else among
     pairs = list(zip(operands, allowed, strict=True))
-    stacks = stacked(pairs, group, one_device)
-    cuts = search(keys, stacks, group, n_keep, start, ties, one_device, axis_name)
-    first = first_ranks(group, axis_name)
-    kept: list[Any] = [jnp.zeros(spec.shape, bool) for spec in specs]  # what an empty leaf has
-    for stack in stacks:
-        at = Cuts(cuts.value[stack.pools], cuts.cut[stack.pools])
-        theirs = [pairs[i] for i in stack.leaves]
-        found = _kept_of(stack, theirs, at, first, keys, group, ties, one_device)
-        for i, mask in zip(stack.leaves, found, strict=True):
-            kept[i] = mask.reshape(specs[i].shape)
-    return kept, _scores_of(cuts.value, group)
-
-
-def _kept_of(
-    stack: Stack,
-    pairs: Sequence[Any],
-    cuts: Cuts,
-    first: jax.Array,
-    keys: Callable[[Any, Any], jax.Array],
-    group: Group,
-    ties: str,
-    one_device: bool,
-) -> list[jax.Array]:
-    """The mask of each leaf of a stack, or its entries in order, from the cuts of its members."""
-    # Tied to the cuts, lest XLA lays out all ranks ahead of the loop that a fire is; and to the
-    # base, lest it lays out those of two leaves as one, and then by the sharding of one.
-    size, base, cuts = lax.optimization_barrier(
-        (member_sizes(stack, group), bases(stack, first), cuts)
-    )
-    value, cut = cuts.value.astype(size.dtype), place_cuts(cuts.cut, base, size, ties)
-    mine = Cuts(value, cut), base, size
-    if stack.is_sliced:
-        return [_masks(keys, pairs[0], mine, ties)]
-    if len(pairs) == 1 or not one_device:
-        # In the shape of the leaf: ranks of rows would divide an index per entry.
-        return [_masks(keys, jax.tree.map(lambda x: x[None], pairs[0]), mine, ties)[0]]
-    flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1), stack.x)
-    # The result of a `cond` is one buffer. Else XLA computes the mask anew for every member that is
-    # sliced from it, and compiles that as often.
-    masks = lax.cond(
-        jnp.any(cuts.cut > 0),
-        lambda flat, mine: _masks(keys, flat, mine, ties),
-        lambda flat, mine: _masks(keys, flat, mine, None),
-        *(flat, mine),
-    )
-    return [mask[: stack.size] for mask in masks]
-
-
-def _masks(
-    keys: Callable[[Any, Any], jax.Array],
-    stack: Any,
-    mine: tuple[Cuts, jax.Array, jax.Array],
-    ties: str | None,
-) -> jax.Array:
-    """What the cuts keep of each member of a stack. Without `ties`, no cut goes through a tie."""
-    (x, allow), (cuts, base, size) = stack, mine
-    key = keys(x, allow)
-    value, cut = (per_member(c, key.ndim) for c in cuts)
-    mask = key >= value
-    if ties is not None:
-        place = tied_places(ranks(key.shape, size), base, ties)
-        mask = (key > value) | ((key == value) & (place >= cut))
-    return mask if allow is None else mask & allow.astype(bool)
-
-
-def check_places(group: Group, ties: str) -> None:
-    """Raises where a pool has more entries than the shuffle of hashed ties has places for."""
-    if ties == "hashed" and max(group.pool_sizes) >= WIDE:
-        raise ValueError(
-            f'a pool of {max(group.pool_sizes)} scores: ties="hashed" shuffles at most 2**31 - 2. '
-            'Use ties="index".'
-        )
-
-
-def _scores_of(keys: jax.Array, group: Group) -> jax.Array:
-    """The score that each pool's threshold key stands for."""
-    wide = jnp.float64 if np.dtype(np.float64) in group.floats else jnp.float32
-    values = jnp.zeros(keys.shape, wide)
-    for dtype in dict.fromkeys(group.floats):  # not by pool: that is a kernel for each
-        mine = np.array([other == dtype for other in group.floats])
-        values = jnp.where(mine, key_value(keys, dtype).astype(wide), values)
-    return values
-
-
-def _key_function(
-    score: Callable[[Any], jax.Array], group: Group
-) -> Callable[[Any, Any], jax.Array]:
-    # What a score is written for, though it is called within `counting`.
-    x64 = jax.dtypes.canonicalize_dtype(np.int64) == np.int64
-
-    def keys(operand: Any, among: Any) -> jax.Array:
-        with enable_x64(x64):
-            scores = score(operand)
-        if group.common is not None:
-            scores = scores.astype(group.common)
-        key = order_key(scores).astype(group.entry_dtype)
-        return key if among is None else jnp.where(among.astype(bool), key, group.entry_dtype(0))
-
-    return keys
+    with counting(pools.pool_dtype == jnp.uint64):
+        stacks = stacked(pairs, pools, one_device)
+        problem = Problem(pools, stacks, key_of, ties, one_device, axis_name)
+        cuts = search(problem, n_keep, start)
+        return kept_masks(cuts, problem), thresholds(cuts.key, pools)
 
 
 def _as_counts(n_keep: Any) -> jax.Array:

@@ -1,0 +1,103 @@
+"""The masks that the cuts of a search give, and the thresholds that the cuts correspond to."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune._base.counting import per_member
+from jaxprune._base.float_bits import key_value
+from jaxprune._topk.problem import Problem
+from jaxprune._topk.ranks import (
+    Members,
+    cuts_in_members,
+    first_ranks,
+    member_bases,
+    member_sizes,
+    ranks_in_member,
+    tie_order,
+)
+from jaxprune._topk.search import Cuts
+from jaxprune._topk.stacks import Pools, Stack
+
+
+def kept_masks(cuts: Cuts, problem: Problem) -> list[jax.Array]:
+    """The mask of each leaf; True means kept."""
+    first = first_ranks(problem)
+    shapes = problem.pools.shapes
+    masks: list[Any] = [jnp.zeros(shape, bool) for shape in shapes]  # empty leaves are in no stack
+    for stack in problem.stacks:
+        pool_cuts = Cuts(cuts.key[stack.pool_of], cuts.tie[stack.pool_of])
+        leaf_masks = _stack_masks(stack, pool_cuts, first, problem)
+        for leaf, mask in zip(stack.leaves, leaf_masks, strict=True):
+            masks[leaf] = mask.reshape(shapes[leaf])
+    return masks
+
+
+def _stack_masks(
+    stack: Stack, pool_cuts: Cuts, first: jax.Array, problem: Problem
+) -> Sequence[jax.Array]:
+    """The mask of each leaf of a stack, in the shape of the leaf or flat.
+
+    Args:
+      stack: the leaves.
+      pool_cuts: of the pool of each member.
+      first: [n_pools], the rank of the first entry of each pool.
+      problem: the selection.
+    """
+    # The barrier ties all ranks to the cuts: otherwise XLA computes them before the search, even
+    # outside a loop that contains it. It ties them to the base too: otherwise XLA shares the ranks
+    # of two leaves, and shards them as only one of the two is sharded.
+    size, base, pool_cuts = lax.optimization_barrier(
+        (member_sizes(stack, problem.pools), member_bases(stack, first), pool_cuts)
+    )
+    members = Members(base, size)
+    cuts = Cuts(
+        pool_cuts.key.astype(size.dtype), cuts_in_members(pool_cuts.tie, members, problem.ties)
+    )
+    if stack.is_sliced:
+        return [_mask(stack.operands[0], cuts, members, problem)]
+    if len(stack.leaves) == 1:
+        # Not from the rows: in the shape of the leaf, ranks need no division for each entry.
+        operand = jax.tree.map(lambda x: x[None], stack.operands[0])
+        return [_mask(operand, cuts, members, problem)[0]]
+    flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1), stack.x)
+    # `cond` makes its result one buffer. Otherwise XLA computes, and compiles, the whole mask again
+    # for every member that is sliced from it.
+    masks = lax.cond(
+        jnp.any(pool_cuts.tie > 0),
+        lambda flat, cuts, members: _mask(flat, cuts, members, problem),
+        lambda flat, cuts, members: _mask_without_ties(flat, cuts, problem),
+        *(flat, cuts, members),
+    )
+    return [mask[: stack.size] for mask in masks]
+
+
+def _mask(operand: Any, cuts: Cuts, members: Members, problem: Problem) -> jax.Array:
+    """Marks the entries of each member that its cuts keep, [n_members, ...]."""
+    x, among = operand
+    key = problem.key_of(x, among)
+    cut_key, cut_tie = (per_member(cut, key.ndim) for cut in cuts)
+    order = tie_order(ranks_in_member(key.shape, members.size), members.base, problem.ties)
+    mask = (key > cut_key) | ((key == cut_key) & (order >= cut_tie))
+    return mask if among is None else mask & among.astype(bool)
+
+
+def _mask_without_ties(operand: Any, cuts: Cuts, problem: Problem) -> jax.Array:
+    """`_mask` if no cut divides tied entries: every entry with the key of the cut is kept."""
+    x, among = operand
+    key = problem.key_of(x, among)
+    mask = key >= per_member(cuts.key, key.ndim)
+    return mask if among is None else mask & among.astype(bool)
+
+
+def thresholds(keys: jax.Array, pools: Pools) -> jax.Array:
+    """The scores that the key cuts of the pools correspond to, float32[n_pools] (or float64)."""
+    wide = jnp.float64 if np.dtype(np.float64) in pools.score_dtypes else jnp.float32
+    values = jnp.zeros(keys.shape, wide)
+    for dtype, has_dtype in pools.by_dtype():
+        values = jnp.where(has_dtype, key_value(keys, dtype).astype(wide), values)
+    return values
