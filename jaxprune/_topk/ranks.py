@@ -35,8 +35,8 @@ def check_pool_sizes(pools: Pools, ties: str) -> None:
     """Raises if ties are hashed in a pool with more entries than the shuffle can order."""
     if ties == "hashed" and max(pools.sizes) > _MOST_SHUFFLED:
         raise ValueError(
-            f'a pool of {max(pools.sizes)} scores: ties="hashed" shuffles at most 2**31 - 2. '
-            'Use ties="index".'
+            f'ties="hashed" can order at most 2**31 - 2 scores in a pool, got a pool of '
+            f'{max(pools.sizes)}. Use ties="index".'
         )
 
 

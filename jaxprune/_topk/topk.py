@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.arguments import is_int, shown
 from jaxprune._base.counting import as_counts, counting
 from jaxprune._base.sharding import on_one_device
 from jaxprune._topk.kept import kept_masks, thresholds
@@ -92,8 +93,8 @@ def topk_masks(
     """
     if not isinstance(scores, (list, tuple)):
         raise TypeError(
-            f"topk_masks: `scores` must be a list of arrays, got a {type(scores).__name__}. Pass "
-            "one array to topk_mask, and of a tree jax.tree.leaves(scores)."
+            f"topk_masks: `scores` must be a list of arrays, got a {type(scores).__name__}. For "
+            "one array, call topk_mask; for a tree, pass jax.tree.leaves(scores)."
         )
     scores = [_checked_scores(f"topk_masks: scores[{i}]", s) for i, s in enumerate(scores)]
     check_ties(ties)
@@ -105,9 +106,8 @@ def topk_masks(
     is_list = isinstance(n_keep, (list, tuple)) or getattr(n_keep, "ndim", 0) == 1
     if not is_list or len(n_keep) != len(scores):  # type: ignore[arg-type]
         raise ValueError(
-            f"topk_masks: `n_keep` must hold one count per array, here {len(scores)}, got "
-            f"{n_keep!r}. "
-            'One count over all arrays wants pool="global".'
+            f"topk_masks: `n_keep` must hold one count for each of the {len(scores)} arrays, got "
+            f'{shown(n_keep)}. For one count over all arrays, pass pool="global".'
         )
     for i, s in enumerate(scores):
         _check_count(f"topk_masks: n_keep[{i}]", n_keep[i], s.size)  # type: ignore[index]
@@ -163,7 +163,10 @@ def select(
     for x in operands:
         spec = jax.eval_shape(score, x)
         if not jnp.issubdtype(spec.dtype, jnp.floating):
-            raise TypeError(f"scores must be real floating point, got {spec.dtype}[{spec.shape}].")
+            raise TypeError(
+                f"scores must be real floating point, got {spec.dtype} of shape {spec.shape}. Let "
+                "the score function return floats, such as jnp.abs(x).astype(jnp.float32)."
+            )
     if not operands:
         return [], jnp.zeros((0,), jnp.float32)
     counts = _as_counts(n_keep)
@@ -220,10 +223,11 @@ def _checked_scores(name: str, scores: Any) -> jax.Array:
 
 
 def _check_count(name: str, n: Any, size: int) -> None:
-    is_int = isinstance(n, (int, np.integer)) and not isinstance(n, bool)
     dtype = getattr(n, "dtype", np.dtype(object))
     is_array = jnp.issubdtype(dtype, jnp.integer) and np.ndim(n) == 0
-    if not is_int and not is_array:
-        raise TypeError(f"{name} must be an integer, got {n!r}.")
-    if is_int and not 0 <= n <= size:
-        raise ValueError(f"{name} must be in [0, {size}], got {n}.")
+    if not is_int(n) and not is_array:
+        raise TypeError(
+            f"{name} must be an integer, got {shown(n)}. Pass a Python int or an integer scalar."
+        )
+    if is_int(n) and not 0 <= n <= size:
+        raise ValueError(f"{name} is how many scores to keep, in [0, {size}], got {n}.")

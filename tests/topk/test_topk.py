@@ -18,7 +18,7 @@ KINDS = ("normal", "ties", "constant", "zeros", "sparse", "subnormal", "wild", "
 
 
 def oracle(scores, n_keep):
-    """A stable sort, largest first, NaN above inf: slow and obvious."""
+    """A stable sort, largest first, NaN above inf: slow and simple."""
     with np.errstate(invalid="ignore"):
         flat = np.asarray(scores).astype(np.float64).reshape(-1)
     order = np.lexsort(
@@ -56,14 +56,14 @@ def jitted():
 
 @pytest.fixture(params=("one device", "many devices"))
 def layout(request, monkeypatch):
-    """Counts rows of a flat view, as on one device, or the array as it is, as on many."""
+    """`topk_mask` as on one device, where axes are merged into rows, and as on many devices."""
     monkeypatch.setattr(jax, "device_count", lambda: 1 if request.param == "one device" else 8)
     return jax.jit(lambda scores, n_keep: topk_mask(scores, n_keep))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_keeps_exactly_the_largest_and_the_earlier_of_equals(shape, dtype, layout):
+def test_keeps_exactly_the_largest_and_the_earlier_of_equal_scores(shape, dtype, layout):
     for kind in KINDS:
         scores = values(kind, shape, dtype)
         n = scores.size
@@ -75,7 +75,7 @@ def test_keeps_exactly_the_largest_and_the_earlier_of_equals(shape, dtype, layou
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("shape", ((513, 600), (307_801,)), ids=str)
-def test_leaves_that_are_sampled_are_selected_from_exactly(shape, dtype, monkeypatch):
+def test_selection_from_sampled_leaves_is_exact(shape, dtype, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     fn = jax.jit(lambda a, b, n: topk_masks([a, b], [n, n // 2]))  # two of a shape: a stack
     for kind in KINDS:
@@ -125,7 +125,7 @@ def test_keys_sort_like_all_65536_patterns(dtype):
     np.testing.assert_array_equal(np.sign(steps), np.sign(key_steps))
 
 
-def test_float64_scores_are_told_apart_beyond_float32(x64):
+def test_float64_scores_that_are_equal_in_float32_are_ordered(x64):
     scores = 1.0 + np.arange(1000) * 2.0**-50
     np.random.default_rng(0).shuffle(scores)
     for n_keep in (0, 1, 300, 999, 1000):
@@ -157,7 +157,7 @@ def test_global_pool_equals_selection_from_the_concatenation(kind, mixed):
         np.testing.assert_array_equal(flat, oracle(whole, n_keep))
 
 
-def test_agrees_with_lax_top_k_on_which_of_equals_is_kept(getkey):
+def test_agrees_with_lax_top_k_on_which_of_equal_scores_are_kept(getkey):
     scores = jnp.round(jax.random.normal(getkey(), (500,)))
     kept = np.zeros(500, bool)
     kept[np.asarray(jax.lax.top_k(scores, 123)[1])] = True
@@ -182,7 +182,7 @@ def test_vmap_selects_in_each_member(getkey):
 
 @pytest.mark.parametrize("start", (0.0, 1e-30, 0.5, 1.2, 3e38, np.inf, np.nan, -1.0))
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-def test_a_wrong_start_costs_passes_and_nothing_else(start, dtype):
+def test_a_wrong_start_does_not_change_the_masks(start, dtype):
     scores = jnp.asarray(values("normal", (3, 5, 7), dtype))
     masks, _ = select([scores], [20], start=jnp.float32([start]))
     np.testing.assert_array_equal(masks[0], oracle(scores, 20))

@@ -1,8 +1,8 @@
-"""Leaves and pools of 2**31 weights and more, counted in 64 bits whatever `jax_enable_x64` says.
+"""Leaves and pools of 2**31 weights and more, counted in 64 bits with any `jax_enable_x64`.
 
-No array here is large. The masks are those of small leaves that are told to count in 64 bits, and
-to be slices where 32 bits would not do for a rank; large ones are only traced and lowered, where
-their budgets stand as they will run.
+No array in these tests is large. Masks are computed for small leaves, with the limits patched so
+that they are counted in 64 bits and split into slices. Large leaves are only traced and lowered;
+the lowered program contains their budgets.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from jaxprune._base import counting as count, sharding as placement
-from jaxprune._topk import stacks as stack
+from jaxprune._base import counting, sharding
+from jaxprune._topk import stacks
 
 HALF = jaxprune.one_shot_schedule(0.5)
 CASES = {
@@ -33,7 +33,8 @@ CASES = {
 }
 
 
-# Where the leaves lie: as they come, on one device, and on eight; "deep" by what may be its slices.
+# Where the leaves lie: without a mesh, on one device, on eight. "deep" is sharded along its first
+# axis, along which long leaves are sliced.
 LAYOUTS = {
     "no mesh": None,
     "one": ((1, 1), AxisType.Auto),
@@ -73,13 +74,13 @@ def run(options, layout=None):
 
 
 @contextlib.contextmanager
-def told_to_be_wide(monkeypatch, **bounds):
-    """Small leaves pass for large ones: pools in 64 bits, leaves in slices, on a TPU by slices."""
+def low_limits(monkeypatch, **limits):
+    """Treats small leaves as large: 64-bit counts, leaves in slices, and on a TPU partial sums."""
     jax.clear_caches()
-    monkeypatch.setattr(count, "WIDE", 20)
-    monkeypatch.setattr(stack, "LONG", bounds.get("long", stack.LONG))
-    monkeypatch.setattr(count, "_MOST", bounds.get("most", count._MOST))
-    monkeypatch.setattr(count, "on_tpu", lambda arrays: "most" in bounds)
+    monkeypatch.setattr(counting, "WIDE", 20)
+    monkeypatch.setattr(stacks, "LONG", limits.get("long", stacks.LONG))
+    monkeypatch.setattr(counting, "_MOST", limits.get("most", counting._MOST))
+    monkeypatch.setattr(counting, "on_tpu", lambda arrays: "most" in limits)
     try:
         yield
     finally:
@@ -92,7 +93,7 @@ def told_to_be_wide(monkeypatch, **bounds):
 )
 def test_masks_are_the_same_when_counted_in_64_bits(case, monkeypatch):
     narrow = run(CASES[case])
-    with told_to_be_wide(monkeypatch):
+    with low_limits(monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, run(CASES[case]), narrow)
 
 
@@ -111,9 +112,9 @@ FORMS = {"cpu": {"long": 60}, "tpu": {"long": 60, "most": 50}}
         ("swaps", "no mesh", "cpu"),
     ],
 )
-def test_masks_are_the_same_of_leaves_in_slices(case, layout, form, monkeypatch):
+def test_masks_are_the_same_when_leaves_are_sliced(case, layout, form, monkeypatch):
     narrow = run(CASES[case])
-    with told_to_be_wide(monkeypatch, **FORMS[form]):
+    with low_limits(monkeypatch, **FORMS[form]):
         jax.tree.map(np.testing.assert_array_equal, run(CASES[case], LAYOUTS[layout]), narrow)
 
 
@@ -121,13 +122,13 @@ def test_masks_are_the_same_of_leaves_in_slices(case, layout, form, monkeypatch)
 def test_a_sum_in_lanes_is_the_sum(data):
     most = data.draw(st.sampled_from([1, 7, 2**16, 2**31, 2**40]) | st.integers(1, 2**40))
     n = data.draw(st.integers(1, 2**12) | st.sampled_from([2**24, 2**31, 2**32 - 1, 2**32]))
-    few = data.draw(st.lists(st.integers(0, most), min_size=1, max_size=4))
-    times = max(n // len(few), 1)  # as if each came so often: 32 bits wrap, as they do on devices
-    with count.counting(True):
-        counts = jnp.asarray(few, jnp.uint64)
+    drawn = data.draw(st.lists(st.integers(0, most), min_size=1, max_size=4))
+    times = max(n // len(drawn), 1)  # as if each came that often; 32 bits wrap, as on devices
+    with counting.counting(True):
+        counts = jnp.asarray(drawn, jnp.uint64)
         add = lambda x: jnp.sum(x * x.dtype.type(times % 256**x.dtype.itemsize), dtype=x.dtype)
-        total = placement.in_lanes(add, counts, most, max(n, len(few)), jnp.uint64)
-    assert int(total) == sum(few) * times
+        total = sharding.in_lanes(add, counts, most, max(n, len(drawn)), jnp.uint64)
+    assert int(total) == sum(drawn) * times
 
 
 def shapes_of(n_leaves, *shape):
@@ -144,7 +145,7 @@ def shapes_of(n_leaves, *shape):
     ],
     ids=("leaf", "pool", "groups"),
 )
-def test_large_ones_are_lowered_with_their_exact_budgets(params, options, n_keep):
+def test_large_leaves_are_lowered_with_their_exact_budgets(params, options, n_keep):
     tx = jaxprune.prune(HALF, **options)
     state = jax.eval_shape(tx.init, params)
     text = jax.jit(tx.update).lower(params, state, params).as_text()
@@ -156,9 +157,9 @@ def test_large_ones_are_lowered_with_their_exact_budgets(params, options, n_keep
 
 
 def test_violations_saturate_and_do_not_wrap(monkeypatch):
-    monkeypatch.setattr(count, "WIDE", 20)
+    monkeypatch.setattr(counting, "WIDE", 20)
     flags = [jnp.arange(24) < 7, jnp.ones(24, bool)]
-    found = count.count_true(flags)
-    assert found.tolist() == [7, 24]
-    assert found.dtype == jnp.int32
-    assert int(count.total(flags[1])) == 24
+    counts = counting.count_true(flags)
+    assert counts.tolist() == [7, 24]
+    assert counts.dtype == jnp.int32
+    assert int(counting.total(flags[1])) == 24
