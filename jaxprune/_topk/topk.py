@@ -4,8 +4,8 @@ The bit pattern of a float, read as an unsigned integer, sorts like the float (a
 half is flipped). So the threshold that keeps exactly `n_keep` scores can be found by counting: hold
 a range of keys, count in one read of the data how many scores reach each of a few thresholds inside
 it, narrow the range, repeat. Ties are settled by the same loop on the flat index, so the count is
-exact for any input, a constant array included. All arrays advance together in one `while_loop`.
-Nothing is sorted, gathered or concatenated; only counts cross devices, never an array.
+exact for any input, a constant array included. All arrays advance together in one `while_loop`. No
+array is sorted (but for a small sample of its keys), and only counts cross devices.
 
 This module knows nothing of pruning: arrays in, masks out.
 """
