@@ -1,6 +1,6 @@
-"""What reaches the layers of a model: the inputs of every kernel, collected while it runs.
+"""Collects the inputs of every layer of a flax model while the model runs.
 
-Knows flax and nothing of pruning; flax is imported only when it is used.
+This module knows flax and nothing of pruning. It imports flax only when one of its functions runs.
 """
 
 import contextlib
@@ -17,13 +17,18 @@ from jax.core import Tracer
 from jaxprune._calibration.moments import as_rows
 
 
-class _Rows:
-    """The inputs of each kernel, collected while a model runs on concrete arrays."""
+class _Recorder:
+    """Records the inputs of each kernel while a model runs on concrete arrays.
+
+    Args:
+      function: the public function that runs the model, for errors.
+      arguments: everything that the model runs on; must not contain traced values.
+    """
 
     def __init__(self, function: str, arguments: Any):
         if any(isinstance(x, Tracer) for x in jax.tree.leaves(arguments)):
             raise TypeError(
-                f"{function} runs the model on arrays, got a traced value. Call it outside jit."
+                f"{function} must run the model on arrays, got a traced value. Call it outside jit."
             )
         self.function = function
         self.running: set[str] = set()
@@ -31,8 +36,8 @@ class _Rows:
 
     @contextlib.contextmanager
     def call(self, path: str, x: Any) -> Iterator[Any]:
-        """Around the call of a layer; yields what to call it with in place of `x`."""
-        if path in self.running:  # inside a wrapper, as nn.remat(nn.Dense) makes
+        """Surrounds the call of a layer on `x`; yields the array to call the layer on instead."""
+        if path in self.running:  # a wrapper, such as nn.remat(nn.Dense), has recorded `x`
             yield x
             return
         self.running.add(path)
@@ -45,26 +50,34 @@ class _Rows:
         self.parts.setdefault(path, []).append(x)
         return x
 
-    def collected(self) -> dict[str, jax.Array]:
+    def recorded(self) -> dict[str, jax.Array]:
         if not self.parts:
-            raise ValueError(f"{self.function}: no layer ran whose inputs it knows how to collect.")
+            raise ValueError(
+                f"{self.function}: no layer ran whose inputs it can collect. It collects those of "
+                "flax.linen.Dense and flax.nnx.Linear."
+            )
         return {path: _concatenated(parts) for path, parts in self.parts.items()}
 
 
 def _tapped(x: Any, store: Callable[[Any], Any]) -> Any:
-    """`x`, stored when it is computed. Inside remat or vmap that is later, and it must be used."""
+    """`x`, and calls `store` with its value.
+
+    Inside remat or vmap, `x` is traced and `store` is called when its value is computed. The result
+    must then be used, or the computation is removed as dead code.
+    """
     if not isinstance(x, Tracer):
         return store(x)
-    # Not a debug callback: a linen scan traces its body once more than it runs it, to see that
-    # nothing broadcast depends on it, and an effect would count.
+    # Not a debug callback: a linen scan traces its body once more than it runs it, to check that
+    # broadcast variables do not depend on the body. Effects, and so the callback, would run then.
     spec = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    copied = lambda x: store(np.array(x))  # the buffer may be gone after the call
-    tap = jax.custom_jvp(lambda x: jax.pure_callback(copied, spec, x, vmap_method="sequential"))
+    store_copy = lambda x: store(np.array(x))  # the buffer may be freed after the call
+    tap = jax.custom_jvp(lambda x: jax.pure_callback(store_copy, spec, x, vmap_method="sequential"))
     tap.defjvp(lambda primals, tangents: (tap(*primals), tangents[0]))
     return tap(x)
 
 
 def _concatenated(parts: list[Any]) -> jax.Array:
+    """The inputs of all calls of a layer as (rows, in); float32 if their dtypes differ."""
     rows = [as_rows(jnp.asarray(x)) for x in parts]
     if len({x.dtype for x in rows}) > 1:
         rows = [x.astype(jnp.float32) for x in rows]
@@ -72,6 +85,7 @@ def _concatenated(parts: list[Any]) -> jax.Array:
 
 
 def _flax(function: str, module: str) -> Any:
+    """A module of flax, or an error that names the extra to install."""
     try:
         return importlib.import_module(f"flax.{module}")
     except ModuleNotFoundError as error:
@@ -82,12 +96,12 @@ def _flax(function: str, module: str) -> Any:
 
 
 def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
-    """What reaches every `Dense` of a linen model in `model.apply(variables, *args, **kwargs)`.
+    """The inputs of every `Dense` of a linen model in `model.apply(variables, *args, **kwargs)`.
 
-    The model runs once, op by op (`jax.disable_jit`). A layer that runs several times, shared or in
-    a scan, collects the inputs of all calls. Those inside remat or vmap are read by callbacks, with
-    which JAX 0.10 and older may hang on one CPU core. For more batches than fit in memory, sum the
-    moments:
+    The model runs once, op by op (`jax.disable_jit`). If a layer runs several times, because it is
+    shared or in a scan, the inputs of all its calls are collected. Inside remat or vmap they are
+    read by callbacks, which may hang on a single CPU core with JAX 0.10 and older. If not all
+    batches fit in memory, sum their moments:
 
         for batch in batches:
             new = jax.tree.map(jaxprune.moments, jaxprune.linen_inputs(model, variables, batch))
@@ -98,7 +112,7 @@ def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[
 
     Raises:
       ModuleNotFoundError: flax is not installed.
-      TypeError: it is called under `jit`.
+      TypeError: called under `jit`.
       ValueError: no `Dense` ran.
 
     Example:
@@ -109,32 +123,32 @@ def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[
       {'layers_0/kernel': (5, 4), 'layers_2/kernel': (5, 3)}
     """
     nn = _flax("linen_inputs", "linen")
-    rows = _Rows("linen_inputs", (variables, args, kwargs))
+    recorder = _Recorder("linen_inputs", (variables, args, kwargs))
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if not isinstance(module, nn.Dense) or context.method_name != "__call__":
             return call(*args, **kwargs)
         x, *more = args if args else (kwargs.pop("inputs"),)
-        with rows.call("/".join((*module.path, "kernel")), x) as x:
+        with recorder.call("/".join((*module.path, "kernel")), x) as x:
             return call(x, *more, **kwargs)
 
     with nn.intercept_methods(intercept), jax.disable_jit():
         jax.block_until_ready(model.apply(variables, *args, **kwargs))
-    return rows.collected()
+    return recorder.recorded()
 
 
 def nnx_inputs(model: Any, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
-    """What reaches every `Linear` of an NNX model in `model(*args, **kwargs)`; see `linen_inputs`.
+    """The inputs of every `Linear` of an NNX model in `model(*args, **kwargs)`; see `linen_inputs`.
 
-    A copy of the model runs, so that statistics and counters stay as they are. Call `model.eval()`
-    first to collect what layers see when the model is used.
+    A copy of the model runs, so that its statistics and counters do not change. Call `model.eval()`
+    first to collect the inputs that layers get at inference.
 
     Returns:
       Path of the kernel, as in `nnx.state(model, nnx.Param)` -> its inputs, (rows, in).
 
     Raises:
-      ModuleNotFoundError, TypeError, ValueError: as `linen_inputs`.
+      ModuleNotFoundError, TypeError, ValueError: as for `linen_inputs`.
 
     Example:
       >>> from flax import nnx
@@ -144,25 +158,25 @@ def nnx_inputs(model: Any, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
       {'kernel': (5, 4)}
     """
     nnx = _flax("nnx_inputs", "nnx")
-    rows = _Rows("nnx_inputs", (nnx.state(model), args, kwargs))
-    twin = nnx.clone(model)
-    nodes = list(nnx.iter_graph(twin))
-    # By identity: layers may share a kernel, which the state has where it is found first.
+    recorder = _Recorder("nnx_inputs", (nnx.state(model), args, kwargs))
+    copy = nnx.clone(model)
+    nodes = list(nnx.iter_graph(copy))
+    # By identity, because layers may share a kernel: the NNX state has it at its first path only.
     paths = {id(x): "/".join(map(str, path)) for path, x in reversed(nodes)}
     for _, layer in nodes:
         if isinstance(layer, nnx.Linear):
-            _watch(layer, paths[id(layer.kernel)], rows)
+            _watch(layer, paths[id(layer.kernel)], recorder)
     with jax.disable_jit():
-        jax.block_until_ready(twin(*args, **kwargs))
-    return rows.collected()
+        jax.block_until_ready(copy(*args, **kwargs))
+    return recorder.recorded()
 
 
-def _watch(layer: Any, path: str, rows: _Rows) -> None:
-    """Gives the layer a class of its own, which outlives the copies that NNX transforms make."""
+def _watch(layer: Any, path: str, recorder: _Recorder) -> None:
+    """Gives the layer a subclass that records its inputs; copies by NNX transforms keep it."""
 
     class Watched(type(layer)):
         def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            with rows.call(path, inputs) as x:
+            with recorder.call(path, inputs) as x:
                 return super().__call__(x, *args, **kwargs)
 
     object.__setattr__(layer, "__class__", Watched)

@@ -1,4 +1,4 @@
-"""What the calibration inputs of a layer come down to: their Gram matrix, or its diagonal."""
+"""The second moments of the inputs of a layer: all that Wanda and SparseGPT need of them."""
 
 import math
 from typing import Any, NamedTuple
@@ -6,17 +6,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import Tracer
+
+from jaxprune._calibration.checks import (
+    check_finite,
+    check_gram,
+    check_inputs,
+    check_layer_inputs,
+)
 
 _HIGHEST = lax.Precision.HIGHEST
 
 
 class Moments(NamedTuple):
-    """All that the inputs of a layer tell about its weights; the sum of two is of both batches.
+    """Sufficient statistics of a layer's inputs; add them with `jax.tree.map` to merge batches.
 
     Attributes:
-      count: float32, how many inputs there were.
-      gram: float32[in, in], the sum of their outer products, X^T X; for Wanda its diagonal,
+      count: float32, the number of inputs.
+      gram: float32[in, in], the sum of their outer products, X^T X. For Wanda its diagonal,
         float32[in], is enough.
 
     Example:
@@ -32,7 +38,7 @@ class Moments(NamedTuple):
 
 
 def moments(inputs: jax.Array) -> Moments:
-    """The moments of a batch; those of several add up: `jax.tree.map(jnp.add, a, b)`.
+    """The moments of a batch. Merge those of two batches with `jax.tree.map(jnp.add, a, b)`.
 
     Args:
       inputs: (..., in), any real dtype.
@@ -44,59 +50,36 @@ def moments(inputs: jax.Array) -> Moments:
       >>> float(both.count), both.gram.tolist()
       (2.0, [[10.0, 2.0], [2.0, 4.0]])
     """
-    x = checked_inputs("moments: `inputs`", inputs)
+    x = check_inputs("moments: `inputs`", inputs)
     return Moments(jnp.float32(math.prod(x.shape[:-1])), gram_of(x))
 
 
-def checked_inputs(where: str, inputs: Any) -> jax.Array:
-    """Inputs as an array of at least one row of real numbers."""
-    try:
-        x = jnp.asarray(inputs)
-    except (TypeError, ValueError):
-        raise TypeError(f"{where} must be an array (..., in), got {inputs!r}.") from None
-    real = jnp.issubdtype(x.dtype, jnp.number) and not jnp.iscomplexobj(x)
-    if not real and x.dtype != bool:
-        raise TypeError(f"{where} must be real numbers, got {x.dtype} of shape {x.shape}.")
-    if x.ndim == 0 or (x.size == 0 and x.shape[-1] > 0):
-        raise ValueError(
-            f"{where} must hold at least one row (..., in), got shape {x.shape}. Pass a batch of "
-            "what reaches the layer."
-        )
-    return x
+def layer_gram(path: str | None, inputs: Any, n_in: int) -> jax.Array:
+    """X^T X of the inputs of a kernel with `n_in` inputs, or of their `Moments`: float32[in, in].
 
-
-def statistics(path: str | None, inputs: Any, n_in: int, *, whole: bool) -> jax.Array:
-    """X^T X, or at least its diagonal, checked against the number of inputs of the kernel."""
-    where = "inputs" if path is None else f"inputs[{path!r}]"
-    if isinstance(inputs, tuple) and not isinstance(inputs, Moments):
-        raise TypeError(
-            f"{where} must be an array or jaxprune.Moments, got a {type(inputs).__name__} of "
-            f"{len(inputs)}. Add Moments up with jax.tree.map(jnp.add, a, b), not a + b."
-        )
+    Errors name the inputs by `path`, the path of the kernel in a model, if there is one.
+    """
+    where = _where(path)
     if isinstance(inputs, Moments):
-        gram, shapes = jnp.asarray(inputs.gram), [(n_in, n_in)] + [(n_in,)] * (not whole)
-        if gram.shape not in shapes:
-            needed = " or ".join(map(str, shapes))
-            raise ValueError(
-                f"{where}: the gram has shape {gram.shape}, but the kernel has {n_in} inputs: "
-                f"{needed} is needed. Take the jaxprune.moments of what reaches this layer."
-            )
-        found = gram if whole or gram.ndim == 1 else jnp.diagonal(gram)
-        found = found.astype(jnp.float32)
+        gram = check_gram(where, inputs.gram, n_in, [(n_in, n_in)]).astype(jnp.float32)
     else:
-        x = checked_inputs(where, inputs)
-        if x.shape[-1] != n_in:
-            raise ValueError(
-                f"{where}: shape {x.shape} ends in {x.shape[-1]}, but the kernel has {n_in} inputs "
-                "(its shape is (in, out)). Pass what reaches this layer."
-            )
-        found = gram_of(x) if whole else squares_of(x)
-    if not isinstance(found, Tracer) and not bool(jnp.isfinite(found).all()):
-        raise ValueError(
-            f"{where}: NaN or inf, or values whose squares do not fit float32. Look for what made "
-            "them, or scale the inputs down: masks do not depend on their scale."
-        )
-    return found
+        gram = gram_of(check_layer_inputs(where, inputs, n_in))
+    return check_finite(where, gram)
+
+
+def layer_squares(path: str | None, inputs: Any, n_in: int) -> jax.Array:
+    """The diagonal of `layer_gram`, float32[in]. `Moments` may hold only this diagonal."""
+    where = _where(path)
+    if isinstance(inputs, Moments):
+        gram = check_gram(where, inputs.gram, n_in, [(n_in, n_in), (n_in,)])
+        squares = (gram if gram.ndim == 1 else jnp.diagonal(gram)).astype(jnp.float32)
+    else:
+        squares = squares_of(check_layer_inputs(where, inputs, n_in))
+    return check_finite(where, squares)
+
+
+def _where(path: str | None) -> str:
+    return "inputs" if path is None else f"inputs[{path!r}]"
 
 
 @jax.jit
@@ -108,15 +91,15 @@ def gram_of(inputs: jax.Array) -> jax.Array:
 
 @jax.jit
 def squares_of(inputs: jax.Array) -> jax.Array:
-    """The sum of squares of every input, float32[in]."""
+    """The sum of squares of each input, float32[in]: the diagonal of `gram_of`."""
     x = as_rows(inputs).astype(jnp.float32)
     return jnp.sum(x * x, axis=0)
 
 
 def as_rows(x: jax.Array) -> jax.Array:
-    """(..., in) as (rows, in)."""
+    """(..., in) reshaped to (rows, in)."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-# Their examples run, although by `__module__` they belong to `jaxprune`.
+# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
 __test__ = {"Moments": Moments}
