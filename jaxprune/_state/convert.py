@@ -110,7 +110,8 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
     new_paths, new_masks, _ = leaves_with_paths(masks)
     if new_paths != paths:
         raise ValueError(
-            f"masks must have the leaves of the params, {listed(paths)}, got {listed(new_paths)}."
+            f"masks must have the leaves of the params, {listed(paths)}, got {listed(new_paths)}. "
+            "Pass a tree like the params, such as jaxprune.masks_from_params(params)."
         )
     for path, new, old in zip(paths, new_masks, old_masks, strict=True):
         if jnp.shape(new) != jnp.shape(old):

@@ -102,8 +102,9 @@ def get_state(opt_state: Any) -> PruneState:
     states = require_states(opt_state)
     if len(states) > 1:
         raise ValueError(
-            f"{len(states)} prune states found. Pass the part of the optimizer state that holds "
-            "the one you mean; get_masks and apply_masks merge them all."
+            f"{len(states)} prune states found, but only one is allowed. Pass the part of the "
+            "optimizer state that contains the one you mean, or use get_masks or apply_masks, "
+            "which merge the masks of all prune states."
         )
     return states[0]
 
@@ -157,8 +158,8 @@ def masks_of(state: PruneState) -> Any:
     widths = unboxed(state.widths)
     if isinstance(widths, jax.core.Tracer):
         raise ValueError(
-            "these masks are packed, and inside jit nothing tells how long their last axis is: "
-            "call get_masks(opt_state, params)."
+            "these are bit masks (packed=True), and inside jit the length of their last axis is "
+            "unknown. Pass the params as well: call get_masks(opt_state, params)."
         )
     # A state made under `vmap` has one row of widths per member; all rows are the same.
     widths = np.asarray(widths).reshape(-1, len(masks))[0].tolist()
@@ -183,7 +184,10 @@ def _merged(trees: list[Any]) -> Any:
     is_mask = jax.tree_util.treedef_is_leaf(treedef)
     n_shapes = len({jnp.shape(mask) for mask in present}) if is_mask else 1
     if any(level[1] != treedef for level in levels) or n_shapes > 1:
-        raise ValueError("the prune states found hold masks of different trees; pass one of them.")
+        raise ValueError(
+            "the prune states in this optimizer state have masks for different trees of params. "
+            "Pass one of these prune states."
+        )
     if is_mask:
         return _kept_by_all(present)
     children = zip(*(level[0] for level in levels), strict=True)
@@ -245,13 +249,15 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
     """
     states = find_states(masks_or_opt_state)
     if states:
-        fix = "Pass the tree that the optimizer was initialised with."
+        fix = "Pass the params that the optimizer was initialised with."
         trees = [(state.masks, state.widths is not None) for state in states]
     else:
         fix = "Pass masks like the params, or an optimizer state with jaxprune.prune in it."
         trees = [(masks_or_opt_state, False)]
         if paths and not jax.tree.leaves(masks_or_opt_state):
-            raise ValueError(f"no mask in {type(masks_or_opt_state).__name__}. {fix}")
+            raise ValueError(
+                f"no mask in a value of type {type(masks_or_opt_state).__name__}. {fix}"
+            )
     leaf_at = dict(zip(paths, leaves, strict=True))
     masks_at: dict[str, list[Any]] = {path: [] for path in paths}
     for tree, are_bits in trees:
@@ -259,8 +265,8 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
         for path, mask in zip(mask_paths, masks, strict=True):
             if path not in leaf_at:
                 raise ValueError(
-                    f"{shown_path(path)}: a mask, but no such param; the params have "
-                    f"{listed(paths)}. {fix}"
+                    f"{shown_path(path)}: there is a mask but no param with this path; the params "
+                    f"have {listed(paths)}. {fix}"
                 )
             masks_at[path].append(_fitting_mask(path, mask, leaf_at[path], are_bits))
     return [
@@ -282,7 +288,7 @@ def wrong_shape(
     path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...], is_bits: bool = False
 ) -> str:
     """The message for a mask whose shape does not fit its param."""
-    needs = f", whose packed mask has {bit_mask_shape(shape)}" if is_bits else ""
+    needs = f", which needs a bit mask of shape {bit_mask_shape(shape)}" if is_bits else ""
     return (
         f"{shown_path(path)}: the mask has shape {mask_shape} but the param has shape {shape}"
         f"{needs}. Was the state restored from another model?"
@@ -294,8 +300,9 @@ def require_states(opt_state: Any) -> list[PruneState]:
     states = find_states(opt_state)
     if not states:
         raise ValueError(
-            f"no prune state in {type(opt_state).__name__}. Pass the optimizer state of a chain "
-            "with jaxprune.prune in it, tx.init(params) or what tx.update returned."
+            f"no prune state in a value of type {type(opt_state).__name__}. Pass the optimizer "
+            "state of a transformation that contains jaxprune.prune: what tx.init(params) or "
+            "tx.update returned."
         )
     return states
 

@@ -50,14 +50,14 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
     """
     if find_states(dense_opt_state):
         raise ValueError(
-            "the dense state holds a prune state already. Go on from it as it is; to start pruning "
-            "anew, pass the state of the optimizer alone."
+            "the dense state already contains a prune state. Continue from it without splice; or, "
+            "to start pruning again, pass the state of the optimizer without jaxprune.prune."
         )
     fresh = tx.init(params)
     if not find_states(fresh):
         raise ValueError(
-            "no prune state in what tx.init returns. Pass the transformation to go on with, such "
-            "as optax.chain(optimizer, jaxprune.prune(schedule))."
+            "tx.init returns no prune state. Pass an optimizer that prunes, such as "
+            "optax.chain(optimizer, jaxprune.prune(schedule))."
         )
     return _spliced(fresh, dense_opt_state, ())
 
@@ -74,7 +74,7 @@ def _spliced(fresh: Any, dense: Any, path: tuple[Any, ...]) -> Any:
     children, treedef = _one_level(fresh)
     dense_children, dense_treedef = _one_level(dense)
     if type(fresh) is not type(dense) or dense_treedef != treedef:
-        raise ValueError(_differ(path, fresh, dense))
+        raise ValueError(_misfit(path, fresh, dense))
     pairs = zip(children, dense_children, strict=True)
     return treedef.unflatten(
         [_spliced(child, dense_child, (*path, *key)) for (key, child), (_, dense_child) in pairs]
@@ -95,7 +95,7 @@ def _spliced_chain(fresh: tuple[Any, ...], dense: Any, path: tuple[Any, ...]) ->
     elif len(old_links) == 1:
         dense_links = iter((dense,))
     else:
-        raise ValueError(_differ(path, fresh, dense))
+        raise ValueError(_misfit(path, fresh, dense))
     return tuple(
         link if new else _spliced(link, next(dense_links), (*path, jax.tree_util.SequenceKey(i)))
         for i, (link, new) in enumerate(zip(fresh, is_new, strict=True))
@@ -105,14 +105,14 @@ def _spliced_chain(fresh: tuple[Any, ...], dense: Any, path: tuple[Any, ...]) ->
 def _taken_over(fresh: Any, dense: Any, path: tuple[Any, ...]) -> Any:
     """`dense` itself; raises unless it has the structure, shapes and dtypes of `fresh`."""
     if not _same_structure(fresh, dense):
-        raise ValueError(_differ(path, fresh, dense))
+        raise ValueError(_misfit(path, fresh, dense))
     leaves = jax.tree_util.tree_leaves_with_path(fresh)
     for (key, leaf), dense_leaf in zip(leaves, jax.tree.leaves(dense), strict=True):
         needed, got = _shape_and_dtype(leaf), _shape_and_dtype(dense_leaf)
         if got != needed:
             raise ValueError(
-                f"{path_str((*path, *key))}: the dense state has {got}, but this optimizer on "
-                f"these params has {needed}. Pass the params that the dense run trained."
+                f"{path_str((*path, *key))}: the dense state has {got}, but for these params tx "
+                f"needs {needed}. Pass the params that the dense run trained."
             )
     return dense
 
@@ -121,14 +121,13 @@ def _same_structure(fresh: Any, dense: Any) -> bool:
     return jax.tree.structure(fresh) == jax.tree.structure(dense)
 
 
-def _differ(path: tuple[Any, ...], fresh: Any, dense: Any) -> str:
+def _misfit(path: tuple[Any, ...], fresh: Any, dense: Any) -> str:
     """The message for a dense state of another optimizer."""
-    where = shown_path(path_str(path))
     return (
-        f"{where}: the dense state is not what this optimizer holds without jaxprune.prune: it has "
-        f"{_outline(dense)}, and with pruning the optimizer has {_outline(fresh)}. Build tx from "
-        "the optimizer of the dense run, link for link, and restore the checkpoint into the "
-        "structure of its init(params)."
+        f"{shown_path(path_str(path))}: the dense state does not fit this optimizer: it has "
+        f"{_outline(dense)}, but tx has {_outline(fresh)}. Build tx from exactly the links of the "
+        "dense optimizer and jaxprune.prune, and restore the checkpoint into the structure of "
+        "optimizer.init(params)."
     )
 
 

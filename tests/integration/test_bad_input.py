@@ -1152,8 +1152,8 @@ SNAPSHOTS = {
     "emptied": "a/w: shape (1, 2) would lose all of its 2 weights at sparsity 0.9. Leave it out "
     "with exclude='a/w', or lower its sparsity with overrides={'a/w': ...}.",
     "no_params": "jaxprune.prune needs the params: call tx.update(updates, state, params).",
-    "no_state": "no prune state in tuple. Pass the optimizer state of a chain with jaxprune.prune "
-    "in it, tx.init(params) or what tx.update returned.",
+    "no_state": "no prune state in a value of type tuple. Pass the optimizer state of a "
+    "transformation that contains jaxprune.prune: what tx.init(params) or tx.update returned.",
     "check_moved": "w: 2 of 4 dropped weights are not zero. Something changes the updates after "
     "prune: make jaxprune.prune the last link of the chain, or wrap the optimizer with "
     "prune(schedule, inner=optimizer). If the params were restored without their optimizer state, "

@@ -1,4 +1,4 @@
-"""Masks at one bit per weight: the same run as with masks of a byte, bit for bit."""
+"""A run with bit masks gives the same params, bit for bit, as a run with a byte per mask entry."""
 
 import math
 
@@ -139,9 +139,10 @@ def test_a_state_of_the_other_kind_is_refused_and_says_what_converts_it():
         tx.update(params, tx_packed.init(params), params)
     state = tx_packed.init(params)
     other = state._replace(masks=state.masks | {"fc": jnp.ones((17, 2), jnp.uint8)})
-    with pytest.raises(ValueError, match=r"fc: .*\(17, 2\).*\(17, 5\), whose packed .*\(17, 1\)"):
+    misfit = says("fc:", "(17, 2)", "(17, 5)", "bit mask of shape (17, 1)")
+    with pytest.raises(ValueError, match=misfit):
         tx_packed.update(params, other, params)
-    with pytest.raises(ValueError, match=r"fc: .*\(17, 2\).*\(17, 5\), whose packed .*\(17, 1\)"):
+    with pytest.raises(ValueError, match=misfit):
         jaxprune.apply_masks(params, other)
     with pytest.raises(ValueError, match="no prune state"):
         jaxprune.pack_masks(optax.adam(0.1).init(params))

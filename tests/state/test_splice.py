@@ -1,4 +1,4 @@
-"""A dense run goes on sparse, and in all but its zeros as if it had been told so from the start."""
+"""`splice`: a dense run continues with pruning, and keeps its moments, counters and params."""
 
 import chex
 import jax
