@@ -1,9 +1,9 @@
 """Pruning after training with calibration inputs: Wanda and SparseGPT, for a kernel or a model.
 
 A layer multiplies its inputs by a kernel of shape (in, out), such as linen `Dense` or NNX `Linear`.
-Both methods keep the outputs of the layer on its calibration inputs close to what they were. They
-use only the second moments of the inputs, so `Moments` of any number of batches can replace the
-inputs themselves. All arithmetic is in float32, whatever the dtypes. `linen_inputs` and
+Both methods drop weights so that the outputs of the layer on its calibration inputs change little.
+They use only the second moments of the inputs, so `Moments` of any number of batches can replace
+the inputs themselves. All arithmetic is in float32, whatever the dtypes. `linen_inputs` and
 `nnx_inputs` collect the inputs of all layers of a model.
 """
 

@@ -1,1 +1,1 @@
-"""The prune state and its masks: how they are stored, applied, converted and found."""
+"""The prune state and its masks: how to store, apply, convert and read them."""

@@ -379,26 +379,26 @@ def linen_case():
 
 
 @functools.cache
-def linen_found(train):
+def collected_linen_inputs(train):
     return linen_inputs(*linen_case(), train=train, mutable=["batch_stats"])
 
 
 def test_linen_inputs_are_what_every_dense_was_given():
     model, variables, x = linen_case()
     expected = model.apply(variables, x).reshape(-1, 4)  # first: what it traces is cached
-    found = linen_found(False)
+    inputs = collected_linen_inputs(False)
     n_rows = {"shared": 12, "scan/step": 18, "remat": 6, "jitted": 6, "head": 6}
-    assert {path: len(v) for path, v in found.items()} == {
+    assert {path: len(v) for path, v in inputs.items()} == {
         f"{name}/kernel": n for name, n in n_rows.items()
     }
     first = np.asarray(x).reshape(-1, 4)
-    np.testing.assert_array_equal(found["shared/kernel"][:6], first)
+    np.testing.assert_array_equal(inputs["shared/kernel"][:6], first)
     shared = nn.Dense(4).apply({"params": variables["params"]["shared"]}, first)
-    np.testing.assert_allclose(found["shared/kernel"][6:], shared, rtol=1e-5)  # op by op
-    after = nn.Dense(4).apply({"params": variables["params"]["remat"]}, found["remat/kernel"])
-    np.testing.assert_allclose(found["jitted/kernel"], after, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(inputs["shared/kernel"][6:], shared, rtol=1e-5)  # op by op
+    after = nn.Dense(4).apply({"params": variables["params"]["remat"]}, inputs["remat/kernel"])
+    np.testing.assert_allclose(inputs["jitted/kernel"], after, rtol=1e-5, atol=1e-6)
     head = nn.Dense(4, dtype=jnp.bfloat16)
-    outputs = head.apply({"params": variables["params"]["head"]}, found["head/kernel"])
+    outputs = head.apply({"params": variables["params"]["head"]}, inputs["head/kernel"])
     np.testing.assert_allclose(  # bfloat16, op by op
         outputs.astype(jnp.float32), expected.astype(jnp.float32), rtol=2e-2, atol=1e-2
     )
@@ -413,12 +413,12 @@ class Remat(nn.Module):
 def test_inputs_inside_remat_are_waited_for():
     model, x = Remat(), jnp.ones((4096, 256))  # large enough to be computed in the background
     variables = model.init(jax.random.key(0), x[:1])
-    shapes = [found.shape for found in linen_inputs(model, variables, x).values()]
+    shapes = [layer.shape for layer in linen_inputs(model, variables, x).values()]
     assert shapes == [(4096, 256)] * 2
 
 
 def test_linen_inputs_pass_arguments_on_to_apply():
-    evaluated, trained = linen_found(False), linen_found(True)
+    evaluated, trained = collected_linen_inputs(False), collected_linen_inputs(True)
     np.testing.assert_array_equal(evaluated["shared/kernel"], trained["shared/kernel"])
     assert not np.array_equal(evaluated["head/kernel"], trained["head/kernel"])
 
@@ -428,7 +428,7 @@ def test_linen_inputs_pass_arguments_on_to_apply():
 def test_a_linen_model_is_pruned_end_to_end(prune_model, how):
     model, variables, x = linen_case()
     params = variables["params"]
-    new, masks = prune_model(params, linen_found(False), **how)
+    new, masks = prune_model(params, collected_linen_inputs(False), **how)
     assert jax.tree.map(lambda p: (p.shape, p.dtype), new) == jax.tree.map(
         lambda p: (p.shape, p.dtype), params
     )
@@ -485,18 +485,18 @@ def test_nnx_inputs_are_what_every_linear_was_given_and_leave_the_model_alone():
     model, x = nnx_case()
     before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(model)))
     for _ in range(2):
-        found = nnx_inputs(model, x)
+        inputs = nnx_inputs(model, x)
         n_rows = {"first": 18, "remat": 6, "jitted": 6, "head": 6}
-        assert {path: len(v) for path, v in found.items()} == {
+        assert {path: len(v) for path, v in inputs.items()} == {
             f"{name}/kernel": n for name, n in n_rows.items()
         }
     after = nnx.to_pure_dict(nnx.state(model))
     jax.tree.map(np.testing.assert_array_equal, before, after)
     assert type(model.first) is nnx.Linear
-    np.testing.assert_array_equal(found["first/kernel"][:6], x.reshape(-1, 4))
-    after = model.remat(found["remat/kernel"])
-    np.testing.assert_allclose(found["jitted/kernel"], after, rtol=1e-5, atol=1e-6)
-    outputs = model.head(found["head/kernel"])
+    np.testing.assert_array_equal(inputs["first/kernel"][:6], x.reshape(-1, 4))
+    after = model.remat(inputs["remat/kernel"])
+    np.testing.assert_allclose(inputs["jitted/kernel"], after, rtol=1e-5, atol=1e-6)
+    outputs = model.head(inputs["head/kernel"])
     expected = nnx.clone(model)(x).reshape(-1, 4)
     np.testing.assert_allclose(outputs, expected, rtol=2e-2, atol=2e-2)  # op by op, in bfloat16
 
@@ -511,11 +511,11 @@ class NnxForce(nnx.Module):
         return -jax.vmap(jax.grad(lambda row: self.layers(row).sum()))(x)
 
 
-def test_inputs_are_found_inside_vmap_and_grad():
+def test_inputs_are_collected_inside_vmap_and_grad():
     x = correlated(6, 4)
-    ((path, found),) = nnx_inputs(NnxForce(nnx.Rngs(0)), x).items()
+    ((path, inputs),) = nnx_inputs(NnxForce(nnx.Rngs(0)), x).items()
     assert path == "layers/layers/0/kernel"
-    np.testing.assert_array_equal(found, x)
+    np.testing.assert_array_equal(inputs, x)
 
 
 @both_models
