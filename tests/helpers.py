@@ -1,6 +1,112 @@
-"""What tests of several packages share; `from helpers import says` works in every folder."""
+"""What tests of several packages share; `from helpers import bits` works in every folder."""
 
+import functools
 import re
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+
+# --- trees
+
+
+def ones(*shape, dtype=jnp.float32):
+    return jnp.ones(shape, dtype)
+
+
+def random_params(shapes, dtype=jnp.float32, seed=0, *, values=lambda normal: normal):
+    """Normal numbers in the shapes of a tree of dicts.
+
+    Args:
+      shapes: a dict of shapes, or of dicts of them; leaves are drawn in its order.
+      dtype: of every leaf.
+      seed: of NumPy's generator.
+      values: makes the values of a leaf of normal ones: `np.round` makes ties, `np.ones_like` a
+        constant leaf.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(node):
+        if isinstance(node, dict):
+            return {name: draw(below) for name, below in node.items()}
+        return jnp.asarray(values(rng.normal(size=node)), dtype)
+
+    return draw(shapes)
+
+
+def by_path(tree):
+    """Leaves as NumPy arrays by path, without the `value` at which Flax boxes hold theirs."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    path_of = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {path_of(key).removesuffix("/value"): np.asarray(leaf) for key, leaf in leaves}
+
+
+def quadratic(params):
+    """A loss that pulls every weight to 0.375."""
+    return sum(jnp.sum((p.astype(jnp.float32) - 0.375) ** 2) for p in jax.tree.leaves(params))
+
+
+# --- counts and bits
+
+
+def half_up(x):
+    """The nearest integer, and of two the larger: how many weights a target asks for."""
+    return int(x + Fraction(1, 2))
+
+
+def n_dropped(masks):
+    """How many weights the mask of each leaf drops, by path."""
+    return {path: int(np.sum(mask == 0)) for path, mask in by_path(masks).items()}
+
+
+def bits(x):
+    """The bits of numbers, as unsigned integers: `==` on floats can't tell -0.0 from 0.0."""
+    return np.asarray(x).view(f"u{np.dtype(x.dtype).itemsize}")
+
+
+def assert_dropped_are_plus_zero(params, masks):
+    """Checks that every weight a mask drops is +0.0, to the bit."""
+    params = by_path(params)
+    for path, mask in by_path(masks).items():
+        assert np.all(bits(params[path])[mask == 0] == 0), path
+
+
+def assert_same(a, b):
+    """Checks that two trees have the same structure, dtypes, shapes and bits."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        assert x.shape == y.shape
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+# --- devices
+
+
+def make_mesh(shape, axis_type, names=("data", "model")):
+    """A mesh of the first devices; skips the test where there are too few."""
+    n = int(np.prod(shape))
+    if jax.device_count() < n:
+        pytest.skip(f"needs {n} devices")
+    devices = np.array(jax.devices()[:n]).reshape(shape)
+    return Mesh(devices, names, axis_types=(axis_type,) * len(names))
+
+
+def place(tree, mesh, specs):
+    """The leaves of a dict, each placed as `specs` says of its name."""
+    return {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
+
+
+def assert_placed_like(tree, like):
+    """Checks that every leaf has the sharding of its counterpart."""
+    for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
+        assert x.sharding.is_equivalent_to(y.sharding, y.ndim), (x.sharding, y.sharding)
+
+
+# --- messages
 
 
 def says(*fragments):

@@ -5,22 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
+from helpers import make_mesh
 from jaxprune._base.agreement import diverged
-
-
-def make_mesh():
-    if jax.device_count() < 4:
-        pytest.skip("needs 4 devices")
-    devices = np.array(jax.devices()[:4]).reshape(2, 2)
-    return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
 def spread(x, spec, odd=()):
     """An array on 4 devices; those in `odd` hold other numbers."""
-    named = NamedSharding(make_mesh(), spec)
+    named = NamedSharding(make_mesh((2, 2), AxisType.Auto), spec)
     parts = [
         jax.device_put(np.asarray(x)[index] + (device.id in odd), device)
         for device, index in named.addressable_devices_indices_map(x.shape).items()
@@ -30,7 +24,7 @@ def spread(x, spec, odd=()):
 
 def test_only_devices_that_hold_the_same_part_are_compared():
     x = np.arange(8.0).reshape(4, 2)
-    ids = [device.id for device in make_mesh().devices.flat]
+    ids = [device.id for device in make_mesh((2, 2), AxisType.Auto).devices.flat]
     leaves = {
         "whole": spread(x, P()),
         "whole, one odd": spread(x, P(), odd=ids[2:3]),

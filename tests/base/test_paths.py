@@ -16,13 +16,10 @@ from flax import nnx
 from hypothesis import given, strategies as st
 
 import jaxprune
+from helpers import ones
 from jaxprune._base.paths import leaves_with_paths
 
 HALF = jaxprune.one_shot_schedule(0.5)
-
-
-def ones(*shape, dtype=jnp.float32):
-    return jnp.ones(shape, dtype)
 
 
 def paths_of(tree):

@@ -17,7 +17,7 @@ from flax import nnx
 from hypothesis import given, strategies as st
 
 import jaxprune
-from helpers import says
+from helpers import bits, half_up, ones, says
 from jaxprune import (
     Moments,
     linen_inputs,
@@ -37,10 +37,6 @@ SHAPES = ((8, 3), (13, 2), (24, 1))  # few: each compiles
 
 both_kernels = pytest.mark.parametrize("prune_kernel", KERNELS.values(), ids=KERNELS)
 both_models = pytest.mark.parametrize("prune_model", MODELS.values(), ids=MODELS)
-
-
-def half_up(x):
-    return int(x + Fraction(1, 2))
 
 
 def target_of(sparsity, nm):
@@ -114,11 +110,6 @@ def output_error(kernel, new, inputs):
     """Squared error of the outputs, relative to the outputs."""
     x, old = inputs.astype(np.float64), np.asarray(kernel, np.float64)
     return np.sum((x @ (np.asarray(new, np.float64) - old)) ** 2) / np.sum((x @ old) ** 2)
-
-
-def bits(x):
-    x = np.asarray(x)
-    return x.view({2: np.uint16, 4: np.uint32}[x.dtype.itemsize])
 
 
 def assert_sparse(kernel, mask):
@@ -549,10 +540,6 @@ def test_rules_choose_the_leaves_and_all_others_are_kept_whole(prune_model):
 
 
 # What users get wrong.
-
-
-def ones(*shape):
-    return jnp.ones(shape, jnp.float32)
 
 
 TREE = {"fc": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}, "emb": jnp.ones((9, 3))}

@@ -21,7 +21,7 @@ import optax
 import pytest
 
 import jaxprune
-from helpers import assert_says, says
+from helpers import assert_same, assert_says, says
 from jaxprune._cli import commands, screen
 from jaxprune._files import footprint, interchange, orbax
 from jaxprune._files.any_kind import open_source
@@ -60,16 +60,6 @@ def tree(dtype=np.float32):
         "head": rng.normal(size=(30, 10)).astype(dtype),
         "steps": np.arange(3),
     }
-
-
-def assert_same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(
-            np.ascontiguousarray(x).reshape(-1).view(np.uint8),
-            np.ascontiguousarray(y).reshape(-1).view(np.uint8),
-        )
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import jaxprune
-from helpers import says
+from helpers import assert_same, says
 from jaxprune._files import safetensors
 from jaxprune._files.atomic import atomic_file
 from jaxprune._files.interchange import save_csr, save_safetensors, to_bcoo, to_bcsr, to_csr
@@ -36,18 +36,9 @@ def documented_reader():
     return scope["read"], code
 
 
-def bits(array):
+def bytes_of(array):
     array = np.ascontiguousarray(array)
     return array.reshape(-1).view(np.uint8)
-
-
-def assert_same(a, b):
-    """Same structure, dtypes, shapes and bits."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        assert x.shape == y.shape
-        np.testing.assert_array_equal(bits(x), bits(y))
 
 
 def random_array(seed, dtype, shape, sparsity):
@@ -119,9 +110,9 @@ def test_the_safetensors_library_reads_the_container(tmp_path, name):
     save(tmp_path / "a", tree, level=None, metadata={"who": "me"})
     found = library.load_file(tmp_path / "a")
     assert set(found) == {"w:bits", "w:values", "b"}
-    stored = bits(tree["w"]).reshape(2000, -1).any(-1)
+    stored = bytes_of(tree["w"]).reshape(2000, -1).any(-1)
     np.testing.assert_array_equal(np.unpackbits(found["w:bits"], bitorder="little"), stored)
-    np.testing.assert_array_equal(bits(found["w:values"]), bits(tree["w"].reshape(-1)[stored]))
+    assert_same(found["w:values"], tree["w"].reshape(-1)[stored])
     save_safetensors(tmp_path / "b", tree)
     assert_same(library.load_file(tmp_path / "b"), tree)
 
@@ -193,7 +184,7 @@ def test_pruned_weights_are_plus_zero_in_the_file(tmp_path_factory, seed, dtype)
         assert file.leaves[0].n_stored == int(masks["w"].sum())
     found = load(path)["w"]
     dropped = ~np.asarray(masks["w"])
-    assert not bits(found).reshape(*found.shape, -1)[dropped].any()
+    assert not bytes_of(found).reshape(*found.shape, -1)[dropped].any()
 
 
 @pytest.mark.parametrize("packed", (False, True))

@@ -18,7 +18,7 @@ import optax
 import pytest
 
 import jaxprune
-from helpers import assert_says, says
+from helpers import assert_says, ones, says
 from jaxprune._base.arguments import BadType, BadValue
 
 ADAM = optax.adam(1e-3)
@@ -33,10 +33,6 @@ def params():
     """A pruned leaf and two that are not."""
     kernel = jnp.arange(1, 9, dtype=jnp.float32).reshape(2, 4)
     return {"w": kernel, "b": jnp.ones((4,), jnp.float32), "n": jnp.arange(3, dtype=jnp.int32)}
-
-
-def ones(*shape, dtype=jnp.float32):
-    return jnp.ones(shape, dtype)
 
 
 @functools.cache

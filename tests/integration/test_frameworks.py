@@ -24,6 +24,7 @@ from flax import nnx
 from flax.training import train_state
 
 import jaxprune
+from helpers import assert_dropped_are_plus_zero, by_path, half_up, n_dropped
 
 FIRES = (1, 4, 7)
 SCHEDULE = jaxprune.cubic_schedule(0.75, 1, 7, 3)
@@ -45,27 +46,18 @@ def optimizer(form, **kwargs):
     return jaxprune.prune(SCHEDULE, inner=adam, **kwargs)
 
 
-def n_dropped(size, step):
+def budget(size, step):
     """The budget after `step`, rounded half up."""
     target = max((t for fire, t in zip(FIRES, TARGETS, strict=True) if fire <= step), default=0)
-    return int(target * size + Fraction(1, 2))
-
-
-def by_path(tree):
-    """Leaves by path, boxes opened: `value` is the name of what is inside them."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    paths = [jax.tree_util.keystr(k, simple=True, separator="/") for k, _ in flat]
-    return {p.removesuffix("/value"): np.asarray(x) for p, (_, x) in zip(paths, flat, strict=True)}
+    return half_up(target * size)
 
 
 def assert_sparse(params, opt_state, step, sizes=SIZES):
     """Every mask holds its exact budget after `step`, and what it drops is +0.0."""
-    params, masks = by_path(params), by_path(jaxprune.get_masks(opt_state))
-    assert masks.keys() == params.keys()
-    dropped = {path: int(np.sum(~mask)) for path, mask in masks.items()}
-    assert dropped == {path: n_dropped(sizes.get(path, 0), step) for path in masks}
-    for path, mask in masks.items():
-        assert np.all(params[path].view(np.uint32)[~mask] == 0), path
+    masks = by_path(jaxprune.get_masks(opt_state))
+    assert masks.keys() == by_path(params).keys()
+    assert n_dropped(masks) == {path: budget(sizes.get(path, 0), step) for path in masks}
+    assert_dropped_are_plus_zero(params, masks)
 
 
 def mse(prediction):
@@ -184,7 +176,7 @@ def test_an_nnx_optimizer_prunes_its_kernels(form):
     for t in range(N_STEPS):
         metrics = nnx_step(model, opt)
         assert_sparse(nnx.state(model, nnx.Param), opt, t)
-        n_zero = {path: n_dropped(size, t) for path, size in SIZES.items()}
+        n_zero = {path: budget(size, t) for path, size in SIZES.items()}
         assert metrics["prune/step"] == t + 1
         assert metrics["prune/n_zero"] == sum(n_zero.values())
         for path, n in n_zero.items():
@@ -200,7 +192,7 @@ def test_helpers_take_an_nnx_optimizer_and_the_params_of_its_model():
     params = nnx.state(model, nnx.Param)
     jaxprune.check(params, opt)
     report = jaxprune.summarize(params, opt)
-    assert report.n_zero == n_dropped(24, N_STEPS)
+    assert report.n_zero == budget(24, N_STEPS)
     assert [leaf.path for leaf in report.leaves if leaf.n_zero] == ["fc/kernel"]
     planned = jaxprune.plan(params, SCHEDULE, exclude="out/kernel")
     assert [leaf.n_zero for leaf in planned.leaves] == [leaf.n_zero for leaf in report.leaves]

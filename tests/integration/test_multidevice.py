@@ -22,6 +22,7 @@ from combinations import DISTRIBUTIONS, GROUPED, SHAPES
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import jaxprune
+from helpers import assert_placed_like, make_mesh, place
 from jaxprune import NM, Block, Channel, Unstructured
 
 pytestmark = pytest.mark.slow
@@ -62,22 +63,6 @@ def make_params():
     return {k: rng.integers(-40, 41, size=s).astype(np.float32) for k, s in shapes.items()}
 
 
-def make_mesh(n, axis_type):
-    if jax.device_count() < n:
-        pytest.skip(f"needs {n} devices")
-    devices = np.array(jax.devices()[:n]).reshape(MESHES[n])
-    return Mesh(devices, ("data", "model"), axis_types=(axis_type,) * 2)
-
-
-def place(tree, mesh, specs=SPECS):
-    return {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
-
-
-def assert_placed_like(masks, params):
-    for name, p in params.items():
-        assert masks[name].sharding.is_equivalent_to(p.sharding, p.ndim), (name, masks[name])
-
-
 def transform(structure, distribution, **options):
     options |= {"exclude": "odd"} if structure in GROUPED else {}
     options |= {"structure": STRUCTURES[structure], "distribution": DISTRIBUTIONS[distribution]}
@@ -88,7 +73,7 @@ def transform(structure, distribution, **options):
 def masks_of(structure, distribution, n, axis_type):
     """The masks of one fire, after a look at where they are."""
     tx = transform(structure, distribution)
-    params = place(make_params(), make_mesh(n, axis_type))
+    params = place(make_params(), make_mesh(MESHES[n], axis_type), SPECS)
     state = tx.init(params)
     assert_placed_like(state.masks, params)
     _, state = jax.jit(tx.update)(params, state, params)
@@ -188,7 +173,7 @@ def test_every_combination_on_every_number_of_devices(structure, distribution):
     + [("out_shardings", AUTO)],
 )
 def test_init_puts_masks_where_the_params_are(how, axis_type):
-    params = place(make_params(), make_mesh(8, axis_type))
+    params = place(make_params(), make_mesh((4, 2), axis_type), SPECS)
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.adam(0.1))
     if how == "out_shardings":
         out = optax.tree.map_params(
@@ -211,7 +196,7 @@ def test_init_puts_masks_where_the_params_are(how, axis_type):
 @pytest.mark.parametrize("how", ("eager", "jit"))
 def test_a_run_compiles_as_often_as_adam_alone(how, axis_type):
     def n_compiles(tx):
-        params = place(make_params(), make_mesh(8, axis_type))
+        params = place(make_params(), make_mesh((4, 2), axis_type), SPECS)
         state = (tx.init if how == "eager" else jax.jit(tx.init))(params)
 
         @jax.jit
@@ -227,7 +212,7 @@ def test_a_run_compiles_as_often_as_adam_alone(how, axis_type):
     if how == "eager":  # and no mesh set, where the scalars of a state lie on one device at first
         assert_no_more_than_adam(n_compiles, schedule)
         return
-    with jax.set_mesh(make_mesh(8, axis_type)):
+    with jax.set_mesh(make_mesh((4, 2), axis_type)):
         assert_no_more_than_adam(n_compiles, schedule)
 
 
@@ -243,7 +228,7 @@ def test_swapped_masks_are_those_of_one_device(axis_type):
         tx = jaxprune.rigl(
             0.5, 4, every=1, inner=optax.sgd(0.5), structure=Block((2, 2)), include="fc"
         )
-        params = place(make_params(), make_mesh(n, axis_type))
+        params = place(make_params(), make_mesh(MESHES[n], axis_type), SPECS)
         state = tx.init(params)
         for _ in range(2):
             updates, state = jax.jit(tx.update)(params, state, params)
@@ -291,7 +276,9 @@ def test_only_counts_cross_devices_in_a_fire(case, axis_type):
     structure, spec = TRAFFIC[case]
     names = ("a", "b", "c")
     w = np.random.default_rng(0).normal(size=(512, 256)).astype(np.float32)
-    params = place(dict.fromkeys(names, w), make_mesh(8, axis_type), dict.fromkeys(names, spec))
+    params = place(
+        dict.fromkeys(names, w), make_mesh((4, 2), axis_type), dict.fromkeys(names, spec)
+    )
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), structure=structure)
     compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
     found = crossings(compiled.as_text())
@@ -302,7 +289,7 @@ def test_only_counts_cross_devices_in_a_fire(case, axis_type):
 @pytest.mark.parametrize("on_tpu", (False, True))
 def test_only_counts_cross_devices_of_a_program_made_elsewhere(on_tpu, monkeypatch):
     """Compiled ahead of time on a host of one device, from shapes on a mesh of eight."""
-    mesh = make_mesh(8, AUTO)
+    mesh = make_mesh((4, 2), AUTO)
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), distribution=jaxprune.global_pool)
     shapes = {"a": ((512, 256), P("data", "model")), "b": ((512, 256), P("model", "data"))}
 
@@ -327,7 +314,9 @@ def test_on_explicit_meshes_a_pool_of_many_leaves_sends_what_one_does(spec):
 
     def sent(n_leaves):
         names = [f"{i:02d}" for i in range(n_leaves)]
-        params = place(dict.fromkeys(names, w), make_mesh(8, EXPLICIT), dict.fromkeys(names, spec))
+        params = place(
+            dict.fromkeys(names, w), make_mesh((4, 2), EXPLICIT), dict.fromkeys(names, spec)
+        )
         schedule = jaxprune.one_shot_schedule(0.5)
         tx = jaxprune.prune(schedule, distribution=jaxprune.global_pool)
         compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
@@ -340,7 +329,7 @@ def test_on_explicit_meshes_a_pool_of_many_leaves_sends_what_one_does(spec):
 
 def test_uneven_leaves_are_pruned_where_jax_lets_them_be():
     """No axis of (7, 13) divides by a mesh of (4, 2): the compiler shards it unevenly inside."""
-    mesh = make_mesh(8, AUTO)
+    mesh = make_mesh((4, 2), AUTO)
     w = jnp.asarray(np.random.default_rng(0).normal(size=(7, 13)), jnp.float32)
     spread = NamedSharding(mesh, P("data", "model"))
 

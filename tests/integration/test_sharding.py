@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
+from helpers import assert_placed_like, make_mesh
 
 SPECS = {
     "rows": {"w": P("data"), "v": P("data"), "bias": P()},
@@ -25,13 +26,6 @@ def make_params():
         "v": np.round(rng.normal(size=(16, 8)) * 2).astype(np.float32),  # ties
         "bias": rng.normal(size=(32,)).astype(np.float32),
     }
-
-
-def make_mesh(axis_type):
-    devices = np.array(jax.devices()[:8])
-    if devices.size < 8:
-        pytest.skip("needs 8 devices")
-    return jax.sharding.Mesh(devices.reshape(4, 2), ("data", "model"), axis_types=(axis_type,) * 2)
 
 
 def run(params, place):
@@ -56,7 +50,7 @@ def run(params, place):
     "layout", ["both", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rows", "columns"))]
 )
 def test_sharded_masks_equal_those_of_one_device(axis_type, layout):
-    mesh = make_mesh(axis_type)
+    mesh = make_mesh((4, 2), axis_type)
 
     def place(tree):
         return {
@@ -76,7 +70,7 @@ def test_sharded_masks_equal_those_of_one_device(axis_type, layout):
 @pytest.mark.parametrize("axis_type", (AxisType.Auto, AxisType.Explicit), ids=lambda t: t.name)
 @pytest.mark.parametrize("layout", SPECS)
 def test_only_counts_cross_devices(axis_type, layout):
-    mesh = make_mesh(axis_type)
+    mesh = make_mesh((4, 2), axis_type)
     specs = {k: NamedSharding(mesh, spec) for k, spec in SPECS[layout].items()}
     params = jax.tree.map(jax.device_put, make_params(), specs)
     tx = jaxprune.prune(jaxprune.cubic_schedule(0.8, 0, 4, 2))
@@ -89,7 +83,7 @@ def test_only_counts_cross_devices(axis_type, layout):
 
 @pytest.mark.parametrize("axis_type", (AxisType.Auto, AxisType.Explicit), ids=lambda t: t.name)
 def test_init_under_jit_and_set_mesh_works(axis_type):
-    mesh = make_mesh(axis_type)
+    mesh = make_mesh((4, 2), axis_type)
     specs = {k: NamedSharding(mesh, spec) for k, spec in SPECS["both"].items()}
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.adam(0.1))
     with jax.set_mesh(mesh):
@@ -101,7 +95,7 @@ def test_init_under_jit_and_set_mesh_works(axis_type):
 
 
 def test_global_pool_selects_across_shardings():
-    mesh = make_mesh(AxisType.Auto)
+    mesh = make_mesh((4, 2), AxisType.Auto)
     rng = np.random.default_rng(0)
     leaves = [rng.normal(size=s).astype(np.float32) for s in ((64, 32), (16, 8))]
     placed = [
@@ -115,18 +109,13 @@ def test_global_pool_selects_across_shardings():
     )
 
 
-def assert_placed_like(masks, params):
-    for mask, p in zip(jax.tree.leaves(masks), jax.tree.leaves(params), strict=True):
-        assert mask.sharding.is_equivalent_to(p.sharding, p.ndim), (mask.sharding, p.sharding)
-
-
 def spread(initializer, nn, *axes):
     return nn.with_partitioning(initializer, axes)
 
 
 def test_linen_partitioned_params_place_their_masks():
     nn = pytest.importorskip("flax.linen")
-    mesh = make_mesh(AxisType.Auto)
+    mesh = make_mesh((4, 2), AxisType.Auto)
     normal = nn.initializers.lecun_normal()
     model = nn.Sequential(
         [
@@ -153,7 +142,7 @@ def test_linen_partitioned_params_place_their_masks():
 
 def test_nnx_partition_specs_place_the_masks():
     nnx = pytest.importorskip("flax.nnx")
-    mesh = make_mesh(AxisType.Auto)
+    mesh = make_mesh((4, 2), AxisType.Auto)
     normal = nnx.initializers.lecun_normal()
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.adam(0.1))
 
@@ -180,7 +169,7 @@ def test_nnx_partition_specs_place_the_masks():
 
 def test_a_checkpoint_goes_on_bit_for_bit_on_another_mesh(tmp_path):
     """Saved on 4 x 2 devices, restored by rows on 8: in mid-schedule, moments and all."""
-    before = make_mesh(AxisType.Auto)
+    before = make_mesh((4, 2), AxisType.Auto)
     after = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("data",))
     schedule = jaxprune.cubic_schedule(0.75, 1, 7, 3)
     tx = optax.chain(optax.sgd(0.125, momentum=0.5), jaxprune.prune(schedule))  # exact products

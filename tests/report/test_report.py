@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxprune
-from helpers import assert_says, says
+from helpers import assert_says, by_path, n_dropped, ones, random_params, says
 
 STEPS = dict(begin_step=1, end_step=4, every=3)
 SCHEDULE = jaxprune.cubic_schedule(0.75, **STEPS, initial_sparsity=0.25)  # fires at 1 and 4
@@ -22,22 +22,14 @@ KERNELS = ("fc/kernel", "head/kernel")
 @functools.cache
 def make_params():
     """Leaves that are pruned (one of ties, one bf16, one empty) and leaves that are not."""
-    rng = np.random.default_rng(0)
     return {
-        "empty": jnp.zeros((0, 3), jnp.float32),
-        "fc": {
-            "kernel": jnp.asarray(rng.normal(size=(7, 5)), jnp.float32),
-            "bias": jnp.asarray(rng.normal(size=5), jnp.float32),
-        },
-        "head": {"kernel": jnp.asarray(rng.normal(size=(5, 2)), jnp.bfloat16)},
+        "empty": ones(0, 3),
+        "fc": random_params({"kernel": (7, 5), "bias": (5,)}),
+        "head": random_params({"kernel": (5, 2)}, jnp.bfloat16, seed=1),
         "scale": jnp.float32(2.0),
         "table": jnp.arange(6, dtype=jnp.int32).reshape(2, 3),
-        "ties": jnp.ones((3, 3), jnp.float32),
+        "ties": ones(3, 3),
     }
-
-
-def ones(*shape):
-    return jnp.ones(shape, jnp.float32)
 
 
 def trainable():
@@ -49,13 +41,8 @@ def small():
     return {k: v for k, v in make_params().items() if k in ("fc", "head", "scale")}
 
 
-def flat(tree):
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(k, simple=True, separator="/"): np.asarray(v) for k, v in leaves}
-
-
 def n_zeros(tree):
-    return {path: int(np.sum(leaf == 0)) for path, leaf in flat(tree).items()}
+    return {path: int(np.sum(leaf == 0)) for path, leaf in by_path(tree).items()}
 
 
 def rows(report):
@@ -96,7 +83,7 @@ def test_plan_agrees_exactly_with_what_training_reaches(rules):
     tx = optax.chain(optax.sgd(0.01), jaxprune.prune(SCHEDULE, **rules))
     trained, state = train(tx, params, STEPS["end_step"] + 1)[-1]
     planned = {leaf.path: leaf.n_zero for leaf in plan.leaves}
-    assert planned == {path: int(np.sum(~m)) for path, m in flat(jaxprune.get_masks(state)).items()}
+    assert planned == n_dropped(jaxprune.get_masks(state))
     assert planned == n_zeros(trained)
     assert sum(planned.values()) == plan.n_zero > 0
 
@@ -239,7 +226,7 @@ def test_map_params_meets_unused_rules_without_a_word():
     with pytest.warns(UserWarning, match="exclude: 'nope'"):
         state = tx.init(trainable())
     touched = optax.tree.map_params(tx, lambda x: x * 0, state)
-    assert all(not leaf.any() for leaf in flat(jaxprune.get_state(touched).masks).values())
+    assert all(not leaf.any() for leaf in by_path(jaxprune.get_state(touched).masks).values())
 
 
 BAD = {
@@ -281,7 +268,7 @@ def test_summarize_counts_zeros_by_their_bits():
     counted = {leaf.path: leaf.n_zero for leaf in report.leaves}
     assert counted == n_zeros(params) == {**counted, "fc/kernel": 18 - 3 + 2, "fc/bias": 1}
     assert report.n_zero == sum(counted.values())
-    assert report.size == sum(leaf.size for leaf in flat(params).values())
+    assert report.size == sum(leaf.size for leaf in by_path(params).values())
     assert all(leaf.note == "" for leaf in report.leaves)
 
 
@@ -374,7 +361,7 @@ def test_rich_prints_every_cell_of_the_text_and_takes_no_path_for_markup():
 def test_metrics_count_what_the_masks_and_thresholds_hold():
     tx = optax.chain(optax.sgd(0.01), jaxprune.prune(SCHEDULE))
     for t, (_, state) in enumerate(train(tx, trainable(), 6)):
-        masks, found = flat(jaxprune.get_masks(state)), jaxprune.metrics(state, per_leaf=True)
+        masks, found = by_path(jaxprune.get_masks(state)), jaxprune.metrics(state, per_leaf=True)
         dropped = {path: int(np.sum(~m)) for path, m in masks.items()}
         size = sum(m.size for m in masks.values())
         thresholds = np.asarray(jaxprune.get_state(state).thresholds)
@@ -402,8 +389,8 @@ def test_thresholds_in_metrics_part_the_kept_from_the_dropped():
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
     _, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     found = jaxprune.metrics(state, per_leaf=True)
-    masks = flat(jaxprune.get_masks(state))
-    for path, leaf in flat(params).items():
+    masks = by_path(jaxprune.get_masks(state))
+    for path, leaf in by_path(params).items():
         threshold = float(found[f"prune/threshold/{path}"])
         scores = np.abs(leaf.astype(np.float32))
         if masks[path].all():
@@ -478,8 +465,8 @@ def test_check_passes_at_every_step_in_the_right_order(name):
 def test_check_names_the_leaves_that_a_wrong_order_brings_back(name):
     for params, state in runs(False, name):
         counts = {}
-        masks = flat(jaxprune.get_masks(state))
-        for path, leaf in flat(params).items():
+        masks = by_path(jaxprune.get_masks(state))
+        for path, leaf in by_path(params).items():
             n_moved = int(np.sum((leaf != 0) & ~masks[path]))
             if n_moved:
                 counts[path] = f"{path}: {n_moved} of {np.sum(~masks[path])}"

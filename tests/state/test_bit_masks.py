@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from helpers import says
+from helpers import random_params, says
 from jaxprune._state.bit_masks import bit_mask_shape, from_bits, full_bits, to_bits
 
 SCHEDULE = jaxprune.cubic_schedule(0.8, 1, 5, 2)
@@ -21,10 +21,11 @@ SCHEDULE = jaxprune.cubic_schedule(0.8, 1, 5, 2)
 
 def make_params(dtype=jnp.float32, seed=0):
     """Last axes on both sides of a byte, pruned and unpruned leaves, scalars, an empty leaf."""
-    rng = np.random.default_rng(seed)
     shapes = {"conv": (3, 3, 2, 8), "fc": (17, 5), "one": (9, 1), "wide": (4, 19), "bias": (13,)}
-    leaves = {name: jnp.asarray(rng.normal(size=s), dtype) for name, s in shapes.items()}
-    return leaves | {"scale": jnp.ones((), dtype), "empty": jnp.zeros((4, 0), dtype)}
+    return random_params(shapes, dtype, seed) | {
+        "scale": jnp.ones((), dtype),
+        "empty": jnp.zeros((4, 0), dtype),
+    }
 
 
 def grads_at(params, t):

@@ -3,31 +3,25 @@
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
 
 import jaxprune
-from helpers import says
+from helpers import ones, quadratic, random_params, says
 from jaxprune._state.splice import splice
 
 SCHEDULE = jaxprune.one_shot_schedule(0.5, step=2)
 
 
 def make_params(width=4):
-    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(6, width)), jnp.float32)
-    return {"fc": {"kernel": kernel, "bias": jnp.ones(width, jnp.float32)}}
-
-
-def loss(params):
-    return sum(jnp.sum((p - 0.375) ** 2) for p in jax.tree.leaves(params))
+    return {"fc": random_params({"kernel": (6, width)}) | {"bias": ones(width)}}
 
 
 def trained(tx, params, state, n_steps):
     @jax.jit
     def step(params, state):
-        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        updates, state = tx.update(jax.grad(quadratic)(params), state, params)
         return optax.apply_updates(params, updates), state
 
     for _ in range(n_steps):

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, PartitionSpec as P
 
 import jaxprune
+from helpers import make_mesh, place, random_params
 from jaxprune._base import counting, sharding
 from jaxprune._topk import stacks
 
@@ -46,19 +47,10 @@ SPECS |= {"deep": P("data", None, "model"), "bias": P()}
 
 
 def make_params(layout):
-    rng = np.random.default_rng(0)
     shapes = {"w": (16, 12), "v": (8, 8), "stack": (3, 8, 6), "deep": (8, 4, 6), "bias": (8,)}
-    params = {k: np.round(4 * rng.normal(size=s)) for k, s in shapes.items()}  # ties
-    params = {k: jnp.asarray(x, jnp.float32) for k, x in params.items()}
+    params = random_params(shapes, values=lambda normal: np.round(4 * normal))  # ties
     params |= {"v": params["v"].astype(jnp.bfloat16)}
-    if layout is None:
-        return params
-    shape, axis_type = layout
-    if jax.device_count() < np.prod(shape):
-        pytest.skip("needs 8 devices")
-    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
-    mesh = Mesh(devices, ("data", "model"), axis_types=(axis_type,) * 2)
-    return {k: jax.device_put(x, NamedSharding(mesh, SPECS[k])) for k, x in params.items()}
+    return params if layout is None else place(params, make_mesh(*layout), SPECS)
 
 
 def run(options, layout=None):

@@ -15,15 +15,16 @@ from combinations import DISTRIBUTIONS, GROUPED, SCORES, SHAPES, STRUCTURES
 from hypothesis import given, settings, strategies as st
 
 import jaxprune
-from helpers import says
+from helpers import bits, random_params, says
 from jaxprune import NM, Block, Channel, Unstructured
 from jaxprune._recipe.distributions import LeafShape, round_half_up
 
 
 def make_params(seed=0, dtype=jnp.float32):
-    rng = np.random.default_rng(seed)
-    leaves = {name: jnp.asarray(rng.normal(size=s), dtype) for name, s in SHAPES.items()}
-    return leaves | {"bias": jnp.ones(8, dtype), "table": jnp.arange(6).reshape(2, 3)}
+    return random_params(SHAPES, dtype, seed) | {
+        "bias": jnp.ones(8, dtype),
+        "table": jnp.arange(6).reshape(2, 3),
+    }
 
 
 def grads_at(params, t):
@@ -86,7 +87,7 @@ def check_step(tx, structure, schedule, steps, form, per_slice):
         for name in FEW[:2]:
             m, p, u = (np.asarray(x[name]) for x in (masks, params, updates))
             units_of(structure_of(structure, name), m, per_slice and name == "stack")
-            assert np.all(p.view(np.uint32)[~m] == 0)  # +0.0
+            assert np.all(bits(p)[~m] == 0)  # +0.0
             if form == "chain":
                 np.testing.assert_array_equal(u[m], np.asarray(grads[name])[m])
             assert not np.any(m & ~np.asarray(old[name]))  # masks only shrink
@@ -540,7 +541,7 @@ def test_every_swap_conserves_the_count_and_takes_the_best(kind):
             assert m1.sum() == n_kept[name]
             assert np.all(p1[~m1] == 0)
             grown = m1 & ~m0
-            assert np.all(p1.view(np.uint32)[grown] == 0)  # starts at zero
+            assert np.all(bits(p1)[grown] == 0)  # starts at zero
             np.testing.assert_array_equal(
                 p1[m1 & m0], (p0 - 0.5 * np.asarray(grads[name]))[m1 & m0]
             )

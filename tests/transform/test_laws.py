@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import jaxprune
-from helpers import says
+from helpers import bits, random_params, says
 from jaxprune._recipe.distributions import round_half_up
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -22,17 +22,11 @@ SHAPES = {"conv": (3, 3, 2, 4), "fc": (17, 5), "square": (8, 8)}
 
 def make_params(key, dtype=jnp.float32, kind="normal"):
     """A tree of pruned leaves, unpruned ones (a bias, a scalar, integers) and an empty one."""
-    rng = np.random.default_rng(key)
-
-    def leaf(shape):
-        normal = rng.normal(size=shape)
-        normal = {"normal": normal, "ties": np.round(normal), "constant": np.ones(shape)}[kind]
-        return jnp.asarray(normal, dtype)
-
-    params = {
-        name: {"kernel": leaf(shape), "bias": leaf(shape[-1:])} for name, shape in SHAPES.items()
-    }
-    return params | {"scale": leaf(()), "empty": leaf((0, 4)), "table": jnp.arange(6).reshape(2, 3)}
+    values = {"normal": lambda normal: normal, "ties": np.round, "constant": np.ones_like}[kind]
+    shapes = {name: {"kernel": shape, "bias": shape[-1:]} for name, shape in SHAPES.items()}
+    shapes |= {"scale": (), "empty": (0, 4)}
+    params = random_params(shapes, dtype, key, values=values)
+    return params | {"table": jnp.arange(6).reshape(2, 3)}
 
 
 def make_updates(params, key, scale=0.1):
@@ -42,10 +36,6 @@ def make_updates(params, key, scale=0.1):
 
 def kernels(tree):
     return [tree[name]["kernel"] for name in SHAPES]
-
-
-def bits(x):
-    return np.asarray(x).view(f"u{np.dtype(x.dtype).itemsize}")
 
 
 @functools.cache

@@ -20,7 +20,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from helpers import says
+from helpers import assert_dropped_are_plus_zero, bits, by_path, half_up, n_dropped, quadratic, says
 
 BEGIN, END, EVERY = 2, 9, 3  # fires at 2, 5, 8 and, off the grid, 9
 INITIAL, FINAL = Fraction(1, 4), Fraction(3, 4)
@@ -36,13 +36,13 @@ def with_prune(form, opt, schedule=SCHEDULE):
     return jaxprune.prune(schedule, inner=opt)
 
 
-def n_dropped(size, step, final=FINAL):
+def budget(size, step, final=FINAL):
     """The budget after `step`, by the formula of the paper: from a quarter to `final`."""
     if step < BEGIN:
         return 0
     fire = END if step >= END else BEGIN + (step - BEGIN) // EVERY * EVERY
     target = final + (INITIAL - final) * Fraction(END - fire, END - BEGIN) ** 3
-    return int(target * size + Fraction(1, 2))
+    return half_up(target * size)
 
 
 def make_params(dtype="float32", seed=0):
@@ -62,29 +62,9 @@ def make_params(dtype="float32", seed=0):
 SIZES = {"fc/kernel": 40, "constant": 12}  # the weights that are pruned of it
 
 
-def quadratic(params):
-    """Pulls all weights to 0.375, where none begins; the constant leaf stays constant under it."""
-    return sum(jnp.sum((p.astype(jnp.float32) - 0.375) ** 2) for p in jax.tree.leaves(params))
-
-
-def by_path(tree):
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(k, simple=True, separator="/"): np.asarray(v) for k, v in flat}
-
-
-def bits(x):
-    return np.asarray(x).view(f"u{np.dtype(x.dtype).itemsize}")
-
-
-def assert_dropped_are_plus_zero(params, masks):
-    params, masks = by_path(params), by_path(masks)
-    for path in params:
-        assert np.all(bits(params[path])[masks[path] == 0] == 0), path
-
-
 def assert_budget(masks, step, sizes=SIZES):
-    got = {path: int(np.sum(m == 0)) for path, m in by_path(masks).items()}
-    assert got == {path: n_dropped(sizes.get(path, 0), step) for path in got}
+    dropped = n_dropped(masks)
+    assert dropped == {path: budget(sizes.get(path, 0), step) for path in dropped}
 
 
 def stepper(tx, grads=lambda params, t: jax.grad(quadratic)(params)):
@@ -434,7 +414,7 @@ def test_masked_prune_sees_only_its_leaves_and_the_helpers_find_them():
         assert_dropped_are_plus_zero({"fc": p["fc"]}, {"fc": masks["fc"]})
     jaxprune.check(params, state)
     chex.assert_trees_all_equal(jaxprune.apply_masks(params, state), params)
-    n_zero = n_dropped(40, END)
+    n_zero = budget(40, END)
     assert jaxprune.metrics(state)["prune/n_zero"] == n_zero
     assert jaxprune.summarize(params, state).n_zero == n_zero
 
@@ -456,8 +436,8 @@ def test_partition_with_two_prunes_holds_both_budgets_and_get_masks_merges_them(
         assert set(pruned) == set(by_path(params)) - {"scale"}
         dropped = {path: int(np.sum(~mask)) for path, mask in pruned.items()}
         assert dropped == {
-            "fc/kernel": n_dropped(40, t),
-            "constant": n_dropped(12, t, Fraction(1, 2)),
+            "fc/kernel": budget(40, t),
+            "constant": budget(12, t, Fraction(1, 2)),
             "fc/bias": 0,
             "empty": 0,
         }
@@ -621,7 +601,7 @@ def test_masks_set_from_sparse_params_never_regrow(form):
         dropped = {path: ~mask for path, mask in by_path(masks).items()}
         for path, mask in dropped.items():
             assert not np.any(before[path] & ~mask), path
-            assert np.sum(mask) == max(n_start[path], n_dropped(SIZES.get(path, 0), t)), path
+            assert np.sum(mask) == max(n_start[path], budget(SIZES.get(path, 0), t)), path
         assert_dropped_are_plus_zero(p, masks)
         before = dropped
     jaxprune.check(params, state)
