@@ -19,6 +19,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxprune._base.arguments import is_int
+
 # Measured on CPUs: for a batch of one row, values with the output axis last are twice as fast when
 # they come from memory, and 1.2 times slower when they come from cache. For larger batches, values
 # with the summed axis last are faster.
@@ -89,7 +91,7 @@ def pack_matrix(
       ([[2], [4]], (2, 1, 16))
     """
     _check_arguments(w, mask, block, batch)
-    rows, width = block
+    rows, width = map(int, block)
     dense = np.asarray(w)
     kept = dense != 0 if mask is None else np.asarray(mask) != 0
     blocks = _blocks(np.where(kept, dense, np.zeros((), dense.dtype)), block)
@@ -219,12 +221,12 @@ def _check_arguments(w: Any, mask: Any, block: Any, batch: Any) -> None:
             f"pack_matrix: mask has shape {np.shape(mask)}, but w has shape {np.shape(w)}. They "
             "must be equal."
         )
-    integers = isinstance(block, (tuple, list)) and all(type(n) is int for n in block)
-    if not integers or len(block) != 2 or min(block) < 1:
+    is_pair = isinstance(block, (tuple, list)) and len(block) == 2
+    if not is_pair or not all(is_int(n) and n >= 1 for n in block):
         raise ValueError(
             f"pack_matrix: block must be two integers of at least 1 such as (1, 16), got {block!r}."
         )
-    if type(batch) is not int or batch < 1:
+    if not is_int(batch) or batch < 1:
         raise ValueError(f"pack_matrix: batch must be an integer of at least 1, got {batch!r}.")
 
 

@@ -237,14 +237,18 @@ def structure_for(text: str) -> Any:
     """
     from jaxprune._recipe.structures import NM, Block, Channel, Unstructured
 
-    classes = {"unstructured": Unstructured, "nm": NM, "block": Block, "channel": Channel}
+    classes: dict[str, Any] = {
+        "unstructured": Unstructured,
+        "nm": NM,
+        "block": Block,
+        "channel": Channel,
+    }
     name, *numbers = re.split("[:x]", text.removesuffix(":balanced"))
-    make: Any = classes.get(name)
-    reason = ""
+    make, reason = classes.get(name), ""
     try:
         if make is not None:
             values = [int(number) for number in numbers]
-            arguments = [tuple(values)] if make is Block and values else values
+            arguments: list[Any] = [tuple(values)] if name == "block" and values else values
             options = {"balanced": True} if text.endswith(":balanced") else {}
             return make(*arguments, **options)
     except (TypeError, ValueError) as error:

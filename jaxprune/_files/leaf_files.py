@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxprune._base.arguments import is_int
 from jaxprune._base.paths import listed, shown_path
 from jaxprune._files import safetensors
 from jaxprune._files.leaves import (
@@ -70,14 +71,18 @@ def save_leaves(
         else:
             for buffer in leaf.buffers:
                 spool.write(safetensors.raw_bytes(buffer).data)
-    about: dict[str, Any] = {"version": VERSION}
-    about["sparsity"] = round((size - n_stored) / max(size, 1), 6)
-    if structure is not None:
-        about["structure"] = str(structure)
-    about["leaves"] = entries
-    metadata[_ENTRY] = json.dumps(about, separators=(",", ":"), ensure_ascii=False)
+    metadata[_ENTRY] = _description(entries, (size - n_stored) / max(size, 1), structure)
     data = buffers if spool is None else _read_spool(spool, tensors)
     safetensors.write(Path(path), tensors, data, metadata, level=level)
+
+
+def _description(entries: Mapping[str, Any], sparsity: float, structure: Any) -> str:
+    """Our entry of the metadata."""
+    about: dict[str, Any] = {"version": VERSION, "sparsity": round(sparsity, 6)}
+    if structure is not None:
+        about["structure"] = str(structure)
+    about["leaves"] = dict(entries)
+    return json.dumps(about, separators=(",", ":"), ensure_ascii=False)
 
 
 def _read_spool(spool: Any, tensors: Sequence[Tensor]) -> Iterator[np.ndarray]:
@@ -101,7 +106,7 @@ def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _check_level(level: Any) -> None:
-    if level is not None and (type(level) is not int or not 1 <= level <= 22):
+    if level is not None and (not is_int(level) or not 1 <= level <= 22):
         raise ValueError(f"level must be 1 to 22, or None for no zstd, got {level!r}.")
 
 

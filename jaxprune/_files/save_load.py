@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.arguments import is_int
 from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
 from jaxprune._files import safetensors
 from jaxprune._files.leaf_files import memory_bytes, open_leaves, save_leaves
@@ -97,7 +98,7 @@ def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | Non
       {'0': array([0., 0., 0.]), '1': array([1.])}
       [array([0., 0., 0.]), array([1.])]
     """
-    if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 0):
+    if max_bytes is not None and (not is_int(max_bytes) or max_bytes < 0):
         raise ValueError(f"max_bytes must be an integer of at least 0, got {max_bytes!r}.")
     with open_leaves(path, memory_bytes() if max_bytes is None else max_bytes) as reader:
         if like is None:

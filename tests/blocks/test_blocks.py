@@ -70,9 +70,9 @@ def test_what_is_dropped_takes_no_part(batch, balanced):
     x = inputs(0, (batch,), 24)
     x[:, 5] = np.inf
     packed = pack_matrix(w, mask, (1, 8), batch=batch)
-    found = packed_matmul(packed, x)
-    assert np.isfinite(found).all()
-    np.testing.assert_array_equal(found, loop_oracle(w, mask, (1, 8), x))
+    y = packed_matmul(packed, x)
+    assert np.isfinite(y).all()
+    np.testing.assert_array_equal(y, loop_oracle(w, mask, (1, 8), x))
 
 
 def test_a_block_is_kept_where_any_weight_is_and_its_dropped_weights_are_zero():
@@ -103,8 +103,8 @@ def test_jit_vmap_and_grad(batch, balanced):
     np.testing.assert_array_equal(jax.jit(packed_matmul)(packed, x), x @ w)
     np.testing.assert_array_equal(jax.vmap(lambda x: packed_matmul(packed, x))(x), x @ w)
     v = jnp.asarray(inputs(2, (5, 3), 32))
-    found = jax.grad(lambda x: jnp.sum(packed_matmul(packed, x) * v))(x)
-    np.testing.assert_array_equal(found, v @ w.T)
+    x_gradient = jax.grad(lambda x: jnp.sum(packed_matmul(packed, x) * v))(x)
+    np.testing.assert_array_equal(x_gradient, v @ w.T)
 
     def with_values(values):
         made = PackedMatrix(packed.indices, values, *meta)
@@ -152,9 +152,9 @@ def test_it_is_a_pytree_of_two_arrays_and_traces_once():
 def test_dtypes_are_those_of_the_dense_product(dtype):
     w, _ = matrix(3, (16, 16), (1, 4), 0.5)
     w, x = jnp.asarray(w, dtype), jnp.ones((2, 16), dtype)
-    found = packed_matmul(pack_matrix(w, block=(1, 4)), x)
-    assert found.dtype == (x @ w).dtype
-    np.testing.assert_array_equal(found, x @ w)
+    y = packed_matmul(pack_matrix(w, block=(1, 4)), x)
+    assert y.dtype == (x @ w).dtype
+    np.testing.assert_array_equal(y, x @ w)
 
 
 W = np.ones((4, 8), np.float32)
@@ -233,13 +233,13 @@ def test_linen_models_run_from_packed_kernels(name):
     params = jax.tree.map(lambda p: p + 0.5 if p.ndim == 1 else p, params)
     packed = pack_kernels(params, block=(1, 4))
     biases = without_kernels(params)
-    found = jax.jit(lambda packed: packed_apply(model.apply, packed, {"params": biases}, x))(packed)
+    y = jax.jit(lambda packed: packed_apply(model.apply, packed, {"params": biases}, x))(packed)
     expected = model.apply({"params": params}, x)
-    assert found.dtype == expected.dtype
+    assert y.dtype == expected.dtype
     # Sums in another order.
     tolerance = 2e-2 if name == "bf16" else 1e-5
     np.testing.assert_allclose(
-        found.astype(jnp.float32), expected.astype(jnp.float32), tolerance, tolerance
+        y.astype(jnp.float32), expected.astype(jnp.float32), tolerance, tolerance
     )
 
 

@@ -90,20 +90,22 @@ def test_prune_does_what_prune_params_does(tmp_path, dtype, suffix, x64):
 def test_64_bit_weights_stay_so_and_the_setting_too(tmp_path):
     save_safetensors(tmp_path / "in.safetensors", tree(np.float64))
     run("prune", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors", "-s", 0.5)
-    found, before = load(tmp_path / "out.safetensors")["head"], tree(np.float64)["head"]
+    pruned, before = load(tmp_path / "out.safetensors")["head"], tree(np.float64)["head"]
     assert not jax.config.jax_enable_x64
-    np.testing.assert_array_equal(found[found != 0], before[found != 0])
-    assert int(np.sum(found == 0)) == 150
+    np.testing.assert_array_equal(pruned[pruned != 0], before[pruned != 0])
+    assert int(np.sum(pruned == 0)) == 150
 
 
 def test_prune_as_json(model, tmp_path):
-    what = as_json("prune", model, "-o", tmp_path / "out.npz", "-s", 0.9, "--include", "fc/kernel")
-    assert what["out"] == str(tmp_path / "out.npz")
-    assert what["bytes"] == (tmp_path / "out.npz").stat().st_size
-    counts = {row["path"]: row["nonzero"] for row in what["leaves"]}
+    report = as_json(
+        "prune", model, "-o", tmp_path / "out.npz", "-s", 0.9, "--include", "fc/kernel"
+    )
+    assert report["out"] == str(tmp_path / "out.npz")
+    assert report["bytes"] == (tmp_path / "out.npz").stat().st_size
+    counts = {row["path"]: row["nonzero"] for row in report["leaves"]}
     assert counts == {"fc/kernel": 60, "fc/bias": 30, "head": 300, "steps": 3}
-    with np.load(tmp_path / "out.npz") as found:
-        assert {name: np.count_nonzero(found[name]) for name in counts} == counts | {"steps": 2}
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert {name: np.count_nonzero(arrays[name]) for name in counts} == counts | {"steps": 2}
 
 
 def test_plan_says_what_prune_does_and_writes_nothing(model, tmp_path):
@@ -154,8 +156,8 @@ def test_export_as_csr_leaves_out_what_is_no_matrix(model, tmp_path):
     sparse = pytest.importorskip("scipy.sparse")
     text, _ = run("export", model, "-o", tmp_path / "out", "--format", "csr")
     assert_says(text, "left out", "fc/bias")
-    found = sparse.load_npz(tmp_path / "out" / "fc" / "kernel.npz")
-    np.testing.assert_array_equal(found.toarray(), tree()["fc"]["kernel"])
+    csr = sparse.load_npz(tmp_path / "out" / "fc" / "kernel.npz")
+    np.testing.assert_array_equal(csr.toarray(), tree()["fc"]["kernel"])
     assert "exists" in run("export", model, "-o", tmp_path / "out", "--format", "csr", code=1)[1]
 
 
@@ -167,17 +169,17 @@ def test_inspect_counts_and_warns(tmp_path):
     w[::2] = -0.0
     w[1, 0] = np.nan
     save(tmp_path / "a.zst", {"w": w, "n": np.arange(4)})
-    what = as_json("inspect", tmp_path / "a.zst")
-    assert what["kind"] == "jaxprune"
-    assert what["file_bytes"] == (tmp_path / "a.zst").stat().st_size
-    rows = {row["path"]: row for row in what["leaves"]}
+    report = as_json("inspect", tmp_path / "a.zst")
+    assert report["kind"] == "jaxprune"
+    assert report["file_bytes"] == (tmp_path / "a.zst").stat().st_size
+    rows = {row["path"]: row for row in report["leaves"]}
     assert (rows["w"]["nonzero"], rows["w"]["sparsity"], rows["w"]["minus_zero"]) == (64, 0.5, 64)
     assert rows["w"]["structure"] == "channels, axis 0"
     assert rows["n"]["structure"] == "unstructured"
-    assert what["bytes"]["dense"] == w.nbytes + 32
-    assert set(what["bytes"]) == set(footprint.QUICK + footprint.SLOW)
-    assert any(re.search(says("w:", "64", "-0.0"), line) for line in what["warnings"])
-    assert any(re.search(says("w:", "1", "NaN"), line) for line in what["warnings"])
+    assert report["bytes"]["dense"] == w.nbytes + 32
+    assert set(report["bytes"]) == set(footprint.QUICK + footprint.SLOW)
+    assert any(re.search(says("w:", "64", "-0.0"), line) for line in report["warnings"])
+    assert any(re.search(says("w:", "1", "NaN"), line) for line in report["warnings"])
     text, _ = run("inspect", tmp_path / "a.zst", "--quick")
     assert "Bytes by format" in text
     assert "gzip" not in text
@@ -204,9 +206,9 @@ def test_a_checkpoint_is_read_and_its_leaks_are_found(tmp_path, packed, managed)
     [leak] = as_json("inspect", tmp_path / "leaky")["warnings"]
     assert leak.startswith("params/fc/kernel: 20 of 20 weights ")
     run("export", tmp_path / "good", "-o", tmp_path / "a.npz")
-    with np.load(tmp_path / "a.npz") as found:
-        assert set(found) == {"params/fc/kernel", "params/fc/bias"}
-        np.testing.assert_array_equal(found["params/fc/kernel"], sparse["fc"]["kernel"])
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert set(arrays) == {"params/fc/kernel", "params/fc/bias"}
+        np.testing.assert_array_equal(arrays["params/fc/kernel"], sparse["fc"]["kernel"])
 
 
 def test_a_checkpoint_is_read_a_group_of_leaves_at_a_time(tmp_path, monkeypatch):
@@ -219,9 +221,9 @@ def test_a_checkpoint_is_read_a_group_of_leaves_at_a_time(tmp_path, monkeypatch)
     read, restored = [], orbax.Checkpoint._restore
 
     def logged(self, positions):
-        found = restored(self, positions)
+        leaves = restored(self, positions)
         read.append([name for name, place in self._position_of.items() if place in positions])
-        return found
+        return leaves
 
     monkeypatch.setattr(orbax.Checkpoint, "_restore", logged)
     with open_source(tmp_path / "a") as source:
@@ -310,20 +312,20 @@ def test_structure_is_found(name):
 def test_sizes_are_those_of_the_formats(tmp_path):
     sparse = pytest.importorskip("scipy.sparse")
     w = np.where(np.random.default_rng(0).random((50, 400)) < 0.01, np.float32(1), np.float32(0))
-    found = footprint.sizes(w)
+    sizes = footprint.sizes(w)
     csr = sparse.csr_array(w)
-    assert found["CSR int32"] == csr.data.nbytes + csr.indices.nbytes + csr.indptr.nbytes
+    assert sizes["CSR int32"] == csr.data.nbytes + csr.indices.nbytes + csr.indptr.nbytes
     save(tmp_path / "a", {"w": w}, level=None)
     with np.load(zipped(tmp_path / "b.npz", w)) as _:
-        assert abs(found["gzip"] - (tmp_path / "b.npz").stat().st_size) < 400
-    assert 0 <= (tmp_path / "a").stat().st_size - found["bitmask"] < 400
+        assert abs(sizes["gzip"] - (tmp_path / "b.npz").stat().st_size) < 400
+    assert 0 <= (tmp_path / "a").stat().st_size - sizes["bitmask"] < 400
     places, entries = np.flatnonzero(w), 0
     for gap in np.diff(places, prepend=-1) - 1:  # delta coding, byte by byte
         while gap > 255:
             gap, entries = gap - 256, entries + 1
         entries += 1
-    assert found["delta uint8"] == 5 * entries
-    assert found["bound"] < min(found["bitmask"], found["delta uint8"])
+    assert sizes["delta uint8"] == 5 * entries
+    assert sizes["bound"] < min(sizes["bitmask"], sizes["delta uint8"])
 
 
 def zipped(path, w):
@@ -336,11 +338,11 @@ def zipped(path, w):
 
 def test_nothing_is_replaced_without_force(model, tmp_path):
     out = tmp_path / "out.npz"
-    out.write_text("mine")
+    out.write_text("old")
     for words in (("prune", model, "-o", out, "-s", 0.5), ("export", model, "-o", out)):
         _, error = run(*words, code=1)
         assert_says(error, f"{out}:", "exists", "--force")
-        assert out.read_text() == "mine"
+        assert out.read_text() == "old"
     run("export", model, "-o", out, "--force")
     assert out.read_bytes()[:2] == b"PK"
     run("prune", model, "-o", model, "-s", 0.5, "--force")  # onto itself
@@ -467,7 +469,7 @@ def test_bytes_in_the_other_order_come_back_in_ours(tmp_path):
 @pytest.mark.parametrize("suffix", (".safetensors", ".safetensors.zst", ".npz"))
 def test_an_interrupt_leaves_no_half_written_file(model, tmp_path, monkeypatch, suffix):
     out = tmp_path / f"out{suffix}"
-    out.write_text("mine")
+    out.write_text("old")
     before = sorted(tmp_path.iterdir())
 
     def interrupted(path, *args):
@@ -478,7 +480,7 @@ def test_an_interrupt_leaves_no_half_written_file(model, tmp_path, monkeypatch, 
     monkeypatch.setattr(commands, "_pruned", interrupted)
     _, error = run("prune", model, "-o", out, "-s", 0.5, "--force", code=130)
     assert "Stopped" in error
-    assert out.read_text() == "mine"
+    assert out.read_text() == "old"
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -496,7 +498,7 @@ def test_a_signal_leaves_what_was_there(tmp_path, name):
     big = {f"w{i}": np.ones((64, 64 + i), np.float32) for i in range(20)}  # 20 compilations
     save_safetensors(tmp_path / "in.safetensors", big)
     out = tmp_path / "out.safetensors"
-    out.write_text("mine")
+    out.write_text("old")
     words = ["prune", "in.safetensors", "-o", out.name, "-s", "0.5", "--force"]
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, *words],
@@ -512,7 +514,7 @@ def test_a_signal_leaves_what_was_there(tmp_path, name):
         time.sleep(0.01)
     child.send_signal(getattr(signal, name))
     _, error = child.communicate(timeout=120)
-    assert out.read_text() == "mine"
+    assert out.read_text() == "old"
     if name == "SIGINT":
         assert child.returncode == 130
         assert error == "Stopped; no file was changed half-way.\n"
@@ -599,8 +601,8 @@ def test_what_is_piped_has_no_colours_and_is_whole(tmp_path, monkeypatch):
 
 
 def test_2_of_4_needs_no_sparsity(model):
-    what = as_json("plan", model, "--structure", "nm:2:4", "--include", "fc/kernel")
-    assert {row["path"]: row["sparsity"] for row in what["leaves"]}["fc/kernel"] == 0.5
+    report = as_json("plan", model, "--structure", "nm:2:4", "--include", "fc/kernel")
+    assert {row["path"]: row["sparsity"] for row in report["leaves"]}["fc/kernel"] == 0.5
 
 
 def test_structures_by_name():
@@ -615,14 +617,14 @@ def test_structures_by_name():
 
 
 @pytest.mark.parametrize(
-    "text, sparsity, found",
+    "text, sparsity, name",
     (
         ("nm:2:4", 0.5, "2 of 4, axis 0"),
         ("block:4x1", 0.8, "blocks, 4x1"),
         ("channel:-1", 0.5, "channels, axis 1"),
     ),
 )
-def test_prune_with_a_structure(model, tmp_path, text, sparsity, found):
+def test_prune_with_a_structure(model, tmp_path, text, sparsity, name):
     out = tmp_path / "out.zst"
     words = ("-s", sparsity, "--include", "fc/kernel", "--structure", text)
     run("prune", model, "-o", out, *words)
@@ -630,4 +632,4 @@ def test_prune_with_a_structure(model, tmp_path, text, sparsity, found):
     expected, _ = jaxprune.prune_params(tree(), sparsity, include="fc/kernel", structure=structure)
     assert_same(load(out), jax.tree.map(np.asarray, expected))
     [row] = [r for r in as_json("inspect", out)["leaves"] if r["path"] == "fc/kernel"]
-    assert row["structure"] == found
+    assert row["structure"] == name

@@ -370,8 +370,8 @@ def test_the_matrix_product_is_the_convolution(getkey, stride, padding):
     expected = lax.conv_general_dilated(
         images, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    found = conv_as_matmul(images, kernel, (stride, stride), padding)
-    np.testing.assert_allclose(found, expected, atol=1e-5)  # the order of 18 additions differs
+    result = conv_as_matmul(images, kernel, (stride, stride), padding)
+    np.testing.assert_allclose(result, expected, atol=1e-5)  # the order of 18 additions differs
 
 
 @pytest.mark.parametrize("widths", ((1, 1, 1), (3, 4, 5), (32, 48, 64)))

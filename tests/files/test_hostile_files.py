@@ -32,10 +32,10 @@ def as_bytes(x):
     return np.ascontiguousarray(x).reshape(-1).view(np.uint8).tobytes()
 
 
-def is_tree(found):
-    return jax.tree.structure(found) == jax.tree.structure(tree()) and all(
+def is_tree(loaded):
+    return jax.tree.structure(loaded) == jax.tree.structure(tree()) and all(
         (x.dtype, x.shape, as_bytes(x)) == (np.asarray(y).dtype, np.shape(y), as_bytes(y))
-        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(tree()), strict=True)
+        for x, y in zip(jax.tree.leaves(loaded), jax.tree.leaves(tree()), strict=True)
     )
 
 
@@ -48,26 +48,26 @@ def outcome(path):
     """What `load` gives within its memory, or None where it refuses the file."""
     tracemalloc.start()
     try:
-        found = load(path, max_bytes=LIMIT)
+        loaded = load(path, max_bytes=LIMIT)
     except ValueError as error:
         return refused(error, path)
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 3 * LIMIT + OVERHEAD
-    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(found))
-    return found
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(loaded))
+    return loaded
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     """The bytes of a file, plain and in zstd."""
     path = tmp_path_factory.mktemp("good") / "a"
-    found = {}
+    data_of = {}
     for level in (None, 3):
         save(path, tree(), level=level, metadata={"who": "me"})
-        found[level] = path.read_bytes()
-    return found
+        data_of[level] = path.read_bytes()
+    return data_of
 
 
 spans = st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=40))
@@ -93,8 +93,8 @@ def test_bytes_changed_under_the_checksum(tmp_path_factory, good, edits, framed)
 def test_bytes_changed_in_the_frame_are_seen(tmp_path_factory, good, edits):
     path = tmp_path_factory.mktemp("f") / "a"
     path.write_bytes(spliced(good[3], edits))
-    found = outcome(path)
-    assert found is None or is_tree(found)
+    loaded = outcome(path)
+    assert loaded is None or is_tree(loaded)
 
 
 # Values that have no place in a header, or not in this one.
@@ -118,7 +118,7 @@ changes = st.lists(
 )
 
 
-def changed(root, what, steps, value):
+def changed(root, change, steps, value):
     """JSON with one node of it, where the steps lead, set, dropped, repeated or renamed."""
     node, above, key = root, None, None
     for step in steps:
@@ -129,15 +129,15 @@ def changed(root, what, steps, value):
         node = node[key]
     if above is None:
         return
-    if what == "set":
+    if change == "set":
         above[key] = copy.deepcopy(value)
-    elif what == "drop":
+    elif change == "drop":
         del above[key]
     elif isinstance(above, list):
         above.append(copy.deepcopy(node))
     else:
-        name = str(value) if what == "twin" else f"{key}:bits"
-        above[name] = above.pop(key) if what == "rename" else copy.deepcopy(node)
+        name = str(value) if change == "twin" else f"{key}:bits"
+        above[name] = above.pop(key) if change == "rename" else copy.deepcopy(node)
 
 
 @given(changes=changes, framed=st.booleans(), notes=st.booleans(), extra=st.integers(-9, 9))
@@ -234,10 +234,10 @@ def test_headers_of_npy_rewritten(tmp_path_factory, description, shape, order, d
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("w.npy", member)
     tracemalloc.start()
-    found = read_npz(path)
+    arrays = read_npz(path)
     assert tracemalloc.get_traced_memory()[1] < OVERHEAD
     tracemalloc.stop()
-    for array in (found or {}).values():
+    for array in (arrays or {}).values():
         assert safetensors.dtype_of(array.dtype.name) is not None
         assert array.nbytes == len(data)
 

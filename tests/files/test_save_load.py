@@ -75,10 +75,10 @@ trees = st.dictionaries(keys, arrays, min_size=1, max_size=4).filter(clear)
 def flat_of(tree, prefix=""):
     if not isinstance(tree, dict):
         return {prefix: tree}
-    found = {}
+    flat = {}
     for key, value in tree.items():
-        found |= flat_of(value, f"{prefix}/{key}" if prefix else key)
-    return found
+        flat |= flat_of(value, f"{prefix}/{key}" if prefix else key)
+    return flat
 
 
 @given(trees, st.sampled_from((None, 1, 3)))
@@ -108,11 +108,11 @@ def test_the_safetensors_library_reads_the_container(tmp_path, name):
     library = pytest.importorskip("safetensors.numpy")
     tree = {"w": random_array(0, name, (40, 50), 0.9), "b": np.ones(3, np.float32)}
     save(tmp_path / "a", tree, level=None, metadata={"who": "me"})
-    found = library.load_file(tmp_path / "a")
-    assert set(found) == {"w:bits", "w:values", "b"}
+    tensors = library.load_file(tmp_path / "a")
+    assert set(tensors) == {"w:bits", "w:values", "b"}
     stored = bytes_of(tree["w"]).reshape(2000, -1).any(-1)
-    np.testing.assert_array_equal(np.unpackbits(found["w:bits"], bitorder="little"), stored)
-    assert_same(found["w:values"], tree["w"].reshape(-1)[stored])
+    np.testing.assert_array_equal(np.unpackbits(tensors["w:bits"], bitorder="little"), stored)
+    assert_same(tensors["w:values"], tree["w"].reshape(-1)[stored])
     save_safetensors(tmp_path / "b", tree)
     assert_same(library.load_file(tmp_path / "b"), tree)
 
@@ -182,9 +182,9 @@ def test_pruned_weights_are_plus_zero_in_the_file(tmp_path_factory, seed, dtype)
     save(path, pruned, masks)
     with open_leaves(path) as file:
         assert file.leaves[0].n_stored == int(masks["w"].sum())
-    found = load(path)["w"]
+    weights = load(path)["w"]
     dropped = ~np.asarray(masks["w"])
-    assert not bytes_of(found).reshape(*found.shape, -1)[dropped].any()
+    assert not bytes_of(weights).reshape(*weights.shape, -1)[dropped].any()
 
 
 @pytest.mark.parametrize("packed", (False, True))
@@ -207,9 +207,9 @@ def test_like_fills_lists_and_places_jax_arrays(tmp_path):
     save(tmp_path / "a", tree)
     assert set(load(tmp_path / "a")) == {"0", "1"}
     like = jax.tree.map(jnp.asarray, tree)
-    found = load(tmp_path / "a", like=like)
-    assert_same(found, tree)
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found))
+    filled = load(tmp_path / "a", like=like)
+    assert_same(filled, tree)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(filled))
     shapes = jax.eval_shape(lambda: like)
     assert isinstance(load(tmp_path / "a", like=shapes)[0], np.ndarray)
 
@@ -220,9 +220,9 @@ def test_like_may_be_an_nnx_state(tmp_path):
     state = nnx.state(model, nnx.Param)
     save(tmp_path / "a", state)
     assert set(load(tmp_path / "a")) == {"kernel", "bias"}
-    found = load(tmp_path / "a", like=state)
-    assert type(found) is type(state)
-    assert_same(found, state)
+    filled = load(tmp_path / "a", like=state)
+    assert type(filled) is type(state)
+    assert_same(filled, state)
 
 
 def test_notes_are_kept(tmp_path):
@@ -289,9 +289,9 @@ def test_every_flipped_bit_is_seen_or_harmless(tmp_path):
         bad = bytearray(good)
         bad[i // 8] ^= 1 << i % 8
         (tmp_path / "bad").write_bytes(bad)
-        found, text = loaded(tmp_path / "bad")
+        params, text = loaded(tmp_path / "bad")
         if text is None:
-            assert_same(found, tree)
+            assert_same(params, tree)
         else:
             assert text.startswith(f"{tmp_path / 'bad'}: ")
 
@@ -643,10 +643,10 @@ def sparse_tree():
 def test_matrices_become_sparse_and_other_leaves_stay(convert):
     pytest.importorskip("scipy")
     tree = sparse_tree()
-    found = convert(tree)
-    assert found["conv"] is tree["conv"]
-    assert found["fc"]["bias"] is tree["fc"]["bias"]
-    dense = found["fc"]["kernel"].todense()
+    converted = convert(tree)
+    assert converted["conv"] is tree["conv"]
+    assert converted["fc"]["bias"] is tree["fc"]["bias"]
+    dense = converted["fc"]["kernel"].todense()
     np.testing.assert_array_equal(np.asarray(dense), tree["fc"]["kernel"])
 
 
@@ -654,9 +654,9 @@ def test_scipy_reads_the_csr_files(tmp_path):
     sparse = pytest.importorskip("scipy.sparse")
     tree = sparse_tree()
     assert save_csr(tmp_path / "out", tree) == [tmp_path / "out" / "fc" / "kernel.npz"]
-    found = sparse.load_npz(tmp_path / "out" / "fc" / "kernel.npz")
-    np.testing.assert_array_equal(found.toarray(), tree["fc"]["kernel"])
-    assert found.dtype == np.float32
+    csr = sparse.load_npz(tmp_path / "out" / "fc" / "kernel.npz")
+    np.testing.assert_array_equal(csr.toarray(), tree["fc"]["kernel"])
+    assert csr.dtype == np.float32
 
 
 def test_what_other_formats_can_not_hold(tmp_path):
