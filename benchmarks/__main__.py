@@ -1,7 +1,7 @@
-"""`python -m benchmarks [NAME ...] [--quick] [--out DIR]`: measure, show, write down.
+"""`python -m benchmarks [NAME ...]` runs benchmarks, prints their tables and saves the results.
 
-Each benchmark leaves `NAME-BACKEND.json` and pictures beside it. The file is rewritten after every
-case, so Ctrl-C keeps what was measured.
+Each benchmark writes `NAME-BACKEND.json` and plots beside it. The JSON file is rewritten after
+every case, so pressing Ctrl-C keeps the results so far.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from benchmarks import (
     scale_plan,
 )
 from benchmarks.common import Check, Row, environment, load_average, write_json
+from benchmarks.topk_methods import why_no_torch
 
 _BENCHMARKS: dict[str, types.ModuleType] = {
     "select": bench_select,
@@ -48,26 +49,30 @@ _BENCHMARKS: dict[str, types.ModuleType] = {
     "shrink": bench_shrink,
     "tpu": bench_tpu,
 }
-# Of what few have installed.
+# These need packages that few people have installed, so they run only when they are named.
 _BY_REQUEST = {"litert", "tpu"}
 _NAMES = ", ".join(_BENCHMARKS)
 _RESULTS = Path(__file__).parent / "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs what the command line asks for; 130 where it was interrupted, else 0."""
+    """Runs the benchmarks named on the command line; returns 130 if interrupted, otherwise 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "which", nargs="*", metavar="NAME", help=f"{_NAMES}; default: all but litert and tpu"
+        "which", nargs="*", metavar="NAME", help=f"{_NAMES} (default: all except litert and tpu)"
     )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, into a temporary folder")
-    parser.add_argument("--out", type=Path, help=f"default: {_RESULTS}")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument(
+        "--quick", action="store_true", help="run tiny sizes and write to a temporary folder"
+    )
+    parser.add_argument("--out", type=Path, help=f"folder of the results (default: {_RESULTS})")
+    parser.add_argument(
+        "--only", default="", help="run only the cases whose name contains this text"
+    )
     args = parser.parse_args(argv)
     if unknown := set(args.which) - set(_BENCHMARKS):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}: choose from {_NAMES}")
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: choose from {_NAMES}")
     out = args.out or (Path(tempfile.mkdtemp()) if args.quick else _RESULTS)
-    # Piped, rich takes 80 columns for granted, which is too few for a table of figures.
+    # When the output is piped, rich assumes 80 columns, which are too few for these tables.
     console = Console(width=None if sys.stdout.isatty() else 160)
     for name in args.which or (n for n in _BENCHMARKS if n not in _BY_REQUEST):
         if not run(name, out, console, quick=args.quick, only=args.only):
@@ -76,27 +81,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(name: str, out: Path, console: Console, *, quick: bool, only: str = "") -> bool:
-    """Measures one benchmark and writes it down; False where it was interrupted."""
+    """Runs one benchmark and writes its results; returns False if it was interrupted."""
     bench = _BENCHMARKS[name]
     path = out / f"{name}-{jax.default_backend()}.json"
     rows: list[Row] = []
-    notes: list[str] = [why] if name == "select" and (why := bench_select.why_no_torch()) else []
-    where = environment()
+    reason = why_no_torch() if name == "select" else ""
+    notes = [reason] if reason else []
+    machine = environment()
     finished = False
     with contextlib.suppress(KeyboardInterrupt):
         for case in tqdm([c for c in bench.cases(quick) if only in c.name], desc=name):
-            found = case.rows()
-            notes += [row["note"] for row in found if row["case"] == "note"]
+            measured = case.rows()
+            notes += [row["note"] for row in measured if row["case"] == "note"]
             load = {"load_average": load_average()[:1]}
-            rows += [row | load for row in found if row["case"] != "note"]
-            _write(path, name, where, rows, notes, bench.checks(rows), finished=False, quick=quick)
+            rows += [row | load for row in measured if row["case"] != "note"]
+            _write(
+                path, name, machine, rows, notes, bench.checks(rows), finished=False, quick=quick
+            )
         finished = True
     checks = bench.checks(rows)
-    _write(path, name, where, rows, notes, checks, finished=finished, quick=quick)
+    _write(path, name, machine, rows, notes, checks, finished=finished, quick=quick)
     for table in [*bench.tables(rows), _targets(checks)]:
         console.print(table)
-    pictures = plots.draw(name, rows, path)
-    for line in [*notes, *(f"wrote {file}" for file in (path, *pictures))]:
+    plot_files = plots.draw(name, rows, path)
+    for line in [*notes, *(f"wrote {file}" for file in (path, *plot_files))]:
         console.print(line, highlight=False, soft_wrap=True)
     return finished
 
@@ -104,14 +112,14 @@ def run(name: str, out: Path, console: Console, *, quick: bool, only: str = "") 
 def _write(
     path: Path,
     name: str,
-    where: Row,
+    machine: Row,
     rows: Sequence[Row],
     notes: Sequence[str],
     checks: Sequence[Check],
     **facts: bool,
 ) -> None:
     targets = [{**check._asdict(), "ok": check.ok} for check in checks]
-    content = {"benchmark": name, **facts, "environment": where, "notes": notes}
+    content = {"benchmark": name, **facts, "environment": machine, "notes": notes}
     write_json(path, content | {"targets": targets, "rows": rows})
 
 

@@ -1,15 +1,15 @@
-"""How much of a layer's output survives pruning, by magnitude, by Wanda and by SparseGPT?
+"""How much does pruning without training change a layer's output? Magnitude, Wanda and SparseGPT.
 
-One layer, `x @ kernel` with normal weights, pruned without training. Its inputs come in four kinds:
-independent; with outlier features, one in a hundred 20 to 60 times as large, as transformers have
-them; correlated, by an autoregression along the features; and both. What is reported is
+The layer is `x @ kernel` with normal weights. There are four kinds of inputs: independent; with
+outliers, where one feature in a hundred is 20 to 60 times as large, as in transformers; correlated,
+by an autoregression along the features; and both. The error is
 
     |X (W - W')|^2 / |X W|^2
 
-on inputs of the same kind that no method has seen: the median over seeds, the least and the most.
-Magnitude chooses among all weights of the layer, for 2:4 within each group. Counts and zeros are
-checked first. Times are those of one call with the moments of the inputs at hand. Where inputs are
-independent the methods have nothing to go by, and lose to magnitude.
+on inputs of the same distribution that no method has seen: median, minimum and maximum over seeds.
+Magnitude ranks all weights of the layer together, for 2:4 those of each group. Counts and zeros are
+checked first. A time is one call, given the moments of the inputs. Moments of independent inputs
+carry no information, so Wanda and SparseGPT lose to magnitude there.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ TARGETS: dict[str, dict[str, Any]] = {
     "80%": {"sparsity": 0.8},
     "2:4": {"nm": (2, 4)},
 }
-_NEIGHBOURS = 0.9  # correlation of a feature and the next one
+_NEIGHBOURS = 0.9  # correlation between neighbouring features
 
 
 class Layer(NamedTuple):
-    """A kernel, the moments of its inputs, and inputs to be judged by."""
+    """A kernel, the moments of its calibration inputs, and test inputs."""
 
     kernel: jax.Array
     moments: Moments
@@ -51,76 +51,80 @@ class Layer(NamedTuple):
 
 
 def layer(kind: str, n_in: int, n_out: int, n_rows: int, seed: int) -> Layer:
-    """A layer whose calibration and test inputs are drawn from one distribution."""
+    """A random layer whose calibration and test inputs have the same distribution."""
     rng = np.random.default_rng(seed)
     kernel = rng.standard_normal((n_in, n_out), np.float32)
     x = rng.standard_normal((2 * n_rows, n_in), np.float32)
     if "correlated" in kind:
-        fresh = np.sqrt(1 - _NEIGHBOURS**2)
+        noise_scale = np.sqrt(1 - _NEIGHBOURS**2)
         for i in range(1, n_in):
-            x[:, i] = _NEIGHBOURS * x[:, i - 1] + fresh * x[:, i]
+            x[:, i] = _NEIGHBOURS * x[:, i - 1] + noise_scale * x[:, i]
     if "outliers" in kind:
-        large = rng.permutation(n_in)[: max(n_in // 100, 1)]
-        x[:, large] *= rng.uniform(20, 60, len(large)).astype(np.float32)
+        outliers = rng.permutation(n_in)[: max(n_in // 100, 1)]
+        x[:, outliers] *= rng.uniform(20, 60, len(outliers)).astype(np.float32)
     return Layer(jnp.asarray(kernel), moments(jnp.asarray(x[:n_rows])), jnp.asarray(x[n_rows:]))
 
 
 def methods(target: dict[str, Any]) -> dict[str, Callable[[Layer], tuple[Any, Any]]]:
-    """Calls that prune a layer; each returns the kernel and its mask."""
+    """The methods to compare, by name: functions from a layer to (pruned kernel, mask)."""
 
-    def magnitude(at: Layer) -> tuple[Any, Any]:
-        if "nm" in target:  # all inputs alike: what is left of Wanda's score is |w|
-            return wanda_kernel(at.kernel, jnp.ones((1, len(at.kernel))), **target)
-        return jaxprune.prune_params(at.kernel, target["sparsity"])
+    def magnitude(layer: Layer) -> tuple[Any, Any]:
+        if "nm" in target:  # with equal inputs, the score of Wanda is |w|
+            return wanda_kernel(layer.kernel, jnp.ones((1, len(layer.kernel))), **target)
+        return jaxprune.prune_params(layer.kernel, target["sparsity"])
 
     return {
         BASE: magnitude,
-        WANDA: lambda at: wanda_kernel(at.kernel, at.moments, **target),
-        SPARSEGPT: lambda at: sparsegpt_kernel(at.kernel, at.moments, **target),
+        WANDA: lambda layer: wanda_kernel(layer.kernel, layer.moments, **target),
+        SPARSEGPT: lambda layer: sparsegpt_kernel(layer.kernel, layer.moments, **target),
     }
 
 
 @jax.jit
-def output_error(at: Layer, pruned: jax.Array) -> jax.Array:
-    """Squared error of the outputs on unseen inputs, relative to the outputs."""
+def output_error(layer: Layer, pruned: jax.Array) -> jax.Array:
+    """Squared error of the outputs on the test inputs, relative to the squared outputs."""
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    lost = product(at.unseen, at.kernel - pruned)
-    return jnp.sum(lost**2) / jnp.sum(product(at.unseen, at.kernel) ** 2)
+    difference = product(layer.unseen, layer.kernel - pruned)
+    return jnp.sum(difference**2) / jnp.sum(product(layer.unseen, layer.kernel) ** 2)
 
 
-def must_be_exact(name: str, target: dict[str, Any], kernel: Any, mask: Any) -> None:
-    """Stops the run where a count is off, or a dropped weight is not +0.0."""
+def require_exact(name: str, target: dict[str, Any], kernel: Any, mask: Any) -> None:
+    """Raises unless the mask has exactly the planned counts and dropped weights are +0.0."""
     kernel, mask = np.asarray(kernel), np.asarray(mask)
     if "nm" in target:
         n, m = target["nm"]
         exact = (mask.reshape(-1, m, mask.shape[1]).sum(axis=1) == n).all()
     else:
         n_in, n_out = mask.shape
-        each = n_in if name == WANDA else n_in * n_out
-        n_drop = int(Fraction(str(target["sparsity"])) * each + Fraction(1, 2))
+        n_competing = n_in if name == WANDA else n_in * n_out
+        n_drop = int(Fraction(str(target["sparsity"])) * n_competing + Fraction(1, 2))
         counts = (~mask).sum(axis=0 if name == WANDA else None)
         exact = np.all(counts == n_drop)
     if not exact or kernel.view(np.uint32)[~mask].any():
-        raise AssertionError(f"{name} at {target}: not the mask that was asked for")
+        raise AssertionError(
+            f"{name} at {target}: wrong counts in the mask, or a dropped weight is not +0.0"
+        )
 
 
 def compare(kind: str, target: str, sizes: tuple[int, int, int], n_seeds: int) -> list[Row]:
-    """Errors over seeds and times of the methods on one kind of inputs; one row each."""
+    """Errors over seeds, and times, on one kind of inputs; one row per method."""
     calls = methods(TARGETS[target])
     errors: dict[str, list[float]] = {name: [] for name in calls}
-    at = layer(kind, *sizes, seed=0)
+    first_layer = layer(kind, *sizes, seed=0)
     for seed in range(n_seeds):
-        one = at if seed == 0 else layer(kind, *sizes, seed=seed)
+        tested = first_layer if seed == 0 else layer(kind, *sizes, seed=seed)
         for name, call in calls.items():
-            kernel, mask = call(one)
-            must_be_exact(name, TARGETS[target], kernel, mask)
-            errors[name].append(float(output_error(one, kernel)))
-    times = interleaved({name: functools.partial(call, at) for name, call in calls.items()})
+            kernel, mask = call(tested)
+            require_exact(name, TARGETS[target], kernel, mask)
+            errors[name].append(float(output_error(tested, kernel)))
+    times = interleaved(
+        {name: functools.partial(call, first_layer) for name, call in calls.items()}
+    )
     n_in, n_out, n_rows = sizes
-    common = {"case": "layer", "inputs": kind, "target": target, "dtype": "float32"}
-    common |= {"n_in": n_in, "n_out": n_out, "n_rows": n_rows, "seeds": n_seeds}
+    about = {"case": "layer", "inputs": kind, "target": target, "dtype": "float32"}
+    about |= {"n_in": n_in, "n_out": n_out, "n_rows": n_rows, "seeds": n_seeds}
     return [
-        {**common, "method": name, "error": statistics.median(errors[name])}
+        {**about, "method": name, "error": statistics.median(errors[name])}
         | {"error_min": min(errors[name]), "error_max": max(errors[name])}
         | {"x_magnitude": _ratio(errors[name], errors[BASE])}
         | {"x_wanda": _ratio(errors[name], errors[WANDA]), **times[name]._asdict()}
@@ -128,13 +132,13 @@ def compare(kind: str, target: str, sizes: tuple[int, int, int], n_seeds: int) -
     ]
 
 
-def _ratio(errors: Sequence[float], to: Sequence[float]) -> float:
-    """The median over seeds of the ratio within a seed."""
-    return statistics.median(a / b for a, b in zip(errors, to, strict=True))
+def _ratio(errors: Sequence[float], base_errors: Sequence[float]) -> float:
+    """Median over seeds of the ratio between the errors of one seed."""
+    return statistics.median(a / b for a, b in zip(errors, base_errors, strict=True))
 
 
 def cases(quick: bool) -> list[Case]:
-    """Every kind of inputs at every target; `quick` is a smoke test."""
+    """Every kind of inputs at every target; tiny sizes if `quick`."""
     sizes, n_seeds = ((64, 32, 128), 2) if quick else ((1024, 1024, 4096), 3)
     return [
         Case(
@@ -147,21 +151,21 @@ def cases(quick: bool) -> list[Case]:
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:
-    """Each method errs less than the simpler one where it knows more, at its worst target."""
-    found = []
+    """A method beats the simpler one where its moments carry information, at its worst target."""
+    targets = []
     for kind in KINDS:
-        mine = [r for r in rows if r["inputs"] == kind]
-        wanda = [r["x_magnitude"] for r in mine if r["method"] == WANDA]
-        better = [r["x_wanda"] for r in mine if r["method"] == SPARSEGPT]
-        if wanda and "outliers" in kind:  # norms say what |w| does not
-            found.append(Check(f"error, wanda / magnitude, {kind}", 1.0, max(wanda)))
-        if better and "correlated" in kind:  # one input can make up for another
-            found.append(Check(f"error, sparsegpt / wanda, {kind}", 1.0, max(better)))
-    return found
+        kind_rows = [r for r in rows if r["inputs"] == kind]
+        wanda = [r["x_magnitude"] for r in kind_rows if r["method"] == WANDA]
+        sparsegpt = [r["x_wanda"] for r in kind_rows if r["method"] == SPARSEGPT]
+        if wanda and "outliers" in kind:  # Wanda knows the norms of the inputs
+            targets.append(Check(f"error, wanda / magnitude, {kind}", 1.0, max(wanda)))
+        if sparsegpt and "correlated" in kind:  # SparseGPT knows their correlations too
+            targets.append(Check(f"error, sparsegpt / wanda, {kind}", 1.0, max(sparsegpt)))
+    return targets
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """What a person reads: errors by input and target, and what they took."""
+    """Errors by kind of inputs and target, and the times of Wanda and SparseGPT."""
     if not rows:
         return []
     table = Table(title="Relative output error on unseen inputs (x magnitude), ms")
@@ -171,8 +175,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     for r in rows:
         groups.setdefault((r["inputs"], r["target"]), {})[r["method"]] = r
     for key, group in groups.items():
-        base, *ours = (group[name] for name in (BASE, WANDA, SPARSEGPT))
-        cells = (f"{r['error']:.4f} ({r['x_magnitude']:.2f})" for r in ours)
-        ms = (f"{r['median_ms']:.0f}" for r in ours)
+        base, *calibrated = (group[name] for name in (BASE, WANDA, SPARSEGPT))
+        cells = (f"{r['error']:.4f} ({r['x_magnitude']:.2f})" for r in calibrated)
+        ms = (f"{r['median_ms']:.0f}" for r in calibrated)
         table.add_row(*key, f"{base['error']:.4f}", *cells, *ms)
     return [table]

@@ -1,13 +1,13 @@
-"""How small is a pruned model in a file, and how fast is it there and back?
+"""How small is the file of a pruned model, how fast are saving and loading, how much memory?
 
-Normal weights, pruned by magnitude, in every format that `jaxprune inspect` knows, then files:
-`jaxprune.save`, and what one would otherwise call, `numpy.savez_compressed` or dense safetensors.
-Every file is read back and compared bit by bit before it is timed. Files are in the page cache, so
-that what is timed is the format and not the disk; `save` waits for the disk all the same, since it
-writes in one move, and the others do not.
+Sizes are those of normal weights, pruned by magnitude, in every format that `jaxprune inspect`
+shows. Times compare `jaxprune.save` with the alternatives, `numpy.savez_compressed` and dense
+safetensors. Every file is read back and compared bit by bit before timing. Files are in the page
+cache, so reads do not wait for the disk. Writing with `save` does, because it replaces the file
+atomically; the alternatives do not.
 
-Then the memory of the command line on a large file: peak resident memory of `python -m jaxprune`,
-of which `plan`, which reads no data, takes what Python and JAX do.
+Memory is the peak resident memory of `python -m jaxprune` on a large file. The command `plan` reads
+no tensor data, so its peak is that of Python and JAX alone.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from jaxprune._files import footprint, interchange, safetensors
 from jaxprune._files.save_load import load, save
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
-# What files of 1e7 float32 weights must at least be smaller by.
+# Targets: how many times smaller than dense a file of 1e7 float32 weights must be.
 _SMALLER = {0.8: 4.8, 0.9: 9.0, 0.95: 17.0}
 OURS, NPZ = "jaxprune.save", "np.savez_compressed"
 
 
-class Way(NamedTuple):
-    """A way to write a file and to read it."""
+class Format(NamedTuple):
+    """A pair of functions that write a file and read it."""
 
     save: Callable[[Path, dict[str, np.ndarray]], Any]
     load: Callable[[Path], dict[str, np.ndarray]]
 
 
-def ways(dtype: str) -> dict[str, Way]:
-    """Ways to compare, by name. NumPy has no bfloat16, so that its file holds the bits."""
+def formats(dtype: str) -> dict[str, Format]:
+    """The formats to compare, by name. NumPy has no bfloat16, so its file holds the bits."""
 
     def savez(path: Path, params: dict[str, np.ndarray]) -> None:
         with path.open("wb") as file:
@@ -52,14 +52,14 @@ def ways(dtype: str) -> dict[str, Way]:
             np.savez_compressed(file, **bits)
 
     def loadz(path: Path) -> dict[str, np.ndarray]:
-        with np.load(path) as found:
-            return {name: found[name].view(jnp.dtype(dtype)) for name in found}
+        with np.load(path) as stored:
+            return {name: stored[name].view(jnp.dtype(dtype)) for name in stored}
 
     return {
-        OURS: Way(save, load),
-        f"{OURS} level=None": Way(functools.partial(save, level=None), load),
-        NPZ: Way(savez, loadz),
-        "dense safetensors": Way(interchange.save_safetensors, load),
+        OURS: Format(save, load),
+        f"{OURS} level=None": Format(functools.partial(save, level=None), load),
+        NPZ: Format(savez, loadz),
+        "dense safetensors": Format(interchange.save_safetensors, load),
     }
 
 
@@ -68,7 +68,7 @@ def _bits(dtype: str) -> str:
 
 
 def weights(n: int, sparsity: float, dtype: str) -> dict[str, np.ndarray]:
-    """Five matrices of `n` weights in all, pruned."""
+    """Five pruned matrices with `n` weights in total."""
     side = math.isqrt(n // 5)
     rng = np.random.default_rng(0)
     shape = (side, n // 5 // side)
@@ -78,71 +78,73 @@ def weights(n: int, sparsity: float, dtype: str) -> dict[str, np.ndarray]:
 
 
 def sizes(n: int, sparsity: float, dtype: str) -> list[Row]:
-    """Bytes in every format; one row each."""
-    found: dict[str, int] = {}
+    """Bytes in every format; one row per format."""
+    bytes_of: dict[str, int] = {}
     params = weights(n, sparsity, dtype)
     for w in params.values():
         for name, n_bytes in footprint.sizes(w).items():
-            found[name] = found.get(name, 0) + n_bytes
-    common = {"case": "size", "n": sum(w.size for w in params.values()), "sparsity": sparsity}
-    common |= {"dtype": dtype}
+            bytes_of[name] = bytes_of.get(name, 0) + n_bytes
+    about = {"case": "size", "n": sum(w.size for w in params.values()), "sparsity": sparsity}
+    about |= {"dtype": dtype}
     return [
-        common | {"method": name, "bytes": n_bytes, "smaller": found["dense"] / n_bytes}
-        for name, n_bytes in found.items()
+        about | {"method": name, "bytes": n_bytes, "smaller": bytes_of["dense"] / n_bytes}
+        for name, n_bytes in bytes_of.items()
     ]
 
 
 def times(n: int, sparsity: float, dtype: str) -> list[Row]:
-    """Files written and read, each checked first; one row each."""
+    """Checks and then times writing and reading; one row per format."""
     params = weights(n, sparsity, dtype)
     n_bytes = sum(w.nbytes for w in params.values())
-    made = ways(dtype)
+    compared = formats(dtype)
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: Path(folder, str(i)) for i, name in enumerate(made)}
-        for name, way in made.items():
-            way.save(paths[name], params)
-            _check(name, params, way.load(paths[name]))
+        paths = {name: Path(folder, str(i)) for i, name in enumerate(compared)}
+        for name, format_ in compared.items():
+            format_.save(paths[name], params)
+            _check(name, params, format_.load(paths[name]))
         calls: dict[str, Callable[[], Any]] = {}
-        for name, way in made.items():
-            calls[f"{name} save"] = functools.partial(way.save, paths[name], params)
-            calls[f"{name} load"] = functools.partial(way.load, paths[name])
-        taken = interleaved(calls)
+        for name, format_ in compared.items():
+            calls[f"{name} save"] = functools.partial(format_.save, paths[name], params)
+            calls[f"{name} load"] = functools.partial(format_.load, paths[name])
+        timings = interleaved(calls)
         on_disk = {name: path.stat().st_size for name, path in paths.items()}
     rows = []
-    for name in made:
-        save, load = taken[f"{name} save"], taken[f"{name} load"]
+    for name in compared:
+        save, load = timings[f"{name} save"], timings[f"{name} load"]
         row = {"case": "file", "n": n, "sparsity": sparsity, "dtype": dtype, "method": name}
         row |= {"bytes": on_disk[name], "smaller": n_bytes / on_disk[name]}
         row |= {"save_ms": save.median_ms, "save_min_ms": save.min_ms, **load._asdict()}
-        row["x_npz_save"] = taken[f"{NPZ} save"].median_ms / save.median_ms
-        row["x_npz_load"] = taken[f"{NPZ} load"].median_ms / load.median_ms
+        row["x_npz_save"] = timings[f"{NPZ} save"].median_ms / save.median_ms
+        row["x_npz_load"] = timings[f"{NPZ} load"].median_ms / load.median_ms
         rows.append(row)
     return rows
 
 
-def _check(name: str, params: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
+def _check(name: str, params: dict[str, np.ndarray], restored: dict[str, np.ndarray]) -> None:
     for path, w in params.items():
-        same = found[path].dtype == w.dtype and found[path].tobytes() == w.tobytes()
-        if not same:
-            raise AssertionError(f"{name} changed {path}")
+        is_same = restored[path].dtype == w.dtype and restored[path].tobytes() == w.tobytes()
+        if not is_same:
+            raise AssertionError(f"{path}: {name} did not restore the same bits")
 
 
 def minus_zeros(n: int) -> list[Row]:
-    """What a mask of floats costs, which leaves -0.0 for dropped negative weights."""
+    """Bytes when dropped negative weights are -0.0, as after a product with a float mask."""
     dense = weights(n, 0.0, "float32")
     pruned = weights(n, 0.9, "float32")
     rows = []
     for name in ("gzip", "jaxprune"):
-        good = sum(footprint.sizes(w, (name,))[name] for w in pruned.values())
+        plus_bytes = sum(footprint.sizes(w, (name,))[name] for w in pruned.values())
         masked = [w * (pruned[path] != 0).astype(np.float32) for path, w in dense.items()]
-        bad = sum(footprint.sizes(w, (name,))[name] for w in masked)
+        minus_bytes = sum(footprint.sizes(w, (name,))[name] for w in masked)
         row = {"case": "minus zero", "n": n, "sparsity": 0.9, "dtype": "float32"}
-        rows.append(row | {"method": name, "bytes": bad, "x_plus_zero": bad / good})
+        rows.append(
+            row | {"method": name, "bytes": minus_bytes, "x_plus_zero": minus_bytes / plus_bytes}
+        )
     return rows
 
 
-# Runs a command, and prints the most memory that it had, in KiB. Linux says that of the process
-# alone in /proc; `getrusage` counts what its parent had when it began.
+# Runs a command and prints its peak memory in KiB. On Linux it reads /proc, because `getrusage`
+# includes the memory of the parent process at the start.
 _CHILD = """
 import pathlib, resource, runpy, sys
 sys.argv[0] = "jaxprune"
@@ -158,7 +160,7 @@ finally:
 
 
 def memory(n_leaves: int, side: int) -> list[Row]:
-    """Peak memory of commands on a file of square float32 matrices; one row each."""
+    """Peak memory of commands on a file of square float32 matrices; one row per command."""
     shape, rng = (side, side), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "in.safetensors")
@@ -189,48 +191,48 @@ def memory(n_leaves: int, side: int) -> list[Row]:
 
 def _peak_bytes(words: Sequence[object]) -> int:
     command = [sys.executable, "-c", _CHILD, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     unit = 1 if sys.platform == "darwin" else 1024
-    return unit * int(done.stderr.split("peak ")[-1])
+    return unit * int(result.stderr.split("peak ")[-1])
 
 
 def cases(quick: bool) -> list[Case]:
-    """Sizes, then times, then what -0.0 costs, then memory."""
+    """Sizes and times, then the cost of -0.0, then memory."""
     n = 10**4 if quick else 10**7
-    found = []
+    all_cases = []
     for dtype in ("float32", "bfloat16"):
         for sparsity in SPARSITIES:
             arguments = (n, sparsity, dtype)
             name = f"{n:.0e} {dtype} {sparsity:.0%}"
-            found.append(Case(f"files size {name}", functools.partial(sizes, *arguments)))
-            found.append(Case(f"files time {name}", functools.partial(times, *arguments)))
-    found.append(Case("files minus zero", functools.partial(minus_zeros, n)))
-    large = functools.partial(memory, *((2, 64) if quick else (20, 4096)))
-    return [*found, Case("files memory", large)]
+            all_cases.append(Case(f"files size {name}", functools.partial(sizes, *arguments)))
+            all_cases.append(Case(f"files time {name}", functools.partial(times, *arguments)))
+    all_cases.append(Case("files minus zero", functools.partial(minus_zeros, n)))
+    run_memory = functools.partial(memory, *((2, 64) if quick else (20, 4096)))
+    return [*all_cases, Case("files memory", run_memory)]
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:
-    """The targets that the rows can tell about."""
-    found = []
+    """The targets for which there are rows, with what was measured."""
+    targets = []
     for r in rows:
         if r["case"] != "file" or r["method"] != OURS or r["dtype"] != "float32":
             continue
         if r["n"] == 10**7 and r["sparsity"] in _SMALLER:
-            what = f"dense / {OURS}, bytes of 1e7 at {r['sparsity']:.0%}"
-            found.append(Check(what, _SMALLER[r["sparsity"]], r["smaller"], at_least=True))
-            what = f"{NPZ} / {OURS}, load of 1e7 at {r['sparsity']:.0%}"
-            found.append(Check(what, 2.0, r["x_npz_load"], at_least=True))
+            target = f"dense / {OURS}, bytes of 1e7 at {r['sparsity']:.0%}"
+            targets.append(Check(target, _SMALLER[r["sparsity"]], r["smaller"], at_least=True))
+            target = f"{NPZ} / {OURS}, load of 1e7 at {r['sparsity']:.0%}"
+            targets.append(Check(target, 2.0, r["x_npz_load"], at_least=True))
     for r in rows:
         if r["case"] == "memory" and r["file_bytes"] > 10**9:
-            what = f"peak memory of {r['method']} / size of the file"
-            found.append(Check(what, 1.0, r["peak_bytes"] / r["file_bytes"], at_least=False))
-    return found
+            target = f"peak memory of {r['method']} / size of the file"
+            targets.append(Check(target, 1.0, r["peak_bytes"] / r["file_bytes"], at_least=False))
+    return targets
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """What a person reads: how many times smaller and faster."""
-    made = [_sizes_table(rows), _times_table(rows), _minus_table(rows), _memory_table(rows)]
-    return [table for table in made if table.row_count]
+    """How many times smaller and faster, the cost of -0.0, and peak memory."""
+    all_tables = [_sizes_table(rows), _times_table(rows), _minus_table(rows), _memory_table(rows)]
+    return [table for table in all_tables if table.row_count]
 
 
 def _sizes_table(rows: Sequence[Row]) -> Table:

@@ -1,27 +1,25 @@
-"""How much faster is a pruned network to run?
+"""How much faster does a pruned network run?
 
-One step of an LSTM language model (two layers, softmax over 10,000 words) and the feed-forward part
-of a transformer, at batch 1, 8 and 32, on one core and on all. Against the best of the dense ones
-(JAX as `x @ w` and as `w @ x`, onnxruntime, torch, NumPy): blocks of 8, 16 and 32 outputs with
-`packed_matmul`, CSR of SciPy and of torch with weights dropped one by one, and the dense network
-that is left when whole units go, of as many weights. On one network also what does not pay: BCOO
-of JAX, and bfloat16.
+The networks are one step of an LSTM language model (two layers, softmax over 10,000 words) and the
+feed-forward block of a transformer, at batch 1, 8 and 32, on one core and on all cores. The
+baseline is the fastest dense method: JAX as `x @ w` or as `w @ x`, onnxruntime, torch or NumPy. It
+is compared with blocks of 8, 16 and 32 outputs by `packed_matmul`, with unstructured CSR in SciPy
+and torch, and with a narrower dense network of as many weights, which is what remains when whole
+units are pruned. One network also runs two methods that are slower: BCOO of JAX, and bfloat16.
 
-Each is timed warm, called again and again, and cold, after reading 128 MB of something else, as a
-model finds the caches where it shares a machine. What each computes is compared first with a dense
-NumPy product of the weights that it was given. On CPUs every network and sparsity has a process of
-its own, which sees one core or all from its start: that is how every library is held to them.
+Warm times are for repeated calls. Cold times are for calls after reading 128 MB of other data, to
+empty the caches as another program on the machine would. Every method is first checked against a
+dense NumPy product of its weights. On CPUs every network and sparsity runs in a new process that is
+pinned to one core, or has all, from its start, so that every library obeys the limit.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -31,11 +29,22 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-import jaxprune
 from benchmarks.common import Call, Case, Check, Row, interleaved, n_cores
+from benchmarks.inference_methods import (
+    Make,
+    Run,
+    bcoo,
+    dense,
+    dense_transposed,
+    in_bfloat16,
+    in_numpy,
+    in_onnx,
+    in_torch,
+    packed,
+    scipy_csr,
+)
 from benchmarks.networks import (
     Network,
-    Product,
     Weights,
     inputs_of,
     lstm_network,
@@ -44,8 +53,6 @@ from benchmarks.networks import (
     pruned,
     weights_of,
 )
-from benchmarks.onnx_graphs import onnx_runs
-from jaxprune._blocks.packed_matrix import pack_matrix, packed_matmul
 
 WIDTHS = (8, 16, 32)
 DENSE = ("jax x @ w", "jax w @ x", "onnxruntime", "torch", "numpy")
@@ -57,136 +64,23 @@ BATCHES = (1, 8, 32)
 _LOSSES_OF = "LSTM 2 x 650"
 _HEADLINE = "packed 1x16"
 _FLUSH_BYTES = 2**27
-_COLD_ROUNDS = 11  # of one call each
-_TURNED = f"{NARROW}, w @ x"
-
-Way = Callable[[], Any]
-Runs = Callable[[Any], Way]  # of inputs
-Make = Callable[[Network, Weights], Runs]
+_COLD_ROUNDS = 11  # with one call per round
+_NARROW_TRANSPOSED = f"{NARROW}, w @ x"
 
 
 def networks(quick: bool) -> dict[str, Network]:
-    """What is timed, by name; the first two are those of the quality study."""
-    found = [lstm_network(80, 97, embed=40), lstm_network(320, 97, embed=160)]
+    """The networks to time, by name; the first two are those of the quality study."""
+    chosen = [lstm_network(80, 97, embed=40), lstm_network(320, 97, embed=160)]
     if quick:
-        found = [lstm_network(16, 64), mlp_network(16)]
+        chosen = [lstm_network(16, 64), mlp_network(16)]
     else:
-        found += [lstm_network(650, 10_000), lstm_network(1500, 10_000), mlp_network(1024)]
-    return {network.name: network for network in found}
+        chosen += [lstm_network(650, 10_000), lstm_network(1500, 10_000), mlp_network(1024)]
+    return {network.name: network for network in chosen}
 
 
-# Ways to run a network: what is done once with the weights, then for inputs of each batch
-
-
-def jax_dense(product: Product, network: Network, weights: Any) -> Runs:
-    """In JAX, jitted; weights are arguments, or XLA would fold them."""
-    jitted = jax.jit(partial(network.step, jnp, product))
-    weights = jax.tree.map(jnp.asarray, weights)
-
-    def on(inputs: Any) -> Way:
-        inputs = jax.tree.map(jnp.asarray, inputs)
-        return lambda: jitted(weights, inputs)
-
-    return on
-
-
-def dense(network: Network, weights: Weights) -> Runs:
-    """As Flax has the kernels."""
-    return jax_dense(lambda w, x: x @ w, network, weights)
-
-
-def dense_turned(network: Network, weights: Weights) -> Runs:
-    """Kernels transposed."""
-    return jax_dense(lambda w, x: (w @ x.T).T, network, _turned(weights))
-
-
-def packed(width: int, network: Network, weights: Weights) -> Runs:
-    """The kept blocks alone, in the layout for the batch."""
-
-    @functools.cache
-    def runs(batch: int) -> Runs:
-        block = (1, width)
-        kernels = {name: pack_matrix(w, block=block, batch=batch) for name, w in weights.items()}
-        return jax_dense(packed_matmul, network, kernels)
-
-    return lambda inputs: runs(min(len(inputs[0]), 8))(inputs)
-
-
-def bcoo(network: Network, weights: Weights) -> Runs:
-    """JAX's own sparse matrices."""
-    return jax_dense(lambda w, x: (w @ x.T).T, network, jaxprune.to_bcoo(_turned(weights)))
-
-
-def in_bfloat16(network: Network, weights: Weights) -> Runs:
-    """Dense, all in bfloat16."""
-    runs = dense(network, jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), weights))
-    return lambda inputs: runs([jnp.asarray(x, jnp.bfloat16) for x in inputs])
-
-
-def scipy_csr(network: Network, weights: Weights) -> Runs:
-    """CSR of the transposed kernels; SciPy has one thread."""
-    from scipy import sparse
-
-    csr = {name: sparse.csr_array(w.T) for name, w in weights.items()}
-
-    def product(w: Any, x: Any) -> Any:
-        return (w @ x[0])[None] if len(x) == 1 else (w @ x.T).T
-
-    return lambda inputs: lambda: network.step(np, product, csr, inputs)
-
-
-def in_torch(sparse: bool, network: Network, weights: Weights) -> Runs:
-    """Dense, or CSR."""
-    import torch
-
-    torch.set_num_threads(n_cores())
-    kernels = {name: torch.from_numpy(w) for name, w in _turned(weights).items()}
-    if sparse:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # says that it is in beta
-            kernels = {name: w.to_sparse_csr() for name, w in kernels.items()}
-
-    def product(w: Any, x: Any) -> Any:
-        return (w @ x.T).T if sparse else torch.nn.functional.linear(x, w)
-
-    def run(inputs: Any) -> Any:
-        with torch.inference_mode():
-            return network.step(_TorchNames(torch), product, kernels, inputs)
-
-    return lambda inputs: partial(run, [torch.from_numpy(x) for x in inputs])
-
-
-class _TorchNames:
-    """The functions that the networks use, by NumPy's names."""
-
-    def __init__(self, torch: Any):
-        self.tanh = torch.tanh
-        self.concatenate = torch.cat
-        self.split = lambda x, n, axis: torch.chunk(x, n, axis)
-        self.maximum = lambda x, low: torch.clamp(x, min=low)
-
-
-def in_numpy(network: Network, weights: Weights) -> Runs:
-    """NumPy, on as many threads as the process sees cores."""
-    return lambda inputs: lambda: network.step(np, _times, weights, inputs)
-
-
-def in_onnx(network: Network, weights: Weights) -> Runs:
-    """onnxruntime."""
-    return onnx_runs(network.step, weights, network.inputs(1), n_cores())
-
-
-def _turned(weights: Weights) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(w.T) for name, w in weights.items()}
-
-
-def _times(w: Any, x: Any) -> Any:
-    return x @ w
-
-
-_OF_JAX: dict[str, Make] = dict(zip(DENSE[:2], (dense, dense_turned), strict=True))
+_IN_JAX: dict[str, Make] = dict(zip(DENSE[:2], (dense, dense_transposed), strict=True))
 _LOSSES: dict[str, Make] = {"jax BCOO": bcoo, "jax bfloat16": in_bfloat16}
-# Only where the arrays are on the host anyway.
+# These run only on CPUs, where the arrays are in host memory anyway.
 _ON_HOST: dict[str, Make] = {
     "onnxruntime": in_onnx,
     "torch": partial(in_torch, False),
@@ -196,37 +90,40 @@ _ON_HOST: dict[str, Make] = {
 }
 
 
-def ways(
+def checked_calls(
     network: Network, sparsity: float, batches: Sequence[int]
-) -> tuple[dict[int, dict[str, Way]], list[str]]:
-    """What is compared at each batch, by name, checked; and notes of what is missing."""
-    made: dict[int, dict[str, Way]] = {batch: {} for batch in batches}
+) -> tuple[dict[int, dict[str, Run]], list[str]]:
+    """The checked calls of every method at each batch size, and notes on missing packages."""
+    calls: dict[int, dict[str, Run]] = {batch: {} for batch in batches}
     notes = []
 
-    def add(makes: Mapping[str, Make], weights: Weights, part: float = 1) -> None:
-        inputs = {batch: inputs_of(network, batch, part) for batch in batches}
-        right = {batch: in_numpy(network, weights)(x)() for batch, x in inputs.items()}
+    def add(makes: Mapping[str, Make], weights: Weights, fraction: float = 1) -> None:
+        inputs = {batch: inputs_of(network, batch, fraction) for batch in batches}
+        expected = {batch: in_numpy(network, weights)(x)() for batch, x in inputs.items()}
         for name, make in makes.items():
             try:
-                runs = make(network, weights)
+                prepare = make(network, weights)
             except ImportError as error:
-                notes.append(f"{name} is left out: {error.name} is not installed")
+                notes.append(f"{name} is skipped: {error.name} is not installed")
                 continue
             for batch, x in inputs.items():
-                way = made[batch][name] = runs(x)
-                error = 0.1 if name == "jax bfloat16" else 1e-3
-                found = np.asarray(way(), np.float32)
-                np.testing.assert_allclose(found, right[batch], error, error, err_msg=name)
+                call = calls[batch][name] = prepare(x)
+                tolerance = 0.1 if name == "jax bfloat16" else 1e-3
+                output = np.asarray(call(), np.float32)
+                np.testing.assert_allclose(
+                    output, expected[batch], tolerance, tolerance, err_msg=name
+                )
 
-    full = weights_of(network)
+    dense_weights = weights_of(network)
     for width in WIDTHS:
-        add({f"packed 1x{width}": partial(packed, width)}, pruned(full, sparsity, width))
+        add({f"packed 1x{width}": partial(packed, width)}, pruned(dense_weights, sparsity, width))
     on_host = _ON_HOST if jax.default_backend() == "cpu" else {}
     losses = _LOSSES if network.name == _LOSSES_OF else {}
-    add(_OF_JAX | on_host | losses, pruned(full, sparsity, 1))
-    part = part_left(network, sparsity)
-    add({NARROW: dense, _TURNED: dense_turned}, weights_of(network, part), part)
-    return made, notes
+    add(_IN_JAX | on_host | losses, pruned(dense_weights, sparsity, 1))
+    fraction = part_left(network, sparsity)
+    narrow: dict[str, Make] = {NARROW: dense, _NARROW_TRANSPOSED: dense_transposed}
+    add(narrow, weights_of(network, fraction), fraction)
+    return calls, notes
 
 
 # Times
@@ -235,18 +132,18 @@ def ways(
 def compare(
     network: Network, sparsity: float, batches: Sequence[int] = BATCHES
 ) -> tuple[list[Row], list[str]]:
-    """Rows of one network at one sparsity, one for each batch and way, and notes."""
+    """Times one network at one sparsity: a row per batch size and method, and notes."""
     rows = []
-    made, notes = ways(network, sparsity, batches)
+    calls_of_batch, notes = checked_calls(network, sparsity, batches)
     gc.collect()
-    for batch, calls in made.items():
+    for batch, calls in calls_of_batch.items():
         times = {"warm": interleaved(calls), "cold": _cold(calls)}
-        for state in times.values():  # of the narrower network the better orientation
-            turned = state.pop(_TURNED)
-            state[NARROW] = min(state[NARROW], turned, key=lambda t: t.median_ms)
+        for state in times.values():  # keep the faster of its two layouts
+            transposed = state.pop(_NARROW_TRANSPOSED)
+            state[NARROW] = min(state[NARROW], transposed, key=lambda t: t.median_ms)
         best = {
-            state: min(t.median_ms for name, t in found.items() if name in DENSE)
-            for state, found in times.items()
+            state: min(t.median_ms for name, t in timings.items() if name in DENSE)
+            for state, timings in times.items()
         }
         about = {"case": "inference", "task": network.name, "batch": batch, "sparsity": sparsity}
         for name, warm in times["warm"].items():
@@ -257,34 +154,34 @@ def compare(
     return rows, notes
 
 
-def _cold(calls: Mapping[str, Way]) -> Mapping[str, Any]:
-    junk = jnp.ones(_FLUSH_BYTES // 4)
+def _cold(calls: Mapping[str, Run]) -> Mapping[str, Any]:
+    data = jnp.ones(_FLUSH_BYTES // 4)
     flush = jax.jit(jnp.sum)
-    read: Callable[[], Any] = lambda: flush(junk).block_until_ready()
+    evict: Callable[[], Any] = lambda: flush(data).block_until_ready()
     if jax.default_backend() == "cpu":
-        on_host = np.ones(_FLUSH_BYTES // 8)
-        read = on_host.sum
-    flushed = {name: Call(call, read, most=1) for name, call in calls.items()}
+        host_data = np.ones(_FLUSH_BYTES // 8)
+        evict = host_data.sum
+    flushed = {name: Call(call, evict, most=1) for name, call in calls.items()}
     return interleaved(flushed, rounds=_COLD_ROUNDS)
 
 
 def in_process(name: str, sparsity: float, count: int) -> list[Row]:
-    """`compare`, in a process that has `count` cores from its start."""
+    """Runs `compare` in a new process that is limited to `count` cores from its start."""
     cores = sorted(os.sched_getaffinity(0))[:count]
     threads = {f"{name}_NUM_THREADS": str(count) for name in ("OMP", "OPENBLAS", "MKL")}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", _WORKER, str(cores), name, str(sparsity)],
         env={**os.environ, **threads},
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise RuntimeError(f"{name} at {sparsity:.0%} on {count} cores: {done.stderr[-2000:]}")
-    return _with_notes(*json.loads(done.stdout.splitlines()[-1]))
+    if result.returncode:
+        raise RuntimeError(f"{name} at {sparsity:.0%} on {count} cores: {result.stderr[-2000:]}")
+    return _with_notes(*json.loads(result.stdout.splitlines()[-1]))
 
 
-# The cores are set before anything that counts them is imported.
+# The cores are limited before the import of any library that counts them.
 _WORKER = """
 import json, os, sys
 os.sched_setaffinity(0, json.loads(sys.argv[1]))
@@ -298,60 +195,60 @@ def _with_notes(rows: list[Row], notes: list[str]) -> list[Row]:
     return [*rows, *({"case": "note", "note": note} for note in notes)]
 
 
-def _here(network: Network, sparsity: float, batches: Sequence[int]) -> list[Row]:
+def _in_this_process(network: Network, sparsity: float, batches: Sequence[int]) -> list[Row]:
     return _with_notes(*compare(network, sparsity, batches))
 
 
 def cases(quick: bool) -> list[Case]:
-    """Every network and sparsity, on one core, then on all; on other backends than CPUs once."""
-    found = []
+    """Every network and sparsity, on CPUs first with one core and then with all cores."""
+    all_cases = []
     if quick or jax.default_backend() != "cpu" or not hasattr(os, "sched_setaffinity"):
         for name, network in networks(quick).items():
             for sparsity in (0.9,) if quick else SPARSITIES:
-                run = partial(_here, network, sparsity, (1, 8) if quick else BATCHES)
-                found.append(Case(f"inference {name} {sparsity:.0%}", run))
-        return found
+                run = partial(_in_this_process, network, sparsity, (1, 8) if quick else BATCHES)
+                all_cases.append(Case(f"inference {name} {sparsity:.0%}", run))
+        return all_cases
     for count in sorted({1, n_cores()}):
         for name in networks(quick):
             for sparsity in SPARSITIES:
                 run = partial(in_process, name, sparsity, count)
-                found.append(Case(f"inference {name} {sparsity:.0%} {count} cores", run))
-    return found
+                all_cases.append(Case(f"inference {name} {sparsity:.0%} {count} cores", run))
+    return all_cases
 
 
-# What is shown
+# Results
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:
-    """The targets that the rows can tell about: batch 1, one core, 90 %."""
-    found = []
+    """The targets for which there are rows; all are at batch 1, one core, 90% sparsity."""
+    targets = []
     for r in rows:
         if (r["method"], r["batch"], r["sparsity"], r["cores"]) != (_HEADLINE, 1, 0.9, 1):
             continue
         if r["task"] in ("LSTM 2 x 650", "LSTM 2 x 1500"):
             for state, limit in {"cold": 5.0, "warm": 8.0}.items():
-                what = f"best dense / {_HEADLINE}, {r['task']} at 90%, batch 1, one core, {state}"
-                found.append(Check(what, limit, r[f"x_{state}"], at_least=True))
-    return found
+                target = f"best dense / {_HEADLINE}, {r['task']} at 90%, batch 1, one core, {state}"
+                targets.append(Check(target, limit, r[f"x_{state}"], at_least=True))
+    return targets
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """What a person reads: how many times faster than the best dense one, which has its ms."""
+    """How many times faster than the best dense method, and its milliseconds; warm and cold."""
     return [_table(rows, state) for state in ("warm", "cold")] if rows else []
 
 
 def _table(rows: Sequence[Row], state: str) -> Table:
     table = Table(title=f"Inference, {state}: times faster than the best dense")
-    others = [m for m in METHODS if m not in DENSE]
-    for column in ("network", "cores", "batch", "sparsity", "best dense", "ms", *others):
+    compared = [m for m in METHODS if m not in DENSE]
+    for column in ("network", "cores", "batch", "sparsity", "best dense", "ms", *compared):
         table.add_column(column, justify="right")
     cases = {(r["task"], r["cores"], r["batch"], r["sparsity"]): {} for r in rows}
     for r in rows:
         cases[r["task"], r["cores"], r["batch"], r["sparsity"]][r["method"]] = r
     ms = {"warm": "median_ms", "cold": "cold_ms"}[state]
-    for (task, count, batch, sparsity), found in cases.items():
-        best = min((found[m] for m in DENSE if m in found), key=lambda r: r[ms])
-        numbers = (f"{found[m][f'x_{state}']:.2f}" if m in found else "" for m in others)
+    for (task, count, batch, sparsity), methods in cases.items():
+        best = min((methods[m] for m in DENSE if m in methods), key=lambda r: r[ms])
+        numbers = (f"{methods[m][f'x_{state}']:.2f}" if m in methods else "" for m in compared)
         case = task, str(count), str(batch), f"{sparsity:.0%}"
         table.add_row(*case, best["method"], f"{best[ms]:.3f}", *numbers)
     return table

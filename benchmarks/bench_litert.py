@@ -1,6 +1,6 @@
-"""What LiteRT gains from blocks along the inputs of fully connected layers; a recipe of the docs.
+"""How much faster does LiteRT run fully connected layers that are pruned in blocks?
 
-An MLP of random weights is pruned, converted by `to_litert` of docs/payoff.md, checked against JAX,
+A random MLP is pruned, converted with the recipe `to_litert` of docs/payoff.md, compared with JAX,
 and timed on one thread at batch 1. Needs `tensorflow-cpu` and `ai-edge-litert`.
 """
 
@@ -31,21 +31,21 @@ _PACKAGES = ("tensorflow-cpu", "ai-edge-litert")
 
 
 def recipe() -> dict[str, Any]:
-    """The functions that docs/payoff.md shows for LiteRT."""
+    """Runs the LiteRT code of docs/payoff.md and returns the functions that it defines."""
     text = DOCS.read_text(encoding="utf-8")
     start = text.index("```python\nimport tensorflow")
-    found: dict[str, Any] = {}
-    exec(text[start + len("```python\n") : text.index("\n```", start)], found)
-    return found
+    functions: dict[str, Any] = {}
+    exec(text[start + len("```python\n") : text.index("\n```", start)], functions)
+    return functions
 
 
 def mlp(params: Any, x: Any) -> Any:
-    """Up, relu, down."""
+    """Two dense layers with ReLU between them."""
     return jnp.maximum(x @ params["up"]["kernel"], 0) @ params["down"]["kernel"]
 
 
 def mlp_params(d: int) -> Any:
-    """Random kernels up to four times the width and down again."""
+    """Random kernels of the two layers; the hidden layer is four times as wide."""
     rng = np.random.default_rng(0)
     shapes = {"up": (d, 4 * d), "down": (4 * d, d)}
     return {
@@ -55,19 +55,19 @@ def mlp_params(d: int) -> Any:
 
 
 def compare(d: int, sparsity: float) -> list[Row]:
-    """The dense network and the pruned ones; sizes of the files and times."""
+    """File size and time of the dense network, and of one pruned network per structure."""
     if missing := [p for p in _PACKAGES if version_of(p) is None]:
-        return [{"case": "note", "note": f"litert: {', '.join(missing)} is not installed"}]
-    functions = recipe()
-    full, x = mlp_params(d), np.random.default_rng(1).standard_normal((1, d), np.float32)
-    made = {DENSE: full}
+        return [{"case": "note", "note": f"litert is skipped: not installed: {', '.join(missing)}"}]
+    litert = recipe()
+    dense_params, x = mlp_params(d), np.random.default_rng(1).standard_normal((1, d), np.float32)
+    networks = {DENSE: dense_params}
     for name, structure in STRUCTURES.items():
-        found = jaxprune.prune_params(full, sparsity, structure=structure)[0]
-        made[name] = jax.tree.map(np.asarray, found)
+        pruned = jaxprune.prune_params(dense_params, sparsity, structure=structure)[0]
+        networks[name] = jax.tree.map(np.asarray, pruned)
     files, calls = {}, {}
-    for name, params in made.items():
-        files[name] = functions["to_litert"](partial(mlp, params), x, sparse=name != DENSE)
-        calls[name] = partial(functions["litert_runner"](files[name]), x)
+    for name, params in networks.items():
+        files[name] = litert["to_litert"](partial(mlp, params), x, sparse=name != DENSE)
+        calls[name] = partial(litert["litert_runner"](files[name]), x)
         np.testing.assert_allclose(calls[name](), mlp(params, x), rtol=1e-4, atol=1e-4)
     times = interleaved(calls)
     about = {"case": "litert", "task": f"MLP {d}", "batch": 1, "cores": 1, "dtype": "float32"}
@@ -77,24 +77,24 @@ def compare(d: int, sparsity: float) -> list[Row]:
         | {**times[name]._asdict(), "bytes": len(files[name])}
         | {"x_dense": times[DENSE].median_ms / times[name].median_ms}
         | {"versions": {package: version_of(package) for package in _PACKAGES}}
-        for name in made
+        for name in networks
     ]
 
 
 def cases(quick: bool) -> list[Case]:
-    """One network."""
+    """One case per sparsity."""
     d, sparsities = (16, (0.5,)) if quick else (1024, (0.8, 0.9, 0.95))
     return [Case(f"litert {s:.0%}", partial(compare, d, s)) for s in sparsities]
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:
-    """None: it is not ours."""
+    """No targets: the speed of LiteRT does not depend on jaxprune."""
     del rows
     return []
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Times and sizes."""
+    """Times, and sizes of the files."""
     if not rows:
         return []
     table = Table(title="LiteRT, fully connected, one thread, batch 1")

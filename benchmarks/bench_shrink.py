@@ -1,8 +1,8 @@
-"""How much faster is a network once its pruned channels are cut out?
+"""How much faster is a network after `shrink` removes its pruned channels?
 
-Networks in Flax Linen, of random weights, lose 30, 50 or 70% of their coupled channels by
-magnitude; `shrink` cuts them out. It has compared the outputs before anything is timed. Speed does
-not depend on what the weights have learned. Quality does; this says nothing of it.
+Networks in Flax Linen with random weights lose 30, 50 or 70% of their coupled channels by
+magnitude, and `shrink` removes them; it also checks that the outputs are the same. Random weights
+are enough here, because speed does not depend on their values. Quality is not measured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCHES = (1, 8)
 
 
 class Cnn(nn.Module):
-    """Two residual blocks with batch norm, then a dense layer on the flattened picture."""
+    """Two residual blocks with batch norm, then a dense layer on the flattened feature maps."""
 
     width: int
 
@@ -57,7 +57,7 @@ class Mobile(nn.Module):
 
 
 class Lstm(nn.Module):
-    """A language model of two layers."""
+    """A language model with two LSTM layers."""
 
     width: int
     n_words: int
@@ -71,7 +71,7 @@ class Lstm(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Two blocks; heads and feed-forward parts shrink, the residual stream does not."""
+    """Two blocks. Heads and feed-forward layers shrink, the residual stream does not."""
 
     width: int
 
@@ -89,14 +89,14 @@ def _norm(x: jax.Array) -> jax.Array:
 
 
 class Network(NamedTuple):
-    """A model, and the inputs of a batch."""
+    """A model, and a function from the batch size to its inputs."""
 
     model: nn.Module
     inputs: Callable[[int], jax.Array]
 
 
 def networks(quick: bool) -> dict[str, Network]:
-    """What is shrunk, by name."""
+    """The networks to shrink, by name."""
     d, side, steps = (8, 8, 3) if quick else (64, 32, 20)
     n_words, width = (20, 64) if quick else (10_000, 512)
 
@@ -117,7 +117,7 @@ def networks(quick: bool) -> dict[str, Network]:
 def compare(
     name: str, network: Network, batches: Sequence[int], sparsities: Sequence[float]
 ) -> Any:
-    """Rows of one network: dense, and shrunk at each sparsity, for each batch."""
+    """Times one network, dense and shrunk from each sparsity, at each batch size."""
     model, x = network.model, network.inputs(2)
     variables = _random(jax.eval_shape(model.init, jax.random.key(0), x))
     groups = jaxprune.channel_groups(model.apply, variables, x)
@@ -160,7 +160,7 @@ def _timed(about: Row, models: dict[str, Any], network: Network) -> list[Row]:
 
 
 def _random(shapes: Any) -> Any:
-    """Normal params and unit statistics; initializers would be slow, orthogonal ones above all."""
+    """Normal params and statistics of 1; initializers are slow, orthogonal ones above all."""
     rng = np.random.default_rng(0)
 
     def fill(path: Any, leaf: Any) -> jax.Array:
@@ -176,7 +176,7 @@ def _size(tree: Any) -> int:
 
 
 def cases(quick: bool) -> list[Case]:
-    """One per network."""
+    """One case per network."""
     batches, sparsities = ((1,), (0.5,)) if quick else (BATCHES, SPARSITIES)
     return [
         Case(f"shrink {name}", functools.partial(compare, name, network, batches, sparsities))
@@ -185,8 +185,8 @@ def cases(quick: bool) -> list[Case]:
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Milliseconds of every network before and after, and the ratio to dense."""
-    table = Table(title="Channels cut out: forward pass")
+    """Size, milliseconds and ratio to dense of every network, before and after."""
+    table = Table(title="Forward pass after channels are removed")
     columns = ("network", "batch", "cores", "model", "numbers", "ms", "x dense", "shrink s")
     for column in columns:
         table.add_column(column, justify="left" if column in ("network", "model") else "right")
@@ -198,10 +198,10 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:
-    """With half of the channels a convolution has a quarter of the work."""
-    mine = [r for r in rows if r["task"].startswith("cnn") and r["method"] == "50% cut"]
+    """Half of the channels are a quarter of the work of a convolution, so 2 is a safe target."""
+    shrunk = [r for r in rows if r["task"].startswith("cnn") and r["method"] == "50% cut"]
     return [
         Check(f"{r['task']}, 50% cut, batch {r['batch']}, 1 core: x dense", 2, r["x_dense"], True)
-        for r in mine
+        for r in shrunk
         if r["cores"] == 1
     ]

@@ -1,8 +1,9 @@
-"""How a time is taken and written down.
+"""How times are measured and results are written; shared by all benchmarks.
 
-Times that are compared are taken in one process, in turns: one call of each, then the next round.
-Whatever else the machine does then hits all of them. Every operand is warm, every call is waited
-for, and what is recorded is the median of the rounds, with the fastest and the slowest.
+Calls that are compared run in the same process and take turns: each is called once (a short one a
+few times), then the next round begins. Other load on the machine therefore affects all of them
+alike. Every call is warmed up on the operands that it is timed on, and `block_until_ready` waits
+for its result. A row records the median over all timed calls, the fastest and the slowest.
 """
 
 import contextlib
@@ -23,16 +24,16 @@ import jax
 from jaxprune._files.atomic import atomic_file
 
 _ROUNDS = 7
-# A short call is repeated within its turn: a median of seven says little when a call takes 50 us.
+# Short calls repeat within their turn: the median of seven calls of 50 us each is too noisy.
 _TURN_SECONDS = 0.02
-# A first call that took longer is its own measurement.
+# If the first call takes longer than this, it is the only measurement.
 SLOW_SECONDS = 15.0
 
 Row = dict[str, Any]
 
 
 class Call(NamedTuple):
-    """Something to time, what to do before each call off the clock, and most calls in a turn."""
+    """A call to time, an untimed preparation before each call, and the most calls in a turn."""
 
     run: Callable[[], Any]
     prepare: Callable[[], Any] = lambda: None
@@ -40,14 +41,14 @@ class Call(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One comparison: a name for the progress bar, and a function that measures its rows."""
+    """One comparison: its name, which `--only` matches, and a function that measures its rows."""
 
     name: str
     rows: Callable[[], list[Row]]
 
 
 class Check(NamedTuple):
-    """A number that should stay within a limit: at most it, or at least it."""
+    """A measured number and its limit: an upper limit, or with `at_least` a lower one."""
 
     target: str
     limit: float
@@ -56,12 +57,12 @@ class Check(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the number is on the right side."""
+        """Whether the number is within its limit."""
         return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
 
 class Timing(NamedTuple):
-    """Milliseconds of one call."""
+    """Milliseconds per call: median, fastest, slowest, interquartile range, and how many calls."""
 
     median_ms: float
     min_ms: float
@@ -71,13 +72,14 @@ class Timing(NamedTuple):
 
     @staticmethod
     def of(seconds: Sequence[float]) -> "Timing":
+        """Summarizes the seconds of every call."""
         ms = sorted(1e3 * s for s in seconds)
         quarters = statistics.quantiles(ms, n=4) if len(ms) > 1 else [ms[0]] * 3
         return Timing(statistics.median(ms), ms[0], ms[-1], quarters[2] - quarters[0], len(ms))
 
 
 def seconds_of(call: Call) -> float:
-    """Seconds of one call, from its start until its result is there."""
+    """Seconds from the start of one call until its result is ready; preparation is not timed."""
     call.prepare()
     start = time.perf_counter()
     jax.block_until_ready(call.run())
@@ -90,29 +92,31 @@ def interleaved(
     rounds: int = _ROUNDS,
     slow: float = SLOW_SECONDS,
 ) -> dict[str, Timing]:
-    """Times of each call, taken in turns after one call of each to warm up.
+    """Times the calls in turns, after one call of each as a warm-up.
 
     Args:
-      calls: what to time, by name.
-      rounds: turns of every call. A short one is repeated within its turn.
-      slow: seconds; where the first call takes longer, it is the only one.
+      calls: the calls to time, by name.
+      rounds: how many turns each call gets. Short calls repeat within their turn.
+      slow: seconds. If the warm-up call takes longer, it is the only measurement of that call.
 
     Returns:
       One `Timing` per name.
     """
-    ready = {n: c if isinstance(c, Call) else Call(c) for n, c in calls.items()}
-    first = {name: seconds_of(call) for name, call in ready.items()}
-    seconds = {name: [s] if s > slow else [] for name, s in first.items()}
-    turns = {n: min(max(int(_TURN_SECONDS / s), 1), ready[n].most) for n, s in first.items()}
+    ready = {name: call if isinstance(call, Call) else Call(call) for name, call in calls.items()}
+    warm_up = {name: seconds_of(call) for name, call in ready.items()}
+    seconds = {name: [s] if s > slow else [] for name, s in warm_up.items()}
+    turns = {
+        name: min(max(int(_TURN_SECONDS / s), 1), ready[name].most) for name, s in warm_up.items()
+    }
     for _ in range(rounds):
         for name, call in ready.items():
-            if first[name] <= slow:
+            if warm_up[name] <= slow:
                 seconds[name] += [seconds_of(call) for _ in range(turns[name])]
     return {name: Timing.of(s) for name, s in seconds.items()}
 
 
 class Compiled(NamedTuple):
-    """A compiled function, with the seconds that it took, on the wall and of all cores."""
+    """A compiled function, and how long that took: wall-clock seconds, and CPU seconds in all."""
 
     executable: Any
     trace_s: float
@@ -121,7 +125,7 @@ class Compiled(NamedTuple):
 
 
 def compiled(function: Any, *args: Any) -> Compiled:
-    """`function`, which is jitted, compiled for `args`; calling it then compiles nothing more."""
+    """Compiles a jitted function for `args`; calling the executable compiles nothing more."""
     cpu, start = time.process_time(), time.perf_counter()
     lowered = function.lower(*args)
     middle = time.perf_counter()
@@ -131,40 +135,40 @@ def compiled(function: Any, *args: Any) -> Compiled:
 
 
 def n_cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def cores(count: int) -> Iterator[int]:
-    """Keeps every thread of this process on `count` cores; yields how many it got."""
+    """Pins every thread of this process to `count` cores; yields the number it got."""
     if not hasattr(os, "sched_setaffinity"):
         yield os.cpu_count() or 1
         return
-    before = os.sched_getaffinity(0)
-    few = set(sorted(before)[:count])
-    _pin(few)
+    allowed = os.sched_getaffinity(0)
+    chosen = set(sorted(allowed)[:count])
+    _pin(chosen)
     try:
-        yield len(few)
+        yield len(chosen)
     finally:
-        _pin(before)
+        _pin(allowed)
 
 
-def _pin(to: set[int]) -> None:
+def _pin(to_cores: set[int]) -> None:
     for thread in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):  # the thread has ended
-            os.sched_setaffinity(int(thread), to)
+            os.sched_setaffinity(int(thread), to_cores)
 
 
 def temp_bytes(executable: Any) -> int | None:
-    """What the compiled program holds besides arguments and results, by its own account."""
+    """Temporary bytes of a compiled program, besides arguments and results, as XLA reports them."""
     analysis = executable.memory_analysis()
     return None if analysis is None else analysis.temp_size_in_bytes
 
 
 def free_bytes() -> float:
-    """Memory left for arrays on the device; endless where nobody says."""
+    """Free bytes on the device, or of the host's RAM; infinity if neither is known."""
     if stats := jax.devices()[0].memory_stats():
         return stats["bytes_limit"] - stats["bytes_in_use"]
     with contextlib.suppress(OSError):
@@ -175,7 +179,7 @@ def free_bytes() -> float:
 
 
 def version_of(package: str) -> str | None:
-    """The installed version, None where there is none."""
+    """The installed version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -183,15 +187,14 @@ def version_of(package: str) -> str | None:
 
 
 def environment() -> Row:
-    """Where and of what the numbers are."""
+    """The machine, the versions and the commit that produced the numbers."""
     device = jax.devices()[0]
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "backend": device.platform,
         "device": device.device_kind,
         "devices": jax.device_count(),
         "processor": _processor(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "cores": n_cores(),
         "load_average": load_average(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         "commit": _commit(),
@@ -204,7 +207,7 @@ def environment() -> Row:
 
 
 def load_average() -> list[float]:
-    """Of the last 1, 5 and 15 minutes; empty where the system does not keep it."""
+    """Load average over 1, 5 and 15 minutes; empty if the system does not report it."""
     return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else []
 
 
@@ -217,13 +220,15 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit that the library is at, with `+changes` where its files differ from it."""
+    """The commit of the library; `+changes` is appended if there are uncommitted changes."""
     import jaxprune
 
     def git(*args: str) -> str:
-        where = Path(jaxprune.__file__).parent
-        done = subprocess.run(["git", *args], cwd=where, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        folder = Path(jaxprune.__file__).parent
+        result = subprocess.run(
+            ["git", *args], cwd=folder, capture_output=True, text=True, check=True
+        )
+        return result.stdout.strip()
 
     try:
         return git("rev-parse", "--short", "HEAD") + (
@@ -234,7 +239,7 @@ def _commit() -> str | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes all of `value` or nothing; an existing file is replaced in one step."""
+    """Writes `value` as JSON, atomically: an existing file is replaced whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write((json.dumps(value, indent=1) + "\n").encode())

@@ -1,7 +1,8 @@
-"""What `bench_inference` runs: a step of a network in terms of a product, and its weights.
+"""The networks that `bench_inference` times, and their weights.
 
-The weights are random, and pruned at random: speed does not depend on what they have learned, and
-hardly on where they are. Quality does; `python -m benchmarks.paper quality` is about that.
+A network is a function that takes the matrix product as an argument, so that every library runs
+the same step. Weights are random and pruned at random: speed does not depend on their values, and
+hardly on the positions of the zeros. `python -m benchmarks.paper quality` measures quality.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ class Network(NamedTuple):
     """A network to time.
 
     Attributes:
-      name: as the tables have it.
-      shapes: (in, out) of each kernel, for a part of its units, 1 for all.
-      inputs: widths of the inputs, likewise.
-      step: `(xp, product, weights, inputs) -> output`, in NumPy, JAX or torch.
+      name: as the tables show it.
+      shapes: from the fraction of units kept (1 for all) to the (in, out) shape of each kernel.
+      inputs: from the fraction of units kept to the width of each input.
+      step: `(xp, product, weights, inputs) -> output`, where `xp` has NumPy's functions.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Network(NamedTuple):
 
 
 def lstm_network(d: int, n_words: int, embed: int | None = None) -> Network:
-    """One step of a language model: two layers of `d` cells, and a softmax."""
+    """One step of a language model: two LSTM layers of `d` units, then the output layer."""
     e = embed or d
 
     def shapes(part: float) -> dict[str, tuple[int, int]]:
@@ -46,7 +47,7 @@ def lstm_network(d: int, n_words: int, embed: int | None = None) -> Network:
 
 
 def mlp_network(d: int) -> Network:
-    """A transformer's feed-forward part: up to four times the width, relu, and down again."""
+    """The feed-forward block of a transformer: a hidden layer four times as wide, with ReLU."""
 
     def shapes(part: float) -> dict[str, tuple[int, int]]:
         hidden = round(4 * d * part)
@@ -56,7 +57,7 @@ def mlp_network(d: int) -> Network:
 
 
 def lstm(xp: Any, product: Product, weights: Any, inputs: Any) -> Any:
-    """Logits of the next word, from the embedding of a word and h and c of both layers."""
+    """Logits of the next word; the inputs are a word embedding, then h and c of both layers."""
     x, *state = inputs
     for i in range(2):
         h, c = state[2 * i : 2 * i + 2]
@@ -68,7 +69,7 @@ def lstm(xp: Any, product: Product, weights: Any, inputs: Any) -> Any:
 
 
 def mlp(xp: Any, product: Product, weights: Any, inputs: Any) -> Any:
-    """Up, relu, down."""
+    """Two dense layers with ReLU between them, without biases."""
     return product(weights["down"], xp.maximum(product(weights["up"], inputs[0]), 0))
 
 
@@ -77,13 +78,13 @@ def _sigmoid(xp: Any, x: Any) -> Any:
 
 
 def inputs_of(network: Network, batch: int, part: float = 1) -> list[np.ndarray]:
-    """Random inputs."""
+    """Random inputs of a network, float32[batch, width] each."""
     rng = np.random.default_rng(1)
     return [rng.standard_normal((batch, n), np.float32) for n in network.inputs(part)]
 
 
 def weights_of(network: Network, part: float = 1) -> dict[str, np.ndarray]:
-    """Dense kernels."""
+    """Random dense kernels of a network, by name."""
     rng = np.random.default_rng(0)
     return {
         name: rng.standard_normal(shape, np.float32) / np.float32(max(shape[0], 1)) ** 0.5
@@ -92,9 +93,9 @@ def weights_of(network: Network, part: float = 1) -> dict[str, np.ndarray]:
 
 
 def pruned(weights: Weights, sparsity: float, width: int) -> dict[str, np.ndarray]:
-    """Copies with blocks of `width` outputs dropped, the same number in every column of blocks."""
+    """Copies with random (1, width) blocks dropped, equally many in each column of blocks."""
     rng = np.random.default_rng(2)
-    found = {}
+    pruned_weights = {}
     for name, w in weights.items():
         n_in, n_out = w.shape
         n_drop = min(round(sparsity * n_in), n_in - 1)
@@ -102,17 +103,17 @@ def pruned(weights: Weights, sparsity: float, width: int) -> dict[str, np.ndarra
         dropped = np.argpartition(order, n_drop, axis=1)[:, :n_drop]
         keep = np.ones(order.shape, bool)
         np.put_along_axis(keep, dropped, False, axis=1)
-        found[name] = np.where(np.repeat(keep, width, axis=0)[:n_out].T, w, np.float32(0))
-    return found
+        pruned_weights[name] = np.where(np.repeat(keep, width, axis=0)[:n_out].T, w, np.float32(0))
+    return pruned_weights
 
 
 def part_left(network: Network, sparsity: float) -> float:
-    """The part of the units with which a dense network has as many weights as are kept."""
+    """Fraction of units at which a dense network has as many weights as the pruned one keeps."""
     low, high = 0.0, 1.0
-    goal = (1 - sparsity) * _n_weights(network, 1)
+    n_kept = (1 - sparsity) * _n_weights(network, 1)
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if _n_weights(network, middle) < goal else (low, middle)
+        low, high = (middle, high) if _n_weights(network, middle) < n_kept else (low, middle)
     return high
 
 

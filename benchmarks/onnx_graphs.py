@@ -1,6 +1,6 @@
-"""The networks of `bench_inference` as ONNX graphs, for onnxruntime.
+"""Converts the networks of `bench_inference` to ONNX graphs and runs them in onnxruntime.
 
-A step is traced by running it on names in place of arrays: every operation on them writes a node.
+A step is traced: it runs on symbolic arrays, and every operation on them adds a node to the graph.
 """
 
 from __future__ import annotations
@@ -14,43 +14,45 @@ from benchmarks.networks import Product, Weights
 
 
 class _Graph:
+    """An ONNX graph under construction: its nodes, and the constants that they use."""
+
     def __init__(self, helper: Any):
         self.helper = helper
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
 
-    def add(self, kind: str, *inputs: Any, n: int = 1, **attributes: Any) -> list[_Name]:
+    def add(self, kind: str, *inputs: Any, n: int = 1, **attributes: Any) -> list[_Symbol]:
         first = len(self.nodes)
         out = [f"{kind}_{first}_{i}" for i in range(n)]
         names = [self.name_of(x) for x in inputs]
         self.nodes.append(self.helper.make_node(kind, names, out, **attributes))
-        return [_Name(self, name) for name in out]
+        return [_Symbol(self, name) for name in out]
 
     def name_of(self, x: Any) -> str:
-        if isinstance(x, _Name):
+        if isinstance(x, _Symbol):
             return x.name
         name = f"constant_{len(self.constants)}"
         self.constants[name] = np.asarray(x, np.float32)
         return name
 
 
-class _Name:
-    """An array of the graph."""
+class _Symbol:
+    """A symbolic array: the name of a value in a graph."""
 
     def __init__(self, graph: _Graph, name: str):
         self.graph, self.name = graph, name
 
-    def __add__(self, other: Any) -> _Name:
+    def __add__(self, other: Any) -> _Symbol:
         return self.graph.add("Add", self, other)[0]
 
-    def __mul__(self, other: Any) -> _Name:
+    def __mul__(self, other: Any) -> _Symbol:
         return self.graph.add("Mul", self, other)[0]
 
     __radd__, __rmul__ = __add__, __mul__
 
 
-class _Names:
-    """The functions that the networks use, by NumPy's names."""
+class _SymbolicNumpy:
+    """The NumPy functions that the networks use; each adds a node to the graph."""
 
     def __init__(self, graph: _Graph):
         self.tanh = lambda x: graph.add("Tanh", x)[0]
@@ -65,7 +67,7 @@ def onnx_runs(
     widths: list[int],
     threads: int,
 ) -> Callable[[list[np.ndarray]], Callable[[], Any]]:
-    """A step in onnxruntime, for inputs of these widths and any batch.
+    """Builds a step in onnxruntime, for inputs of these widths and any batch size.
 
     Raises:
       ImportError: `onnx` or `onnxruntime` is missing.
@@ -74,9 +76,9 @@ def onnx_runs(
     from onnx import TensorProto, helper, numpy_helper
 
     graph = _Graph(helper)
-    names = [_Name(graph, f"x{i}") for i in range(len(widths))]
-    kernels = {name: _Name(graph, name) for name in weights}
-    out = step(_Names(graph), lambda w, x: graph.add("MatMul", x, w)[0], kernels, names)
+    names = [_Symbol(graph, f"x{i}") for i in range(len(widths))]
+    kernels = {name: _Symbol(graph, name) for name in weights}
+    out = step(_SymbolicNumpy(graph), lambda w, x: graph.add("MatMul", x, w)[0], kernels, names)
     value = helper.make_tensor_value_info
     inputs = [
         value(name.name, TensorProto.FLOAT, ["batch", width])
@@ -96,8 +98,8 @@ def onnx_runs(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
-    def on(inputs: list[np.ndarray]) -> Callable[[], Any]:
+    def with_inputs(inputs: list[np.ndarray]) -> Callable[[], Any]:
         feed = {name.name: x for name, x in zip(names, inputs, strict=True)}
         return lambda: session.run(None, feed)[0]
 
-    return on
+    return with_inputs

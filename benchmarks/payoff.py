@@ -1,7 +1,7 @@
-"""`python -m benchmarks.payoff` writes the tables of docs/payoff.md from the results beside it.
+"""`python -m benchmarks.payoff` writes the tables of docs/payoff.md from `benchmarks/results`.
 
-Each stands between `<!-- NAME -->` and `<!-- end -->`. A table whose results are not there is left
-out, with the command that makes them; tests hold the page to what this would write.
+In the page each table lies between `<!-- NAME -->` and `<!-- end -->`. If its results are missing,
+the page names the command that measures them instead. A test checks that the page is up to date.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Lines = list[str]
 
 
 def read(name: str) -> dict[str, Any] | None:
-    """The results of a benchmark; None where there are none."""
+    """The results of a benchmark; None if there is no file."""
     path = RESULTS / f"{name}-cpu.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def table(head: str, rows: list[list[str]]) -> Lines:
-    """Lines of Markdown; numbers are to the right."""
+    """Lines of a Markdown table; columns of numbers are aligned right."""
     words = {"structure", "network", "way", "dropped", "best dense, ms"}
     rule = (
         "---" if i == 0 or name in words else "---:" for i, name in enumerate(head.split(" | "))
@@ -42,13 +42,13 @@ def table(head: str, rows: list[list[str]]) -> Lines:
 
 
 def language(study: str = "quality-lstm") -> Lines | None:
-    """Structures of the language model: what they cost, and what they give."""
-    found, latency, tasks = read(f"paper-{study}"), read("inference"), tradeoff.NETWORKS[study]
-    if found is None:
+    """Quality, file size and speed of the language model with each structure."""
+    results, latency, tasks = read(f"paper-{study}"), read("inference"), tradeoff.NETWORKS[study]
+    if results is None:
         return None
     rows = []
-    for row in _in_order(found):
-        cells = [*_about(row), summary.shown(row), _kilobytes(found, row)]
+    for row in _in_order(results):
+        cells = [*_first_cells(row), summary.shown(row), _kilobytes(results, row)]
         for task in tasks:
             cells.append(_speed(latency, task, row))
         rows.append(cells)
@@ -57,65 +57,68 @@ def language(study: str = "quality-lstm") -> Lines | None:
 
 
 def wide() -> Lines | None:
-    """The same of a wider one."""
+    """Quality, file size and speed of the wider language model with each structure."""
     return language("quality-wide")
 
 
 def images() -> Lines | None:
-    """Structures of the convolutional network."""
-    found = read("paper-quality-cnn")
-    if found is None:
+    """Accuracy and file size of the convolutional network with each structure."""
+    results = read("paper-quality-cnn")
+    if results is None:
         return None
-    rows = [[*_about(row), summary.shown(row), _kilobytes(found, row)] for row in _in_order(found)]
+    rows = [
+        [*_first_cells(row), summary.shown(row), _kilobytes(results, row)]
+        for row in _in_order(results)
+    ]
     lines = table("sparsity | structure | nonzeros | accuracy, % | file, kB", rows)
-    if not found["finished"]:
-        n = len(found["networks"]) * found["config"]["seeds"] - len(found["runs"])
+    if not results["finished"]:
+        n = len(results["networks"]) * results["config"]["seeds"] - len(results["runs"])
         lines += ["", f"{n} runs are missing: add `--resume` to the command."]
     return lines
 
 
-def _in_order(found: dict[str, Any]) -> list[dict[str, Any]]:
+def _in_order(results: dict[str, Any]) -> list[dict[str, Any]]:
     order = ["dense", *tradeoff.KINDS]
-    return sorted(found["summary"], key=lambda r: (r["sparsity"], order.index(r["kind"])))
+    return sorted(results["summary"], key=lambda r: (r["sparsity"], order.index(r["kind"])))
 
 
-def _about(row: dict[str, Any]) -> list[str]:
+def _first_cells(row: dict[str, Any]) -> list[str]:
     return [f"{100 * row['sparsity']:g} %", row["kind"], f"{row['n_nonzero']:,}"]
 
 
-def _kilobytes(found: dict[str, Any], row: dict[str, Any]) -> str:
-    return f"{tradeoff.bytes_of(found, row) / 1e3:.1f}"
+def _kilobytes(results: dict[str, Any], row: dict[str, Any]) -> str:
+    return f"{tradeoff.bytes_of(results, row) / 1e3:.1f}"
 
 
 def _speed(latency: dict[str, Any] | None, task: str, row: dict[str, Any]) -> str:
     if latency is None:
         return ""
-    at = [
+    speedups = [
         tradeoff.speedup(latency, task, row["kind"], row["sparsity"], state)
         for state in ("warm", "cold")
     ]
-    return "" if None in at else " / ".join(f"{x:.1f}" for x in at)
+    return "" if None in speedups else " / ".join(f"{x:.1f}" for x in speedups)
 
 
 # Speed
 
 
 def one_core() -> Lines | None:
-    """Batch 1 on one core, at every sparsity."""
+    """Inference at batch 1 on one core, at every sparsity."""
     return _inference(lambda r: r["batch"] == 1 and r["cores"] == 1)
 
 
-def elsewhere() -> Lines | None:
-    """The other batches, and all cores, at 90%."""
+def other_batches() -> Lines | None:
+    """Inference at the other batch sizes, and on all cores, at 90%."""
     return _inference(lambda r: (r["batch"], r["cores"]) != (1, 1) and r["sparsity"] == 0.9)
 
 
-def _inference(wanted: Callable[[dict[str, Any]], bool]) -> Lines | None:
-    found = read("inference")
-    if found is None:
+def _inference(is_shown: Callable[[dict[str, Any]], bool]) -> Lines | None:
+    results = read("inference")
+    if results is None:
         return None
     cases: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for r in filter(wanted, found["rows"]):
+    for r in filter(is_shown, results["rows"]):
         case = r["task"], r["cores"], r["batch"], r["sparsity"]
         cases.setdefault(case, {})[r["method"]] = r
     rows = []
@@ -134,22 +137,22 @@ def _inference(wanted: Callable[[dict[str, Any]], bool]) -> Lines | None:
 
 
 def losses() -> Lines | None:
-    """What is slower than dense."""
-    found = read("inference")
+    """Inference with BCOO and with bfloat16, which are slower than dense."""
+    results = read("inference")
     rows = [
         [r["method"], r["task"], str(r["cores"]), str(r["batch"]), f"{r['x_warm']:.2f}"]
-        for r in (found or {"rows": []})["rows"]
+        for r in (results or {"rows": []})["rows"]
         if r["method"] in ("jax BCOO", "jax bfloat16") and r["sparsity"] == 0.9
     ]
     return table("way | network | cores | batch | times the speed of dense", rows) if rows else None
 
 
 def files() -> Lines | None:
-    """Formats of ten million weights."""
-    found = read("files")
-    if found is None:
+    """File sizes of ten million weights in each format."""
+    results = read("files")
+    if results is None:
         return None
-    rows = [r for r in found["rows"] if "smaller" in r and r["dtype"] == "float32"]
+    rows = [r for r in results["rows"] if "smaller" in r and r["dtype"] == "float32"]
     smaller = {(r["method"], r["sparsity"]): f"{r['smaller']:.1f}" for r in rows}
     names = ("jaxprune.save", "np.savez_compressed", "bitmask", "delta uint8", "CSR int32", "bound")
     return table(
@@ -159,31 +162,31 @@ def files() -> Lines | None:
 
 
 def litert() -> Lines | None:
-    """Recipe for LiteRT."""
-    found = read("litert")
-    if found is None:
+    """Times and file sizes of the LiteRT recipe."""
+    results = read("litert")
+    if results is None:
         return None
     rows = [
         [f"{100 * r['sparsity']:g} %", r["method"], f"{r['median_ms']:.2f}"]
         + [f"{r['x_dense']:.1f}", f"{r['bytes'] / 1e6:.1f}"]
-        for r in found["rows"]
+        for r in results["rows"]
     ]
     return table("sparsity | dropped | ms | times faster | file, MB", rows)
 
 
 def shrunk() -> Lines | None:
-    """Networks before and after `shrink`, with half of the channels cut."""
-    found = read("shrink")
-    if found is None:
+    """Size and speed before and after `shrink` removes half of the channels."""
+    results = read("shrink")
+    if results is None:
         return None
-    rows = {(r["task"], r["batch"], r["cores"], r["method"]): r for r in found["rows"]}
+    rows = {(r["task"], r["batch"], r["cores"], r["method"]): r for r in results["rows"]}
     cores = sorted({key[2] for key in rows})
     columns = [(batch, n) for batch in (1, 8) for n in cores]
     lines = []
     for task in dict.fromkeys(key[0] for key in rows):
-        before, now = (rows[task, 1, 1, method]["numbers"] for method in ("dense", "50% cut"))
-        gains = [f"{rows[task, *column, '50% cut']['x_dense']:.1f}" for column in columns]
-        lines.append([task, f"{before:,}", f"{now:,}", *gains])
+        before, after = (rows[task, 1, 1, method]["numbers"] for method in ("dense", "50% cut"))
+        speedups = [f"{rows[task, *column, '50% cut']['x_dense']:.1f}" for column in columns]
+        lines.append([task, f"{before:,}", f"{after:,}", *speedups])
     heads = [f"batch {batch}, {n} core{'s' if n > 1 else ''}" for batch, n in columns]
     return table(" | ".join(["network", "numbers", "shrunk", *heads]), lines)
 
@@ -193,7 +196,7 @@ _TABLES: dict[str, tuple[Callable[[], Lines | None], str]] = {
     "wide": (wide, "python -m benchmarks.paper quality --only wide"),
     "images": (images, "python -m benchmarks.paper quality --only cnn"),
     "one_core": (one_core, "python -m benchmarks inference"),
-    "elsewhere": (elsewhere, "python -m benchmarks inference"),
+    "elsewhere": (other_batches, "python -m benchmarks inference"),
     "losses": (losses, "python -m benchmarks inference"),
     "shrunk": (shrunk, "python -m benchmarks shrink"),
     "files": (files, "python -m benchmarks files"),
@@ -202,7 +205,7 @@ _TABLES: dict[str, tuple[Callable[[], Lines | None], str]] = {
 
 
 def page(text: str) -> str:
-    """The page with its tables as the results have them."""
+    """Returns the text of the page with every table rewritten from the results."""
     for name, (make, command) in _TABLES.items():
         lines = make() or [f"Not measured yet: `{command}`."]
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
@@ -214,7 +217,7 @@ def page(text: str) -> str:
 
 
 def main() -> None:
-    """Writes the page."""
+    """Rewrites docs/payoff.md."""
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"wrote {PAGE}")
 

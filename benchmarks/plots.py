@@ -1,4 +1,4 @@
-"""Pictures of what was measured: time against size, worst inputs, overhead of a step."""
+"""Plots of the benchmark results: time against size, difficult inputs, overhead of a step."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_select import COLD, OURS, READ
 from benchmarks.bench_step import BASE
 from benchmarks.common import Row
+from benchmarks.topk_methods import COLD, OURS, READ
 
 _OURS = {READ: "black", COLD: "tab:green", OURS[1]: "tab:olive"}
 
 
-def draw(name: str, rows: Sequence[Row], where: Path) -> list[Path]:
-    """Draws what the rows of one benchmark can show; the files, PNG, or none without matplotlib."""
+def draw(name: str, rows: Sequence[Row], json_path: Path) -> list[Path]:
+    """Draws the plots of one benchmark and returns their PNG files; none without matplotlib."""
     try:
         import matplotlib
     except ImportError:
         return []
     matplotlib.use("Agg")
-    pictures = {
+    plots = {
         "select": {"": _against_size, "-inputs": _inputs},
         "step": {"": _overhead},
         "algorithms": {"": _algorithms},
     }.get(name, {})
     files = []
-    for suffix, picture in pictures.items():
-        figure = picture(rows)
+    for suffix, plot in plots.items():
+        figure = plot(rows)
         if figure is not None:
-            files.append(where.with_name(f"{where.stem}{suffix}.png"))
+            files.append(json_path.with_name(f"{json_path.stem}{suffix}.png"))
             figure.savefig(files[-1], dpi=150)
     return files
 
@@ -44,12 +44,14 @@ def _figure(width: float = 7, height: float = 5) -> Any:
 
 
 def _against_size(rows: Sequence[Row]) -> Any:
-    mine = [r for r in rows if r["case"] == "size" and r["dtype"] == "float32" and r["keep"] == 0.2]
-    if not mine:
+    shown = [
+        r for r in rows if r["case"] == "size" and r["dtype"] == "float32" and r["keep"] == 0.2
+    ]
+    if not shown:
         return None
     figure, axes = _figure()
-    for method in dict.fromkeys(r["method"] for r in mine):
-        line = sorted((r["n"], r["median_ms"]) for r in mine if r["method"] == method)
+    for method in dict.fromkeys(r["method"] for r in shown):
+        line = sorted((r["n"], r["median_ms"]) for r in shown if r["method"] == method)
         style = {"color": _OURS[method], "linewidth": 2.5} if method in _OURS else {"alpha": 0.8}
         n, ms = zip(*line, strict=True)
         axes.loglog(n, ms, marker="o", markersize=3, label=method, **style)
@@ -60,20 +62,25 @@ def _against_size(rows: Sequence[Row]) -> Any:
 
 
 def _inputs(rows: Sequence[Row]) -> Any:
-    mine = [r for r in rows if r["case"] == "input"]
-    if not mine:
+    shown = [r for r in rows if r["case"] == "input"]
+    if not shown:
         return None
-    largest = max(r["n"] for r in mine)
-    mine = [r for r in mine if r["n"] == largest]
-    methods = [m for m in dict.fromkeys(r["method"] for r in mine) if m != READ]
-    kinds = list(dict.fromkeys(r["kind"] for r in mine))
+    largest = max(r["n"] for r in shown)
+    shown = [r for r in shown if r["n"] == largest]
+    methods = [m for m in dict.fromkeys(r["method"] for r in shown) if m != READ]
+    kinds = list(dict.fromkeys(r["kind"] for r in shown))
     figure, axes = _figure(10)
     for i, method in enumerate(methods):
-        at = {r["kind"]: r["x_read"] for r in mine if r["method"] == method}
-        place = [kinds.index(kind) + 0.8 * (i / len(methods) - 0.5) for kind in at]
+        reads = {r["kind"]: r["x_read"] for r in shown if r["method"] == method}
+        places = [kinds.index(kind) + 0.8 * (i / len(methods) - 0.5) for kind in reads]
         color = _OURS.get(method)
         axes.bar(
-            place, list(at.values()), 0.8 / len(methods), align="edge", label=method, color=color
+            places,
+            list(reads.values()),
+            0.8 / len(methods),
+            align="edge",
+            label=method,
+            color=color,
         )
     axes.set(yscale="log", ylabel="reads of the weights", title=f"{largest:.0e} weights, keep 20%")
     axes.set_xticks(range(len(kinds)), kinds)
@@ -82,21 +89,21 @@ def _inputs(rows: Sequence[Row]) -> Any:
 
 
 def _overhead(rows: Sequence[Row]) -> Any:
-    mine = [r for r in rows if r["case"] == "step" and r["method"] != BASE]
-    if not mine:
+    shown = [r for r in rows if r["case"] == "step" and r["method"] != BASE]
+    if not shown:
         return None
-    tasks = list(dict.fromkeys((r["task"], r["dtype"]) for r in mine))
-    methods = list(dict.fromkeys(r["method"] for r in mine))
+    tasks = list(dict.fromkeys((r["task"], r["dtype"]) for r in shown))
+    methods = list(dict.fromkeys(r["method"] for r in shown))
     figure, axes = _figure(8, 1 + 0.5 * len(tasks))
     for i, method in enumerate(methods):
-        at = {(r["task"], r["dtype"]): r for r in mine if r["method"] == method}
-        place = [tasks.index(task) + 0.8 * (i / len(methods) - 0.5) for task in at]
+        by_task = {(r["task"], r["dtype"]): r for r in shown if r["method"] == method}
+        places = [tasks.index(task) + 0.8 * (i / len(methods) - 0.5) for task in by_task]
         height = 0.8 / len(methods)
-        quiet = [100 * (r["x_adamw"] - 1) for r in at.values()]
-        axes.barh(place, quiet, height, align="edge", label=f"{method}, quiet", color=f"C{i}")
-        amortised = [100 * (r["x_amortised"] - 1) for r in at.values()]
+        quiet = [100 * (r["x_adamw"] - 1) for r in by_task.values()]
+        axes.barh(places, quiet, height, align="edge", label=f"{method}, quiet", color=f"C{i}")
+        amortised = [100 * (r["x_amortised"] - 1) for r in by_task.values()]
         label = f"{method}, a fire every 100 steps"
-        axes.plot(amortised, [p + height / 2 for p in place], "|", color="black", label=label)
+        axes.plot(amortised, [p + height / 2 for p in places], "|", color="black", label=label)
     axes.set_yticks(range(len(tasks)), [f"{task} {dtype}" for task, dtype in tasks])
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
@@ -106,20 +113,20 @@ def _overhead(rows: Sequence[Row]) -> Any:
 
 
 def _algorithms(rows: Sequence[Row]) -> Any:
-    mine = [r for r in rows if r["sparsity"] > 0]
-    if not mine:
+    shown = [r for r in rows if r["sparsity"] > 0]
+    if not shown:
         return None
-    levels = sorted({r["sparsity"] for r in mine})
-    last = {r["method"]: r["mean"] for r in mine if r["sparsity"] == levels[-1]}
-    names = sorted(last, key=last.__getitem__)
+    levels = sorted({r["sparsity"] for r in shown})
+    at_highest = {r["method"]: r["mean"] for r in shown if r["sparsity"] == levels[-1]}
+    names = sorted(at_highest, key=at_highest.__getitem__)
     figure, axes = _figure(8, 6)
     for k, sparsity in enumerate(levels):
-        found = {r["method"]: r for r in mine if r["sparsity"] == sparsity}
+        by_method = {r["method"]: r for r in shown if r["sparsity"] == sparsity}
         places = [i + 0.25 * (k - (len(levels) - 1) / 2) for i in range(len(names))]
         axes.errorbar(
-            [found[n]["mean"] if n in found else None for n in names],
+            [by_method[n]["mean"] if n in by_method else None for n in names],
             places,
-            xerr=[found[n]["spread"] if n in found else 0 for n in names],
+            xerr=[by_method[n]["spread"] if n in by_method else 0 for n in names],
             fmt="o",
             label=f"{sparsity:.0%}",
         )

@@ -1,19 +1,21 @@
-"""What would a fire of a 70B-parameter transformer cost on 256 and on 4,096 devices?
+"""How much memory and traffic would a fire of a 70B transformer need on 256 or 4,096 devices?
 
-Nothing runs and no weight is allocated: the update is lowered from shapes and compiled for that
-many simulated CPU devices, for a whole mesh of (data, model), with every matrix sharded over both
-axes. Read from the compiled program, and so `compiled` in the rows: what it holds besides arguments
-and results on each device, and every collective, those of a pass over the data apart from those of
-a fire. One process simulates 2,048 devices at most, so that 4,096 take two.
+Nothing runs and no weights are allocated. The update is lowered from shapes and compiled for a mesh
+(data, model) of that many simulated CPU devices, with every matrix sharded over both axes. One
+process simulates at most 2,048 devices, so 4,096 need two. `how` in the rows says where their
+numbers come from:
 
-`computed` in the rows: the bytes of params and masks (shapes over devices), the worst number of
-passes (a search of 32 or 16 bits and then of ranks, eight times narrower every two passes at
-least), and what a leaf per layer costs with all 80 layers, on a line through fewer. How many passes
-a search takes depends on the weights: `measured` on normal ones of sizes that fit here, as devices
-with shards search.
+- `compiled`: read from the compiled program. These are the temporary bytes on each device, and the
+  collectives, counted separately for a pass of the search and for the rest of the fire.
+- `computed`: a leaf per layer is compiled with few layers only; the row for all 80 layers is a
+  linear extrapolation. In every row, the bytes of params and masks follow from the shapes, and the
+  largest possible number of passes from the search: it runs over 32 or 16 bits and then over ranks,
+  and two passes narrow it at least eight times.
+- `measured`: the number of passes depends on the weights, so it is counted on normal weights of
+  smaller sizes, with the search that sharded devices use.
 
-XLA CPU lays out programs otherwise than the compilers of accelerators; `python -m benchmarks tpu`
-asks that of TPUs.
+XLA compiles differently for CPUs and accelerators; `python -m benchmarks tpu` uses its compiler for
+TPUs.
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from rich.table import Table
 
 import jaxprune
-from benchmarks.bench_select import weights
-from benchmarks.bench_sharding import crossings
 from benchmarks.common import Case, Check, Row
+from benchmarks.hlo import collectives_in, lines_with_depth
+from benchmarks.topk_oracle import weights
 
-# Widths as in Llama 3 70B: 80 layers, grouped queries of 8 heads, a gated feed-forward layer.
+# The sizes of Llama 3 70B: 80 layers, 8 heads for keys and values, gated feed-forward layers.
 WIDTH, KV, HIDDEN, VOCABULARY, LAYERS = 8192, 1024, 28_672, 128_256, 80
 IN, OUT = P("data", "model"), P("model", "data")
 MATRICES = {
@@ -51,7 +53,7 @@ MATRICES = {
     "up": ((WIDTH, HIDDEN), IN),
     "down": ((HIDDEN, WIDTH), OUT),
 }
-# How the layers lie in the tree, who competes with whom, and of what kind the axes of the mesh are.
+# For each layout of the layers in the tree: the pools, and the axis type of the mesh.
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 LAYOUTS = {
     "a leaf per layer": (jaxprune.uniform, AUTO),
@@ -60,7 +62,7 @@ LAYOUTS = {
     "stacked, one pool, Explicit": (jaxprune.global_pool, EXPLICIT),
 }
 MODEL_AXIS = 16
-_MOST_DEVICES = 2048  # of one process: the CPU client numbers no more
+_MOST_DEVICES = 2048  # in one process: a limit of the CPU client
 _LIMIT_S = 900
 
 
@@ -68,18 +70,20 @@ _LIMIT_S = 900
 
 
 def tree(layout: str, layers: int, scale: int = 1) -> dict[str, tuple[tuple[int, ...], P]]:
-    """Shape and sharding of every leaf, each width `scale` times smaller."""
-    whole: dict[str, tuple[tuple[int, ...], P]] = {
+    """Shape and sharding of every leaf; every width is divided by `scale`."""
+    full_size: dict[str, tuple[tuple[int, ...], P]] = {
         "embed": ((VOCABULARY, WIDTH), OUT),
         "head": ((WIDTH, VOCABULARY), IN),
     }
     for name, (shape, spec) in MATRICES.items():
         if layout == "a leaf per layer":
-            whole |= {f"{name}{i}": (shape, spec) for i in range(layers)}
+            full_size |= {f"{name}{i}": (shape, spec) for i in range(layers)}
         else:
-            whole[name] = ((layers, *shape), P(None, *spec))
-    small = {n: (_smaller(shape, len(spec), scale), spec) for n, (shape, spec) in whole.items()}
-    return small | {"norm": ((layers, 2, WIDTH // scale), P())}
+            full_size[name] = ((layers, *shape), P(None, *spec))
+    scaled = {
+        n: (_smaller(shape, len(spec), scale), spec) for n, (shape, spec) in full_size.items()
+    }
+    return scaled | {"norm": ((layers, 2, WIDTH // scale), P())}
 
 
 def _smaller(shape: tuple[int, ...], rank: int, scale: int) -> tuple[int, ...]:
@@ -92,11 +96,11 @@ def mesh_shape(n_devices: int) -> tuple[int, int]:
     return n_devices // model, model
 
 
-# What is compiled, in a process of its own
+# Compilation, in a process with the simulated devices
 
 
 def compiled(layout: str, devices: Sequence[Any], layers: int, scale: int = 1) -> Row:
-    """The firing step of one layout: memory and traffic of its program."""
+    """Compiles the update of one layout and reads memory and traffic from the program."""
     distribution, axis_type = LAYOUTS[layout]
     mesh = Mesh(
         np.array(devices).reshape(mesh_shape(len(devices))),
@@ -119,12 +123,12 @@ def compiled(layout: str, devices: Sequence[Any], layers: int, scale: int = 1) -
         jax.eval_shape(tx.init, params),
     )._replace(masks=abstract(jnp.uint8))
     program = jax.jit(tx.update, donate_argnums=(0, 1)).lower(params, state, params).compile()
-    depth_of = depths(hlo := program.as_text())
-    found = [(depth, *c) for depth, line in depth_of for c in crossings(line)]
+    depth_of = lines_with_depth(hlo := program.as_text())
+    collectives = [(depth, *c) for depth, line in depth_of for c in collectives_in(line)]
     memory = program.memory_analysis()
     shards = [math.prod(p.shard_shape(s)) for s, p in placed.values()]
     pruned = [s for k, (s, _) in placed.items() if k not in ("embed", "head", "norm")]
-    assert len(found) == len(crossings(hlo))
+    assert len(collectives) == len(collectives_in(hlo))
     return {
         "params": sum(math.prod(s) for s, _ in placed.values()),
         "largest_pool": (sum if distribution is jaxprune.global_pool else max)(
@@ -134,50 +138,21 @@ def compiled(layout: str, devices: Sequence[Any], layers: int, scale: int = 1) -
         "param_bytes": 2 * sum(shards),
         "mask_bytes": sum(shards),
         "temp_bytes": memory.temp_size_in_bytes,
-        "collectives_per_pass": sum(depth >= 2 for depth, *_ in found),
-        "bytes_per_pass": sum(n for depth, _, n in found if depth >= 2),
-        "collectives_besides": sum(depth < 2 for depth, *_ in found),
-        "bytes_besides": sum(n for depth, _, n in found if depth < 2),
-        "largest_crossing": max((n for *_, n in found), default=0),
-        "kinds": sorted({kind for _, kind, _ in found}),
+        "collectives_per_pass": sum(depth >= 2 for depth, *_ in collectives),
+        "bytes_per_pass": sum(n for depth, _, n in collectives if depth >= 2),
+        "collectives_besides": sum(depth < 2 for depth, *_ in collectives),
+        "bytes_besides": sum(n for depth, _, n in collectives if depth < 2),
+        "largest_crossing": max((n for *_, n in collectives), default=0),
+        "kinds": sorted({kind for _, kind, _ in collectives}),
     }
 
 
-def depths(hlo: str) -> list[tuple[int, str]]:
-    """Every line of a compiled program with the number of loops that it is in.
-
-    The fire is a loop of at most one trip, and the search for the cuts a loop inside it.
-    """
-    lines: dict[str, list[str]] = {}
-    name = entry = ""
-    for line in hlo.splitlines():
-        if line.endswith("{") and " -> " in line:
-            name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
-            entry = name if line.startswith("ENTRY ") else entry
-        lines.setdefault(name, []).append(line)
-    found: list[tuple[int, str]] = []
-    left = [(entry, 0)]
-    while left:
-        name, depth = left.pop()
-        for line in lines.pop(name, []):  # a computation is called from one place
-            found.append((depth, line))
-            words = line.replace(",", " ").replace("{", " ").replace("}", " ").split()
-            for word in words:
-                key, _, called = word.partition("=%")
-                inside = key in ("body", "condition")
-                if called in lines and (inside or key in ("to_apply", "calls")):
-                    left.append((called, depth + inside))
-                elif word.startswith("%") and "branch_computations=" in line:
-                    left += [(word[1:], depth)] * (word[1:] in lines)
-    return found
-
-
 def lowered(layout: str, n_devices: int, layers: int, scale: int = 1) -> Row:
-    """`compiled`, in one process or as many as it takes to simulate the devices."""
+    """Runs `compiled` in as many new processes as the simulated devices need."""
     count = -(-n_devices // _MOST_DEVICES)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count="
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags}{n_devices // count}"}
     task = json.dumps([layout, n_devices, layers, scale])
@@ -193,22 +168,22 @@ def lowered(layout: str, n_devices: int, layers: int, scale: int = 1) -> Row:
         for rank in range(count)
     ]
     try:
-        done = [process.communicate(timeout=_LIMIT_S) for process in processes]
+        outputs = [process.communicate(timeout=_LIMIT_S) for process in processes]
     finally:
         for process in processes:
             if process.poll() is None:
                 process.kill()
                 process.communicate()
-    for process, (_, errors) in zip(processes, done, strict=True):
+    for process, (_, errors) in zip(processes, outputs, strict=True):
         if process.returncode:
             raise RuntimeError(f"{layout}, {n_devices} devices: {errors[-2000:]}")
-    facts = {"case": "fire", "layout": layout, "devices": n_devices, "layers": layers}
-    facts |= {"mesh": mesh_shape(n_devices), "dtype": "bfloat16", "how": "compiled"}
-    return facts | json.loads(done[0][0].splitlines()[-1])
+    about = {"case": "fire", "layout": layout, "devices": n_devices, "layers": layers}
+    about |= {"mesh": mesh_shape(n_devices), "dtype": "bfloat16", "how": "compiled"}
+    return about | json.loads(outputs[0][0].splitlines()[-1])
 
 
 def extrapolated(few: Row, more: Row, layers: int) -> Row:
-    """A row of `layers` layers on the line through two rows of fewer."""
+    """The row for `layers` layers, extrapolated linearly from two rows with fewer."""
     step = more["layers"] - few["layers"]
 
     def on_line(key: str) -> Any:
@@ -217,40 +192,41 @@ def extrapolated(few: Row, more: Row, layers: int) -> Row:
         slope = (more[key] - few[key]) / step
         return round(more[key] + slope * (layers - more["layers"]))
 
-    of = f"computed from {few['layers']} and {more['layers']} layers"
-    return {key: on_line(key) for key in more} | {"layers": layers, "how": of}
+    how = f"computed from {few['layers']} and {more['layers']} layers"
+    return {key: on_line(key) for key in more} | {"layers": layers, "how": how}
 
 
 # Passes
 
 
 def passes(n: int, dtype: str) -> list[Row]:
-    """How many passes the search takes over `n` normal weights, cold and from the last threshold.
+    """Counts the passes of the search over `n` normal weights, cold and with a warm start.
 
-    It searches as devices with shards do, without the sample that one device takes first.
+    It searches like sharded devices, without the sample that a single device takes first.
     """
     from jaxprune._topk import search
     from jaxprune._topk.topk import select
 
     count, calls = search._count_reaching, []
     w = jnp.abs(jnp.asarray(weights("normal", n), dtype))
-    before = select([w], [round(0.22 * n)])[1]
+    last_threshold = select([w], [round(0.22 * n)])[1]
     rows = []
     search._count_reaching = lambda *args: (calls.append(1), count(*args))[1]
     try:
-        for start in (None, before):
+        for start in (None, last_threshold):
             calls.clear()
             with jax.disable_jit():
                 select([w], [round(0.2 * n)], start=start)
             rows.append({"start": "cold" if start is None else "warm", "passes": len(calls)})
     finally:
         search._count_reaching = count
-    same = {"case": "passes", "n": n, "dtype": dtype, "how": "measured", "worst": worst(n, dtype)}
-    return [same | row for row in rows]
+    about = {"case": "passes", "n": n, "dtype": dtype, "how": "measured"}
+    about["worst"] = most_passes_of(n, dtype)
+    return [about | row for row in rows]
 
 
-def worst(n: int, dtype: str) -> int:
-    """Passes at most: two for every three bits of the key, then of the rank among equal keys."""
+def most_passes_of(n: int, dtype: str) -> int:
+    """Upper bound on the passes: two for every three bits of the key, then of the rank of ties."""
     bits = 8 * jnp.dtype(dtype).itemsize
     return 2 * math.ceil(bits / 3) + 2 * math.ceil(max(n, 2).bit_length() / 3)
 
@@ -259,42 +235,42 @@ def worst(n: int, dtype: str) -> int:
 
 
 def fires(layout: str, n_devices: int, quick: bool) -> list[Row]:
-    """The rows of one layout."""
+    """The rows of one layout on one number of devices."""
     scale, layers = (16, 2) if quick else (1, LAYERS)
     if layout != "a leaf per layer":
         rows = [lowered(layout, n_devices, layers, scale)]
     else:
-        rows = [lowered(layout, n_devices, some, scale) for some in (1, 2, 4)]
+        rows = [lowered(layout, n_devices, n, scale) for n in (1, 2, 4)]
         rows.append(extrapolated(*rows[1:], LAYERS))
     for row in rows:
-        row["worst_passes"] = worst(row["largest_pool"], row["dtype"])
+        row["worst_passes"] = most_passes_of(row["largest_pool"], row["dtype"])
     return rows
 
 
 def cases(quick: bool) -> list[Case]:
-    """Passes over what fits here, then each layout on each number of devices."""
-    found = [
-        Case(f"passes {dtype} {n:.0e}", lambda n=n, dtype=dtype: _passes_apart(n, dtype))
+    """Passes of the search, then each layout on each number of devices."""
+    all_cases = [
+        Case(f"passes {dtype} {n:.0e}", lambda n=n, dtype=dtype: _passes_with_two_devices(n, dtype))
         for dtype in ("float32", "bfloat16")
         for n in ((2**12,) if quick else (2**16, 2**20, 2**24))
     ]
     for n_devices in (8,) if quick else (256, 4096):
         for layout in ("stacked",) if quick else LAYOUTS:
-            found.append(
+            all_cases.append(
                 Case(
                     f"{layout} {n_devices}",
                     lambda layout=layout, n=n_devices: fires(layout, n, quick),
                 )
             )
-    return found
+    return all_cases
 
 
-def _passes_apart(n: int, dtype: str) -> list[Row]:
-    """`passes`, in a process of two devices where this one has one."""
+def _passes_with_two_devices(n: int, dtype: str) -> list[Row]:
+    """Runs `passes`, in a new process with two devices if this one has a single device."""
     if jax.device_count() > 1:
         return passes(n, dtype)
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "benchmarks.scale_plan", json.dumps([n, dtype])],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()},
@@ -303,17 +279,17 @@ def _passes_apart(n: int, dtype: str) -> list[Row]:
         timeout=_LIMIT_S,
         check=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:
-    """Bytes of a fire for each pool, with as many passes as the slowest search here took."""
-    slowest = max((r["passes"] for r in rows if r["case"] == "passes"), default=0)
+    """Bytes per fire and pool, with as many passes as the slowest measured search took."""
+    most_passes = max((r["passes"] for r in rows if r["case"] == "passes"), default=0)
     return [
         Check(
             f"bytes between devices per fire and pool, {r['layout']}, {r['devices']} devices",
             4096,
-            bytes_of_a_fire(r, slowest),
+            bytes_of_a_fire(r, most_passes),
         )
         for r in rows
         if r["case"] == "fire" and r["layers"] == LAYERS
@@ -321,13 +297,13 @@ def checks(rows: Sequence[Row]) -> list[Check]:
 
 
 def bytes_of_a_fire(row: Row, n_passes: int) -> float:
-    """Between devices and for each pool, in a fire of so many passes."""
+    """Bytes between devices, per pool, in a fire with `n_passes` passes."""
     return (row["bytes_besides"] + n_passes * row["bytes_per_pass"]) / row["pools"]
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """What a person reads."""
-    fire = Table(title="A fire: per device, and between devices")
+    """Passes of the searches, then memory and traffic of the fires."""
+    fire = Table(title="A fire: memory per device, traffic between devices")
     for column in (
         "layout, layers",
         "devices",
@@ -339,24 +315,24 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         "temporary",
         "collectives/pass",
         "bytes/pass",
-        "besides",
-        "bytes",
+        "other collectives",
+        "other bytes",
     ):
         fire.add_column(column, justify="right")
     for r in (r for r in rows if r["case"] == "fire"):
         memory = [f"{r[key] / 2**20:,.1f} MiB" for key in ("param_bytes", "mask_bytes")]
         memory.append(f"{r['temp_bytes'] / 2**20:,.1f} MiB")
-        where = f"{r['layout']}, {r['layers']}", f"{r['devices']:,}", r["how"]
+        about = f"{r['layout']}, {r['layers']}", f"{r['devices']:,}", r["how"]
         counts = f"{r['collectives_per_pass']}", f"{r['bytes_per_pass']:,}"
-        besides = f"{r['collectives_besides']}", f"{r['bytes_besides']:,}"
-        size = f"{r['params'] / 1e9:.2f}e9", str(r["pools"])
-        fire.add_row(*where, *size, *memory, *counts, *besides)
-    searches = Table(title="Passes of a search")
+        others = f"{r['collectives_besides']}", f"{r['bytes_besides']:,}"
+        sizes = f"{r['params'] / 1e9:.2f}e9", str(r["pools"])
+        fire.add_row(*about, *sizes, *memory, *counts, *others)
+    searches = Table(title="Passes of the search")
     for column in ("weights", "dtype", "start", "passes", "at most"):
         searches.add_column(column, justify="right")
     for r in (r for r in rows if r["case"] == "passes"):
-        facts = f"{r['n']:.0e}", r["dtype"], r["start"], str(r["passes"]), str(r["worst"])
-        searches.add_row(*facts)
+        cells = f"{r['n']:.0e}", r["dtype"], r["start"], str(r["passes"]), str(r["worst"])
+        searches.add_row(*cells)
     return [table for table in (searches, fire) if table.row_count]
 
 

@@ -15,11 +15,14 @@ from benchmarks import (
     __main__ as cli,
     bench_inference,
     bench_select,
-    bench_step,
     bench_tpu,
     common,
+    hlo,
     networks,
     scale_plan,
+    tasks,
+    topk_methods,
+    topk_oracle,
 )
 
 
@@ -36,7 +39,7 @@ def test_select_writes_every_method_with_its_answer_and_its_surroundings(tmp_pat
     assert {"backend", "device", "cores", "versions", "commit", "load_average"} <= set(
         result["environment"]
     )
-    ours = [row for row in result["rows"] if row["method"] in bench_select.OURS]
+    ours = [row for row in result["rows"] if row["method"] in topk_methods.OURS]
     assert ours
     for row in result["rows"]:
         assert row["median_ms"] > 0
@@ -63,23 +66,23 @@ def test_calls_take_turns_and_a_slow_one_has_one(monkeypatch):
     assert turns == [*takes, *(["short"] * 5 + ["long"]) * 7]
 
 
-@pytest.mark.parametrize("kind", bench_select.KINDS)
+@pytest.mark.parametrize("kind", topk_oracle.KINDS)
 def test_the_judge_tells_right_masks_from_wrong_ones(kind):
-    w = bench_select.weights(kind, 1000)
+    w = topk_oracle.weights(kind, 1000)
     for n_keep in (0, 1, 200, 999, 1000):
-        right = bench_select.oracle(w, n_keep)
+        right = topk_oracle.oracle(w, n_keep)
         assert right.sum() == n_keep
-        order = np.argsort(-bench_select.keys_of(w).astype(np.int64), kind="stable")
+        order = np.argsort(-topk_oracle.keys_of(w).astype(np.int64), kind="stable")
         assert right.reshape(-1)[order[:n_keep]].all()
-        assert bench_select.judge(right, w, right) == "exact"
-    shifted = np.roll(right := bench_select.oracle(w, 200), 1)
+        assert topk_oracle.judge(right, w, right) == "exact"
+    shifted = np.roll(right := topk_oracle.oracle(w, 200), 1)
     tied = kind in ("constant", "zero")
-    assert bench_select.judge(shifted, w, right) == ("ties" if tied else "wrong")
+    assert topk_oracle.judge(shifted, w, right) == ("ties" if tied else "wrong")
 
 
 def test_a_wrong_answer_of_ours_stops_the_run(monkeypatch):
     monkeypatch.setattr(
-        bench_select, "_ours_warm", lambda w, n_keep, start: jnp.zeros(w.shape, bool)
+        topk_methods, "_ours_warm", lambda w, n_keep, start: jnp.zeros(w.shape, bool)
     )
     with pytest.raises(AssertionError, match="jaxprune warm on normal weights"):
         bench_select.compare("size", "normal", 100, 0.2)
@@ -102,7 +105,7 @@ def test_step_writes_quiet_and_firing_steps_of_each_optimizer(tmp_path):
         assert ("fire_ms" in row) == (name != "adamw")
 
 
-@pytest.mark.parametrize("make", (bench_step.transformer, bench_step.lstm))
+@pytest.mark.parametrize("make", (tasks.transformer, tasks.lstm))
 def test_every_network_has_finite_gradients_of_its_params(make):
     task = make(True, jnp.bfloat16)
     grads = jax.jit(task.grads)(task.params, task.batch)
@@ -111,7 +114,7 @@ def test_every_network_has_finite_gradients_of_its_params(make):
 
 
 def test_copies_inside_loops_do_not_count():
-    hlo = """HloModule m
+    text = """HloModule m
 %body (p: (u8[8])) -> (u8[8]) {
   %c.1 = u8[8]{0} copy(%x)
 }
@@ -124,8 +127,8 @@ ENTRY %main (a: u8[8]) -> u8[8] {
   ROOT %f = u8[8]{0} fusion(%a), kind=kLoop, calls=%called
 }
 """
-    assert bench_step.large_copies(hlo, 8) == ["u8[8]"]
-    assert bench_step.large_copies(hlo, 1) == ["u8[2]", "u8[8]"]
+    assert hlo.large_copies(text, 8) == ["u8[8]"]
+    assert hlo.large_copies(text, 1) == ["u8[2]", "u8[8]"]
 
 
 def test_the_plan_of_scale_compiles_a_fire_that_moves_counts_only(tmp_path):
@@ -156,7 +159,7 @@ def test_on_tpus_a_fire_moves_counts_only(tmp_path):
 
 
 def test_collectives_are_counted_by_the_loops_that_they_are_in():
-    hlo = """HloModule m
+    text = """HloModule m
 %inner (p: s32[]) -> s32[] {
   ROOT %all-reduce.1 = s32[2]{0} all-reduce(%p), to_apply=%sum
 }
@@ -168,8 +171,9 @@ ENTRY %main (a: s32[]) -> s32[] {
   ROOT %w.1 = s32[] while(%a), condition=%cond, body=%outer
 }
 """
-    found = [(d, *c) for d, line in scale_plan.depths(hlo) for c in scale_plan.crossings(line)]
-    assert sorted(found) == [(0, "all-gather", 8), (2, "all-reduce", 8)]
+    lines = hlo.lines_with_depth(text)
+    collectives = [(depth, *c) for depth, line in lines for c in hlo.collectives_in(line)]
+    assert sorted(collectives) == [(0, "all-gather", 8), (2, "all-reduce", 8)]
 
 
 def test_layers_that_are_not_compiled_are_on_a_line_through_those_that_are():
@@ -184,12 +188,12 @@ def test_layers_that_are_not_compiled_are_on_a_line_through_those_that_are():
 
 def test_without_torch_its_rows_are_left_out_with_a_note(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
-    bench_select.why_no_torch.cache_clear()
+    topk_methods.why_no_torch.cache_clear()
     try:
         only = "select normal 1e+04 keep 10%"
         assert cli.main(["select", "--quick", "--out", str(tmp_path), "--only", only]) == 0
     finally:
-        bench_select.why_no_torch.cache_clear()
+        topk_methods.why_no_torch.cache_clear()
     result = written(tmp_path, "select")
     assert not any(row["method"].startswith("torch") for row in result["rows"])
     assert "torch is not installed" in result["notes"][0]
@@ -222,7 +226,7 @@ def test_a_result_is_replaced_in_one_move(tmp_path):
 def test_an_unknown_benchmark_is_named(capsys):
     with pytest.raises(SystemExit):
         cli.main(["speed"])
-    assert "no benchmark speed: choose from select, step" in capsys.readouterr().err
+    assert "unknown benchmark speed: choose from select, step" in capsys.readouterr().err
 
 
 def test_inference_checks_every_way_and_compares_with_the_best_dense(monkeypatch):
@@ -231,7 +235,7 @@ def test_inference_checks_every_way_and_compares_with_the_best_dense(monkeypatch
     monkeypatch.setattr(bench_inference, "_FLUSH_BYTES", 2**16)
     network = bench_inference.networks(quick=True)["MLP 16"]
     rows, notes = bench_inference.compare(network, 0.9, (1,))
-    assert "onnxruntime is left out: onnxruntime is not installed" in notes
+    assert "onnxruntime is skipped: onnxruntime is not installed" in notes
     found = {row["method"]: row for row in rows}
     assert {"jax x @ w", "jax w @ x", "numpy", "packed 1x16", "scipy CSR", "narrower dense"} <= set(
         found
@@ -244,10 +248,10 @@ def test_inference_checks_every_way_and_compares_with_the_best_dense(monkeypatch
 
 
 def test_a_way_that_computes_something_else_is_found(monkeypatch):
-    monkeypatch.setattr(bench_inference, "_OF_JAX", {"jax x @ w": lambda *_: lambda x: lambda: 1.0})
+    monkeypatch.setattr(bench_inference, "_IN_JAX", {"jax x @ w": lambda *_: lambda x: lambda: 1.0})
     network = bench_inference.networks(quick=True)["MLP 16"]
     with pytest.raises(AssertionError, match="jax x @ w"):
-        bench_inference.ways(network, 0.9, (1,))
+        bench_inference.checked_calls(network, 0.9, (1,))
 
 
 def test_pruned_networks_keep_equally_many_blocks():
