@@ -7,6 +7,7 @@ import graphlib
 import inspect
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -28,13 +29,15 @@ MAY_IMPORT = {
     "_files": ("_base", "_state"),
     "_blocks": ("_base", "_files"),
     "_cli": ("_base", "_recipe", "_state", "_transform", "_report", "_files"),
-    "demo": ("__init__", "_files"),
-    "__main__": ("__init__", "_cli", "demo"),
     "__init__": ("_base", "_topk", "_recipe", "_state", "_transform", "_report", "_calibration")
     + ("_shrink", "_files", "_blocks"),
+    "demo": ("__init__", "_files"),
+    "__main__": ("__init__", "_cli", "demo"),
 }
 PROGRAMS = ("__main__", "demo", "_cli")  # may import extras at the top
 KNOW_OPTAX = ("_transform.prune", "_transform.update", "_state.splice")
+# Only `__init__` imports modules of jaxprune so; the others import extras.
+IMPORT_BY_STRING = ("__init__", "_calibration.inputs", "_files.extras")
 RUN_TIME = {"jax", "numpy", "chex", "optax"}
 PUBLIC = jaxprune.__all__
 # Every module by its name, such as `_base.paths`.
@@ -60,11 +63,21 @@ def names_in(nodes):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            whole = f"{node.module}.{node.names[0].name}"
-            if node.module == "jaxprune" or whole.removeprefix("jaxprune.") in MODULES:
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+            for alias in node.names:  # of a package each is a module, of a module a name in it
+                whole = f"{node.module}.{alias.name}"
+                is_module = whole.removeprefix("jaxprune.") in MODULES
+                yield whole if is_module or node.module == "jaxprune" else node.module
+
+
+def nodes_at_import(node):
+    """What runs when a module is imported: all but functions and what only type checkers see."""
+    for child in ast.iter_child_nodes(node):
+        is_lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if not is_lazy and not (
+            isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        ):
+            yield child
+            yield from nodes_at_import(child)
 
 
 def ours_in(module):
@@ -89,7 +102,6 @@ def test_every_package_has_its_row_in_the_table():
 
 def test_the_table_has_no_cycle():
     rows = list(MAY_IMPORT)
-    rows.insert(rows.index("demo"), rows.pop(rows.index("__init__")))
     for package, allowed in MAY_IMPORT.items():
         assert all(rows.index(name) < rows.index(package) for name in allowed), package
 
@@ -107,6 +119,32 @@ def test_modules_import_each_other_in_no_circle():
     graphlib.TopologicalSorter(imported).prepare()
 
 
+def test_every_module_is_in_use():
+    used, to_do = set(), ["__init__", "__main__"]
+    while to_do:
+        module = to_do.pop()
+        if module not in used:
+            used.add(module)
+            to_do += ours_in(module)
+    assert set(MODULES) - used == {name for name in MODULES if name.endswith(".__init__")}
+
+
+def test_packages_hold_nothing_but_a_docstring():
+    for module in MODULES:
+        if module.endswith(".__init__"):  # it runs before each module of its package
+            assert len(tree_of(module).body) == 1, module
+            assert ast.get_docstring(tree_of(module)), module
+
+
+def test_only_these_modules_import_by_a_name_in_a_string():
+    by_string = {
+        module
+        for module, path in MODULES.items()
+        if re.search(r"\bimport_module\(|\b__import__\(|\bexec\(", path.read_text())
+    }
+    assert by_string == set(IMPORT_BY_STRING)
+
+
 def test_only_these_modules_know_optax():
     know = {
         module
@@ -121,7 +159,7 @@ def test_only_these_modules_know_optax():
 def test_extras_are_imported_only_inside_functions(package):
     for module in MODULES:
         if package_of(module) == package:
-            at_import = {name.split(".")[0] for name in names_in(tree_of(module).body)}
+            at_import = {package_of(name) for name in names_in(nodes_at_import(tree_of(module)))}
             extras = at_import - set(sys.stdlib_module_names) - RUN_TIME - {"jaxprune"}
             assert not extras, module
 
@@ -173,6 +211,17 @@ def test_type_checkers_see_the_names_that_are_loaded_lazily():
     loaded = {name: f"jaxprune.{module}" for name, module in jaxprune._MODULE_OF.items()}
     assert seen == loaded
     assert sorted(PUBLIC) == sorted(loaded)
+
+
+def test_public_names_are_loaded_from_the_modules_that_define_them():
+    for name, module in jaxprune._MODULE_OF.items():
+        defined = set()
+        for node in tree_of(module).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                defined.add(node.name)
+            elif isinstance(node, ast.Assign):
+                defined |= {target.id for target in node.targets}
+        assert name in defined, f"{name} is not defined in {module}"
 
 
 def test_only_public_names_show():
