@@ -1,0 +1,167 @@
+"""A user's score is fused into the selection's reads where that is exact, and stored elsewhere."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune
+from jaxprune._recipe.scores import accumulates, is_elementwise, needs_key, reads_grads
+
+TABLE = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def spec(dtype=jnp.float32, shape=(2, 3)):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def branch_on_rank(p, g, key):
+    return jnp.abs(p) if p.ndim == 2 else p * p
+
+
+ELEMENTWISE = {
+    "magnitude by hand": lambda p, g, key: jnp.abs(p),
+    "saliency by hand": lambda p, g, key: jnp.abs(p * g),
+    "power": lambda p, g, key: p**2 / jnp.sqrt(jnp.abs(g)),
+    "choice": lambda p, g, key: jnp.where(p > 0, p, -2 * p),
+    "limits": lambda p, g, key: jnp.clip(jnp.abs(p), 0.1, 3),
+    "sum without a product": lambda p, g, key: jnp.abs(p) - jnp.abs(g) + 0.5,
+    "calls": lambda p, g, key: jax.jit(jax.nn.relu)(p),
+    "constant": lambda p, g, key: jnp.abs(p) * np.float32(3),
+    "no gradient": lambda p, g, key: jax.lax.stop_gradient(jnp.abs(p)),
+}
+REFUSED = {
+    "product and sum": lambda p, g, key: p * p + g * g,
+    "quotient and sum": lambda p, g, key: jnp.abs(p) / 3 + jnp.abs(g),
+    "transcendental": lambda p, g, key: jnp.exp(p),
+    "key": lambda p, g, key: jax.random.uniform(key, p.shape),
+    "other weights": lambda p, g, key: jnp.abs(p) / jnp.max(jnp.abs(p)),
+    "neighbours": lambda p, g, key: jnp.abs(jnp.roll(p, 1, 0)),
+    "position": lambda p, g, key: jnp.abs(p) * jax.lax.broadcasted_iota(jnp.float32, p.shape, 1),
+    "size": lambda p, g, key: jnp.abs(p) / p.size,
+    "rank": branch_on_rank,
+    "shape that it was written for": lambda p, g, key: jnp.abs(p) * jnp.ones((2, 3)),
+    "table": lambda p, g, key: jnp.abs(p) * TABLE,
+    "rounded to fewer bits": lambda p, g, key: jnp.abs(p).astype(jnp.bfloat16),
+    "many operations": lambda p, g, key: functools.reduce(jnp.maximum, [p, g] * 20),
+}
+
+
+@pytest.mark.parametrize("score", ELEMENTWISE.values(), ids=ELEMENTWISE)
+def test_operations_that_round_alike_everywhere_are_fused(score):
+    assert is_elementwise(score, spec(), spec())
+    assert is_elementwise(score, spec(shape=(4,)), spec(shape=(4,)))
+
+
+@pytest.mark.parametrize("score", REFUSED.values(), ids=REFUSED)
+def test_a_score_in_doubt_is_stored(score):
+    assert not is_elementwise(score, spec(), spec())
+
+
+def test_only_exact_operations_are_fused_on_narrow_and_complex_weights():
+    for dtype in (jnp.bfloat16, jnp.float16):
+        assert is_elementwise(ELEMENTWISE["magnitude by hand"], spec(dtype), None)
+        assert not is_elementwise(ELEMENTWISE["saliency by hand"], spec(dtype), spec(dtype))
+    widened = lambda p, g, key: jnp.abs(p.astype(jnp.float32) * g)
+    assert is_elementwise(widened, spec(jnp.bfloat16), spec())
+    assert not is_elementwise(ELEMENTWISE["magnitude by hand"], spec(jnp.complex64), None)
+    assert is_elementwise(lambda p, g, key: jnp.abs(p.real), spec(jnp.complex64), None)
+
+
+def test_what_a_score_says_of_itself_wins():
+    def score(params, grads, key):
+        return jnp.exp(params)
+
+    assert needs_key(score)
+    assert reads_grads(score)
+    score.elementwise, score.reads_grads = True, False
+    assert is_elementwise(score, spec(), None)
+    assert not needs_key(score)
+    assert not reads_grads(score)
+    score.elementwise = False
+    assert not is_elementwise(score, spec(), None)
+
+
+def test_built_in_scores_say_what_they_are():
+    for score in (jaxprune.magnitude, jaxprune.saliency, jaxprune.gradient_magnitude):
+        assert is_elementwise(score, spec(jnp.complex64), None)
+        assert reads_grads(score) == (score is not jaxprune.magnitude)
+    assert not is_elementwise(jaxprune.random_score, spec(), None)
+    assert accumulates(jaxprune.movement)
+    assert not is_elementwise(jaxprune.movement, spec(), None)
+
+
+def step(score, sparsity=0.9, **rules):
+    return lambda params, grads: jaxprune.prune_params(
+        params, sparsity, grads=grads, score=score, **rules
+    )[1]
+
+
+def declared(score, elementwise):
+    """The score, saying of itself whether it is elementwise."""
+    copy = lambda p, g, key: score(p, g, key)
+    copy.elementwise = elementwise
+    return copy
+
+
+def trees(key, *shapes, dtype=jnp.float32):
+    """Weights and gradients with ties, zeros and values that are not finite."""
+    leaves = {}
+    for i, shape in enumerate(shapes):
+        x = jax.random.normal(jax.random.fold_in(key, i), shape)
+        x = jnp.where(jnp.abs(x) < 0.3, jnp.round(x, 1), x)
+        leaves[f"w{i}"] = x.at[(0,) * len(shape)].set(jnp.inf).astype(dtype)
+    return leaves
+
+
+@pytest.mark.parametrize("distribution", (jaxprune.uniform, jaxprune.global_pool), ids=repr)
+@pytest.mark.parametrize("name", ("saliency by hand", "power", "limits", "sum without a product"))
+def test_a_fused_score_keeps_what_the_stored_one_keeps(getkey, name, distribution):
+    shapes = ((33, 20), (33, 20), (4, 5, 6), (300,))
+    params, grads = trees(getkey(), *shapes), trees(getkey(), *shapes)
+    rules = dict(include=".*", distribution=distribution)
+    score = ELEMENTWISE[name]
+    fused, stored = (
+        jax.jit(step(score, **rules))(params, grads)
+        for score in (score, declared(score, elementwise=False))
+    )
+    for path, mask in fused.items():
+        np.testing.assert_array_equal(mask, stored[path], err_msg=path)
+    n_kept = [int(mask.sum()) for mask in fused.values()]
+    if distribution is jaxprune.uniform:
+        assert n_kept == [66, 66, 12, 30]
+    assert sum(n_kept) == 174
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_stored_score_keeps_an_exact_number(getkey, name):
+    params, grads = trees(getkey(), (2, 3)), trees(getkey(), (2, 3))
+    masks = step(REFUSED[name], 0.5)(params, grads)
+    assert int(masks["w0"].sum()) == 3
+
+
+def temp_bytes(score, params, grads):
+    """The memory that a compiled selection by this score needs beside its arguments."""
+    program = jax.jit(step(score)).lower(params, grads).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def test_a_fused_score_is_never_stored(getkey):
+    params, grads = trees(getkey(), (512, 512)), trees(getkey(), (512, 512))
+    size = params["w0"].nbytes
+    assert temp_bytes(ELEMENTWISE["power"], params, grads) < size / 10
+    assert temp_bytes(declared(ELEMENTWISE["power"], elementwise=False), params, grads) >= size
+    assert temp_bytes(REFUSED["product and sum"], params, grads) >= size
+
+
+def test_a_fused_score_that_asks_for_a_key_is_given_one(getkey):
+    def score(params, grads, key):
+        assert key is not None
+        return jnp.abs(params)
+
+    params = trees(getkey(), (8, 8))
+    assert is_elementwise(score, params["w0"], None)
+    masks = step(score, 0.5)(params, None)
+    np.testing.assert_array_equal(masks["w0"], jaxprune.prune_params(params, 0.5)[1]["w0"])
