@@ -734,7 +734,7 @@ def test_plan_shows_structures_pools_and_rules_that_decide_nothing():
     plan = jaxprune.plan(params, 0.5, structure=structure, exclude="odd")
     notes = {leaf.path: leaf.note for leaf in plan.leaves}
     assert notes["fc"] == "NM(n=2, m=4, axis=-2)"
-    assert any("structure: 'nothing' decides for no leaf" in note for note in plan.notes)
+    assert any("structure: 'nothing' matches no leaf" in note for note in plan.notes)
     plan = jaxprune.plan(params, 0.5, distribution=jaxprune.global_pool)
     assert plan.n_zero == sum(leaf.n_zero for leaf in plan.leaves)
     assert "one pool" in {leaf.path: leaf.note for leaf in plan.leaves}["fc"]
