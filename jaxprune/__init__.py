@@ -79,10 +79,10 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         Channel as Channel,
         Unstructured as Unstructured,
     )
+    from jaxprune._report.plan import plan as plan
     from jaxprune._report.report import (
         check as check,
         metrics as metrics,
-        plan as plan,
         summarize as summarize,
     )
     from jaxprune._shrink.channels import (
@@ -113,8 +113,8 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         masks_from_params as masks_from_params,
         prune_params as prune_params,
     )
-    from jaxprune._transform.prune import (
-        prune as prune,
+    from jaxprune._transform.prune import prune as prune
+    from jaxprune._transform.rigl import (
         rigl as rigl,
         set_ as set_,
         static_sparse as static_sparse,
@@ -137,7 +137,8 @@ _PUBLIC = {
     "_recipe.scores": ("Accumulated", "gradient_magnitude", "magnitude", "movement")
     + ("random_score", "saliency"),
     "_recipe.structures": ("NM", "Block", "Channel", "Unstructured"),
-    "_report.report": ("check", "metrics", "plan", "summarize"),
+    "_report.plan": ("plan",),
+    "_report.report": ("check", "metrics", "summarize"),
     "_shrink.channels": ("channel_groups", "channel_groups_nnx"),
     "_shrink.flax_sizes": ("shrunk_apply",),
     "_shrink.shrink": ("ShrinkReport", "shrink", "shrink_nnx"),
@@ -147,7 +148,8 @@ _PUBLIC = {
     "_state.splice": ("splice",),
     "_topk.topk": ("topk_mask", "topk_masks"),
     "_transform.oneshot": ("masks_from_params", "prune_params"),
-    "_transform.prune": ("prune", "rigl", "set_", "static_sparse"),
+    "_transform.prune": ("prune",),
+    "_transform.rigl": ("rigl", "set_", "static_sparse"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -21,7 +21,7 @@ from jaxprune._files import any_kind, footprint
 from jaxprune._files.any_kind import Source, open_source
 from jaxprune._files.formats import format_for
 from jaxprune._files.leaves import is_stored
-from jaxprune._report.report import plan as plan_params
+from jaxprune._report.plan import plan as plan_params
 from jaxprune._report.table import Report
 from jaxprune._transform.oneshot import prune_params
 

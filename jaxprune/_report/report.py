@@ -1,11 +1,10 @@
-"""What was pruned, what will be, and whether it holds: `plan`, `summarize`, `metrics`, `check`.
+"""What a run has done: `summarize` and `metrics` count zeros, `check` verifies them.
 
-What they say stands in a `Report`, a table that `table.py` prints.
+`summarize` returns a `Report`, a table that `table.py` prints.
 """
 
 import math
-import numbers
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -14,104 +13,34 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base.agreement import check_remembered, diverged
-from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import leaves_with_paths, rule_name, shown_path, spec_of
-from jaxprune._recipe.budget import Recipe
-from jaxprune._recipe.distributions import Distribution, uniform
-from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
-from jaxprune._recipe.scores import magnitude
-from jaxprune._recipe.structures import Unstructured
-from jaxprune._report.table import Report, leaf_report
-from jaxprune._state.prune_state import find_states, get_masks, get_state, masks_by_path, unboxed
-
-
-def plan(
-    params: chex.ArrayTree,
-    schedule: SparsitySchedule | float,
-    *,
-    include: Any = None,
-    exclude: Any = (),
-    overrides: Any = None,
-    distribution: Distribution = uniform,
-    structure: Any = Unstructured(),
-    score: Any = magnitude,
-) -> Report:
-    """A dry run of `prune`: the leaves it takes, their exact counts, and rules that met nothing.
-
-    Args:
-      params: a tree of arrays, or of `jax.ShapeDtypeStruct`: nothing is computed.
-      schedule: as for `prune`, or a final sparsity.
-      include: as for `prune`, and so are the arguments after it.
-      exclude: leaves to leave out.
-      overrides: regex -> final sparsity.
-      distribution: who competes with whom.
-      structure: what one decision covers.
-      score: accepted so that the arguments of `prune` can be passed as they are.
-
-    Returns:
-      A `Report` of the masks after the last fire. It prints as a table.
-
-    Raises:
-      TypeError, ValueError: what `prune` and its `init` would raise.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> ones = lambda *shape: jnp.ones(shape, jnp.float32)
-      >>> params = {"fc": {"kernel": ones(8, 4), "bias": ones(4)}}
-      >>> print(plan(params, 0.9))
-      plan: 0.9 at step 0, 1 fire
-      leaf       shape  dtype    weights  nonzero  sparsity  note
-      fc/bias    4      float32        4        4     0.00%  1-D
-      fc/kernel  8x4    float32       32        3    90.62%
-      total                           36        7    80.56%
-    """
-    if not isinstance(schedule, SparsitySchedule):
-        if not isinstance(schedule, numbers.Real) or isinstance(schedule, bool):
-            check_schedule(schedule, " or a final sparsity")
-        schedule = SparsitySchedule(0, 0, 1, (as_sparsity(schedule, "schedule"),))
-    recipe = Recipe.of(
-        schedule.targets, include, exclude, overrides, distribution, structure, score
-    )
-    paths, leaves, _ = leaves_with_paths(params)
-    budget = recipe.budget(paths, leaves)
-    n_zero = [0] * len(paths)
-    notes = [choice.reason for choice in budget.choices]
-    sizes = [leaves[i].size for i in budget.chosen]
-    for i, leaf, n in zip(budget.chosen, budget.leaves, budget.n_zero(sizes), strict=True):
-        n_zero[i] = n
-        shared = sum(p == leaf.pools[0] for p in budget.pools.pool_of) > 1 and leaf.axis is None
-        if shared:
-            notes[i] = f"in one pool ({distribution}): its share"
-        override = budget.choices[i].override
-        if override is not None:
-            notes[i] = f"override {rule_name(recipe.overrides[override][0])}"
-        elif not shared and leaf.structure != Unstructured():
-            notes[i] = repr(leaf.structure)
-    first, last, n_fires = schedule.begin_step, schedule.end_step, len(schedule.targets)
-    when = f"step {last}, 1 fire" if n_fires == 1 else f"steps {first} to {last}, {n_fires} fires"
-    return Report(
-        f"plan: {float(schedule.final_sparsity):.4g} at {when}",
-        tuple(map(leaf_report, paths, leaves, n_zero, notes)),
-        tuple(f"unused: {line}" for line in budget.unused),
-    )
+from jaxprune._base.paths import leaves_with_paths, shown_path, spec_of
+from jaxprune._report.table import LeafReport, Report, leaf_report
+from jaxprune._state.prune_state import (
+    PruneState,
+    find_states,
+    get_masks,
+    get_state,
+    masks_by_path,
+    unboxed,
+)
 
 
 def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
-    """How sparse params are, leaf by leaf.
+    """Counts the zeros of every leaf.
 
     Args:
-      params: a tree of arrays. It is read on the host.
-      masks: masks, or an optimizer state that holds them. With them the dropped weights are
-        counted; without them, the zeros.
+      params: a tree of arrays. They are copied to the host.
+      masks: masks, or an optimizer state that holds them. With masks, dropped weights are counted;
+        without, zeros.
 
     Returns:
-      A `Report`. It prints as a table. With masks, a leaf where a dropped weight is not zero, or a
-      kept one is, says so in its note.
+      A `Report`. It prints as a table. With masks, the note of a leaf says how many dropped weights
+      are not zero, and how many kept weights are, if there are any.
 
     Raises:
-      ValueError: masks that do not fit, with the path.
+      ValueError: a mask that does not fit its param, with the path.
 
     Example:
       >>> import jax.numpy as jnp
@@ -125,32 +54,36 @@ def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
     """
     paths, leaves, _ = leaves_with_paths(params)
     by_leaf = [None] * len(leaves) if masks is None else masks_by_path(masks, paths, leaves)
-    rows = []
-    for path, leaf, mask in zip(paths, leaves, by_leaf, strict=True):
-        spec = spec_of(leaf)
-        nonzero = np.ones(() if spec is None else spec.shape, bool)
-        if spec is not None and (jnp.issubdtype(spec.dtype, jnp.number) or spec.dtype == bool):
-            nonzero = np.asarray(is_nonzero(jnp.asarray(leaf)))
-        kept = nonzero if mask is None else np.asarray(mask) != 0
-        leaks, idle = int(np.sum(nonzero & ~kept)), int(np.sum(~nonzero & kept))
-        notes = [f"{leaks:,} dropped but nonzero"] * (leaks > 0) + [f"{idle:,} kept but zero"] * (
-            idle > 0
-        )
-        rows.append(leaf_report(path, leaf, int(np.sum(~kept)), "; ".join(notes)))
-    return Report("summary", tuple(rows))
+    return Report("summary", tuple(map(_row, paths, leaves, by_leaf)))
+
+
+def _row(path: str, leaf: Any, mask: Any) -> LeafReport:
+    spec = spec_of(leaf)
+    nonzero = np.ones(() if spec is None else spec.shape, bool)
+    if spec is not None and (jnp.issubdtype(spec.dtype, jnp.number) or spec.dtype == bool):
+        nonzero = np.asarray(is_nonzero(jnp.asarray(leaf)))
+    kept = nonzero if mask is None else np.asarray(mask) != 0
+    n_moved, n_idle = int(np.sum(nonzero & ~kept)), int(np.sum(~nonzero & kept))
+    notes = []
+    if n_moved:
+        notes.append(f"{n_moved:,} dropped but nonzero")
+    if n_idle:
+        notes.append(f"{n_idle:,} kept but zero")
+    return leaf_report(path, leaf, int(np.sum(~kept)), "; ".join(notes))
 
 
 def metrics(opt_state: Any, *, per_leaf: bool = False) -> dict[str, jax.Array]:
-    """Scalars for a logger; works inside `jit`.
+    """The progress of pruning as scalars for a logger. It works inside `jit`.
 
     Args:
       opt_state: any optimizer state with one prune state inside.
-      per_leaf: add the sparsity and the threshold of every leaf, by path.
+      per_leaf: whether to add the sparsity and the threshold of every leaf.
 
     Returns:
-      float32 and int32 scalars: `prune/step` (updates so far), `prune/sparsity` (fraction of
-      dropped weights over all leaves), `prune/n_zero` (float32: how many), `prune/violations`; with
-      `per_leaf` also `prune/sparsity/PATH` and `prune/threshold/PATH`.
+      float32 and int32 scalars by name: `prune/step`, the number of updates so far;
+      `prune/sparsity`, the fraction of weights that are dropped, over all leaves; `prune/n_zero`,
+      how many are dropped (float32); `prune/violations`, as in `PruneState`. With `per_leaf` also
+      `prune/sparsity/PATH` and `prune/threshold/PATH`.
 
     Raises:
       ValueError: no prune state, or several.
@@ -164,18 +97,10 @@ def metrics(opt_state: Any, *, per_leaf: bool = False) -> dict[str, jax.Array]:
     """
     state = get_state(opt_state)
     paths, masks, _ = leaves_with_paths(state.masks)
-    if state.widths is None:
-        dropped = [~m.astype(bool) for m in masks]
-        sizes: list[Any] = [np.float32(np.size(m)) for m in masks]
-    else:
-        dropped = [lax.population_count(~m) if m.ndim else 1 - m for m in masks]
-        widths = unboxed(state.widths)
-        rows = np.array([math.prod(m.shape[:-1]) for m in masks], np.float32)
-        sizes = list(jnp.asarray(rows) * widths.astype(jnp.float32))
-    zeros = [total(d).astype(jnp.float32) for d in dropped]
+    zeros, sizes = _counted(state, masks)
     n_zero = sum(zeros, jnp.zeros((), jnp.float32))
     size = sum(sizes, np.float32(0))
-    out = {
+    scalars = {
         "prune/step": unboxed(state.prune_step),
         "prune/sparsity": n_zero / jnp.maximum(size, 1),
         "prune/n_zero": n_zero,
@@ -184,25 +109,37 @@ def metrics(opt_state: Any, *, per_leaf: bool = False) -> dict[str, jax.Array]:
     if per_leaf:
         thresholds = unboxed(state.thresholds)
         for i, path in enumerate(paths):
-            out[f"prune/sparsity/{path}"] = zeros[i] / jnp.maximum(sizes[i], 1)
-            out[f"prune/threshold/{path}"] = thresholds[i]
-    return out
+            scalars[f"prune/sparsity/{path}"] = zeros[i] / jnp.maximum(sizes[i], 1)
+            scalars[f"prune/threshold/{path}"] = thresholds[i]
+    return scalars
+
+
+def _counted(state: PruneState, masks: list[Any]) -> tuple[list[jax.Array], list[Any]]:
+    """How many weights of each leaf are dropped, and how many it has, as float32."""
+    if state.widths is None:
+        dropped = [~m.astype(bool) for m in masks]
+        sizes: list[Any] = [np.float32(np.size(m)) for m in masks]
+    else:
+        dropped = [lax.population_count(~m) if m.ndim else 1 - m for m in masks]
+        rows = np.array([math.prod(m.shape[:-1]) for m in masks], np.float32)
+        sizes = list(jnp.asarray(rows) * unboxed(state.widths).astype(jnp.float32))
+    return [total(d).astype(jnp.float32) for d in dropped], sizes
 
 
 def check(params: chex.ArrayTree, opt_state: Any) -> None:
-    """Raises unless every dropped weight is exactly zero and has been at every fire.
+    """Raises an error unless every dropped weight is exactly zero, now and at all fires so far.
 
-    Call it on the host, where you save or evaluate.
+    Call it outside `jit`, where you save or evaluate.
 
     Args:
-      params: the params that the optimizer holds.
+      params: the params that the optimizer trains.
       opt_state: any optimizer state with prune states inside.
 
     Raises:
-      ValueError: naming the leaves where a dropped weight is not zero, or not finite; where masks
-        do not fit; where an earlier fire found dropped weights that had moved (`violations`);
-        and, on all processes alike, where they were given other arguments for `prune`, or where
-        devices that hold the same part of a param or of the prune state hold other numbers.
+      ValueError: a dropped weight is not zero, or not finite, naming the leaf; dropped weights were
+        not zero at an earlier fire (`violations`); a mask does not fit its param. Also, in all
+        processes alike: `prune` got other arguments in some process, or devices that should hold
+        the same part of a param or of the prune state hold different values.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -217,41 +154,54 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
     """
     get_masks(opt_state, params)  # raises where there is no prune state
     paths, leaves, _ = leaves_with_paths(params)
-    _check_copies(params, opt_state)  # first: what follows may differ between processes
-    lines, not_finite = [], False
-    for path, leaf, mask in zip(
-        paths, leaves, masks_by_path(opt_state, paths, leaves), strict=True
-    ):
-        if mask is None or spec_of(leaf) is None or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            continue
-        dropped = ~mask.astype(bool)
-        n_dropped = int(total(dropped))
-        n_moved = int(total(dropped & is_nonzero(leaf)))
-        n_wild = int(total(dropped & ~jnp.isfinite(leaf)))
-        if n_moved:
-            verb = "is" if n_moved == 1 else "are"
-            wild = f", {n_wild} of them not finite" if n_wild else ""
-            lines.append(
-                f"{shown_path(path)}: {n_moved} of {n_dropped} dropped weights {verb} not "
-                f"zero{wild}"
-            )
-            not_finite |= bool(n_wild)
-    if lines:
-        raise ValueError("; ".join(lines) + ". " + (_NOT_FINITE if not_finite else _MISPLACED))
+    _check_copies(params, opt_state)  # first: the checks below may differ between processes
+    masks = masks_by_path(opt_state, paths, leaves)
+    moved = [m for m in map(_moved, paths, leaves, masks) if m is not None]
+    if moved:
+        fix = _NOT_FINITE if any(m.n_not_finite for m in moved) else _MISPLACED
+        raise ValueError("; ".join(map(str, moved)) + ". " + fix)
     violations = max(int(np.max(unboxed(s.violations))) for s in find_states(opt_state))
     if violations:
         raise ValueError(
-            f"every dropped weight is zero now, but a fire found {violations} that had moved. "
+            f"every dropped weight is zero now, but at an earlier fire {violations} were not. "
             f"{_MISPLACED}"
         )
 
 
+class _Moved(NamedTuple):
+    """A leaf with dropped weights that are not zero."""
+
+    path: str
+    n_moved: int
+    n_dropped: int
+    n_not_finite: int
+
+    def __str__(self) -> str:
+        verb = "is" if self.n_moved == 1 else "are"
+        more = f", {self.n_not_finite} of them not finite" if self.n_not_finite else ""
+        return (
+            f"{shown_path(self.path)}: {self.n_moved} of {self.n_dropped} dropped weights {verb} "
+            f"not zero{more}"
+        )
+
+
+def _moved(path: str, leaf: Any, mask: Any) -> _Moved | None:
+    """The dropped weights of a leaf that are not zero; None if there are none."""
+    if mask is None or spec_of(leaf) is None or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return None
+    dropped = ~mask.astype(bool)
+    n_moved = int(total(dropped & is_nonzero(leaf)))
+    n_not_finite = int(total(dropped & ~jnp.isfinite(leaf)))
+    return _Moved(path, n_moved, int(total(dropped)), n_not_finite) if n_moved else None
+
+
 def _check_copies(params: Any, opt_state: Any) -> None:
-    """Raises where processes prune in other ways, or devices hold other copies of an array."""
+    """Raises where processes prune differently, or devices hold different copies of an array."""
     states = [state._replace(inner_state=None) for state in find_states(opt_state)]
-    named = [leaves_with_paths(params)[:2], leaves_with_paths(states)[:2]]
-    paths = [*named[0][0], *(f"prune state {path}" for path in named[1][0])]
-    leaves = [*named[0][1], *named[1][1]]
+    param_paths, param_leaves, _ = leaves_with_paths(params)
+    state_paths, state_leaves, _ = leaves_with_paths(states)
+    paths = [*param_paths, *(f"prune state {path}" for path in state_paths)]
+    leaves = [*param_leaves, *state_leaves]
     if not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
         check_remembered([leaves_with_paths(state.masks)[0] for state in states])
     if lines := diverged(paths, leaves):
@@ -259,16 +209,16 @@ def _check_copies(params: Any, opt_state: Any) -> None:
 
 
 _DIVERGED = (
-    "Every device has its own masks from here on. In shard_map or pmap, average the gradients over "
-    "the axis and pass its name, prune(..., axis_name=...); with several processes, build the same "
-    "transformation on all, which jaxprune.check_agreement(schedule, ...) compares."
+    "From now on every device has its own masks. In shard_map or pmap, average the gradients over "
+    "the axis and pass its name, prune(..., axis_name=...). With several processes, build the same "
+    "transformation in all of them; jaxprune.check_agreement(schedule, ...) compares them."
 )
 _MISPLACED = (
     "Something changes the updates after prune: make jaxprune.prune the last link of the chain, or "
     "wrap the optimizer with prune(schedule, inner=optimizer). If the params were restored without "
-    "their optimizer state, or are an average, take jaxprune.apply_masks(params, opt_state)."
+    "their optimizer state, or are an average, use jaxprune.apply_masks(params, opt_state)."
 )
 _NOT_FINITE = (
-    "No update can take NaN or inf to zero: repair the params with "
-    "jaxprune.apply_masks(params, opt_state) and look for what made them."
+    "An update cannot turn NaN or inf into zero: repair the params with "
+    "jaxprune.apply_masks(params, opt_state), and find out where these values come from."
 )

@@ -1,6 +1,6 @@
-"""A table of leaves that prints itself: as plain text anywhere, by rich as a table of rich.
+"""A table of leaves: `print` shows it as plain text, and rich as one of its tables.
 
-It knows nothing of pruning but which weights are dropped.
+It knows how many weights of each leaf are zero, and nothing else about pruning.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ class LeafReport:
     """One leaf of a report.
 
     Attributes:
-      path: `/`-joined.
-      shape: of the leaf.
-      dtype: its name.
+      path: its keys, joined by `/`.
+      shape: its shape.
+      dtype: the name of its dtype.
       size: number of weights.
-      n_zero: how many of them are, or will be, dropped.
-      note: why it is not pruned, or which rule set its sparsity.
+      n_zero: how many of them are, or will be, zero.
+      note: why the leaf is not pruned, or what decides its sparsity.
     """
 
     path: str
@@ -37,12 +37,12 @@ class LeafReport:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A table of leaves that prints itself.
+    """A table of leaves; `print` shows it as text.
 
     Attributes:
-      title: first line.
+      title: the first line.
       leaves: one row per leaf, in the order of the tree.
-      notes: lines under the table, such as rules that matched nothing.
+      notes: lines below the table, such as rules that match nothing.
     """
 
     title: str
@@ -56,12 +56,12 @@ class Report:
 
     @property
     def n_zero(self) -> int:
-        """Dropped weights in all leaves."""
+        """Number of zeros in all leaves."""
         return sum(leaf.n_zero for leaf in self.leaves)
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zeros over all leaves, those that are not pruned included."""
+        """Fraction of zeros over all leaves, including leaves that are not pruned."""
         return self.n_zero / max(self.size, 1)
 
     def _rows(self) -> list[tuple[str, ...]]:
@@ -109,7 +109,7 @@ _NUMBERS = ("weights", "nonzero", "sparsity")
 
 
 def leaf_report(path: str, leaf: Any, n_zero: int, note: str) -> LeafReport:
-    """The row of a leaf, which may be no array.
+    """The row of a leaf, which need not be an array.
 
     Example:
       >>> leaf_report("lr", 0.1, 0, "not an array").dtype

@@ -1,7 +1,7 @@
-"""What `update` was given, looked at while tracing: trees that fit, updates that can be masked."""
+"""Checks of what `update` gets, made while tracing: trees and a state that fit the params."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,20 @@ from jaxprune._state.bit_masks import bit_mask_shape
 from jaxprune._state.prune_state import PruneState, wrong_shape
 
 
-def checked(params: Any, state: Any) -> tuple[list[str], list[Any], Any]:
-    """The params' paths, leaves and structure, after a look at what `update` was given."""
+class Tree(NamedTuple):
+    """The params, flattened: the path and the value of every leaf, in order, and the structure."""
+
+    paths: list[str]
+    leaves: list[Any]
+    treedef: Any
+
+
+def checked(params: Any, state: Any) -> Tree:
+    """The params, flattened.
+
+    Raises:
+      TypeError, ValueError: no params, or a state of another transformation.
+    """
     if params is None:
         raise ValueError("jaxprune.prune needs the params: call tx.update(updates, state, params).")
     if not isinstance(state, PruneState):
@@ -22,56 +34,63 @@ def checked(params: Any, state: Any) -> tuple[list[str], list[Any], Any]:
             "init or the last update of this transformation returned; restore a checkpoint "
             "into the structure of tx.init(params)."
         )
-    return leaves_with_paths(params)
+    return Tree(*leaves_with_paths(params))
 
 
-def parallel(
-    paths: list[str], treedef: Any, tree: Any, what: str, holes: bool = False
-) -> list[Any]:
-    """The leaves of `tree`, one per leaf of the params; with `holes`, some may be None."""
+def parallel(tree: Tree, other: Any, name: str, holes: bool = False) -> list[Any]:
+    """The leaves of another tree, one per leaf of the params; with `holes`, some may be None.
+
+    Raises:
+      ValueError: the other tree has another structure, naming the paths that differ.
+    """
     try:
-        leaves = treedef.flatten_up_to(tree)
+        leaves = tree.treedef.flatten_up_to(other)
     except ValueError:
         leaves = []
     is_leaf = [(holes and x is None) or jax.tree_util.all_leaves([x]) for x in leaves]
-    if len(leaves) == len(paths) and all(is_leaf):
+    if len(leaves) == len(tree.paths) and all(is_leaf):
         return leaves
-    theirs, _, _ = leaves_with_paths(tree)
-    lines = []
-    for one, have, other, lack in (
-        ("params", paths, what, theirs),
-        (what, theirs, "params", paths),
-    ):
-        odd = [path for path in have if path not in set(lack)]
-        if odd:
-            lines.append(f"the {one} have {listed(odd)}, the {other} do not")
+    other_paths, _, _ = leaves_with_paths(other)
+    lines = [
+        *_only_in("params", tree.paths, name, other_paths),
+        *_only_in(name, other_paths, "params", tree.paths),
+    ]
     differ = "; ".join(lines) or "the same paths, but in other containers"
     raise ValueError(
-        f"jaxprune.prune: the {what} and the params differ in structure: {differ}. Pass the "
+        f"jaxprune.prune: the {name} and the params differ in structure: {differ}. Pass the "
         "params that the state was initialised with, and gradients with respect to them."
     )
 
 
-def check_state(
-    paths: list[str], params: list[Any], masks: list[Any], state: PruneState, packed: bool
-) -> None:
-    """Raises where the state is of the other kind of masks, or of another model."""
-    if packed != (state.widths is not None):
-        have, convert = ("packed", "unpack_masks") if not packed else ("not packed", "pack_masks")
+def _only_in(name: str, paths: list[str], other: str, other_paths: list[str]) -> list[str]:
+    """A line about the paths that one tree has and another lacks, if there are any."""
+    known = set(other_paths)
+    extra = [path for path in paths if path not in known]
+    return [f"the {name} have {listed(extra)}, the {other} do not"] if extra else []
+
+
+def check_state(tree: Tree, masks: list[Any], state: PruneState, bit_masks: bool) -> None:
+    """Raises where the state stores its masks in the other form, or is of another model."""
+    if bit_masks != (state.widths is not None):
+        stored, convert = (
+            ("at one byte per weight", "pack_masks")
+            if bit_masks
+            else ("at one bit per weight", "unpack_masks")
+        )
         raise ValueError(
-            f"the masks in the state are {have}, but this is prune(..., packed={packed}). Convert "
+            f"the state stores masks {stored}, but this is prune(..., packed={bit_masks}). Convert "
             f"the state: jaxprune.{convert}(opt_state)."
         )
-    for path, param, mask in zip(paths, params, masks, strict=True):
+    for path, param, mask in zip(tree.paths, tree.leaves, masks, strict=True):
         spec = spec_of(param)
         if spec is None:
             continue
-        if jnp.shape(mask) != (bit_mask_shape(spec.shape) if packed else spec.shape):
-            raise ValueError(wrong_shape(path, jnp.shape(mask), spec.shape, packed))
-    if jnp.shape(state.thresholds) != (len(paths),):
+        if jnp.shape(mask) != (bit_mask_shape(spec.shape) if bit_masks else spec.shape):
+            raise ValueError(wrong_shape(path, jnp.shape(mask), spec.shape, bit_masks))
+    if jnp.shape(state.thresholds) != (len(tree.paths),):
         raise ValueError(
             f"the thresholds in the state have shape {jnp.shape(state.thresholds)} but the params "
-            f"have {len(paths)} leaves. Was the state restored from another model?"
+            f"have {len(tree.paths)} leaves. Was the state restored from another model?"
         )
     step = jnp.asarray(state.prune_step)
     if step.shape or not jnp.issubdtype(step.dtype, jnp.integer):
@@ -81,19 +100,17 @@ def check_state(
         )
 
 
-def check_updates(
-    chosen: Sequence[int], paths: list[str], params: list[Any], updates: list[Any], what: str
-) -> None:
-    """Raises where a chosen leaf has no update, or one of another shape."""
+def check_updates(chosen: Sequence[int], tree: Tree, updates: list[Any], name: str) -> None:
+    """Raises where a pruned leaf has no update, or one of another shape."""
     for i in chosen:
-        path = shown_path(paths[i])
+        path, shape = shown_path(tree.paths[i]), jnp.shape(tree.leaves[i])
         if updates[i] is None:
             raise ValueError(
-                f"{path}: the {what} is None, but the leaf is pruned. Leave it out with "
-                f"exclude={rule_for(paths[i])!r}, or give it a gradient."
+                f"{path}: the {name} is None, but the leaf is pruned. Leave it out with "
+                f"exclude={rule_for(tree.paths[i])!r}, or pass a gradient for it."
             )
-        if jnp.shape(updates[i]) != jnp.shape(params[i]):
+        if jnp.shape(updates[i]) != shape:
             raise ValueError(
-                f"{path}: the {what} has shape {jnp.shape(updates[i])} but the param has shape "
-                f"{jnp.shape(params[i])}. Pass gradients with respect to these params."
+                f"{path}: the {name} has shape {jnp.shape(updates[i])} but the param has shape "
+                f"{shape}. Pass gradients with respect to these params."
             )

@@ -1,7 +1,7 @@
-"""What a fire decides: which units of every leaf are kept, exactly as many as budgeted.
+"""Which units of every leaf are kept: exactly as many as budgeted.
 
-Leaves whose units compete as a whole are decided together, by one selection. Those that are several
-pools (the slices of a stacked axis, the groups of a structure) are decided one by one.
+Leaves that are one pool, or a part of one, are decided together, by one selection. Leaves that are
+several pools (the slices of a stacked axis, the groups of a structure) are decided one by one.
 """
 
 import dataclasses
@@ -30,56 +30,64 @@ class Operand(NamedTuple):
     key: Any = None
 
 
+class Rules(NamedTuple):
+    """How units are compared; host values, hashable.
+
+    Attributes:
+      score: score function.
+      ties: which of equal scores are kept, `"index"` or `"hashed"`; see `prune`.
+      normalized: divide the scores of each leaf by their root mean square.
+      axis_name: a mapped axis over which every leaf is split, or None; see `select`. Only for
+        leaves that are one pool, or a part of one.
+    """
+
+    score: Callable[..., jax.Array] = magnitude
+    ties: str = "index"
+    normalized: bool = False
+    axis_name: Any = None
+
+
 def tighten(
     operands: Sequence[Operand],
     masks: Sequence[jax.Array] | None,
     n_keep: jax.Array,
     leaves: Sequence[Leaf],
-    *,
-    score: Callable[..., jax.Array] = magnitude,
+    rules: Rules = Rules(),
     start: jax.Array | None = None,
-    ties: str = "index",
-    normalized: bool = False,
-    axis_name: Any = None,
 ) -> tuple[list[jax.Array], jax.Array]:
     """Masks that keep exactly the best `n_keep` units of each pool.
 
     Args:
-      operands: one per leaf that is pruned.
-      masks: what may be kept: dropped units stay dropped, even where `n_keep` asks for more. None
-        where everything may.
+      operands: one per pruned leaf.
+      masks: which weights may be kept: dropped units stay dropped, even where `n_keep` asks for
+        more. None where all may.
       n_keep: int[n_pools].
       leaves: how each leaf is decided.
-      score: score function.
-      start: float[n_leaves], the thresholds of the last fire, to open the search at.
-      ties: `"index"` or `"hashed"`; see `prune`.
-      normalized: divide the scores of each leaf by their root mean square.
-      axis_name: a mapped axis over which every leaf is spread; see `select`. It is for leaves that
-        are pools, or parts of one.
+      rules: how units are compared.
+      start: float[n_leaves], the thresholds of the last fire; the search starts there.
 
     Returns:
-      Bool masks, and the threshold of each leaf, float32, 0 where it drops nothing. Of several
-      pools in a leaf it is the least.
+      Bool masks, and the threshold of each leaf, float32, 0 where it drops nothing. Where a leaf
+      has several pools it is the smallest of theirs.
     """
     inputs = (list(operands), masks, n_keep, start)
-    decide = functools.partial(_tighten, leaves=leaves, score=score, ties=ties)
-    decide = functools.partial(decide, normalized=normalized, axis_name=axis_name)
-    whole = all(leaf.traits.is_elementwise for leaf in leaves)
-    mesh = None if whole else explicit_mesh(operand.param for operand in operands)
+    decide = functools.partial(_tighten, leaves=leaves, rules=rules)
+    single_weights = all(leaf.traits.is_elementwise for leaf in leaves)
+    mesh = None if single_weights else explicit_mesh(operand.param for operand in operands)
     if mesh is None:
         return decide(*inputs)
-    # Units may lie across shards, where an Explicit mesh wants every intermediate sharding spelt
-    # out. The compiler chooses these better; the masks come back with the shardings of the params.
+    # Units may lie across shards, and on an Explicit mesh every intermediate sharding would have to
+    # be spelt out. The compiler chooses these better; the masks come back sharded like the params.
     shardings = [sharding_in(mesh, operand.param) for operand in operands]
-    every = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
 
     def chosen_by_compiler(*inputs: Any) -> tuple[list[jax.Array], jax.Array]:
         with jax.sharding.use_abstract_mesh(mesh):
-            decided: Any = jax.sharding.auto_axes(decide, out_sharding=(shardings, every))
+            decided: Any = jax.sharding.auto_axes(decide, out_sharding=(shardings, replicated))
             return decided(*inputs)
 
-    # Outside `jit` no devices stand behind the mesh of a type. Random scores read no param, and an
-    # input that is dropped brings no devices either.
+    # Outside `jit`, the mesh of a type has no devices: they come from the inputs. Random scores
+    # read no param, so without `keep_unused` no input with devices might be left.
     return jax.jit(chosen_by_compiler, keep_unused=True)(*inputs)
 
 
@@ -90,64 +98,25 @@ def _tighten(
     start: jax.Array | None,
     *,
     leaves: Sequence[Leaf],
-    score: Callable[..., jax.Array],
-    ties: str,
-    normalized: bool,
-    axis_name: Any,
+    rules: Rules,
 ) -> tuple[list[jax.Array], jax.Array]:
     """`tighten`, where no axis of a mesh is Explicit or no unit is larger than a weight."""
     allowed = [None] * len(operands) if masks is None else masks
     starts = [None] * len(operands) if start is None else list(start)
     cases = list(map(_Case, operands, allowed, leaves, starts))
     together = [case for case in cases if _is_one_pool(case)]
-    found = iter(
-        _together(together, n_keep, score, ties, normalized, axis_name) if together else ()
-    )
-    out = [
-        next(found) if _is_one_pool(case) else _apart(case, n_keep, score, ties) for case in cases
+    decided_together = iter(_together(together, n_keep, rules) if together else ())
+    decided = [
+        next(decided_together) if _is_one_pool(case) else _apart(case, n_keep, rules)
+        for case in cases
     ]
-    thresholds = jnp.stack([threshold.astype(jnp.float32) for _, threshold in out])
-    return [kept for kept, _ in out], jnp.where(jnp.isfinite(thresholds), thresholds, 0)
-
-
-def swap(
-    operands: Sequence[Operand],
-    masks: Sequence[jax.Array],
-    n_keep: jax.Array,
-    n_swap: jax.Array,
-    leaves: Sequence[Leaf],
-    *,
-    grow: Callable[..., jax.Array],
-) -> tuple[list[jax.Array], jax.Array]:
-    """Drops the `n_swap` smallest kept units of each pool and keeps as many others.
-
-    Those that are grown are the best by `grow` among all that are not kept, the ones just dropped
-    included, as in RigL. The number of kept units stays `n_keep`.
-
-    Args:
-      operands: one per leaf.
-      masks: what is kept so far, `n_keep` units of each pool.
-      n_keep: int[n_pools].
-      n_swap: int[n_pools], at most `n_keep`.
-      leaves: how each leaf is decided.
-      grow: score function of the units to grow.
-
-    Returns:
-      uint8 masks: 0 dropped, 1 kept, 2 kept now and not before; and the threshold of each leaf.
-    """
-    with counting(is_wide(n_keep)):
-        n_stay = n_keep - n_swap
-    stay, thresholds = tighten(operands, masks, n_stay, leaves)
-    idle = [~mask for mask in stay]
-    grown, _ = tighten(operands, idle, n_swap, leaves, score=grow)
-    new = [
-        jnp.where(g & (m == 0), jnp.uint8(2), (s | g).astype(jnp.uint8))
-        for s, g, m in zip(stay, grown, masks, strict=True)
-    ]
-    return new, thresholds
+    thresholds = jnp.stack([threshold.astype(jnp.float32) for _, threshold in decided])
+    return [kept for kept, _ in decided], jnp.where(jnp.isfinite(thresholds), thresholds, 0)
 
 
 class _Case(NamedTuple):
+    """One leaf to decide: its operand, which weights may be kept, how, and where to start."""
+
     operand: Operand
     allowed: Any
     leaf: Leaf
@@ -163,20 +132,25 @@ def _is_one_pool(case: _Case) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Scored:
-    """The scores of a leaf, or stored ones as they are; equal for equal parts."""
+    """The score of an operand; unit scores, which are arrays already, are returned unchanged.
+
+    Two are equal if their functions are, so that equal selections share their compilation.
+    """
 
     score: Callable[..., jax.Array]
 
     def __call__(self, operand: Any) -> jax.Array:
         if not isinstance(operand, Operand):
             return operand
-        # A score that was found to be elementwise may fail without a key, though it reads none.
+        # A score that was found to be elementwise reads no key, but may fail on None.
         key = jax.random.key(0) if needs_key(self.score) else None
         return self.score(operand.param, operand.grad, key)
 
 
-def _stored(operand: Operand, score: Callable[..., jax.Array]) -> jax.Array:
-    return score(operand.param, operand.grad, operand.key)
+def _weight_scores(operand: Operand, rules: Rules) -> jax.Array:
+    """One score per weight of a leaf, stored."""
+    scores = rules.score(operand.param, operand.grad, operand.key)
+    return _normalized(scores) if rules.normalized else scores
 
 
 def _normalized(scores: jax.Array) -> jax.Array:
@@ -185,124 +159,165 @@ def _normalized(scores: jax.Array) -> jax.Array:
     return scores / jnp.maximum(jnp.sqrt(jnp.mean(scores * scores)), jnp.finfo(jnp.float32).tiny)
 
 
+# Leaves that are one pool, or a part of one
+
+
+class _Contest(NamedTuple):
+    """What `select` decides: one entry per decider, which is a leaf or a group of coupled leaves.
+
+    Attributes:
+      units: the scores of the units, or the operand that they are computed from.
+      allowed: which units may be kept; None where all may.
+      pools: the pools that take part, as numbers in the budget.
+      pool_of: for each decider, the position of its pool in `pools`.
+      floors: how many units each decider keeps at least.
+      start: a threshold for each pool, or None.
+    """
+
+    units: list[Any]
+    allowed: list[Any]
+    pools: np.ndarray
+    pool_of: tuple[int, ...]
+    floors: np.ndarray
+    start: Any
+
+
 def _together(
-    cases: Sequence[_Case],
-    n_keep: jax.Array,
-    score: Callable[..., jax.Array],
-    ties: str,
-    normalized: bool,
-    axis_name: Any,
+    cases: Sequence[_Case], n_keep: jax.Array, rules: Rules
 ) -> list[tuple[jax.Array, jax.Array]]:
-    """Masks and thresholds of leaves that are pools, or parts of one, by one selection."""
-    deciders: dict[Any, list[_Case]] = {}  # coupled leaves decide as one
+    """Masks and thresholds of leaves that are one pool, or parts of one, by one selection."""
+    deciders: dict[Any, list[_Case]] = {}
     for i, case in enumerate(cases):
-        deciders.setdefault(_decider_of(case, i), []).append(case)
-    leads = [members[0] for members in deciders.values()]
-    pools = sorted({lead.leaf.pools[0] for lead in leads})
-    pool_of = tuple(pools.index(lead.leaf.pools[0]) for lead in leads)
-    units = [_units(members, score, normalized) for members in deciders.values()]
-    allowed = [_allowed(members) for members in deciders.values()]
-    among = None if allowed[0] is None else allowed
-    starts = [leads[pool_of.index(i)].start for i in range(len(pools))]
-    start = None if starts[0] is None else jnp.stack(starts)
-    wanted, floors = take(n_keep, np.array(pools)), np.array([lead.leaf.floor for lead in leads])
-    scored = _Scored(score)
-    first: list[Any] = []
-    if floors.any():  # the best of every leaf are safe, the rest compete
-        first, _ = select(units, floors, score=scored, among=among, ties=ties)
-        pairs = zip(first, allowed, strict=True)
-        among = [~f if a is None else a.astype(bool) & ~f for f, a in pairs]
-        with counting(is_wide(wanted)):
-            wanted = wanted - np.bincount(pool_of, floors).astype(wanted.dtype)
-    kept, thresholds = select(
-        units,
-        wanted,
-        score=scored,
-        among=among,
-        pool_of=pool_of,
-        start=start,
-        ties=ties,
-        axis_name=axis_name,
-    )
-    if first:
-        kept = [k | f for k, f in zip(kept, first, strict=True)]
-    decided = dict(zip(deciders, zip(kept, pool_of, strict=True), strict=True))
-    out = []
+        deciders.setdefault(_decider(case, i), []).append(case)
+    contest = _contest(list(deciders.values()), rules)
+    kept, thresholds = _select(contest, take(n_keep, contest.pools), rules)
+    decided = dict(zip(deciders, zip(kept, contest.pool_of, strict=True), strict=True))
+    by_case = []
     for i, case in enumerate(cases):
-        mask, pool = decided[_decider_of(case, i)]
+        mask, pool = decided[_decider(case, i)]
         shape = case.operand.param.shape
-        out.append((case.leaf.structure.expand(mask, shape), thresholds[pool]))
-    return out
+        by_case.append((case.leaf.structure.expand(mask, shape), thresholds[pool]))
+    return by_case
 
 
-def _decider_of(case: _Case, i: int) -> Any:
-    """The coupled group that a leaf is decided in, or the number of the leaf."""
+def _decider(case: _Case, i: int) -> Any:
+    """A name for what decides a leaf: its group of coupled leaves, else the leaf itself."""
     group = case.leaf.traits.coupled_group
     return i if group is None else group
 
 
-def _units(members: Sequence[_Case], score: Callable[..., jax.Array], normalized: bool) -> Any:
-    """What `select` scores: the units of a leaf, or those that several leaves share."""
+def _contest(deciders: Sequence[list[_Case]], rules: Rules) -> _Contest:
+    leads = [members[0] for members in deciders]
+    pools = sorted({lead.leaf.pools[0] for lead in leads})
+    pool_of = tuple(pools.index(lead.leaf.pools[0]) for lead in leads)
+    starts = [leads[pool_of.index(i)].start for i in range(len(pools))]
+    return _Contest(
+        units=[_units(members, rules) for members in deciders],
+        allowed=list(map(_allowed, deciders)),
+        pools=np.array(pools),
+        pool_of=pool_of,
+        floors=np.array([lead.leaf.floor for lead in leads]),
+        start=None if starts[0] is None else jnp.stack(starts),
+    )
+
+
+def _select(
+    contest: _Contest, n_keep: jax.Array, rules: Rules
+) -> tuple[list[jax.Array], jax.Array]:
+    """Masks of units, and the threshold of each pool."""
+    among = None if contest.allowed[0] is None else contest.allowed
+    score, ties = _Scored(rules.score), rules.ties
+    safe: list[Any] = []
+    if contest.floors.any():  # the best of every leaf are safe, the rest compete
+        safe, _ = select(contest.units, contest.floors, score=score, among=among, ties=ties)
+        pairs = zip(safe, contest.allowed, strict=True)
+        among = [~s if a is None else a.astype(bool) & ~s for s, a in pairs]
+        with counting(is_wide(n_keep)):
+            n_keep = n_keep - np.bincount(contest.pool_of, contest.floors).astype(n_keep.dtype)
+    kept, thresholds = select(
+        contest.units,
+        n_keep,
+        score=score,
+        among=among,
+        pool_of=contest.pool_of,
+        start=contest.start,
+        ties=ties,
+        axis_name=rules.axis_name,
+    )
+    return [k | s for k, s in zip(kept, safe, strict=True)] if safe else kept, thresholds
+
+
+def _units(members: Sequence[_Case], rules: Rules) -> Any:
+    """What `select` scores: the units of a leaf, or those that several coupled leaves share."""
     lead = members[0]
-    param, grad, _ = lead.operand
-    may_fuse = lead.leaf.traits.is_elementwise and not normalized
-    if may_fuse and is_elementwise(score, param, grad):
+    if lead.leaf.traits.is_elementwise and _is_fused(lead.operand, rules):
         return lead.operand._replace(key=None)
-    found = []
-    for case in members:
-        scores = _stored(case.operand, score)
-        scores = _normalized(scores) if normalized else scores
-        found.append(case.leaf.structure.unit_scores(scores))
-    return combined(found)
+    return combined(
+        [case.leaf.structure.unit_scores(_weight_scores(case.operand, rules)) for case in members]
+    )
+
+
+def _is_fused(operand: Operand, rules: Rules) -> bool:
+    """Whether scores are computed again in every read of the weights, and never stored."""
+    return not rules.normalized and is_elementwise(rules.score, operand.param, operand.grad)
 
 
 def _allowed(members: Sequence[_Case]) -> Any:
-    """The units that may stay: none of those that any of the leaves has dropped."""
+    """The units that may be kept: none of those that any of the leaves has dropped."""
     if members[0].allowed is None:
         return None
     masks = [case.leaf.structure.unit_mask(case.allowed) for case in members]
     return masks[0] if len(masks) == 1 else functools.reduce(jnp.logical_and, masks)
 
 
-def _apart(
-    case: _Case, n_keep: jax.Array, score: Callable[..., jax.Array], ties: str
-) -> tuple[jax.Array, jax.Array]:
+# Leaves that are several pools
+
+
+def _apart(case: _Case, n_keep: jax.Array, rules: Rules) -> tuple[jax.Array, jax.Array]:
     """Mask and threshold of a leaf that is several pools."""
-    structure, axis = case.leaf.structure, case.leaf.axis
-    scores = _stored(case.operand, score)
-
-    def one(scores: jax.Array, allowed: Any, n_keep: jax.Array) -> tuple[jax.Array, jax.Array]:
-        units = structure.unit_scores(scores)
-        may = None if allowed is None else structure.unit_mask(allowed)
-        n_groups = structure.n_groups(scores.shape)
-        if case.leaf.traits.decides_in_groups:
-            decider: Any = structure
-            everything = jnp.ones(units.shape, bool) if may is None else may
-            kept = decider.keep_best(units, everything, per_group(n_keep, n_groups))
-            return kept, jnp.zeros((), jnp.float32)
-        if n_groups == 1:
-            kept, threshold = pick(units, may, n_keep)
-        else:  # the columns along the last axis
-            columns = (-1, None if may is None else -1, None)
-            kept, threshold = jax.vmap(pick, columns, (-1, 0))(
-                units, may, per_group(n_keep, n_groups)
-            )
-        return structure.expand(kept, scores.shape), jnp.min(threshold)
-
-    def per_group(n_keep: jax.Array, n_groups: int) -> jax.Array:
-        with counting(is_wide(n_keep)):
-            return (n_keep // max(n_groups, 1)).astype(jnp.int32)
-
-    def pick(units: jax.Array, may: Any, n_keep: jax.Array) -> tuple[jax.Array, jax.Array]:
-        start = None if case.start is None else case.start[None]
-        among = None if may is None else [may]
-        kept, thresholds = select([units], take(n_keep, None), among=among, start=start, ties=ties)
-        return kept[0], thresholds[0]
-
+    axis = case.leaf.axis
+    scores = rules.score(case.operand.param, case.operand.grad, case.operand.key)
+    decide = functools.partial(_decide_slice, case, rules.ties)
     if axis is None:
-        return one(scores, case.allowed, take(n_keep, case.leaf.pools[0]))
+        return decide(scores, case.allowed, take(n_keep, case.leaf.pools[0]))
     slices = (axis, None if case.allowed is None else axis, 0)
-    kept, thresholds = jax.vmap(one, slices, (axis, 0))(
+    kept, thresholds = jax.vmap(decide, slices, (axis, 0))(
         scores, case.allowed, take(n_keep, np.array(case.leaf.pools))
     )
     return kept, jnp.min(thresholds)
+
+
+def _decide_slice(
+    case: _Case, ties: str, scores: jax.Array, allowed: Any, n_keep: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mask and threshold of a leaf, or of one slice of it, which may have groups of its own."""
+    structure: Any = case.leaf.structure
+    units = structure.unit_scores(scores)
+    may = None if allowed is None else structure.unit_mask(allowed)
+    n_groups = structure.n_groups(scores.shape)
+    pick = functools.partial(_pick, case.start, ties)
+    if case.leaf.traits.decides_in_groups:
+        everything = jnp.ones(units.shape, bool) if may is None else may
+        kept = structure.keep_best(units, everything, _per_group(n_keep, n_groups))
+        return kept, jnp.zeros((), jnp.float32)
+    if n_groups == 1:
+        kept, threshold = pick(units, may, n_keep)
+    else:  # the columns along the last axis
+        columns = (-1, None if may is None else -1, None)
+        kept, threshold = jax.vmap(pick, columns, (-1, 0))(units, may, _per_group(n_keep, n_groups))
+    return structure.expand(kept, scores.shape), jnp.min(threshold)
+
+
+def _per_group(n_keep: jax.Array, n_groups: int) -> jax.Array:
+    with counting(is_wide(n_keep)):
+        return (n_keep // max(n_groups, 1)).astype(jnp.int32)
+
+
+def _pick(
+    start: Any, ties: str, units: jax.Array, may: Any, n_keep: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The best units of one array, and their threshold."""
+    among = None if may is None else [may]
+    start = None if start is None else start[None]
+    kept, thresholds = select([units], take(n_keep, None), among=among, start=start, ties=ties)
+    return kept[0], thresholds[0]

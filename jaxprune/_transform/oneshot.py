@@ -1,6 +1,5 @@
-"""Pruning without an optimizer: once, or from the zeros that are there already."""
+"""Pruning once, without an optimizer, and masks from params that are sparse already."""
 
-from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -17,7 +16,7 @@ from jaxprune._recipe.scores import accumulates, magnitude, reads_grads
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._state.masks import full_mask, keep
 from jaxprune._topk.topk import check_ties
-from jaxprune._transform.decide import Operand, tighten
+from jaxprune._transform.decide import Operand, Rules, tighten
 
 
 def prune_params(
@@ -29,7 +28,7 @@ def prune_params(
     overrides: Any = None,
     distribution: Distribution = uniform,
     structure: Any = Unstructured(),
-    score: Callable[..., jax.Array] = magnitude,
+    score: Any = magnitude,
     grads: Any = None,
     ties: str = "index",
     seed: int | None = None,
@@ -39,22 +38,22 @@ def prune_params(
     Args:
       params: any tree.
       sparsity: fraction of zeros, in [0, 1).
-      include: as in `prune`, and so are the arguments after it.
-      exclude: leaves left alone.
-      overrides: regex -> sparsity.
-      distribution: who competes with whom.
-      structure: what one decision covers.
-      score: what a weight is worth.
-      grads: gradients like the params, for scores that want them; `saliency` with the gradients of
-        one batch at initialisation is SNIP.
-      ties: which of equal scores are kept, `"index"` or `"hashed"`.
-      seed: of the keys that scores are given.
+      include: which leaves to prune, as in `prune`; so are the next five arguments.
+      exclude: which leaves to leave out.
+      overrides: maps regexes to sparsities.
+      distribution: how sparsity is spread over leaves.
+      structure: what is kept or dropped together.
+      score: how important each weight is.
+      grads: gradients with the structure of the params, for scores that need them. `saliency` with
+        the gradients of one batch at initialisation is SNIP.
+      ties: which of equal scores are kept, `"index"` or `"hashed"`; see `prune`.
+      seed: seed of the PRNG keys for `score`; 0 by default.
 
     Returns:
-      The params with +0.0 at every dropped weight, and bool masks (True = kept) at every leaf.
+      The params with +0.0 at every dropped weight, and bool masks (True = kept) for all leaves.
 
     Raises:
-      TypeError, ValueError: as `prune`.
+      TypeError, ValueError: as in `prune`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -64,53 +63,51 @@ def prune_params(
       ([[3.0, 0.0], [0.0, -2.0]], [True, True])
     """
     if accumulates(score):
-        raise ValueError(f"prune_params: {score} adds up over training steps; use prune.")
+        raise ValueError(
+            f"prune_params: score {score} adds up over training steps, but there are none here. "
+            "Use jaxprune.prune, or another score."
+        )
     targets = (as_sparsity(sparsity, "sparsity"),)
     recipe = Recipe.of(targets, include, exclude, overrides, distribution, structure, score)
+    rules = Rules(score, check_ties(ties), distribution.normalized)
+    key = jax.random.key(0 if seed is None else as_int("seed", seed))
     paths, leaves, treedef = leaves_with_paths(params)
     budget = recipe.budget(paths, leaves)
     warn_unused("prune_params", budget.unused, paths)
     masks = [full_mask(leaf, bool) for leaf in leaves]
     if not budget.chosen:
         return params, treedef.unflatten(masks)
-    n_keep = as_counts(budget.n_keep()[-1])
-    arrays = [jnp.asarray(leaves[i]) for i in budget.chosen]
     by_leaf = [None] * len(leaves) if grads is None else _grads_of(grads, paths)
-    key = jax.random.key(0 if seed is None else as_int("seed", seed))
     operands = [
-        Operand(p, by_leaf[i] if reads_grads(score) else None, jax.random.fold_in(key, i))
-        for i, p in zip(budget.chosen, arrays, strict=True)
+        Operand(
+            jnp.asarray(leaves[i]),
+            by_leaf[i] if reads_grads(score) else None,
+            jax.random.fold_in(key, i),
+        )
+        for i in budget.chosen
     ]
-    kept, _ = tighten(
-        operands,
-        None,
-        n_keep,
-        budget.leaves,
-        score=score,
-        ties=check_ties(ties),
-        normalized=distribution.normalized,
-    )
-    for i, p, m in zip(budget.chosen, arrays, kept, strict=True):
-        leaves[i], masks[i] = keep(p, m), m
+    kept, _ = tighten(operands, None, as_counts(budget.n_keep()[-1]), budget.leaves, rules)
+    for i, operand, mask in zip(budget.chosen, operands, kept, strict=True):
+        leaves[i], masks[i] = keep(operand.param, mask), mask
     return treedef.unflatten(leaves), treedef.unflatten(masks)
 
 
 def masks_from_params(
     params: chex.ArrayTree, *, include: Any = None, exclude: Any = ()
 ) -> chex.ArrayTree:
-    """Masks that drop what is zero already: the way back from sparse params without a prune state.
+    """Masks that drop the weights which are zero: to go on from sparse params without their state.
 
     Args:
       params: any tree.
-      include: leaves to look at; by default those that `prune` takes.
-      exclude: leaves to leave out. A leaf that is not chosen is kept whole, zeros and all.
+      include: which leaves to look at; by default those that `prune` would prune.
+      exclude: which leaves to leave out. A leaf that is not chosen is kept whole, zeros included.
 
     Returns:
       Bool masks, False where a chosen leaf is exactly zero. Put them into an optimizer state with
       `jaxprune.set_masks(opt_state, masks)`.
 
     Raises:
-      TypeError, ValueError: as `prune`.
+      TypeError, ValueError: as in `prune`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -129,10 +126,10 @@ def masks_from_params(
 
 
 def _grads_of(grads: Any, paths: list[str]) -> list[Any]:
-    theirs, leaves, _ = leaves_with_paths(grads)
-    if theirs != paths:
+    grad_paths, leaves, _ = leaves_with_paths(grads)
+    if grad_paths != paths:
         raise ValueError(
             f"prune_params: grads must have the leaves of the params, {listed(paths)}, got "
-            f"{listed(theirs)}."
+            f"{listed(grad_paths)}. Pass gradients with respect to these params."
         )
     return leaves

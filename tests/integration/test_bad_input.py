@@ -1153,7 +1153,7 @@ SNAPSHOTS = {
     "check_moved": "w: 2 of 4 dropped weights are not zero. Something changes the updates after "
     "prune: make jaxprune.prune the last link of the chain, or wrap the optimizer with "
     "prune(schedule, inner=optimizer). If the params were restored without their optimizer state, "
-    "or are an average, take jaxprune.apply_masks(params, opt_state).",
+    "or are an average, use jaxprune.apply_masks(params, opt_state).",
 }
 
 

@@ -35,7 +35,9 @@ MAY_IMPORT = {
     "__main__": ("__init__", "_cli", "demo"),
 }
 PROGRAMS = ("__main__", "demo", "_cli")  # may import extras at the top
-KNOW_OPTAX = ("_transform.prune", "_transform.update", "_state.splice")
+KNOW_OPTAX = ("_report.plan", "_state.splice") + tuple(
+    f"_transform.{name}" for name in ("inner", "prune", "rigl", "update")
+)
 # Only `__init__` imports modules of jaxprune so; the others import extras.
 IMPORT_BY_STRING = ("__init__", "_calibration.inputs", "_files.extras")
 RUN_TIME = {"jax", "numpy", "chex", "optax"}

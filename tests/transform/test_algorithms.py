@@ -449,6 +449,28 @@ def test_a_score_without_the_gradients_it_needs_says_how_to_pass_them():
         jaxprune.prune_params(params, 0.5, score=jaxprune.movement)
 
 
+def own_magnitude(params, grads, key):
+    return jnp.abs(params)
+
+
+def over_the_largest(params, grads, key):
+    return jnp.abs(params) / jnp.max(jnp.abs(params))
+
+
+@pytest.mark.skip_in("disable_jit", reason="nothing is compiled")
+def test_an_own_elementwise_score_is_not_stored():
+    params = {"w": jax.random.normal(jax.random.key(3), (512, 256))}
+    n_bytes, masks = {}, {}
+    for score in (jaxprune.magnitude, own_magnitude, over_the_largest):
+        tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), score=score)
+        update = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
+        n_bytes[score] = update.memory_analysis().temp_size_in_bytes
+        masks[score] = update(params, tx.init(params), params)[1].masks["w"]
+        np.testing.assert_array_equal(masks[score], masks[jaxprune.magnitude])
+    assert n_bytes[own_magnitude] < 2 * n_bytes[jaxprune.magnitude]
+    assert n_bytes[own_magnitude] < n_bytes[over_the_largest] / 2  # which stores its scores
+
+
 def test_movement_sums_minus_weight_times_gradient():
     params = {"w": make_params()["fc"], "bias": jnp.ones(2)}
     tx = jaxprune.prune(
@@ -728,7 +750,7 @@ def test_a_lottery_ticket_is_rewound():
     np.testing.assert_array_equal(ticket["w"], np.where(masks["w"], first["w"], 0))
 
 
-def test_plan_shows_structures_pools_and_rules_that_decide_nothing():
+def test_plan_shows_structures_pools_and_rules_that_match_nothing():
     params = make_params()
     structure = {"fc": NM(2, 4), "nothing": Channel()}
     plan = jaxprune.plan(params, 0.5, structure=structure, exclude="odd")

@@ -1,0 +1,167 @@
+"""`plan`: what a transformation will do to a tree of params, from their shapes alone."""
+
+import inspect
+import numbers
+from typing import Any
+
+import chex
+import optax
+
+from jaxprune._base.arguments import as_sparsity, shown
+from jaxprune._base.paths import leaves_with_paths, rule_name
+from jaxprune._recipe.budget import Budget, Leaf, Recipe
+from jaxprune._recipe.distributions import Distribution, uniform
+from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
+from jaxprune._recipe.scores import magnitude
+from jaxprune._recipe.structures import Unstructured
+from jaxprune._report.table import Report, leaf_report
+from jaxprune._transform.fire import swap_counts
+from jaxprune._transform.prune import prune
+from jaxprune._transform.settings import Settings
+from jaxprune._transform.update import checked_budget, settings_of
+
+
+def plan(
+    params: chex.ArrayTree,
+    schedule: SparsitySchedule | float | optax.GradientTransformation,
+    *,
+    inner: optax.GradientTransformation | None = None,
+    include: Any = None,
+    exclude: Any = (),
+    overrides: Any = None,
+    distribution: Distribution = uniform,
+    structure: Any = Unstructured(),
+    score: Any = magnitude,
+    packed: bool = False,
+    regrow: bool | str = False,
+    ties: str = "index",
+    seed: int | None = None,
+    axis_name: Any = None,
+) -> Report:
+    """Shows what a transformation will prune, before training: exact counts for every leaf.
+
+    It accepts the arguments of `prune`, or a transformation that is already built, by `prune`,
+    `rigl`, `set_` or `static_sparse`.
+
+    Args:
+      params: a tree of arrays or of `jax.ShapeDtypeStruct`. Nothing is computed.
+      schedule: as in `prune`, or a final sparsity, or the transformation itself. With a
+        transformation there are no other arguments.
+      inner: as in `prune`, and so are all arguments after it. This one changes no count.
+      include: which leaves to prune.
+      exclude: which leaves to leave out.
+      overrides: maps regexes to final sparsities.
+      distribution: how sparsity is spread over leaves.
+      structure: what is kept or dropped together.
+      score: checked, but changes no count.
+      packed: checked, but changes no count.
+      regrow: checked, but changes no count.
+      ties: checked, but changes no count.
+      seed: checked, but changes no count.
+      axis_name: checked, but changes no count: the counts are those of the leaves in `params`.
+
+    Returns:
+      A `Report` of the zeros after the last fire; of those from the start on where weights are
+      swapped. It prints as a table. Its notes name the rules that have no effect.
+
+    Raises:
+      TypeError, ValueError: whatever `prune`, and `init` of what it returns, would raise; keyword
+        arguments beside a transformation; an optimizer that is not itself a transformation of
+        jaxprune, such as a chain.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune, optax
+      >>> ones = lambda *shape: jnp.ones(shape, jnp.float32)
+      >>> params = {"fc": {"kernel": ones(80, 40), "bias": ones(40)}}
+      >>> print(plan(params, 0.9))
+      plan: 0.9 at step 0, 1 fire
+      leaf       shape  dtype    weights  nonzero  sparsity  note
+      fc/bias    40     float32       40       40     0.00%  1-D
+      fc/kernel  80x40  float32    3,200      320    90.00%
+      total                        3,240      360    88.89%
+      >>> tx = jaxprune.rigl(0.75, end_step=1_000, inner=optax.adam(1e-3))
+      >>> print(plan(params, tx).title)
+      plan: 0.75 from the start, swaps at steps 100 to 900
+    """
+    arguments: dict[str, Any] = dict(inner=inner, include=include, exclude=exclude)
+    arguments |= dict(overrides=overrides, distribution=distribution, structure=structure)
+    arguments |= dict(score=score, packed=packed, regrow=regrow, ties=ties, seed=seed)
+    arguments |= dict(axis_name=axis_name)
+    if settings_of(schedule) is None:
+        return _planned(params, prune(_as_schedule(schedule), **arguments))
+    _check_alone(arguments)
+    return _planned(params, schedule)
+
+
+def _as_schedule(schedule: Any) -> SparsitySchedule:
+    """A schedule, or one that prunes once to a given sparsity."""
+    if isinstance(schedule, SparsitySchedule):
+        return schedule
+    if callable(getattr(schedule, "init", None)) and callable(getattr(schedule, "update", None)):
+        raise TypeError(
+            "schedule must be a jaxprune.SparsitySchedule, a final sparsity, or what "
+            f"jaxprune.prune, rigl, set_ or static_sparse returned, got {shown(schedule)}. Of a "
+            "chain or another optimizer, pass the transformation of jaxprune in it, "
+            "plan(params, tx), or the schedule and the arguments of prune."
+        )
+    if not isinstance(schedule, numbers.Real) or isinstance(schedule, bool):
+        check_schedule(schedule, " or a final sparsity")
+    return SparsitySchedule(0, 0, 1, (as_sparsity(schedule, "schedule"),))
+
+
+def _check_alone(arguments: dict[str, Any]) -> None:
+    """Raises where other arguments are given beside a transformation, which has its own."""
+    parameters = inspect.signature(plan).parameters
+    given = [name for name, x in arguments.items() if x is not parameters[name].default]
+    if given:
+        raise TypeError(
+            f"plan: {', '.join(given)} given beside a transformation, which has arguments of its "
+            "own. Pass plan(params, tx) alone, or plan(params, schedule, ...) with the arguments "
+            "of prune."
+        )
+
+
+def _planned(params: chex.ArrayTree, tx: Any) -> Report:
+    settings: Any = settings_of(tx)
+    paths, leaves, _ = leaves_with_paths(params)
+    budget = checked_budget(settings, paths, leaves)
+    n_zero = [0] * len(paths)
+    notes = [choice.reason for choice in budget.choices]
+    sizes = [leaves[i].size for i in budget.chosen]
+    for i, leaf, n in zip(budget.chosen, budget.leaves, budget.n_zero(sizes), strict=True):
+        n_zero[i] = n
+        notes[i] = _note(settings.recipe, budget, i, leaf)
+    return Report(
+        f"plan: {_when(settings, budget)}",
+        tuple(map(leaf_report, paths, leaves, n_zero, notes)),
+        tuple(f"unused: {line}" for line in budget.unused),
+    )
+
+
+def _note(recipe: Recipe, budget: Budget, i: int, leaf: Leaf) -> str:
+    """What decides the count of a pruned leaf, apart from the target of the schedule."""
+    override = budget.choices[i].override
+    if override is not None:
+        return f"override {rule_name(recipe.overrides[override][0])}"
+    if leaf.axis is None and budget.pools.pool_of.count(leaf.pools[0]) > 1:
+        return f"in one pool ({recipe.distribution}): its share"
+    return "" if leaf.traits.is_elementwise else repr(leaf.structure)
+
+
+def _when(settings: Settings, budget: Budget) -> str:
+    """The sparsity to reach, and the steps at which masks change."""
+    schedule = settings.schedule
+    final = f"{float(schedule.final_sparsity):.4g}"
+    if not settings.swap_fractions:
+        n_fires, steps = len(schedule.targets), _steps(schedule.begin_step, schedule.end_step)
+        return f"{final} at {steps}, {n_fires} fire{'s' * (n_fires > 1)}"
+    n_swaps = swap_counts(settings, budget).sum(1)
+    steps = [step for step, n in zip(schedule.fire_steps, n_swaps, strict=True) if n]
+    if not steps:
+        return f"{final} from the start, the masks never change"
+    swaps = "swap" if len(steps) == 1 else "swaps"
+    return f"{final} from the start, {swaps} at {_steps(steps[0], steps[-1])}"
+
+
+def _steps(first: int, last: int) -> str:
+    return f"step {last}" if first == last else f"steps {first} to {last}"

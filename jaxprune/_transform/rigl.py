@@ -1,0 +1,210 @@
+"""Sparse training: `rigl` and its variants `set_` and `static_sparse`, which wrap an optimizer."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from jaxprune._base.arguments import as_int, as_part, check_step
+from jaxprune._recipe.budget import Recipe
+from jaxprune._recipe.distributions import Distribution, erk
+from jaxprune._recipe.schedules import SparsitySchedule, cubic_schedule, one_shot_schedule
+from jaxprune._recipe.scores import accumulates, gradient_magnitude, random_score
+from jaxprune._recipe.structures import Unstructured
+from jaxprune._recipe.traits import traits_of
+from jaxprune._transform.fire import SWAP
+from jaxprune._transform.settings import Settings
+from jaxprune._transform.update import transformation
+
+
+def rigl(
+    final_sparsity: float,
+    end_step: int,
+    *,
+    inner: optax.GradientTransformation,
+    every: int = 100,
+    drop_fraction: float = 0.3,
+    key: Any = None,
+    include: Any = None,
+    exclude: Any = (),
+    overrides: Any = None,
+    distribution: Distribution = erk,
+    structure: Any = Unstructured(),
+    grow: Any = gradient_magnitude,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains sparse from the start, and regularly swaps the smallest weights for others.
+
+    The first masks are random. At steps `every, 2 * every, ...` the smallest kept weights of each
+    leaf are dropped, and as many others grow where the gradient is largest. The fraction of kept
+    weights that is swapped decreases to zero at `end_step`:
+
+    .. math::
+      f_t = \frac{\alpha}{2} \left(1 + \cos \frac{\pi t}{t_{end}}\right)
+
+    The number of kept weights never changes. A weight that grows starts at zero, with zero moments
+    in the optimizer, and is trained from the next step on.
+
+    Mask the params once before training, so that the first gradient is that of the sparse network:
+    `params = jaxprune.apply_masks(params, opt_state)`. Without this, the first update sets dropped
+    weights to zero.
+
+    Args:
+      final_sparsity: fraction of zeros, from the first step on, in [0, 1).
+      end_step: the step from which masks no longer change.
+      inner: the optimizer. The incoming updates must be gradients, of dropped weights too.
+      every: steps between swaps; the paper used 100.
+      drop_fraction: :math:`\alpha`, in [0, 1]; the schedule of swaps starts at this fraction of the
+        kept weights.
+      key: PRNG key of the first masks and of random growth; `jax.random.key(0)` by default.
+      include: which leaves to prune, as in `prune`; so are the next four arguments.
+      exclude: which leaves to leave out.
+      overrides: maps regexes to sparsities.
+      distribution: how sparsity is spread over leaves, such as `erk` or `uniform`. Leaves do not
+        exchange weights, so `global_pool` is an error.
+      structure: what is dropped and grown together.
+      grow: score function of the weights to grow.
+
+    Returns:
+      A transformation whose state is a `PruneState`. In its masks, 2 marks the weights that grew at
+      the last swap.
+
+    Raises:
+      TypeError, ValueError: as in `prune`.
+
+    References:
+      Evci et al., `Rigging the Lottery <https://arxiv.org/abs/1911.11134>`_, 2020.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune, optax
+      >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
+      >>> tx = rigl(0.75, end_step=1_000, inner=optax.adam(1e-3))
+      >>> state = tx.init(params)
+      >>> params = jaxprune.apply_masks(params, state)
+      >>> int(params["kernel"].sum())
+      8
+    """
+    schedule = _swap_schedule(final_sparsity, check_step("end_step", end_step), every)
+    fractions = _swap_fractions(schedule, end_step, as_part("drop_fraction", drop_fraction))
+    recipe = Recipe.of(schedule.targets, include, exclude, overrides, distribution, structure, grow)
+    _check_leafwise("rigl", distribution, structure)
+    if accumulates(grow):
+        raise ValueError(
+            f"rigl: grow={grow} adds up over steps, but swaps need the scores of one step. Use "
+            "jaxprune.gradient_magnitude, or another score function."
+        )
+    if inner is None:
+        raise TypeError("rigl: inner must be the optimizer, whose moments are reset at swaps.")
+    return transformation(Settings(schedule, recipe, SWAP, swap_fractions=fractions), inner, key)
+
+
+def set_(
+    final_sparsity: float,
+    end_step: int,
+    *,
+    inner: optax.GradientTransformation,
+    every: int = 100,
+    drop_fraction: float = 0.3,
+    key: Any = None,
+    include: Any = None,
+    exclude: Any = (),
+    overrides: Any = None,
+    distribution: Distribution = erk,
+    structure: Any = Unstructured(),
+) -> optax.GradientTransformationExtraArgs:
+    """Sparse evolutionary training: `rigl` with random growth.
+
+    Mocanu et al. 2018 (arXiv:1707.04780) swap a constant fraction after every epoch; here the
+    fraction decreases, as in the comparison of Evci et al. 2020. Arguments are those of `rigl`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> tx = set_(0.5, end_step=1_000, inner=optax.adam(1e-3))
+      >>> state = tx.init({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)})
+      >>> int(state.masks["kernel"].sum())
+      8
+    """
+    return rigl(
+        final_sparsity,
+        end_step,
+        inner=inner,
+        every=every,
+        drop_fraction=drop_fraction,
+        key=key,
+        include=include,
+        exclude=exclude,
+        overrides=overrides,
+        distribution=distribution,
+        structure=structure,
+        grow=random_score,
+    )
+
+
+def static_sparse(
+    sparsity: float,
+    *,
+    inner: optax.GradientTransformation,
+    key: Any = None,
+    include: Any = None,
+    exclude: Any = (),
+    overrides: Any = None,
+    distribution: Distribution = erk,
+    structure: Any = Unstructured(),
+) -> optax.GradientTransformationExtraArgs:
+    """Random masks that never change: the baseline of sparse training.
+
+    Arguments are those of `rigl`. To train with masks of your own, see `set_masks`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> tx = static_sparse(0.5, inner=optax.adam(1e-3))
+      >>> state = tx.init({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)})
+      >>> int(state.masks["kernel"].sum())
+      8
+    """
+    return rigl(
+        sparsity,
+        end_step=0,
+        inner=inner,
+        every=1,
+        drop_fraction=0.0,
+        key=key,
+        include=include,
+        exclude=exclude,
+        overrides=overrides,
+        distribution=distribution,
+        structure=structure,
+    )
+
+
+def _swap_schedule(final_sparsity: float, end_step: int, every: Any) -> SparsitySchedule:
+    """Constant sparsity; fires at the multiples of `every` up to `end_step`, and there."""
+    every = as_int("every", every)
+    schedule = one_shot_schedule(final_sparsity, min(every, end_step))
+    if every >= end_step:
+        return schedule
+    n_fires = len(cubic_schedule(0.0, every, end_step, every).targets)
+    return SparsitySchedule(every, end_step, every, (schedule.final_sparsity,) * n_fires)
+
+
+def _swap_fractions(schedule: SparsitySchedule, end_step: int, first: float) -> tuple[float, ...]:
+    """The fraction of kept units that each fire swaps: half a cosine from `first` to zero."""
+    return tuple(
+        first / 2 * (1 + math.cos(math.pi * step / end_step)) if step < end_step else 0.0
+        for step in schedule.fire_steps
+    )
+
+
+def _check_leafwise(name: str, distribution: Any, structure: Any) -> None:
+    """Raises where leaves would exchange weights, or groups of m would have to be swapped."""
+    if distribution.pooled:
+        raise ValueError(
+            f"{name}: leaves do not exchange weights, so {distribution} is not possible. Use "
+            "distribution=jaxprune.erk or jaxprune.uniform."
+        )
+    structures = structure.values() if isinstance(structure, Mapping) else (structure,)
+    if any(traits_of(s).decides_in_groups for s in structures):
+        raise ValueError(
+            f"{name}: NM groups are not swapped. Use prune(..., structure=NM(n, m)), or another "
+            "structure."
+        )

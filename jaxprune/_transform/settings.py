@@ -1,0 +1,66 @@
+"""What a transformation does, as one hashable value: `Settings`.
+
+`prune`, `rigl` and the other functions in `prune.py` check a user's arguments and store them here;
+`update.py` acts on them, and `plan` reads them to foretell what a run will do.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxprune._recipe.budget import Recipe
+from jaxprune._recipe.schedules import SparsitySchedule
+
+# What a fire may do with dropped weights, and what they do until then.
+NEVER = "never"  # they stay dropped, and zero
+ZERO = "zero"  # they are zero, but a fire may keep them again
+HOLD = "hold"  # they keep the value that they had when they were dropped
+TRAIN = "train"  # they are trained like the others
+
+
+class Algorithm(NamedTuple):
+    """How masks begin and change: the functions in which gradual pruning and RigL differ.
+
+    Attributes:
+      first_masks: `(settings, budget, leaves, key) -> uint8 masks`, one for each leaf of the tree.
+      decide: `(settings, budget, inputs, masks, thresholds) -> (masks, thresholds)` of the pruned
+        leaves, at a fire.
+      trained: `(masks, schedule, step) -> flags`, the weights that get an update in this step.
+      resets: whether a fire sets the optimizer's moments of some weights to zero.
+    """
+
+    first_masks: Callable[..., list[Any]]
+    decide: Callable[..., tuple[list[Any], Any]]
+    trained: Callable[..., list[Any]]
+    resets: bool
+
+
+class Settings(NamedTuple):
+    """What a transformation does; host values, hashable.
+
+    Attributes:
+      schedule: when it fires, and which fraction is zero then.
+      recipe: what is pruned and how.
+      algorithm: how masks begin and change.
+      bit_masks: masks are stored at one bit per weight.
+      regrow: what happens to dropped weights: `NEVER`, `ZERO`, `HOLD` or `TRAIN`.
+      ties: which of equal scores are kept.
+      seed: seed of the PRNG keys that score functions get.
+      swap_fractions: for each fire, the fraction of the kept units that it swaps; empty where fires
+        do not swap.
+      axis_name: a mapped axis over which every leaf is split, or None.
+    """
+
+    schedule: SparsitySchedule
+    recipe: Recipe
+    algorithm: Algorithm
+    bit_masks: bool = False
+    regrow: str = NEVER
+    ties: str = "index"
+    seed: int = 0
+    swap_fractions: tuple[float, ...] = ()
+    axis_name: Any = None
+
+    @property
+    def lands(self) -> bool:
+        """Whether updates set dropped weights to zero."""
+        return self.regrow in (NEVER, ZERO)
