@@ -1,8 +1,10 @@
 """The law table: the structures, distributions, scores and shapes that the tests combine."""
 
 import jax.numpy as jnp
+import numpy as np
 
 import jaxprune
+from helpers import random_params
 from jaxprune import NM, Block, Channel, Unstructured
 
 SHAPES = {"conv": (3, 3, 4, 8), "fc": (16, 12), "odd": (8, 7), "stack": (3, 8, 6)}
@@ -36,3 +38,19 @@ SCORES = {
     "random": jaxprune.random_score,
     "user": lambda params, grads, key: jnp.abs(params) ** 3,
 }
+
+
+def make_params(seed=0, dtype=jnp.float32):
+    """Leaves of all `SHAPES`, and two that are not pruned."""
+    return random_params(SHAPES, dtype, seed) | {
+        "bias": jnp.ones(8, dtype),
+        "table": jnp.arange(6).reshape(2, 3),
+    }
+
+
+def unit_flags(structure, mask):
+    """The mask of units as NumPy, after a look that units are whole."""
+    mask = np.asarray(mask)
+    units = np.asarray(structure.unit_mask(jnp.asarray(mask)))
+    np.testing.assert_array_equal(structure.expand(jnp.asarray(units), mask.shape), mask)
+    return units

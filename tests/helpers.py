@@ -37,6 +37,17 @@ def random_params(shapes, dtype=jnp.float32, seed=0, *, values=lambda normal: no
     return draw(shapes)
 
 
+def grads_at(params, t):
+    """Normal gradients of a step; those of integers are 0."""
+    rng = np.random.default_rng(1000 + t)
+
+    def grad(p):
+        is_float = jnp.issubdtype(p.dtype, jnp.inexact)
+        return jnp.asarray(rng.normal(size=p.shape) * is_float, p.dtype)
+
+    return jax.tree.map(grad, params)
+
+
 def by_path(tree):
     """Leaves as NumPy arrays by path, without the `value` at which Flax boxes hold theirs."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)

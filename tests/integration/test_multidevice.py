@@ -12,16 +12,16 @@ import itertools
 import math
 import re
 
-import combinations
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from combinations import DISTRIBUTIONS, GROUPED, SHAPES
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
+import combinations
 import jaxprune
+from combinations import DISTRIBUTIONS, GROUPED, SHAPES
 from helpers import assert_placed_like, make_mesh, place
 from jaxprune import NM, Block, Channel, Unstructured
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from helpers import random_params, says
+from helpers import grads_at, random_params, says
 from jaxprune._state.bit_masks import bit_mask_shape, from_bits, full_bits, to_bits
 
 SCHEDULE = jaxprune.cubic_schedule(0.8, 1, 5, 2)
@@ -26,11 +26,6 @@ def make_params(dtype=jnp.float32, seed=0):
         "scale": jnp.ones((), dtype),
         "empty": jnp.zeros((4, 0), dtype),
     }
-
-
-def grads_at(params, t):
-    rng = np.random.default_rng(100 + t)
-    return jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
 
 
 def transform(form, packed, **options):

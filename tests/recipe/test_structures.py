@@ -1,0 +1,128 @@
+"""Structures drop whole units; slow oracles find the same ones."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import jaxprune
+from combinations import STRUCTURES, make_params, unit_flags
+from helpers import grads_at
+from jaxprune import NM, Block, Channel
+from jaxprune._recipe.distributions import round_half_up
+
+
+def nm_oracle(scores, n, m, axis):
+    moved = np.moveaxis(np.asarray(scores, np.float64), axis, -1)
+    mask = np.zeros(moved.shape, bool)
+    for row, out in zip(moved.reshape(-1, m), mask.reshape(-1, m), strict=True):
+        out[np.argsort(-row, kind="stable")[:n]] = True
+    return np.moveaxis(mask, -1, axis)
+
+
+@given(
+    n=st.integers(1, 7),
+    m=st.integers(2, 8),
+    axis=st.integers(-3, 2),
+    seed=st.integers(0, 99),
+    ties=st.booleans(),
+)
+@settings(max_examples=6)  # each compiles anew
+def test_nm_keeps_the_best_n_of_every_m(n, m, axis, seed, ties):
+    n = min(n, m - 1)
+    shape = [2, 3, 2]
+    shape[axis] = 2 * m
+    w = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    w = np.round(w) if ties else w
+    params, masks = jaxprune.prune_params(
+        {"w": jnp.asarray(w)}, Fraction(m - n, m), structure=NM(n, m, axis)
+    )
+    np.testing.assert_array_equal(masks["w"], nm_oracle(np.abs(w), n, m, axis))
+    np.testing.assert_array_equal(params["w"], np.where(masks["w"], w, 0))
+
+
+def test_nm_goes_from_m_of_m_to_n_of_m_with_the_schedule():
+    params = {"w": make_params()["fc"], "bias": jnp.ones(3)}
+    tx = jaxprune.prune(jaxprune.linear_schedule(0.5, 0, 4, 1), structure=NM(2, 4))
+    state = tx.init(params)
+    kept = []
+    for t in range(5):
+        updates, state = jax.jit(tx.update)(grads_at(params, t), state, params)
+        params = optax.apply_updates(params, updates)
+        groups = np.asarray(state.masks["w"]).reshape(4, 4, 12).sum(1)
+        assert len(set(groups.ravel().tolist())) == 1
+        kept.append(int(groups[0, 0]))
+    assert kept == [4, 3, 3, 2, 2]  # half a weight is rounded up to one dropped
+
+
+def block_oracle(scores, shape, pooling):
+    scores = np.asarray(scores, np.float64)
+    n_rows, n_cols = (-(-a // b) for a, b in zip(scores.shape, shape, strict=True))
+    pool = {"mean": np.mean, "max": np.max}[pooling]
+    return np.array(
+        [
+            [
+                pool(
+                    scores[
+                        i * shape[0] : (i + 1) * shape[0],
+                        j * shape[1] : (j + 1) * shape[1],
+                    ]
+                )
+                for j in range(n_cols)
+            ]
+            for i in range(n_rows)
+        ]
+    )
+
+
+@pytest.mark.parametrize("pooling", ("mean", "max"))
+@pytest.mark.parametrize("block", ((1, 4), (3, 2), (5, 5), (16, 16)), ids=str)
+@pytest.mark.parametrize("size", ((12, 8), (7, 13)), ids=str)
+def test_blocks_are_scored_by_the_weights_they_have(size, block, pooling):
+    w = np.random.default_rng(0).integers(-8, 9, size=size).astype(np.float32)
+    units = Block(block, pooling).unit_scores(jnp.abs(jnp.asarray(w)))
+    np.testing.assert_allclose(units, block_oracle(np.abs(w), block, pooling), rtol=1e-6)
+    assert Block(block).n_units(size) == units.size
+
+
+@pytest.mark.parametrize("sparsity", (0.25, 0.5, 0.9))
+@pytest.mark.parametrize("size", ((20, 48), (16, 40)), ids=str)
+def test_balanced_blocks_keep_as_many_in_every_column(size, sparsity):
+    w = np.random.default_rng(1).normal(size=size).astype(np.float32)
+    structure = Block((1, 16), balanced=True)
+    _, masks = jaxprune.prune_params({"w": jnp.asarray(w)}, sparsity, structure=structure)
+    units = unit_flags(structure, masks["w"])
+    scores = block_oracle(np.abs(w), (1, 16), "mean")
+    n_drop = round_half_up(Fraction(str(sparsity)) * size[0])
+    for j in range(units.shape[1]):
+        assert np.sum(~units[:, j]) == n_drop
+        assert set(np.argsort(scores[:, j])[:n_drop]) == set(np.flatnonzero(~units[:, j]))
+
+
+@pytest.mark.parametrize("norm", (1, 2))
+@pytest.mark.parametrize("axis", (-1, 0, 1))
+def test_channels_go_by_their_norm(axis, norm):
+    w = np.random.default_rng(2).normal(size=(6, 5, 8)).astype(np.float32)
+    _, masks = jaxprune.prune_params({"w": jnp.asarray(w)}, 0.4, structure=Channel(axis, norm))
+    others = tuple(i for i in range(3) if i != axis % 3)
+    norms = (np.abs(w.astype(np.float64)) ** norm).sum(others)
+    n_drop = round_half_up(Fraction(2, 5) * w.shape[axis])
+    dropped = set(np.argsort(norms)[:n_drop].tolist())
+    for i in range(w.shape[axis]):
+        assert np.all(np.take(np.asarray(masks["w"]), i, axis) == (i not in dropped))
+
+
+@pytest.mark.parametrize(
+    "dtype", (jnp.bfloat16, jnp.float16, jnp.float32), ids=lambda d: d.__name__
+)
+@pytest.mark.parametrize("structure", ("block", "channel", "2:4", "balanced"))
+def test_structures_take_every_float(structure, dtype):
+    params = {"w": make_params(dtype=dtype)["fc"], "bias": jnp.ones(3, dtype)}
+    params, masks = jaxprune.prune_params(params, 0.5, structure=STRUCTURES[structure])
+    assert params["w"].dtype == dtype
+    assert np.sum(~np.asarray(masks["w"])) == 96
+    np.testing.assert_array_equal(np.asarray(params["w"]) != 0, masks["w"])
