@@ -1,11 +1,12 @@
-"""Whether all processes of a `jax.distributed` run prune alike.
+"""Checks that all processes of a `jax.distributed` run, and all devices, prune in the same way.
 
-Each process builds its transformation from its own arguments, and a rank with another sparsity
-would compile another program: a hang, or a silent mixture. A digest of what was configured tells.
-It is compared on the host, so every process must call this at the same place.
+Each process builds its transformation from its own arguments. A process with another sparsity would
+compile another program, and the run would hang or mix results without a warning. Processes compare
+digests of their configurations, on the host: every process must call these checks at the same
+place.
 
-Every transformation also leaves its digest here when it is traced, for `check` to compare: the
-program is the same for all processes then, where the transformation itself must not wait for them.
+A transformation cannot wait for other processes while it is traced. It records its digest, and
+`jaxprune.check` compares the digests later.
 """
 
 import dataclasses
@@ -21,23 +22,23 @@ import numpy as np
 
 from jaxprune._base.paths import shown_path
 
-# What this process prunes trees with: digests, by the paths of the tree. Empty with one process.
-_used: dict[tuple[str, ...], set[bytes]] = {}
+# The digests of what this process prunes each tree with, by the paths of the tree. With one process
+# it stays empty.
+_recorded: dict[tuple[str, ...], set[bytes]] = {}
 
 
 def check_agreement(*configured: Any, what: str = "the pruning configuration") -> None:
-    """Raises, on every process alike, unless all processes were given the same.
+    """Raises an error in every process unless all processes pass equal values.
 
-    A function among the arguments counts by its module and name. With one process it returns at
-    once.
+    Functions are compared by their modules and names. With one process it returns immediately.
 
     Args:
-      configured: host values with a `repr` that tells them apart: the keyword arguments of
+      configured: host values that differ in their `repr` if they differ: the keyword arguments of
         `prune`, a schedule, the paths and shapes of the params.
-      what: what differs, for the error.
+      what: the name of these values in the error.
 
     Raises:
-      ValueError: naming the processes that differ from the first.
+      ValueError: naming the processes whose values differ from those of process 0.
 
     Example:
       >>> import jaxprune
@@ -46,25 +47,25 @@ def check_agreement(*configured: Any, what: str = "the pruning configuration") -
     """
     if jax.process_count() == 1:
         return
-    if others := _others(digest(*configured)):
+    if different := _processes_that_differ(digest(*configured)):
         raise ValueError(
-            f"{what} differs between processes: {_listed(others)} than process 0. "
-            f"Here, in process {jax.process_index()}, it is "
-            f"{_text(configured)}. Give all processes the same arguments."
+            f"{what} differs between processes: {_listed(different)} from process 0; in process "
+            f"{jax.process_index()} it is {_text(configured)}. Pass the same arguments in all "
+            "processes."
         )
 
 
 def remember(paths: Sequence[str], *configured: Any) -> None:
-    """Leaves a note of what the tree of these paths is pruned with; with one process, none."""
+    """Records what the tree of these paths is pruned with; with one process, nothing."""
     if jax.process_count() > 1:
-        _used.setdefault(tuple(paths), set()).add(digest(*configured))
+        _recorded.setdefault(tuple(paths), set()).add(digest(*configured))
 
 
 def check_remembered(trees: Iterable[Sequence[str]]) -> None:
-    """Raises, on every process alike, where they have pruned one of these trees in other ways.
+    """Raises an error in every process if they have pruned one of these trees in different ways.
 
-    All processes must call this at the same place. One that has not pruned a tree yet, but for
-    instance restored it, agrees with the others.
+    All processes must call this at the same place. A process that has not pruned a tree yet, for
+    instance because it has restored it, agrees with all others.
 
     Args:
       trees: the paths of each tree.
@@ -75,27 +76,28 @@ def check_remembered(trees: Iterable[Sequence[str]]) -> None:
     if jax.process_count() == 1:
         return
     for paths in trees:
-        used = sorted(_used.get(tuple(paths), ()))
-        if others := _others(digest(used) if used else None):
+        recorded = sorted(_recorded.get(tuple(paths), ()))
+        if different := _processes_that_differ(digest(recorded) if recorded else None):
             raise ValueError(
-                f"prune was given other arguments in other processes: {_listed(others)} than the "
-                "first. Build the same transformation in all of them, which "
-                "jaxprune.check_agreement(schedule, ...) compares and shows."
+                "prune was given different arguments in different processes: "
+                f"{_listed(different)} from the first. Build the same transformation in all of "
+                "them; jaxprune.check_agreement(schedule, ...) shows where they differ."
             )
 
 
-def _others(mine: bytes | None) -> list[int]:
-    """The processes whose digest is not that of the first that has one."""
+def _processes_that_differ(own_digest: bytes | None) -> list[int]:
+    """The processes whose digest is not equal to the first; a process may have none."""
     from jax.experimental import multihost_utils
 
-    row = np.frombuffer(mine or bytes(hashlib.sha256().digest_size), np.uint8)
-    digests = [one.tobytes() for one in np.asarray(multihost_utils.process_allgather(row))]
-    first = next((one for one in digests if any(one)), None)
-    return [i for i, one in enumerate(digests) if any(one) and one != first]
+    row = np.frombuffer(own_digest or bytes(hashlib.sha256().digest_size), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(row))
+    digests = {i: row.tobytes() for i, row in enumerate(rows) if row.any()}
+    first = next(iter(digests.values()), None)
+    return [i for i, its_digest in digests.items() if its_digest != first]
 
 
 def digest(*configured: Any) -> bytes:
-    """32 bytes that are equal for equal configurations, in any process.
+    """A hash of 32 bytes, equal in all processes for equal configurations.
 
     Example:
       >>> digest({"a": 1, "b": abs}) == digest({"b": abs, "a": 1}) != digest({"a": 2, "b": abs})
@@ -105,7 +107,7 @@ def digest(*configured: Any) -> bytes:
 
 
 def _text(value: Any) -> str:
-    """A `repr` without addresses, and with mappings in the order of their keys."""
+    """A `repr` that is equal in all processes: without addresses, and with sorted mappings."""
     if isinstance(value, dict):
         pairs = sorted((_text(key), _text(item)) for key, item in value.items())
         return "{" + ", ".join(f"{key}: {item}" for key, item in pairs) + "}"
@@ -122,22 +124,22 @@ def _text(value: Any) -> str:
 
 
 def _listed(processes: list[int]) -> str:
-    of = f"{', '.join(map(str, processes))} of {jax.process_count()}"
-    return f"process {of} has others" if len(processes) == 1 else f"processes {of} have others"
+    numbers = f"{', '.join(map(str, processes))} of {jax.process_count()}"
+    return f"process {numbers} differs" if len(processes) == 1 else f"processes {numbers} differ"
 
 
 # Devices
 
 
 def diverged(paths: Sequence[str], leaves: Sequence[Any]) -> list[str]:
-    """One line for each array of which some device has another copy than the first.
+    """One line for each array whose copies differ between devices.
 
-    Processes exchange digests, so that all of them return the same: where an array is spread over
-    several processes, all must call this.
+    Processes exchange digests, so that all of them return the same lines. If an array spans several
+    processes, all of them must call this.
 
     Args:
-      paths: what each leaf is called.
-      leaves: of any kind; what is no array on several devices, or has no copies, is passed over.
+      paths: the name of each leaf.
+      leaves: of any kind. Those that are not arrays, or that have no copies, are skipped.
 
     Example:
       >>> import jax.numpy as jnp
@@ -150,26 +152,37 @@ def diverged(paths: Sequence[str], leaves: Sequence[Any]) -> list[str]:
         if (copies := _copies_of(x))
     ]
     place = {device.id: i for i, device in enumerate(jax.devices())}
-    digests = np.zeros((len(copied), len(place), 8), np.uint8)
-    for row, (_, x, _) in zip(digests, copied, strict=True):
-        for shard in x.addressable_shards:
-            row[place[shard.device.id]] = np.frombuffer(_digest_of_part(shard.data), np.uint8)
-    if not all(x.is_fully_addressable for _, x, _ in copied):
-        from jax.experimental import multihost_utils
-
-        digests = np.asarray(multihost_utils.process_allgather(digests)).max(0)
     lines = []
-    for row, (path, _, copies) in zip(digests, copied, strict=True):
-        of = {device: row[i].tobytes() for device, i in place.items()}
-        odd = [device for first, *others in copies for device in others if of[device] != of[first]]
+    for (path, _, copies), row in zip(copied, _digests([x for _, x, _ in copied]), strict=True):
+        digest_of = {device: row[i].tobytes() for device, i in place.items()}
+        odd = [
+            device
+            for first, *rest in copies
+            for device in rest
+            if digest_of[device] != digest_of[first]
+        ]
         if odd:
-            shown = ", ".join(map(str, odd[:8])) + (", ..." if len(odd) > 8 else "")
-            lines.append(f"{shown_path(path)}: another copy on device {shown}")
+            devices = ", ".join(map(str, odd[:8])) + (", ..." if len(odd) > 8 else "")
+            lines.append(f"{shown_path(path)}: another copy on device {devices}")
     return lines
 
 
+def _digests(arrays: Sequence[jax.Array]) -> np.ndarray:
+    """The digest of the part of each array on each device: uint8[n_arrays, n_devices, 8]."""
+    place = {device.id: i for i, device in enumerate(jax.devices())}
+    digests = np.zeros((len(arrays), len(place), 8), np.uint8)
+    for row, x in zip(digests, arrays, strict=True):
+        for shard in x.addressable_shards:
+            row[place[shard.device.id]] = np.frombuffer(_digest_of_part(shard.data), np.uint8)
+    if not all(x.is_fully_addressable for x in arrays):
+        from jax.experimental import multihost_utils
+
+        digests = np.asarray(multihost_utils.process_allgather(digests)).max(0)
+    return digests
+
+
 def _copies_of(x: Any) -> list[list[int]]:
-    """The ids of the devices that hold each part of an array, of the parts that several hold."""
+    """The ids of the devices that hold each part of an array, for parts on several devices."""
     if not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1:
         return []
     if jnp.issubdtype(x.dtype, jax.dtypes.extended):  # PRNG keys

@@ -1,14 +1,12 @@
-"""When the masks are recomputed, and how much is zero from then on.
+"""Schedules: at which steps the masks are recomputed, and how sparse the leaves are afterwards.
 
-A `SparsitySchedule` is a short list of steps, on the host, with an exact rational target for each.
-That list is what makes budgets exact and lets the step test inside a compiled update cost a few
-scalar operations. Schedules know nothing of params, masks or optimizers.
+A `SparsitySchedule` is a short list of steps, each with an exact rational target, on the host. So
+budgets are exact, and a compiled update finds out by a few scalar operations whether it fires.
 """
 
 import dataclasses
 import itertools
 import numbers
-import operator
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -19,23 +17,24 @@ import numpy as np
 
 from jaxprune._base.arguments import as_sparsity, check_step, check_steps, shown
 
-_ROUNDING = Fraction(1, 10**6)  # a float32 schedule may dip by this much without meaning to
+_ROUNDING = Fraction(1, 10**6)  # a float32 schedule may fall by this much through rounding
 
 
 @dataclasses.dataclass(frozen=True)
 class SparsitySchedule:
     """Steps at which masks are recomputed, and the target sparsity of each.
 
-    Fires at `begin_step, begin_step + every, ...` and always at `end_step`, so that the last target
-    is reached for any grid. Steps count the updates applied so far: step 0 is the first update.
+    It fires at `begin_step, begin_step + every, ...` and always at `end_step`, so that the
+    last target is reached even if the grid of steps misses it. Steps count the updates applied so
+    far: step 0 is the first update.
 
     Attributes:
       begin_step: the first fire.
       end_step: the last fire.
       every: steps between fires.
       targets: one exact sparsity per fire, in [0, 1).
-      may_fall: whether a target may be below the one before it. By default none is, because masks
-        only shrink; `prune` takes a schedule that falls only with `regrow`.
+      may_fall: whether a target may be lower than the one before it. False by default, because
+        masks only shrink; `prune` accepts a schedule that falls only with `regrow`.
 
     Example:
       >>> schedule = cubic_schedule(0.9, begin_step=10, end_step=25, every=10)
@@ -61,7 +60,7 @@ class SparsitySchedule:
         fire_steps = _fire_steps(*steps)
         if len(targets) != len(fire_steps):
             raise ValueError(
-                f"targets must hold one sparsity per fire, here {len(fire_steps)}, got "
+                f"targets must hold one sparsity per fire, {len(fire_steps)} of them, got "
                 f"{len(targets)}. cubic_schedule and from_optax_schedule compute them."
             )
         for i in range(1, len(targets)):
@@ -69,7 +68,7 @@ class SparsitySchedule:
                 raise ValueError(
                     "targets must not fall, because masks only shrink, got "
                     f"{float(targets[i - 1])} at step {fire_steps[i - 1]} and {float(targets[i])} "
-                    f"at step {fire_steps[i]}."
+                    f"at step {fire_steps[i]}. Pass targets in increasing order."
                 )
         for name, value in zip(("begin_step", "end_step", "every"), steps, strict=True):
             object.__setattr__(self, name, value)
@@ -77,7 +76,7 @@ class SparsitySchedule:
 
     @property
     def fire_steps(self) -> tuple[int, ...]:
-        """The steps that recompute the masks, in order."""
+        """The steps at which the masks are recomputed, in order."""
         return _fire_steps(self.begin_step, self.end_step, self.every)
 
     @property
@@ -86,16 +85,16 @@ class SparsitySchedule:
         return self.targets[-1]
 
     def fires(self, step: Any) -> Any:
-        """Whether `step` is a fire step: a bool for an int, a bool array for an array or tracer."""
+        """Whether the schedule fires at `step`: a bool for an int, else a bool array."""
         begin, end = self.begin_step, self.end_step
         on_grid = (step >= begin) & (step < end) & ((step - begin) % self.every == 0)
         return on_grid | (step == end)
 
     def index(self, step: Any) -> Any:
-        """Which fire is the latest at `step`: 0 for the first, -1 before it; works on tracers."""
+        """The number of the latest fire at a step, an int or an array; -1 before the first."""
         last = len(self.targets) - 1
         if isinstance(step, numbers.Integral):
-            step = operator.index(step)
+            step = int(step)
             if step < self.begin_step:
                 return -1
             return last if step >= self.end_step else (step - self.begin_step) // self.every
@@ -104,7 +103,7 @@ class SparsitySchedule:
         return jnp.where(step < self.begin_step, -1, fired)
 
     def sparsity(self, step: Any) -> Any:
-        """The target in force once update `step` is done: it holds from one fire to the next.
+        """The target sparsity after update `step`; it stays the same from one fire to the next.
 
         Args:
           step: an int, or an integer array or tracer.
@@ -127,7 +126,7 @@ def polynomial_schedule(
     initial_sparsity: float = 0.0,
     power: float = 3,
 ) -> SparsitySchedule:
-    r"""Gradual pruning along a polynomial: fast at first, while there is much to drop.
+    r"""Gradual pruning along a polynomial: fast at first, while many weights are redundant.
 
     .. math::
       s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^p
@@ -135,7 +134,7 @@ def polynomial_schedule(
     Args:
       final_sparsity: :math:`s_f`, the fraction of zeros from `end_step` on, in [0, 1).
       begin_step: :math:`t_0`, the step of the first fire.
-      end_step: :math:`t_1`, the step of the last fire. It always fires, on the grid or off it.
+      end_step: :math:`t_1`, the step of the last fire, which need not be on the grid.
       every: steps between fires.
       initial_sparsity: :math:`s_i`, reached at `begin_step`; at most `final_sparsity`.
       power: :math:`p` > 0. Integers are evaluated exactly, in rational arithmetic.
@@ -144,7 +143,7 @@ def polynomial_schedule(
       A `SparsitySchedule`.
 
     Raises:
-      TypeError: a sparsity that is not a real number, or a step that is not an int.
+      TypeError: a sparsity is not a real number, or a step is not an int.
       ValueError: a sparsity outside [0, 1), a negative step, `begin_step > end_step`, `every < 1`.
 
     Example:
@@ -156,10 +155,10 @@ def polynomial_schedule(
     if initial > final:
         raise ValueError(
             f"initial_sparsity must be at most final_sparsity, got {initial_sparsity!r} > "
-            f"{final_sparsity!r}. Masks only shrink: start lower or end higher."
+            f"{final_sparsity!r}, because masks only shrink. Lower it, or raise final_sparsity."
         )
     if isinstance(power, bool) or not isinstance(power, numbers.Real):
-        raise TypeError(f"power must be a real number, got {power!r}.")
+        raise TypeError(f"power must be a real number, got {shown(power)}.")
     if not 0 < power < float("inf"):
         raise ValueError(f"power must be positive and finite, got {power!r}.")
     begin_step, end_step, every = check_steps(begin_step, end_step, every)
@@ -168,8 +167,8 @@ def polynomial_schedule(
     def target(step: int) -> Fraction:
         if step == end_step:
             return final
-        left = Fraction(end_step - step, end_step - begin_step)
-        return final + (initial - final) * Fraction(left**exponent)
+        remaining = Fraction(end_step - step, end_step - begin_step)
+        return final + (initial - final) * Fraction(remaining**exponent)
 
     steps = _fire_steps(begin_step, end_step, every)
     return SparsitySchedule(begin_step, end_step, every, tuple(map(target, steps)))
@@ -187,7 +186,7 @@ def cubic_schedule(
     Args:
       final_sparsity: fraction of zeros from `end_step` on, in [0, 1).
       begin_step: step of the first fire.
-      end_step: step of the last fire. It always fires; the paper's grid ends there by construction.
+      end_step: step of the last fire. In the paper it is on the grid; here it need not be.
       every: steps between fires; the paper used 100 to 1000.
       initial_sparsity: reached at `begin_step`.
 
@@ -216,7 +215,7 @@ def linear_schedule(
     every: int = 100,
     initial_sparsity: float = 0.0,
 ) -> SparsitySchedule:
-    """Sparsity that grows by the same amount at every fire: `polynomial_schedule` with power 1.
+    """A schedule that rises by the same amount at every fire: `polynomial_schedule` with power 1.
 
     Example:
       >>> [float(t) for t in linear_schedule(0.8, 0, 4, every=1).targets]
@@ -228,7 +227,7 @@ def linear_schedule(
 
 
 def one_shot_schedule(final_sparsity: float, step: int = 0) -> SparsitySchedule:
-    """The whole sparsity at one step, dense before it.
+    """A schedule that reaches its final sparsity in one step; leaves are dense before it.
 
     Example:
       >>> one_shot_schedule(0.5, step=100).fire_steps
@@ -241,16 +240,16 @@ def one_shot_schedule(final_sparsity: float, step: int = 0) -> SparsitySchedule:
 def acdc_schedule(
     final_sparsity: float, begin_step: int, end_step: int, every: int = 1000
 ) -> SparsitySchedule:
-    """Phases that are sparse and dense by turns: AC/DC (Peste et al. 2021, arXiv:2106.12379).
+    """Alternating sparse and dense phases: AC/DC (Peste et al. 2021, arXiv:2106.12379).
 
-    The first phase is sparse and starts at `begin_step`; each lasts `every` steps; from `end_step`
-    on the network is sparse. `prune` takes it with `regrow="zero"`.
+    The first phase is sparse. Each phase lasts `every` steps. From `end_step` on, the network is
+    sparse. Pass this schedule to `prune` with `regrow="zero"`.
 
     Args:
       final_sparsity: fraction of zeros in the sparse phases, in [0, 1).
-      begin_step: step of the first fire; it is dense before.
+      begin_step: step of the first fire; the network is dense before.
       end_step: step of the last fire.
-      every: steps of each phase.
+      every: the length of each phase in steps.
 
     Returns:
       A `SparsitySchedule`.
@@ -273,12 +272,11 @@ def acdc_schedule(
 def from_optax_schedule(
     fn: Callable[[Any], Any], begin_step: int, end_step: int, every: int = 100
 ) -> SparsitySchedule:
-    """A schedule whose targets are read off any optax schedule, once, while building.
+    """A schedule with the values of any optax schedule, which is called only while it is built.
 
     Args:
-      fn: step -> sparsity. It is called on the fire steps as int32 scalars. A float32 value stands
-        for the shortest decimal that rounds to it, so an optax schedule that ends at 0.9 ends at
-        exactly nine tenths.
+      fn: step -> sparsity, called with each fire step as an int32 scalar. Its float32 values are
+        read as the shortest decimals that round to them: 0.9 gives exactly nine tenths.
       begin_step: step of the first fire.
       end_step: step of the last fire, which always fires.
       every: steps between fires.
@@ -288,7 +286,7 @@ def from_optax_schedule(
 
     Raises:
       TypeError: `fn` is not callable, or a step is not an int.
-      ValueError: values outside [0, 1), or falling ones: masks only shrink.
+      ValueError: a value is outside [0, 1), or lower than the one before: masks only shrink.
 
     Example:
       >>> import optax
@@ -313,7 +311,7 @@ def from_optax_schedule(
             raise ValueError(
                 f"from_optax_schedule: the sparsity falls from {float(targets[i - 1])} at step "
                 f"{steps[i - 1]} to {float(targets[i])} at step {steps[i]}, but masks only shrink. "
-                "Pass a schedule of the fraction of zeros that never falls."
+                "Pass a schedule of the fraction of zeros that does not fall."
             )
     rising = tuple(itertools.accumulate(targets, max))
     return SparsitySchedule(begin_step, end_step, every, rising)
@@ -324,7 +322,10 @@ def _fire_steps(begin_step: int, end_step: int, every: int) -> tuple[int, ...]:
 
 
 def check_schedule(schedule: Any, also: str = "") -> None:
-    """Raises a TypeError that says what to build instead, unless this is a `SparsitySchedule`."""
+    """Raises a TypeError that says how to build a schedule, unless `schedule` is one.
+
+    `also` names what else the caller accepts.
+    """
     if isinstance(schedule, SparsitySchedule):
         return
     if isinstance(schedule, (int, float, np.ndarray, jax.Array)):

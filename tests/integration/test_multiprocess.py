@@ -182,7 +182,7 @@ def test_processes_that_differ_are_all_told(tmp_path):
     for rank in range(2):
         found, alike, unlike, *settings = json.loads((tmp_path / f"{rank}.json").read_text())
         assert alike == "no error"
-        told = [text.startswith("prune was given other arguments") for text in settings]
+        told = [text.startswith("prune was given different arguments") for text in settings]
         assert told == [False, True, False, True]
         assert [text for text in settings if not text.startswith("prune")] == ["no error"] * 2
         assert_says(settings[1], "process 1 of 2")
