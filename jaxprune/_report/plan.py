@@ -40,14 +40,15 @@ def plan(
 ) -> Report:
     """Shows what a transformation will prune, before training: exact counts for every leaf.
 
-    It accepts the arguments of `prune`, or a transformation that is already built, by `prune`,
-    `rigl`, `set_` or `static_sparse`.
+    It accepts the arguments of `prune`, or a transformation that `prune`, `rigl`, `set_` or
+    `static_sparse` returned.
 
     Args:
       params: a tree of arrays or of `jax.ShapeDtypeStruct`. Nothing is computed.
-      schedule: as in `prune`, or a final sparsity, or the transformation itself. With a
-        transformation there are no other arguments.
-      inner: as in `prune`, and so are all arguments after it. This one changes no count.
+      schedule: as in `prune`, or a final sparsity, or a transformation. A transformation has its
+        own arguments, so pass no others with it.
+      inner: as in `prune`, and so are all arguments after it. This one is checked, but changes no
+        count.
       include: which leaves to prune.
       exclude: which leaves to leave out.
       overrides: maps regexes to final sparsities.
@@ -61,13 +62,13 @@ def plan(
       axis_name: checked, but changes no count: the counts are those of the leaves in `params`.
 
     Returns:
-      A `Report` of the zeros after the last fire; of those from the start on where weights are
-      swapped. It prints as a table. Its notes name the rules that have no effect.
+      A `Report` of the zeros after the last fire, which prints as a table. Its notes name the rules
+      that have no effect.
 
     Raises:
-      TypeError, ValueError: whatever `prune`, and `init` of what it returns, would raise; keyword
-        arguments beside a transformation; an optimizer that is not itself a transformation of
-        jaxprune, such as a chain.
+      TypeError, ValueError: whatever `prune`, and `init` of what it returns, would raise; other
+        arguments together with a transformation; an optimizer that jaxprune did not build, such as
+        a chain.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -100,9 +101,9 @@ def _as_schedule(schedule: Any) -> SparsitySchedule:
     if callable(getattr(schedule, "init", None)) and callable(getattr(schedule, "update", None)):
         raise TypeError(
             "schedule must be a jaxprune.SparsitySchedule, a final sparsity, or what "
-            f"jaxprune.prune, rigl, set_ or static_sparse returned, got {shown(schedule)}. Of a "
-            "chain or another optimizer, pass the transformation of jaxprune in it, "
-            "plan(params, tx), or the schedule and the arguments of prune."
+            f"jaxprune.prune, rigl, set_ or static_sparse returned, got {shown(schedule)}. If "
+            "it is a chain, pass the transformation of jaxprune in it, plan(params, tx), or the "
+            "schedule with the arguments of prune."
         )
     if not isinstance(schedule, numbers.Real) or isinstance(schedule, bool):
         check_schedule(schedule, " or a final sparsity")
@@ -115,13 +116,14 @@ def _check_alone(arguments: dict[str, Any]) -> None:
     given = [name for name, x in arguments.items() if x is not parameters[name].default]
     if given:
         raise TypeError(
-            f"plan: {', '.join(given)} given beside a transformation, which has arguments of its "
-            "own. Pass plan(params, tx) alone, or plan(params, schedule, ...) with the arguments "
-            "of prune."
+            f"plan: got a transformation and also {', '.join(given)}, but a transformation has its "
+            "own arguments. Pass plan(params, tx) alone, or plan(params, schedule, ...) with the "
+            "arguments of prune."
         )
 
 
 def _planned(params: chex.ArrayTree, tx: Any) -> Report:
+    """The plan of a transformation of jaxprune."""
     settings: Any = settings_of(tx)
     paths, leaves, _ = leaves_with_paths(params)
     budget = checked_budget(settings, paths, leaves)
@@ -153,8 +155,9 @@ def _when(settings: Settings, budget: Budget) -> str:
     schedule = settings.schedule
     final = f"{float(schedule.final_sparsity):.4g}"
     if not settings.swap_fractions:
-        n_fires, steps = len(schedule.targets), _steps(schedule.begin_step, schedule.end_step)
-        return f"{final} at {steps}, {n_fires} fire{'s' * (n_fires > 1)}"
+        n_fires = len(schedule.targets)
+        fires = "1 fire" if n_fires == 1 else f"{n_fires} fires"
+        return f"{final} at {_steps(schedule.begin_step, schedule.end_step)}, {fires}"
     n_swaps = swap_counts(settings, budget).sum(1)
     steps = [step for step, n in zip(schedule.fire_steps, n_swaps, strict=True) if n]
     if not steps:

@@ -124,6 +124,7 @@ class _Case(NamedTuple):
 
 
 def _is_one_pool(case: _Case) -> bool:
+    """Whether all units of a leaf compete with each other."""
     leaf, shape = case.leaf, case.operand.param.shape
     if leaf.axis is not None or leaf.traits.decides_in_groups:
         return False
@@ -191,7 +192,9 @@ def _together(
         deciders.setdefault(_decider(case, i), []).append(case)
     contest = _contest(list(deciders.values()), rules)
     kept, thresholds = _select(contest, take(n_keep, contest.pools), rules)
-    decided = dict(zip(deciders, zip(kept, contest.pool_of, strict=True), strict=True))
+    decided = {}
+    for name, mask, pool in zip(deciders, kept, contest.pool_of, strict=True):
+        decided[name] = mask, pool
     by_case = []
     for i, case in enumerate(cases):
         mask, pool = decided[_decider(case, i)]
@@ -207,6 +210,7 @@ def _decider(case: _Case, i: int) -> Any:
 
 
 def _contest(deciders: Sequence[list[_Case]], rules: Rules) -> _Contest:
+    """What to select; where leaves are coupled, the first of the group says how."""
     leads = [members[0] for members in deciders]
     pools = sorted({lead.leaf.pools[0] for lead in leads})
     pool_of = tuple(pools.index(lead.leaf.pools[0]) for lead in leads)
@@ -293,31 +297,34 @@ def _decide_slice(
     """Mask and threshold of a leaf, or of one slice of it, which may have groups of its own."""
     structure: Any = case.leaf.structure
     units = structure.unit_scores(scores)
-    may = None if allowed is None else structure.unit_mask(allowed)
+    allowed_units = None if allowed is None else structure.unit_mask(allowed)
     n_groups = structure.n_groups(scores.shape)
     pick = functools.partial(_pick, case.start, ties)
     if case.leaf.traits.decides_in_groups:
-        everything = jnp.ones(units.shape, bool) if may is None else may
+        everything = jnp.ones(units.shape, bool) if allowed_units is None else allowed_units
         kept = structure.keep_best(units, everything, _per_group(n_keep, n_groups))
         return kept, jnp.zeros((), jnp.float32)
     if n_groups == 1:
-        kept, threshold = pick(units, may, n_keep)
+        kept, threshold = pick(units, allowed_units, n_keep)
     else:  # the columns along the last axis
-        columns = (-1, None if may is None else -1, None)
-        kept, threshold = jax.vmap(pick, columns, (-1, 0))(units, may, _per_group(n_keep, n_groups))
+        columns = (-1, None if allowed_units is None else -1, None)
+        kept, threshold = jax.vmap(pick, columns, (-1, 0))(
+            units, allowed_units, _per_group(n_keep, n_groups)
+        )
     return structure.expand(kept, scores.shape), jnp.min(threshold)
 
 
 def _per_group(n_keep: jax.Array, n_groups: int) -> jax.Array:
+    """How many units each of the groups keeps, all alike."""
     with counting(is_wide(n_keep)):
         return (n_keep // max(n_groups, 1)).astype(jnp.int32)
 
 
 def _pick(
-    start: Any, ties: str, units: jax.Array, may: Any, n_keep: jax.Array
+    start: Any, ties: str, units: jax.Array, allowed: Any, n_keep: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The best units of one array, and their threshold."""
-    among = None if may is None else [may]
+    among = None if allowed is None else [allowed]
     start = None if start is None else start[None]
     kept, thresholds = select([units], take(n_keep, None), among=among, start=start, ties=ties)
     return kept[0], thresholds[0]

@@ -136,14 +136,14 @@ def _update(
     check_updates(budget.chosen, tree, u_leaves, "update")
     grads = _grads(transform, tree, budget, u_leaves, extra_args.get("grads"))
     inputs, score_state = _inputs(transform, tree, budget, state, grads)
-    fired, inner_state = _after_fire(transform, tree, budget, state, masks, inputs)
+    fired, inner_state = _fire_if_due(transform, tree, budget, state, masks, inputs)
     # Only the new masks are read from here on, so that XLA updates them in place: a use of the old
     # ones after the fire would cost a copy of each on every step.
     trained = _trained(settings, inputs, fired.masks)
     if optimizer is not None:
-        visible = _visible(settings, _chosen(u_leaves, budget), trained)
+        masked = _masked_grads(settings, _chosen(u_leaves, budget), trained)
         updates, inner_state = optimizer.update(
-            tree.treedef.unflatten(_with(u_leaves, budget, visible)),
+            tree.treedef.unflatten(_replaced(u_leaves, budget, masked)),
             inner_state,
             params,
             **extra_args,
@@ -151,9 +151,9 @@ def _update(
         u_leaves = parallel(tree, updates, "updates of `inner`", holes=True)
         check_updates(budget.chosen, tree, u_leaves, "update of `inner`")
     emitted = _emitted(settings, inputs.params, _chosen(u_leaves, budget), trained)
-    return tree.treedef.unflatten(_with(u_leaves, budget, emitted)), PruneState(
+    return tree.treedef.unflatten(_replaced(u_leaves, budget, emitted)), PruneState(
         prune_step=jnp.asarray(optax.safe_increment(state.prune_step)),
-        masks=tree.treedef.unflatten(_with(masks, budget, fired.masks)),
+        masks=tree.treedef.unflatten(_replaced(masks, budget, fired.masks)),
         thresholds=fired.thresholds,
         violations=fired.violations,
         inner_state=inner_state,
@@ -172,8 +172,8 @@ def _chosen(leaves: Sequence[Any], budget: Budget) -> list[jax.Array]:
     return [jnp.asarray(leaves[i]) for i in budget.chosen]
 
 
-def _with(leaves: Sequence[Any], budget: Budget, new: Sequence[Any]) -> list[Any]:
-    """All leaves, those that are pruned replaced."""
+def _replaced(leaves: Sequence[Any], budget: Budget, new: Sequence[Any]) -> list[Any]:
+    """All leaves, with new ones in the place of those that are pruned."""
     leaves = list(leaves)
     for i, leaf in zip(budget.chosen, new, strict=True):
         leaves[i] = leaf
@@ -183,7 +183,7 @@ def _with(leaves: Sequence[Any], budget: Budget, new: Sequence[Any]) -> list[Any
 def _grads(
     transform: Transform, tree: Tree, budget: Budget, updates: list[Any], given: Any
 ) -> list[jax.Array] | None:
-    """Gradients of the pruned leaves for the score: those given, else the updates that come in."""
+    """Gradients for the score: the argument `grads`, else the incoming updates of an optimizer."""
     if not reads_grads(transform.settings.recipe.score):
         return None
     if given is not None:
@@ -207,7 +207,7 @@ def _inputs(
         return inputs, state.score_state
     sums = parallel(tree, state.score_state, "score_state in the state")
     summed = _summed(score, _chosen(sums, budget), params, grads)
-    return inputs._replace(scored=summed), tree.treedef.unflatten(_with(sums, budget, summed))
+    return inputs._replace(scored=summed), tree.treedef.unflatten(_replaced(sums, budget, summed))
 
 
 def _summed(
@@ -220,7 +220,7 @@ def _summed(
     ]
 
 
-def _after_fire(
+def _fire_if_due(
     transform: Transform,
     tree: Tree,
     budget: Budget,
@@ -228,7 +228,7 @@ def _after_fire(
     masks: list[Any],
     inputs: Inputs,
 ) -> tuple[Fired, Any]:
-    """What a fire changes, after this step, and the optimizer's state with it."""
+    """What a fire changes, and the optimizer's state, after a fire if this step has one."""
     settings, optimizer, _ = transform
     typed = bits_typed_like if settings.bit_masks else typed_like
     stored = list(map(typed, _chosen(masks, budget), inputs.params))
@@ -248,10 +248,10 @@ def _trained(settings: Settings, inputs: Inputs, masks: Sequence[Any]) -> list[j
     return settings.algorithm.trained(masks, settings.schedule, inputs.step)
 
 
-def _visible(
+def _masked_grads(
     settings: Settings, grads: Sequence[jax.Array], trained: Sequence[jax.Array]
 ) -> Sequence[jax.Array]:
-    """The gradients that the wrapped optimizer sees."""
+    """The gradients for the wrapped optimizer: zero at dropped weights, unless they train."""
     return grads if settings.regrow == TRAIN else list(map(keep, grads, trained))
 
 
