@@ -381,7 +381,7 @@ def test_functions_are_given_the_path_and_the_spec_of_arrays_only(argument):
     assert all(type(spec) is jax.ShapeDtypeStruct for spec in seen.values())
 
 
-def test_what_is_not_an_array_is_left_as_it_is():
+def test_leaves_that_are_not_arrays_stay_unchanged():
     tree = {"w": ones(2, 2), "name": "mlp", "rate": 0.1, "none": None, "f": max, "flag": True}
     pruned, masks = jaxprune.prune_params(tree, 0.5, include=".*")
     again = jaxprune.apply_masks(pruned, masks)
@@ -392,7 +392,7 @@ def test_what_is_not_an_array_is_left_as_it_is():
         }
 
 
-def test_what_is_not_a_number_is_left_as_it_is():
+def test_leaves_that_are_not_numbers_stay_unchanged():
     keys = jax.random.split(jax.random.key(0), 4).reshape(2, 2)
     tree = {"w": ones(2, 2), "keys": keys, "flags": jnp.ones((2, 2), bool)}
     tx = jaxprune.prune(HALF)

@@ -64,7 +64,7 @@ def loop_oracle(w, mask, block, x):
 
 @pytest.mark.parametrize("batch", (1, 8))
 @pytest.mark.parametrize("balanced", (False, True))
-def test_what_is_dropped_takes_no_part(batch, balanced):
+def test_dropped_blocks_do_not_affect_the_product(batch, balanced):
     w, mask = matrix(0, (24, 32), (1, 8), 0.25, balanced=balanced)
     mask[5] = False
     x = inputs(0, (batch,), 24)
@@ -118,7 +118,7 @@ def test_jit_vmap_and_grad(batch, balanced):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes for CPUs")
 @pytest.mark.parametrize("batch", (1, 8, 32))
-def test_what_computes_x_is_not_computed_for_every_column(batch):
+def test_x_is_computed_once_and_not_for_every_column(batch):
     w, _ = matrix(0, (130, 512), (1, 16), 0.25, balanced=True)
     packed = pack_matrix(w, block=(1, 16), batch=batch)
 
@@ -193,7 +193,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_what_does_not_fit_says_so(name):
+def test_arguments_that_do_not_fit_are_errors(name):
     call, kind, said = UNFIT[name]
     with pytest.raises(kind, match=says(*said)):
         call()

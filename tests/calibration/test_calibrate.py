@@ -282,7 +282,7 @@ def test_sparsegpt_errs_less_than_wanda_and_wanda_less_than_magnitude(how):
 @both_kernels
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
 @pytest.mark.parametrize("how", ({"sparsity": 0.0}, {"nm": (4, 4)}), ids=str)
-def test_nothing_to_drop_changes_no_bit(prune_kernel, how, dtype):
+def test_a_sparsity_of_zero_changes_no_bit(prune_kernel, how, dtype):
     kernel = jnp.asarray(normal(8, 3), dtype)
     new, mask = prune_kernel(kernel, correlated(16, 8), **how)
     assert mask.all()
@@ -303,7 +303,7 @@ def test_moments_of_batches_add_up_to_those_of_all(prune_kernel, how):
             np.testing.assert_array_equal(got, want)
 
 
-def test_wanda_takes_the_diagonal_of_the_gram_for_all_of_it():
+def test_wanda_needs_only_the_diagonal_of_the_gram():
     kernel, x = normal(16, 4), moments(correlated(32, 16))
     diagonal = Moments(x.count, jnp.diagonal(x.gram))
     for got, want in zip(*(wanda_kernel(kernel, m, 0.5) for m in (diagonal, x)), strict=True):
@@ -334,7 +334,7 @@ def test_works_under_jit_and_under_strict_promotion(prune_kernel):
 
 @both_kernels
 @pytest.mark.parametrize("shape", ((0, 3), (4, 0)))
-def test_an_empty_kernel_is_left_as_it_is(prune_kernel, shape):
+def test_an_empty_kernel_stays_unchanged(prune_kernel, shape):
     new, mask = prune_kernel(jnp.zeros(shape), jnp.ones((2, shape[0])), 0.5)
     assert new.shape == mask.shape == shape
 
@@ -401,7 +401,7 @@ class Remat(nn.Module):
         return nn.remat(nn.Sequential)([nn.Dense(256), nn.relu, nn.Dense(1)])(x)
 
 
-def test_inputs_inside_remat_are_waited_for():
+def test_collection_waits_for_inputs_inside_remat():
     model, x = Remat(), jnp.ones((4096, 256))  # large enough to be computed in the background
     variables = model.init(jax.random.key(0), x[:1])
     shapes = [layer.shape for layer in linen_inputs(model, variables, x).values()]
@@ -686,7 +686,7 @@ TYPE_ERRORS |= {"linen_under_jit", "nnx_under_jit"}
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_said_with_what_to_type_instead(name):
+def test_errors_name_the_argument_and_what_to_type_instead(name):
     call, parts = BAD[name]
     with pytest.raises((TypeError, ValueError), match=says(*parts)) as caught:
         call()

@@ -87,7 +87,7 @@ def test_prune_does_what_prune_params_does(tmp_path, dtype, suffix, x64):
     assert f"wrote {out}, {out.stat().st_size:,} bytes" in printed
 
 
-def test_64_bit_weights_stay_so_and_the_setting_too(tmp_path):
+def test_64_bit_weights_stay_64_bit_and_the_setting_is_unchanged(tmp_path):
     save_safetensors(tmp_path / "in.safetensors", tree(np.float64))
     run("prune", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors", "-s", 0.5)
     pruned, before = load(tmp_path / "out.safetensors")["head"], tree(np.float64)["head"]
@@ -453,7 +453,7 @@ def npy(array):
     return file.getvalue()
 
 
-def test_bytes_in_the_other_order_come_back_in_ours(tmp_path):
+def test_arrays_of_the_other_byte_order_are_read_as_native(tmp_path):
     w = np.where(np.arange(40.0) % 4 == 0, np.arange(40.0) + 1, 0).reshape(4, 10)
     np.savez(
         tmp_path / "a.npz", w=w.astype(">f4"), v=np.asfortranarray(w), n=np.arange(9, dtype=">i2")
@@ -494,7 +494,7 @@ runpy.run_module("jaxprune", run_name="__main__")
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("name", ("SIGINT", "SIGKILL"))
-def test_a_signal_leaves_what_was_there(tmp_path, name):
+def test_a_signal_keeps_the_old_file(tmp_path, name):
     big = {f"w{i}": np.ones((64, 64 + i), np.float32) for i in range(20)}  # 20 compilations
     save_safetensors(tmp_path / "in.safetensors", big)
     out = tmp_path / "out.safetensors"
@@ -521,7 +521,7 @@ def test_a_signal_leaves_what_was_there(tmp_path, name):
         assert sorted(tmp_path.iterdir()) == [tmp_path / "in.safetensors", out]
 
 
-def test_a_ctrl_c_that_gets_lost_stops_after_the_leaf(model, tmp_path, monkeypatch):
+def test_a_swallowed_ctrl_c_stops_after_the_leaf(model, tmp_path, monkeypatch):
     pruned = []
 
     def losing(path, array, *args):
@@ -585,7 +585,7 @@ def test_tables_fit_the_terminal(model, monkeypatch, width):
     assert first.startswith("fc/biasfc/kernelheadsteps")  # whole
 
 
-def test_what_is_piped_has_no_colours_and_is_whole(tmp_path, monkeypatch):
+def test_piped_output_has_no_colours_and_is_not_truncated(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     name = "/".join(["encoder"] * 40)
     save_safetensors(tmp_path / "a.safetensors", {name: np.eye(16)})

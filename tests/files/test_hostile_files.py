@@ -159,7 +159,7 @@ def test_headers_rewritten(tmp_path_factory, good, changes, framed, notes, extra
     outcome(path)
 
 
-def test_a_header_that_is_a_bomb(tmp_path):
+def test_a_header_that_is_a_decompression_bomb(tmp_path):
     n = 5 * 10**7
     data = n.to_bytes(8, "little") + (b"[" + b"[]," * (n // 3)).ljust(n)[:n]
     (tmp_path / "bad").write_bytes(zstandard.compress(data))
@@ -171,7 +171,7 @@ def test_a_header_that_is_a_bomb(tmp_path):
     tracemalloc.stop()
 
 
-def test_values_that_are_a_bomb(tmp_path):
+def test_values_that_are_a_decompression_bomb(tmp_path):
     header = {"w": {"dtype": "F32", "shape": [10**8], "data_offsets": [0, 4 * 10**8]}}
     text = json.dumps(header).encode()
     compressor = zstandard.ZstdCompressor().compressobj()
@@ -182,7 +182,7 @@ def test_values_that_are_a_bomb(tmp_path):
     assert outcome(tmp_path / "bad") is None
 
 
-def test_memory_that_is_not_there_is_a_value_error(tmp_path, monkeypatch):
+def test_running_out_of_memory_is_a_value_error(tmp_path, monkeypatch):
     save(tmp_path / "a", {"w": np.eye(20)})
 
     def full(*args):

@@ -225,7 +225,7 @@ def test_like_may_be_an_nnx_state(tmp_path):
     assert_same(filled, state)
 
 
-def test_notes_are_kept(tmp_path):
+def test_metadata_is_kept(tmp_path):
     w = np.eye(10, dtype=np.float32)
     save(tmp_path / "a", {"w": w}, structure=jaxprune.Unstructured(), metadata={"step": "3"})
     with open_leaves(tmp_path / "a") as file:
@@ -476,7 +476,7 @@ def test_a_hostile_file_is_refused(tmp_path, name):
         load(path)
 
 
-def test_a_bomb_is_refused_before_memory_is_taken(tmp_path):
+def test_a_decompression_bomb_is_refused_before_memory_is_allocated(tmp_path):
     zstandard = pytest.importorskip("zstandard")
     n = 2**50
     header = json.dumps(packed_header(ours({"w": leaf([n], True)}), n // 8, 0)).encode()
@@ -550,7 +550,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_what_can_not_be_saved_says_why(tmp_path, name):
+def test_a_leaf_that_cannot_be_saved_is_an_error_that_says_why(tmp_path, name):
     tree, arguments, kind, said = UNFIT[name]
     with pytest.raises(kind, match=says(*said)):
         save(tmp_path / "a", tree, **arguments)
@@ -574,7 +574,7 @@ def test_max_bytes_must_be_a_size(tmp_path, limit):
 # --- one move
 
 
-def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a"
     save(path, {"w": np.ones(2)})
 
@@ -603,7 +603,7 @@ def test_a_file_whose_writer_fails_leaves_the_old_one(tmp_path):
     assert path.read_text() == "old"
 
 
-def test_where_a_file_can_not_be(tmp_path):
+def test_paths_that_cannot_be_written_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=says(str(tmp_path / "no"), "folder")):
         save(tmp_path / "no" / "a", {})
     with pytest.raises(IsADirectoryError, match=says(str(tmp_path), "name of a file")):
@@ -659,7 +659,7 @@ def test_scipy_reads_the_csr_files(tmp_path):
     assert csr.dtype == np.float32
 
 
-def test_what_other_formats_can_not_hold(tmp_path):
+def test_leaves_that_other_formats_cannot_hold_are_errors(tmp_path):
     pytest.importorskip("scipy")
     half = {"w": np.ones((2, 2), ml_dtypes.bfloat16)}
     with pytest.raises(TypeError, match=says("w:", "SciPy", "bfloat16", "Cast")):

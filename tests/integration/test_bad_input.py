@@ -149,7 +149,7 @@ TAKES_SPARSITY = {
 
 @pytest.mark.parametrize("argument", TAKES_SPARSITY)
 @pytest.mark.parametrize("value, kind, got, fix", NOT_SPARSITIES.values(), ids=NOT_SPARSITIES)
-def test_every_sparsity_is_checked_where_it_is_given(argument, value, kind, got, fix):
+def test_every_sparsity_argument_is_validated(argument, value, kind, got, fix):
     assert_says(error_of(lambda: TAKES_SPARSITY[argument](value), kind), argument, got, fix)
 
 
@@ -173,7 +173,7 @@ TAKES_STEP = {
 
 @pytest.mark.parametrize("argument", TAKES_STEP)
 @pytest.mark.parametrize("value, kind, got, fix", NOT_STEPS.values(), ids=NOT_STEPS)
-def test_every_step_is_checked_where_it_is_given(argument, value, kind, got, fix):
+def test_every_step_argument_is_validated(argument, value, kind, got, fix):
     assert_says(error_of(lambda: TAKES_STEP[argument](value), kind), argument, got, fix)
 
 
@@ -1242,7 +1242,7 @@ def test_an_empty_tree_has_nothing_to_prune_and_is_no_error():
     assert jaxprune.topk_masks([], []) == jaxprune.topk_masks([], 0, pool="global") == []
 
 
-def test_states_that_hide_whole_subtrees_from_each_other_are_merged():
+def test_states_that_mask_different_subtrees_are_merged():
     tree = {"fc": {"w": ones(2, 4), "b": ones(4)}, "head": {"w": ones(4, 2), "b": ones(2)}}
     hidden = {"fc": True, "head": False}  # a prefix: one placeholder stands for all of `head`
     shown = {"fc": {"w": True, "b": True}, "head": {"w": True, "b": True}}
@@ -1261,16 +1261,16 @@ def test_states_that_hide_whole_subtrees_from_each_other_are_merged():
     jax.tree.map(lambda p, m: np.testing.assert_array_equal(p != 0, m), merged, masks)
 
 
-def test_a_score_of_one_argument_is_told_to_take_three():
+def test_the_error_for_a_score_of_one_argument_names_all_three():
     with pytest.raises(TypeError, match=says("score", "(params, grads, key)", "w:")):
         update(score=lambda params: jnp.abs(params))
 
 
-def test_no_exclude_is_none():
+def test_exclude_none_excludes_nothing():
     assert str(jaxprune.plan(params(), 0.5, exclude=None)) == str(jaxprune.plan(params(), 0.5))
 
 
-def test_a_hundred_percent_means_all_of_them():
+def test_a_sparsity_just_below_one_is_not_shown_as_100_percent():
     shape = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
     report = jaxprune.plan({"w": shape, "b": ones(3)}, Fraction(999_999, 1_000_000))
     assert report.leaves[1].n_zero == 999_999

@@ -31,7 +31,7 @@ def written(folder, name):
     return json.loads(path.read_text())
 
 
-def test_select_writes_every_method_with_its_answer_and_its_surroundings(tmp_path, capsys):
+def test_select_records_every_method_its_answer_and_the_environment(tmp_path, capsys):
     only = "select normal 1e+04 keep 20%"
     assert cli.main(["select", "--quick", "--out", str(tmp_path), "--only", only]) == 0
     result = written(tmp_path, "select")
@@ -51,7 +51,7 @@ def test_select_writes_every_method_with_its_answer_and_its_surroundings(tmp_pat
     assert "Targets" in capsys.readouterr().out
 
 
-def test_calls_take_turns_and_a_slow_one_has_one(monkeypatch):
+def test_timed_calls_alternate_and_a_slow_one_runs_once(monkeypatch):
     takes = {"short": 0.004, "long": 0.9, "slow": 1.1}
     turns = []
 
@@ -67,7 +67,7 @@ def test_calls_take_turns_and_a_slow_one_has_one(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", topk_oracle.KINDS)
-def test_the_judge_tells_right_masks_from_wrong_ones(kind):
+def test_wrong_masks_are_detected(kind):
     w = topk_oracle.weights(kind, 1000)
     for n_keep in (0, 1, 200, 999, 1000):
         right = topk_oracle.oracle(w, n_keep)
@@ -80,7 +80,7 @@ def test_the_judge_tells_right_masks_from_wrong_ones(kind):
     assert topk_oracle.judge(shifted, w, right) == ("ties" if tied else "wrong")
 
 
-def test_a_wrong_answer_of_ours_stops_the_run(monkeypatch):
+def test_a_wrong_mask_of_jaxprune_stops_the_benchmark(monkeypatch):
     monkeypatch.setattr(
         topk_methods, "_ours_warm", lambda w, n_keep, start: jnp.zeros(w.shape, bool)
     )
@@ -141,7 +141,7 @@ def test_the_plan_of_scale_compiles_a_fire_that_moves_counts_only(tmp_path):
     assert row["bytes_besides"] + row["bytes_per_pass"] < 4096  # no leaf among them
 
 
-def test_without_its_compiler_nothing_is_said_of_tpus(monkeypatch, tmp_path):
+def test_without_the_tpu_compiler_no_tpu_rows_are_written(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_tpu, "version_of", lambda name: None)
     assert cli.main(["tpu", "--quick", "--out", str(tmp_path)]) == 0
     result = written(tmp_path, "tpu")
@@ -158,7 +158,7 @@ def test_on_tpus_a_fire_moves_counts_only(tmp_path):
     assert row["bytes_besides"] + row["bytes_per_pass"] < 4096
 
 
-def test_collectives_are_counted_by_the_loops_that_they_are_in():
+def test_collectives_are_counted_by_loop():
     text = """HloModule m
 %inner (p: s32[]) -> s32[] {
   ROOT %all-reduce.1 = s32[2]{0} all-reduce(%p), to_apply=%sum
@@ -176,7 +176,7 @@ ENTRY %main (a: s32[]) -> s32[] {
     assert sorted(collectives) == [(0, "all-gather", 8), (2, "all-reduce", 8)]
 
 
-def test_layers_that_are_not_compiled_are_on_a_line_through_those_that_are():
+def test_rows_of_more_layers_are_extrapolated_from_the_compiled_ones():
     few = {"devices": 8, "layers": 2, "how": "compiled", "temp_bytes": 70, "mesh": (4, 2)}
     more = few | {"layers": 4, "temp_bytes": 90}
     assert scale_plan.extrapolated(few, more, 80) == few | {
@@ -214,7 +214,7 @@ def test_an_interrupt_keeps_what_was_measured(monkeypatch, tmp_path):
     assert [r["method"] for r in result["rows"]] == ["read"]
 
 
-def test_a_result_is_replaced_in_one_move(tmp_path):
+def test_a_result_file_is_replaced_atomically(tmp_path):
     path = tmp_path / "new" / "a.json"
     common.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
@@ -247,7 +247,7 @@ def test_inference_checks_every_way_and_compares_with_the_best_dense(monkeypatch
     assert bench_inference.tables(rows)
 
 
-def test_a_way_that_computes_something_else_is_found(monkeypatch):
+def test_a_method_with_a_wrong_result_is_detected(monkeypatch):
     monkeypatch.setattr(bench_inference, "_IN_JAX", {"jax x @ w": lambda *_: lambda x: lambda: 1.0})
     network = bench_inference.networks(quick=True)["MLP 16"]
     with pytest.raises(AssertionError, match="jax x @ w"):

@@ -367,7 +367,7 @@ def test_a_run_resumes_in_mid_schedule_bit_for_bit(case, round_trip, form, tmp_p
 
 @every_form
 @every_case
-def test_params_without_their_optimizer_state_go_on_with_the_masks_they_show(case, form):
+def test_params_restored_without_optimizer_state_keep_their_zeros(case, form):
     case = case(form)
     trained = steps(case, case.create(0), 0, N_STEPS)
     masks = by_path(jaxprune.get_masks(case.opt_state(trained)))

@@ -109,14 +109,14 @@ def test_the_table_has_no_cycle():
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
-def test_imports_point_one_way(package):
+def test_packages_import_only_what_the_table_allows(package):
     for module in MODULES:
         if package_of(module) == package:
             imported = {package_of(name) for name in ours_in(module)} - {package}
             assert imported <= set(MAY_IMPORT[package]), module
 
 
-def test_modules_import_each_other_in_no_circle():
+def test_modules_import_each_other_without_cycles():
     imported = {module: set(ours_in(module)) for module in MODULES}
     graphlib.TopologicalSorter(imported).prepare()
 
@@ -138,7 +138,7 @@ def test_packages_hold_nothing_but_a_docstring():
             assert ast.get_docstring(tree_of(module)), module
 
 
-def test_only_these_modules_import_by_a_name_in_a_string():
+def test_only_these_modules_import_dynamically():
     by_string = {
         module
         for module, path in MODULES.items()
@@ -147,7 +147,7 @@ def test_only_these_modules_import_by_a_name_in_a_string():
     assert by_string == set(IMPORT_BY_STRING)
 
 
-def test_only_these_modules_know_optax():
+def test_only_these_modules_import_optax():
     know = {
         module
         for module in MODULES
@@ -262,7 +262,7 @@ FUNCTIONS = sorted(name for name in PUBLIC if inspect.isfunction(getattr(jaxprun
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_arguments_are_explained_all_or_none(name):
+def test_docstrings_explain_all_arguments_or_none(name):
     text = inspect.getdoc(getattr(jaxprune, name))
     arguments = inspect.signature(getattr(jaxprune, name)).parameters
     explained = [argument for argument in arguments if f"\n  {argument}: " in text]

@@ -135,7 +135,9 @@ HALF = jaxprune.cubic_schedule(0.5, 0, 2, 1)
 
 @pytest.mark.parametrize("n", (1, 8))
 @pytest.mark.parametrize("kind", KINDS)
-def test_states_of_every_kind_live_on_explicit_meshes_with_an_axis_of_one(kind, n, monkeypatch):
+def test_every_kind_of_state_works_on_explicit_meshes_with_an_axis_of_size_one(
+    kind, n, monkeypatch
+):
     """There `jit(init)` without a mesh set may lose the type of the masks, and packing does."""
     if n == 1:
         monkeypatch.setattr(jax, "device_count", lambda: 1)
@@ -287,7 +289,7 @@ def test_only_counts_cross_devices_in_a_fire(case, axis_type):
 
 
 @pytest.mark.parametrize("on_tpu", (False, True))
-def test_only_counts_cross_devices_of_a_program_made_elsewhere(on_tpu, monkeypatch):
+def test_only_counts_cross_devices_in_a_program_compiled_ahead_of_time(on_tpu, monkeypatch):
     """Compiled ahead of time on a host of one device, from shapes on a mesh of eight."""
     mesh = make_mesh((4, 2), AUTO)
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), distribution=jaxprune.global_pool)
@@ -309,7 +311,7 @@ def test_only_counts_cross_devices_of_a_program_made_elsewhere(on_tpu, monkeypat
 
 
 @pytest.mark.parametrize("spec", (P("data", "model"), P(("data", "model")), P("data"), P()))
-def test_on_explicit_meshes_a_pool_of_many_leaves_sends_what_one_does(spec):
+def test_on_explicit_meshes_a_pool_sends_as_much_for_many_leaves_as_for_one(spec):
     w = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
 
     def sent(n_leaves):
@@ -327,7 +329,7 @@ def test_on_explicit_meshes_a_pool_of_many_leaves_sends_what_one_does(spec):
     assert found == sent(1)
 
 
-def test_uneven_leaves_are_pruned_where_jax_lets_them_be():
+def test_leaves_that_do_not_divide_evenly_over_devices_are_pruned():
     """No axis of (7, 13) divides by a mesh of (4, 2): the compiler shards it unevenly inside."""
     mesh = make_mesh((4, 2), AUTO)
     w = jnp.asarray(np.random.default_rng(0).normal(size=(7, 13)), jnp.float32)

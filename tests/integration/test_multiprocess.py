@@ -177,7 +177,7 @@ def test_masks_of_several_processes_are_those_of_one(count, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_that_differ_are_all_told(tmp_path):
+def test_every_process_raises_where_one_differs(tmp_path):
     launch(DISAGREE, 2, tmp_path)
     for rank in range(2):
         found, alike, unlike, *settings = json.loads((tmp_path / f"{rank}.json").read_text())
@@ -192,7 +192,7 @@ def test_processes_that_differ_are_all_told(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_four_processes_goes_on_with_two(tmp_path):
+def test_a_checkpoint_of_four_processes_resumes_on_two(tmp_path):
     pytest.importorskip("orbax.checkpoint")
     launch(CHECKPOINT, 4, tmp_path)
     launch(CHECKPOINT, 2, tmp_path)

@@ -167,7 +167,7 @@ def test_nnx_partition_specs_place_the_masks():
         assert_placed_like(jaxprune.get_state(optimizer).masks, params)
 
 
-def test_a_checkpoint_goes_on_bit_for_bit_on_another_mesh(tmp_path):
+def test_a_checkpoint_resumes_bit_for_bit_on_another_mesh(tmp_path):
     """Saved on 4 x 2 devices, restored by rows on 8: in mid-schedule, moments and all."""
     before = make_mesh((4, 2), AxisType.Auto)
     after = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("data",))

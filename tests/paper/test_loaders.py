@@ -29,7 +29,7 @@ def test_ptb_says_which_file_or_word_is_missing(tmp_path):
         loaders.read_ptb(ptb(tmp_path, train="a b\n"))
 
 
-def test_windows_follow_on_each_other_within_their_stream():
+def test_windows_are_consecutive_within_their_stream():
     words = np.arange(22, dtype=np.int32)
     found = list(loaders.windows(words, 2, 3))
     assert [w.tolist() for w in found] == [

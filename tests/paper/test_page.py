@@ -22,7 +22,7 @@ ROW_NAMES = [f"{size.network} {size.sparsity}" for size in SIZES]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=ROW_NAMES)
-def test_ours_prints_in_the_digits_of_the_source_or_says_why_not(size):
+def test_our_count_prints_as_the_published_digits_or_the_difference_is_explained(size):
     counts = sizes.count(size)
     if size.printed is not None:
         assert sizes.agrees(size, counts) == (not size.why)
@@ -30,7 +30,7 @@ def test_ours_prints_in_the_digits_of_the_source_or_says_why_not(size):
         assert counts.nonzero == counts.weights - counts.report.n_zero
 
 
-def test_only_two_digits_of_all_that_were_printed_are_not_ours():
+def test_only_two_published_digits_differ_from_ours():
     differ = [(s.network, s.sparsity) for s in SIZES if sizes.agrees(s, sizes.count(s)) is False]
     assert differ == [("InceptionV3", 0.875), ("WikiText-2 LSTM small", 0.0)]
     printed = [s for s in SIZES if s.printed is not None]

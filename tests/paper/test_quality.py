@@ -44,7 +44,7 @@ def alive(params):
     }
 
 
-def test_units_go_as_planned_with_all_that_belongs_to_them():
+def test_planned_units_are_removed_with_everything_that_belongs_to_them():
     keep = {"h": 2, "e": 1, "o": 2}
     schedule = jaxprune.linear_schedule(0.5, 1, 3, every=1)
     chosen = units.Units(AXES, SIZES, keep)
@@ -66,7 +66,7 @@ def test_units_go_as_planned_with_all_that_belongs_to_them():
     assert all(x["h"] >= y["h"] for x, y in itertools.pairwise(counts))
 
 
-def test_the_units_of_the_smallest_norm_go():
+def test_the_units_of_the_smallest_norm_are_removed():
     params = toy_params()
     norms = units.scores(AXES, params, {name: jnp.zeros(n) for name, n in SIZES.items()})
     schedule = jaxprune.one_shot_schedule(0.5)

@@ -77,7 +77,7 @@ def test_every_run_ends_with_the_planned_nonzeros(finished):
         assert len(run["losses"]) == study.steps // study.chunk
 
 
-def test_a_stopped_study_goes_on_to_the_same_bits(finished, monkeypatch, tmp_path):
+def test_a_stopped_study_resumes_to_the_same_bits(finished, monkeypatch, tmp_path):
     study, _, results = finished
     monkeypatch.setattr(store, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     saves = []
@@ -101,13 +101,13 @@ def test_a_stopped_study_goes_on_to_the_same_bits(finished, monkeypatch, tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == [store.results_file(study, tmp_path).name]
 
 
-def test_results_of_another_configuration_are_not_gone_on_with(finished):
+def test_results_of_another_configuration_are_not_resumed(finished):
     study, out, _ = finished
     with pytest.raises(ValueError, match="results of another config"):
         store.run(dataclasses.replace(study, learning_rate=1e-4), out, resume=True)
 
 
-def test_tables_and_pictures_are_made_of_the_file(finished):
+def test_tables_and_plots_are_made_from_the_results_file(finished):
     study, out, results = finished
     path = store.results_file(study, out)
     assert json.loads(path.read_text()) == json.loads(json.dumps(results))
@@ -141,14 +141,14 @@ def test_a_network_and_its_partner_differ_by_less_than_a_width_step(tmp_path):
 
 
 @pytest.mark.parametrize("spread", ("uniform", "erk", "global"))
-def test_every_spread_leaves_as_many_weights(tmp_path, spread):
+def test_every_distribution_leaves_equally_many_weights(tmp_path, spread):
     study = tiny(tmp_path, width=64)
     uniform = sparse_network(study, "a", "sparse", Pruning(0.9, 0, 10, 5), INPUTS)
     other = sparse_network(study, "b", "sparse", Pruning(0.9, 0, 10, 5, spread=spread), INPUTS)
     assert abs(uniform.n_nonzero - other.n_nonzero) <= 4  # a rounding in each of four leaves
 
 
-def test_held_out_files_are_a_tenth_whatever_the_others_are():
+def test_a_tenth_of_the_files_is_held_out_by_their_names():
     held_out = [text.is_held_out(f"package/file_{i}.py") for i in range(5000)]
     assert 0.08 < np.mean(held_out) < 0.12
     assert text.is_held_out("a.py") == text.is_held_out("a.py")
@@ -222,7 +222,7 @@ def only_sparse(study, inputs):
     return networks_of(study, inputs)[1:2]
 
 
-def test_pieces_spell_every_text_back_and_unknown_letters_are_one_piece():
+def test_pieces_decode_to_their_text_and_an_unknown_letter_is_one_piece():
     texts = ["one hundred one", "hundred and two", "two"]
     pieces = phrases.Pieces(texts, 12)
     assert [pieces.decode(pieces.encode(t)) for t in texts] == texts
@@ -295,7 +295,7 @@ def test_the_quick_command_trains_writes_and_goes_on(tmp_path):
     assert {p.suffix for p in tmp_path.iterdir()} >= {".json", ".png"}
 
 
-def test_a_study_that_is_not_there_is_named_with_those_that_are():
+def test_an_unknown_study_is_an_error_that_lists_the_known_ones():
     result = CliRunner().invoke(app, ["cnn", "--only", "inception"])
     assert result.exit_code == 2
     assert "cnn-separable" in result.output

@@ -149,7 +149,7 @@ def test_every_slice_of_a_stacked_axis_is_a_pool(axis):
             assert w[~m].max() <= w[m].min()
 
 
-def test_overrides_go_with_every_distribution():
+def test_overrides_work_with_every_distribution():
     params = make_params()
     for name in ("uniform", "erk", "global", "normalized", "min density"):
         _, masks = jaxprune.prune_params(

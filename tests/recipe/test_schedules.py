@@ -59,7 +59,7 @@ def test_traced_steps_agree_with_host_steps(steps, final):
     np.testing.assert_array_equal(schedule.sparsity(jnp.asarray(steps)), expected)
 
 
-def test_a_float_stands_for_the_decimal_that_prints_it():
+def test_a_float_means_the_decimal_that_it_prints_as():
     for value in (0.9, np.float32(0.9), Fraction(9, 10)):
         assert jaxprune.one_shot_schedule(value).targets == (Fraction(9, 10),)
 

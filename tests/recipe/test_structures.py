@@ -105,7 +105,7 @@ def test_balanced_blocks_keep_as_many_in_every_column(size, sparsity):
 
 @pytest.mark.parametrize("norm", (1, 2))
 @pytest.mark.parametrize("axis", (-1, 0, 1))
-def test_channels_go_by_their_norm(axis, norm):
+def test_channels_of_the_smallest_norm_are_dropped(axis, norm):
     w = np.random.default_rng(2).normal(size=(6, 5, 8)).astype(np.float32)
     _, masks = jaxprune.prune_params({"w": jnp.asarray(w)}, 0.4, structure=Channel(axis, norm))
     others = tuple(i for i in range(3) if i != axis % 3)
@@ -120,7 +120,7 @@ def test_channels_go_by_their_norm(axis, norm):
     "dtype", (jnp.bfloat16, jnp.float16, jnp.float32), ids=lambda d: d.__name__
 )
 @pytest.mark.parametrize("structure", ("block", "channel", "2:4", "balanced"))
-def test_structures_take_every_float(structure, dtype):
+def test_structures_work_with_every_float_dtype(structure, dtype):
     params = {"w": make_params(dtype=dtype)["fc"], "bias": jnp.ones(3, dtype)}
     params, masks = jaxprune.prune_params(params, 0.5, structure=STRUCTURES[structure])
     assert params["w"].dtype == dtype

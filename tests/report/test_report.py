@@ -188,7 +188,7 @@ UNUSED = {
 
 
 @pytest.mark.parametrize("rules, unused", UNUSED.values(), ids=UNUSED)
-def test_plan_names_the_rules_that_decide_nothing(rules, unused):
+def test_plan_names_unused_rules(rules, unused):
     notes = jaxprune.plan(make_params(), SCHEDULE, **rules).notes
     assert len(notes) == len(unused)
     for note, rule in zip(notes, unused, strict=True):
@@ -221,7 +221,7 @@ def test_only_init_warns_of_unused_rules():
     assert int(jaxprune.get_state(state).prune_step) == 1
 
 
-def test_map_params_meets_unused_rules_without_a_word():
+def test_map_params_does_not_warn_of_unused_rules():
     tx = optax.chain(optax.adam(0.1), jaxprune.prune(SCHEDULE, exclude="nope"))
     with pytest.warns(UserWarning, match="exclude: 'nope'"):
         state = tx.init(trainable())
@@ -384,7 +384,7 @@ def test_metrics_count_what_the_masks_and_thresholds_hold():
         assert tuple(jaxprune.metrics(state)) == names
 
 
-def test_thresholds_in_metrics_part_the_kept_from_the_dropped():
+def test_thresholds_in_metrics_separate_the_kept_from_the_dropped():
     params = trainable()
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
     _, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
@@ -479,7 +479,7 @@ def test_check_names_the_leaves_that_a_wrong_order_brings_back(name):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_violations_tell_of_a_wrong_order_from_the_next_fire_on(name):
+def test_violations_detect_a_wrong_order_from_the_next_fire_on(name):
     counts = [int(jaxprune.get_state(state).violations) for _, state in runs(False, name)]
     begin, end = STEPS["begin_step"], STEPS["end_step"]
     assert counts[: begin + 1] == [0] * (begin + 1)
@@ -510,7 +510,7 @@ def test_check_raises_after_the_damage_is_gone(name):
         jaxprune.check(jaxprune.apply_masks(params, state), state)
 
 
-def test_check_takes_minus_zero_for_zero_and_lets_kept_weights_be():
+def test_check_accepts_minus_zero_and_ignores_kept_weights():
     params, state = runs(True, "last")[-1]
     masks = jaxprune.get_masks(state)
     with jax.debug_nans(False):

@@ -81,7 +81,7 @@ def test_parts_share_the_budget_and_the_threshold_of_the_whole(distribution, tie
             chex.assert_trees_all_equal(got, want)
 
 
-def test_without_it_every_part_is_pruned_by_itself():
+def test_without_axis_name_every_part_is_pruned_by_itself():
     got, state = spread_run(jaxprune.prune(SCHEDULE), make_params(), check_vma=False)
     del got
     for mask in np.split(np.asarray(jaxprune.get_masks(state)["a"]), N):
@@ -97,7 +97,7 @@ def test_selection_over_a_mapped_axis(wrap):
     np.testing.assert_array_equal(masks, want)
 
 
-def test_a_part_that_moves_is_found_in_all():
+def test_a_violation_in_one_part_is_counted_in_all():
     params = make_params()
     tx = optax.chain(jaxprune.prune(SCHEDULE, axis_name="d"), optax.scale(0.5))
     state = tx.init(params)
@@ -120,7 +120,7 @@ def test_a_part_that_moves_is_found_in_all():
     assert state[0].violations > 0
 
 
-def test_what_a_part_cannot_know_is_refused():
+def test_options_that_need_the_whole_leaf_are_refused():
     with pytest.raises(ValueError, match=r"axis_name: .*erk.*uniform or jaxprune.global_pool"):
         jaxprune.prune(SCHEDULE, axis_name="d", distribution=jaxprune.erk)
     with pytest.raises(ValueError, match=r"axis_name: Channel.*jaxprune.Unstructured"):

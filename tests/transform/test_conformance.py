@@ -52,7 +52,7 @@ def loss(params):
 
 @pytest.mark.skip_in("disable_jit", reason="nothing is compiled")
 @every_kind
-def test_arguments_it_does_not_know_are_no_error_and_a_second_call_compiles_nothing(create):
+def test_unknown_extra_args_are_ignored_and_a_second_call_compiles_nothing(create):
     tx = create(sgd())
 
     @jax.jit

@@ -272,7 +272,7 @@ def test_nan_weights_rank_highest_and_apply_masks_repairs_dropped_ones():
     assert bits(jaxprune.apply_masks(torn, state)["kernel"])[0, 1:3].tolist() == [0, 0]
 
 
-def test_a_torn_restore_heals_in_one_step():
+def test_dense_params_restored_with_sparse_masks_are_zeroed_in_one_step():
     tx, step = runner(0, 6, 2, 0.9, jnp.float32)
     params = make_params(1)
     state = tx.init(params)
@@ -283,7 +283,7 @@ def test_a_torn_restore_heals_in_one_step():
     jaxprune.check(healed, state)
 
 
-def test_violations_tell_of_a_chain_in_the_wrong_order():
+def test_violations_detect_a_chain_in_the_wrong_order():
     schedule = jaxprune.cubic_schedule(0.5, 0, 4, 1)
     wrong = optax.chain(jaxprune.prune(schedule), optax.scale(-0.1))
     params = make_params(2)
@@ -295,7 +295,7 @@ def test_violations_tell_of_a_chain_in_the_wrong_order():
     assert jaxprune.get_state(state).violations > 0
 
 
-def test_violations_outlive_the_damage():
+def test_violations_stay_after_the_damage_is_repaired():
     tx, step = runner(0, 6, 2, 0.9, jnp.float32)
     params = make_params(1)
     state = tx.init(params)

@@ -321,7 +321,7 @@ def test_every_weight_that_is_kept_has_been_trained(name, form, dtype):
 
 @every_form
 @every_optimizer
-def test_check_has_nothing_to_say(name, form):
+def test_check_passes_after_every_step(name, form):
     for _, last, _ in runs(name):
         jaxprune.check(*last[form])
 
@@ -452,7 +452,7 @@ def test_partition_with_two_prunes_holds_both_budgets_and_get_masks_merges_them(
 
 
 @pytest.mark.skipif(not hasattr(optax, "freeze"), reason="optax.freeze is new in 0.2.6")
-def test_frozen_leaves_stay_where_they_are_left_out_and_are_found_where_they_are_not():
+def test_frozen_leaves_must_be_excluded_or_check_names_them():
     frozen = {"fc": False, "constant": True, "empty": False, "scale": False}
     links = (optax.sgd(0.1), optax.freeze(frozen))
     tx = optax.chain(*links, jaxprune.prune(SCHEDULE, exclude="constant"))
@@ -542,7 +542,7 @@ def test_prune_after_lookahead_prunes_both_copies():
     jaxprune.check(params, state)
 
 
-def test_prune_inside_lookahead_is_found_out():
+def test_prune_inside_lookahead_is_detected():
     start = optax.LookaheadParams.init_synced(make_params())
     tx = lookahead(adam("chain"))
     params, state, _ = train(tx, start, grads=grads_of_fast)
@@ -658,7 +658,7 @@ def test_extra_args_reach_the_optimizer_and_unknown_ones_do_not_matter(form):
         tx.update(params, tx.init(params), params)
 
 
-def test_an_inner_without_extra_args_is_spared_them():
+def test_extra_args_are_not_passed_to_an_inner_that_takes_none():
     params = make_params()
     tx = jaxprune.prune(SCHEDULE, inner=optax.trace(0.9))
     updates, _ = tx.update(params, tx.init(params), params, value=1.0)

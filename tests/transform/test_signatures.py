@@ -52,7 +52,7 @@ def test_shared_arguments_agree(name):
             assert ours[argument] == theirs[argument], argument
 
 
-def test_what_differs_on_purpose():
+def test_signatures_differ_only_where_it_is_on_purpose():
     prune, rigl = parameters("prune"), parameters("rigl")
     assert prune["inner"].default is None
     assert rigl["inner"].default is EMPTY  # whose moments would be reset?

@@ -483,7 +483,7 @@ def test_lbfgs_tunes_a_sparse_network_whose_loss_is_that_of_masked_params():
     chex.assert_trees_all_equal(jaxprune.get_masks(state), masks)
 
 
-def test_whole_linen_variables_are_refused_where_statistics_could_be_taken_for_weights():
+def test_linen_variables_with_statistics_are_refused():
     variables = {"params": {"kernel": jnp.ones((4, 4))}, "batch_stats": {"mean": jnp.ones((2, 4))}}
     for call in (
         lambda: jaxprune.prune(SCHEDULE).init(variables),
