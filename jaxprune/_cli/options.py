@@ -216,13 +216,13 @@ def _rules(
 
 def _sparsity_for(sparsity: float | None, rules: dict[str, Any]) -> float:
     """`--sparsity` if it is given, otherwise the sparsity of an N:M structure."""
-    from jaxprune._recipe.structures import NM
+    from jaxprune._recipe.traits import traits_of
 
-    structure = rules["structure"]
+    final = traits_of(rules["structure"]).final_sparsity
     if sparsity is not None:
         return sparsity
-    if isinstance(structure, NM):
-        return 1 - structure.n / structure.m
+    if final is not None:
+        return float(final)
     raise _usage(
         "--sparsity is missing. Give one, like --sparsity 0.9; only --structure nm:N:M implies one."
     )

@@ -1,18 +1,18 @@
-"""Whether a score function may be computed again wherever the selection reads the weights.
+"""Whether the scores of a leaf may be computed again whenever the selection reads the weights.
 
-The selection counts the scores above a threshold in one compiled loop and builds the mask in
-another place. If the score is computed in both places instead of being stored, both must give the
-same bits, or the mask misses the count. Two things can go wrong:
+The selection counts the scores above a threshold in a compiled loop, and compares them again to
+build the mask. If scores are computed in both places instead of being stored, both must give the
+same bits; otherwise the mask does not have the number of weights that was counted. There are two
+risks:
 
-- A weight and its gradient are not all that a score depends on: it reads other entries, the shape
-  of the leaf, or the key. The selection calls the score on reshaped parts of a leaf.
-- XLA rounds differently in different programs. It may contract a product and a sum into one fused
-  multiply-add in one loop and not in another, keep a bfloat16 intermediate result in float32, or
-  use another approximation of a transcendental function.
+- A score depends on more than one weight and its gradient: on other entries, on the shape of the
+  leaf, or on the key. The selection calls the score on reshaped parts of a leaf.
+- XLA rounds differently in different programs. In one of two loops it may contract a product and a
+  sum to a fused multiply-add, keep a bfloat16 intermediate result in float32, or approximate a
+  transcendental function in another way.
 
-So a function is accepted only if its jaxpr consists of few elementwise operations which round the
-same way in every program. What is in doubt is refused: a refused score is stored, which is always
-correct.
+So a function is accepted only if its jaxpr consists of a few elementwise operations that round the
+same way in every program. All others are refused, which is always correct: their scores are stored.
 """
 
 import functools
@@ -44,6 +44,7 @@ _CALLS = frozenset(
 # A pass over the data costs a memory read. With more operations than this, reading stored scores is
 # cheaper.
 _MOST_OPERATIONS = 12
+_KNOWN = _EXACT | _ROUND | _OF_COMPLEX | {"convert_element_type"}
 
 
 class _Operation(NamedTuple):
@@ -59,7 +60,7 @@ class _Refused(Exception):
 
 
 def is_elementwise_program(score: Callable[..., Any], params: Any, grads: Any) -> bool:
-    """Whether a function gives the same bits for each weight in whatever program it is compiled.
+    """Whether a function gives the same bits for each weight in every program that contains it.
 
     Args:
       score: `(params, grads, key) -> scores`.
@@ -158,9 +159,11 @@ def _constant(value: Any) -> str:
 def _check(eqn: Any, shape: tuple[int, ...]) -> None:
     """Raises `_Refused` unless an operation is elementwise and rounds alike in every program."""
     name = eqn.primitive.name
-    inputs, outputs = ([atom.aval for atom in atoms] for atoms in (eqn.invars, eqn.outvars))
-    dtypes = [aval.dtype for aval in (*inputs, *outputs)]
-    is_scalar_or_leaf = all(aval.shape in ((), shape) for aval in (*inputs, *outputs))
+    if name not in _KNOWN:
+        raise _Refused
+    avals = [atom.aval for atom in (*eqn.invars, *eqn.outvars)]
+    dtypes = [aval.dtype for aval in avals]
+    is_scalar_or_leaf = all(aval.shape in ((), shape) for aval in avals)
     if not is_scalar_or_leaf or any(jnp.issubdtype(d, jax.dtypes.extended) for d in dtypes):
         raise _Refused
     if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):

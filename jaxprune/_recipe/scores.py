@@ -4,8 +4,8 @@ A score function computes the scores of one leaf, `(params, grads, key) -> score
 shape: `params` are the weights, `grads` their gradients (None where the caller has none), and `key`
 is a PRNG key for this leaf and step. An `Accumulated` score adds up over the steps instead.
 
-Elementwise scores are never stored: they are computed again wherever the selection reads the
-weights. See `Score` for how a function says that it is elementwise.
+Elementwise scores are never stored: they are computed again whenever the selection reads the
+weights. See `Score` for the attributes of a function, and `is_elementwise`.
 """
 
 import dataclasses
@@ -22,15 +22,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Score(Protocol):
-    """A score function, and what it may say of itself by attributes.
+    """A score function. It may have two attributes that describe it.
 
-    Attributes that a function may have:
-
-    - `elementwise`: each score depends on the weight and the gradient at its own position alone, is
-      the same number in whatever program it is computed, and does not depend on the key. Without
-      the attribute, `is_elementwise` finds it out from the operations of the function.
-    - `reads_grads`: whether the function needs gradients. Without the attribute it is given them
-      where there are any.
+    - `elementwise`: whether each score depends only on the weight and the gradient at its own
+      position, has the same bits in every program that computes it, and ignores the key. Without
+      the attribute, `is_elementwise` decides by the operations of the function.
+    - `reads_grads`: whether the function uses gradients. True without the attribute.
     """
 
     def __call__(self, params: Any, grads: Any, key: Any, /) -> jax.Array:
@@ -38,7 +35,7 @@ class Score(Protocol):
         ...
 
 
-def _says(*, elementwise: bool, reads_grads: bool) -> Callable[[_Function], _Function]:
+def _with_attributes(*, elementwise: bool, reads_grads: bool) -> Callable[[_Function], _Function]:
     """A decorator that sets the attributes of a score function."""
 
     def decorate(function: _Function) -> _Function:
@@ -48,7 +45,7 @@ def _says(*, elementwise: bool, reads_grads: bool) -> Callable[[_Function], _Fun
     return decorate
 
 
-@_says(elementwise=True, reads_grads=False)
+@_with_attributes(elementwise=True, reads_grads=False)
 def magnitude(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
     """|w|, the score of Zhu & Gupta (2017); the modulus of a complex weight.
 
@@ -73,7 +70,7 @@ def magnitude(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
     return jnp.abs(params)
 
 
-@_says(elementwise=True, reads_grads=True)
+@_with_attributes(elementwise=True, reads_grads=True)
 def saliency(params: Any, grads: Any, key: Any = None) -> jax.Array:
     """|w g|: how much the loss changes, to first order, when the weight becomes zero.
 
@@ -101,7 +98,7 @@ def saliency(params: Any, grads: Any, key: Any = None) -> jax.Array:
     return jnp.abs(_wide(params) * _wide(grads))
 
 
-@_says(elementwise=True, reads_grads=True)
+@_with_attributes(elementwise=True, reads_grads=True)
 def gradient_magnitude(params: Any, grads: Any, key: Any = None) -> jax.Array:
     """|g|, by which RigL chooses the weights to grow (Evci et al. 2020, arXiv:1911.11134).
 
@@ -125,7 +122,7 @@ def gradient_magnitude(params: Any, grads: Any, key: Any = None) -> jax.Array:
     return magnitude(required_grads("gradient_magnitude", grads))
 
 
-@_says(elementwise=False, reads_grads=False)
+@_with_attributes(elementwise=False, reads_grads=False)
 def random_score(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
     """Uniform random numbers in [0, 1): the baseline that any other score must beat.
 
@@ -186,7 +183,7 @@ From Sanh et al. 2020, arXiv:2005.07683. The sums are float32, one per weight, i
 """
 
 
-@_says(elementwise=True, reads_grads=False)
+@_with_attributes(elementwise=True, reads_grads=False)
 def itself(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
     """Scores that were computed before: the `params` unchanged."""
     del grads, key
@@ -197,7 +194,7 @@ def itself(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
 
 
 def accumulates(score: Any) -> bool:
-    """Whether a score adds up over the steps, by an `increment` as `Accumulated` has it."""
+    """Whether a score is a sum over the steps: it has an `increment`, as `Accumulated` does."""
     return hasattr(score, "increment")
 
 
@@ -207,15 +204,15 @@ def reads_grads(score: Any) -> bool:
 
 
 def needs_key(score: Any) -> bool:
-    """Whether a score may use its key: unless it says that it is elementwise, or accumulates."""
+    """Whether a score may use its key: not if it is declared elementwise, or accumulates."""
     return not getattr(score, "elementwise", False) and not accumulates(score)
 
 
 def is_elementwise(score: Any, params: Any, grads: Any) -> bool:
-    """Whether the scores of a leaf may be computed again wherever they are read.
+    """Whether the scores of a leaf may be computed again whenever they are read.
 
-    The attribute `elementwise` of the score decides. A function without it is traced: it must
-    consist of operations that give the same bits in every program, see
+    The attribute `elementwise` of the score decides. A function without it is traced, and must
+    consist of operations that give the same bits in every program; see
     `jaxprune._recipe.elementwise`.
 
     Args:
