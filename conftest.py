@@ -1,9 +1,9 @@
-"""The suite in the stricter modes of jax, as in `JAX_NUMPY_DTYPE_PROMOTION=strict pytest`.
+"""Runs the tests in the stricter modes of JAX, as in `JAX_NUMPY_DTYPE_PROMOTION=strict pytest`.
 
-The modes are chosen by jax's own variables; `modes` has their names here. A test that says what a
-mode forbids, or needs what it takes away, is marked `skip_in(*modes, reason=...)`. What fails
-inside another library is skipped and the place named: `optax.adam` itself raises under strict
-promotion. Our own code, and what tests compute, must run in every mode.
+The environment variables of JAX turn the modes on; `modes` lists them. A test that cannot run in a
+mode is marked `skip_in(*modes, reason=...)`. Where another library does what a mode forbids (strict
+promotion makes `optax.adam` raise), the test is skipped with the place in that library. The code of
+jaxprune and of the tests must run in every mode.
 """
 
 import doctest
@@ -15,9 +15,9 @@ import traceback
 import pytest
 
 LIBRARIES = ("jax", "optax", "flax", "equinox", "haiku")
-# What a mode leaves out of examples that are for reading.
+# Why examples of the documentation are skipped in a mode.
 _TABLES = {"x64": "its tables say float32"}
-_BIASES = {"rank": "it adds a bias to the rows of a batch"}
+_BIASES = {"rank": "it adds a bias to a batch of rows"}
 PAGES = {
     **{"README.md": _TABLES | _BIASES, "guide.md": _TABLES | _BIASES},
     **dict.fromkeys(("shrink.py", "channels.py"), _BIASES),
@@ -27,7 +27,7 @@ PAGES = {
 
 @functools.cache
 def modes():
-    """The modes, and whether each is on; jax is imported after tests/conftest.py has set it up."""
+    """Whether each mode is on. Imports jax only now, after tests/conftest.py has configured it."""
     import jax
 
     return {
@@ -45,8 +45,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip_in(mode, reason=reason))
         for mark in item.iter_markers("skip_in"):
             assert set(mark.args) <= modes().keys(), f"{item.nodeid}: {mark.args}"
-            if found := [mode for mode in mark.args if modes()[mode]]:
-                reason = f"{', '.join(found)}: {mark.kwargs['reason']}"
+            if active := [mode for mode in mark.args if modes()[mode]]:
+                reason = f"{', '.join(active)}: {mark.kwargs['reason']}"
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
@@ -55,9 +55,9 @@ def pytest_runtest_call(item):
     try:
         return (yield)
     except Exception as error:
-        found = error.exc_info[1] if isinstance(error, doctest.UnexpectedException) else error
+        cause = error.exc_info[1] if isinstance(error, doctest.UnexpectedException) else error
         on = ", ".join(mode for mode, is_on in modes().items() if is_on)
-        if on and _is_of_a_mode(found) and (place := _place_in_another_library(found)):
+        if on and _is_of_a_mode(cause) and (place := _place_in_another_library(cause)):
             pytest.skip(f"{on}: {place} does what the mode forbids")
         raise
 
@@ -74,10 +74,12 @@ def _folder(library):
 
 
 def _place_in_another_library(error):
-    """Where the innermost frame outside jax is, if that is in another library; else None."""
+    """File and line of the innermost frame outside jax if a library owns it, else None."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = pathlib.Path(frame.filename)
-        found = [name for name in LIBRARIES if _folder(name) in path.parents]
-        if "jax" not in found and path.name not in ("contextlib.py", "functools.py"):
-            return f"{path.relative_to(_folder(found[0]).parent)}:{frame.lineno}" if found else None
+        libraries = [name for name in LIBRARIES if _folder(name) in path.parents]
+        if "jax" not in libraries and path.name not in ("contextlib.py", "functools.py"):
+            if not libraries:
+                return None
+            return f"{path.relative_to(_folder(libraries[0]).parent)}:{frame.lineno}"
     return None

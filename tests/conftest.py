@@ -1,4 +1,4 @@
-"""How every test runs: on the CPU, as eight devices, from fixed keys.
+"""Settings of every test: on the CPU, as eight devices, with fixed keys.
 
 The environment is set before anything imports jax, which reads it once. `JAX_PLATFORMS` and
 `XLA_FLAGS` that are already set win, so `JAX_PLATFORMS=cuda pytest -n0` runs the suite on a GPU.
@@ -24,14 +24,14 @@ _quickly = os.environ["JAX_PLATFORMS"] == "cpu" and platform.machine() in ("x86_
 if _quickly and _LEVEL not in (_flags := os.environ["XLA_FLAGS"]):
     _quick = f"{_LEVEL}=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_max_isa=AVX"
     if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
-        _quick += " --xla_cpu_use_fusion_emitters=false"  # later versions know no other way
+        _quick += " --xla_cpu_use_fusion_emitters=false"  # later versions have no other way
     os.environ["XLA_FLAGS"] = f"{_flags} {_quick}"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# A first example pays for the compilation of all the others.
+# The first example compiles for all others.
 _common = {
     "deadline": None,
     "suppress_health_check": [hypothesis.HealthCheck.too_slow],

@@ -1,4 +1,4 @@
-"""Copies that differ: what holds the same part of an array on several devices, and does not."""
+"""Replicas of an array that differ between devices are detected."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxprune._base.agreement import diverged
 
 
 def spread(x, spec, odd=()):
-    """An array on 4 devices; those in `odd` hold other numbers."""
+    """An array on 4 devices; devices in `odd` hold different numbers."""
     named = NamedSharding(make_mesh((2, 2), AxisType.Auto), spec)
     parts = [
         jax.device_put(np.asarray(x)[index] + (device.id in odd), device)

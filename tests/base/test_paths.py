@@ -1,4 +1,4 @@
-"""Key paths read the same in every library, and rules choose leaves by them."""
+"""Paths of leaves are the same in every library, and rules select leaves by them."""
 
 import collections
 import dataclasses
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Linear:
-    """A layer as equinox has it: a dataclass that is a pytree, static fields and all."""
+    """A layer like those of Equinox: a dataclass that is a pytree, with static fields."""
 
     weight: Any
     bias: Any
@@ -51,13 +51,13 @@ class Mlp:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Attention:
-    """What its fields are called is no box's doing."""
+    """A pytree with a field called `value` that is not a box."""
 
     query: Any
     value: Any
 
 
-# --- one path language
+# --- paths
 
 MLP = Mlp([Linear(1, 2), Linear(3, 4)], 5)
 TREES = {
@@ -213,7 +213,7 @@ def test_a_dataclass_pytree_is_pruned_by_its_paths():
     assert [int(jnp.sum(~m)) for m in jax.tree.leaves(masks)] == [12, 0, 0, 0, 0]
 
 
-# --- which leaves rules choose
+# --- rules
 
 
 @functools.cache
@@ -287,14 +287,14 @@ SEMANTICS = {
 @pytest.mark.parametrize("rules, expected", SEMANTICS.values(), ids=SEMANTICS)
 def test_rules_mean_the_same_in_every_function(rules, expected):
     assert chosen(**rules) == expected
-    found = [jaxprune.prune_params(params(), 0.5, **rules)[1]]
+    all_masks = [jaxprune.prune_params(params(), 0.5, **rules)[1]]
     tx = jaxprune.prune(HALF, **rules)
     _, state = tx.update(params(), tx.init(params()), params())
-    found.append(jaxprune.get_masks(state))
+    all_masks.append(jaxprune.get_masks(state))
     if "overrides" not in rules:
         zeros = jax.tree.map(jnp.zeros_like, params())
-        found.append(jaxprune.masks_from_params(zeros, **rules))
-    for masks in found:
+        all_masks.append(jaxprune.masks_from_params(zeros, **rules))
+    for masks in all_masks:
         paths, leaves, _ = leaves_with_paths(masks)
         assert [p for p, m in zip(paths, leaves, strict=True) if not m.all()] == expected
 
@@ -353,12 +353,12 @@ def test_the_first_override_that_matches_wins():
 def test_an_override_scales_the_whole_schedule():
     schedule = jaxprune.linear_schedule(0.5, 0, 2, every=1)  # 0, 1/4, 1/2
     tx = jaxprune.prune(schedule, overrides={"fc/.*": 0.75})  # 0, 3/8, 3/4
-    state, found = tx.init(params()), []
+    state, counts = tx.init(params()), []
     for _ in range(3):
         _, state = tx.update(params(), state, params())
         masks = jaxprune.get_masks(state)
-        found.append([int(jnp.sum(~masks[name]["kernel"])) for name in ("fc", "head")])
-    assert found == [[0, 0], [9, 3], [18, 6]]
+        counts.append([int(jnp.sum(~masks[name]["kernel"])) for name in ("fc", "head")])
+    assert counts == [[0, 0], [9, 3], [18, 6]]
 
 
 @pytest.mark.parametrize("argument", ("include", "exclude"))
@@ -385,9 +385,9 @@ def test_leaves_that_are_not_arrays_stay_unchanged():
     tree = {"w": ones(2, 2), "name": "mlp", "rate": 0.1, "none": None, "f": max, "flag": True}
     pruned, masks = jaxprune.prune_params(tree, 0.5, include=".*")
     again = jaxprune.apply_masks(pruned, masks)
-    for found in (pruned, again):
-        assert found["w"].tolist() == [[1.0, 1.0], [0.0, 0.0]]
-        assert {k: v for k, v in found.items() if k != "w"} == {
+    for result in (pruned, again):
+        assert result["w"].tolist() == [[1.0, 1.0], [0.0, 0.0]]
+        assert {k: v for k, v in result.items() if k != "w"} == {
             k: v for k, v in tree.items() if k != "w"
         }
 
@@ -401,8 +401,8 @@ def test_leaves_that_are_not_numbers_stay_unchanged():
         tree, ((2, 2), jnp.uint8)
     )
     pruned, masks = jaxprune.prune_params(tree, 0.5)
-    for found in (pruned, jaxprune.apply_masks(tree, masks)):
-        assert found["w"].tolist() == [[1.0, 1.0], [0.0, 0.0]]
-        assert jnp.array_equal(jax.random.key_data(found["keys"]), jax.random.key_data(keys))
-        assert found["flags"].all()
+    for kept in (pruned, jaxprune.apply_masks(tree, masks)):
+        assert kept["w"].tolist() == [[1.0, 1.0], [0.0, 0.0]]
+        assert jnp.array_equal(jax.random.key_data(kept["keys"]), jax.random.key_data(keys))
+        assert kept["flags"].all()
     jaxprune.check(pruned, state._replace(masks=masks))

@@ -1,4 +1,4 @@
-"""Packed matrices: the products are those of the dense ones."""
+"""Products with packed matrices equal those with dense ones."""
 
 import jax
 import jax.numpy as jnp
@@ -236,7 +236,7 @@ def test_linen_models_run_from_packed_kernels(name):
     y = jax.jit(lambda packed: packed_apply(model.apply, packed, {"params": biases}, x))(packed)
     expected = model.apply({"params": params}, x)
     assert y.dtype == expected.dtype
-    # Sums in another order.
+    # The sums are in another order.
     tolerance = 2e-2 if name == "bf16" else 1e-5
     np.testing.assert_allclose(
         y.astype(jnp.float32), expected.astype(jnp.float32), tolerance, tolerance

@@ -44,7 +44,7 @@ def target_of(sparsity, nm):
 
 
 def best(scores, n_keep):
-    """A mask of the largest of a list; the first of equal ones."""
+    """A mask of the largest entries of a list; of equal ones the first."""
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     return np.isin(np.arange(len(scores)), order[:n_keep])
 
@@ -95,7 +95,7 @@ def sparsegpt_oracle(kernel, inputs, sparsity, nm=None, block_size=128, damping=
 
 
 def correlated(n_rows, n_in, key=0):
-    """Inputs of which neighbours go together, and a few are 20 times as large."""
+    """Inputs whose neighbours are correlated; a few are 20 times as large."""
     rng = np.random.default_rng(key)
     x = rng.normal(size=(n_rows, n_in)) @ rng.normal(size=(n_in, n_in)) / np.sqrt(n_in)
     x[:, rng.permutation(n_in)[: max(n_in // 16, 1)]] *= 20
@@ -121,7 +121,7 @@ def assert_sparse(kernel, mask):
 
 @st.composite
 def small_integers(draw):
-    """A kernel and inputs whose products are exact, and tie often."""
+    """A kernel and inputs whose products are exact and often equal."""
     n_in, n_out = draw(st.sampled_from(SHAPES))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     most = draw(st.sampled_from((0, 1, 3, 9)))
@@ -185,7 +185,7 @@ def test_inputs_of_one_size_make_wanda_magnitude_pruning_of_each_output():
 def test_masks_do_not_depend_on_the_scale_of_the_inputs(prune_kernel):
     kernel, inputs = normal(16, 4), correlated(32, 16)
     new, mask = prune_kernel(kernel, inputs, 0.5)
-    for scale in (2.0**-20, 2.0**20):  # powers of two, which round nothing
+    for scale in (2.0**-20, 2.0**20):  # powers of two, which are exact
         scaled, scaled_mask = prune_kernel(kernel, inputs * np.float32(scale), 0.5)
         np.testing.assert_array_equal(scaled_mask, mask)
         np.testing.assert_array_equal(scaled, new)
@@ -240,7 +240,7 @@ def test_sparsegpt_by_hand():
     np.testing.assert_allclose(new, [[0.0], [1.0 + 2.0 / 1.01]], rtol=1e-5)  # float32
     new, mask = sparsegpt_kernel(jnp.array([[8.0], [1.0]]), inputs, 0.5)
     assert mask.tolist() == [[True], [False]]
-    assert new.tolist() == [[8.0], [0.0]]  # nothing before an input makes up for it
+    assert new.tolist() == [[8.0], [0.0]]  # earlier inputs do not compensate for a later one
 
 
 def test_sparsegpt_moves_nothing_where_inputs_are_unrelated():
@@ -329,7 +329,7 @@ def test_works_under_jit_and_under_strict_promotion(prune_kernel):
         got = jax.jit(lambda k, x: prune_kernel(k, x, 0.5))(kernel, inputs)
         prune_kernel(kernel, moments(inputs), nm=(2, 4))
     np.testing.assert_array_equal(got[1], expected[1])
-    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)  # fused in another way
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)  # fused differently
 
 
 @both_kernels
@@ -376,7 +376,7 @@ def collected_linen_inputs(train):
 
 def test_linen_inputs_are_what_every_dense_was_given():
     model, variables, x = linen_case()
-    expected = model.apply(variables, x).reshape(-1, 4)  # first: what it traces is cached
+    expected = model.apply(variables, x).reshape(-1, 4)  # called first, because its trace is cached
     inputs = collected_linen_inputs(False)
     n_rows = {"shared": 12, "scan/step": 18, "remat": 6, "jitted": 6, "head": 6}
     assert {path: len(v) for path, v in inputs.items()} == {

@@ -1,4 +1,4 @@
-"""Files on the command line: what is printed, what is written, what is refused."""
+"""The commands that work on files: output, files and errors."""
 
 import contextlib
 import io
@@ -229,7 +229,7 @@ def test_a_checkpoint_is_read_a_group_of_leaves_at_a_time(tmp_path, monkeypatch)
     with open_source(tmp_path / "a") as source:
         arrays = dict(source.arrays())
     pairs = [["params/w0", "params/w1"], ["params/w2", "params/w3"]]
-    assert read == [*pairs, ["rest/0/h", "rest/0/scalar", "rest/1"]]  # no text
+    assert read == [*pairs, ["rest/0/h", "rest/0/scalar", "rest/1"]]  # text is not read
     assert [leaf.path for leaf in source.leaves] == list(arrays) == [*read[0], *read[1], *read[2]]
     for leaf in source.leaves:
         assert (arrays[leaf.path].shape, arrays[leaf.path].dtype) == (leaf.shape, leaf.dtype)
@@ -285,7 +285,7 @@ def test_masks_are_found_wherever_they_are(tmp_path, packed, param, others, mask
 
 
 def rows_kept(counts, shape):
-    """A mask that keeps a number of random entries of each row."""
+    """A mask that keeps `counts` random entries of each row."""
     rng = np.random.default_rng(0)
     order = rng.random(shape).argsort(-1)
     return order < counts
@@ -333,7 +333,7 @@ def zipped(path, w):
     return path
 
 
-# --- what is refused
+# --- errors
 
 
 def test_nothing_is_replaced_without_force(model, tmp_path):
@@ -345,7 +345,7 @@ def test_nothing_is_replaced_without_force(model, tmp_path):
         assert out.read_text() == "old"
     run("export", model, "-o", out, "--force")
     assert out.read_bytes()[:2] == b"PK"
-    run("prune", model, "-o", model, "-s", 0.5, "--force")  # onto itself
+    run("prune", model, "-o", model, "-s", 0.5, "--force")  # overwrites its own input
     assert np.count_nonzero(load(model)["head"]) == 150
 
 
@@ -508,7 +508,7 @@ def test_a_signal_keeps_the_old_file(tmp_path, name):
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out*.part")):  # until it writes
+    while not list(tmp_path.glob(".out*.part")):  # until it starts to write
         assert child.poll() is None, child.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -526,7 +526,9 @@ def test_a_swallowed_ctrl_c_stops_after_the_leaf(model, tmp_path, monkeypatch):
 
     def losing(path, array, *args):
         pruned.append(path)
-        with contextlib.suppress(KeyboardInterrupt):  # as in a callback that Python ignores
+        with contextlib.suppress(
+            KeyboardInterrupt
+        ):  # like a callback whose exceptions Python ignores
             signal.raise_signal(signal.SIGINT)
         return array
 
@@ -554,7 +556,7 @@ def test_an_interrupted_folder_of_csr_is_not_there(model, tmp_path, monkeypatch)
     assert sorted(tmp_path.iterdir()) == before
 
 
-# --- what is printed
+# --- output
 
 
 def test_help_is_printed_without_jax():
@@ -582,7 +584,7 @@ def test_tables_fit_the_terminal(model, monkeypatch, width):
     assert ("dense bytes" in shown.getvalue()) == (width == 140)
     table = [line for line in lines if line.startswith("│")]
     first = "".join(line.split("│")[1].strip() for line in table)
-    assert first.startswith("fc/biasfc/kernelheadsteps")  # whole
+    assert first.startswith("fc/biasfc/kernelheadsteps")  # not truncated
 
 
 def test_piped_output_has_no_colours_and_is_not_truncated(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The demo: the same bits however often it is stopped, and a folder that is valid at every moment.
+"""The demo ends on the same bits however often it stops, and its folder is always valid.
 
 Jobs here are a few steps of narrow networks: what counts is that all parts run and fit together.
 """
@@ -128,7 +128,7 @@ def test_a_checkpoint_whose_result_was_not_written_counts(finished, tmp_path):
     with pytest.raises(job.Stopped):
         do(tmp_path, stop=after(TINY.n_chunks + 1))
     results = Store(tmp_path).read()
-    results["runs"] = []  # as if the process had died between the two writes
+    results["runs"] = []  # as if the process had died between two writes
     Store(tmp_path).write(results)
     do(tmp_path, resume=True)
     assert outcome(tmp_path) == outcome(finished[0])
@@ -189,7 +189,7 @@ def test_a_real_signal_leaves_a_command_that_resumes(finished, tmp_path):
     assert checkpoint_digests(folder) == checkpoint_digests(finished[0])
 
 
-# --- what the folder and the screen say
+# --- files and output
 
 
 def test_the_command_leaves_table_pictures_checkpoints_and_results(finished):

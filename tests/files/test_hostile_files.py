@@ -1,4 +1,4 @@
-"""Files changed at random: each is read right or refused with its path, within bounded memory."""
+"""Randomly damaged files: each is read correctly or rejected with its path, in bounded memory."""
 
 import copy
 import io
@@ -45,7 +45,7 @@ def refused(error, path):
 
 
 def outcome(path):
-    """What `load` gives within its memory, or None where it refuses the file."""
+    """What `load` returns, checked for its memory, or None if it rejects the file."""
     tracemalloc.start()
     try:
         loaded = load(path, max_bytes=LIMIT)
@@ -74,7 +74,7 @@ spans = st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=40))
 
 
 def spliced(data, edits):
-    """Bytes with parts of them cut out and others put there."""
+    """Bytes in which some parts are replaced by others."""
     for where, n_cut, new in edits:
         at = round(where * len(data))
         data = data[:at] + new + data[at + n_cut :]
@@ -97,7 +97,7 @@ def test_bytes_changed_in_the_frame_are_seen(tmp_path_factory, good, edits):
     assert loaded is None or is_tree(loaded)
 
 
-# Values that have no place in a header, or not in this one.
+# Values that are invalid in a header.
 numbers = st.one_of(
     st.integers(-2, 40), st.sampled_from((2**31, 2**32, 2**50, 2**58, 2**62, 2**64, 10**30))
 )
@@ -119,7 +119,7 @@ changes = st.lists(
 
 
 def changed(root, change, steps, value):
-    """JSON with one node of it, where the steps lead, set, dropped, repeated or renamed."""
+    """Follows `steps` into a JSON tree and sets, drops, repeats or renames the node it reaches."""
     node, above, key = root, None, None
     for step in steps:
         if not isinstance(node, (dict, list)) or not node:
@@ -199,7 +199,7 @@ def test_running_out_of_memory_is_a_value_error(tmp_path, monkeypatch):
 
 
 def read_npz(path):
-    """What is in an .npz, or None where it is refused."""
+    """The arrays of an .npz, or None if it is rejected."""
     try:
         with open_source(path) as source:
             return dict(source.arrays())

@@ -1,4 +1,4 @@
-"""Files: what is saved comes back bit by bit, is small, and is never trusted."""
+"""Saved trees load bit by bit, files are small, and damaged or hostile files are rejected."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def bytes_of(array):
 
 
 def random_array(seed, dtype, shape, sparsity):
-    """Any bits at all, at most of the places where they are not all zero."""
+    """Random bits, with a share of zeros."""
     rng = np.random.default_rng(seed)
     dtype = np.dtype(safetensors.dtype_of(dtype))
     n = math.prod(shape)
@@ -65,7 +65,7 @@ keys = st.text("ab/é:.", min_size=1, max_size=4).map(
 
 
 def clear(flat):
-    """Whether no path is the beginning of another, and none needs a name of the format."""
+    """Whether no path is a prefix of another, and none uses a name that the format reserves."""
     return not any(a != b and (b + "/").startswith(a + "/") for a in flat for b in flat)
 
 
@@ -252,7 +252,7 @@ def test_packed_kernels_come_straight_from_the_file(tmp_path, dtype):
         jaxprune.load_packed(tmp_path / "a", "x")
 
 
-# --- files that are not as they should be
+# --- damaged and hostile files
 
 
 def some_file(tmp_path, level=3):
@@ -276,7 +276,7 @@ def test_every_truncation_is_seen(tmp_path, level):
 
 
 def loaded(path):
-    """What is in a file, or what is wrong with it."""
+    """The tree in a file, or the error message."""
     try:
         return load(path), None
     except ValueError as error:
@@ -495,7 +495,7 @@ def test_the_limit_of_memory_can_be_set(tmp_path):
     assert load(tmp_path / "a", max_bytes=4000)["w"].size == 1000
 
 
-# --- arguments that are not as they should be
+# --- invalid arguments
 
 
 def like_cases():
@@ -571,7 +571,7 @@ def test_max_bytes_must_be_a_size(tmp_path, limit):
         load(tmp_path / "a", max_bytes=limit)
 
 
-# --- one move
+# --- atomic writes
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
@@ -630,7 +630,7 @@ def test_a_missing_extra_says_what_to_type(tmp_path, monkeypatch, package, call)
     assert load(tmp_path / "plain")["w"].tolist() == [1, 1]
 
 
-# --- for other programs
+# --- other formats
 
 
 def sparse_tree():

@@ -115,7 +115,7 @@ def moved(*positions):
     w = np.array(tree["w"])
     for column, value in positions:
         w[0, column] = value
-    with jax.debug_nans(False):  # it looks for NaN in what is copied to a device, too
+    with jax.debug_nans(False):  # it also raises for NaN in what is copied to a device
         return {**tree, "w": jnp.asarray(w)}, state
 
 
@@ -940,7 +940,7 @@ STATES = [
     ),
     case(
         "check_one_moved",
-        lambda: jaxprune.check(*moved((0, 1e-45))),  # subnormal: XLA on CPU takes it for zero
+        lambda: jaxprune.check(*moved((0, 1e-45))),  # subnormal: XLA on CPU treats it as zero
         ValueError,
         ("w:", "1 of 4", MISPLACED),
     ),
@@ -1162,7 +1162,7 @@ def test_the_whole_message_of_a_common_mistake(name, text):
     assert error_of(*MISTAKES[name]) == text
 
 
-# --- what an error tells to type works
+# --- the suggestions of errors work
 
 ADVICE = re.compile(r"exclude=('[^']*')")
 
@@ -1197,7 +1197,7 @@ def test_inject_hyperparams_works_with_the_argument_that_its_error_names(form):
     jax.tree.map(np.testing.assert_array_equal, jaxprune.get_masks(run(direct)[1]), masks)
 
 
-# --- what looks like bad input and is not
+# --- valid input that looks invalid
 
 GOOD_SPARSITIES = {
     "int": (0, 0),
@@ -1244,7 +1244,7 @@ def test_an_empty_tree_has_nothing_to_prune_and_is_no_error():
 
 def test_states_that_mask_different_subtrees_are_merged():
     tree = {"fc": {"w": ones(2, 4), "b": ones(4)}, "head": {"w": ones(4, 2), "b": ones(2)}}
-    hidden = {"fc": True, "head": False}  # a prefix: one placeholder stands for all of `head`
+    hidden = {"fc": True, "head": False}  # one placeholder replaces all of `head`
     shown = {"fc": {"w": True, "b": True}, "head": {"w": True, "b": True}}
     tx = optax.chain(
         optax.masked(jaxprune.prune(HALF), hidden),

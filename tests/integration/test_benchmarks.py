@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: what it writes, that it checks answers, that it survives; no timings."""
+"""`python -m benchmarks` writes results, checks masks and survives interrupts; no timings."""
 
 import json
 import sys
@@ -136,9 +136,9 @@ def test_the_plan_of_scale_compiles_a_fire_that_moves_counts_only(tmp_path):
     (row,) = written(tmp_path, "scale_plan")["rows"]
     assert (row["devices"], row["how"]) == (8, "compiled")
     assert row["pools"] == len(scale_plan.MATRICES)
-    assert row["params"] < 8 * row["mask_bytes"] < 1.01 * row["params"]  # copies of the norms
+    assert row["params"] < 8 * row["mask_bytes"] < 1.01 * row["params"]  # and copies of the norms
     assert row["collectives_per_pass"] > 0
-    assert row["bytes_besides"] + row["bytes_per_pass"] < 4096  # no leaf among them
+    assert row["bytes_besides"] + row["bytes_per_pass"] < 4096  # less than a leaf
 
 
 def test_without_the_tpu_compiler_no_tpu_rows_are_written(monkeypatch, tmp_path):
@@ -206,8 +206,8 @@ def test_an_interrupt_keeps_what_was_measured(monkeypatch, tmp_path):
 
     row = {"case": "size", "kind": "normal", "n": 10, "keep": 0.2, "method": "read"}
     row |= {"answer": None, "dtype": "float32", "median_ms": 1.0, "x_read": 1.0, "x_ours": 0.1}
-    found = [common.Case("first", lambda: [row]), common.Case("second", interrupted)]
-    monkeypatch.setattr(bench_select, "cases", lambda quick: found)
+    cases = [common.Case("first", lambda: [row]), common.Case("second", interrupted)]
+    monkeypatch.setattr(bench_select, "cases", lambda quick: cases)
     assert cli.main(["select", "--out", str(tmp_path)]) == 130
     result = written(tmp_path, "select")
     assert not result["finished"]
@@ -236,14 +236,14 @@ def test_inference_checks_every_way_and_compares_with_the_best_dense(monkeypatch
     network = bench_inference.networks(quick=True)["MLP 16"]
     rows, notes = bench_inference.compare(network, 0.9, (1,))
     assert "onnxruntime is skipped: onnxruntime is not installed" in notes
-    found = {row["method"]: row for row in rows}
+    by_method = {row["method"]: row for row in rows}
     assert {"jax x @ w", "jax w @ x", "numpy", "packed 1x16", "scipy CSR", "narrower dense"} <= set(
-        found
+        by_method
     )
-    dense = [row for name, row in found.items() if name in bench_inference.DENSE]
+    dense = [row for name, row in by_method.items() if name in bench_inference.DENSE]
     assert max(row["x_warm"] for row in dense) == max(row["x_cold"] for row in dense) == 1.0
     best = min(row["median_ms"] for row in dense)
-    assert found["packed 1x16"]["x_warm"] == best / found["packed 1x16"]["median_ms"]
+    assert by_method["packed 1x16"]["x_warm"] == best / by_method["packed 1x16"]["median_ms"]
     assert bench_inference.tables(rows)
 
 

@@ -1,4 +1,4 @@
-"""The examples that write logs: shortened, run, and what they wrote read back."""
+"""The examples that write logs run, shortened, and their logs hold the right numbers."""
 
 import csv
 import itertools
@@ -30,15 +30,15 @@ def events(path):
     """
     from tensorboardX.proto.event_pb2 import Event
 
-    data, at, found = path.read_bytes(), 0, {}
+    data, at, scalars = path.read_bytes(), 0, {}
     while at < len(data):
         (length,) = struct.unpack_from("<Q", data, at)
         event = Event.FromString(data[at + 12 : at + 12 + length])
         at += 12 + length + 4
         for value in event.summary.value:
             if value.HasField("simple_value"):
-                found.setdefault(value.tag, {})[event.step] = value.simple_value
-    return found
+                scalars.setdefault(value.tag, {})[event.step] = value.simple_value
+    return scalars
 
 
 def assert_tells_of_pruning(columns, steps):

@@ -1,7 +1,7 @@
-"""Flax linen, flax NNX, plain trees, and what writes their states to disk and back.
+"""Training runs in Flax linen, Flax NNX and plain trees, and their checkpoints.
 
-Every model has kernels that are pruned, and biases and a BatchNorm that are not. One schedule
-serves them all, with checkpoints taken in the middle of it, between two fires.
+Every model has kernels that are pruned, and biases and a BatchNorm that are not. All use one
+schedule; checkpoints are taken between two of its fires.
 """
 
 import functools
@@ -33,7 +33,7 @@ MIDDLE, N_STEPS = 6, 10
 FORMS = ("chain", "inner")
 X = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)
 Y = jnp.asarray(np.random.default_rng(1).normal(size=(16, 3)), jnp.float32)
-SIZES = {"fc/kernel": 24, "out/kernel": 18}  # what is pruned of every model here
+SIZES = {"fc/kernel": 24, "out/kernel": 18}  # the pruned leaves of every model in this file
 
 every_form = pytest.mark.parametrize("form", FORMS)
 
@@ -53,7 +53,7 @@ def budget(size, step):
 
 
 def assert_sparse(params, opt_state, step, sizes=SIZES):
-    """Every mask holds its exact budget after `step`, and what it drops is +0.0."""
+    """Checks that every mask has its exact budget after `step`, and dropped weights are +0.0."""
     masks = by_path(jaxprune.get_masks(opt_state))
     assert masks.keys() == by_path(params).keys()
     assert n_dropped(masks) == {path: budget(sizes.get(path, 0), step) for path in masks}
@@ -97,7 +97,7 @@ def linen_state(form, *, boxed=False, key=0, **kwargs):
         batch_stats=variables["batch_stats"],
         tx=optimizer(form, **kwargs),
     )
-    return state.replace(step=jnp.zeros((), jnp.int32))  # it is a Python int
+    return state.replace(step=jnp.zeros((), jnp.int32))  # flax starts with a Python int
 
 
 @jax.jit
@@ -239,13 +239,13 @@ def test_lists_tuples_named_tuples_and_nones_are_trees_like_any_other(form):
     jaxprune.check(params, state)
 
 
-# To disk and back.
+# Checkpoints.
 
 
 class Case(NamedTuple):
     """A training run as one tree of arrays: how to begin it, to take a step, and to look inside.
 
-    `from_params` begins with trained params, no optimizer state, and the masks the params show.
+    `from_params` starts from trained params without optimizer state; their zeros become the masks.
     """
 
     create: Callable[[int], Any]

@@ -1,4 +1,4 @@
-"""What imports what, what `import jaxprune` costs, and what it offers."""
+"""Which package imports which, what `import jaxprune` loads, and which names it exports."""
 
 import ast
 import doctest
@@ -16,7 +16,7 @@ import pytest
 import jaxprune
 
 FOLDER = pathlib.Path(jaxprune.__file__).parent
-# Each package beside those it may import: always packages above it, so that no cycle can form.
+# Each package and those it may import; these are in rows above it, so that there are no cycles.
 MAY_IMPORT = {
     "_base": (),
     "_topk": ("_base",),
@@ -38,11 +38,11 @@ PROGRAMS = ("__main__", "demo", "_cli")  # may import extras at the top
 KNOW_OPTAX = ("_report.plan", "_state.splice") + tuple(
     f"_transform.{name}" for name in ("inner", "prune", "rigl", "update")
 )
-# Only `__init__` imports modules of jaxprune so; the others import extras.
+# Of these, only `__init__` imports modules of jaxprune; the others import extras.
 IMPORT_BY_STRING = ("__init__", "_calibration.inputs", "_files.extras")
 RUN_TIME = {"jax", "numpy", "chex", "optax"}
 PUBLIC = jaxprune.__all__
-# Every module by its name, such as `_base.paths`.
+# Path of every module, by its name, such as `_base.paths`.
 MODULES = {
     ".".join(path.relative_to(FOLDER).with_suffix("").parts): path
     for path in sorted(FOLDER.rglob("*.py"))
@@ -65,7 +65,7 @@ def names_in(nodes):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            for alias in node.names:  # of a package each is a module, of a module a name in it
+            for alias in node.names:  # a module of a package, or a name in a module
                 whole = f"{node.module}.{alias.name}"
                 is_module = whole.removeprefix("jaxprune.") in MODULES
                 yield whole if is_module or node.module == "jaxprune" else node.module
@@ -133,7 +133,7 @@ def test_every_module_is_in_use():
 
 def test_packages_hold_nothing_but_a_docstring():
     for module in MODULES:
-        if module.endswith(".__init__"):  # it runs before each module of its package
+        if module.endswith(".__init__"):  # importing any module of the package runs it
             assert len(tree_of(module).body) == 1, module
             assert ast.get_docstring(tree_of(module)), module
 
@@ -167,7 +167,7 @@ def test_extras_are_imported_only_inside_functions(package):
 
 
 def python(program):
-    """The words of each line that a fresh Python prints for a program."""
+    """Runs a program in a fresh Python; the words of each line that it prints."""
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return [line.split() for line in run.stdout.splitlines()]

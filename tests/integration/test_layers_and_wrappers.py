@@ -1,4 +1,4 @@
-"""Layers and libraries beside the ones in `test_frameworks`, and every algorithm in every wrapper.
+"""More layers and libraries than `test_frameworks`, and every algorithm in every wrapper.
 
 The laws are the same everywhere: after each step the masks hold the budget of the number of updates
 counted so far, and what they drop is +0.0.
@@ -28,12 +28,12 @@ N_STEPS = 6
 
 
 def target(n_updates):
-    """The sparsity after so many updates."""
+    """The sparsity after a number of updates."""
     return max((s for fire, s in zip(FIRES, TARGETS, strict=True) if fire < n_updates), default=0)
 
 
 def assert_sparse(params, opt_state, sizes, n_updates):
-    """`sizes` are the weights of every leaf that is pruned."""
+    """Checks budgets and zeros; `sizes` maps the paths of pruned leaves to their sizes."""
     masks = jaxprune.get_masks(opt_state)
     dropped = n_dropped(masks)
     assert dropped == {path: half_up(target(n_updates) * sizes.get(path, 0)) for path in dropped}
@@ -79,7 +79,7 @@ def test_a_train_state_prunes_the_kernels_of_linen_layers(layer, rules, sizes, g
     x = jax.random.normal(getkey(), (2, 3, 4))
     params = layer.init(getkey(), x)["params"]
     state = train_state.TrainState.create(apply_fn=layer.apply, params=params, tx=chained(**rules))
-    state = state.replace(step=jnp.zeros((), jnp.int32))  # it is a Python int
+    state = state.replace(step=jnp.zeros((), jnp.int32))  # flax starts with a Python int
 
     @jax.jit
     def step(state):
@@ -202,7 +202,7 @@ def test_a_model_made_by_with_partitioning_is_pruned_where_its_metadata_puts_it(
         jaxprune.check(nnx.state(model, nnx.Param), opt)
 
 
-# Libraries that need not be there.
+# Optional libraries.
 
 
 def test_an_equinox_model_is_pruned_through_its_filtered_tree(getkey):
@@ -215,7 +215,7 @@ def test_an_equinox_model_is_pruned_through_its_filtered_tree(getkey):
     @eqx.filter_jit
     def step(model, opt_state):
         grads = eqx.filter_grad(lambda model: jnp.mean((jax.vmap(model)(x) - 1) ** 2))(model)
-        params = eqx.filter(model, eqx.is_inexact_array)  # None where the model has functions
+        params = eqx.filter(model, eqx.is_inexact_array)  # None at the functions of the model
         updates, opt_state = tx.update(grads, opt_state, params)
         return eqx.apply_updates(model, updates), opt_state
 
@@ -267,7 +267,7 @@ def haiku_params():
     return net.init(jax.random.key(0), jnp.ones((1, 4)))
 
 
-PLANNED = {  # how params are made, and what `plan` calls the leaf that is pruned, and its shape
+PLANNED = {  # how params are made, the path of the pruned leaf in `plan`, and its shape
     "plain": (lambda: [(jnp.ones((4, 3)), jnp.ones(3))], "0/0", "4x3"),
     "linen": (linen_params, "kernel", "4x3"),
     "linen-boxed": (boxed_params, "kernel", "4x3"),
@@ -317,7 +317,7 @@ def sam(tx):
     )
 
 
-WRAPPERS = {  # around a transformation, and how many real updates there are after some calls
+WRAPPERS = {  # a wrapper, and the number of real updates after some calls
     "alone": (lambda tx: tx, lambda t: t),
     "multi-steps": (lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(), lambda t: t // 2),
     "masked": (lambda tx: optax.chain(optax.masked(tx, FULL)), lambda t: t),
@@ -397,7 +397,7 @@ def test_every_algorithm_trains_an_nnx_model(kind, getkey):
             assert_dropped_are_plus_zero(nnx.state(model, nnx.Param), jaxprune.get_masks(opt))
 
 
-# What optax asks of its own optimizers.
+# Properties that optax tests on its own optimizers.
 
 
 CONFORMING = {

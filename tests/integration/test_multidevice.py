@@ -1,7 +1,7 @@
-"""Eight devices and fewer: the masks, the shardings, the compiles and the traffic of a fire.
+"""Fires on up to eight devices: masks, shardings, number of compilations and traffic.
 
 All 72 combinations of a structure with a distribution on 2, 4 and 8 devices, Auto and Explicit,
-take about ten minutes on two cores, so that CI runs a cover of them. The whole:
+take about ten minutes on two cores, so CI runs a selection of them. To run all:
 
     pytest -m slow -k combination_on_every_number tests/integration/test_multidevice.py
 """
@@ -31,7 +31,7 @@ AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 STRUCTURES = combinations.STRUCTURES | {
     "by rule": {"fc": NM(1, 2), ".*v": Block((2, 2)), "stack": Channel()}
 }
-# Every structure with another distribution than uniform where it goes with one, and the reverse.
+# Every structure with a distribution other than uniform, if it has one, and every distribution.
 COVER = [
     ("2:4", "per slice"),
     ("block", "erk"),
@@ -71,7 +71,7 @@ def transform(structure, distribution, **options):
 
 @functools.cache
 def masks_of(structure, distribution, n, axis_type):
-    """The masks of one fire, after a look at where they are."""
+    """The masks of one fire, after a check of their shardings."""
     tx = transform(structure, distribution)
     params = place(make_params(), make_mesh(MESHES[n], axis_type), SPECS)
     state = tx.init(params)
@@ -84,7 +84,7 @@ def masks_of(structure, distribution, n, axis_type):
 def assert_same_masks(structure, distribution, layouts):
     try:
         transform(structure, distribution).init(make_params())
-    except ValueError as error:  # a leaf of few channels; structures that want uniform
+    except ValueError as error:  # a leaf with few channels, or a structure that needs uniform
         assert re.search(r"would lose all of its|uniform", str(error))  # noqa: PT017
         return
     single = masks_of(structure, distribution, 1, AUTO)
@@ -115,7 +115,7 @@ def test_a_cover_of_the_combinations_has_the_masks_of_one_device(structure, dist
     + [("unstructured", d) for d in ("erk per slice", "global")],
 )
 def test_a_single_device_takes_params_of_an_explicit_mesh(structure, distribution, monkeypatch):
-    """As a user with one GPU has them: merging axes, which is free there, loses their shardings."""
+    """Params of a user with one GPU: merging axes costs nothing there but loses their shardings."""
     single = masks_of(structure, distribution, 1, AUTO)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     masks = masks_of(structure, distribution, 1, EXPLICIT)
@@ -138,7 +138,7 @@ HALF = jaxprune.cubic_schedule(0.5, 0, 2, 1)
 def test_every_kind_of_state_works_on_explicit_meshes_with_an_axis_of_size_one(
     kind, n, monkeypatch
 ):
-    """There `jit(init)` without a mesh set may lose the type of the masks, and packing does."""
+    """Without `set_mesh`, `jit(init)` may lose the sharding type of masks; bit masks always do."""
     if n == 1:
         monkeypatch.setattr(jax, "device_count", lambda: 1)
     mesh = Mesh(np.array(jax.devices()[:n])[:, None], ("data", "model"), axis_types=(EXPLICIT,) * 2)
@@ -211,7 +211,7 @@ def test_a_run_compiles_as_often_as_adam_alone(how, axis_type):
         return step._cache_size()
 
     schedule = jaxprune.cubic_schedule(0.8, 0, 4, 2)
-    if how == "eager":  # and no mesh set, where the scalars of a state lie on one device at first
+    if how == "eager":  # without `set_mesh` the scalars of a state start on one device
         assert_no_more_than_adam(n_compiles, schedule)
         return
     with jax.set_mesh(make_mesh((4, 2), axis_type)):
@@ -251,16 +251,16 @@ BITS = {"pred": 8, "u8": 8, "s32": 32, "u32": 32, "f32": 32}
 
 def crossings(hlo):
     """Kind and bytes of the result of each collective in the text of a compiled module."""
-    found = []
+    sent = []
     for line in hlo.splitlines():
         if match := COLLECTIVE.search(line):
             arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", match[1])
             sizes = [BITS[t] // 8 * math.prod(int(n) for n in s.split(",") if n) for t, s in arrays]
-            found.append((match[2], sum(sizes)))
-    return found
+            sent.append((match[2], sum(sizes)))
+    return sent
 
 
-TRAFFIC = {  # no unit lies across shards
+TRAFFIC = {  # no unit crosses shards
     "unstructured": (Unstructured(), P("data", "model")),
     "one axis": (Unstructured(), P(("data", "model"))),
     "last axis": (Unstructured(), P(None, "model")),
@@ -269,7 +269,7 @@ TRAFFIC = {  # no unit lies across shards
     "block one axis": (Block((2, 4)), P(("data", "model"))),
     "channel": (Channel(), P(None, ("data", "model"))),
 }
-PASSES = 13  # the most that a first fire took of normal weights
+PASSES = 13  # the most passes that a first fire of normal weights took
 
 
 @pytest.mark.parametrize("axis_type", (AUTO, EXPLICIT), ids=lambda t: t.name)
@@ -283,9 +283,9 @@ def test_only_counts_cross_devices_in_a_fire(case, axis_type):
     )
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), structure=structure)
     compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
-    found = crossings(compiled.as_text())
-    assert {kind for kind, _ in found} <= {"all-reduce"}, found
-    assert sum(n_bytes for _, n_bytes in found) * PASSES <= 4096 * len(names), found
+    sent = crossings(compiled.as_text())
+    assert {kind for kind, _ in sent} <= {"all-reduce"}, sent
+    assert sum(n_bytes for _, n_bytes in sent) * PASSES <= 4096 * len(names), sent
 
 
 @pytest.mark.parametrize("on_tpu", (False, True))
@@ -305,9 +305,9 @@ def test_only_counts_cross_devices_in_a_program_compiled_ahead_of_time(on_tpu, m
     monkeypatch.setattr("jaxprune._base.counting.on_tpu", lambda arrays: on_tpu)
     params = abstract(jnp.float32)
     state = jax.eval_shape(tx.init, params)._replace(masks=abstract(jnp.uint8))
-    found = crossings(jax.jit(tx.update).lower(params, state, params).compile().as_text())
-    assert {kind for kind, _ in found} == {"all-reduce"}, found
-    assert sum(n_bytes for _, n_bytes in found) * PASSES <= 4096, found
+    sent = crossings(jax.jit(tx.update).lower(params, state, params).compile().as_text())
+    assert {kind for kind, _ in sent} == {"all-reduce"}, sent
+    assert sum(n_bytes for _, n_bytes in sent) * PASSES <= 4096, sent
 
 
 @pytest.mark.parametrize("spec", (P("data", "model"), P(("data", "model")), P("data"), P()))
@@ -324,9 +324,9 @@ def test_on_explicit_meshes_a_pool_sends_as_much_for_many_leaves_as_for_one(spec
         compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
         return crossings(compiled.as_text())
 
-    found = sent(12)
-    assert sum(n_bytes for _, n_bytes in found) * PASSES <= 4096
-    assert found == sent(1)
+    of_many = sent(12)
+    assert sum(n_bytes for _, n_bytes in of_many) * PASSES <= 4096
+    assert of_many == sent(1)
 
 
 def test_leaves_that_do_not_divide_evenly_over_devices_are_pruned():

@@ -1,4 +1,4 @@
-"""Several `jax.distributed` processes on this machine: the masks of one process, and agreement."""
+"""Several `jax.distributed` processes make the masks of one, and notice where they differ."""
 
 import json
 import os
@@ -64,13 +64,13 @@ from jaxprune._base.agreement import check_agreement
 check_agreement({"schedule": jaxprune.one_shot_schedule(0.5)})
 try:
     check_agreement({"schedule": jaxprune.one_shot_schedule(0.5 if rank != 1 else 0.6)})
-    found = "no error"
+    schedule = "no error"
 except ValueError as error:
-    found = str(error)
+    schedule = str(error)
 
 everywhere = NamedSharding(mesh, P())
 
-def shared(x):  # one array, of which each process holds its own copies
+def shared(x):  # one array, replicated from what each process holds
     return jax.make_array_from_callback(x.shape, everywhere, lambda index: np.asarray(x)[index])
 
 def checked(*, like):
@@ -104,7 +104,7 @@ settings = [
     after_one_update(distribution=jaxprune.min_density(0.1 if rank != 1 else 0.2)),
 ]
 with open(f"{folder}/{rank}.json", "w") as file:
-    json.dump([found, *copies, *settings], file)
+    json.dump([schedule, *copies, *settings], file)
 """
 
 CHECKPOINT = """
@@ -117,7 +117,7 @@ with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(f"{folder}/saved", (params, state))
         checkpointer.wait_until_finished()
     else:
-        state = step(params, state, tree(1))[1]  # placed as an update leaves it
+        state = step(params, state, tree(1))[1]  # with the shardings of a state after an update
         params, state = checkpointer.restore(f"{folder}/saved", (params, state))
 np.savez(f"{folder}/{count}-{rank}.npz", **whole(jaxprune.get_masks(state, params)))
 for t in range(2, 4):
@@ -127,7 +127,7 @@ np.savez(f"{folder}/end-{count}-{rank}.npz", **whole(jaxprune.get_masks(state, p
 
 
 def launch(script, count, folder):
-    """Runs `script` in `count` processes of two devices each; all must end well in time."""
+    """Runs `script` in `count` processes of two devices each; all must succeed in time."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -180,7 +180,7 @@ def test_masks_of_several_processes_are_those_of_one(count, tmp_path):
 def test_every_process_raises_where_one_differs(tmp_path):
     launch(DISAGREE, 2, tmp_path)
     for rank in range(2):
-        found, alike, unlike, *settings = json.loads((tmp_path / f"{rank}.json").read_text())
+        schedule, alike, unlike, *settings = json.loads((tmp_path / f"{rank}.json").read_text())
         assert alike == "no error"
         told = [text.startswith("prune was given different arguments") for text in settings]
         assert told == [False, True, False, True]
@@ -188,7 +188,7 @@ def test_every_process_raises_where_one_differs(tmp_path):
         assert_says(settings[1], "process 1 of 2")
         assert unlike.startswith("w: ")
         assert_says(unlike, "another copy on device", "prune state 0/masks/w:")
-        assert_says(found, "process 1 of 2", "process 0", f"in process {rank}")
+        assert_says(schedule, "process 1 of 2", "process 0", f"in process {rank}")
 
 
 @pytest.mark.slow

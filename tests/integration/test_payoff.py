@@ -1,4 +1,4 @@
-"""docs/payoff.md: its tables are those of the results, its recipes run."""
+"""The tables of docs/payoff.md hold the results of the benchmarks, and its recipes run."""
 
 import pathlib
 import subprocess
@@ -37,12 +37,12 @@ def test_a_wrong_number_or_a_missing_table_is_found():
 
 
 def code_after(heading):
-    """What the functions in the first block of code under a heading are."""
+    """The functions in the first block of code under a heading."""
     text = PAGE.read_text(encoding="utf-8")
     start = text.index("```python\n", text.index(f"### {heading}")) + len("```python\n")
-    found = {}
-    exec(text[start : text.index("```", start)], found)
-    return found
+    functions = {}
+    exec(text[start : text.index("```", start)], functions)
+    return functions
 
 
 def pruned(shape, structure):
@@ -59,8 +59,8 @@ def test_scipy_runs_a_pruned_layer():
     csr = recipe["to_scipy"](kernel)
     assert csr.nnz == np.count_nonzero(kernel) == 240
     x, bias = np.arange(40, dtype=np.float32), np.ones(60, np.float32)
-    found = recipe["dense_layer"](csr, bias, x)
-    np.testing.assert_allclose(found, x @ kernel + bias, rtol=1e-5, atol=1e-4)
+    outputs = recipe["dense_layer"](csr, bias, x)
+    np.testing.assert_allclose(outputs, x @ kernel + bias, rtol=1e-5, atol=1e-4)
 
 
 # In a process of its own: TensorFlow and JAX warn on import, and here a warning is an error.
@@ -90,7 +90,7 @@ def litert_sizes():
     sizes = []
     for sparse in (False, True):
         flatbuffer = recipe["to_litert"](lambda x: jnp.maximum(x @ kernel, 0), x, sparse=sparse)
-        found = recipe["litert_runner"](flatbuffer)(x)
-        np.testing.assert_allclose(found, np.maximum(x @ kernel, 0), rtol=1e-4, atol=1e-5)
+        outputs = recipe["litert_runner"](flatbuffer)(x)
+        np.testing.assert_allclose(outputs, np.maximum(x @ kernel, 0), rtol=1e-4, atol=1e-5)
         sizes.append(len(flatbuffer))
     return sizes

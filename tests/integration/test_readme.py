@@ -1,4 +1,4 @@
-"""The figures in the README are those of the JSON beside them."""
+"""The numbers in the README are those of the JSON files of the benchmarks and the demo."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The definitions of the published networks, a twentieth as wide, take real pruned steps."""
+"""The published networks, a twentieth as wide, are trained and pruned for a few steps."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ from benchmarks.paper.sizes import NETWORKS
 
 pytestmark = pytest.mark.slow
 
-# The published network, a narrow one of the same definition, and the batch that it takes.
+# The published network, a narrow one of the same definition, and a batch for it.
 NARROW = {
     "MobileNet v1": (
         MobileNetV1(n_classes=5, width=0.1, blocks=((64, 1), (128, 2))),
@@ -70,7 +70,7 @@ def test_paths_of_the_narrow_networks_are_those_of_the_published_ones():
 
 
 def rate_of(recipe, step):
-    """How far a gradient of 1 moves a param at this step of plain SGD."""
+    """The learning rate of plain SGD at this step."""
     tx = recipe.optimizer()
     state = jax.tree.map(lambda x: jnp.full_like(x, step), tx.init(jnp.zeros(())))
     update: Any = tx.update(jnp.ones(()), state)[0]

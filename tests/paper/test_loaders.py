@@ -1,4 +1,4 @@
-"""Readers of PTB, ImageNet and WMT, on tiny files of the same form."""
+"""Readers of PTB, ImageNet and WMT, on tiny files of the same format."""
 
 import numpy as np
 import pytest
@@ -31,8 +31,8 @@ def test_ptb_says_which_file_or_word_is_missing(tmp_path):
 
 def test_windows_are_consecutive_within_their_stream():
     words = np.arange(22, dtype=np.int32)
-    found = list(loaders.windows(words, 2, 3))
-    assert [w.tolist() for w in found] == [
+    windows = list(loaders.windows(words, 2, 3))
+    assert [w.tolist() for w in windows] == [
         [[0, 1, 2, 3], [11, 12, 13, 14]],
         [[3, 4, 5, 6], [14, 15, 16, 17]],
         [[6, 7, 8, 9], [17, 18, 19, 20]],

@@ -1,4 +1,4 @@
-"""The published networks at full size: ours count as the paper and Distiller print."""
+"""Weights of the published networks, at full size, as the paper and Distiller print them."""
 
 import pathlib
 
@@ -93,9 +93,9 @@ def test_the_page_has_our_count_where_one_was_printed(size):
 
 def test_the_tables_of_the_page_are_what_the_results_say():
     page = PAGE.read_text(encoding="utf-8").splitlines()
-    found = story.load(ROOT / "benchmarks/results")
-    assert found.keys() == {*(part.name for part in story.PARTS), "findings"}
-    for line in (*story.comparison(found), *story.variants(found)):
+    results = story.load(ROOT / "benchmarks/results")
+    assert results.keys() == {*(part.name for part in story.PARTS), "findings"}
+    for line in (*story.comparison(results), *story.variants(results)):
         assert line in page, line
 
 
@@ -129,4 +129,4 @@ def test_expected_run_lengths_are_those_of_random_masks(sparsity):
     runs = jnp.diff(places, prepend=-1) - 1
     splits = int((runs >> over.run_bits).sum())
     bits = (n - n_zero) * over.run_bits + splits * (over.run_bits + 32)
-    assert over.run_length == pytest.approx(bits, rel=0.02)  # one draw, 10,000 runs at least
+    assert over.run_length == pytest.approx(bits, rel=0.02)  # one draw of at least 10,000 runs

@@ -1,4 +1,4 @@
-"""The study of what structures cost: whole units, the rows of its tables, its files."""
+"""The study of the quality of structured pruning: units, tables and files."""
 
 import dataclasses
 import itertools
@@ -34,7 +34,7 @@ def toy_params():
 
 
 def alive(params):
-    """Units with a weight that is not zero, by loops."""
+    """Whether each unit has a nonzero weight, by loops."""
     kernel, bias, other = params["a"]["kernel"], params["a"]["bias"], params["b"]["kernel"]
     at = lambda i: [*kernel[:, i], *kernel[:, 5 + i], bias[i], bias[5 + i], *other[2 + i]]
     return {
@@ -56,9 +56,9 @@ def test_planned_units_are_removed_with_everything_that_belongs_to_them():
         grads = jax.tree.map(jnp.ones_like, params)
         updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
-        found = alive(params)
-        counts.append({name: sum(x) for name, x in found.items()})
-        assert {name: x.tolist() for name, x in state.kept.items()} == found, step
+        expected = alive(params)
+        counts.append({name: sum(x) for name, x in expected.items()})
+        assert {name: x.tolist() for name, x in state.kept.items()} == expected, step
         zeros = sum(int((x == 0).sum()) for x in jax.tree.leaves(params))
         assert int(units.n_zero(chosen, state, params)) == zeros
     assert counts[0] == SIZES
@@ -116,7 +116,7 @@ def test_units_cover_the_network_and_the_rows_have_the_weights_they_say(study):
     assert len({row.name for row in rows}) == len(rows) == 1 + len(tradeoff.KINDS)
     assert rows[0].n_nonzero == n_params_of(study, study.width, inputs)
     left = {row.kind: row.n_nonzero for row in rows[1:]}
-    for kind, n in left.items():  # small layers round, and so does the width
+    for kind, n in left.items():  # counts of small layers and widths are rounded
         assert n == pytest.approx(left["unstructured"], rel=0.15), kind
     assert left["units"] == left["small dense"]
 

@@ -1,4 +1,4 @@
-"""The trained families: data, what a run writes, and that it goes on where it stopped."""
+"""The trained networks: data, results, and resuming a stopped run."""
 
 import dataclasses
 import json
@@ -95,7 +95,7 @@ def test_a_stopped_study_resumes_to_the_same_bits(finished, monkeypatch, tmp_pat
     before = json.loads(store.results_file(study, tmp_path).read_text())
     assert len(before["runs"]) == 1
     again = store.run(study, tmp_path, resume=True, networks=only_sparse)
-    assert len(saves) == 6  # three chunks in each of two runs: none was done twice
+    assert len(saves) == 6  # three chunks in each of two runs: none ran twice
     unbroken = [r for r in results["runs"] if r["network"] == "sparse-0.9"]
     assert [{**r, "seconds": 0} for r in again["runs"]] == [{**r, "seconds": 0} for r in unbroken]
     assert [p.name for p in tmp_path.iterdir()] == [store.results_file(study, tmp_path).name]
@@ -145,7 +145,7 @@ def test_every_distribution_leaves_equally_many_weights(tmp_path, spread):
     study = tiny(tmp_path, width=64)
     uniform = sparse_network(study, "a", "sparse", Pruning(0.9, 0, 10, 5), INPUTS)
     other = sparse_network(study, "b", "sparse", Pruning(0.9, 0, 10, 5, spread=spread), INPUTS)
-    assert abs(uniform.n_nonzero - other.n_nonzero) <= 4  # a rounding in each of four leaves
+    assert abs(uniform.n_nonzero - other.n_nonzero) <= 4  # rounded once in each of four leaves
 
 
 def test_a_tenth_of_the_files_is_held_out_by_their_names():
@@ -184,7 +184,7 @@ def test_convolutions_without_xlas_own_are_convolutions(stride, groups, getkey):
         feature_group_count=groups,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)  # another order of summation
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)  # sums in another order
 
 
 SHALLOW = {
@@ -314,7 +314,7 @@ def test_every_finding_is_planned_at_one_sparsity_within_the_steps():
     assert len({row.name for row in rows}) == len(rows)
     assert findings.REFERENCE in {row.name for row in rows}
     counts = [row.n_nonzero for row in rows if row.pruning is not None]
-    assert max(counts) - min(counts) <= 4  # roundings of four leaves
+    assert max(counts) - min(counts) <= 4  # rounded once in each of four leaves
     assert all(row.pruning is None or row.pruning.end < study.steps for row in rows)
     rarest = next(row.pruning for row in rows if row.name == "every 1000 steps")
     assert rarest.end - rarest.begin == 2 * rarest.every

@@ -31,7 +31,7 @@ def nm_oracle(scores, n, m, axis):
     seed=st.integers(0, 99),
     ties=st.booleans(),
 )
-@settings(max_examples=6)  # each compiles anew
+@settings(max_examples=6)  # each example is compiled
 def test_nm_keeps_the_best_n_of_every_m(n, m, axis, seed, ties):
     n = min(n, m - 1)
     shape = [2, 3, 2]

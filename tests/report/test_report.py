@@ -1,4 +1,4 @@
-"""`plan` foretells what training does, `summarize` and `metrics` count, `check` finds damage."""
+"""`plan` predicts what training does, `summarize` and `metrics` count, `check` detects damage."""
 
 import functools
 import io
@@ -361,7 +361,7 @@ def test_rich_prints_every_cell_of_the_text_and_takes_no_path_for_markup():
 def test_metrics_count_what_the_masks_and_thresholds_hold():
     tx = optax.chain(optax.sgd(0.01), jaxprune.prune(SCHEDULE))
     for t, (_, state) in enumerate(train(tx, trainable(), 6)):
-        masks, found = by_path(jaxprune.get_masks(state)), jaxprune.metrics(state, per_leaf=True)
+        masks, metrics = by_path(jaxprune.get_masks(state)), jaxprune.metrics(state, per_leaf=True)
         dropped = {path: int(np.sum(~m)) for path, m in masks.items()}
         size = sum(m.size for m in masks.values())
         thresholds = np.asarray(jaxprune.get_state(state).thresholds)
@@ -374,8 +374,8 @@ def test_metrics_count_what_the_masks_and_thresholds_hold():
         for i, (path, mask) in enumerate(masks.items()):
             expected[f"prune/sparsity/{path}"] = np.float32(dropped[path]) / max(mask.size, 1)
             expected[f"prune/threshold/{path}"] = thresholds[i]
-        assert set(found) == set(expected)
-        for name, value in found.items():
+        assert set(metrics) == set(expected)
+        for name, value in metrics.items():
             assert value.shape == (), name
             assert value.dtype in (jnp.float32, jnp.int32), name
             # A quotient of floats that XLA may multiply by the reciprocal: one rounding apart.
@@ -388,10 +388,10 @@ def test_thresholds_in_metrics_separate_the_kept_from_the_dropped():
     params = trainable()
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
     _, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-    found = jaxprune.metrics(state, per_leaf=True)
+    metrics = jaxprune.metrics(state, per_leaf=True)
     masks = by_path(jaxprune.get_masks(state))
     for path, leaf in by_path(params).items():
-        threshold = float(found[f"prune/threshold/{path}"])
+        threshold = float(metrics[f"prune/threshold/{path}"])
         scores = np.abs(leaf.astype(np.float32))
         if masks[path].all():
             assert threshold == 0
@@ -410,8 +410,8 @@ def test_metrics_are_the_same_inside_jit():
 
 
 def test_metrics_of_an_empty_tree_are_zero():
-    found = jaxprune.metrics(jaxprune.prune(SCHEDULE).init({}), per_leaf=True)
-    assert {name: float(value) for name, value in found.items()} == dict.fromkeys(
+    metrics = jaxprune.metrics(jaxprune.prune(SCHEDULE).init({}), per_leaf=True)
+    assert {name: float(value) for name, value in metrics.items()} == dict.fromkeys(
         ("prune/step", "prune/sparsity", "prune/n_zero", "prune/violations"), 0.0
     )
 
@@ -488,7 +488,7 @@ def test_violations_detect_a_wrong_order_from_the_next_fire_on(name):
 
 def test_violations_stay_at_the_worst_that_any_fire_found():
     tx = jaxprune.prune(jaxprune.linear_schedule(0.75, 0, 4, every=1, initial_sparsity=0.25))
-    params, found = small(), []
+    params, violations = small(), []
     state, still = tx.init(params), jax.tree.map(jnp.zeros_like, params)
     for n_moved in (0, 1, 2, 1, 0):
         masks = jaxprune.get_masks(state)["fc"]["kernel"]
@@ -497,8 +497,8 @@ def test_violations_stay_at_the_worst_that_any_fire_found():
         params["fc"] = {**params["fc"], "kernel": jnp.asarray(fc)}
         updates, state = tx.update(still, state, params)
         params = optax.apply_updates(params, updates)
-        found.append(int(state.violations))
-    assert found == [0, 1, 2, 2, 2]
+        violations.append(int(state.violations))
+    assert violations == [0, 1, 2, 2, 2]
     assert jaxprune.metrics(state)["prune/violations"] == 2
 
 

@@ -279,7 +279,7 @@ def random_net(seed, widths, activation):
     return params, kept
 
 
-@settings(max_examples=8)  # each compiles anew
+@settings(max_examples=8)  # each example is compiled
 @given(
     seed=st.integers(0, 999),
     widths=st.lists(st.integers(2, 7), min_size=1, max_size=3),
@@ -303,7 +303,7 @@ def test_exactly_the_units_that_no_output_depends_on_are_removed(seed, widths, a
     np.testing.assert_allclose(apply_fn(small, x), apply_fn(params, x), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=4)  # each compiles anew
+@settings(max_examples=4)  # each example is compiled
 @given(
     seed=st.integers(0, 999),
     channels=st.lists(st.integers(2, 5), min_size=1, max_size=3),
@@ -621,7 +621,7 @@ def coupled_mlp():
     return apply_fn, params, jaxprune.channel_groups(apply_fn, params, jnp.ones((2, 3)))
 
 
-@settings(max_examples=6)  # each compiles anew
+@settings(max_examples=6)  # each example is compiled
 @given(sparsity=st.sampled_from((0.0, 0.2, 0.5, 0.8)))
 def test_coupled_leaves_drop_the_channels_of_the_least_norm(sparsity):
     _, params, groups = coupled_mlp()

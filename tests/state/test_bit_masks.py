@@ -49,7 +49,7 @@ def run(tx, params, n_steps=7):
     return seen, state
 
 
-@settings(max_examples=12)  # each compiles anew
+@settings(max_examples=12)  # each example is compiled
 @given(shape=st.lists(st.integers(0, 20), max_size=3), seed=st.integers(0, 99))
 def test_packing_is_undone_by_unpacking(shape, seed):
     mask = np.random.default_rng(seed).random(shape) < 0.5
@@ -95,7 +95,7 @@ def test_masks_take_a_bit_per_weight():
     assert {name: m.nbytes for name, m in masks.items()} == {"kernel": 64 * 32, "bias": 32}
 
 
-@settings(max_examples=4)  # each compiles anew
+@settings(max_examples=4)  # each example is compiled
 @given(width=st.integers(1, 18), sparsity=st.sampled_from((0.0, 0.3, 0.5, 0.9)))
 def test_every_width_reaches_its_count(width, sparsity):
     params = {"kernel": jnp.asarray(np.random.default_rng(width).normal(size=(6, width)))}

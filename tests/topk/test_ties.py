@@ -10,7 +10,7 @@ import jaxprune
 
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16), ids=lambda d: d.__name__)
 @given(
-    size=st.sampled_from((0, 1, 7, 1000, 2500)),  # each compiles anew
+    size=st.sampled_from((0, 1, 7, 1000, 2500)),  # each example is compiled
     seed=st.integers(0, 99),
     levels=st.sampled_from((1, 2, 50)),
 )

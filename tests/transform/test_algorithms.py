@@ -24,12 +24,12 @@ def structure_of(structure, name):
 
 
 def sgd():
-    """Leaves the integers alone."""
+    """SGD that skips integer leaves."""
     return optax.masked(optax.sgd(0.25), lambda p: jax.tree.map(lambda x: x.dtype != jnp.int32, p))
 
 
 def all_channels_go(tx):
-    """Whether `init` refuses, because a leaf of few channels is asked for all of them."""
+    """Whether `init` raises, because a leaf with few channels would lose all of them."""
     try:
         tx.init({name: make_params()[name] for name in FEW})
     except ValueError as error:
@@ -38,12 +38,12 @@ def all_channels_go(tx):
 
 
 def units_of(rule, mask, stacked):
-    """The units of a leaf, of one slice after the other where they are pools."""
+    """The mask of units of a leaf; slice by slice, if each slice is a pool."""
     slices = mask if stacked else [mask]
     return np.concatenate([unit_flags(rule, m).ravel() for m in slices])
 
 
-# What the combinations are tried on: each leaf is compiled for itself, and that takes the time.
+# The leaves of the combinations; few, since every leaf is compiled.
 FEW = ("fc", "stack", "bias", "table")
 
 
@@ -76,13 +76,13 @@ def check_step(tx, structure, schedule, steps, form, per_slice):
 
 
 def pairs():
-    """Every structure with every distribution, with scores in turn, and every score with both."""
+    """Every structure with every distribution, with scores in turn; then every score twice."""
     scores = itertools.cycle(SCORES)
-    found = [(*both, next(scores)) for both in itertools.product(STRUCTURES, DISTRIBUTIONS)]
-    found += [("unstructured", "uniform", score) for score in SCORES]
-    found += [("block", "global", score) for score in SCORES]
-    for case in sorted(set(found)):
-        # Variants of a distribution that is tried anyway.
+    cases = [(*both, next(scores)) for both in itertools.product(STRUCTURES, DISTRIBUTIONS)]
+    cases += [("unstructured", "uniform", score) for score in SCORES]
+    cases += [("block", "global", score) for score in SCORES]
+    for case in sorted(set(cases)):
+        # Variants of distributions that run anyway.
         slow = case[1] in ("er", "normalized", "min density", "erk per slice")
         yield pytest.param(*case, marks=pytest.mark.slow if slow else ())
 

@@ -72,10 +72,10 @@ def test_parts_share_the_budget_and_the_threshold_of_the_whole(distribution, tie
     jaxprune.check(got, spread)
     n_zero = {name: int(np.sum(~m)) for name, m in jaxprune.get_masks(spread).items()}
     assert n_zero["bias"] == 0
-    if distribution is jaxprune.uniform:  # ties go by the place in the whole
+    if distribution is jaxprune.uniform:  # ties are broken by the index in the whole leaf
         chex.assert_trees_all_equal(got, want)
         assert n_zero == {"a": 144, "b": 30, "bias": 0}
-    else:  # ties go part by part
+    else:  # ties are broken by part
         assert n_zero["a"] + n_zero["b"] == 174
         if kind == "normal":
             chex.assert_trees_all_equal(got, want)

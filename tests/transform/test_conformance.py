@@ -1,8 +1,8 @@
-"""What optax asks of its contributed optimizers in `contrib/_common_test.py`, asked of `prune`.
+"""`prune` passes the tests that optax runs on contributed optimizers (`contrib/_common_test.py`).
 
-The list is theirs: unknown arguments, no compilation on a second call, `tree.map_params`,
+They test unknown arguments, no compilation on a second call, `tree.map_params`,
 convergence, `inject_hyperparams`, dtypes of updates, accumulation, and a state whose shapes, dtypes
-and shardings a `cond` can take either way. Learning rate schedules are the optimizer's business.
+and shardings a `cond` can take either way. Learning rate schedules are left to the optimizer.
 """
 
 import chex

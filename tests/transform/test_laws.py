@@ -103,7 +103,7 @@ def test_the_whole_run_needs_one_trace():
         return optax.apply_updates(params, updates), state
 
     params = make_params(0)
-    del params["table"]  # adam takes no integers
+    del params["table"]  # adam accepts no integers
     state = tx.init(params)
     for t in range(8):
         params, state = step(params, state, make_updates(params, t))
@@ -112,7 +112,7 @@ def test_the_whole_run_needs_one_trace():
 @pytest.mark.parametrize("form", ("chain", "inner"))
 def test_jit_equals_eager(form):
     schedule = jaxprune.cubic_schedule(0.8, 0, 4, 2)
-    sgd = optax.sgd(0.5)  # a power of two: fusing rounds nothing away
+    sgd = optax.sgd(0.5)  # a power of two: exact, fused or not
     tx = (
         optax.chain(sgd, jaxprune.prune(schedule))
         if form == "chain"
@@ -140,7 +140,7 @@ def test_all_ones_masks_are_the_identity():
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(bits(a), bits(b)), updates, grads)
 
 
-@settings(max_examples=10)  # each compiles anew
+@settings(max_examples=10)  # each example is compiled
 @given(begin=st.integers(0, 3), span=st.integers(0, 4), every=st.integers(1, 6))
 def test_target_is_reached_for_any_grid(begin, span, every):
     final, end = 0.75, begin + span
@@ -197,7 +197,7 @@ def test_a_clipped_inner_takes_the_norm_of_the_sparse_network():
 )
 def test_dropped_weights_land_on_zero_in_mixed_dtypes(param, update, emitted):
     params = make_params(5, param)
-    del params["table"]  # integers have updates of no other dtype
+    del params["table"]  # integer params have integer updates
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.75))
     updates = jax.tree.map(lambda u: u.astype(update), make_updates(params, 1))
     out, state = jax.jit(tx.update)(updates, tx.init(params), params)
@@ -300,7 +300,7 @@ def test_violations_stay_after_the_damage_is_repaired():
     params = make_params(1)
     state = tx.init(params)
     for t in range(8):
-        if t == 4:  # a fire step: on a quiet one nobody looks, and the step itself heals it
+        if t == 4:  # a fire step: only these count violations, and every step repairs them
             params = jax.tree.map(lambda p: p + 1, params)
         params, state, _ = step(params, state, make_updates(params, t))
     with pytest.raises(ValueError, match=says("zero now", "inner=optimizer")):
@@ -311,9 +311,9 @@ def test_sparser_masks_than_the_schedule_asks_for_are_kept():
     params = make_params(4)
     pruned, masks = jaxprune.prune_params(params, 0.9)
     tx = jaxprune.prune(jaxprune.cubic_schedule(0.5, 0, 4, 1))
-    found = jaxprune.masks_from_params(pruned)
-    chex.assert_trees_all_equal(kernels(found), kernels(masks))
-    state = optax.tree.set(tx.init(pruned), masks=found)
+    from_zeros = jaxprune.masks_from_params(pruned)
+    chex.assert_trees_all_equal(kernels(from_zeros), kernels(masks))
+    state = optax.tree.set(tx.init(pruned), masks=from_zeros)
     for t in range(6):
         updates, state = tx.update(make_updates(params, t), state, pruned)
         pruned = optax.apply_updates(pruned, updates)
@@ -331,7 +331,7 @@ def test_dropped_zeros_rank_below_kept_zeros():
         params = optax.apply_updates(params, updates)
         kept.append(np.asarray(jaxprune.get_masks(state)["kernel"]).reshape(-1).tolist())
     assert [sum(k) for k in kept] == [8, 6, 4, 2]
-    assert kept[-1] == [True, True] + [False] * 6  # of equals, the lower index stays
+    assert kept[-1] == [True, True] + [False] * 6  # of equal weights the lower index is kept
 
 
 def test_prune_params_equals_one_fire_of_the_transform():

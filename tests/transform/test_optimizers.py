@@ -91,7 +91,7 @@ def jitted_stepper(tx):
 
 @functools.cache
 def adam(form):
-    """Tests that need no optimizer in particular share this one, and its compilations."""
+    """The optimizer of all tests that need no particular one: it is compiled once."""
     return with_prune(form, optax.adam(0.1))
 
 
@@ -114,7 +114,7 @@ def _first_step_of_dog():
     return {"init_step": ("learning_rate", 0.1)} if new else {"init_learning_rate": 0.1}
 
 
-# The table. Learning rates are large enough for bfloat16 to move at every step.
+# The table. Learning rates are large enough to change bfloat16 weights at every step.
 
 ALIASES = {
     "adabelief": lambda: optax.adabelief(0.1),
@@ -180,7 +180,10 @@ PARTS = {
     *("differentially_private_aggregate", "dpsgd", "hutchinson_estimator_diag_hessian"),
     *("normalize", "schedule_free_eval_params"),
 }
-CANNOT = {"muon": ("empty",), "sm3": ("empty", "scale")}  # leaves that they fail on without pruning
+CANNOT = {
+    "muon": ("empty",),
+    "sm3": ("empty", "scale"),
+}  # leaves on which they fail without pruning, too
 # These compute one number for the whole tree, whose leaves must then be of one dtype.
 ONE_DTYPE = ("dadapt_adamw", "dog", "dowg", "mechanize", "momo", "momo_adam", "prodigy", "sophia")
 
@@ -197,7 +200,7 @@ def test_every_optimizer_of_optax_is_in_the_table():
 
 @functools.cache
 def twenty_steps(name, dtypes):
-    """What 20 jitted steps of both forms left behind.
+    """The results of 20 jitted steps of both forms.
 
     The history, the last params and state by form, and how often the step was traced. The history
     is, by form, a list of steps, each a dict of flat trees: the `params` and `masks` after it, and
@@ -494,11 +497,11 @@ def test_injected_hyperparams_change_in_mid_run_without_another_trace(form):
             carry = params, optax.tree.set(state, learning_rate=jnp.zeros_like(rate))
         carry, seen = step(carry, t)
         assert_sparse_at_every_step([seen], step_of=lambda _, t=t: t)
-    chex.assert_trees_all_equal(carry[0], params)  # nothing moves at learning rate 0
+    chex.assert_trees_all_equal(carry[0], params)  # no weight changes at learning rate 0
     assert len(traces) == 1
 
 
-# Copies of the params that the optimizer does not land on zero.
+# Copies of the params (averages, lookahead) in which dropped weights need not be zero.
 
 
 def test_an_average_of_the_params_is_dense_until_apply_masks():
@@ -567,8 +570,8 @@ def test_prune_inside_sam_counts_its_real_updates(opaque):
     for t, (p, masks) in enumerate(history):
         real = (t + 1) // period - 1
         assert_budget(masks, real)
-        # In between, the transparent params are perturbed; and it lands a newly dropped weight by
-        # adding two rounded differences, which the next update puts right.
+        # Between real updates the params are perturbed, unless `opaque`. At a fire, sam reaches a
+        # newly dropped weight by adding two rounded differences; the next update makes it zero.
         if opaque or (t % 2 == 1 and not SCHEDULE.fires(real)):
             assert_dropped_are_plus_zero(p, masks)
     assert {m.dtype.name for m in jax.tree.leaves(jaxprune.get_state(state).masks)} == {"uint8"}

@@ -46,7 +46,7 @@ def test_every_swap_conserves_the_count_and_takes_the_best(kind):
             assert m1.sum() == n_kept[name]
             assert np.all(p1[~m1] == 0)
             grown = m1 & ~m0
-            assert np.all(bits(p1)[grown] == 0)  # starts at zero
+            assert np.all(bits(p1)[grown] == 0)  # grown weights start at zero
             np.testing.assert_array_equal(
                 p1[m1 & m0], (p0 - 0.5 * np.asarray(grads[name]))[m1 & m0]
             )
@@ -100,7 +100,7 @@ def test_grown_weights_start_with_fresh_moments(name):
     assert np.all(np.asarray(params["fc"])[np.asarray(state.masks["fc"]) == 2] == 0)
     updates, state = jax.jit(tx.update)(grads_at(params, 3), state, params)
     moved = np.asarray(optax.apply_updates(params, updates)["fc"])
-    assert np.all(moved[np.asarray(state.masks["fc"]) == 2] != 0)  # and then it learns
+    assert np.all(moved[np.asarray(state.masks["fc"]) == 2] != 0)  # and then they are trained
 
 
 def test_static_sparse_never_moves_and_erk_is_exact():
@@ -139,12 +139,14 @@ def test_held_weights_may_return_and_the_forward_pass_masks_them():
     tx = jaxprune.prune(jaxprune.cubic_schedule(0.5, 0, 2, 1, initial_sparsity=0.5), regrow=True)
     state = tx.init(params)
     updates, state = tx.update(jax.tree.map(lambda p: -p / 2, params), state, params)
-    assert updates["w"].tolist() == [[-2.0, -1.5, 0.0, 0.0]]  # what is dropped holds its value
+    assert updates["w"].tolist() == [[-2.0, -1.5, 0.0, 0.0]]  # dropped weights keep their values
     params = optax.apply_updates(params, updates)
     assert params["w"].tolist() == [[2.0, 1.5, 2.0, 1.0]]
     assert jaxprune.apply_masks(params, state)["w"].tolist() == [[2.0, 1.5, 0.0, 0.0]]
     _, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
-    assert jaxprune.get_masks(state)["w"].tolist() == [[True, False, True, False]]  # one returned
+    assert jaxprune.get_masks(state)["w"].tolist() == [
+        [True, False, True, False]
+    ]  # one weight returned
     assert state.violations == 0
 
 
@@ -174,7 +176,7 @@ def test_straight_through_random_draws_anew_at_every_fire():
     for t in range(5):
         grads = grads_at(params, t)
         updates, state = jax.jit(tx.update)(grads, state, params)
-        np.testing.assert_array_equal(updates["w"], -0.5 * grads["w"])  # all go on learning
+        np.testing.assert_array_equal(updates["w"], -0.5 * grads["w"])  # all weights are trained
         params = optax.apply_updates(params, updates)
         seen.append(np.asarray(jaxprune.get_masks(state)["w"]))
         assert np.sum(~seen[-1]) == 96
