@@ -5,7 +5,6 @@ the host, in rational arithmetic: float32 is off by up to 28 units at 2**30 unit
 such as a quarter of 6 units up or down by chance. It never sees a weight.
 """
 
-import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from jaxprune._base.arguments import as_int, as_sparsity, shown
 from jaxprune._base.paths import Rule, as_rules, shown_path
+from jaxprune._recipe.densities import Densities
 
 
 class LeafShape(NamedTuple):
@@ -172,7 +172,7 @@ def _shares(
 ) -> list[list[int]]:
     """How many units each of these leaves drops at each fire."""
     sizes = [leaf.n_units for leaf in leaves]
-    densities = _Densities(sizes, [weight(leaf.shape) for leaf in leaves], floor)
+    densities = Densities(sizes, [weight(leaf.shape) for leaf in leaves], floor)
     rows: list[list[int]] = []
     previous = [0] * len(leaves)
     for target in leaves[0].targets:
@@ -183,40 +183,6 @@ def _shares(
         previous = largest_remainder(parts, n_drop, previous)
         rows.append(previous)
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-class _Densities:
-    """Densities `clip(scale * weight, floor, 1)` whose counts have exactly a given sum.
-
-    The sum is piecewise linear in the scale. Each leaf adds two corners, where it leaves its floor
-    and where it becomes dense. Bisection over the corners finds the scale.
-    """
-
-    def __init__(self, sizes: Sequence[int], weights: Sequence[Fraction], floor: Fraction):
-        self.sizes, self.weights, self.floor = sizes, weights, floor
-        self.corners = sorted({bound / w for w in weights for bound in (floor, Fraction(1))})
-        slope, total, last = Fraction(0), floor * sum(sizes), Fraction(0)
-        change: dict[Fraction, Fraction] = {}
-        for n, w in zip(sizes, weights, strict=True):
-            change[floor / w] = change.get(floor / w, Fraction(0)) + n * w
-            change[1 / w] = change.get(1 / w, Fraction(0)) - n * w
-        self.totals = []
-        for corner in self.corners:
-            total += slope * (corner - last)
-            self.totals.append(total)
-            slope, last = slope + change[corner], corner
-
-    def at(self, n_keep: int) -> list[Fraction]:
-        """The density of each leaf; the floor of each where the floors already keep too many."""
-        if not self.sizes:
-            return []
-        i = bisect.bisect_left(self.totals, n_keep)
-        if i in (0, len(self.totals)):
-            scale = self.corners[max(i - 1, 0)]
-        else:
-            (x0, x1), (y0, y1) = self.corners[i - 1 : i + 1], self.totals[i - 1 : i + 1]
-            scale = x0 + (x1 - x0) * (n_keep - y0) / (y1 - y0)
-        return [min(max(scale * w, self.floor), Fraction(1)) for w in self.weights]
 
 
 def largest_remainder(parts: Sequence[Fraction], total: int, least: Sequence[int]) -> list[int]:
