@@ -22,24 +22,31 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
-Quick = Annotated[bool, typer.Option("--quick", help="Tiny, into a temporary folder.")]
-Large = Annotated[bool, typer.Option("--large", help="The configuration for a GPU.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the results that are there.")]
-Only = Annotated[str, typer.Option(help="Studies whose name contains this.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Run a tiny configuration and write to a temporary folder.")
+]
+Large = Annotated[bool, typer.Option("--large", help="Run the configuration for a GPU.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Keep the runs in the results file and train only the missing ones."
+    ),
+]
+Only = Annotated[str, typer.Option(help="Run only the studies whose name contains this text.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the results.")]
 Jobs = Annotated[
-    int, typer.Option(help="Networks trained at a time. Default: one for each core, one on a GPU.")
+    int, typer.Option(help="Networks to train in parallel (default: one per core, one on a GPU).")
 ]
 _RESULTS = Path(__file__).parent.parent / "results"
 
 
 def console() -> Console:
-    """Where tables go; piped, rich takes 80 columns for granted, too few for a table of figures."""
+    """The console for tables. When the output is piped, rich would assume only 80 columns."""
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
-def needs(*modules: str) -> None:
-    """Ends the command with what to install, where one of these modules is missing."""
+def require(*modules: str) -> None:
+    """Exits with the command to install if one of these modules is missing."""
     for module in ("flax", "tqdm", *modules):
         if find_spec(module) is None:
             console().print(f"benchmarks.paper: {module} {_INSTALL}", highlight=False, markup=False)
@@ -48,8 +55,8 @@ def needs(*modules: str) -> None:
 
 @app.command()
 def sizes() -> None:
-    """Counts the published networks at full size, beside what was printed. Needs no data."""
-    needs()
+    """Counts the parameters of the published networks and compares them. Needs no data."""
+    require()
     from benchmarks.paper.sizes import show
 
     show(console().print)
@@ -63,8 +70,8 @@ def lstm(
     out: Out = None,
     jobs: Jobs = 0,
 ):
-    """Language models of CPython's standard library."""
-    needs()
+    """Trains language models on the source code of CPython's standard library."""
+    require()
     from benchmarks.paper import text
 
     _run([text.study(_size(quick, large))], quick, resume, out, jobs=jobs)
@@ -79,8 +86,8 @@ def cnn(
     only: Only = "",
     jobs: Jobs = 0,
 ):
-    """Deep convolutional networks, depthwise-separable and plain, on scikit-learn's digits."""
-    needs("sklearn")
+    """Trains deep CNNs, depthwise-separable and plain, on scikit-learn's digits."""
+    require("sklearn")
     from benchmarks.paper import digits
 
     _run(_named(only, digits.studies, _size(quick, large)), quick, resume, out, jobs=jobs)
@@ -95,8 +102,8 @@ def seq2seq(
     only: Only = "",
     jobs: Jobs = 0,
 ):
-    """Translation of number words and dates, English to German and back."""
-    needs("num2words", "babel", "sacrebleu")
+    """Trains translation of number words, money and dates, English-German in both directions."""
+    require("num2words", "babel", "sacrebleu")
     from benchmarks.paper import phrases
 
     _run(_named(only, phrases.studies, _size(quick, large)), quick, resume, out, jobs=jobs)
@@ -104,8 +111,8 @@ def seq2seq(
 
 @app.command("findings")
 def other_findings(quick: Quick = False, resume: Resume = False, out: Out = None, jobs: Jobs = 0):
-    """When, how often and where to prune: variants of one language model at 90%."""
-    needs()
+    """Compares when, how often and where to prune: variants of one language model at 90%."""
+    require()
     from benchmarks.paper import findings
 
     study = findings.study("quick" if quick else "cpu")
@@ -114,15 +121,15 @@ def other_findings(quick: Quick = False, resume: Resume = False, out: Out = None
 
 @app.command()
 def tables(out: Out = None):
-    """The tables of docs/paper.md from the results that are there, and the picture of them all."""
-    needs("matplotlib")
+    """Prints the tables of docs/paper.md from the results files and draws their plot."""
+    require("matplotlib")
     from benchmarks.paper import story
 
     folder = out or _RESULTS
-    found = story.load(folder)
-    for lines in (story.comparison(found), story.variants(found)):
+    results = story.load(folder)
+    for lines in (story.comparison(results), story.variants(results)):
         print(*lines, "", sep="\n")
-    console().print(f"wrote {story.draw(found, folder / 'paper-cpu.png')}", highlight=False)
+    console().print(f"wrote {story.draw(results, folder / 'paper-cpu.png')}", highlight=False)
 
 
 @app.command()
@@ -132,11 +139,13 @@ def quality(
     resume: Resume = False,
     out: Out = None,
     only: Only = "",
-    networks: Annotated[str, typer.Option(help="Networks whose name this regex finds.")] = "",
+    networks: Annotated[
+        str, typer.Option(help="Train only the networks whose name matches this regex.")
+    ] = "",
     jobs: Jobs = 0,
 ):
-    """What structures cost: blocks, N:M, whole units against unstructured and small dense."""
-    needs("sklearn")
+    """Compares the quality of blocks, N:M, whole units, unstructured and small dense."""
+    require("sklearn")
     from benchmarks.paper import quality
 
     studies = _named(only, quality.studies, _size(quick, large))
@@ -145,46 +154,52 @@ def quality(
 
 @app.command()
 def step(
-    only: Annotated[str, typer.Option(help="Networks whose name contains this.")] = "",
-    batch: Annotated[int, typer.Option(help="Examples.")] = 2,
+    only: Annotated[
+        str, typer.Option(help="Run only the networks whose name contains this text.")
+    ] = "",
+    batch: Annotated[int, typer.Option(help="Number of examples.")] = 2,
 ):
-    """One real training step of each full-size network, pruned, on made-up data: up to 5 GB."""
-    needs()
+    """Takes one training step of each full-size network on random data: up to 5 GB of memory."""
+    require()
     from benchmarks.paper import fullsize
 
     table = Table("network", "sparsity", "loss", "zeros", "compile s", "step s", "peak GB so far")
     for name in (name for name in fullsize.RECIPES if only in name):
-        found = fullsize.one_step(name, batch)
-        numbers = (f"{found[k]:.1f}" for k in ("compile_s", "step_s", "peak_gb"))
-        zeros, loss = f"{found['n_zero']:,}", f"{found['loss']:.3f}"
-        table.add_row(name, f"{100 * found['sparsity']:g}%", loss, zeros, *numbers)
-        console().print(f"{name}: {found['step_s']:.1f} s", highlight=False)
+        result = fullsize.one_step(name, batch)
+        numbers = (f"{result[k]:.1f}" for k in ("compile_s", "step_s", "peak_gb"))
+        zeros, loss = f"{result['n_zero']:,}", f"{result['loss']:.3f}"
+        table.add_row(name, f"{100 * result['sparsity']:g}%", loss, zeros, *numbers)
+        console().print(f"{name}: {result['step_s']:.1f} s", highlight=False)
     console().print(table)
 
 
 @app.command()
 def train(
     network: Annotated[
-        str, typer.Argument(help="As `sizes` names it: 'PTB LSTM small', GNMT, ...")
+        str, typer.Argument(help="A name that `sizes` prints, such as 'PTB LSTM small' or GNMT.")
     ],
     data: Annotated[
-        list[Path], typer.Argument(help="PTB folder, image folder, or two text files.")
+        list[Path], typer.Argument(help="A PTB folder, an image folder, or two text files.")
     ],
-    sparsity: Annotated[float | None, typer.Option(help="Default: a row of the paper.")] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Default: a sparsity of the paper.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Default: as published.")] = None,
     batch: Annotated[int | None, typer.Option(help="Default: as published.")] = None,
     every: Annotated[int | None, typer.Option(help="Steps between fires.")] = None,
 ):
-    """Trains a published network on your own data, pruning it as the paper does."""
+    """Trains and prunes a published network on your own data."""
     import dataclasses
 
-    needs()
+    require()
     from benchmarks.paper import fullsize
 
     if network not in fullsize.RECIPES:
-        raise typer.BadParameter(f"no network {network!r}: choose one of {list(fullsize.RECIPES)}")
+        raise typer.BadParameter(
+            f"unknown network {network!r}: choose one of {list(fullsize.RECIPES)}"
+        )
     if network in ("InceptionV3", "MobileNet v1"):
-        needs("PIL")
+        require("PIL")
     given = {"sparsity": sparsity, "steps": steps, "batch": batch, "every": every}
     changes = {name: value for name, value in given.items() if value is not None}
     recipe = dataclasses.replace(fullsize.RECIPES[network], **changes)
@@ -198,16 +213,16 @@ def train(
 
 def _size(quick: bool, large: bool) -> str:
     if quick and large:
-        raise typer.BadParameter("choose one of --quick and --large")
+        raise typer.BadParameter("--quick and --large exclude each other: pass only one")
     return "quick" if quick else "gpu" if large else "cpu"
 
 
 def _named(only: str, studies: Callable[[str], list[Study]], size: str) -> list[Study]:
-    found = [study for study in studies(size) if only in study.name]
-    if not found:
+    chosen = [study for study in studies(size) if only in study.name]
+    if not chosen:
         names = [study.name for study in studies(size)]
-        raise typer.BadParameter(f"no study {only!r}: choose one of {names}")
-    return found
+        raise typer.BadParameter(f"no study name contains {only!r}: choose one of {names}")
+    return chosen
 
 
 def _run(
@@ -215,12 +230,15 @@ def _run(
     quick: bool,
     resume: bool,
     out: Path | None,
-    how: Any = None,
+    module: Any = None,
     *,
     jobs: int,
-    **more: Any,
+    **options: Any,
 ) -> None:
-    """Runs, shows and draws; `how` has the networks, the table and the pictures, if not usual."""
+    """Trains the studies, then prints and draws their results.
+
+    `module` provides `networks`, `table` and `draw`; None for those of `study` and `summary`.
+    """
     import jax
 
     from benchmarks.common import n_cores
@@ -228,17 +246,17 @@ def _run(
 
     jobs = jobs or (n_cores() if jax.default_backend() == "cpu" else 1)
     folder = out or (Path(tempfile.mkdtemp()) if quick else _RESULTS)
-    look = summary if how is None else how
+    shown_by = summary if module is None else module
     for study in studies:
         try:
-            more |= {} if how is None else {"networks": how.networks}
-            results = store.run(study, folder, resume=resume, jobs=jobs, **more)
+            options |= {} if module is None else {"networks": module.networks}
+            results = store.run(study, folder, resume=resume, jobs=jobs, **options)
         except KeyboardInterrupt:
-            console().print(f"Stopped. Go on with --resume --out {folder}.", highlight=False)
+            console().print(f"Stopped. To continue, add --resume --out {folder}.", highlight=False)
             raise typer.Exit(130) from None
-        console().print(look.table(results, study))
+        console().print(shown_by.table(results, study))
         path = store.results_file(study, folder)
-        for file in (path, *look.draw(results, study, path)):
+        for file in (path, *shown_by.draw(results, study, path)):
             console().print(f"wrote {file}", highlight=False, soft_wrap=True)
 
 

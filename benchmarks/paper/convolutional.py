@@ -1,7 +1,7 @@
-"""The paper's convolutional networks: InceptionV3 with its auxiliary head, and MobileNet v1.
+"""The convolutional networks of the paper: InceptionV3 with its auxiliary head, and MobileNet v1.
 
-Both as their authors describe them, at any width: `width=1.0` is the published network. The weights
-that the paper counts are the kernels; biases and batch norm are a row of their own in `sizes`.
+Both follow the descriptions by their authors; `width=1.0` is the published network. The paper
+counts only the kernels, so `sizes` lists biases and batch norm separately.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax import lax
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm without scale, ReLU: what InceptionV3 is made of."""
+    """The layer of InceptionV3: convolution without bias, batch norm without scale, ReLU."""
 
     features: int
     kernel: tuple[int, int] = (1, 1)
@@ -37,9 +37,9 @@ class ConvNorm(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """Szegedy et al. (2016): float[n, 299, 299, 3] images to main and auxiliary logits.
+    """InceptionV3 (Szegedy et al., 2016), for float[n, 299, 299, 3] images.
 
-    The auxiliary head reads the 17x17 grid; its loss is added while training, with weight 0.4.
+    The auxiliary head reads the 17x17 grid; in training its loss has weight 0.4.
     """
 
     n_classes: int = 1000
@@ -48,7 +48,7 @@ class InceptionV3(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """Main and auxiliary logits; with `train`, needs a `dropout` key."""
+        """Main and auxiliary logits; `train` needs a `dropout` key."""
         conv = functools.partial(_conv, self.width, train)
         x = _stem(conv, x)
         for pool in (32, 64, 64):
@@ -150,22 +150,23 @@ def _auxiliary(conv: Any, x: jax.Array, n_classes: int) -> jax.Array:
     return nn.Dense(n_classes, name="auxiliary_logits")(x.mean((1, 2)))
 
 
-# Features and stride of the pointwise half of each block.
+# (features, stride) of each block.
 _MOBILENET = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5)
 _MOBILENET_BLOCKS = (*_MOBILENET, (1024, 2), (1024, 1))
 
 
 class MobileNetV1(nn.Module):
-    """Howard et al. (2017): float[n, 224, 224, 3] images to logits.
+    """MobileNet v1 (Howard et al., 2017), for float[n, 224, 224, 3] images.
 
     Attributes:
+      n_classes: number of classes.
       width: the width multiplier: every layer has this fraction of its channels.
       blocks: (features, stride) of each depthwise-separable block.
       first: features of the first convolution.
-      first_stride: its stride.
-      least: channels of every layer, at least.
-      dropout: before the logits.
-      convolve: what computes a convolution; `lax.conv_general_dilated` or something like it.
+      first_stride: stride of the first convolution.
+      least: smallest number of channels of a layer.
+      dropout: rate of dropout before the logits.
+      convolve: computes the convolutions, with the interface of `lax.conv_general_dilated`.
     """
 
     n_classes: int = 1000
@@ -179,7 +180,7 @@ class MobileNetV1(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """The logits; with `train`, needs a `dropout` key."""
+        """Logits of images; `train` needs a `dropout` key."""
 
         def norm(x: jax.Array, name: str) -> jax.Array:
             batch_norm = nn.BatchNorm(

@@ -1,8 +1,8 @@
-"""Deep convolutional networks on scikit-learn's handwritten digits: 8x8 images, few to train on.
+"""Deep convolutional networks on a few of scikit-learn's handwritten digits, 8x8 pixels.
 
-Two studies: a MobileNet of depthwise-separable blocks, whose width is the width multiplier, and a
-plain deep network. Augmentation moves, turns and scales the images, so that 100 of them train a
-deep network and accuracy stays off its ceiling.
+There are two studies: a MobileNet of depthwise-separable blocks, where width is the width
+multiplier, and a plain deep network. Augmentation shifts, rotates and scales the images, so that
+100 of them suffice to train a deep network, and accuracy stays below its maximum.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.paper.study import Study, Task
 from jaxprune.demo.network import conv_as_matmul
 
 _N_CLASSES = 10
-# A fold of what was not trained on is enough to tell networks apart, and the same for all.
+# All networks share one split. The images outside the training set are enough to compare them.
 _SPLIT_SEED = 0
 
 
@@ -36,20 +36,25 @@ class Digits(NamedTuple):
     test_labels: jax.Array
 
 
-# Channels / width and stride of each convolution of the plain network.
+# (channels / width, stride) of each convolution of the plain network.
 _STAGES = ((1, 1), (1, 1), (2, 2), (2, 1), (2, 1), (4, 2), (4, 1))
 _DEEP_STAGES = (*((1, 1),) * 4, (2, 2), *((2, 1),) * 4, (4, 2), *((4, 1),) * 3)
 
 
 class PlainNet(nn.Module):
-    """Convolutions with batch norm, seven unless told, halved twice, and a dense layer."""
+    """Convolutions with batch norm, two of stride 2, then a dense layer.
+
+    Attributes:
+      width: channels of the first convolution.
+      stages: (channels / width, stride) of each convolution.
+    """
 
     width: int
     stages: tuple[tuple[int, int], ...] = _STAGES
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits of float[n, 8, 8, 1] images; a stage is (channels / width, stride)."""
+        """Logits of float[n, 8, 8, 1] images."""
         for times, stride in self.stages:
             conv = nn.Conv(
                 times * self.width,
@@ -72,16 +77,17 @@ def convolve(
     feature_group_count: int = 1,
     **_: Any,
 ) -> jax.Array:
-    """`lax.conv_general_dilated`, dense or depthwise: a matrix product, or a sum over the window.
+    """Computes `lax.conv_general_dilated`, dense or depthwise, without XLA's convolution.
 
-    XLA's own dense convolution takes several times longer on a CPU inside a `lax.scan`.
+    A dense convolution is a matrix product here, and a depthwise one a sum over the window. XLA's
+    convolution is several times slower on a CPU inside a `lax.scan`.
     """
     if feature_group_count == 1:
         return conv_as_matmul(images, kernel, window_strides, padding)
     height, width = kernel.shape[:2]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], (height, width), window_strides, padding)
-    # Without a barrier each of the nine windows computes again what `images` is made of.
+    # Without the barrier, XLA recomputes `images` for each of the nine windows.
     padded = lax.optimization_barrier(jnp.pad(images, ((0, 0), *padding, (0, 0))))
     down, right = window_strides
     n_rows = (padded.shape[1] - height) // down + 1
@@ -95,7 +101,7 @@ def convolve(
 
 
 def load(n_train: int) -> Digits:
-    """The digits, the first `n_train` of a fixed shuffle to train on and the others to test."""
+    """Loads the digits in a fixed shuffle; the first `n_train` are the training set."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -107,7 +113,7 @@ def load(n_train: int) -> Digits:
 
 
 def augment(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Each image turned by up to 12 degrees, scaled by up to 10% and moved by up to a pixel."""
+    """Rotates images by up to 12 degrees, scales by up to 10%, shifts by up to a pixel."""
     n, side = images.shape[:2]
     draw = jax.random.uniform(key, (4, n), minval=-1, maxval=1)
     angle, scale = draw[0] * jnp.pi / 15, 1 + 0.1 * draw[1]
@@ -126,12 +132,12 @@ def augment(images: jax.Array, key: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def answer(module: nn.Module, variables: Any, images: jax.Array) -> Any:
-    """Logits; compiled once for all networks of one width."""
+    """Logits of images; compiled once for all networks of one width."""
     return module.apply(variables, images)
 
 
 def make_task(batch: int, n_train: int) -> Task:
-    """Augmented batches of the training digits; accuracy in percent on the others."""
+    """Trains on augmented batches of the training digits; measures accuracy in percent."""
     digits = load(n_train)
 
     def draw(data: Digits, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -164,7 +170,7 @@ def make_task(batch: int, n_train: int) -> Task:
     return Task(digits, inputs, draw, loss, measure, facts)
 
 
-# Features at width 64, and strides. The width of a study is the features of the first convolution.
+# (features at width 64, stride) of each block. Width is the features of the first convolution.
 _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1))
 _DEEP_BLOCKS = ((64, 1), (128, 2), *((128, 1),) * 3, (256, 2), *((256, 1),) * 5)
 
@@ -183,11 +189,12 @@ def _separable(width: int, all_blocks: Sequence[tuple[int, int]] = _BLOCKS) -> n
 
 
 def studies(size: str) -> list[Study]:
-    """Both studies at a size: "quick", "cpu" for half an hour, or "gpu".
+    """Both studies in a size: "quick" (a smoke test), "cpu" (half an hour) or "gpu" (longer).
 
-    How many images to train on was chosen on dense networks alone, two seeds of each, before any
-    was pruned: with 300 the plain network is at its ceiling; with 100 it reaches 93.9% and its
-    tenth 92.2%, the separable network 91.3% and its fifth 88.5%.
+    The number of training images was chosen on dense networks, with two seeds, before any network
+    was pruned. With 300 images the plain network reaches its maximum. With 100 it reaches 93.9%,
+    and with a tenth of its parameters 92.2%; the separable network reaches 91.3%, and with a fifth
+    of its parameters 88.5%.
     """
     steps, chunk = {"quick": (40, 20), "cpu": (1000, 100), "gpu": (8000, 200)}[size]
     batch, n_train = {"quick": (16, 200), "cpu": (32, 100), "gpu": (128, 100)}[size]

@@ -1,8 +1,8 @@
-"""The paper's other findings, on one language model at one sparsity.
+"""The other findings of the paper, on one language model at one sparsity.
 
-How often masks are recomputed, where pruning begins and ends, gradual against one-shot, masks that
-grow back against masks that do not, and how the layers share the sparsity. Every variant ends with
-the same nonzeros, and differs from the reference in one thing.
+The variants differ in how often masks are recomputed, in when pruning begins and ends, in gradual
+or one-shot pruning, in whether weights can return, and in how layers share the sparsity. Every
+variant ends with the same number of nonzeros and differs from the reference in one respect.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from benchmarks.paper.study import Network, Study, n_params_of, sparse_network
 
 SPARSITY = 0.9
 REFERENCE = "gradual"
-# Below this, a smoke test: some of the variants.
+# With fewer steps than this, a smoke test, only some of the variants are trained.
 _FEW_STEPS = 100
 _OFTEN = (10, 100, 250, 500, 1000)
 _WINDOWS = ((0.0, 0.3), (0.3, 0.6), (0.3, 0.9), (0.0, 0.99))
 _AT_ONCE = (0.0, 0.6, 0.9)
-# The curves that are drawn over the steps: more would hide each other.
+# Only these curves are drawn over the steps; more would overlap.
 _CURVES = ("dense", REFERENCE, "every 1000 steps", "one-shot at 0%", "one-shot at 60%", "regrowth")
 
 
 def study(size: str) -> Study:
-    """The language model of `text`, narrower and for longer, measured after every chunk.
+    """The language model of `text`, but narrower, trained longer and measured after every chunk.
 
-    There are 4,000 steps so that 1,000 of them fit twice between the first fire and the last.
+    It takes 4,000 steps, so that even with 1,000 steps between fires there are three of them.
     """
-    usual = dataclasses.replace(
+    base = dataclasses.replace(
         text.study(size),
         name="findings",
         title="Byte-level language model at 90%, bits per byte: ways to prune",
@@ -46,34 +46,34 @@ def study(size: str) -> Study:
         track=True,
     )
     if size == "quick":
-        return usual
+        return base
     task = functools.partial(text.make_task, 16, 32, 64, 1024)
-    return dataclasses.replace(usual, task=task, width=48, steps=4000, chunk=200)
+    return dataclasses.replace(base, task=task, width=48, steps=4000, chunk=200)
 
 
 def variants(steps: int) -> dict[str, Pruning]:
-    """Every way to prune, by name; the reference first."""
-    usual = Pruning.gradual(SPARSITY, steps)
+    """The pruning configurations by name; the reference is first."""
+    reference = Pruning.gradual(SPARSITY, steps)
 
-    def at(begin: float, end: float) -> Pruning:
-        return dataclasses.replace(usual, begin=int(begin * steps), end=int(end * steps))
+    def between(begin: float, end: float) -> Pruning:
+        return dataclasses.replace(reference, begin=int(begin * steps), end=int(end * steps))
 
-    found = {REFERENCE: usual}
+    by_name = {REFERENCE: reference}
     for every in _OFTEN:
-        if every <= usual.end - usual.begin and every != usual.every:
-            found[f"every {every} steps"] = dataclasses.replace(usual, every=every)
+        if every <= reference.end - reference.begin and every != reference.every:
+            by_name[f"every {every} steps"] = dataclasses.replace(reference, every=every)
     for begin, end in _WINDOWS:
-        found[f"from {begin:.0%} to {end:.0%} of the steps"] = at(begin, end)
-    for when in _AT_ONCE:
-        found[f"one-shot at {when:.0%}"] = at(when, when)
-    found["regrowth"] = dataclasses.replace(usual, regrow=True)
-    found["ERK"] = dataclasses.replace(usual, spread="erk")
-    found["global"] = dataclasses.replace(usual, spread="global")
-    return found
+        by_name[f"from {begin:.0%} to {end:.0%} of the steps"] = between(begin, end)
+    for fraction in _AT_ONCE:
+        by_name[f"one-shot at {fraction:.0%}"] = between(fraction, fraction)
+    by_name["regrowth"] = dataclasses.replace(reference, regrow=True)
+    by_name["ERK"] = dataclasses.replace(reference, spread="erk")
+    by_name["global"] = dataclasses.replace(reference, spread="global")
+    return by_name
 
 
 def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
-    """The dense network, and one row for each variant."""
+    """The dense network, then one network per variant."""
     n = n_params_of(study, study.width, inputs)
     chosen = variants(study.steps)
     if study.steps < _FEW_STEPS:
@@ -87,12 +87,12 @@ def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Net
 
 
 def table(results: dict[str, Any], study: Study) -> Table:
-    """Every variant against the reference."""
+    """A table of every variant compared with the reference."""
     return summary.variants_table(results, study, REFERENCE)
 
 
 def draw(results: dict[str, Any], study: Study, path: Path) -> list[Path]:
-    """Sparsity with the learning rate, training, and the variants; nothing without matplotlib."""
+    """Draws the schedule, the training curves and the variants; no files without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -111,7 +111,7 @@ def draw(results: dict[str, Any], study: Study, path: Path) -> list[Path]:
 
 
 def _schedule(study: Study) -> Any:
-    """The paper's figure 1: the sparsity function, and the learning rate that heals after it."""
+    """Figure 1 of the paper: sparsity, and the learning rate with which the network recovers."""
     from matplotlib.figure import Figure
 
     schedule = Pruning.gradual(SPARSITY, study.steps).schedule()
@@ -129,7 +129,7 @@ def _schedule(study: Study) -> Any:
 
 
 def _training(results: dict[str, Any], study: Study) -> Any:
-    """Sparsity and quality over training: the fall at each way to prune, and its recovery."""
+    """Sparsity and held-out quality during training: the drop at each fire, and the recovery."""
     from matplotlib.figure import Figure
 
     figure = Figure((11.0, 4.2), layout="constrained")
@@ -141,7 +141,7 @@ def _training(results: dict[str, Any], study: Study) -> Any:
         steps = [study.chunk * (i + 1) for i in range(study.steps // study.chunk)]
         curves = (r[f"{study.measure}_over_steps"] for r in runs)
         left.plot(steps, [n / network["n_params"] for n in runs[0]["n_zero"]])
-        means = [statistics.fmean(now) for now in zip(*curves, strict=True)]
+        means = [statistics.fmean(values) for values in zip(*curves, strict=True)]
         right.plot(steps, means, label=network["name"])
     left.set(xlabel="step", ylabel="fraction of zeros", title="Sparsity")
     right.set(xlabel="step", ylabel=study.measure.replace("_", " "), title="Held-out text")

@@ -1,10 +1,9 @@
-"""One training step of a published network, and its training on data of your own.
+"""Trains the published networks at full size: one step on random data, or fully on your data.
 
-The hyper-parameters are those of the authors of each network, with the source at each recipe: code
-that they published and that was read for this, unless it says "from memory". The pruning is the
-paper's cubic schedule; where it began and ended for each network is not known here, so
-`Recipe.begin` and `end` are ours. `one_step` needs no data: it makes a small batch up, and checks
-afterwards that exactly the planned weights are left.
+The hyperparameters are those of the authors. Each recipe names its source: code that they
+published, unless it says "from memory". Pruning follows the cubic schedule of the paper. The paper
+does not say when pruning began and ended for each network, so `Recipe.begin` and `Recipe.end` are
+our choice. `one_step` makes up a small batch and checks that exactly the planned weights remain.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ class Recipe:
     """How a network is trained.
 
     Attributes:
-      optimizer: without pruning.
-      batch: examples per update, on all devices together.
-      steps: updates.
-      time: words of a window, or side of an image.
-      sparsity: at the end; any of the paper's.
-      begin: where pruning begins, as a fraction of the steps.
-      end: where it ends.
-      every: updates between fires; the paper found 100 to 1,000 to serve as well.
+      optimizer: makes the optimizer, without pruning.
+      batch: examples per update, over all devices.
+      steps: number of updates.
+      time: words per window, or height and width of an image.
+      sparsity: final sparsity, one of those in the paper.
+      begin: when pruning begins, as a fraction of the steps.
+      end: when pruning ends, as a fraction of the steps.
+      every: updates between fires; the paper reports that 100 to 1,000 work equally well.
     """
 
     optimizer: Callable[[], optax.GradientTransformation]
@@ -53,7 +52,7 @@ class Recipe:
     every: int = 1000
 
     def prune(self, network: str, **changes: Any) -> optax.GradientTransformationExtraArgs:
-        """The optimizer with pruning around it, by the paper's rules for the network."""
+        """The optimizer wrapped in `jaxprune.prune`, with the exclusions of the paper."""
         recipe = dataclasses.replace(self, **changes)
         begin, end = (int(recipe.steps * part) for part in (recipe.begin, recipe.end))
         schedule = jaxprune.cubic_schedule(recipe.sparsity, begin, end, recipe.every)
@@ -62,10 +61,11 @@ class Recipe:
 
 
 def _zaremba(decay: float, after: int, epochs: int, batch: int, time: int, clip: float) -> Recipe:
-    """SGD at rate 1, cut by `decay` after each epoch but the first ones (Zaremba et al., 2014).
+    """SGD with rate 1, multiplied by `decay` after every epoch from epoch `after` on.
 
-    Every number as in TensorFlow's models/tutorials/rnn/ptb/ptb_word_lm.py, which names that paper,
-    but the decay of the medium network: 1 / 1.2 in the paper, from memory, and 0.8 there.
+    This is the recipe of Zaremba et al. (2014). Every number is that of TensorFlow's
+    models/tutorials/rnn/ptb/ptb_word_lm.py, which cites that paper, except for the decay of the
+    medium network: the paper has 1 / 1.2 (from memory), the code 0.8.
     """
     per_epoch = 929_589 // (batch * time)  # words of the PTB training text
 
@@ -79,14 +79,14 @@ def _zaremba(decay: float, after: int, epochs: int, batch: int, time: int, clip:
 
 
 def _images(rate: float, decay: float, epochs_per_decay: float, batch: int) -> Recipe:
-    """RMSProp with a rate that falls by steps, 50 workers of 32 images at once.
+    """RMSProp with a staircase decay of the rate; one batch is 50 workers with 32 images each.
 
-    InceptionV3: decay 0.9, momentum 0.9, epsilon 1, a rate of 0.045 times 0.94 and 50 workers, as
-    in the notes on Google's Open Images models of 2017, trained with the same library; every two
-    epochs, clipped at 2, for 100 epochs: Szegedy et al. (2016), from memory. MobileNet: RMSProp as
-    InceptionV3 (Howard et al., 2017, from memory); the rate and its fall, 0.94 every 2.5 epochs, as
-    in TensorFlow's models/research/slim/nets/mobilenet_v1_train.py, which itself takes plain SGD of
-    64 images.
+    InceptionV3: RMSProp decay 0.9, momentum 0.9, epsilon 1, rate 0.045, decay factor 0.94 and 50
+    workers are from the notes on Google's Open Images models of 2017, trained with the same
+    library. One decay every two epochs, clipping at 2 and 100 epochs are from Szegedy et al.
+    (2016), from memory. MobileNet: RMSProp as for InceptionV3 (Howard et al., 2017, from memory);
+    the rate and its decay, 0.94 every 2.5 epochs, are from TensorFlow's
+    models/research/slim/nets/mobilenet_v1_train.py, which itself uses plain SGD on 64 images.
     """
     per_epoch = 1_281_167 // batch
     schedule = optax.exponential_decay(
@@ -102,10 +102,10 @@ def _images(rate: float, decay: float, epochs_per_decay: float, batch: int) -> R
 
 
 def _gnmt() -> Recipe:
-    """SGD at rate 1, halved every 17,000 updates after 170,000, so first at 187,000.
+    """SGD with rate 1, halved every 17,000 updates after update 170,000, first at 187,000.
 
-    As in github.com/tensorflow/nmt: nmt/standard_hparams/wmt16_gnmt_4_layer.json, whose `luong10`
-    is a staircase.
+    From github.com/tensorflow/nmt: nmt/standard_hparams/wmt16_gnmt_4_layer.json, where the decay
+    scheme `luong10` is a staircase.
     """
 
     def rate(step: Any) -> Any:
@@ -128,7 +128,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 class TrainState(NamedTuple):
-    """What a step changes: params, other variables, optimizer state, LSTM state (or None)."""
+    """What a step updates: params, other variables, optimizer state, LSTM state (or None)."""
 
     params: Any
     others: Any
@@ -159,10 +159,10 @@ def start(
 def loss_of(
     module: nn.Module, variables: Any, batch: tuple[jax.Array, ...], key: jax.Array, carry: Any
 ) -> tuple[jax.Array, tuple[Any, Any]]:
-    """The loss of a batch, with the variables and the LSTM state after it.
+    """The loss of a batch, and the updated variables and LSTM state.
 
-    A batch is (windows,) for a language model, (source, target) for a translator, with begin and
-    end in the target, and (images, labels) for a convolutional network.
+    A batch is (windows,) for a language model, (source, target) for a translator, where the target
+    has begin and end tokens, and (images, labels) for a convolutional network.
     """
     rngs = {"dropout": key}
     if len(batch) == 1:
@@ -174,8 +174,10 @@ def loss_of(
         logits = module.apply(variables, inputs, target[:, :-1], train=True, rngs=rngs)
         losses, where = _cross_entropy(logits, target[:, 1:]), target[:, 1:] != 0
         return jnp.sum(losses, where=where) / where.sum(), ({}, None)
-    found, changed = module.apply(variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs)
-    heads = found if isinstance(found, tuple) else (found,)
+    logits, changed = module.apply(
+        variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs
+    )
+    heads = logits if isinstance(logits, tuple) else (logits,)
     loss = _cross_entropy(heads[0], target).mean()
     for auxiliary in heads[1:]:
         loss += 0.4 * _cross_entropy(auxiliary, target).mean()
@@ -187,7 +189,7 @@ def _cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:
 
 
 def make_step(module: nn.Module, optimizer: Any) -> Callable[..., tuple[TrainState, jax.Array]]:
-    """`(state, batch, key) -> (state, loss)`, compiled; it donates its state."""
+    """Compiles a step `(state, batch, key) -> (state, loss)`, which donates its state."""
 
     def step(
         state: TrainState, batch: tuple[jax.Array, ...], key: jax.Array
@@ -204,7 +206,7 @@ def make_step(module: nn.Module, optimizer: Any) -> Callable[..., tuple[TrainSta
 
 
 def made_up_batch(name: str, n: int, time: int, key: jax.Array) -> tuple[jax.Array, ...]:
-    """A random batch of the form that the network takes."""
+    """A random batch of `n` examples for a network."""
     module: Any = NETWORKS[name].module
     if isinstance(module, LanguageModel):
         return (jax.random.randint(key, (n, time + 1), 0, module.vocabulary),)
@@ -217,12 +219,15 @@ def made_up_batch(name: str, n: int, time: int, key: jax.Array) -> tuple[jax.Arr
 
 
 def batches_of(name: str, data: Sequence[Path], recipe: Recipe) -> Iterator[tuple[Any, ...]]:
-    """Batches of the user's own data, pass after pass without end, for the network of this name.
+    """Batches of your own data for a network; the data repeats without end.
 
     Args:
-      name: of the network.
-      data: a PTB folder, a folder of images by class, or two files, each translating the other.
-      recipe: for the sizes.
+      name: name of the network.
+      data: a PTB folder, a folder of images by class, or two files that translate each other.
+      recipe: gives the sizes of the batches.
+
+    Raises:
+      ValueError: the data has more words or classes than the network.
     """
     module: Any = NETWORKS[name].module
     draw = np.random.default_rng(0)
@@ -244,7 +249,10 @@ def batches_of(name: str, data: Sequence[Path], recipe: Recipe) -> Iterator[tupl
 
 def _check_vocabulary(name: str, n: int, most: int) -> None:
     if n > most:
-        raise ValueError(f"{name} tells {most:,} words or classes apart, but the data has {n:,}.")
+        raise ValueError(
+            f"{name} has outputs for {most:,} words or classes, but the data has {n:,}. Use data "
+            "with fewer of them."
+        )
 
 
 def train(
@@ -255,15 +263,21 @@ def train(
     module: nn.Module | None = None,
     every: int = 100,
 ) -> TrainState:
-    """Trains and prunes a published network, or another `module` by the same rules.
+    """Trains and prunes a published network, or another `module` with the same recipe.
 
     Args:
-      name: of the network.
-      batches: at least `recipe.steps` of them.
-      recipe: hyper-parameters.
-      report: called with the step, the loss and the sparsity of all params, now and then.
-      module: instead of the published one.
+      name: name of the network.
+      batches: at least `recipe.steps` batches.
+      recipe: hyperparameters.
+      report: called every `every` steps with the step, the loss and the sparsity.
+      module: a module to train instead of the published network.
       every: steps between two reports.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      ValueError: there are no batches.
     """
     module = NETWORKS[name].module if module is None else module
     optimizer, key = recipe.prune(name), jax.random.key(0)
@@ -278,20 +292,28 @@ def train(
             sparsity = jaxprune.metrics(state.opt_state)["prune/sparsity"]
             report(i + 1, float(loss), float(sparsity))
     if state is None:
-        raise ValueError(f"{name}: no batch. There is less data than one batch of {recipe.batch}.")
+        raise ValueError(
+            f"{name}: the data has less than one batch of {recipe.batch} examples. Pass more data "
+            "or a smaller --batch."
+        )
     jaxprune.check(state.params, state.opt_state)
     return state
 
 
 def one_step(name: str, n: int = 2, time_: int = 0) -> dict[str, Any]:
-    """Takes one real step of a published network that prunes to its final sparsity at once.
+    """Takes one step of training a published network, pruning it to the final sparsity at once.
+
+    Args:
+      name: name of the network.
+      n: number of examples.
+      time_: words per window or side of an image; 0 for the default of the network.
 
     Returns:
-      The loss, the nonzero weights of two axes and more, seconds of compiling and of a step, and
-      the most memory that the process has used.
+      The loss, the number of dropped weights, the seconds of compilation and of the step, and the
+      peak memory of the process.
 
     Raises:
-      ValueError: the loss is not finite, or the zeros are not those that `plan` says.
+      ValueError: the loss is not finite, or the number of zeros differs from the plan.
     """
     network, recipe = NETWORKS[name], RECIPES[name]
     optimizer = recipe.prune(name, begin=0.0, end=0.0)
@@ -299,24 +321,27 @@ def one_step(name: str, n: int = 2, time_: int = 0) -> dict[str, Any]:
     batch = made_up_batch(name, n, time_ or (recipe.time if recipe.time > 60 else 8), key)
     state = start(network.module, optimizer, batch, key)
     plan = jaxprune.plan(state.params, recipe.sparsity, exclude=network.exclude)
-    begun = time.perf_counter()
+    start_s = time.perf_counter()
     step: Any = make_step(network.module, optimizer)
     compiled = step.lower(state, batch, key).compile()
-    middle = time.perf_counter()
+    compiled_s = time.perf_counter()
     state, loss = compiled(state, batch, key)
     jax.block_until_ready(loss)
-    end = time.perf_counter()
+    end_s = time.perf_counter()
     jaxprune.check(state.params, state.opt_state)
     masks = jax.tree.leaves(jaxprune.get_masks(state.opt_state))
     n_zero = sum(int(jnp.sum(~mask, dtype=jnp.int32)) for mask in masks)
     if not np.isfinite(loss) or n_zero != plan.n_zero:
-        raise ValueError(f"{name}: loss {float(loss)}, {n_zero} zeros, {plan.n_zero} planned.")
+        raise ValueError(
+            f"{name}: the loss is {float(loss)}, expected a finite one; there are {n_zero} zeros, "
+            f"planned were {plan.n_zero}."
+        )
     return {
         "network": name,
         "sparsity": recipe.sparsity,
         "loss": float(loss),
         "n_zero": n_zero,
-        "compile_s": middle - begun,
-        "step_s": end - middle,
+        "compile_s": compiled_s - start_s,
+        "step_s": end_s - compiled_s,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }

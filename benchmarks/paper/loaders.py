@@ -1,7 +1,7 @@
-"""Readers of data that is not ours to pass on: PTB text, an ImageNet folder, a WMT pair of files.
+"""Readers of data that we may not distribute: PTB text, ImageNet folders and pairs of WMT files.
 
-Each reads what is on the user's own disk, in the form in which it is usually found, and nothing is
-downloaded. Everything comes out as NumPy arrays.
+They read files on your disk in the usual formats and download nothing. The results are NumPy arrays
+or lists of integers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _IMAGES = {".jpeg", ".jpg", ".png"}
 
 
 class Words(NamedTuple):
-    """int32[n] words of each part of a corpus, and the words that the numbers stand for."""
+    """The three parts of a corpus as int32[n] word numbers, and the word of each number."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -28,14 +28,14 @@ class Words(NamedTuple):
 
 
 def read_ptb(folder: Path) -> Words:
-    """The Penn Treebank as Mikolov prepared it: `ptb.train.txt`, `ptb.valid.txt`, `ptb.test.txt`.
+    """Reads the Penn Treebank as Mikolov prepared it: `ptb.train.txt`, `.valid.txt`, `.test.txt`.
 
-    Every line ends in `<eos>`. The vocabulary is that of the training text, the most frequent words
-    first; a word of the other parts that is not in it becomes `<unk>`.
+    Every line ends with `<eos>`. The vocabulary holds the words of the training text, the most
+    frequent first. Words of the other texts that are not in it become `<unk>`.
 
     Raises:
-      FileNotFoundError: naming the file that is not there.
-      ValueError: a word that is not in the vocabulary, which has no `<unk>`.
+      FileNotFoundError: a file is missing; the message names it.
+      ValueError: a word is not in the vocabulary, and the vocabulary has no `<unk>`.
     """
     parts = [_words_of(folder / f"ptb.{part}.txt") for part in ("train", "valid", "test")]
     times = Counter(parts[0])
@@ -46,8 +46,8 @@ def read_ptb(folder: Path) -> Words:
         unseen = [word for word in part if word not in number]
         if unseen and "<unk>" not in number:
             raise ValueError(
-                f"{folder}: ptb.{name}.txt has {unseen[0]!r}, which ptb.train.txt has not, and "
-                "there is no <unk>. Replace rare words by <unk> in all three files."
+                f"{folder}: ptb.{name}.txt has {unseen[0]!r}, but ptb.train.txt has neither this "
+                "word nor <unk>. Replace rare words with <unk> in all three files."
             )
         unknown = number.get("<unk>", 0)
         arrays.append(np.array([number.get(word, unknown) for word in part], np.int32))
@@ -56,15 +56,17 @@ def read_ptb(folder: Path) -> Words:
 
 def _words_of(path: Path) -> list[str]:
     if not path.exists():
-        raise FileNotFoundError(f"{path}: not there. Pass the folder that holds ptb.train.txt.")
+        raise FileNotFoundError(
+            f"{path} does not exist. Pass the folder that contains ptb.train.txt."
+        )
     lines = path.read_text(encoding="utf-8").splitlines()
     return [word for line in lines if line.strip() for word in (*line.split(), "<eos>")]
 
 
 def windows(words: np.ndarray, batch: int, time: int) -> Iterator[np.ndarray]:
-    """int32[batch, time + 1] windows of `batch` streams, in order: states carry over between them.
+    """Yields int32[batch, time + 1] windows of `batch` streams in order, for a carried LSTM state.
 
-    The last column of a window is the first of the next. What does not fill a window is left out.
+    The last column of a window is the first column of the next. An incomplete window is dropped.
     """
     length = len(words) // batch
     streams = words[: length * batch].reshape(batch, length)
@@ -73,7 +75,7 @@ def windows(words: np.ndarray, batch: int, time: int) -> Iterator[np.ndarray]:
 
 
 class Images(NamedTuple):
-    """Files and int32 labels, and the class that each label stands for."""
+    """Image files, their int32 labels, and the name of the class of each label."""
 
     files: tuple[Path, ...]
     labels: np.ndarray
@@ -81,36 +83,40 @@ class Images(NamedTuple):
 
 
 def list_images(folder: Path) -> Images:
-    """A folder of folders, one for each class, named after it: `train/n01440764/*.JPEG`.
+    """Lists the images of a folder with one subfolder per class, such as `train/n01440764/*.JPEG`.
 
     Classes are numbered in the order of their names.
 
     Raises:
-      ValueError: there is no image in it.
+      ValueError: the folder has no images.
     """
     classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
-    found = [
+    labelled_files = [
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((folder / name).iterdir())
         if path.suffix.lower() in _IMAGES
     ]
-    if not found:
-        raise ValueError(f"{folder}: no images. Pass a folder such as train/, with one per class.")
-    files, labels = zip(*found, strict=True)
+    if not labelled_files:
+        raise ValueError(
+            f"{folder}: no images in its subfolders. Pass a folder such as train/, which has one "
+            "subfolder of images per class."
+        )
+    files, labels = zip(*labelled_files, strict=True)
     return Images(tuple(files), np.array(labels, np.int32), classes)
 
 
 def read_image(path: Path, side: int, draw: np.random.Generator | None = None) -> np.ndarray:
-    """float32[side, side, 3] in [-1, 1].
+    """Reads an image as float32[side, side, 3] in [-1, 1].
 
-    With `draw`, a random window of 8 to 100 percent of the area, 3:4 to 4:3, mirrored half of the
-    time (Szegedy et al., 2015); without, the middle 87.5 percent of each axis.
+    With `draw`, it is a random crop with 8 to 100% of the area and an aspect ratio of 3:4 to 4:3,
+    mirrored half of the time (Szegedy et al., 2015). Otherwise it is the central 87.5% of each
+    axis.
     """
     from PIL import Image
 
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    with Image.open(path) as file:
+        image = file.convert("RGB")
     width, height = image.size
     if draw is None:
         x, y = (round(n * 0.0625) for n in (width, height))
@@ -136,9 +142,9 @@ def _window(width: int, height: int, draw: np.random.Generator) -> tuple[int, in
 def image_batches(
     images: Images, batch: int, side: int, draw: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Shuffled batches of one pass: float32[batch, side, side, 3] and int32[batch].
+    """Yields shuffled batches of one pass: float32[batch, side, side, 3] and int32[batch].
 
-    What does not fill a batch is left out.
+    An incomplete batch is dropped.
     """
     order = draw.permutation(len(images.files))
     for start in range(0, len(order) - batch + 1, batch):
@@ -148,7 +154,7 @@ def image_batches(
 
 
 class Corpus(NamedTuple):
-    """Sentences as numbers, without begin and end, and the vocabulary of each side."""
+    """Sentences as word numbers without begin and end tokens, and the vocabulary of each side."""
 
     source: list[list[int]]
     target: list[list[int]]
@@ -156,23 +162,23 @@ class Corpus(NamedTuple):
 
 
 def read_pair(source: Path, target: Path, n_words: int = 36_548, longest: int = 50) -> Corpus:
-    """Two text files whose lines translate each other, words or word pieces between spaces.
+    """Reads two text files whose lines translate each other; spaces separate words or pieces.
 
     Args:
-      source: one sentence on each line.
-      target: its translation on the same line.
-      n_words: size of each vocabulary, the most frequent words after `<pad>`, `<s>`, `</s>` and
-        `<unk>`.
-      longest: pairs with a longer side are left out, and so are those with an empty one.
+      source: file with one sentence per line.
+      target: file with the translation of each sentence on the same line.
+      n_words: size of each vocabulary: `<pad>`, `<s>`, `</s>`, `<unk>`, then the most frequent
+        words.
+      longest: pairs in which a sentence is longer than this, or empty, are dropped.
 
     Raises:
-      ValueError: the files differ in length.
+      ValueError: the files have different numbers of lines.
     """
     lines = [path.read_text(encoding="utf-8").splitlines() for path in (source, target)]
     if len(lines[0]) != len(lines[1]):
         raise ValueError(
-            f"{source} has {len(lines[0]):,} lines and {target} has {len(lines[1]):,}: line n of "
-            "one must be the translation of line n of the other."
+            f"{source} has {len(lines[0]):,} lines and {target} has {len(lines[1]):,}. Pass files "
+            "in which every line is the translation of the same line in the other file."
         )
     split = [[line.split() for line in part] for part in lines]
     kept = [
@@ -200,27 +206,27 @@ def _numbers(sentences: Sequence[Sequence[str]], vocabulary: Sequence[str]) -> l
 def pair_batches(
     corpus: Corpus, batch: int, draw: np.random.Generator, bucket: int = 10
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Shuffled batches of one pass: int32 sources, and targets with begin and end.
+    """Yields shuffled batches of one pass: int32 sources, and targets with begin and end tokens.
 
-    A batch holds pairs of about one length, rounded up to a multiple of `bucket`, so that few
-    shapes are compiled.
+    The pairs of a batch have similar lengths, and it is padded to a multiple of `bucket`, so that
+    only a few shapes are compiled.
     """
-    of_length: dict[int, list[int]] = {}
+    by_length: dict[int, list[int]] = {}
     for i in draw.permutation(len(corpus.source)):
         length = max(len(corpus.source[i]), len(corpus.target[i]))
-        place = of_length.setdefault(-(-length // bucket) * bucket, [])
-        place.append(int(i))
-        if len(place) == batch:
+        waiting = by_length.setdefault(-(-length // bucket) * bucket, [])
+        waiting.append(int(i))
+        if len(waiting) == batch:
             rounded = -(-length // bucket) * bucket
             yield (
-                _padded([corpus.source[j] for j in place], rounded),
-                _padded([[BEGIN, *corpus.target[j], END] for j in place], rounded + 2),
+                _padded([corpus.source[j] for j in waiting], rounded),
+                _padded([[BEGIN, *corpus.target[j], END] for j in waiting], rounded + 2),
             )
-            place.clear()
+            waiting.clear()
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
-    out = np.full((len(rows), length), PAD, np.int32)
-    for row, numbers in zip(out, rows, strict=True):
+    padded = np.full((len(rows), length), PAD, np.int32)
+    for row, numbers in zip(padded, rows, strict=True):
         row[: len(numbers)] = numbers
-    return out
+    return padded

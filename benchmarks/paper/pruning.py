@@ -1,4 +1,4 @@
-"""Ways to prune, as values: the paper's, and those that its findings are compared with."""
+"""Pruning configurations: the method of the paper, and the alternatives in its findings."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _EVERY_WEIGHT = jaxprune.Unstructured()
 
 @dataclasses.dataclass(frozen=True)
 class Pruning:
-    """When and how much.
+    """How a network is pruned.
 
     Attributes:
-      sparsity: at the end, over all pruned weights.
+      sparsity: final fraction of zeros over all pruned leaves.
       begin: step of the first fire.
       end: step of the last fire.
       every: steps between fires.
       spread: "uniform", "erk" or "global": how the layers share the sparsity.
-      regrow: masks may grow back: a dropped weight keeps its value, unused, and returns when it is
-        again among the largest, as in the TensorFlow code of the paper's authors.
-      structure: what stays or goes together, as for `jaxprune.prune`; or `Units`.
+      regrow: whether weights can return. A dropped weight then keeps its value, unused, until it is
+        among the largest again, as in the TensorFlow code of the paper's authors.
+      structure: as for `jaxprune.prune`, or `Units`.
     """
 
     sparsity: float
@@ -47,18 +47,18 @@ class Pruning:
 
     @staticmethod
     def gradual(sparsity: float, steps: int) -> Pruning:
-        """The paper's way: cubic, from a tenth to three fifths of the steps, 50 fires.
+        """The method of the paper: cubic, with 50 fires between 10% and 60% of the steps.
 
-        The last two fifths are left to heal in, while the learning rate is still high enough.
+        In the last 40% of the steps the network recovers, while the learning rate is high enough.
         """
         return Pruning(sparsity, steps // 10, 6 * steps // 10, max(steps // 100, 1))
 
     def schedule(self) -> jaxprune.SparsitySchedule:
-        """The cubic schedule; one fire where `begin` is `end`."""
+        """The cubic schedule; it fires once if `begin` equals `end`."""
         return jaxprune.cubic_schedule(self.sparsity, self.begin, self.end, self.every)
 
     def plan(self, params: Any, exclude: tuple[str, ...]) -> Report:
-        """The counts at the end, exact in total."""
+        """The exact final counts of every leaf."""
         return jaxprune.plan(
             params,
             self.schedule(),
@@ -69,13 +69,13 @@ class Pruning:
 
 
 class Optimizer(NamedTuple):
-    """An optax transformation, and what the loss sees of its params.
+    """An optax transformation that prunes, with functions that read its state.
 
     Attributes:
-      init: as optax.
-      update: as optax.
-      view: `(params, opt_state)` to the params of the forward pass.
-      n_zero: `(params, opt_state)` to dropped weights, int32.
+      init: as in optax.
+      update: as in optax.
+      view: `(params, opt_state) -> params` of the forward pass.
+      n_zero: `(params, opt_state) -> ` number of dropped weights, int32.
     """
 
     init: Callable[[Any], Any]
@@ -87,7 +87,7 @@ class Optimizer(NamedTuple):
 def optimizer_of(
     pruning: Pruning | None, inner: optax.GradientTransformation, exclude: tuple[str, ...]
 ) -> Optimizer:
-    """The optimizer that prunes in this way; None is not at all."""
+    """Wraps an optimizer in this pruning; None leaves it dense."""
     if pruning is None:
         none = jnp.zeros((), jnp.int32)
         return Optimizer(inner.init, inner.update, lambda params, _: params, lambda *_: none)
@@ -101,7 +101,7 @@ def optimizer_of(
         regrow="hold" if pruning.regrow else False,
         structure=pruning.structure,
     )
-    # Held weights are not zero in the params, so the forward pass has to leave them out.
+    # Dropped weights keep their values in the params, so the forward pass must mask them.
     view = jaxprune.apply_masks if pruning.regrow else lambda params, _: params
     return Optimizer(
         transformation.init,

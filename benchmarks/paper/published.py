@@ -1,6 +1,6 @@
-"""What others printed: the sizes and the quality that ours stand beside, each with its source.
+"""Published sizes and qualities, each with its source.
 
-The digits are as printed. `sizes` computes ours and never reads them, except to show both.
+The digits are as printed. `sizes` computes its own counts and reads these only to compare.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ class Size(NamedTuple):
     """One row of a size table.
 
     Attributes:
-      network: the name that `sizes.NETWORKS` gives it.
-      sparsity: of every pruned leaf, 0 for a dense network.
-      printed: nonzero parameters as the source prints them; None where it was not available.
-      overrides: regex -> sparsity, where layers differ.
-      why: where ours differs in a printed digit, what accounts for it.
-      source: who printed it.
+      network: its name in `sizes.NETWORKS`.
+      sparsity: of every pruned leaf; 0 for a dense network.
+      printed: nonzero parameters as the source prints them; None if no source was available.
+      overrides: pairs of a path regex and the sparsity of its leaves, if layers differ.
+      why: if our count differs in a printed digit, the explanation.
+      source: the publication that printed it.
     """
 
     network: str
@@ -37,12 +37,13 @@ def _rows(network: str, printed: dict[float, str | None]) -> list[Size]:
 
 
 _INCEPTION_87 = (
-    "An eighth of 27.1M is 3.39M. No count rounds to 6.8M at 75% (27.0M at least) and to 3.3M at "
-    "87.5% (26.8M at most): the last digit is cut off, or the network was pruned to 87.7%."
+    "An eighth of 27.1M is 3.39M. No weight count rounds to 6.8M at 75% (at least 27.0M) and also "
+    "to 3.3M at 87.5% (at most 26.8M). Either the last digit was truncated, or the network was "
+    "pruned to 87.7%."
 )
 _SMALL = (
-    "160,000 fewer than an embedding of 6,655,600 and two LSTM layers of 320,000: as many as one "
-    "of the four 200 x 800 matrices has. The medium and the large network agree to the last digit."
+    "An embedding of 6,655,600 and two LSTM layers of 320,000 have 160,000 more, which is the size "
+    "of one of the four 200 x 800 matrices. The medium and large networks agree in every digit."
 )
 _PTB = (0.0, 0.8, 0.85, 0.9, 0.95, 0.975)
 
@@ -84,7 +85,7 @@ SIZES: list[Size] = [
 
 
 class Quality(NamedTuple):
-    """What a trained network reached, to set beside a run of your own."""
+    """The published quality of a trained network, to compare with your own runs."""
 
     network: str
     measure: str
@@ -97,7 +98,7 @@ def _quality(network: str, measure: str, values: dict[float, str], source: str) 
     return [Quality(network, measure, s, value, source) for s, value in values.items()]
 
 
-_FROM_PAPER = f"the paper, as {TFMOT} reports it"
+_FROM_PAPER = f"the paper, as reported by {TFMOT}"
 
 QUALITY: list[Quality] = [
     *_quality(

@@ -1,11 +1,11 @@
-"""What a structure that runs fast, or makes small files, costs in quality.
+"""How much quality do structures lose that run fast or make small files?
 
-One language model and one convolutional network, each pruned to the same sparsities in every way
-that the library offers, and beside them small dense networks of as many weights. Widths are
-multiples of 20, so that N:M fits at 1:5, 1:10 and 1:20. Blocks that do not fit are smaller at the
-edge of a layer. Whole units (`units`) are pruned until the network has the shape of the small dense
-one. Everything is trained alike; what is written down with the quality is the size of the file that
-`jaxprune.save` makes of the trained network.
+A language model and a convolutional network are pruned to the same sparsities with every structure
+of the library, and compared with small dense networks that have as many weights. Widths are
+multiples of 20, which suits N:M with 1:5, 1:10 and 1:20. Blocks at the edge of a layer can be
+smaller. Whole units (`units`) are pruned until the network has the shape of the small dense one.
+All networks are trained alike. The results also record the size of the file that `jaxprune.save`
+writes for the trained network.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ SPARSITIES = (0.8, 0.9, 0.95)
 
 
 def studies(size: str) -> list[Study]:
-    """The studies at a size: "quick", "cpu" or "gpu".
+    """The studies in a size: "quick", "cpu" or "gpu".
 
-    On a CPU the language model is trained a second time, four times as wide, at 90% alone.
+    "cpu" has a second language model that is four times as wide, at 90% sparsity only.
     """
     few: dict[str, Any] = {"sparsities": (0.9,) if size == "quick" else SPARSITIES}
     widths = {"quick": (40, 20), "cpu": (80, 20), "gpu": (1280, 80)}[size]
@@ -64,7 +64,7 @@ def studies(size: str) -> list[Study]:
         width=widths[1],
         measure="accuracy",
         lower_is_better=False,
-        # A kernel of one input channel has nine rows, of which 95% are all.
+        # The first kernel has nine rows: at 95% sparsity all of them would be dropped.
         exclude=("Conv_0/.*",),
         steps=steps,
         chunk=chunk,
@@ -81,13 +81,13 @@ def studies(size: str) -> list[Study]:
         name="quality-wide",
         title=f"{language.title}, 320 units",
         width=320,
-        learning_rate=1e-2,  # 2e-2 is for narrow networks
+        learning_rate=1e-2,  # 2e-2 only suits narrow networks
         sparsities=(0.9,),
     )
     return [language, images, *([wide] if size == "cpu" else [])]
 
 
-# What belongs to a unit
+# The units of both networks
 
 
 def _language_model(width: int) -> nn.Module:
@@ -115,8 +115,8 @@ def _lstm_of(sizes: Mapping[str, int]) -> nn.Module:
 def _cnn_axes(n_layers: int) -> Axes:
     axes = {"logits/kernel": ((f"Conv_{n_layers - 1}",), ())}
     for i in range(n_layers):
-        above = (f"Conv_{i - 1}",) if i else ()
-        axes[f"Conv_{i}/kernel"] = ((), (), above, (f"Conv_{i}",))
+        inputs = (f"Conv_{i - 1}",) if i else ()
+        axes[f"Conv_{i}/kernel"] = ((), (), inputs, (f"Conv_{i}",))
         for name in ("scale", "bias", "mean", "var"):
             axes[f"BatchNorm_{i}/{name}"] = ((f"Conv_{i}",),)
     return axes
@@ -142,42 +142,42 @@ def _units(study: Study, width: int) -> Units:
     return Units(axes, sizes(study.module(study.width)), sizes(study.module(width)))
 
 
-# The rows
+# Networks
 
 
 def structures(sparsity: float) -> dict[str, Any]:
-    """How to prune, by kind; each reaches the sparsity but for rounding in small layers."""
+    """Structures by kind; each reaches the sparsity up to rounding in small layers."""
     m = round(1 / (1 - sparsity))
-    found: dict[str, Any] = {"unstructured": jaxprune.Unstructured()}
+    by_kind: dict[str, Any] = {"unstructured": jaxprune.Unstructured()}
     for width in (8, 16, 32):
-        found[f"blocks 1x{width}"] = jaxprune.Block((1, width), balanced=True)
-    # What is looked up is not summed over: groups are along the vector of each symbol.
-    found["N:M"] = {"embed/.*": jaxprune.NM(1, m, axis=-1), ".*": jaxprune.NM(1, m)}
-    return found
+        by_kind[f"blocks 1x{width}"] = jaxprune.Block((1, width), balanced=True)
+    # Embeddings are looked up, not summed over, so their groups lie along the vector of a symbol.
+    by_kind["N:M"] = {"embed/.*": jaxprune.NM(1, m, axis=-1), ".*": jaxprune.NM(1, m)}
+    return by_kind
 
 
 def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
-    """The dense network, and for each sparsity one of each kind."""
+    """The dense network, and one network of each kind for each sparsity."""
     n = n_params_of(study, study.width, inputs)
-    found = [Network("dense", "dense", study.width, None, 0.0, n, n)]
+    all_networks = [Network("dense", "dense", study.width, None, 0.0, n, n)]
     for sparsity in study.sparsities:
-        usual = Pruning.gradual(sparsity, study.steps)
+        gradual = Pruning.gradual(sparsity, study.steps)
         rows = {}
         for kind, structure in structures(sparsity).items():
-            pruning = dataclasses.replace(usual, structure=structure)
+            pruning = dataclasses.replace(gradual, structure=structure)
             rows[kind] = sparse_network(study, f"{kind} {sparsity:g}", kind, pruning, inputs)
         width = match_width(study, rows["unstructured"].n_nonzero, inputs)
         n_small = n_params_of(study, width, inputs)
-        units = dataclasses.replace(usual, structure=_units(study, width))
+        with_units = dataclasses.replace(gradual, structure=_units(study, width))
         name = f"units {sparsity:g}"
-        rows["units"] = Network(name, "units", study.width, units, sparsity, n, n_small)
+        rows["units"] = Network(name, "units", study.width, with_units, sparsity, n, n_small)
         name = f"small dense {sparsity:g}"
         rows["small"] = Network(name, "small dense", width, None, sparsity, n_small, n_small)
-        found += rows.values()
-    return found
+        all_networks += rows.values()
+    return all_networks
 
 
-# What is measured
+# Measurement
 
 
 def with_size(
@@ -186,26 +186,32 @@ def with_size(
     sizes_of: Callable[[Any], Mapping[str, int]],
     module_of: Callable[[Mapping[str, int]], nn.Module],
 ) -> Task:
-    """The task, which also measures the file of what a user would deploy.
+    """The task, which then also measures the file of the network that would be deployed.
 
-    Units that are gone are cut out before, and quality is measured again, to be the same.
+    Dropped units are removed first, and the quality must stay the same.
+
+    Raises:
+      ValueError: when measured, if removing the dropped units changes the quality.
     """
 
     def measure(module: nn.Module, variables: Any, data: Any) -> dict[str, float]:
-        found = task.measure(module, variables, data)
+        measured = task.measure(module, variables, data)
         small, sizes = without_dead_units(axes, sizes_of(module), variables)
         if sizes != sizes_of(module):
-            again = task.measure(module_of(sizes), small, data)
-            for name, value in again.items():
-                if abs(value - found[name]) > 1e-3 * abs(value):
-                    raise ValueError(f"{name} is {value} without dead units, {found[name]} before.")
-        return found | {"file_bytes": file_bytes(small), "bytes": 4 * n_weights(small)}
+            measured_again = task.measure(module_of(sizes), small, data)
+            for name, value in measured_again.items():
+                if abs(value - measured[name]) > 1e-3 * abs(value):
+                    raise ValueError(
+                        f"{name} is {value} after dropped units are removed, and was "
+                        f"{measured[name]} before; it must not change."
+                    )
+        return measured | {"file_bytes": file_bytes(small), "bytes": 4 * n_weights(small)}
 
     return task._replace(measure=measure)
 
 
 def file_bytes(variables: Any) -> int:
-    """Size of the file that `jaxprune.save` writes."""
+    """Bytes of the file that `jaxprune.save` writes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network"
         jaxprune.save(path, variables)
@@ -213,29 +219,29 @@ def file_bytes(variables: Any) -> int:
 
 
 def n_weights(variables: Any) -> int:
-    """Numbers in a tree."""
+    """Number of entries in all arrays of a tree."""
     return sum(x.size for x in jax.tree.leaves(variables))
 
 
-# What is shown
+# Table and plots
 
 
 def table(results: dict[str, Any], study: Study) -> Table:
-    """Quality of each kind at each sparsity."""
-    found = {(row["kind"], row["sparsity"]): row for row in results["summary"]}
-    out = Table(title=study.title)
-    out.add_column("")
+    """A table of the quality of each kind at each sparsity."""
+    by_case = {(row["kind"], row["sparsity"]): row for row in results["summary"]}
+    table_ = Table(title=study.title)
+    table_.add_column("")
     for sparsity in study.sparsities:
-        out.add_column(f"{100 * sparsity:g}%", justify="right", no_wrap=True)
+        table_.add_column(f"{100 * sparsity:g}%", justify="right", no_wrap=True)
     for kind in tradeoff.KINDS:
-        rows = [found.get((kind, sparsity)) for sparsity in study.sparsities]
-        out.add_row(kind, *(summary.shown(row) if row else "" for row in rows))
-    if ("dense", 0.0) in found:
-        out.add_row("dense, all weights", summary.shown(found["dense", 0.0]))
-    return out
+        rows = [by_case.get((kind, sparsity)) for sparsity in study.sparsities]
+        table_.add_row(kind, *(summary.shown(row) if row else "" for row in rows))
+    if ("dense", 0.0) in by_case:
+        table_.add_row("dense, all weights", summary.shown(by_case["dense", 0.0]))
+    return table_
 
 
 def draw(results: dict[str, Any], study: Study, path: Path) -> list[Path]:
-    """Quality against the size of files and, for the language model, against latency."""
+    """Draws quality against file size and, for the language models, against speed."""
     latency = None if _is_cnn(study) else path.with_name(f"inference-{jax.default_backend()}.json")
     return tradeoff.draw(results, study.measure, path, latency)

@@ -1,8 +1,8 @@
-"""The paper's recurrent networks: a stacked LSTM language model and GNMT, a translator.
+"""The recurrent networks of the paper: a stacked LSTM language model, and the translator GNMT.
 
-An LSTM layer is one kernel of shape (inputs + hidden, 4 * hidden), as in the TensorFlow code of the
-time, so that one mask covers it. What does not depend on the step before is one matrix product over
-all steps; the rest is a `lax.scan`.
+An LSTM layer has a single kernel of shape (inputs + hidden, 4 * hidden), as in the TensorFlow code
+of that time, so one mask covers it. The product with the inputs is computed for all steps at once;
+the recurrent part is a `lax.scan`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from jax import lax
 State = tuple[jax.Array, jax.Array]
 Carry = tuple[list[State], jax.Array]
 
-# A scan whose steps share their params, and draw nothing at random.
+# A scan whose steps share their params and use no random numbers.
 _SHARED: dict[str, Any] = {"variable_broadcast": "params", "split_rngs": {"params": False}}
 
 
 def lstm_gates(gates: jax.Array, cell: jax.Array) -> State:
-    """Output and cell of one step, from float[n, 4 * hidden] gates and the cell before."""
+    """Output and cell of one step, from float[n, 4 * hidden] gates and the previous cell."""
     enter, candidate, forget, leave = jnp.split(gates, 4, axis=-1)
     cell = nn.sigmoid(forget + 1.0) * cell + nn.sigmoid(enter) * jnp.tanh(candidate)
     return nn.sigmoid(leave) * jnp.tanh(cell), cell
 
 
 class LSTMLayer(nn.Module):
-    """float[n, time, inputs] to float[n, time, hidden], and the state after the last step.
+    """An LSTM layer over a sequence.
 
     Attributes:
-      hidden: units.
-      backward: read the sequence from its end.
+      hidden: number of units.
+      backward: whether to read the sequence from its end.
       scale: initial weights are uniform in [-scale, scale]; None for fan-in scaling.
     """
 
@@ -48,9 +48,12 @@ class LSTMLayer(nn.Module):
         """Runs the layer.
 
         Args:
-          x: inputs.
-          state: output and cell to start from, zeros by default.
-          where: bool[n, time]; where False, a padding step, the state passes unchanged.
+          x: float[n, time, inputs].
+          state: output and cell before the first step; zeros by default.
+          where: bool[n, time], False at padding, where the state does not change.
+
+        Returns:
+          The outputs, float[n, time, hidden], and the state after the last step.
         """
         n, time, inputs = x.shape
         kernel = self.param(
@@ -60,21 +63,21 @@ class LSTMLayer(nn.Module):
         drive = x @ kernel[:inputs] + bias
         recur = kernel[inputs:]
         start = zero_state(n, self.hidden, x.dtype) if state is None else state
-        there = jnp.ones((n, time), bool) if where is None else where
+        is_token = jnp.ones((n, time), bool) if where is None else where
 
-        def step(state: State, now: tuple[jax.Array, jax.Array]) -> tuple[State, jax.Array]:
-            drive, there = now
+        def step(state: State, inputs_now: tuple[jax.Array, jax.Array]) -> tuple[State, jax.Array]:
+            drive, is_token = inputs_now
             new = lstm_gates(drive + state[0] @ recur, state[1])
-            new = tuple(jnp.where(there[:, None], a, b) for a, b in zip(new, state, strict=True))
+            new = tuple(jnp.where(is_token[:, None], a, b) for a, b in zip(new, state, strict=True))
             return (new[0], new[1]), new[0]
 
-        steps = (drive.swapaxes(0, 1), there.swapaxes(0, 1))
+        steps = (drive.swapaxes(0, 1), is_token.swapaxes(0, 1))
         state, out = lax.scan(step, start, steps, reverse=self.backward)
         return out.swapaxes(0, 1), state
 
 
 def init_weights(scale: float | None) -> Any:
-    """Uniform in [-scale, scale]; without a scale, by fan-in."""
+    """An initializer: uniform in [-scale, scale], or scaled by fan-in if `scale` is None."""
     if scale is None:
         return nn.initializers.lecun_normal()
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
@@ -89,18 +92,17 @@ def zero_state(n: int, hidden: int, dtype: Any = jnp.float32) -> State:
 
 
 class LanguageModel(nn.Module):
-    """int[n, time] tokens to float[n, time, vocabulary] logits of the tokens after them.
-
-    Embedding, stacked LSTM and softmax, as Zaremba et al. (2014).
+    """Embedding, stacked LSTM and softmax, as in Zaremba et al. (2014).
 
     Attributes:
       vocabulary: number of tokens.
-      hidden: units of every layer, and of the embedding unless that is given.
-      n_layers: LSTM layers.
-      embed: units of the embedding; 0 for `hidden`.
-      tied: the softmax takes its weights from the embedding, whose width must be `hidden`.
-      dropout: between layers, not through time.
-      scale: of the initial weights.
+      hidden: units of every layer, and width of the embedding if `embed` is 0.
+      n_layers: number of LSTM layers.
+      embed: width of the embedding; 0 for `hidden`.
+      tied: whether the softmax shares the weights of the embedding, whose width must be `hidden`.
+      dropout: rate of dropout between layers; there is none through time.
+      scale: initial weights are uniform in [-scale, scale]; None for 0.1 in the embedding, and
+        fan-in scaling elsewhere.
     """
 
     vocabulary: int
@@ -115,7 +117,13 @@ class LanguageModel(nn.Module):
     def __call__(
         self, tokens: jax.Array, states: list[State] | None = None, *, train: bool = False
     ) -> tuple[jax.Array, list[State]]:
-        """Logits, and the state of every layer to go on from; `train` needs a `dropout` key."""
+        """Logits of the next token at each position, and the state of every layer at the end.
+
+        Args:
+          tokens: int[n, time].
+          states: state of every layer before the first token; zeros by default.
+          train: whether to drop out; needs a `dropout` key.
+        """
         drop = nn.Dropout(self.dropout, deterministic=not train)
         init = init_weights(self.scale or 0.1)
         embedding = nn.Embed(
@@ -135,7 +143,7 @@ class LanguageModel(nn.Module):
 
 
 class LSTMCell(nn.Module):
-    """One step of an LSTM layer, for a decoder."""
+    """A single step of an LSTM layer, for the decoder."""
 
     hidden: int
     scale: float | None = None
@@ -151,10 +159,10 @@ class LSTMCell(nn.Module):
 
 
 class Attention(nn.Module):
-    """Additive attention (Bahdanau et al., 2015), its score vector normed.
+    """Additive attention (Bahdanau et al., 2015) with a normalized score vector.
 
-    Two projections, of the query and of the memory, are all its weights of two axes. The paper
-    leaves them dense.
+    Its only kernels are the projections of the query and of the memory, which the paper does not
+    prune.
     """
 
     units: int
@@ -169,11 +177,11 @@ class Attention(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.units,))
 
     def keys(self, memory: jax.Array) -> jax.Array:
-        """The projection of the memory, which is the same at every step."""
+        """Projects the memory; the result is the same at every step."""
         return memory @ self.memory
 
     def __call__(self, query: jax.Array, memory: Memory) -> jax.Array:
-        """float[n, units]: the memory as the query weighs it."""
+        """The mean of the memory, weighted by attention to the query: float[n, units]."""
         score = self.gain * self.score / jnp.linalg.norm(self.score)
         energy = jnp.tanh(memory.keys + (query @ self.query)[:, None] + self.bias) @ score
         weights = nn.softmax(jnp.where(memory.where, energy, -1e9))
@@ -181,7 +189,7 @@ class Attention(nn.Module):
 
 
 class Memory(NamedTuple):
-    """What the decoder looks at: float[n, from, hidden] twice, and where it is no padding."""
+    """The encoded source: values and keys, float[n, from, hidden], and where it is not padding."""
 
     values: jax.Array
     keys: jax.Array
@@ -189,17 +197,19 @@ class Memory(NamedTuple):
 
 
 class Translator(nn.Module):
-    """GNMT (Wu et al., 2016): int[n, from] and int[n, to] tokens to logits of the next tokens.
+    """GNMT (Wu et al., 2016).
 
-    The encoder is one bidirectional LSTM layer and `n_layers - 1` more, the decoder `n_layers` with
-    attention; residual connections from the third layer on. Token 0 is padding.
+    The encoder has a bidirectional LSTM layer and `n_layers - 1` further layers. The decoder has
+    `n_layers` layers and attention. Residual connections start at the third layer. Token 0 is
+    padding.
 
     Attributes:
-      vocabularies: number of source and of target tokens.
-      hidden: units of every layer and embedding.
+      vocabularies: number of source tokens and of target tokens.
+      hidden: units of every layer, and width of the embeddings.
       n_layers: layers of the encoder, counting the bidirectional one once, and of the decoder.
-      dropout: of the inputs of each encoder layer, and of the embeddings.
-      scale: of the initial weights; None for embeddings of variance 1 and fan-in scaling.
+      dropout: rate of dropout on the inputs of each encoder layer and on the embeddings.
+      scale: initial weights are uniform in [-scale, scale]; None for embeddings with variance 1
+        and fan-in scaling of the kernels.
     """
 
     vocabularies: tuple[int, int]
@@ -223,7 +233,13 @@ class Translator(nn.Module):
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(self, source: jax.Array, target: jax.Array, *, train: bool = False) -> jax.Array:
-        """Teacher-forced logits: at each place those of the token after `target` there."""
+        """Logits of the next target token at each position, with teacher forcing.
+
+        Args:
+          source: int[n, from] tokens.
+          target: int[n, to] tokens.
+          train: whether to drop out; needs a `dropout` key.
+        """
         memory = self.encode(source, train=train)
         x = self.drop(self.target(target), deterministic=not train)
 
@@ -235,30 +251,30 @@ class Translator(nn.Module):
         return self.softmax(out)
 
     def encode(self, source: jax.Array, *, train: bool = False) -> Memory:
-        """Reads the source."""
+        """Encodes the source tokens."""
         where = source != 0
         x = self.drop(self.source(source), deterministic=not train)
-        both = [layer(x, where=where)[0] for layer in (self.forward, self.backward)]
-        x = jnp.concatenate(both, -1)
+        both_ways = [layer(x, where=where)[0] for layer in (self.forward, self.backward)]
+        x = jnp.concatenate(both_ways, -1)
         for i, layer in enumerate(self.encoder):
             y, _ = layer(self.drop(x, deterministic=not train), where=where)
             x = y + (x if i > 0 else 0)
         return Memory(x, self.attention.keys(x), where)
 
     def decode(self, carry: Carry, x: jax.Array, memory: Memory) -> tuple[Carry, jax.Array]:
-        """One step: the carry after it, and the output of the topmost layer.
+        """Takes one step: the next carry, and the output of the top layer.
 
-        Every layer also reads what the attention found: the lowest at the step before, the others
-        at this one.
+        Every layer also reads the result of the attention: the lowest layer that of the previous
+        step, the others that of this step.
         """
-        states, found = carry
+        states, attended = carry
         after = []
         for i, layer in enumerate(self.decoder):
-            after.append(layer(jnp.concatenate([x, found], -1), states[i]))
+            after.append(layer(jnp.concatenate([x, attended], -1), states[i]))
             if i == 0:
-                found = self.attention(after[0][0], memory)
+                attended = self.attention(after[0][0], memory)
             x = after[i][0] + (x if i > 1 else 0)
-        return (after, found), x
+        return (after, attended), x
 
     def start(self, n: int) -> Carry:
         """The carry of the decoder before its first step."""
@@ -266,7 +282,7 @@ class Translator(nn.Module):
         return states, jnp.zeros((n, self.hidden))
 
     def greedy(self, source: jax.Array, n_steps: int, begin: int) -> jax.Array:
-        """int[n, n_steps]: the most likely token at each step, fed back; no end is looked for."""
+        """Decodes greedily to int[n, n_steps] tokens; it does not stop at the end token."""
         memory = self.encode(source)
 
         def step(self: Translator, carry: Any, _: None) -> tuple[Any, jax.Array]:

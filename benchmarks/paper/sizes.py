@@ -1,8 +1,8 @@
-"""The paper's networks at full size, counted without data or memory.
+"""Counts the parameters of the paper's networks at full size, without data or memory.
 
-Every network is built by `jax.eval_shape` and pruned by `jaxprune.plan` under the paper's rules.
-Weights are the leaves of two axes and more; biases, batch norm and the score of the attention are
-counted apart, because the paper does not.
+Every network is built by `jax.eval_shape` and pruned by `jaxprune.plan` by the rules of the paper.
+Weights are the leaves with at least two axes. Biases, batch norm and the score vector of the
+attention are counted separately, because the paper does not count them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Network(NamedTuple):
 
     Attributes:
       module: its definition.
-      inputs: shapes and dtypes of one example of each argument.
-      exclude: paths of the weights that the paper never prunes.
-      rule: the same in words.
+      inputs: shape and dtype of each argument, for one example.
+      exclude: path regexes of the weights that the paper does not prune.
+      rule: what is pruned and what is not, in words.
     """
 
     module: nn.Module
@@ -43,14 +43,14 @@ class Network(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """The sizes of one row, and the plan they come from.
+    """The counts of one row, and the plan from which they come.
 
     Attributes:
-      weights: of two axes and more, pruned or not.
-      never_pruned: those of them that no sparsity touches.
-      others: biases, batch norm and the like.
-      nonzero: weights that are left.
-      report: every leaf.
+      weights: parameters in leaves with at least two axes, pruned or not.
+      never_pruned: those weights in leaves that are never pruned.
+      others: parameters in other leaves: biases, batch norm and so on.
+      nonzero: weights that remain.
+      report: the plan of every leaf.
     """
 
     weights: int
@@ -69,7 +69,7 @@ _NO_DEPTHWISE = ("first/.*", "depthwise_.*")
 
 
 def _mobilenet(width: float) -> Network:
-    rule = "not the first convolution, not the depthwise ones, not batch norm"
+    rule = "all pointwise and dense kernels, not the first convolution or the depthwise ones"
     return Network(MobileNetV1(width=width), _images(224), _NO_DEPTHWISE, rule)
 
 
@@ -80,7 +80,7 @@ def _ptb(hidden: int, dropout: float, scale: float) -> Network:
 
 def _wikitext(hidden: int, dropout: float) -> Network:
     module = LanguageModel(33_278, hidden, tied=True, dropout=dropout)
-    return Network(module, (_TOKENS,), (), "embedding, which is the softmax too, and LSTM")
+    return Network(module, (_TOKENS,), (), "the embedding, which is also the softmax, and the LSTM")
 
 
 NETWORKS: dict[str, Network] = {
@@ -96,7 +96,7 @@ NETWORKS: dict[str, Network] = {
         Translator((36_548, 36_548), 1024, dropout=0.2, scale=0.1),
         (_TOKENS, _TOKENS),
         ("attention/.*",),
-        "embeddings, LSTM and softmax; the projections of the attention stay dense",
+        "embeddings, LSTM and softmax, not the projections of the attention",
     ),
     "WikiText-2 LSTM small": _wikitext(200, 0.2),
     "WikiText-2 LSTM medium": _wikitext(650, 0.5),
@@ -106,13 +106,13 @@ NETWORKS: dict[str, Network] = {
 
 @functools.cache
 def variables_of(name: str) -> Any:
-    """Shapes and dtypes of everything that the network's `init` makes."""
+    """Shapes and dtypes of all variables of a network."""
     network = NETWORKS[name]
     return jax.eval_shape(network.module.init, jax.random.key(0), *network.inputs)
 
 
 def count(size: Size) -> Counts:
-    """What `jaxprune.plan` says of a row."""
+    """The counts of a row, from `jaxprune.plan`."""
     network = NETWORKS[size.network]
     params = variables_of(size.network)["params"]
     report = jaxprune.plan(
@@ -125,7 +125,7 @@ def count(size: Size) -> Counts:
 
 
 def in_digits_of(n: int, printed: str) -> str:
-    """`n` as a source prints its numbers: in millions with as many decimals, or in full.
+    """Formats `n` like `printed`: in millions with as many decimals, or in full.
 
     Example:
       >>> in_digits_of(4_209_088, "4.21M"), in_digits_of(8_591_700, "8,591,700")
@@ -138,30 +138,30 @@ def in_digits_of(n: int, printed: str) -> str:
 
 
 def agrees(size: Size, counts: Counts) -> bool | None:
-    """Whether ours prints as theirs; None where they printed nothing."""
+    """Whether our count prints in the same digits; None if the source printed none."""
     if size.printed is None:
         return None
     return in_digits_of(counts.nonzero, size.printed) == size.printed
 
 
 def percent(sparsity: float) -> str:
-    """`0.975` as `97.5%`, `0.0` as `dense`."""
+    """Formats `0.975` as `97.5%`, and `0.0` as `dense`."""
     return f"{100 * sparsity:g}%" if sparsity else "dense"
 
 
 def rows() -> list[tuple[Size, Counts, Overhead]]:
-    """Every row of the tables."""
-    found = []
+    """The rows of the tables: published size, our counts, and storage."""
+    counted = []
     for size in SIZES:
         counts = count(size)
-        found.append((size, counts, overhead_of(counts.report.leaves)))
-    return found
+        counted.append((size, counts, overhead_of(counts.report.leaves)))
+    return counted
 
 
 def show(print_: Callable[[Any], None]) -> None:
-    """Prints sizes, storage and quality with `rich`."""
-    found = rows()
-    for part in (_size_table(found), *_notes(found), _storage_table(found), _quality_table()):
+    """Prints the tables of sizes, storage and quality."""
+    counted = rows()
+    for part in (_size_table(counted), *_notes(counted), _storage_table(counted), _quality_table()):
         print_(part)
 
 
@@ -174,56 +174,60 @@ def _new_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     return table
 
 
-def _size_table(found: Sequence[tuple[Size, Counts, Overhead]]) -> Table:
+def _size_table(counted: Sequence[tuple[Size, Counts, Overhead]]) -> Table:
     columns = ("sparsity", "weights", "never pruned", "others", "nonzero", "printed", "agrees")
-    table = _new_table("Nonzero weights, ours and as printed", ("network",), columns)
-    before = ""
-    for size, counts, _ in found:
-        if size.network != before:
+    table = _new_table("Nonzero weights: counted and printed", ("network",), columns)
+    previous = ""
+    for size, counts, _ in counted:
+        if size.network != previous:
             table.add_section()
         numbers = (counts.weights, counts.never_pruned, counts.others, counts.nonzero)
         verdict = {True: "yes", False: "no", None: ""}[agrees(size, counts)]
-        name = size.network if size.network != before else ""
-        shown = (f"{n:,}" for n in numbers)
-        table.add_row(name, percent(size.sparsity), *shown, size.printed or "", verdict)
-        before = size.network
+        name = size.network if size.network != previous else ""
+        cells = (f"{n:,}" for n in numbers)
+        table.add_row(name, percent(size.sparsity), *cells, size.printed or "", verdict)
+        previous = size.network
     return table
 
 
-def _notes(found: Sequence[tuple[Size, Counts, Overhead]]) -> list[Text]:
+def _notes(counted: Sequence[tuple[Size, Counts, Overhead]]) -> list[Text]:
     notes = [
-        "weights: leaves of two axes and more, what the sources count. others: biases, batch norm, "
-        "the score of the attention; never pruned, not counted by the sources. printed: "
-        f"{PAPER}, and for WikiText-2 the Distiller tutorial. Nothing printed: not checked."
+        "weights: leaves with at least two axes, which the sources count. others: biases, batch "
+        "norm, the score of the attention; never pruned, and not counted by the sources. printed: "
+        f"{PAPER}, and the Distiller tutorial for WikiText-2. Rows without it are not checked."
     ]
-    for size, *_ in found:
+    for size, *_ in counted:
         row = f"{size.network}, {percent(size.sparsity)}"
         if size.why:
             notes.append(f"{row}: {size.why}")
         if size.overrides:
             levels = ", ".join(f"{rule} {percent(s)}" for rule, s in size.overrides)
-            notes.append(f"{row}: {levels}, as its schedule says.")
+            notes.append(f"{row}: {levels}, as in its published schedule.")
     for name in ("InceptionV3", "MobileNet v1", "PTB LSTM large", "GNMT"):
-        notes.append(f"{name} prunes: {NETWORKS[name].rule}.")
+        notes.append(f"{name}, pruned: {NETWORKS[name].rule}.")
     return [Text(note, style="dim") for note in notes]
 
 
-def _storage_table(found: Sequence[tuple[Size, Counts, Overhead]]) -> Table:
-    columns = ("sparsity", "values", "bit-mask", "CSR", "CSR(C)", "run bits", "smallest / dense")
-    table = _new_table("Storage in MB: float32 nonzeros, and saying where", ("network",), columns)
-    for size, counts, over in found:
+def _storage_table(counted: Sequence[tuple[Size, Counts, Overhead]]) -> Table:
+    columns = ("sparsity", "values", "bit mask", "CSR", "CSR(C)", "run bits", "smallest / dense")
+    table = _new_table(
+        "Storage in MB: float32 nonzeros, and their positions", ("network",), columns
+    )
+    for size, counts, overhead in counted:
         if not size.sparsity:
-            continue  # nothing to say: four bytes for every weight
+            continue  # a dense network stores no positions
         values, dense = 4 * counts.nonzero / 1e6, 4 * counts.weights / 1e6
-        extra = [bits / 8e6 for bits in over[:3]]
-        best = f"{(values + min(extra)) / dense:.3f}"
-        numbers = (f"{x:.2f}" for x in (values, *extra))
-        table.add_row(size.network, percent(size.sparsity), *numbers, f"{over.run_bits}", best)
+        positions = [bits / 8e6 for bits in overhead[:3]]
+        best = f"{(values + min(positions)) / dense:.3f}"
+        numbers = (f"{x:.2f}" for x in (values, *positions))
+        table.add_row(size.network, percent(size.sparsity), *numbers, f"{overhead.run_bits}", best)
     return table
 
 
 def _quality_table() -> Table:
-    table = _new_table("Quality to set beside your own runs", ("network", "measure"), ("values",))
+    table = _new_table(
+        "Published quality, to compare with your own runs", ("network", "measure"), ("values",)
+    )
     table.add_column("source")
     for (network, measure, source), group in itertools.groupby(QUALITY, lambda q: (*q[:2], q[4])):
         values = ", ".join(f"{percent(q.sparsity)} {q.value}" for q in group)

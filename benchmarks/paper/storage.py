@@ -1,6 +1,6 @@
-"""What it costs to say where the nonzeros are: a bit-mask, CSR, and the paper's CSR(C).
+"""How many bits the positions of the nonzeros take: bit mask, CSR, and the paper's CSR(C).
 
-The values themselves are not counted here: they are 4 bytes each in float32, whatever the format.
+The values are not counted: in float32 they take 4 bytes each in every format.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ _MOST_RUN_BITS = 16
 
 
 class Overhead(NamedTuple):
-    """Bits of position information of a pruned network, over its pruned leaves.
+    """Bits that store the positions of the nonzeros, summed over the pruned leaves.
 
     Attributes:
       bit_mask: one bit per weight, kept or not.
-      csr: the fewest bits that hold a column for every nonzero, and a 32-bit pointer for every row
-        and the end. A kernel is a matrix whose columns are its last axis.
-      run_length: the run of zeros before every nonzero in `run_bits` bits, the compressed form of
-        CSR and CSC that Parashar et al. (2017) use. A run that is too long for its field is split
-        by stored zeros, whose run fields and 32-bit values count too. Zeros are taken to fall
-        anywhere independently, so this is an expectation, and real masks are more clustered.
-      run_bits: the width of a run field that costs least.
+      csr: a column index for every nonzero, in as few bits as possible, and a 32-bit pointer for
+        every row and for the end. The last axis of a kernel gives the columns of its matrix.
+      run_length: the number of zeros before every nonzero, in `run_bits` bits: the compressed form
+        of CSR and CSC in Parashar et al. (2017). A run too long for its field is split by stored
+        zeros, whose run fields and 32-bit values are counted too. This is an expectation for zeros
+        at independent positions; zeros of real masks are more clustered.
+      run_bits: the width of a run field that minimizes `run_length`.
     """
 
     bit_mask: int
@@ -35,7 +35,7 @@ class Overhead(NamedTuple):
 
 
 def overhead_of(leaves: Iterable[LeafReport]) -> Overhead:
-    """The overhead of the leaves that have dropped weights; a dense network has none."""
+    """The overhead of all leaves with dropped weights; zero for a dense network."""
     pruned = [leaf for leaf in leaves if leaf.n_zero]
     if not pruned:
         return Overhead(0, 0, 0.0, 0)
@@ -58,8 +58,8 @@ def _csr(leaf: LeafReport) -> int:
 def _run_length(leaves: Iterable[LeafReport], bits: int, value_bits: int = 32) -> float:
     total = 0.0
     for leaf in leaves:
-        overlong = leaf.sparsity ** (2**bits)  # a run of 2**bits zeros or more
-        splits = overlong / (1 - overlong)  # stored zeros per nonzero: runs are geometric
+        overlong = leaf.sparsity ** (2**bits)  # probability of a run of at least 2**bits zeros
+        splits = overlong / (1 - overlong)  # stored zeros per nonzero; run lengths are geometric
         nonzero = leaf.size - leaf.n_zero
         total += nonzero * (bits + splits * (bits + value_bits))
     return total

@@ -1,10 +1,10 @@
-"""Runs studies and keeps what they found, so that an interrupted one can go on.
+"""Runs studies and saves their results; an interrupted study can be resumed.
 
     NAME-BACKEND.json                  configuration, data, finished runs and the summary
-    .NAME-BACKEND.NETWORK.checkpoint   a run in progress; gone when it is finished
+    .NAME-BACKEND.NETWORK.checkpoint   a run in progress; deleted when it is finished
 
-Both are replaced in one move. A run is finished once it stands in the JSON file. One run keeps one
-core busy, so that several are trained at a time, each in a thread; what they find is the same.
+Both files are replaced atomically. The JSON file lists the finished runs. A run keeps one core
+busy, so several networks are trained in parallel, each in a thread, with the same results.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
 
 def results_file(study: Study, out: Path) -> Path:
-    """Where the results of a study are."""
+    """Path of the results of a study."""
     return out / f"paper-{study.name}-{jax.default_backend()}.json"
 
 
@@ -55,67 +55,87 @@ def run(
     only: str = "",
     jobs: int = 1,
 ) -> dict[str, Any]:
-    """Trains what is not trained yet, and returns the results, which are written down.
+    """Trains the networks of a study, saves the results after every run, and returns them.
 
     Args:
-      study: what to train.
+      study: the study to run.
       out: the folder of the results.
-      resume: go on with the results that are there; else they are overwritten.
-      networks: the rows: a function of the study and of the inputs of its task.
-      only: train the networks whose name this regex finds, and leave the others for another time.
-      jobs: networks trained at a time.
+      resume: keep the runs in the results file and train only the missing ones. Without it, the
+        file is overwritten.
+      networks: makes the networks from the study and the inputs of its task.
+      only: train only networks whose name matches this regex.
+      jobs: number of networks to train in parallel.
 
     Raises:
-      ValueError: `resume`, but the results there are of another configuration.
+      ValueError: `resume`, but the results file has another configuration.
     """
-    begun, task = time.monotonic(), study.task()
-    rows = networks(study, task.inputs)
+    started, task = time.monotonic(), study.task()
+    all_networks = networks(study, task.inputs)
     path = results_file(study, out)
-    results = _start(study, task, rows, path, resume)
+    record = _Record(study, path, _start(study, task, all_networks, path, resume), jobs, started)
     if not resume:
-        for old in path.parent.glob(_checkpoint_of(path, "*").name):
-            old.unlink()
-    sitting = {"cores": n_cores(), "jobs": jobs, "runs": 0, "seconds": 0.0}
-    place = {row.name: i for i, row in enumerate(rows)}
-    done = {(r["network"], r["seed"]) for r in results["runs"]}
-    chosen = [network for network in rows if re.search(only, network.name)]
-    writing, stopped = threading.Lock(), threading.Event()
-
-    def keep(found: dict[str, Any]) -> None:
-        with writing:
-            runs = [*results["runs"], found]
-            results["runs"] = sorted(runs, key=lambda r: (place[r["network"]], r["seed"]))
-            sitting["runs"] += 1
-            sitting["seconds"] = round(time.monotonic() - begun, 1)
-            results["sittings"] = [*sittings, sitting]
-            results["summary"] = summary.summarize(results, study.measure)
-            write_json(path, results)
+        for checkpoint in path.parent.glob(_checkpoint_of(path, "*").name):
+            checkpoint.unlink()
+    done = {(r["network"], r["seed"]) for r in record.results["runs"]}
+    chosen = [network for network in all_networks if re.search(only, network.name)]
+    stopped = threading.Event()
 
     def train(network: Network) -> None:
-        """All seeds of a network, which share what is compiled."""
-        left = [seed for seed in range(study.seeds) if (network.name, seed) not in done]
-        bar.update(study.steps * (study.seeds - len(left)))
-        trainer = make_trainer(study, task, network) if left else None
-        for seed in left:
-            found = _one(study, task, network, seed, trainer, path, bar, stopped)
-            if found is None:
+        """Trains the missing seeds of a network; they share the compiled functions."""
+        missing = [seed for seed in range(study.seeds) if (network.name, seed) not in done]
+        bar.update(study.steps * (study.seeds - len(missing)))
+        trainer = make_trainer(study, task, network) if missing else None
+        for seed in missing:
+            finished_run = _train_run(study, task, network, seed, trainer, path, bar, stopped)
+            if finished_run is None:
                 return
-            keep(found)
+            record.add(finished_run)
             _checkpoint_of(path, network.name).unlink(missing_ok=True)
 
-    sittings = results.get("sittings", [])
     with tqdm(total=len(chosen) * study.seeds * study.steps, desc=study.name, unit="step") as bar:
         _in_threads(train, chosen, jobs, stopped)
-    results["finished"] = len(results["runs"]) == len(rows) * study.seeds
-    results["summary"] = summary.summarize(results, study.measure)  # also where nothing was to do
-    write_json(path, results)
-    return results
+    return record.finish()
+
+
+class _Record:
+    """The results of a study, and their file; runs can be added from several threads."""
+
+    def __init__(
+        self, study: Study, path: Path, results: dict[str, Any], jobs: int, started: float
+    ):
+        self.study, self.path, self.results, self.started = study, path, results, started
+        self.order = {network["name"]: i for i, network in enumerate(results["networks"])}
+        self.session = {"cores": n_cores(), "jobs": jobs, "runs": 0, "seconds": 0.0}
+        self.sessions_before = results.get("sittings", [])
+        self.lock = threading.Lock()
+
+    def add(self, finished_run: dict[str, Any]) -> None:
+        """Adds a run and saves the results."""
+        with self.lock:
+            runs = [*self.results["runs"], finished_run]
+            runs.sort(key=lambda r: (self.order[r["network"]], r["seed"]))
+            self.results["runs"] = runs
+            self.session["runs"] += 1
+            self.session["seconds"] = round(time.monotonic() - self.started, 1)
+            self.results["sittings"] = [*self.sessions_before, self.session]
+            self._save()
+
+    def finish(self) -> dict[str, Any]:
+        """Notes whether all runs are finished, saves the results and returns them."""
+        n_runs = len(self.results["networks"]) * self.study.seeds
+        self.results["finished"] = len(self.results["runs"]) == n_runs
+        self._save()
+        return self.results
+
+    def _save(self) -> None:
+        self.results["summary"] = summary.summarize(self.results, self.study.measure)
+        write_json(self.path, self.results)
 
 
 def _in_threads(
     work: Callable[[Any], None], items: Sequence[Any], jobs: int, stopped: threading.Event
 ) -> None:
-    """Calls `work` for every item, so many at a time; an error or Ctrl-C sets `stopped`."""
+    """Calls `work` for every item in `jobs` threads; an error or Ctrl-C sets `stopped`."""
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
@@ -124,7 +144,7 @@ def _in_threads(
                 if future.done():
                     future.result()
         finally:
-            stopped.set()  # where all are done it stops nothing
+            stopped.set()  # no effect if all are done
             pool.shutdown(cancel_futures=True)
 
 
@@ -142,20 +162,22 @@ def _start(
         "networks": [summary.row_of(network) for network in rows],
         "runs": [],
     }
-    old = summary.read(path) if resume else None
-    if old is None:
+    previous = summary.read(path) if resume else None
+    if previous is None:
         return fresh
     for name in ("config", "data", "networks"):
-        if old.get(name) != fresh[name]:
+        if previous.get(name) != fresh[name]:
             raise ValueError(
-                f"{path} holds results of another {name}. Leave --resume out to start again, or "
+                f"{path} holds results of another {name}. Omit --resume to overwrite them, or "
                 "choose another folder with --out."
             )
-    kept = {name: old[name] for name in ("runs", "environment", "sittings") if name in old}
-    return fresh | kept
+    continued = {
+        name: previous[name] for name in ("runs", "environment", "sittings") if name in previous
+    }
+    return fresh | continued
 
 
-def _one(
+def _train_run(
     study: Study,
     task: Task,
     network: Network,
@@ -165,13 +187,13 @@ def _one(
     bar: Any,
     stopped: threading.Event,
 ) -> dict[str, Any] | None:
-    """One run, from its checkpoint if there is one; None where it was stopped, and left one."""
+    """Trains one run, from its checkpoint if it has one; None if it was stopped and saved."""
     key = jax.random.key(seed)
     state = trainer.init(jax.random.fold_in(key, 0))
     checkpoint, name = _checkpoint_of(path, network.name), f"{network.name} {seed}"
     state = _restore(checkpoint, name, state)
     bar.update(int(state.step))
-    begun = saved = time.monotonic()
+    started = saved = time.monotonic()
     while int(state.step) < study.steps:
         state = trainer.advance(state, key)
         state = track(study, task, network, trainer, state)
@@ -183,7 +205,7 @@ def _one(
             saved = time.monotonic()
         if stopped.is_set():
             return None
-    seconds = round(time.monotonic() - begun, 2)
+    seconds = round(time.monotonic() - started, 2)
     return result_of(study, task, network, seed, trainer, state) | {"seconds": seconds}
 
 
@@ -192,7 +214,7 @@ def _checkpoint_of(path: Path, network: str) -> Path:
 
 
 def _save(path: Path, name: str, state: RunState) -> None:
-    """Leaves by number: the structure is that of a fresh state."""
+    """Saves the leaves by number; `_restore` takes the structure from a fresh state."""
     leaves = {str(i): jax.device_get(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
@@ -200,7 +222,7 @@ def _save(path: Path, name: str, state: RunState) -> None:
 
 
 def _restore(path: Path, name: str, state: RunState) -> RunState:
-    """The state that was saved of this run; `state` itself where there is none."""
+    """The saved state of this run; `state` itself if no checkpoint of it exists."""
     if not path.exists():
         return state
     content = serialization.msgpack_restore(path.read_bytes())

@@ -1,7 +1,7 @@
-"""The tables and the picture of docs/paper.md, from the results files alone.
+"""The tables and the plot of docs/paper.md, from the results files.
 
-Large-sparse beside small-dense for every study, and every finding against its reference; what is
-not a tie by `summary.compare` is set in bold.
+One table compares large-sparse with small-dense for every study, the other every finding with its
+reference. Values that `summary.compare` does not call a tie are bold.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.paper.summary import Row
 
 
 class Part(NamedTuple):
-    """One study: its file, the head of its column, the axis of its panel, and how to read it."""
+    """One study: its name, the head of its column, the label of its panel, and its format."""
 
     name: str
     head: str
@@ -35,10 +35,12 @@ _COLORS = {"sparse": "tab:blue", "small dense": "tab:orange"}
 
 
 def load(folder: Path, backend: str = "cpu") -> dict[str, dict[str, Any]]:
-    """Results by study, of those that are in the folder."""
+    """Reads the results of all studies in a folder, by name; missing ones are omitted."""
     names = [*(part.name for part in PARTS), "findings"]
-    found = {name: summary.read(folder / f"paper-{name}-{backend}.json") for name in names}
-    return {name: results for name, results in found.items() if results is not None}
+    results_by_name = {
+        name: summary.read(folder / f"paper-{name}-{backend}.json") for name in names
+    }
+    return {name: results for name, results in results_by_name.items() if results is not None}
 
 
 def _value(row: Row, decimals: int) -> str:
@@ -47,56 +49,63 @@ def _value(row: Row, decimals: int) -> str:
 
 def _cell(part: Part, row: Row, small: Row) -> str:
     _, verdict = summary.compare(row, small, part.lower_is_better)
-    ours, theirs = (_value(r, part.decimals) for r in (row, small))
+    sparse_value, small_value = (_value(r, part.decimals) for r in (row, small))
     if verdict == "better":
-        ours = f"**{ours}**"
+        sparse_value = f"**{sparse_value}**"
     elif verdict == "worse":
-        theirs = f"**{theirs}**"
-    return f"{ours} / {theirs}"
+        small_value = f"**{small_value}**"
+    return f"{sparse_value} / {small_value}"
 
 
-def comparison(found: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Lines of Markdown: sparse / small dense at each sparsity, one column for each study."""
-    parts = [part for part in PARTS if part.name in found]
+def comparison(results_by_name: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Lines of a Markdown table: sparse / small dense by sparsity, one column per study."""
+    parts = [part for part in PARTS if part.name in results_by_name]
     yield f"| sparsity | {' | '.join(part.head for part in parts)} |"
     yield f"|---:|{'---|' * len(parts)}"
-    dense = (next(r for r in found[part.name]["summary"] if r["kind"] == "dense") for part in parts)
+    dense = (
+        next(r for r in results_by_name[part.name]["summary"] if r["kind"] == "dense")
+        for part in parts
+    )
     values = (_value(row, part.decimals) for part, row in zip(parts, dense, strict=True))
     yield f"| dense | {' | '.join(values)} |"
     columns = [
         {row["sparsity"]: _cell(part, row, small) for row, small in summary.pairs(rows)}
-        for part, rows in ((part, found[part.name]["summary"]) for part in parts)
+        for part, rows in ((part, results_by_name[part.name]["summary"]) for part in parts)
     ]
     for sparsity in sorted({s for column in columns for s in column}):
         cells = " | ".join(column.get(sparsity, "") for column in columns)
         yield f"| {100 * sparsity:g} % | {cells} |"
 
 
-def variants(found: dict[str, dict[str, Any]], reference: str = "gradual") -> Iterator[str]:
-    """Lines of Markdown: every way to prune, against the reference."""
-    rows = found["findings"]["summary"]
+def variants(
+    results_by_name: dict[str, dict[str, Any]], reference: str = "gradual"
+) -> Iterator[str]:
+    """Lines of a Markdown table: every variant compared with the reference."""
+    rows = results_by_name["findings"]["summary"]
     base = next(row for row in rows if row["name"] == reference)
     yield f"| method | bits per byte | against {reference} |"
     yield "|---|---:|---|"
     for row in rows:
         difference, verdict = summary.compare(row, base, lower_is_better=True)
-        against = f"{difference:+.3f}, {verdict}" if row is not base else ""
-        against = against if verdict == "tie" or row is base else f"**{against}**"
-        yield f"| {row['name']} | {row['mean']:.3f} ± {row['sd']:.3f} | {against} |"
+        difference_cell = f"{difference:+.3f}, {verdict}" if row is not base else ""
+        difference_cell = (
+            difference_cell if verdict == "tie" or row is base else f"**{difference_cell}**"
+        )
+        yield f"| {row['name']} | {row['mean']:.3f} ± {row['sd']:.3f} | {difference_cell} |"
 
 
-def draw(found: dict[str, dict[str, Any]], path: Path) -> Path:
-    """A panel of quality against nonzeros for each study. Needs matplotlib."""
+def draw(results_by_name: dict[str, dict[str, Any]], path: Path) -> Path:
+    """Draws quality against nonzeros, one panel per study. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    parts = [part for part in PARTS if part.name in found]
+    parts = [part for part in PARTS if part.name in results_by_name]
     figure = Figure((3.1 * len(parts), 3.2), layout="constrained")
     all_axes = figure.subplots(1, len(parts), squeeze=False)[0]
     for axes, part in zip(all_axes, parts, strict=True):
-        _panel(axes, part, found[part.name]["summary"])
+        _panel(axes, part, results_by_name[part.name]["summary"])
     all_axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     return path
@@ -113,7 +122,7 @@ def _panel(axes: Any, part: Part, rows: list[Row]) -> None:
         error = [row["sd"] or 0 for row in line]
         axes.errorbar(x, y, error, marker="o", ms=3, capsize=2, lw=1.2, color=color, label=label)
     axes.set(xscale="log", xlabel="nonzero parameters", ylabel=part.axis)
-    axes.xaxis.set_minor_formatter("")  # the labels of a narrow range run into each other
+    axes.xaxis.set_minor_formatter("")  # minor labels would overlap in a narrow range
     axes.set_title(part.head.split(",")[0], fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, lw=0.6)

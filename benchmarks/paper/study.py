@@ -1,9 +1,9 @@
-"""One question, many runs: large-sparse against small-dense networks of the same nonzero count.
+"""Compares large-sparse with small-dense networks that have the same number of nonzeros.
 
-A `Study` says what is trained and on what. `networks_of` derives the rows; `train` is one run, in
-compiled chunks of steps; `store` keeps what was found. The state after a chunk is a function of the
-state before it and of the key alone, so that a run that went through a checkpoint ends on the same
-bits as one that did not.
+A `Study` says what is trained, and on which task. `networks_of` derives the networks from it,
+`make_trainer` compiles their training in chunks of steps, and `store` trains them and saves the
+results. The state after a chunk depends only on the state before it and on the key, so a run that
+resumes from a checkpoint ends with the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ SPARSITIES = (0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 0.975)
 
 
 class Task(NamedTuple):
-    """Data, and what is done with it; every function is pure and works under `jit`.
+    """Data, and pure functions of it; all but `measure` work under `jit`.
 
     Attributes:
       data: a tree of arrays.
-      inputs: shapes and dtypes that the module's `init` takes.
-      batch: `(data, key) -> batch`, at random.
-      loss: `(module, variables, batch, key) -> (loss, variables but params)`.
-      measure: `(module, variables, data) -> name -> value`, on held-out data; not under `jit`.
-      facts: what the results file says of the data.
+      inputs: shapes and dtypes of the arguments of the module's `init`.
+      batch: `(data, key) -> batch`, drawn at random.
+      loss: `(module, variables, batch, key) -> (loss, updated variables other than params)`.
+      measure: `(module, variables, data) -> {name: value}`, on held-out data.
+      facts: a description of the data for the results file.
     """
 
     data: Any
@@ -49,24 +49,24 @@ class Task(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A comparison, and every number that decides it.
+    """The configuration of a comparison.
 
     Attributes:
-      name: of its files.
-      title: of its table.
-      task: makes the data; called once, when the study runs.
-      module: width -> network; more width is more weights.
-      width: of the dense and the sparse networks.
-      measure: the name of the measure that is compared.
-      lower_is_better: whether less of it is better.
-      exclude: paths of weights that are never pruned.
+      name: part of the names of its files.
+      title: title of its table and plots.
+      task: makes the task; called once, when the study runs.
+      module: makes the network of a width; wider networks have more weights.
+      width: width of the dense and the sparse networks.
+      measure: name of the measure that is compared.
+      lower_is_better: whether lower values of the measure are better.
+      exclude: path regexes of weights that are never pruned.
       steps: updates per run, the same for all networks.
-      chunk: updates per compiled call; a checkpoint may follow each.
-      learning_rate: of AdamW, the peak of a cosine decay to 0.
-      clip: global norm of the gradients at most.
-      sparsities: one sparse and one small-dense network for each.
+      chunk: updates per compiled call; a checkpoint can follow each chunk.
+      learning_rate: peak learning rate of AdamW, with cosine decay to 0.
+      clip: largest global norm of the gradients.
+      sparsities: each gives one sparse and one small-dense network.
       seeds: runs per network.
-      track: measure after every chunk too, for a curve; changes nothing else.
+      track: whether to measure after every chunk too, for a curve.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Study:
     track: bool = False
 
     def config(self) -> dict[str, Any]:
-        """What a results file must have in common with this study to be gone on with."""
+        """The settings that must equal those in a results file before `--resume` continues it."""
         fields = {k: getattr(self, k) for k in ("name", "width", "measure", "steps", "chunk")}
         rates = {k: getattr(self, k) for k in ("learning_rate", "clip", "seeds")}
         lists = {k: list(getattr(self, k)) for k in ("exclude", "sparsities")}
@@ -98,12 +98,12 @@ class Network(NamedTuple):
 
     Attributes:
       name: unique in its study.
-      kind: "dense", "sparse" or "small dense", or the variant of a finding.
-      width: what `Study.module` was given.
-      pruning: how it is pruned, None for a dense one.
-      sparsity: of the pruned weights; a small-dense network has that of its sparse partner.
-      n_params: parameters stored.
-      n_nonzero: parameters left at the end; biases count.
+      kind: "dense", "sparse", "small dense", a structure, or "variant" for a finding.
+      width: the argument of `Study.module`.
+      pruning: how it is pruned; None for a dense network.
+      sparsity: sparsity of the pruned leaves; for a small-dense network, of its sparse partner.
+      n_params: number of parameters.
+      n_nonzero: number of parameters that remain after pruning, biases included.
     """
 
     name: str
@@ -116,19 +116,19 @@ class Network(NamedTuple):
 
 
 def shapes_of(study: Study, width: int, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
-    """Shapes and dtypes of the variables of the network of this width."""
+    """Shapes and dtypes of the variables of the network with this width."""
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     return jax.eval_shape(study.module(width).init, keys, *inputs)
 
 
 def n_params_of(study: Study, width: int, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> int:
-    """Parameters of the network of this width."""
+    """Number of parameters of the network with this width."""
     leaves = jax.tree.leaves(shapes_of(study, width, inputs)["params"])
     return sum(leaf.size for leaf in leaves)
 
 
 def match_width(study: Study, n_params: int, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> int:
-    """The width, at least 1, whose network has the number of parameters nearest to `n_params`."""
+    """The width (at least 1) whose network has the number of parameters closest to `n_params`."""
     low, high = 1, study.width
     while high - low > 1:
         middle = (low + high) // 2
@@ -142,7 +142,7 @@ def match_width(study: Study, n_params: int, inputs: tuple[jax.ShapeDtypeStruct,
 def networks_of(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
     """The dense network, then for each sparsity the sparse one and its small-dense partner."""
     n_params = n_params_of(study, study.width, inputs)
-    found = [Network("dense", "dense", study.width, None, 0.0, n_params, n_params)]
+    networks = [Network("dense", "dense", study.width, None, 0.0, n_params, n_params)]
     for sparsity in study.sparsities:
         pruning = Pruning.gradual(sparsity, study.steps)
         sparse = sparse_network(study, f"sparse-{sparsity:g}", "sparse", pruning, inputs)
@@ -150,8 +150,8 @@ def networks_of(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[
         n_small = n_params_of(study, width, inputs)
         name = f"small-dense-{sparsity:g}"
         small = Network(name, "small dense", width, None, sparsity, n_small, n_small)
-        found += [sparse, small]
-    return found
+        networks += [sparse, small]
+    return networks
 
 
 def sparse_network(
@@ -161,24 +161,24 @@ def sparse_network(
     pruning: Pruning,
     inputs: tuple[jax.ShapeDtypeStruct, ...],
 ) -> Network:
-    """The row of the full-width network pruned in this way."""
+    """The row of the full-width network with this pruning."""
     params = shapes_of(study, study.width, inputs)["params"]
     plan = pruning.plan(params, study.exclude)
-    left = plan.size - plan.n_zero
-    return Network(name, kind, study.width, pruning, pruning.sparsity, plan.size, left)
+    n_nonzero = plan.size - plan.n_zero
+    return Network(name, kind, study.width, pruning, pruning.sparsity, plan.size, n_nonzero)
 
 
 class RunState(NamedTuple):
-    """A run between two chunks: arrays only.
+    """The state of a run between two chunks: arrays only.
 
     Attributes:
-      params: of the network.
+      params: parameters of the network.
       others: its other variables, such as batch statistics.
-      opt_state: of the optimizer, masks included.
-      step: int32 scalar, updates so far.
+      opt_state: state of the optimizer, masks included.
+      step: int32 scalar, number of updates so far.
       losses: float32[n_chunks], mean training loss of each chunk so far.
       n_zero: int32[n_chunks], dropped weights after each chunk so far.
-      measured: float32[n_chunks], the measure after each chunk so far, of a study that tracks it.
+      measured: float32[n_chunks], the measure after each chunk so far, if `Study.track`.
     """
 
     params: Any
@@ -191,7 +191,7 @@ class RunState(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """Compiled: `init(key)` gives a state, `advance(state, key)` the one a chunk later."""
+    """Compiled functions: the first state, the state one chunk later, and its variables."""
 
     init: Callable[[jax.Array], RunState]
     advance: Callable[[RunState, jax.Array], RunState]
@@ -199,7 +199,7 @@ class Trainer(NamedTuple):
 
 
 def make_trainer(study: Study, task: Task, network: Network) -> Trainer:
-    """The functions that train a network, for all its seeds. `advance` donates its state."""
+    """Compiles the functions that train a network with any seed. `advance` donates its state."""
     module = study.module(network.width)
     inner = optax.chain(
         optax.clip_by_global_norm(study.clip),
@@ -232,8 +232,8 @@ def make_trainer(study: Study, task: Task, network: Network) -> Trainer:
         return {"params": optimizer.view(state.params, state.opt_state), **state.others}
 
     compiled = jax.jit(advance, donate_argnums=1)
-    go_on = functools.partial(compiled, task.data)
-    return Trainer(jax.jit(init), go_on, jax.jit(variables))
+    advance_task = functools.partial(compiled, task.data)
+    return Trainer(jax.jit(init), advance_task, jax.jit(variables))
 
 
 def _one_step(
@@ -245,7 +245,7 @@ def _one_step(
     carry: Any,
     step: jax.Array,
 ) -> tuple[Any, jax.Array]:
-    """One update; what is random in it depends on the key of the run and the step alone."""
+    """Takes one update; its randomness depends only on the key of the run and the step."""
     params, others, opt_state = carry
     to_batch, to_loss = jax.random.split(jax.random.fold_in(key, step))
     batch = task.batch(data, to_batch)
@@ -262,10 +262,10 @@ def _one_step(
 def result_of(
     study: Study, task: Task, network: Network, seed: int, trainer: Trainer, state: RunState
 ) -> dict[str, Any]:
-    """What the results file keeps of a finished run.
+    """The entry of a finished run in the results file.
 
     Raises:
-      ValueError: the nonzeros are not those that were planned, or a dropped weight moved.
+      ValueError: the number of nonzeros differs from the plan, or a dropped weight is not zero.
     """
     variables = trainer.variables(state)
     if network.pruning is not None and not isinstance(network.pruning.structure, Units):
@@ -273,7 +273,7 @@ def result_of(
     n_nonzero = network.n_params - int(np.asarray(state.n_zero)[-1])
     if n_nonzero != network.n_nonzero:
         raise ValueError(
-            f"{network.name}: {n_nonzero} weights are left after the last step, but "
+            f"{network.name}: {n_nonzero} weights remain after the last step, but "
             f"{network.n_nonzero} were planned."
         )
     measured = task.measure(study.module(network.width), variables, task.data)
@@ -292,7 +292,7 @@ def result_of(
 def track(
     study: Study, task: Task, network: Network, trainer: Trainer, state: RunState
 ) -> RunState:
-    """The state with the measure of the chunk that it ends; as it is, where nothing is tracked."""
+    """Adds the measure after the last chunk to the state, if the study tracks it."""
     if not study.track:
         return state
     measured = task.measure(study.module(network.width), trainer.variables(state), task.data)

@@ -1,4 +1,4 @@
-"""Mean and spread over the runs, the verdicts, the table and the pictures of a study.
+"""Means and standard deviations over runs, verdicts, tables and plots of a study.
 
 Two networks tie when their means differ by at most two standard errors of the difference.
 """
@@ -21,14 +21,14 @@ Row = dict[str, Any]
 
 
 def row_of(network: Network) -> Row:
-    """A network as the results file holds it."""
+    """The entry of a network in the results file."""
     row = network._asdict()
     row.pop("pruning")
     return row
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The results there; None where there are none."""
+    """The results in a file; None if it does not exist."""
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -46,40 +46,40 @@ def summarize(results: dict[str, Any], measure: str) -> list[Row]:
     return rows
 
 
-def compare(row: Row, other: Row, lower_is_better: bool) -> tuple[float, str]:
-    """The difference of the means, and "better", "worse", "tie", or "one seed": no verdict."""
-    difference = row["mean"] - other["mean"]
-    if row["sd"] is None or other["sd"] is None:
+def compare(row: Row, base: Row, lower_is_better: bool) -> tuple[float, str]:
+    """The difference of the means, and "better", "worse" or "tie"; with one seed, "one seed"."""
+    difference = row["mean"] - base["mean"]
+    if row["sd"] is None or base["sd"] is None:
         return difference, "one seed"
-    error = math.sqrt(sum(r["sd"] ** 2 / r["n"] for r in (row, other)))
+    error = math.sqrt(sum(r["sd"] ** 2 / r["n"] for r in (row, base)))
     if abs(difference) <= 2 * error:
         return difference, "tie"
     return difference, "better" if (difference < 0) == lower_is_better else "worse"
 
 
 def pairs(summary: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Each sparse row with the small-dense row of the same nonzeros, where both are there."""
+    """Pairs of a sparse row and the small-dense row of the same sparsity, if both exist."""
     small = {row["sparsity"]: row for row in summary if row["kind"] == "small dense"}
     sparse = (row for row in summary if row["kind"] == "sparse")
     return [(row, small[row["sparsity"]]) for row in sparse if row["sparsity"] in small]
 
 
 def shown(row: Row) -> str:
-    """The mean and its spread."""
+    """Formats the mean, and the standard deviation if there is one."""
     return f"{row['mean']:.3f}" + ("" if row["sd"] is None else f" ± {row['sd']:.3f}")
 
 
 def table(results: dict[str, Any], study: Study) -> Table:
-    """Large-sparse against small-dense, one line per sparsity."""
-    found = results["summary"]
+    """A table of large-sparse against small-dense, one row per sparsity."""
+    rows = results["summary"]
     out = Table(title=study.title)
     names = ("sparsity", "nonzero", "large sparse", "small nonzero", "small dense", "difference")
     for name in names:
         out.add_column(name, justify="right", no_wrap=True)
-    for row in found:
+    for row in rows:
         if row["kind"] == "dense":
             out.add_row("dense", f"{row['n_nonzero']:,}", shown(row), "", "", "")
-    for row, small in pairs(found):
+    for row, small in pairs(rows):
         difference, verdict = compare(row, small, study.lower_is_better)
         counts = f"{row['n_nonzero']:,}", shown(row), f"{small['n_nonzero']:,}", shown(small)
         out.add_row(f"{100 * row['sparsity']:g}%", *counts, f"{difference:+.3f}, {verdict}")
@@ -87,33 +87,33 @@ def table(results: dict[str, Any], study: Study) -> Table:
 
 
 def variants_table(results: dict[str, Any], study: Study, reference: str) -> Table:
-    """Every network of a finding, against the one named `reference`."""
-    found = results["summary"]
-    base = next((row for row in found if row["name"] == reference), None)
+    """A table of every network, each compared with the network named `reference`."""
+    rows = results["summary"]
+    base = next((row for row in rows if row["name"] == reference), None)
     out = Table(title=study.title)
     for name in ("", "nonzero", study.measure, f"against {reference}"):
         out.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    for row in found:
-        verdict = ""
+    for row in rows:
+        cell = ""
         if base is not None and row is not base:
-            difference, word = compare(row, base, study.lower_is_better)
-            verdict = f"{difference:+.3f}, {word}"
-        out.add_row(row["name"], f"{row['n_nonzero']:,}", shown(row), verdict)
+            difference, verdict = compare(row, base, study.lower_is_better)
+            cell = f"{difference:+.3f}, {verdict}"
+        out.add_row(row["name"], f"{row['n_nonzero']:,}", shown(row), cell)
     return out
 
 
 def draw(results: dict[str, Any], study: Study, path: Path) -> list[Path]:
-    """Quality against nonzeros, and training over steps; nothing without matplotlib."""
+    """Draws quality against nonzeros, and the training curves; no files without matplotlib."""
     try:
         import matplotlib
     except ImportError:
         return []
     matplotlib.use("Agg")
     files = []
-    pictures: dict[str, Callable[..., Any]] = {"": _against_nonzeros, "-training": _over_steps}
-    for suffix, picture in pictures.items():
+    plots: dict[str, Callable[..., Any]] = {"": _against_nonzeros, "-training": _over_steps}
+    for suffix, plot in plots.items():
         files.append(path.with_name(f"{path.stem}{suffix}.png"))
-        picture(results, study).savefig(files[-1], dpi=150)
+        plot(results, study).savefig(files[-1], dpi=150)
     return files
 
 
@@ -122,9 +122,9 @@ def _axes(n: int = 1) -> tuple[Any, Any]:
 
     figure = Figure((6.4 * n, 4.4), layout="constrained")
     axes = figure.subplots(1, n)
-    for one in axes if n > 1 else [axes]:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(alpha=0.25, lw=0.6)
+    for panel in axes if n > 1 else [axes]:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25, lw=0.6)
     return figure, axes
 
 
@@ -172,6 +172,6 @@ def _over_steps(results: dict[str, Any], study: Study) -> Any:
         left.plot(steps, n_zero, label=network["name"])
         right.plot(steps, losses, label=network["name"])
     left.set(xlabel="step", ylabel="fraction of zeros", title="Sparsity")
-    right.set(xlabel="step", ylabel="mean loss of the steps before", title="Training loss")
+    right.set(xlabel="step", ylabel="mean loss of the preceding steps", title="Training loss")
     right.legend(frameon=False, fontsize=7)
     return figure

@@ -1,7 +1,8 @@
-"""Byte-level language modelling of CPython's own standard library: megabytes of text everywhere.
+"""Byte-level language models of the source code of CPython's standard library.
 
-The files differ a little between Python versions, so results name the version and a digest. A held
-out file is held out whole, chosen by a hash of its name.
+Every Python installation has these megabytes of text. The files differ a little between versions,
+so the results record the version and a digest. Whole files are held out, chosen by a hash of their
+names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import optax
 from benchmarks.paper.recurrent import LanguageModel
 from benchmarks.paper.study import Study, Task
 
-# Newline and printable ASCII; any other byte is the last symbol.
+# Newline, printable ASCII, and one last symbol for all other bytes.
 SYMBOLS = 97
 _OTHER = SYMBOLS - 1
 _LEAVE_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -30,14 +31,14 @@ _HELD_OUT_EVERY = 10
 
 
 class Text(NamedTuple):
-    """Symbols: int8[n] to train on, int8[streams, length + 1] held out, each stream contiguous."""
+    """Symbols: int8[n] to train on, and int8[streams, length + 1] of contiguous held-out text."""
 
     train: jax.Array
     held_out: jax.Array
 
 
 def symbols_of(text: bytes) -> np.ndarray:
-    """int8 symbols below `SYMBOLS` of ASCII text.
+    """Converts bytes to int8 symbols below `SYMBOLS`.
 
     Example:
       >>> symbols_of(b" A\\n\\xff").tolist()
@@ -50,26 +51,29 @@ def symbols_of(text: bytes) -> np.ndarray:
 
 
 def library_files(folder: Path | None = None) -> list[Path]:
-    """The Python sources of the standard library, in order, without its tests."""
+    """The Python files of the standard library except its tests, sorted by path."""
     root = folder or Path(sysconfig.get_path("stdlib"))
-    found = (p for p in root.rglob("*.py") if not _LEAVE_OUT & set(p.relative_to(root).parts))
-    return sorted(found, key=lambda p: p.relative_to(root).as_posix())
+    files = (p for p in root.rglob("*.py") if not _LEAVE_OUT & set(p.relative_to(root).parts))
+    return sorted(files, key=lambda p: p.relative_to(root).as_posix())
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the file of this name is for testing: about one in ten, whatever the others are."""
+    """Whether a file is held out: about one in ten, by its name alone."""
     return hashlib.sha256(name.encode()).digest()[0] % _HELD_OUT_EVERY == 0
 
 
 def read_library(
     streams: int, length: int, folder: Path | None = None
 ) -> tuple[Text, dict[str, Any]]:
-    """The text, and what to remember of it.
+    """Reads the text, and describes it for the results file.
 
     Args:
-      streams: held-out streams.
-      length: symbols of each; together they cover the held-out text evenly.
-      folder: another folder of Python sources.
+      streams: number of held-out streams, evenly spaced over the held-out text.
+      length: symbols per stream.
+      folder: a folder of Python files to read instead of the standard library.
+
+    Raises:
+      ValueError: the folder has too little text.
     """
     root = folder or Path(sysconfig.get_path("stdlib"))
     files = library_files(root)
@@ -79,7 +83,8 @@ def read_library(
     train, test = (symbols_of(b"\n".join(split[out])) for out in (False, True))
     if len(test) <= length or len(train) <= length:
         raise ValueError(
-            f"{root} has too few Python sources: {len(train):,} + {len(test):,} bytes."
+            f"{root}: too little Python source: {len(train):,} bytes to train on and "
+            f"{len(test):,} held out, but each must be more than {length:,}. Pass another `folder`."
         )
     starts = np.linspace(0, len(test) - length - 1, streams).astype(int)
     held_out = np.stack([test[i : i + length + 1] for i in starts])
@@ -103,7 +108,7 @@ def _digest(arrays: Iterable[np.ndarray]) -> str:
 
 
 def make_task(batch: int, time: int, streams: int, length: int, folder: Path | None = None) -> Task:
-    """Random windows of the text to train on; bits per byte of held-out streams to measure."""
+    """Trains on random windows of the text; measures bits per byte of the held-out streams."""
     text, facts = read_library(streams, length, folder)
 
     def draw(data: Text, key: jax.Array) -> jax.Array:
@@ -132,15 +137,15 @@ def _nats(module: nn.Module, variables: Any, streams: jax.Array) -> jax.Array:
 
 
 def _model(width: int) -> nn.Module:
-    """Two layers; the embedding is three eighths as wide."""
+    """Two LSTM layers, and an embedding of three eighths of their width."""
     return LanguageModel(SYMBOLS, width, embed=max(3 * width // 8, 1))
 
 
 def study(size: str) -> Study:
-    """The study at a size: "quick" for a smoke test, "cpu" for half an hour, "gpu" for more.
+    """The study in a size: "quick" (a smoke test), "cpu" (half an hour) or "gpu" (longer).
 
-    The learning rate was chosen on dense networks alone: after 500 steps, widths 24 and 128 reach
-    3.83 and 3.08 bits per byte at 5e-3, 3.48 and 2.66 at 1e-2, 3.25 and 2.57 at 2e-2.
+    The learning rate was chosen on dense networks only. After 500 steps, widths 24 and 128 reach
+    3.83 and 3.08 bits per byte with 5e-3, 3.48 and 2.66 with 1e-2, 3.25 and 2.57 with 2e-2.
     """
     title = "Byte-level LSTM language model of the standard library, bits per byte"
     common = {"name": "lstm", "title": title, "module": _model, "measure": "bits_per_byte"}
