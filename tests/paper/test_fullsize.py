@@ -64,9 +64,9 @@ def test_paths_of_the_narrow_networks_are_those_of_the_published_ones():
     narrow = {"PTB LSTM large": LanguageModel(30, 12), "GNMT": Translator((20, 30), 8)}
     for name, module in narrow.items():
         inputs = NETWORKS[name].inputs
-        ours = jax.eval_shape(module.init, jax.random.key(0), *inputs)
-        theirs = jax.eval_shape(NETWORKS[name].module.init, jax.random.key(0), *inputs)
-        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+        narrow_variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+        published = jax.eval_shape(NETWORKS[name].module.init, jax.random.key(0), *inputs)
+        assert jax.tree.structure(narrow_variables) == jax.tree.structure(published)
 
 
 def rate_of(recipe, step):
@@ -111,5 +111,5 @@ def test_data_with_more_words_than_the_network_is_refused(tmp_path):
     for part in ("train", "valid", "test"):
         (tmp_path / f"ptb.{part}.txt").write_text(words)
     recipe = fullsize.RECIPES["PTB LSTM small"]
-    with pytest.raises(ValueError, match=r"10,000 words or classes apart, .* 10,002"):
+    with pytest.raises(ValueError, match=r"10,000 words or classes, .* 10,002"):
         next(fullsize.batches_of("PTB LSTM small", [tmp_path], recipe))

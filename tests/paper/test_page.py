@@ -124,9 +124,9 @@ def test_a_bit_mask_costs_a_bit_per_weight_and_csr_a_column_per_nonzero_and_a_po
 def test_expected_run_lengths_are_those_of_random_masks(sparsity):
     n = 400_000
     n_zero = round(n * sparsity)
-    over = overhead_of([leaf((n, 1), n_zero)])
-    places = jax.random.permutation(jax.random.key(0), n)[n_zero:].sort()
-    runs = jnp.diff(places, prepend=-1) - 1
-    splits = int((runs >> over.run_bits).sum())
-    bits = (n - n_zero) * over.run_bits + splits * (over.run_bits + 32)
-    assert over.run_length == pytest.approx(bits, rel=0.02)  # one draw of at least 10,000 runs
+    overhead = overhead_of([leaf((n, 1), n_zero)])
+    positions = jax.random.permutation(jax.random.key(0), n)[n_zero:].sort()
+    runs = jnp.diff(positions, prepend=-1) - 1
+    splits = int((runs >> overhead.run_bits).sum())
+    bits = (n - n_zero) * overhead.run_bits + splits * (overhead.run_bits + 32)
+    assert overhead.run_length == pytest.approx(bits, rel=0.02)  # one draw of at least 10,000 runs

@@ -35,12 +35,12 @@ def toy_params():
 
 def alive(params):
     """Whether each unit has a nonzero weight, by loops."""
-    kernel, bias, other = params["a"]["kernel"], params["a"]["bias"], params["b"]["kernel"]
-    at = lambda i: [*kernel[:, i], *kernel[:, 5 + i], bias[i], bias[5 + i], *other[2 + i]]
+    kernel, bias, next_kernel = params["a"]["kernel"], params["a"]["bias"], params["b"]["kernel"]
+    gates = lambda i: [*kernel[:, i], *kernel[:, 5 + i], bias[i], bias[5 + i]]
     return {
-        "h": [any(x != 0 for x in at(i)) for i in range(5)],
-        "e": [any(x != 0 for x in other[i]) for i in range(2)],
-        "o": [any(x != 0 for x in other[:, i]) for i in range(3)],
+        "h": [any(x != 0 for x in [*gates(i), *next_kernel[2 + i]]) for i in range(5)],
+        "e": [any(x != 0 for x in next_kernel[i]) for i in range(2)],
+        "o": [any(x != 0 for x in next_kernel[:, i]) for i in range(3)],
     }
 
 

@@ -92,12 +92,14 @@ def test_a_stopped_study_resumes_to_the_same_bits(finished, monkeypatch, tmp_pat
     monkeypatch.setattr(store, "_save", save)
     with pytest.raises(KeyboardInterrupt):
         store.run(study, tmp_path, networks=only_sparse)
-    before = json.loads(store.results_file(study, tmp_path).read_text())
-    assert len(before["runs"]) == 1
-    again = store.run(study, tmp_path, resume=True, networks=only_sparse)
+    interrupted = json.loads(store.results_file(study, tmp_path).read_text())
+    assert len(interrupted["runs"]) == 1
+    resumed = store.run(study, tmp_path, resume=True, networks=only_sparse)
     assert len(saves) == 6  # three chunks in each of two runs: none ran twice
-    unbroken = [r for r in results["runs"] if r["network"] == "sparse-0.9"]
-    assert [{**r, "seconds": 0} for r in again["runs"]] == [{**r, "seconds": 0} for r in unbroken]
+    uninterrupted = [r for r in results["runs"] if r["network"] == "sparse-0.9"]
+    assert [{**r, "seconds": 0} for r in resumed["runs"]] == [
+        {**r, "seconds": 0} for r in uninterrupted
+    ]
     assert [p.name for p in tmp_path.iterdir()] == [store.results_file(study, tmp_path).name]
 
 
@@ -144,8 +146,8 @@ def test_a_network_and_its_partner_differ_by_less_than_a_width_step(tmp_path):
 def test_every_distribution_leaves_equally_many_weights(tmp_path, spread):
     study = tiny(tmp_path, width=64)
     uniform = sparse_network(study, "a", "sparse", Pruning(0.9, 0, 10, 5), INPUTS)
-    other = sparse_network(study, "b", "sparse", Pruning(0.9, 0, 10, 5, spread=spread), INPUTS)
-    assert abs(uniform.n_nonzero - other.n_nonzero) <= 4  # rounded once in each of four leaves
+    spread_out = sparse_network(study, "b", "sparse", Pruning(0.9, 0, 10, 5, spread=spread), INPUTS)
+    assert abs(uniform.n_nonzero - spread_out.n_nonzero) <= 4  # rounded once in each of four leaves
 
 
 def test_a_tenth_of_the_files_is_held_out_by_their_names():
@@ -175,8 +177,8 @@ def test_augmentation_keeps_an_image_where_nothing_is_drawn(monkeypatch, getkey)
 def test_convolutions_without_xlas_own_are_convolutions(stride, groups, getkey):
     images = jax.random.normal(getkey(), (2, 8, 8, 6))
     kernel = jax.random.normal(getkey(), (3, 3, 6 // groups, 6))
-    ours = digits.convolve(images, kernel, (stride,) * 2, "SAME", feature_group_count=groups)
-    theirs = jax.lax.conv_general_dilated(
+    output = digits.convolve(images, kernel, (stride,) * 2, "SAME", feature_group_count=groups)
+    expected = jax.lax.conv_general_dilated(
         images,
         kernel,
         (stride,) * 2,
@@ -184,7 +186,7 @@ def test_convolutions_without_xlas_own_are_convolutions(stride, groups, getkey):
         feature_group_count=groups,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)  # sums in another order
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)  # sums in another order
 
 
 SHALLOW = {
