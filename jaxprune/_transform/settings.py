@@ -1,7 +1,7 @@
 """What a transformation does, as one hashable value: `Settings`.
 
-`prune`, `rigl` and the other functions in `prune.py` check a user's arguments and store them here;
-`update.py` acts on them, and `plan` reads them to foretell what a run will do.
+The functions in `prune.py` and `rigl.py` check a user's arguments and store them here; `update.py`
+acts on them, and `plan` reads them.
 """
 
 from collections.abc import Callable

@@ -43,13 +43,13 @@ MISSING = {  # what the function does not repeat
 @pytest.mark.parametrize("name", TABLE)
 def test_shared_arguments_agree(name):
     model, own, different = TABLE[name]
-    ours, theirs = parameters(name), parameters(model)
-    shared = [argument for argument in ours if argument not in own]
-    assert shared == [argument for argument in theirs if argument not in MISSING[name]]
+    these, of_model = parameters(name), parameters(model)
+    shared = [argument for argument in these if argument not in own]
+    assert shared == [argument for argument in of_model if argument not in MISSING[name]]
     for argument in shared:
-        assert ours[argument].kind == theirs[argument].kind, argument
+        assert these[argument].kind == of_model[argument].kind, argument
         if argument not in different:
-            assert ours[argument] == theirs[argument], argument
+            assert these[argument] == of_model[argument], argument
 
 
 def test_signatures_differ_only_where_it_is_on_purpose():
