@@ -7,13 +7,17 @@ On the CPU, programs are compiled quickly and not for speed, which takes half th
 for AVX, which lacks the fused multiply-add: with it the same sum in two programs may differ in its
 last bit, and jaxlib 0.12 keeps wrong weights among bfloat16 subnormals, which
 tests/topk/test_topk.py finds.
+What a session compiles is shared by its workers and the processes that tests start, in a folder
+that the session removes again; `JAX_COMPILATION_CACHE_DIR` chooses another, which stays.
 `HYPOTHESIS_PROFILE=thorough` searches longer and afresh each time; the default, `ci`, draws the
 same examples every time, and `short` fewer of them.
 """
 
+import gc
 import importlib.metadata
 import os
 import platform
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _DEVICES = "--xla_force_host_platform_device_count"
@@ -23,9 +27,19 @@ _LEVEL = "--xla_backend_optimization_level"
 _quickly = os.environ["JAX_PLATFORMS"] == "cpu" and platform.machine() in ("x86_64", "AMD64")
 if _quickly and _LEVEL not in (_flags := os.environ["XLA_FLAGS"]):
     _quick = f"{_LEVEL}=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_max_isa=AVX"
+    _quick += " --xla_cpu_parallel_codegen_split_count=1"
     if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
         _quick += " --xla_cpu_use_fusion_emitters=false"  # later versions have no other way
     os.environ["XLA_FLAGS"] = f"{_flags} {_quick}"
+
+# Half of the time that lowering takes goes into call stacks, which are read when XLA is debugged.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+_cache = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="jaxprune-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name  # workers inherit it
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -44,6 +58,17 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("thorough", max_examples=500, print_blob=True, **_common)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_collection_finish():
+    """What importing the tests has made stays until the end: garbage collection skips it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    if _cache is not None:
+        _cache.cleanup()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding
 
@@ -58,6 +59,24 @@ def by_path(tree):
 def quadratic(params):
     """A loss that pulls every weight to 0.375."""
     return sum(jnp.sum((p.astype(jnp.float32) - 0.375) ** 2) for p in jax.tree.leaves(params))
+
+
+# --- programs
+
+
+@functools.cache
+def stepper(tx):
+    """One update, applied, as one program: `(grads, state, params)` to `(updates, state, params)`.
+
+    Asked for the same `tx` again it is the same function, which has been compiled already.
+    """
+
+    @jax.jit
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return updates, state, optax.apply_updates(params, updates)
+
+    return step
 
 
 # --- counts and bits

@@ -1,5 +1,6 @@
 """A run with bit masks gives the same params, bit for bit, as a run with a byte per mask entry."""
 
+import functools
 import math
 
 import chex
@@ -13,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from helpers import grads_at, random_params, says
+from helpers import grads_at, random_params, says, stepper
 from jaxprune._state.bit_masks import bit_mask_shape, from_bits, full_bits, to_bits
 
 SCHEDULE = jaxprune.cubic_schedule(0.8, 1, 5, 2)
@@ -28,24 +29,21 @@ def make_params(dtype=jnp.float32, seed=0):
     }
 
 
-def transform(form, packed, **options):
+@functools.cache  # tests of the same one share what it compiles
+def transform(form, packed):
+    sgd = optax.sgd(0.5, momentum=0.5)
     if form == "inner":
-        return jaxprune.prune(
-            SCHEDULE, inner=optax.sgd(0.5, momentum=0.5), packed=packed, **options
-        )
-    return optax.chain(
-        optax.sgd(0.5, momentum=0.5), jaxprune.prune(SCHEDULE, packed=packed, **options)
-    )
+        return jaxprune.prune(SCHEDULE, inner=sgd, packed=packed)
+    return optax.chain(sgd, jaxprune.prune(SCHEDULE, packed=packed))
 
 
 def run(tx, params, n_steps=7):
-    chex.clear_trace_counter()
-    step = jax.jit(chex.assert_max_traces(1)(tx.update))
-    state, seen = tx.init(params), []
+    step, state, seen = stepper(tx), tx.init(params), []
+    n_programs = step._cache_size()
     for t in range(n_steps):
-        updates, state = step(grads_at(params, t), state, params)
-        params = optax.apply_updates(params, updates)
+        updates, state, params = step(grads_at(params, t), state, params)
         seen.append((updates, params))
+    assert step._cache_size() <= n_programs + 1
     return seen, state
 
 
@@ -77,16 +75,17 @@ def test_a_packed_run_is_the_same_run(form, dtype):
     (seen, state), (same, packed) = (run(transform(form, p), params) for p in (False, True))
     for a, b in zip(seen, same, strict=True):
         chex.assert_trees_all_equal(a, b)
-    chex.assert_trees_all_equal(jaxprune.get_masks(state), jaxprune.get_masks(packed))
-    assert jaxprune.metrics(state, per_leaf=True) == jaxprune.metrics(packed, per_leaf=True)
-    assert jaxprune.get_masks(packed)["wide"].dtype == bool
     final = same[-1][1]
+    masks = jax.jit(jaxprune.get_masks)
+    chex.assert_trees_all_equal(masks(state, final), masks(packed, final))
+    assert masks(packed, final)["wide"].dtype == bool
+    metrics = jax.jit(functools.partial(jaxprune.metrics, per_leaf=True))
+    assert metrics(state) == metrics(packed)
     jaxprune.check(final, packed)
     assert str(jaxprune.summarize(final, packed)) == str(jaxprune.summarize(final, state))
-    dense = jax.tree.map(jnp.ones_like, final)
-    chex.assert_trees_all_equal(
-        jaxprune.apply_masks(dense, packed), jaxprune.apply_masks(dense, state)
-    )
+    dense = jax.tree.map(np.ones_like, final)
+    apply = jax.jit(jaxprune.apply_masks)
+    chex.assert_trees_all_equal(apply(dense, packed), apply(dense, state))
 
 
 def test_masks_take_a_bit_per_weight():
@@ -101,8 +100,8 @@ def test_every_width_reaches_its_count(width, sparsity):
     params = {"kernel": jnp.asarray(np.random.default_rng(width).normal(size=(6, width)))}
     params["bias"] = jnp.ones(width)
     tx = jaxprune.prune(jaxprune.one_shot_schedule(sparsity), packed=True)
-    updates, state = tx.update(params, tx.init(params), params)
-    n_zero = int(jnp.sum(optax.apply_updates(params, updates)["kernel"] == 0))
+    _, state, params = stepper(tx)(params, tx.init(params), params)
+    n_zero = np.sum(np.asarray(params["kernel"]) == 0)
     assert n_zero == math.floor(sparsity * 6 * width + 0.5)
     assert float(jaxprune.metrics(state)["prune/n_zero"]) == n_zero
 
@@ -115,15 +114,15 @@ def test_states_convert_both_ways_in_the_middle_of_a_run():
     chex.assert_trees_all_equal(jaxprune.unpack_masks(packed), state)
     for t in range(7):
         grads = grads_at(params, t)
-        updates, state = tx.update(grads, state, params)
+        updates, state, after = stepper(tx)(grads, state, params)
         if t == 3:  # a run goes on in the other kind
             packed = jaxprune.pack_masks(jaxprune.unpack_masks(packed))
-        same, packed = tx_packed.update(grads, packed, params)
+        same, packed, params = stepper(tx_packed)(grads, packed, params)
         chex.assert_trees_all_equal(updates, same)
         chex.assert_trees_all_equal(jaxprune.pack_masks(state), packed)
         chex.assert_trees_all_equal(jaxprune.unpack_masks(packed), state)
         assert jaxprune.pack_masks(packed)[-1] is packed[-1]  # nothing to do
-        params = optax.apply_updates(params, updates)
+        chex.assert_trees_all_equal(params, after)
 
 
 def test_a_state_of_the_other_kind_is_refused_and_says_what_converts_it():
@@ -162,7 +161,7 @@ def test_seeds_under_vmap_have_masks_of_their_own():
     )
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), packed=True)
     state = jax.vmap(tx.init)(params)
-    updates, state = jax.vmap(tx.update)(params, state, params)
+    updates, state = jax.jit(jax.vmap(tx.update))(params, state, params)
     masks = jaxprune.get_masks(state)["kernel"]
     assert masks.shape == (3, 4, 11)
     assert np.sum(np.asarray(masks), axis=(1, 2)).tolist() == [22, 22, 22]
@@ -176,7 +175,20 @@ def test_state_survives_serialisation():
     restored = flax.serialization.from_bytes(tx.init(params), flax.serialization.to_bytes(state))
     chex.assert_trees_all_equal(restored, state)
     grads = grads_at(params, 0)
-    chex.assert_trees_all_equal(tx.update(grads, restored, params), tx.update(grads, state, params))
+    step = stepper(tx)
+    chex.assert_trees_all_equal(step(grads, restored, params), step(grads, state, params))
+
+
+WHOLE = np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32)
+HOST = {"whole": WHOLE, "ragged": WHOLE[:, :40]}  # shards of the second do not hold whole bytes
+HOST |= {"bias": np.ones(64, np.float32)}
+
+
+@functools.cache
+def masks_of_one_device():
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.75))
+    _, state = jax.jit(tx.update)(HOST, tx.init(HOST), HOST)
+    return jax.device_get(jaxprune.get_masks(state))
 
 
 @pytest.mark.parametrize("axes", (AxisType.Auto, AxisType.Explicit), ids=("auto", "explicit"))
@@ -191,22 +203,17 @@ def test_state_survives_serialisation():
 )
 def test_the_other_axes_keep_their_sharding(axes, spec):
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(axes, axes))
-    host = {"whole": np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32)}
-    host["ragged"] = host["whole"][:, :40]  # shards that do not hold whole bytes
-    host |= {"bias": np.ones(64, np.float32)}
     with jax.set_mesh(mesh):
         params = {
             name: jax.device_put(x, NamedSharding(mesh, spec if x.ndim == 2 else P()))
-            for name, x in host.items()
+            for name, x in HOST.items()
         }
         tx = jaxprune.prune(jaxprune.one_shot_schedule(0.75), packed=True)
         state = tx.init(params)
         for _ in range(2):
             _, state = jax.jit(tx.update)(params, state, params)
         masks = jax.device_get(jaxprune.get_masks(state, params))
-    want = jaxprune.prune(jaxprune.one_shot_schedule(0.75))
-    _, alone = want.update(host, want.init(host), host)
-    chex.assert_trees_all_equal(masks, jax.device_get(jaxprune.get_masks(alone)))
+    chex.assert_trees_all_equal(masks, masks_of_one_device())
     for name in ("whole", "ragged"):
         rows = state.masks[name].sharding.shard_shape(state.masks[name].shape)[0]
         assert rows == params[name].sharding.shard_shape(params[name].shape)[0]
