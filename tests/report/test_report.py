@@ -361,11 +361,7 @@ def test_rich_prints_every_cell_of_the_text_and_takes_no_path_for_markup():
 def test_metrics_count_what_the_masks_and_thresholds_hold():
     tx = optax.chain(optax.sgd(0.01), jaxprune.prune(SCHEDULE))
     for t, (_, state) in enumerate(train(tx, trainable(), 6)):
-<<<<<<< HEAD
         masks, metrics = by_path(jaxprune.get_masks(state)), jaxprune.metrics(state, per_leaf=True)
-=======
-        masks, scalars = by_path(jaxprune.get_masks(state)), jaxprune.metrics(state, per_leaf=True)
->>>>>>> a10623b (Names in the tests of transformations and reports say what they hold)
         dropped = {path: int(np.sum(~m)) for path, m in masks.items()}
         size = sum(m.size for m in masks.values())
         thresholds = np.asarray(jaxprune.get_state(state).thresholds)
@@ -378,13 +374,8 @@ def test_metrics_count_what_the_masks_and_thresholds_hold():
         for i, (path, mask) in enumerate(masks.items()):
             expected[f"prune/sparsity/{path}"] = np.float32(dropped[path]) / max(mask.size, 1)
             expected[f"prune/threshold/{path}"] = thresholds[i]
-<<<<<<< HEAD
         assert set(metrics) == set(expected)
         for name, value in metrics.items():
-=======
-        assert set(scalars) == set(expected)
-        for name, value in scalars.items():
->>>>>>> a10623b (Names in the tests of transformations and reports say what they hold)
             assert value.shape == (), name
             assert value.dtype in (jnp.float32, jnp.int32), name
             # A quotient of floats that XLA may multiply by the reciprocal: one rounding apart.
@@ -397,17 +388,10 @@ def test_thresholds_in_metrics_separate_the_kept_from_the_dropped():
     params = trainable()
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
     _, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-<<<<<<< HEAD
     metrics = jaxprune.metrics(state, per_leaf=True)
     masks = by_path(jaxprune.get_masks(state))
     for path, leaf in by_path(params).items():
         threshold = float(metrics[f"prune/threshold/{path}"])
-=======
-    scalars = jaxprune.metrics(state, per_leaf=True)
-    masks = by_path(jaxprune.get_masks(state))
-    for path, leaf in by_path(params).items():
-        threshold = float(scalars[f"prune/threshold/{path}"])
->>>>>>> a10623b (Names in the tests of transformations and reports say what they hold)
         scores = np.abs(leaf.astype(np.float32))
         if masks[path].all():
             assert threshold == 0
@@ -426,13 +410,8 @@ def test_metrics_are_the_same_inside_jit():
 
 
 def test_metrics_of_an_empty_tree_are_zero():
-<<<<<<< HEAD
     metrics = jaxprune.metrics(jaxprune.prune(SCHEDULE).init({}), per_leaf=True)
     assert {name: float(value) for name, value in metrics.items()} == dict.fromkeys(
-=======
-    scalars = jaxprune.metrics(jaxprune.prune(SCHEDULE).init({}), per_leaf=True)
-    assert {name: float(value) for name, value in scalars.items()} == dict.fromkeys(
->>>>>>> a10623b (Names in the tests of transformations and reports say what they hold)
         ("prune/step", "prune/sparsity", "prune/n_zero", "prune/violations"), 0.0
     )
 

@@ -82,11 +82,7 @@ def pairs():
     cases += [("unstructured", "uniform", score) for score in SCORES]
     cases += [("block", "global", score) for score in SCORES]
     for case in sorted(set(cases)):
-<<<<<<< HEAD
         # Variants of distributions that run anyway.
-=======
-        # Variants of a distribution that is tried anyway.
->>>>>>> a10623b (Names in the tests of transformations and reports say what they hold)
         slow = case[1] in ("er", "normalized", "min density", "erk per slice")
         yield pytest.param(*case, marks=pytest.mark.slow if slow else ())
 

@@ -1,10 +1,6 @@
 """`prune` passes the tests that optax runs on contributed optimizers (`contrib/_common_test.py`).
 
-<<<<<<< HEAD
 They test unknown arguments, no compilation on a second call, `tree.map_params`,
-=======
-The list is that of optax: unknown arguments, no compilation on a second call, `tree.map_params`,
->>>>>>> a10623b (Names in the tests of transformations and reports say what they hold)
 convergence, `inject_hyperparams`, dtypes of updates, accumulation, and a state whose shapes, dtypes
 and shardings a `cond` can take either way. Learning rate schedules are left to the optimizer.
 """
