@@ -33,7 +33,7 @@ from jaxprune._files.save_load import load, save
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 # Targets: how many times smaller than dense a file of 1e7 float32 weights must be.
 _SMALLER = {0.8: 4.8, 0.9: 9.0, 0.95: 17.0}
-OURS, NPZ = "jaxprune.save", "np.savez_compressed"
+SAVE, NPZ = "jaxprune.save", "np.savez_compressed"
 
 
 class Format(NamedTuple):
@@ -56,8 +56,8 @@ def formats(dtype: str) -> dict[str, Format]:
             return {name: stored[name].view(jnp.dtype(dtype)) for name in stored}
 
     return {
-        OURS: Format(save, load),
-        f"{OURS} level=None": Format(functools.partial(save, level=None), load),
+        SAVE: Format(save, load),
+        f"{SAVE} level=None": Format(functools.partial(save, level=None), load),
         NPZ: Format(savez, loadz),
         "dense safetensors": Format(interchange.save_safetensors, load),
     }
@@ -215,12 +215,12 @@ def checks(rows: Sequence[Row]) -> list[Check]:
     """The targets for which there are rows, with what was measured."""
     targets = []
     for r in rows:
-        if r["case"] != "file" or r["method"] != OURS or r["dtype"] != "float32":
+        if r["case"] != "file" or r["method"] != SAVE or r["dtype"] != "float32":
             continue
         if r["n"] == 10**7 and r["sparsity"] in _SMALLER:
-            target = f"dense / {OURS}, bytes of 1e7 at {r['sparsity']:.0%}"
+            target = f"dense / {SAVE}, bytes of 1e7 at {r['sparsity']:.0%}"
             targets.append(Check(target, _SMALLER[r["sparsity"]], r["smaller"], at_least=True))
-            target = f"{NPZ} / {OURS}, load of 1e7 at {r['sparsity']:.0%}"
+            target = f"{NPZ} / {SAVE}, load of 1e7 at {r['sparsity']:.0%}"
             targets.append(Check(target, 2.0, r["x_npz_load"], at_least=True))
     for r in rows:
         if r["case"] == "memory" and r["file_bytes"] > 10**9:

@@ -31,7 +31,7 @@ from benchmarks.common import (
     interleaved,
     temp_bytes,
 )
-from benchmarks.topk_methods import COLD, OURS, READ, SELECTING, SORTING, WARM, methods
+from benchmarks.topk_methods import COLD, JAXPRUNE, READ, SELECTING, SORTING, WARM, methods
 from benchmarks.topk_oracle import KINDS, ORDINARY, judge, oracle, weights
 from jaxprune._topk.topk import select
 
@@ -50,8 +50,8 @@ def compare(
     """Checks and then times every method on one input; one row per method."""
     w = weights(kind, n)
     n_keep = round(keep * n)
-    only_ours = set(leave_out) >= {*SORTING, *SELECTING}
-    calls = methods(w, n_keep, only_ours=only_ours)
+    only_jaxprune = set(leave_out) >= {*SORTING, *SELECTING}
+    calls = methods(w, n_keep, only_jaxprune=only_jaxprune)
     calls = {name: call for name, call in calls.items() if name not in leave_out}
     expected = oracle(w, n_keep)
     answers = {}
@@ -71,8 +71,8 @@ def compare(
 
 
 def _require_correct(name: str, kind: str, answer: str | None) -> None:
-    accepted = ("exact",) if name in OURS else ("exact", "ties")
-    is_checked = answer is not None and (name in OURS or kind in ORDINARY)
+    accepted = ("exact",) if name in JAXPRUNE else ("exact", "ties")
+    is_checked = answer is not None and (name in JAXPRUNE or kind in ORDINARY)
     if is_checked and answer not in accepted:
         raise AssertionError(
             f"{name} on {kind} weights: the mask is {answer}, expected {' or '.join(accepted)}"
@@ -165,7 +165,9 @@ def checks(rows: Sequence[Row]) -> list[Check]:
     at_1e7 = [r for r in rows if r["case"] == "size" and r["n"] == 10**7 and r["kind"] == "normal"]
     targets = list(_targets_at_1e7(at_1e7))
     timed = [r for r in rows if r["case"] in ("size", "input")]
-    alternatives = [r for r in timed if r["method"] not in (READ, *OURS) and r["answer"] != "wrong"]
+    alternatives = [
+        r for r in timed if r["method"] not in (READ, *JAXPRUNE) and r["answer"] != "wrong"
+    ]
     if alternatives:
         worst = min(alternatives, key=lambda r: r["x_ours"])
         case = f"{worst['method']}, {worst['kind']} {worst['n']:.0e} keep {worst['keep']:.0%}"
@@ -212,10 +214,11 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     shown = []
     for case, title in (("size", "Size"), ("input", "Input")):
         if case_rows := [r for r in rows if r["case"] == case]:
-            shown.append(_by_method(f"{title}: median ms (x one read)", case_rows))
+            shown.append(_by_method(f"{title}: median ms (x one read; t: other ties)", case_rows))
     if leaves := [r for r in rows if r["case"] == "leaves"]:
         table = Table(title="Many leaves")
-        for column in ("", "leaves", "trace s", "compile s", "CPU s", "run ms", "x one", "temp MB"):
+        columns = ("", "leaves", "trace s", "compile s", "CPU s", "run ms", "x one leaf", "temp MB")
+        for column in columns:
             table.add_column(column, justify="right")
         for r in leaves:
             seconds = (f"{r[key]:.2f}" for key in ("trace_s", "compile_s", "compile_cpu_s"))

@@ -33,7 +33,7 @@ from benchmarks.hlo import collectives_in
 from benchmarks.topk_oracle import judge, oracle, weights
 
 N_DEVICES = 8
-OURS = "jaxprune"
+JAXPRUNE = "jaxprune"
 LAYOUTS = {"rows": P(("data", "model")), "columns": P(None, ("data", "model"))}
 LAYOUTS |= {"both": P("data", "model")}
 
@@ -52,10 +52,10 @@ def methods(n_keep: int) -> dict[str, Callable[[jax.Array], jax.Array]]:
         _, indices = jax.lax.top_k(jnp.abs(w).reshape(-1), n_keep)
         return jnp.zeros(w.size, bool).at[indices].set(True).reshape(w.shape)
 
-    def ours(w: jax.Array) -> jax.Array:
+    def topk_mask(w: jax.Array) -> jax.Array:
         return jaxprune.topk_mask(jnp.abs(w), n_keep)
 
-    return {OURS: ours, "argsort": argsort, "sort": sort, "top_k": top_k}
+    return {JAXPRUNE: topk_mask, "argsort": argsort, "sort": sort, "top_k": top_k}
 
 
 def compare(layout: str, n: int, keep: float = 0.2) -> list[Row]:
@@ -73,7 +73,7 @@ def compare(layout: str, n: int, keep: float = 0.2) -> list[Row]:
     answers = {
         name: judge(np.asarray(program(w)), host, expected) for name, program in programs.items()
     }
-    if "wrong" in answers.values() or answers[OURS] != "exact":
+    if "wrong" in answers.values() or answers[JAXPRUNE] != "exact":
         raise AssertionError(f"{layout}: jaxprune must be exact and no mask wrong, got {answers}")
     times = interleaved(
         {name: lambda program=program: program(w) for name, program in programs.items()}
@@ -87,7 +87,7 @@ def compare(layout: str, n: int, keep: float = 0.2) -> list[Row]:
             "bytes": sum(n_bytes for _, n_bytes in collectives),
             "kinds": sorted({k for k, _ in collectives}),
         }
-        row |= {"x_ours": times[name].median_ms / times[OURS].median_ms}
+        row |= {"x_ours": times[name].median_ms / times[JAXPRUNE].median_ms}
         rows.append(row | times[name]._asdict())
     return rows
 
@@ -120,17 +120,17 @@ def cases(quick: bool) -> list[Case]:
 
 def checks(rows: Sequence[Row]) -> list[Check]:
     """jaxprune sends counts only, never a leaf."""
-    ours = [r for r in rows if r["method"] == OURS]
+    own_rows = [r for r in rows if r["method"] == JAXPRUNE]
     return [
         Check(f"bytes between devices, loops counted once, {r['layout']}", 4096, r["bytes"])
-        for r in ours
+        for r in own_rows
     ]
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """Collectives, bytes and times by layout and method."""
     table = Table(title="Sharding")
-    for column in ("layout", "weights", "", "answer", "collectives", "bytes", "ms", "x ours"):
+    for column in ("layout", "weights", "", "answer", "collectives", "bytes", "ms", "x jaxprune"):
         table.add_column(column, justify="right")
     for r in rows:
         facts = f"{r['n']:.0e}", r["method"], r["answer"], str(r["collectives"])

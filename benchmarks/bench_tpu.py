@@ -26,7 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from rich.table import Table
 
 from benchmarks import scale_plan
-from benchmarks.bench_sharding import OURS, methods
+from benchmarks.bench_sharding import JAXPRUNE, methods
 from benchmarks.common import Case, Check, Row, version_of
 from benchmarks.hlo import collectives_in
 
@@ -53,7 +53,12 @@ def chips(topology: str) -> Sequence[Any]:
 
 
 def masks(
-    topology: str, shape: tuple[int, ...], dtype: str, spec: P | None, *, only_ours: bool = False
+    topology: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    spec: P | None = None,
+    *,
+    only_jaxprune: bool = False,
 ) -> list[Row]:
     """One row per method that masks a leaf, on one chip or sharded over all chips."""
     devices = np.array(chips(topology)[:1] if spec is None else chips(topology))
@@ -68,7 +73,7 @@ def masks(
     about = facts("mask", topology, devices.size) | {"shape": list(shape)}
     rows = []
     by_name = methods(round(_KEEP * size))
-    for name, method in {OURS: by_name[OURS]}.items() if only_ours else by_name.items():
+    for name, method in {JAXPRUNE: by_name[JAXPRUNE]}.items() if only_jaxprune else by_name.items():
         row = about | {"dtype": dtype, "method": name}
         try:
             program = jax.jit(method, out_shardings=sharding).lower(w).compile()
@@ -102,8 +107,8 @@ def cases(quick: bool) -> list[Case]:
     for dtype in ("float32", "bfloat16"):
         for shape in SHAPES[:1] if quick else SHAPES:
             # A sort takes half a minute to compile, so only one shape is compared with sorting.
-            only_ours = (shape, dtype) != (SHAPES[0], "float32")
-            run = functools.partial(masks, "v5e:2x2", shape, dtype, None, only_ours=only_ours)
+            compare = (shape, dtype) == (SHAPES[0], "float32")
+            run = functools.partial(masks, "v5e:2x2", shape, dtype, only_jaxprune=not compare)
             all_cases.append(Case(f"mask {dtype} {shape}", run))
     if not quick:
         spec = P("data", "model")
@@ -144,7 +149,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             mask.add_row(*cells, r["error"][:60], "", "")
             continue
         numbers = f"{r['temp_bytes_per_weight']:.2f}", f"{r['bytes']:,}"
-        mask.add_row(*cells, *numbers, ", ".join(r["kinds"]), style="bold" * (r["method"] == OURS))
+        style = "bold" if r["method"] == JAXPRUNE else ""
+        mask.add_row(*cells, *numbers, ", ".join(r["kinds"]), style=style)
     fire = Table(title="A fire: memory per chip, traffic between chips")
     for column in ("chips", "layout", "params", "masks", "temporary", "bytes/pass", "other bytes"):
         fire.add_column(column, justify="right")

@@ -31,7 +31,7 @@ def read(name: str) -> dict[str, Any] | None:
 
 def table(head: str, rows: list[list[str]]) -> Lines:
     """Lines of a Markdown table; columns of numbers are aligned right."""
-    words = {"structure", "network", "way", "dropped", "best dense, ms"}
+    words = {"structure", "network", "method", "best dense, ms"}
     rule = (
         "---" if i == 0 or name in words else "---:" for i, name in enumerate(head.split(" | "))
     )
@@ -144,7 +144,8 @@ def losses() -> Lines | None:
         for r in (results or {"rows": []})["rows"]
         if r["method"] in ("jax BCOO", "jax bfloat16") and r["sparsity"] == 0.9
     ]
-    return table("way | network | cores | batch | times the speed of dense", rows) if rows else None
+    head = "method | network | cores | batch | times the speed of dense"
+    return table(head, rows) if rows else None
 
 
 def files() -> Lines | None:
@@ -171,7 +172,7 @@ def litert() -> Lines | None:
         + [f"{r['x_dense']:.1f}", f"{r['bytes'] / 1e6:.1f}"]
         for r in results["rows"]
     ]
-    return table("sparsity | dropped | ms | times faster | file, MB", rows)
+    return table("sparsity | structure | ms | times faster | file, MB", rows)
 
 
 def shrunk() -> Lines | None:
@@ -196,7 +197,7 @@ _TABLES: dict[str, tuple[Callable[[], Lines | None], str]] = {
     "wide": (wide, "python -m benchmarks.paper quality --only wide"),
     "images": (images, "python -m benchmarks.paper quality --only cnn"),
     "one_core": (one_core, "python -m benchmarks inference"),
-    "elsewhere": (other_batches, "python -m benchmarks inference"),
+    "other_batches": (other_batches, "python -m benchmarks inference"),
     "losses": (losses, "python -m benchmarks inference"),
     "shrunk": (shrunk, "python -m benchmarks shrink"),
     "files": (files, "python -m benchmarks files"),

@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks.bench_step import BASE
 from benchmarks.common import Row
-from benchmarks.topk_methods import COLD, OURS, READ
+from benchmarks.topk_methods import COLD, JAXPRUNE, READ
 
-_OURS = {READ: "black", COLD: "tab:green", OURS[1]: "tab:olive"}
+_COLORS = {READ: "black", COLD: "tab:green", JAXPRUNE[1]: "tab:olive"}
 
 
 def draw(name: str, rows: Sequence[Row], json_path: Path) -> list[Path]:
@@ -52,7 +52,8 @@ def _against_size(rows: Sequence[Row]) -> Any:
     figure, axes = _figure()
     for method in dict.fromkeys(r["method"] for r in shown):
         line = sorted((r["n"], r["median_ms"]) for r in shown if r["method"] == method)
-        style = {"color": _OURS[method], "linewidth": 2.5} if method in _OURS else {"alpha": 0.8}
+        color = _COLORS.get(method)
+        style = {"color": color, "linewidth": 2.5} if color else {"alpha": 0.8}
         n, ms = zip(*line, strict=True)
         axes.loglog(n, ms, marker="o", markersize=3, label=method, **style)
     axes.set(xlabel="weights", ylabel="milliseconds", title="Mask of the largest 20%, float32")
@@ -73,7 +74,7 @@ def _inputs(rows: Sequence[Row]) -> Any:
     for i, method in enumerate(methods):
         reads = {r["kind"]: r["x_read"] for r in shown if r["method"] == method}
         places = [kinds.index(kind) + 0.8 * (i / len(methods) - 0.5) for kind in reads]
-        color = _OURS.get(method)
+        color = _COLORS.get(method)
         axes.bar(
             places,
             list(reads.values()),
@@ -82,7 +83,11 @@ def _inputs(rows: Sequence[Row]) -> Any:
             label=method,
             color=color,
         )
-    axes.set(yscale="log", ylabel="reads of the weights", title=f"{largest:.0e} weights, keep 20%")
+    axes.set(
+        yscale="log",
+        ylabel="time / one read of the weights",
+        title=f"{largest:.0e} weights, keep 20%",
+    )
     axes.set_xticks(range(len(kinds)), kinds)
     axes.legend(frameon=False, ncols=4)
     return figure
@@ -107,7 +112,7 @@ def _overhead(rows: Sequence[Row]) -> Any:
     axes.set_yticks(range(len(tasks)), [f"{task} {dtype}" for task, dtype in tasks])
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="% more than adamw alone", title="What pruning adds to a step")
+    axes.set(xlabel="overhead over adamw alone, %", title="Overhead of pruning per step")
     axes.legend(frameon=False)
     return figure
 

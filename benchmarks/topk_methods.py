@@ -19,7 +19,7 @@ import jaxprune
 from jaxprune._topk.topk import select
 
 READ, COLD, WARM = "read", "jaxprune", "jaxprune warm"
-OURS = (COLD, WARM)
+JAXPRUNE = (COLD, WARM)
 SORTING = ("argsort", "sort", "top_k", "torch.topk")
 SELECTING = ("np.partition", "torch.kthvalue")
 
@@ -32,13 +32,13 @@ def _read(w: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _ours(w: jax.Array, n_keep: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _jaxprune(w: jax.Array, n_keep: jax.Array) -> tuple[jax.Array, jax.Array]:
     (mask,), thresholds = select([w], n_keep, score=jaxprune.magnitude)
     return mask, thresholds
 
 
 @jax.jit
-def _ours_warm(w: jax.Array, n_keep: jax.Array, start: jax.Array) -> jax.Array:
+def _jaxprune_warm(w: jax.Array, n_keep: jax.Array, start: jax.Array) -> jax.Array:
     return select([w], n_keep, score=jaxprune.magnitude, start=start)[0][0]
 
 
@@ -72,21 +72,21 @@ def moved(w: jax.Array, seed: int = 1) -> jax.Array:
     return w + spread * jax.random.normal(jax.random.key(seed), w.shape, w.dtype)
 
 
-def methods(w: np.ndarray, n_keep: int, *, only_ours: bool = False) -> dict[str, Method]:
+def methods(w: np.ndarray, n_keep: int, *, only_jaxprune: bool = False) -> dict[str, Method]:
     """The methods to compare, by name; their operands are already on the device."""
     x = jnp.asarray(w)
     k = jnp.asarray([n_keep], jnp.int32)
     # The warm start is the threshold of an earlier fire: 1% more kept, slightly other weights.
     more = jnp.asarray([min(n_keep + n_keep // 100, w.size)], jnp.int32)
-    start = jax.block_until_ready(_ours(moved(x), more)[1])
-    ours = {
+    start = jax.block_until_ready(_jaxprune(moved(x), more)[1])
+    always = {
         READ: lambda: _read(x),
-        COLD: lambda: _ours(x, k)[0],
-        WARM: lambda: _ours_warm(x, k, start),
+        COLD: lambda: _jaxprune(x, k)[0],
+        WARM: lambda: _jaxprune_warm(x, k, start),
     }
-    if only_ours:
-        return ours
-    return ours | {
+    if only_jaxprune:
+        return always
+    return always | {
         "argsort": lambda: _argsort(x, n_keep),
         "sort": lambda: _sort(x, n_keep),
         "top_k": lambda: _top_k(x, n_keep),

@@ -39,7 +39,7 @@ def test_select_records_every_method_its_answer_and_the_environment(tmp_path, ca
     assert {"backend", "device", "cores", "versions", "commit", "load_average"} <= set(
         result["environment"]
     )
-    ours = [row for row in result["rows"] if row["method"] in topk_methods.OURS]
+    ours = [row for row in result["rows"] if row["method"] in topk_methods.JAXPRUNE]
     assert ours
     for row in result["rows"]:
         assert row["median_ms"] > 0
@@ -82,7 +82,7 @@ def test_wrong_masks_are_detected(kind):
 
 def test_a_wrong_mask_of_jaxprune_stops_the_benchmark(monkeypatch):
     monkeypatch.setattr(
-        topk_methods, "_ours_warm", lambda w, n_keep, start: jnp.zeros(w.shape, bool)
+        topk_methods, "_jaxprune_warm", lambda w, n_keep, start: jnp.zeros(w.shape, bool)
     )
     with pytest.raises(AssertionError, match="jaxprune warm on normal weights"):
         bench_select.compare("size", "normal", 100, 0.2)
