@@ -1,0 +1,236 @@
+"""Wrong sparsities, steps and schedules, and valid ones that look wrong."""
+
+from fractions import Fraction
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+from bad_input import (
+    ADAM,
+    HALF,
+    assert_error,
+    case,
+    constant,
+    cubic,
+    error_of,
+    params,
+    read_off,
+    traced,
+)
+from helpers import assert_says
+
+# The value, the type of the error, the value as shown, and the fix or what is needed.
+NOT_SPARSITIES = {
+    "percent": (90, ValueError, "90", "Did you mean 0.9?"),
+    "percent_float": (99.5, ValueError, "99.5", "Did you mean 0.995?"),
+    "one": (1.0, ValueError, "1.0", "[0, 1)"),
+    "above_one": (1.5, ValueError, "1.5", "[0, 1)"),
+    "negative": (-0.5, ValueError, "-0.5", "[0, 1)"),
+    "nan": (float("nan"), ValueError, "nan", "[0, 1)"),
+    "inf": (float("inf"), ValueError, "inf", "[0, 1)"),
+    "numpy": (np.float32(1.25), ValueError, "1.25", "[0, 1)"),
+    "fraction": (Fraction(3, 2), ValueError, "3/2", "[0, 1)"),
+    "string": ("0.5", TypeError, "'0.5'", "[0, 1)"),
+    "none": (None, TypeError, "None", "[0, 1)"),
+    "bool": (True, TypeError, "True", "[0, 1)"),
+    "complex": (0.5j, TypeError, "0.5j", "[0, 1)"),
+    "list": ([0.5], TypeError, "[0.5]", "[0, 1)"),
+}
+TAKES_SPARSITY = {
+    "final_sparsity": lambda s: cubic(s),
+    "initial_sparsity": lambda s: cubic(initial_sparsity=s),
+    "sparsity": lambda s: jaxprune.prune_params(params(), s),
+    "overrides['w']": lambda s: jaxprune.prune(HALF, overrides={"w": s}),
+    "targets[1]": lambda s: jaxprune.SparsitySchedule(0, 10, 10, (Fraction(0), s)),
+}
+
+
+@pytest.mark.parametrize("argument", TAKES_SPARSITY)
+@pytest.mark.parametrize("value, kind, got, fix", NOT_SPARSITIES.values(), ids=NOT_SPARSITIES)
+def test_every_sparsity_argument_is_validated(argument, value, kind, got, fix):
+    assert_says(error_of(lambda: TAKES_SPARSITY[argument](value), kind), argument, got, fix)
+
+
+NOT_STEPS = {
+    "negative": (-1, ValueError, "-1", "0"),
+    "float": (1e3, TypeError, "1000.0", "Did you mean 1000?"),
+    "fractional": (1.5, TypeError, "1.5", "int"),
+    "bool": (True, TypeError, "True", "int"),
+    "string": ("10", TypeError, "'10'", "int"),
+    "none": (None, TypeError, "None", "int"),
+    "too_large": (2**31, ValueError, "2147483648", "2147483646"),
+}
+TAKES_STEP = {
+    "begin_step": lambda t: cubic(begin_step=t),
+    "end_step": lambda t: jaxprune.linear_schedule(0.5, 0, t),
+    "step": lambda t: jaxprune.one_shot_schedule(0.5, t),
+}
+
+
+@pytest.mark.parametrize("argument", TAKES_STEP)
+@pytest.mark.parametrize("value, kind, got, fix", NOT_STEPS.values(), ids=NOT_STEPS)
+def test_every_step_argument_is_validated(argument, value, kind, got, fix):
+    assert_says(error_of(lambda: TAKES_STEP[argument](value), kind), argument, got, fix)
+
+
+def poly(**arguments):
+    return jaxprune.polynomial_schedule(0.5, 0, 10, **arguments)
+
+
+SCHEDULES = [
+    case(
+        "sparsity_traced",
+        lambda: traced(cubic),
+        TypeError,
+        ("final_sparsity", "traced", ("a Python float", "static_args")),
+    ),
+    case(
+        "sparsity_on_device",
+        lambda: cubic(jnp.float32(0.5)),
+        TypeError,
+        ("final_sparsity", "Array(0.5, dtype=float32)", ("a Python float", "static_args")),
+    ),
+    case(
+        "step_traced",
+        lambda: traced(lambda t: cubic(begin_step=t)),
+        TypeError,
+        ("begin_step", "traced", "a Python int"),
+    ),
+    case(
+        "begin_after_end",
+        lambda: cubic(begin_step=20),
+        ValueError,
+        ("end_step", ("begin_step=20", "end_step=10"), "swap"),
+    ),
+    case("every_zero", lambda: cubic(every=0), ValueError, ("every", "0", "1")),
+    case("every_negative", lambda: cubic(every=-1), ValueError, ("every", "-1", "1")),
+    case("every_float", lambda: cubic(every=0.5), TypeError, ("every", "0.5", "int")),
+    case("every_bool", lambda: cubic(every=True), TypeError, ("every", "True", "int")),
+    case(
+        "too_many_fires",
+        lambda: cubic(end_step=200_000, every=1),
+        ValueError,
+        ("every=1", ("200001 fires", "100000"), "every=200"),
+    ),
+    case(
+        "initial_above_final",
+        lambda: cubic(initial_sparsity=0.75),
+        ValueError,
+        ("initial_sparsity", ("0.75", "0.5"), "final_sparsity"),
+    ),
+    case("power_zero", lambda: poly(power=0), ValueError, ("power", "0", "positive")),
+    case("power_nan", lambda: poly(power=float("nan")), ValueError, ("power", "nan", "finite")),
+    case("power_inf", lambda: poly(power=float("inf")), ValueError, ("power", "inf", "finite")),
+    case("power_string", lambda: poly(power="3"), TypeError, ("power", "'3'", "number")),
+    case("power_bool", lambda: poly(power=True), TypeError, ("power", "True", "number")),
+    case(
+        "read_off_falling",
+        lambda: read_off(optax.linear_schedule(0.75, 0.25, 10)),
+        ValueError,
+        ("from_optax_schedule", ("0.75 at step 0", "0.5 at step 5"), "fraction of zeros"),
+    ),
+    case(
+        "read_off_percent",
+        lambda: read_off(optax.linear_schedule(0, 90, 10)),
+        ValueError,
+        (("from_optax_schedule", "fn(5)"), "45.0", "Did you mean 0.45?"),
+    ),
+    case(
+        "read_off_one",
+        lambda: read_off(optax.linear_schedule(0, 1.0, 10)),
+        ValueError,
+        (("from_optax_schedule", "fn(10)"), "1.0", "[0, 1)"),
+    ),
+    case(
+        "read_off_nan",
+        lambda: read_off(constant(jnp.nan)),
+        ValueError,
+        (("from_optax_schedule", "fn(0)"), "nan", "[0, 1)"),
+    ),
+    case(
+        "read_off_nothing",
+        lambda: read_off(constant(None)),
+        TypeError,
+        (("from_optax_schedule", "fn(0)"), "None", "[0, 1)"),
+    ),
+    case(
+        "read_off_vector",
+        lambda: read_off(constant(np.float32([0.5, 0.5]))),
+        TypeError,
+        (("from_optax_schedule", "fn(0)"), "array([0.5, 0.5], dtype=float32)", "[0, 1)"),
+    ),
+    case(
+        "read_off_number",
+        lambda: read_off(0.5),
+        TypeError,
+        (("from_optax_schedule", "fn"), "0.5", "one_shot_schedule"),
+    ),
+    case(
+        "read_off_optimizer",
+        lambda: read_off(ADAM),
+        TypeError,
+        (("from_optax_schedule", "fn"), "GradientTransformationExtraArgs", "one_shot_schedule"),
+    ),
+    case(
+        "read_off_begin_after_end",
+        lambda: read_off(constant(0.5), begin=20),
+        ValueError,
+        ("end_step", ("begin_step=20", "end_step=10"), "swap"),
+    ),
+    case(
+        "too_few_targets",
+        lambda: jaxprune.SparsitySchedule(0, 10, 5, (Fraction(1, 2),)),
+        ValueError,
+        ("targets", ("3", "1"), "cubic_schedule"),
+    ),
+    case(
+        "falling_targets",
+        lambda: jaxprune.SparsitySchedule(0, 10, 5, (0.1, 0.5, 0.25)),
+        ValueError,
+        ("targets", ("0.5 at step 5", "0.25 at step 10"), None),
+    ),
+    case(
+        "one_target",
+        lambda: jaxprune.SparsitySchedule(0, 0, 1, 0.5),
+        TypeError,
+        ("targets", "0.5", "tuple"),
+    ),
+]
+
+
+@pytest.mark.parametrize("call, kind, parts", SCHEDULES)
+def test_an_error_in_a_schedule_says_where_and_what_to_type_instead(call, kind, parts):
+    assert_error(call, kind, parts)
+
+
+# --- valid input that looks invalid
+
+GOOD_SPARSITIES = {
+    "int": (0, 0),
+    "minus_zero": (-0.0, 0),
+    "float": (0.9, Fraction(9, 10)),
+    "float16": (np.float16(0.9), Fraction(9, 10)),
+    "float32": (np.float32(0.9), Fraction(9, 10)),
+    "float64": (np.float64(0.9), Fraction(9, 10)),
+    "fraction": (Fraction(1, 3), Fraction(1, 3)),
+}
+
+
+@pytest.mark.parametrize("value, expected", GOOD_SPARSITIES.values(), ids=GOOD_SPARSITIES)
+def test_any_real_number_is_a_sparsity(value, expected):
+    assert cubic(value).final_sparsity == expected
+
+
+def test_a_bfloat16_is_taken_at_its_exact_value():
+    schedule = read_off(constant(jnp.bfloat16(0.9)))
+    assert set(schedule.targets) == {Fraction(float(jnp.bfloat16(0.9)))} == {Fraction(115, 128)}
+
+
+@pytest.mark.parametrize("dtype", (np.int8, np.int32, np.int64, np.uint64))
+def test_numpy_integers_are_steps(dtype):
+    schedule = cubic(0.5, dtype(0), dtype(10), dtype(4))
+    assert schedule == cubic(0.5, 0, 10, 4)
+    assert schedule.fires(jnp.arange(12)).tolist() == [t in (0, 4, 8, 10) for t in range(12)]

@@ -1,0 +1,211 @@
+"""States and masks that the helpers and `check` reject."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+from bad_input import ADAM, HALF, assert_error, case, half_pruned, init, params, start
+from helpers import ones
+
+MISPLACED = ("chain", "prune(schedule, inner=optimizer)", "jaxprune.apply_masks(params, opt_state)")
+REPAIR = "jaxprune.apply_masks(params, opt_state)"
+
+
+def moved(*positions):
+    """The half-pruned params with other values at some places of the dropped row."""
+    tree, state = half_pruned()
+    w = np.array(tree["w"])
+    for column, value in positions:
+        w[0, column] = value
+    with jax.debug_nans(False):  # it also raises for NaN in what is copied to a device
+        return {**tree, "w": jnp.asarray(w)}, state
+
+
+def two_prunes(tree=None):
+    other = init(tree) if tree is not None else start()
+    return (start(), other)
+
+
+STATES = [
+    case(
+        "no_state",
+        lambda: jaxprune.get_state(ADAM.init(params())),
+        ValueError,
+        ("prune state", "tuple", "tx.init(params)"),
+    ),
+    case(
+        "no_state_but_params",
+        lambda: jaxprune.get_masks(params()),
+        ValueError,
+        ("prune state", "dict", "tx.init(params)"),
+    ),
+    case(
+        "no_state_for_metrics",
+        lambda: jaxprune.metrics(None),
+        ValueError,
+        ("prune state", "NoneType", "tx.init(params)"),
+    ),
+    case(
+        "two_states",
+        lambda: jaxprune.get_state(two_prunes()),
+        ValueError,
+        ("prune states", "2", ("get_masks", "apply_masks")),
+    ),
+    case(
+        "two_states_for_metrics",
+        lambda: jaxprune.metrics(two_prunes()),
+        ValueError,
+        ("prune states", "2", ("get_masks", "apply_masks")),
+    ),
+    case(
+        "masks_of_two_models",
+        lambda: jaxprune.get_masks(two_prunes({"v": ones(2, 4), "b": ones(4), "n": ones(3)})),
+        ValueError,
+        ("prune states", "trees", None),
+    ),
+    case(
+        "masks_of_two_shapes",
+        lambda: jaxprune.get_masks(two_prunes({"w": ones(4, 4), "b": ones(4), "n": ones(3)})),
+        ValueError,
+        ("prune states", "trees", None),
+    ),
+    case(
+        "apply_unknown_path",
+        lambda: jaxprune.apply_masks(params(), {"head": {"w": ones(2, 4)}}),
+        ValueError,
+        ("head/w:", "b, n, w", "jaxprune.prune"),
+    ),
+    case(
+        "apply_to_other_params",
+        lambda: jaxprune.apply_masks({f"w{i}": ones(2, 4) for i in range(10)}, start()),
+        ValueError,
+        ("b:", ("w0, w1, w2, w3, w4, w5, w6, w7,", "2 more"), "optimizer"),
+    ),
+    case(
+        "apply_another_shape",
+        lambda: jaxprune.apply_masks(params(), {"w": ones(4, 2)}),
+        ValueError,
+        ("w:", ("mask", "(4, 2)", "(2, 4)"), "model"),
+    ),
+    case(
+        "apply_another_shape_at_the_root",
+        lambda: jaxprune.apply_masks(ones(2, 4), ones(4, 2)),
+        ValueError,
+        ("(root):", ("mask", "(4, 2)", "(2, 4)"), "model"),
+    ),
+    case(
+        "apply_nothing",
+        lambda: jaxprune.apply_masks(params(), None),
+        ValueError,
+        ("mask", "NoneType", "jaxprune.prune"),
+    ),
+    case(
+        "apply_a_state_without_masks",
+        lambda: jaxprune.apply_masks(params(), optax.sgd(0.1).init(params())),
+        ValueError,
+        ("mask", "tuple", "jaxprune.prune"),
+    ),
+    case(
+        "apply_the_state_of_another_optimizer",
+        lambda: jaxprune.apply_masks(params(), optax.trace(0.9).init(params())),
+        ValueError,
+        ("trace/b:", "b, n, w", "jaxprune.prune"),
+    ),
+    case(
+        "summarize_another_shape",
+        lambda: jaxprune.summarize(params(), {"w": ones(3)}),
+        ValueError,
+        ("w:", ("mask", "(3,)", "(2, 4)"), "model"),
+    ),
+    case(
+        "straight_through_another_shape",
+        lambda: jaxprune.straight_through(
+            {"fc": {"w": ones(2, 4)}, "b": ones(4)}, {"fc": {"w": ones(4)}, "b": ones(4)}
+        ),
+        ValueError,
+        ("fc/w:", ("mask", "(4,)", "(2, 4)"), "jaxprune.get_masks(opt_state)"),
+    ),
+    case(
+        "check_no_state",
+        lambda: jaxprune.check(params(), ADAM.init(params())),
+        ValueError,
+        ("prune state", "tuple", "tx.init(params)"),
+    ),
+    case(
+        "check_swapped",
+        lambda: jaxprune.check(start(), params()),
+        ValueError,
+        ("prune state", "dict", "tx.init(params)"),
+    ),
+    case(
+        "check_moved",
+        lambda: jaxprune.check(*moved((0, 0.5), (2, -0.5))),
+        ValueError,
+        ("w:", "2 of 4", MISPLACED),
+    ),
+    case(
+        "check_one_moved",
+        lambda: jaxprune.check(*moved((0, 1e-45))),  # subnormal: XLA on CPU treats it as zero
+        ValueError,
+        ("w:", "1 of 4", MISPLACED),
+    ),
+    case(
+        "check_nan",
+        lambda: jaxprune.check(*moved((1, jnp.nan))),
+        ValueError,
+        ("w:", ("1 of 4", "finite"), REPAIR),
+    ),
+    case(
+        "check_inf_and_moved",
+        lambda: jaxprune.check(*moved((1, -jnp.inf), (2, 1.0), (3, jnp.nan))),
+        ValueError,
+        ("w:", ("3 of 4", "2", "finite"), REPAIR),
+    ),
+    case(
+        "check_violations",
+        lambda: jaxprune.check(
+            half_pruned()[0], half_pruned()[1]._replace(violations=jnp.int32(3))
+        ),
+        ValueError,
+        ("dropped weight", "3", MISPLACED),
+    ),
+    case(
+        "check_other_params",
+        lambda: jaxprune.check({"v": ones(2, 4)}, start()),
+        ValueError,
+        ("b:", "v", "optimizer"),
+    ),
+    case(
+        "check_another_shape",
+        lambda: jaxprune.check({**params(), "w": ones(4, 2)}, start()),
+        ValueError,
+        ("w:", ("mask", "(2, 4)", "(4, 2)"), "model"),
+    ),
+]
+
+
+@pytest.mark.parametrize("call, kind, parts", STATES)
+def test_an_error_about_a_state_says_where_and_what_to_type_instead(call, kind, parts):
+    assert_error(call, kind, parts)
+
+
+def test_states_that_mask_different_subtrees_are_merged():
+    tree = {"fc": {"w": ones(2, 4), "b": ones(4)}, "head": {"w": ones(4, 2), "b": ones(2)}}
+    hidden = {"fc": True, "head": False}  # one placeholder replaces all of `head`
+    shown = {"fc": {"w": True, "b": True}, "head": {"w": True, "b": True}}
+    tx = optax.chain(
+        optax.masked(jaxprune.prune(HALF), hidden),
+        optax.masked(jaxprune.prune(jaxprune.one_shot_schedule(0.25)), shown),
+    )
+    _, state = tx.update(tree, tx.init(tree), tree)
+    masks = jaxprune.get_masks(state)
+    assert jax.tree.structure(masks) == jax.tree.structure(tree)
+    assert jax.tree.map(lambda m: int(jnp.sum(~m)), masks) == {
+        "fc": {"w": 4, "b": 0},
+        "head": {"w": 2, "b": 0},
+    }
+    merged = jaxprune.apply_masks(tree, state)
+    jax.tree.map(lambda p, m: np.testing.assert_array_equal(p != 0, m), merged, masks)

@@ -1,0 +1,211 @@
+"""Leaves that cannot be pruned, and rules that select nothing."""
+
+import ast
+import re
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import jaxprune
+from bad_input import (
+    HALF,
+    assert_error,
+    case,
+    cubic,
+    init,
+    params,
+)
+from helpers import ones
+
+
+def keys():
+    return jax.random.split(jax.random.key(0), 4).reshape(2, 2)
+
+
+def big(*shape):
+    return {"a": {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}, "b": ones(4)}
+
+
+def scored(score, **more):
+    return init({"w": ones(2, 4), "b": ones(4)}, score=score, **more)
+
+
+LEAVES = [
+    case(
+        "int32",
+        lambda: init({"w": ones(2, 2), "a": {"n": ones(2, 2, dtype=jnp.int32)}}, include=".*"),
+        ValueError,
+        ("a/n:", "int32", "exclude='a/n'"),
+    ),
+    case(
+        "bool",
+        lambda: jaxprune.prune_params(
+            {"w": ones(2, 2), "m": ones(2, dtype=bool)}, 0.5, include=".*"
+        ),
+        ValueError,
+        ("m:", "bool", "exclude='m'"),
+    ),
+    case(
+        "prng_key",
+        lambda: jaxprune.plan({"w": ones(2, 2), "k": keys()}, HALF, include=("w", "k")),
+        ValueError,
+        ("k:", "key<fry>", "exclude='k'"),
+    ),
+    case(
+        "int32_in_masks_from_params",
+        lambda: jaxprune.masks_from_params(params(), include=".*"),
+        ValueError,
+        ("n:", "int32", "exclude='n'"),
+    ),
+    case(
+        "float8_without_a_zero",
+        lambda: init({"w": ones(2, 2), "s": ones(2, 2, dtype=jnp.float8_e8m0fnu)}),
+        ValueError,
+        ("s:", "float8_e8m0fnu", "exclude='s'"),
+    ),
+    case(
+        "int32_root",
+        lambda: init(ones(2, 2, dtype=jnp.int32), include=".*"),
+        ValueError,
+        ("(root):", "int32", "exclude=''"),
+    ),
+    case(
+        "emptied",
+        lambda: init({"a": {"w": ones(1, 2)}, "w": ones(4, 4), "b": ones(4)}, cubic(0.9)),
+        ValueError,
+        ("a/w:", ("(1, 2)", "0.9"), ("exclude='a/w'", "overrides={'a/w': ...}")),
+    ),
+    case(
+        "emptied_by_an_override",
+        lambda: init({"a": {"w": ones(1, 2)}, "w": ones(4, 4)}, overrides={"a/w": 0.8}),
+        ValueError,
+        ("a/w:", ("(1, 2)", "0.8"), ("exclude='a/w'", "overrides={'a/w': ...}")),
+    ),
+    case(
+        "emptied_root",
+        lambda: jaxprune.prune_params(ones(1, 2), 0.9),
+        ValueError,
+        ("(root):", ("(1, 2)", "0.9"), ("exclude=''", "overrides={'': ...}")),
+    ),
+    case(
+        "emptied_at_a_path_that_is_no_regex",
+        lambda: init({"conv[1]+": ones(1, 2), "w": ones(4, 4)}, cubic(0.9)),
+        ValueError,
+        (
+            "conv[1]+:",
+            ("(1, 2)", "0.9"),
+            (r"exclude='conv\\[1\\]\\+'", r"overrides={'conv\\[1\\]\\+': ...}"),
+        ),
+    ),
+    case(
+        "too_many_weights_to_shuffle",
+        lambda: jax.eval_shape(jaxprune.prune(HALF, ties="hashed").init, big(2**16, 2**15)),
+        ValueError,
+        ("a/w:", ("2147483648", "2**31 - 2"), 'ties="index"'),
+    ),
+    case(
+        "nothing_by_default",
+        lambda: init({"b": ones(4), "n": ones(2, 2, dtype=jnp.int32), "name": "mlp"}),
+        ValueError,
+        ("nothing to prune", ("b (1-D)", "n (dtype int32)", "name (not an array)"), "include='.*'"),
+    ),
+    case(
+        "nothing_of_many",
+        lambda: jaxprune.prune_params({f"b{i}": ones(4) for i in range(10)}, 0.5),
+        ValueError,
+        ("nothing to prune", ("b0 (1-D)", "b7 (1-D)", "2 more"), "include='.*'"),
+    ),
+    case(
+        "nothing_included",
+        lambda: init({"fc": {"kernel": ones(2, 2), "bias": ones(2)}}, include="kernel"),
+        ValueError,
+        ("nothing to prune", ("fc/bias (", "fc/kernel ("), "include='.*kernel'"),
+    ),
+    case(
+        "everything_excluded",
+        lambda: jaxprune.plan({"w": ones(2, 2), "b": ones(2)}, HALF, exclude=".*"),
+        ValueError,
+        ("nothing to prune", ("b (excluded by '.*')", "w (excluded by '.*')"), "include='.*'"),
+    ),
+    case(
+        "flatten",
+        lambda: optax.flatten(jaxprune.prune(HALF)).init({"w": ones(2, 2), "b": ones(2)}),
+        ValueError,
+        (
+            "nothing to prune",
+            "(root) (1-D)",
+            "optax.chain(optax.flatten(optimizer), jaxprune.prune(schedule))",
+        ),
+    ),
+    case(
+        "score_of_another_shape",
+        lambda: scored(lambda params, grads, key: jnp.sum(params)),
+        ValueError,
+        (("w:", "score"), ("float32 of shape ()", "float32 of shape (2, 4)"), "jaxprune.magnitude"),
+    ),
+    case(
+        "score_of_integers",
+        lambda: scored(lambda params, grads, key: jnp.ones(params.shape, jnp.int32)),
+        ValueError,
+        (
+            ("w:", "score"),
+            ("int32 of shape (2, 4)", "float32 of shape (2, 4)"),
+            "jaxprune.magnitude",
+        ),
+    ),
+    case(
+        "score_of_nothing",
+        lambda: scored(lambda params, grads, key: None),
+        ValueError,
+        (("w:", "score"), ("NoneType", "float32 of shape (2, 4)"), "jaxprune.magnitude"),
+    ),
+    case(
+        "two_leaves_of_one_path",
+        lambda: jaxprune.plan({"a/b": ones(2, 2), "a": {"b": ones(2, 2)}}, 0.5),
+        ValueError,
+        ("a/b:", "two", "'/'"),
+    ),
+]
+
+
+@pytest.mark.parametrize("call, kind, parts", LEAVES)
+def test_an_error_at_a_leaf_says_where_and_what_to_type_instead(call, kind, parts):
+    assert_error(call, kind, parts)
+
+
+# --- the suggestions of errors work
+
+ADVICE = re.compile(r"exclude=('[^']*')")
+
+
+@pytest.mark.parametrize("path", ("fc", "a.b", "conv[1]+", "(x)", "w*", "", "a-b c"))
+def test_the_exclude_that_an_error_suggests_excludes_that_leaf(path):
+    tree = {path: ones(1, 2), "kernel": ones(4, 4), "bias": ones(4)}
+    with pytest.raises(ValueError, match="would lose all") as caught:
+        jaxprune.plan(tree, 0.9)
+    exclude = ast.literal_eval(ADVICE.search(str(caught.value)).group(1))
+    report = jaxprune.plan(tree, 0.9, exclude=exclude)
+    assert {leaf.path: leaf.n_zero for leaf in report.leaves} == {path: 0, "kernel": 14, "bias": 0}
+
+
+# --- valid input that looks invalid
+
+
+def test_an_empty_tree_has_nothing_to_prune_and_is_no_error():
+    assert jaxprune.prune_params({}, 0.5) == ({}, {})
+    assert jaxprune.masks_from_params({}) == {}
+    assert init({}).masks == {}
+    assert jaxprune.plan({}, 0.5).size == 0
+    assert jaxprune.apply_masks({}, {}) == {}
+    assert jaxprune.topk_masks([], []) == jaxprune.topk_masks([], 0, pool="global") == []
+
+
+def test_a_sparsity_just_below_one_is_not_shown_as_100_percent():
+    shape = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
+    report = jaxprune.plan({"w": shape, "b": ones(3)}, Fraction(999_999, 1_000_000))
+    assert report.leaves[1].n_zero == 999_999
+    assert "100.00%" not in str(report)
+    assert "99.99%" in str(report)
