@@ -69,7 +69,8 @@ def prune(
         regexes to structures. The first match counts; other leaves are `Unstructured()`.
       score: how important each weight is: `(params, grads, key) -> scores` of one leaf, larger
         means keep. `grads` is `update(..., grads=grads)` if given; otherwise the incoming updates
-        if there is an `inner`, and None if not.
+        if there is an `inner`, and None if not. Scores of simple elementwise functions are not
+        stored; set `score.elementwise` to True or False to decide that yourself.
       packed: store masks at one bit per weight instead of one byte. `get_masks` and everything else
         work as before; `pack_masks` and `unpack_masks` convert the state in a checkpoint.
       regrow: whether a fire may keep weights again that were dropped. False: never. `"zero"`:
