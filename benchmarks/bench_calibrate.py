@@ -27,8 +27,7 @@ from rich.table import Table
 
 import jaxprune
 from benchmarks.common import Case, Check, Row, interleaved
-from jaxprune import Moments, sparsegpt_kernel, wanda_kernel
-from jaxprune._calibration import moments
+from jaxprune import Moments, moments, sparsegpt_kernel, wanda_kernel
 
 BASE, WANDA, SPARSEGPT = "magnitude", "wanda", "sparsegpt"
 KINDS = ("independent", "outliers", "correlated", "correlated outliers")

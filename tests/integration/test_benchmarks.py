@@ -13,6 +13,7 @@ pytest.importorskip("tqdm")
 
 from benchmarks import (
     __main__ as cli,
+    bench_calibrate,
     bench_inference,
     bench_select,
     bench_tpu,
@@ -280,6 +281,13 @@ def test_onnx_computes_the_step():
         run = onnx_runs(network.step, weights, network.inputs(1), 1)(inputs)
         right = network.step(np, lambda w, x: x @ w, weights, inputs)
         np.testing.assert_allclose(run(), right, rtol=1e-4, atol=1e-5)
+
+
+def test_calibrate_compares_the_errors_of_the_three_methods():
+    rows = bench_calibrate.compare("correlated outliers", "50%", (16, 8, 64), 1)
+    errors = {row["method"]: row["error"] for row in rows}
+    assert errors["sparsegpt"] < errors["wanda"] < errors["magnitude"]
+    assert bench_calibrate.tables(rows)
 
 
 @pytest.mark.slow
