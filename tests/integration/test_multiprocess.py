@@ -74,10 +74,10 @@ def shared(x):  # one array, replicated from what each process holds
     return jax.make_array_from_callback(x.shape, everywhere, lambda index: np.asarray(x)[index])
 
 def checked(*, like):
-    mine = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
+    transformation = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
     w = np.arange(1.0, 9.0, dtype=np.float32).reshape(2, 4)
     params = {"w": w if like else w[::-1]}
-    updates, state = jax.jit(mine.update)(params, mine.init(params), params)
+    updates, state = jax.jit(transformation.update)(params, transformation.init(params), params)
     params = optax.apply_updates(params, updates)
     try:
         jaxprune.check(*jax.tree.map(shared, (params, state)))
@@ -88,9 +88,9 @@ def checked(*, like):
 copies = [checked(like=True), checked(like=rank != 1)]
 
 def after_one_update(**more):  # long before anything is pruned; the tree is sharded
-    mine = jaxprune.prune(jaxprune.cubic_schedule(0.5, 100, 200, 10), **more)
+    transformation = jaxprune.prune(jaxprune.cubic_schedule(0.5, 100, 200, 10), **more)
     params = {"sharded": tree(0), **{name: tree(1) for name in more}}
-    _, state = jax.jit(mine.update)(params, jax.jit(mine.init)(params), params)
+    _, state = jax.jit(transformation.update)(params, jax.jit(transformation.init)(params), params)
     try:
         jaxprune.check(params, state)
     except ValueError as error:
