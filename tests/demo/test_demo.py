@@ -3,6 +3,7 @@
 Jobs here are a few steps of narrow networks: what counts is that all parts run and fit together.
 """
 
+import dataclasses
 import io
 import itertools
 import json
@@ -26,7 +27,7 @@ from jax import lax  # noqa: E402
 
 import jaxprune  # noqa: E402
 from jaxprune.__main__ import app  # noqa: E402
-from jaxprune.demo import job  # noqa: E402
+from jaxprune.demo import cli, job  # noqa: E402
 from jaxprune.demo.config import Config, networks, quick  # noqa: E402
 from jaxprune.demo.data import load  # noqa: E402
 from jaxprune.demo.interrupt import stop_requested  # noqa: E402
@@ -41,9 +42,26 @@ from jaxprune.demo.report import answer, compare, partners, summarize  # noqa: E
 from jaxprune.demo.store import Store  # noqa: E402
 from jaxprune.demo.train import digest, make_trainer, result_of  # noqa: E402
 
+# What `--quick` starts from here: narrower networks and smaller batches.
+QUICK = dataclasses.replace(quick(), widths=(8, 12, 16), batch_size=8)
 OPTIONS = ("--quick", "--seeds", "2", "--steps", "100", "--sparsity", "0.9")
-TINY = Config(sparsities=(0.9,), n_seeds=2, steps=100, widths=(16, 24, 32))
+TINY = dataclasses.replace(QUICK, sparsities=(0.9,), steps=100)
 SPARSE = networks(TINY)[1]
+MAIN = f"""
+import sys
+from jaxprune.__main__ import app
+from jaxprune.demo import cli
+from jaxprune.demo.config import Config
+cli.quick = lambda: {QUICK!r}
+app(sys.argv[1:])
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def narrow_networks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "quick", lambda: QUICK)
+        yield
 
 
 def do(folder, *, resume=False, stop=lambda: False):
@@ -85,7 +103,7 @@ def invoke(*words):
 
 
 def demo_process(*words, **kwargs):
-    command = [sys.executable, "-m", "jaxprune", "demo", *map(str, words)]
+    command = [sys.executable, "-c", MAIN, "demo", *map(str, words)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **kwargs)
 
 

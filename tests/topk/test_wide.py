@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 
 import jaxprune
-from helpers import make_mesh, place, random_params
+from helpers import make_mesh, place, random_params, stepper
 from jaxprune._base import counting, sharding
 from jaxprune._topk import stacks
 
@@ -57,9 +57,7 @@ def run(options, layout=None):
     params = make_params(layout)
     tx = jaxprune.prune(HALF, **options) if options is not None else None
     tx = tx or jaxprune.rigl(0.5, 4, every=1, inner=optax.sgd(0.5))
-    state = tx.init(params)
-    updates, state = jax.jit(tx.update)(params, state, params)
-    params = optax.apply_updates(params, updates)
+    _, state, params = stepper(tx)(params, tx.init(params), params)
     jaxprune.check(params, state)
     assert {x.dtype.itemsize for x in jax.tree.leaves(state)} <= {1, 2, 4}
     return jax.device_get((params, state.masks, jaxprune.metrics(state)))

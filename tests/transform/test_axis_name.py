@@ -25,12 +25,19 @@ def make_params(kind="normal"):
     return {name: jnp.asarray(w, jnp.float32) for name, w in leaves.items()} | {"bias": jnp.ones(3)}
 
 
+def grads_of(params, t):
+    return jax.tree.map(lambda p: 0.125 * (p + t), params)
+
+
 def whole_run(tx, params):
+    @jax.jit
+    def step(t, state, params):
+        updates, state = tx.update(grads_of(params, t), state, params)
+        return optax.apply_updates(params, updates), state
+
     state = tx.init(params)
     for t in range(6):
-        grads = jax.tree.map(lambda p, t=t: 0.125 * (p + t), params)
-        updates, state = jax.jit(tx.update)(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(np.float32(t), state, params)
     return params, state
 
 
@@ -47,15 +54,14 @@ def spread_run(tx, params, **options):
 
     where = specs(state.inner_state)
 
-    def step(grads, state, params):
-        updates, state = tx.update(grads, state, params)
+    def step(t, state, params):
+        updates, state = tx.update(grads_of(params, t), state, params)
         return optax.apply_updates(params, updates), state
 
-    forms = {"in_specs": (PARTS, where, PARTS), "out_specs": (PARTS, where)}
+    forms = {"in_specs": (P(), where, PARTS), "out_specs": (PARTS, where)}
     step = jax.jit(jax.shard_map(step, mesh=mesh(), **forms, **options))
     for t in range(6):
-        grads = jax.tree.map(lambda p, t=t: 0.125 * (p + t), params)
-        params, state = step(grads, state, params)
+        params, state = step(np.float32(t), state, params)
     return params, state
 
 
