@@ -116,7 +116,7 @@ UPDATES = [
     ),
     case(
         "restored_step_of_floats",
-        lambda: update(state=start()._replace(prune_step=jnp.zeros(()))),
+        lambda: update(state=start()._replace(prune_step=jnp.zeros((), jnp.float32))),
         ValueError,
         ("prune_step", ("int32", "float32 of shape ()"), "tx.init(params)"),
     ),
