@@ -5,7 +5,7 @@ memory as bit masks, while the params are read one leaf at a time.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,22 +26,64 @@ def mask_paths(leaves: Sequence[Leaf]) -> dict[str, str]:
       >>> mask_paths([w, Leaf("opt_state/1/masks/w", (8, 3), m)])
       {'params/w': 'opt_state/1/masks/w'}
     """
+    param_of_mask = {
+        mask.path: match[1]
+        for mask in leaves
+        if (match := re.fullmatch(r"(?:.*/)?masks/(.*)", mask.path))
+        and mask.dtype in (np.dtype(np.uint8), np.dtype(bool))
+    }
+    endings = _Endings(param_of_mask.values())
+    for leaf in leaves:
+        if "masks" not in leaf.path.split("/"):
+            endings.offer(leaf)
     mask_of = {}
     for mask in leaves:
-        match = re.fullmatch(r"(?:.*/)?masks/(.*)", mask.path)
-        if match is None or mask.dtype not in (np.dtype(np.uint8), np.dtype(bool)):
-            continue
-        suffix = "/" + _without_value(match[1])
-        candidates = [
-            leaf.path
-            for leaf in leaves
-            if ("/" + _without_value(leaf.path)).endswith(suffix)
-            and "masks" not in leaf.path.split("/")
-            and mask.shape in (leaf.shape, bit_mask_shape(leaf.shape))
-        ]
-        if candidates:
-            mask_of[min(candidates, key=_rank)] = mask.path
+        if mask.path in param_of_mask:
+            param = endings.best(param_of_mask[mask.path], mask.shape)
+            if param is not None:
+                mask_of[param] = mask.path
     return mask_of
+
+
+class _Endings:
+    """For each of some endings of paths, the best leaf whose path ends so, by the mask's shape.
+
+    The endings are a tree of their keys, the last key first, so that a path is compared with all of
+    them at once: the work grows with the number of leaves, and not with that of pairs.
+    """
+
+    def __init__(self, endings: Iterable[str]):
+        self._nodes: dict[tuple[int, str], int] = {}  # a node below the root 0, by parent and key
+        # By the node of an ending and a shape, the rank, which ends with the path.
+        self._best: dict[tuple[int, tuple[int, ...]], tuple[int, bool, str]] = {}
+        self._node_of = {ending: self._add(ending) for ending in endings}
+        self._ends = set(self._node_of.values())
+
+    def _add(self, ending: str) -> int:
+        node = 0
+        for key in _keys_backwards(ending):
+            node = self._nodes.setdefault((node, key), len(self._nodes) + 1)
+        return node
+
+    def offer(self, leaf: Leaf) -> None:
+        """Makes the leaf the best one of every ending of its path, unless there is a better one."""
+        node, rank = 0, _rank(leaf.path)
+        for key in _keys_backwards(leaf.path):
+            node = self._nodes.get((node, key))
+            if node is None:
+                return
+            if node in self._ends:
+                for shape in {leaf.shape, bit_mask_shape(leaf.shape)}:
+                    self._best[node, shape] = min(rank, self._best.get((node, shape), rank))
+
+    def best(self, ending: str, mask_shape: tuple[int, ...]) -> str | None:
+        """The path of the best leaf that has this ending and fits a mask of this shape."""
+        rank = self._best.get((self._node_of[ending], mask_shape))
+        return None if rank is None else rank[-1]
+
+
+def _keys_backwards(path: str) -> list[str]:
+    return _without_value(path).split("/")[::-1]
 
 
 def _without_value(path: str) -> str:

@@ -5,13 +5,13 @@ and folders of SciPy's CSR. Only one leaf, or one group of small leaves, is in m
 """
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxprune._files.atomic import spool_file
 from jaxprune._files.extras import import_extra
 from jaxprune._files.interchange import write_csr_folder, write_safetensors
 from jaxprune._files.leaf_files import LeafReader, open_leaves, save_leaves
@@ -60,6 +60,7 @@ def open_source(path: Path) -> Iterator[Source]:
       FileNotFoundError: the file does not exist.
 
     Example:
+      >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     np.savez(f"{folder}/a.npz", w=np.ones((2, 3)))
       ...     with open_source(Path(folder, "a.npz")) as source:
@@ -103,6 +104,7 @@ def write(
       ImportError: a package that the format needs is not installed.
 
     Example:
+      >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     leaves = [Leaf("w", (2,), np.dtype("float64"))]
       ...     write(Path(folder, "a.npz"), "npz", leaves, [("w", np.ones(2))])
@@ -114,7 +116,7 @@ def write(
         return write_csr_folder(out, leaves, arrays)
     if kind == "jaxprune":
         import_extra("zstandard")  # fails before anything is read
-        with tempfile.TemporaryFile(dir=out.parent if out.parent.is_dir() else None) as spool:
+        with spool_file(out) as spool:
             save_leaves(out, arrays, spool=spool)
     elif kind == "safetensors":
         write_safetensors(out, leaves, (array for _, array in arrays))

@@ -5,7 +5,6 @@ and only products with CSR at batch 1 are faster than dense ones.
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, listed, shown_path
 from jaxprune._files import safetensors
-from jaxprune._files.atomic import atomic_file
+from jaxprune._files.atomic import atomic_file, atomic_folder
 from jaxprune._files.extras import import_extra
 from jaxprune._files.leaves import Leaf
 from jaxprune._files.save_load import as_host
@@ -119,7 +118,12 @@ def to_bcoo(params: chex.ArrayTree) -> chex.ArrayTree:
     """
     from jax.experimental import sparse
 
-    return _convert_matrices(params, lambda path, array: sparse.BCOO.fromdense(jnp.asarray(array)))
+    def convert(path: str, array: np.ndarray) -> Any:
+        data, indices = _nonzeros(array)
+        is_sorted = {"indices_sorted": True, "unique_indices": True}
+        return sparse.BCOO((data, jnp.stack(indices, axis=1)), shape=array.shape, **is_sorted)
+
+    return _convert_matrices(params, convert)
 
 
 def to_bcsr(params: chex.ArrayTree) -> chex.ArrayTree:
@@ -136,7 +140,23 @@ def to_bcsr(params: chex.ArrayTree) -> chex.ArrayTree:
     """
     from jax.experimental import sparse
 
-    return _convert_matrices(params, lambda path, array: sparse.BCSR.fromdense(jnp.asarray(array)))
+    def convert(path: str, array: np.ndarray) -> Any:
+        data, (rows, columns) = _nonzeros(array)
+        starts = jnp.searchsorted(rows, jnp.arange(len(array) + 1, dtype=rows.dtype))
+        starts = starts.astype(columns.dtype)
+        is_sorted = {"indices_sorted": True, "unique_indices": True}
+        return sparse.BCSR((data, columns, starts), shape=array.shape, **is_sorted)
+
+    return _convert_matrices(params, convert)
+
+
+def _nonzeros(array: np.ndarray) -> tuple[jax.Array, list[jax.Array]]:
+    """The values that are not zero, and their indices by axis.
+
+    Found by NumPy: `fromdense` compares under XLA, which on a CPU treats subnormals as zero.
+    """
+    positions = np.nonzero(array)
+    return jnp.asarray(array[positions]), [jnp.asarray(i, jnp.int32) for i in positions]
 
 
 def _convert_matrices(params: chex.ArrayTree, convert: Callable[[str, np.ndarray], Any]) -> Any:
@@ -156,7 +176,8 @@ def save_csr(folder: str | os.PathLike[str], params: chex.ArrayTree) -> list[Pat
     """Writes every matrix as `PATH.npz`, which `scipy.sparse.load_npz` reads.
 
     Args:
-      folder: created if it does not exist; paths with `/` become folders inside it.
+      folder: created if it does not exist; paths with `/` become folders inside it. Files of the
+        same name are replaced, once all are written.
       params: any tree of arrays; leaves that are not 2-D are left out.
 
     Returns:
@@ -164,47 +185,31 @@ def save_csr(folder: str | os.PathLike[str], params: chex.ArrayTree) -> list[Pat
 
     Raises:
       TypeError, ImportError: as for `to_csr`.
-      ValueError: no leaf is 2-D, or the path of a leaf leads out of the folder.
+      ValueError: no leaf is 2-D, `folder` has the name of an `.npz` file, or the path of a leaf
+        leads out of the folder.
+      OSError: a file can't be written; then none is.
 
     Example:
+      >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     [file.name for file in save_csr(folder, {"w": np.eye(3), "b": np.ones(3)})]
       ['w.npz']
     """
     paths, leaves, _ = leaves_with_paths(params)
-    _check_has_matrix(paths, [np.ndim(leaf) for leaf in leaves])
-    return [
-        write_csr(folder, path, leaf)
-        for path, leaf in zip(paths, leaves, strict=True)
-        if np.ndim(leaf) == 2
-    ]
+    matrices = {name: x for name, x in zip(paths, leaves, strict=True) if np.ndim(x) == 2}
+    if not matrices:
+        raise _no_matrix(paths)
+    _write_matrices(Path(folder), matrices.items())
+    return [Path(folder, _csr_name(name)) for name in matrices]
 
 
-def _check_has_matrix(paths: Sequence[str], n_axes: Sequence[int]) -> None:
-    if 2 not in n_axes:
-        raise ValueError(f"nothing to write: no leaf is 2-D. The leaves are {listed(paths)}.")
+def _no_matrix(paths: Sequence[str]) -> ValueError:
+    return ValueError(f"nothing to write: no leaf is 2-D. The leaves are {listed(paths)}.")
 
 
-def write_csr(folder: str | os.PathLike[str], path: str, matrix: Any) -> Path:
-    """Writes one matrix as `PATH.npz` in a folder.
-
-    Raises:
-      TypeError, ImportError, ValueError: as for `save_csr`.
-
-    Example:
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     write_csr(folder, "fc/kernel", np.eye(3)).relative_to(folder).as_posix()
-      'fc/kernel.npz'
-    """
-    file_path = Path(folder, *f"{path or 'params'}.npz".split("/"))
-    if not file_path.resolve().is_relative_to(Path(folder).resolve()):
-        raise ValueError(f"{path}: a file of this name would be outside {folder}. Rename the leaf.")
-    sparse = import_extra("scipy.sparse")
-    [csr] = jax.tree.leaves(to_csr({path: matrix}), is_leaf=sparse.issparse)
-    file_path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(file_path) as file:
-        sparse.save_npz(file, csr)
-    return file_path
+def _csr_name(path: str) -> Path:
+    """The file of a matrix in its folder."""
+    return Path(*f"{path or 'params'}.npz".split("/"))
 
 
 def write_csr_folder(
@@ -223,8 +228,10 @@ def write_csr_folder(
     Raises:
       TypeError, ImportError, ValueError: as for `save_csr`.
       NotADirectoryError: `folder` is a file.
+      OSError: as for `save_csr`.
 
     Example:
+      >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     leaves = [
       ...         Leaf(path, (3,) * n, np.dtype("float64")) for path, n in (("w", 2), ("b", 1))
@@ -233,22 +240,44 @@ def write_csr_folder(
       ...     write_csr_folder(Path(folder, "out"), leaves, arrays)
       ['b']
     """
-    _check_has_matrix([leaf.path for leaf in leaves], [len(leaf.shape) for leaf in leaves])
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(
-            f"{folder}: is a file, but csr writes a folder. Choose another name."
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    left_out, file_names = [], []
-    with tempfile.TemporaryDirectory(
-        dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"
-    ) as temporary:
+    if all(len(leaf.shape) != 2 for leaf in leaves):
+        raise _no_matrix([leaf.path for leaf in leaves])
+    return _write_matrices(folder, arrays)
+
+
+def _write_matrices(folder: Path, arrays: Iterable[tuple[str, Any]]) -> list[str]:
+    """Writes the matrices and returns the paths of the other arrays."""
+    _check_folder(folder)
+    left_out = []
+    with atomic_folder(folder) as temporary:
         for path, array in arrays:
-            if array.ndim == 2:
-                file_names.append(write_csr(temporary, path, array).relative_to(temporary))
+            if np.ndim(array) == 2:
+                write_csr(temporary, path, array, shown=folder)
             else:
                 left_out.append(path)
-        for name in file_names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            Path(temporary, name).replace(folder / name)
     return left_out
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises if `folder` is a file, or has the name of one."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(
+            f"{folder}: is a file, but CSR is written as a folder. Choose another name."
+        )
+    if folder.suffix == ".npz" and not folder.exists():
+        raise ValueError(
+            f"{folder}: is the name of a file, but CSR is written as a folder, with one .npz file "
+            f"for each matrix. Give the name of a folder, such as {folder.with_suffix('')}."
+        )
+
+
+def write_csr(folder: Path, path: str, matrix: Any, *, shown: Path) -> None:
+    """Writes one matrix as `PATH.npz` in a folder, which error messages call `shown`."""
+    file_path = folder / _csr_name(path)
+    if not file_path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path}: a file of this name would be outside {shown}. Rename the leaf.")
+    sparse = import_extra("scipy.sparse")
+    [csr] = jax.tree.leaves(to_csr({path: matrix}), is_leaf=sparse.issparse)
+    file_path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(file_path) as file:
+        sparse.save_npz(file, csr)

@@ -5,6 +5,7 @@ nothing is unpickled.
 """
 
 import contextlib
+import io
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ from jaxprune._files import safetensors
 from jaxprune._files.atomic import atomic_file
 from jaxprune._files.leaf_files import memory_bytes
 from jaxprune._files.leaves import Leaf
+
+_MAX_HEADER = 10_100  # bytes of the header of an array: the limit of NumPy, and what is before it
+# The most bytes that one byte of the file can stand for, for each method that NumPy uses.
+_MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 
 # Writing
 
@@ -68,12 +73,15 @@ class NpzReader:
     def __init__(self, path: Path, archive: zipfile.ZipFile):
         self._path = path
         self._archive = archive
+        self._n_file_bytes = path.stat().st_size
         members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
         if not members:
             raise ValueError(f"{path}: is a zip file without arrays, so it is no .npz file.")
         leaves = {info.filename: self._read_header(info) for info in members}
         if len(leaves) < len(members):
             raise ValueError(f"{path}: two arrays have the same name; the file is damaged.")
+        if sum(info.compress_size for info in members) > self._n_file_bytes:
+            raise ValueError(f"{path}: two arrays share their data; the file is damaged.")
         self.leaves = tuple(leaves.values())
 
     def arrays(self, leaves: Sequence[Leaf]) -> Iterator[tuple[str, np.ndarray]]:
@@ -87,7 +95,8 @@ class NpzReader:
         """What the header of an array says, checked."""
         name = info.filename.removesuffix(".npy")
         safetensors.check_name(self._path, name)
-        with _errors(self._path), self._archive.open(info) as file:
+        with _errors(self._path), self._archive.open(info) as member:
+            file = io.BytesIO(member.read(_MAX_HEADER))  # a header may claim 4 GB
             if np.lib.format.read_magic(file) == (1, 0):
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             else:
@@ -100,8 +109,9 @@ class NpzReader:
                 f"{where}: has dtype {dtype}, which does not hold numbers or bools. NumPy's files "
                 "have no bfloat16: use jaxprune.save."
             )
+        max_bytes = _MAX_RATIO.get(info.compress_type, 0) * self._n_file_bytes
         is_valid = safetensors.is_shape(list(leaf.shape)) and leaf.n_bytes <= memory_bytes()
-        if not is_valid or leaf.n_bytes != n_data_bytes:
+        if not is_valid or leaf.n_bytes != n_data_bytes or info.file_size > max_bytes:
             raise ValueError(
                 f"{where}: has {n_data_bytes} bytes for {dtype} of shape {leaf.shape}; the file is "
                 "damaged."

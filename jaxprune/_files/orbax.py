@@ -11,6 +11,7 @@ import numpy as np
 from jaxprune._base.paths import leaves_with_paths, listed
 from jaxprune._files import safetensors
 from jaxprune._files.extras import import_extra
+from jaxprune._files.leaf_files import memory_bytes
 from jaxprune._files.leaves import Leaf
 
 _GROUP_BYTES = 2**26  # read by one restore: each takes some milliseconds, so small leaves share one
@@ -28,7 +29,9 @@ class Checkpoint:
         self._path = path
         self._ocp = import_extra("orbax.checkpoint", "demo")
         self._folder = _tree_folder(path)
-        paths, self._metadata, self._treedef = leaves_with_paths(self._read_metadata())
+        tree = self._read_metadata()
+        with _errors(path):
+            paths, self._metadata, self._treedef = leaves_with_paths(tree)
         self._position_of = {}  # in the tree, by path
         leaves = []
         for position, (name, about) in enumerate(zip(paths, self._metadata, strict=True)):
@@ -37,7 +40,7 @@ class Checkpoint:
             if shape is None or dtype is None:
                 continue
             if safetensors.dtype_of(np.dtype(dtype).name) is not None:
-                leaves.append(Leaf(name, tuple(shape), np.dtype(dtype)))
+                leaves.append(_checked(path, Leaf(name, tuple(shape), np.dtype(dtype))))
                 self._position_of[name] = position
         self.leaves = tuple(leaves)
 
@@ -89,6 +92,16 @@ def _errors(path: Path) -> Iterator[None]:
     except Exception as error:
         text = (str(error) or type(error).__name__).splitlines()[0][:300]
         raise ValueError(f"{path}: not readable as an orbax checkpoint: {text}") from None
+
+
+def _checked(path: Path, leaf: Leaf) -> Leaf:
+    """The leaf; raises if the memory of this machine can't hold it."""
+    if not safetensors.is_shape(list(leaf.shape)) or leaf.n_bytes > memory_bytes():
+        raise ValueError(
+            f"{path}: {leaf.path}: {leaf.dtype} of shape {leaf.shape} does not fit into memory; "
+            "the checkpoint may be damaged."
+        )
+    return leaf
 
 
 def _groups(leaves: Sequence[Leaf]) -> Iterator[list[Leaf]]:

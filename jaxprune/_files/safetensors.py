@@ -5,7 +5,6 @@ is not trusted: its names, dtypes, shapes, offsets and sizes are checked, agains
 against limits, before memory is allocated for them. `stream.py` reads the bytes.
 """
 
-import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,9 @@ _MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 _MAX_RATIO = 100  # header to compressed file: parsing JSON takes twenty times the header's memory
 _MAX_AXES = 64  # the limit of NumPy
 _MAX_SIZE = 2**58  # entries, so that NumPy can count the bytes of every dtype
+# Limits of names. Nested dicts take 200 bytes per key, and JAX flattens only a thousand levels.
+_MAX_KEYS = 256
+_MAX_NAME = 4096  # characters
 _CODES = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -155,11 +157,12 @@ def write(
     """
     header = _header_bytes(path, tensors, metadata)
     size = len(header) + sum(t.n_bytes for t in tensors)
-    with atomic_file(path) as file, contextlib.ExitStack() as stack:
+    zstd = None if level is None else import_extra("zstandard")
+    with atomic_file(path) as file:
         out: Any = file
-        if level is not None:
-            zstd = import_extra("zstandard").ZstdCompressor(level=level, write_checksum=True)
-            out = stack.enter_context(zstd.stream_writer(file, size=size, closefd=False))
+        if zstd is not None:
+            compressor = zstd.ZstdCompressor(level=level, write_checksum=True)
+            out = compressor.stream_writer(file, size=size, closefd=False)
         out.write(header)
         for tensor, buffer in zip(tensors, buffers, strict=True):
             if buffer.nbytes != tensor.n_bytes:
@@ -168,6 +171,8 @@ def write(
                     f"{tensor.n_bytes}."
                 )
             out.write(raw_bytes(buffer).data)
+        if zstd is not None:  # no `with`: it would end the frame after an error too, and hide it
+            out.flush(zstd.FLUSH_FRAME)
 
 
 def _header_bytes(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -206,9 +211,10 @@ def read_header(stream: Stream) -> Header:
         raise ValueError(f"{path}: its metadata must map names to strings, so it is damaged.")
     tensors = _in_order(path, {name: _tensor_at(path, name, e) for name, e in entries.items()})
     size = 8 + length + sum(tensor.n_bytes for tensor in tensors)
-    if stream.n_bytes not in (None, size):
+    if stream.n_bytes not in (None, size) or size > stream.max_bytes:
+        n_bytes = min(stream.n_bytes or stream.max_bytes, stream.max_bytes)
         raise ValueError(
-            f"{path}: has {stream.n_bytes} bytes, but its header says {size}, {DAMAGED}"
+            f"{path}: holds at most {n_bytes} bytes, but its header says {size}, {DAMAGED}"
         )
     return Header(tensors, metadata)
 
@@ -271,13 +277,21 @@ def _tensor_at(path: Path, name: str, entry: Any) -> tuple[int, int, Tensor]:
 
 
 def check_name(path: Any, name: str) -> None:
-    """Raises unless a name is printable: escape codes in it could take over a terminal.
+    """Raises unless a name is printable, with a limited number of characters and of keys.
+
+    Escape codes in a name could take over a terminal.
 
     Example:
       >>> check_name("a.npz", "fc/kernel")
     """
     if not name.isprintable():
         raise ValueError(f"{path}: {printable(name)}: a name must be printable. Rename the leaf.")
+    n_keys = name.count("/") + 1
+    if n_keys > _MAX_KEYS or len(name) > _MAX_NAME:
+        raise ValueError(
+            f"{path}: {printable(name)}: the name has {n_keys} keys and {len(name)} characters, "
+            f"over the limit of {_MAX_KEYS} or {_MAX_NAME}. Rename the leaf."
+        )
 
 
 def printable(value: Any) -> str:

@@ -3,6 +3,7 @@
 Here are the trees; `leaf_files.py` writes and reads the file. Everything runs on the host.
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -196,13 +197,15 @@ def nested(leaves: Iterable[tuple[str, Any]]) -> Any:
 
 def _check_nesting(file: Any, paths: Sequence[str]) -> None:
     """Raises if a leaf would be both an array and a dict."""
-    dicts = {"/".join(keys[:n]) for keys in (p.split("/") for p in paths) for n in range(len(keys))}
-    both = [path for path in paths if path in dicts and len(paths) > 1]
-    if both:
-        raise ValueError(
-            f"{file}: {shown_path(both[0])} is a leaf, and other paths begin with it, which dicts "
-            "can't hold. Pass like=, a tree with the structure of the params."
-        )
+    # Sorted, a leaf comes right before the paths that begin with it, as no name contains "\0".
+    in_order = sorted(path.replace("/", "\0") for path in paths)
+    for leaf, following in itertools.pairwise(in_order):
+        if not leaf or following.startswith(f"{leaf}\0"):
+            path = leaf.replace("\0", "/")
+            raise ValueError(
+                f"{file}: {shown_path(path)} is a leaf, and other paths begin with it, which dicts "
+                "can't hold. Pass like=, a tree with the structure of the params."
+            )
 
 
 def _check_like(

@@ -11,37 +11,51 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxprune._files.atomic import errors_of
 from jaxprune._files.extras import import_extra
 
+_RUN_BLOCK = 1  # the type of a block that repeats one byte
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_MAX_RATIO = 2**15  # of zstd: a block of 4 bytes may stand for 2**17
+_MIN_BLOCK = 2**10  # bytes that a block decompresses to on average; otherwise there are at most
+_MAX_BLOCKS = 2**16  # this many, because counting them is slower than decompressing them
 DAMAGED = "so it was cut off or damaged. Copy or save it again."  # the end of error messages
 
 
 class Stream:
     """The bytes of a file in order, with zstd decompressed.
 
-    Every failure is a `ValueError` that begins with the path of the file.
+    A damaged file is a `ValueError` that begins with its path; so is one that the memory can't
+    hold.
 
     Attributes:
       path: of the file.
       n_file_bytes: size of the file on disk.
       n_bytes: how many bytes can be read, after decompression; None where zstd does not say.
+      max_bytes: the most bytes that a file of this size can hold, after decompression.
     """
 
     def __init__(self, path: Path, file: BinaryIO):
         self.path = path
         self.n_file_bytes = os.fstat(file.fileno()).st_size
         self.n_bytes: int | None = self.n_file_bytes
+        self.max_bytes = self.n_file_bytes
+        self._n_read = 0
+        self._file = file
         self._source: Any = file
         self._zstd_errors: tuple[type[Exception], ...] = ()
         head = file.read(18)  # the longest header of a zstd frame
         file.seek(0)
         self._is_zstd = head.startswith(ZSTD_MAGIC)
         if self._is_zstd:
+            self.max_bytes = _MAX_RATIO * self.n_file_bytes
             zstd = import_extra("zstandard")
             self._zstd_errors = (zstd.ZstdError,)
             with self._errors():
-                size = zstd.get_frame_parameters(head).content_size
+                parameters = zstd.get_frame_parameters(head)
+                self._first_block = zstd.frame_header_size(head)
+                self._n_checksum_bytes = 4 * parameters.has_checksum
+                size = parameters.content_size
                 self.n_bytes = None if size == zstd.CONTENTSIZE_UNKNOWN else size
                 self._source = zstd.ZstdDecompressor().stream_reader(
                     _WithSentinel(file), read_across_frames=True
@@ -60,19 +74,42 @@ class Stream:
             if not n_read:
                 raise ValueError(f"{self.path}: ends too early, {DAMAGED}")
             done += n_read
+        self._n_read += n_bytes
         return data
 
     def finish(self) -> None:
-        """Checks that the file ends here, and that the checksum of its zstd frame is right."""
+        """Checks that the file ends here, and that the checksum of its zstd frame is right.
+
+        A zstd file must be a single frame, with nothing behind it.
+        """
         with self._errors():
             rest = self._source.read(2)
         if rest != (_WithSentinel.content if self._is_zstd else b""):
             raise ValueError(f"{self.path}: does not end where it should, {DAMAGED}")
+        if self._is_zstd and (n_more := self.n_file_bytes - self._end_of_frame()):
+            raise ValueError(f"{self.path}: has {n_more:,} bytes behind its zstd frame, {DAMAGED}")
+
+    def _end_of_frame(self) -> int:
+        """Where the first zstd frame ends in the file, by walking over its blocks.
+
+        zstandard does not say it when it reads a file in pieces of limited size.
+        """
+        position, is_last = self._first_block, False
+        for _ in range(_MAX_BLOCKS + self._n_read // _MIN_BLOCK):
+            with self._errors():
+                self._file.seek(position)
+                header = int.from_bytes(self._file.read(3), "little")
+            is_last, kind, size = header & 1, header >> 1 & 3, header >> 3
+            position += 3 + (1 if kind == _RUN_BLOCK else size)
+            if is_last:
+                return position + self._n_checksum_bytes
+        raise ValueError(f"{self.path}: has too many blocks for its size. Compress it again.")
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
-            yield
+            with errors_of(self.path):
+                yield
         except self._zstd_errors as error:
             raise ValueError(f"{self.path}: {error}, {DAMAGED}") from None
 

@@ -21,12 +21,14 @@ import optax
 import pytest
 
 import jaxprune
-from helpers import assert_same, assert_says, says
+from helpers import assert_same, assert_says, n_calls, says
 from jaxprune._cli import commands, screen
+from jaxprune._cli.stored_masks import mask_paths
 from jaxprune._files import footprint, interchange, orbax
 from jaxprune._files.any_kind import open_source
 from jaxprune._files.interchange import save_safetensors
 from jaxprune._files.leaf_files import LeafReader
+from jaxprune._files.leaves import Leaf
 from jaxprune._files.save_load import load, save
 from jaxprune._state.bit_masks import to_bits
 
@@ -282,6 +284,22 @@ def test_masks_are_found_wherever_they_are(tmp_path, packed, param, others, mask
     assert leak.startswith(f"{param}: {n} of {n} weights ")
     np.savez(tmp_path / "b.npz", **shown | {param: np.where(keeps, w, np.float32(0))})
     assert as_json("inspect", tmp_path / "b.npz", "--quick")["warnings"] == []
+
+
+def test_finding_masks_is_linear_work():
+    work = []
+    for n in (200, 400):
+        w, m = np.dtype(np.float32), np.dtype(np.uint8)
+        leaves = [Leaf(f"{kind}{i}/w", (8, 20), w) for i in range(n) for kind in ("params/", "mu/")]
+        leaves += [Leaf(f"opt/{i}/masks/{i}/w", (8, 3), m) for i in range(n)]
+        found = {f"params/{i}/w": f"opt/{i}/masks/{i}/w" for i in range(n)}
+        assert mask_paths(leaves) == found
+        work.append(n_calls(mask_paths, leaves))
+        twins = [Leaf(f"{i}/w", (8, 20), w) for i in range(n)]  # all fit all masks
+        twins += [Leaf(f"opt/{i}/masks/w", (8, 3), m) for i in range(n)]
+        assert mask_paths(twins) == {"0/w": f"opt/{n - 1}/masks/w"}
+        work[-1] += n_calls(mask_paths, twins)
+    assert work[1] < 2.2 * work[0]
 
 
 def rows_kept(counts, shape):
@@ -546,10 +564,10 @@ def test_a_swallowed_ctrl_c_stops_after_the_leaf(model, tmp_path, monkeypatch):
 def test_an_interrupted_folder_of_csr_is_not_there(model, tmp_path, monkeypatch):
     written, before = interchange.write_csr, sorted(tmp_path.iterdir())
 
-    def interrupted(folder, path, matrix):
+    def interrupted(folder, path, matrix, **more):
         if path == "head":
             raise KeyboardInterrupt
-        return written(folder, path, matrix)
+        written(folder, path, matrix, **more)
 
     monkeypatch.setattr(interchange, "write_csr", interrupted)
     run("export", model, "-o", tmp_path / "out", "--format", "csr", code=130)

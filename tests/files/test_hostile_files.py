@@ -1,8 +1,10 @@
 """Randomly damaged files: each is read correctly or rejected with its path, in bounded memory."""
 
+import contextlib
 import copy
 import io
 import json
+import re
 import tracemalloc
 import zipfile
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from helpers import assert_same, n_calls, says
 from jaxprune._files import safetensors
 from jaxprune._files.any_kind import open_source
 from jaxprune._files.save_load import load, save
@@ -57,6 +60,18 @@ def outcome(path):
         assert peak < 3 * LIMIT + OVERHEAD
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(loaded))
     return loaded
+
+
+@contextlib.contextmanager
+def within(n_bytes):
+    """Checks that a block needs no more memory than that at any time."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < n_bytes
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +197,119 @@ def test_values_that_are_a_decompression_bomb(tmp_path):
     assert outcome(tmp_path / "bad") is None
 
 
+def plain_bytes(entries, data=b""):
+    """A safetensors file, from the entries of its header."""
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def empty(shape=(0,)):
+    return {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 0]}
+
+
+@pytest.mark.parametrize("name", ("/".join("a" * 60_000), "a" * 120_000, "/" * 257))
+def test_a_name_without_end_is_refused_at_once(tmp_path, name):
+    (tmp_path / "bad").write_bytes(plain_bytes({name: empty()}))
+    said = says("/bad:", "keys", "256", "4096", "Rename")
+    with within(60 * len(name) + OVERHEAD), pytest.raises(ValueError, match=said) as error:
+        load(tmp_path / "bad")
+    assert len(str(error.value)) < 500
+    assert read_npz_named(tmp_path / "bad.npz", name) is None
+    with pytest.raises(ValueError, match=says("keys", "Rename")):
+        save(tmp_path / "b", {name: np.ones(2)})
+    assert not (tmp_path / "b").exists()
+
+
+def read_npz_named(path, name):
+    if len(name) < 2**16:  # the limit of zip files
+        np.savez(path, **{name: np.ones(2)})
+        return read_npz(path)
+    return None
+
+
+def names_of(shape, n):
+    """Names for `n` tensors: deep ones, or many in one folder, or many folders."""
+    return {
+        "deep": ["/".join(["a"] * 200 + [str(i)]) for i in range(n)],
+        "wide": [f"a/{i}" for i in range(n)],
+        "apart": [f"{i}/a" for i in range(n)],
+        "prefixes": ["a" * (i % 50 + 1) + f"/{i}" for i in range(n)],
+    }[shape]
+
+
+@pytest.mark.parametrize("shape", ("deep", "wide", "apart", "prefixes"))
+def test_twice_the_names_are_twice_the_work(tmp_path, shape):
+    work = []
+    for n in (200, 400):
+        path = tmp_path / str(n)
+        path.write_bytes(plain_bytes({name: empty() for name in names_of(shape, n)}))
+        load(path)
+        work.append(n_calls(load, path))
+    assert work[1] < 2.2 * work[0]
+
+
+def test_paths_that_begin_with_another_are_found_among_many(tmp_path):
+    for paths in (["b", "a/c", "a", "a.b"], ["a", "a/b/c"], ["a-b", "a", "a/"], ["", "a"]):
+        (tmp_path / "bad").write_bytes(plain_bytes({path: empty() for path in paths}))
+        with pytest.raises(ValueError, match=says("/bad:", "like=")):
+            load(tmp_path / "bad")
+    (tmp_path / "good").write_bytes(plain_bytes({path: empty() for path in ("a.b", "a/b", "aa")}))
+    assert set(load(tmp_path / "good")) == {"a.b", "a", "aa"}
+
+
+# Frames and parts of frames that zstd itself reads past.
+EMPTY_FRAME = zstandard.compress(b"")
+SKIPPABLE = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
+
+
+@pytest.mark.parametrize("sized", (True, False))
+@pytest.mark.parametrize("checksum", (True, False))
+@pytest.mark.parametrize("n", (10, 3 * 10**5))
+def test_bytes_behind_the_frame_are_refused(tmp_path, n, checksum, sized):
+    rng = np.random.default_rng(0)
+    w = np.concatenate([rng.integers(0, 9, n), np.zeros(n)]).astype(np.float32)
+    save(tmp_path / "plain", {"w": w}, level=None)
+    data = (tmp_path / "plain").read_bytes()
+    make = zstandard.ZstdCompressor(write_checksum=checksum, write_content_size=sized)
+    path = tmp_path / "a"
+    path.write_bytes(make.compress(data))
+    assert_same(load(path), {"w": w})
+    for more in (b"\0", EMPTY_FRAME, SKIPPABLE, SKIPPABLE + EMPTY_FRAME, EMPTY_FRAME * 2, b"x" * 9):
+        path.write_bytes(make.compress(data) + more)
+        with pytest.raises(ValueError, match="^" + re.escape(f"{path}: ")):
+            load(path)
+    path.write_bytes(make.compress(data[:100]) + make.compress(data[100:]))  # in two frames
+    with pytest.raises(ValueError, match="^" + re.escape(f"{path}: ")):
+        load(path)
+
+
+def test_blocks_of_nothing_are_not_counted_without_end(tmp_path):
+    save(tmp_path / "plain", {"w": np.ones(3)}, level=None)
+    data = (tmp_path / "plain").read_bytes()
+    frame = zstandard.ZstdCompressor(write_content_size=False, write_checksum=False).compress(data)
+    start = zstandard.frame_header_size(frame)
+    blocks = bytes(3) * 10**5  # raw blocks of no bytes
+    (tmp_path / "bad").write_bytes(frame[:start] + blocks + frame[start:])
+    with pytest.raises(ValueError, match=says("/bad:", "blocks")):
+        load(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("sized", (True, False))
+def test_more_than_a_file_of_its_size_can_hold_is_refused_before_memory_is_taken(tmp_path, sized):
+    n = 10**8
+    data = plain_bytes({"w": {"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}}, bytes(9))
+    frame = bytearray(zstandard.ZstdCompressor(write_content_size=False).compress(data))
+    said = ("/bad:", "header", str(len(data) - 9 + 4 * n))
+    if sized:  # a size of 8 bytes in the header of the frame, which is not true
+        size = (len(data) - 9 + 4 * n).to_bytes(8, "little")
+        frame = frame[:4] + bytes([frame[4] | 0xC0]) + frame[5:6] + size + frame[6:]
+        assert zstandard.get_frame_parameters(bytes(frame)).content_size == len(data) - 9 + 4 * n
+        said = ("/bad:",)  # zstd itself sees that the frame ends too early
+    (tmp_path / "bad").write_bytes(frame)
+    with within(2 * OVERHEAD), pytest.raises(ValueError, match=says(*said)):
+        load(tmp_path / "bad")
+
+
 def test_running_out_of_memory_is_a_value_error(tmp_path, monkeypatch):
     save(tmp_path / "a", {"w": np.eye(20)})
 
@@ -254,4 +382,33 @@ def test_an_npz_that_claims_more_than_it_holds(tmp_path):
     honest = path.read_bytes()
     path.write_bytes(honest.replace(n.to_bytes(4, "little"), size.to_bytes(4, "little")))
     assert path.read_bytes() != honest
+    assert read_npz(path) is None
+
+
+def test_a_header_of_npy_that_is_a_bomb(tmp_path):
+    path, n = tmp_path / "a.npz", 10**7
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.npy", b"\x93NUMPY\2\0" + n.to_bytes(4, "little") + b" " * n)
+    with within(OVERHEAD):
+        assert read_npz(path) is None
+
+
+def test_arrays_that_share_their_data_are_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, w=np.ones(1000), v=np.ones(1000))
+    with zipfile.ZipFile(path) as archive:
+        first, second = archive.infolist()
+    # The second entry of the list of contents points to the data of the first.
+    offset = second.header_offset.to_bytes(4, "little")
+    data = path.read_bytes()
+    at = data.rindex(b"PK\1\2") + 42
+    assert data[at : at + 4] == offset
+    # The archive is the first array and the list, so that both arrays are claimed by half of it.
+    end = data.rindex(b"PK\5\6")
+    start = int.from_bytes(data[end + 16 : end + 20], "little")
+    cut = start - second.header_offset
+    entries = data[start:at] + bytes(4) + data[at + 4 : end]
+    tail = data[end : end + 16] + (start - cut).to_bytes(4, "little") + data[end + 20 :]
+    path.write_bytes(data[: second.header_offset] + entries + tail)
+    assert first.header_offset == 0
     assert read_npz(path) is None
