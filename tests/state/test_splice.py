@@ -1,5 +1,7 @@
 """`splice`: a dense run continues with pruning, and keeps its moments, counters and params."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -18,14 +20,19 @@ def make_params(width=4):
     return {"fc": random_params({"kernel": (6, width)}) | {"bias": ones(width)}}
 
 
-def trained(tx, params, state, n_steps):
+@functools.cache
+def training_step(tx):
     @jax.jit
     def step(params, state):
         updates, state = tx.update(jax.grad(quadratic)(params), state, params)
         return optax.apply_updates(params, updates), state
 
+    return step
+
+
+def trained(tx, params, state, n_steps):
     for _ in range(n_steps):
-        params, state = step(params, state)
+        params, state = training_step(tx)(params, state)
     return params, state
 
 
@@ -34,10 +41,12 @@ def specs(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
+@functools.cache  # the dense run of several forms
 def adam():
     return optax.adam(0.1)
 
 
+@functools.cache
 def clipped():
     return optax.chain(optax.clip_by_global_norm(1.0), adam())
 
