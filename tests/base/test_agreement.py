@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from helpers import make_mesh
+from helpers import make_mesh, stepper
 from jaxprune._base.agreement import diverged
 
 
@@ -46,8 +46,7 @@ def test_only_devices_that_hold_the_same_part_are_compared():
 def test_check_finds_replicas_that_have_diverged(what):
     params = {"w": np.arange(1.0, 9.0, dtype=np.float32).reshape(2, 4), "bias": np.ones(4)}
     tx = optax.chain(optax.sgd(0.5), jaxprune.prune(jaxprune.one_shot_schedule(0.5)))
-    updates, state = tx.update(params, tx.init(params), params)
-    params = optax.apply_updates(params, updates)
+    _, state, params = stepper(tx)(params, tx.init(params), params)
     params, state = jax.tree.map(lambda x: spread(np.asarray(x), P()), (params, state))
     odd = [jax.devices()[3].id]
     if what == "params":

@@ -16,7 +16,7 @@ from flax import nnx
 from hypothesis import given, strategies as st
 
 import jaxprune
-from helpers import ones
+from helpers import ones, stepper
 from jaxprune._base.paths import leaves_with_paths
 
 HALF = jaxprune.one_shot_schedule(0.5)
@@ -155,8 +155,7 @@ def test_a_field_called_value_keeps_its_name_beside_fields_that_are_masked():
     params = {"attention": Attention(ones(2, 2), ones(4, 4)), "bias": ones(2)}
     chosen = {"attention": Attention(False, True), "bias": False}
     tx = optax.chain(optax.sgd(0.5), optax.masked(jaxprune.prune(HALF), chosen))
-    updates, state = tx.update(params, tx.init(params), params)
-    params = optax.apply_updates(params, updates)
+    _, state, params = stepper(tx)(params, tx.init(params), params)
     jaxprune.check(params, state)
     assert int(jnp.sum(params["attention"].value == 0)) == 8
     [leaf] = [leaf for leaf in jaxprune.summarize(params, state).leaves if leaf.n_zero]

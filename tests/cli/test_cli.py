@@ -21,7 +21,7 @@ import optax
 import pytest
 
 import jaxprune
-from helpers import assert_same, assert_says, n_calls, says
+from helpers import assert_same, assert_says, n_calls, says, stepper
 from jaxprune._cli import commands, screen
 from jaxprune._cli.stored_masks import mask_paths
 from jaxprune._files import footprint, interchange, orbax
@@ -193,8 +193,7 @@ def test_a_checkpoint_is_read_and_its_leaks_are_found(tmp_path, packed, managed)
     ocp = pytest.importorskip("orbax.checkpoint")
     params = {"fc": {"kernel": jnp.arange(1.0, 41).reshape(4, 10), "bias": jnp.ones(4)}}
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.adam(0.1), packed=packed)
-    updates, state = tx.update(params, tx.init(params), params)
-    sparse = optax.apply_updates(params, updates)
+    _, state, sparse = stepper(tx)(params, tx.init(params), params)
     for name, kept in (("good", sparse), ("leaky", params)):
         item = {"params": kept, "opt_state": state}
         if managed:

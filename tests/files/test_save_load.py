@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import jaxprune
-from helpers import assert_same, says
+from helpers import assert_same, says, stepper
 from jaxprune._files import safetensors
 from jaxprune._files.atomic import atomic_file
 from jaxprune._files.interchange import save_csr, save_safetensors, to_bcoo, to_bcsr, to_csr
@@ -191,8 +191,7 @@ def test_pruned_weights_are_plus_zero_in_the_file(tmp_path_factory, seed, dtype)
 def test_masks_may_be_an_optimizer_state(tmp_path, packed):
     tx = optax.chain(optax.sgd(0.1), jaxprune.prune(jaxprune.one_shot_schedule(0.5), packed=packed))
     params = {"fc": {"kernel": jnp.arange(1.0, 41).reshape(4, 10)}, "bias": jnp.ones(4)}
-    updates, state = tx.update(params, tx.init(params), params)
-    sparse = optax.apply_updates(params, updates)
+    _, state, sparse = stepper(tx)(params, tx.init(params), params)
     save(tmp_path / "a", sparse, state)
     assert_same(load(tmp_path / "a"), jax.tree.map(np.asarray, sparse))
     with pytest.raises(

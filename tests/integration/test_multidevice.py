@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import combinations
 import jaxprune
 from combinations import DISTRIBUTIONS, GROUPED, SHAPES
-from helpers import assert_placed_like, make_mesh, place
+from helpers import assert_placed_like, make_mesh, place, stepper
 from jaxprune import NM, Block, Channel, Unstructured
 
 pytestmark = pytest.mark.slow
@@ -233,8 +233,7 @@ def test_swapped_masks_are_those_of_one_device(axis_type):
         params = place(make_params(), make_mesh(MESHES[n], axis_type), SPECS)
         state = tx.init(params)
         for _ in range(2):
-            updates, state = jax.jit(tx.update)(params, state, params)
-            params = optax.apply_updates(params, updates)
+            _, state, params = stepper(tx)(params, state, params)
         assert_placed_like(state.masks, params)
         return np.asarray(state.masks["fc"])
 

@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -98,9 +99,14 @@ def test_erk_of_resnet50_costs_what_the_paper_says():
         assert abs(cost - figure) < 0.01
 
 
+def pruned(params, *args, **options):
+    """Params and masks, from one program."""
+    return jax.jit(lambda params: jaxprune.prune_params(params, *args, **options))(params)
+
+
 def test_a_global_pool_is_one_ranking():
     params = make_params()
-    _, masks = jaxprune.prune_params(params, 0.7, distribution=jaxprune.global_pool)
+    _, masks = pruned(params, 0.7, distribution=jaxprune.global_pool)
     flat = np.concatenate([np.abs(np.asarray(params[n])).ravel() for n in sorted(SHAPES)])
     kept = np.concatenate([np.asarray(masks[n]).ravel() for n in sorted(SHAPES)])
     n_drop = round_half_up(Fraction(7, 10) * flat.size)
@@ -110,11 +116,11 @@ def test_a_global_pool_is_one_ranking():
 def test_a_normalized_pool_ranks_by_scores_over_their_root_mean_square():
     params = make_params()
     params["fc"] = params["fc"] * 1000  # a scale that must not matter
-    _, masks = jaxprune.prune_params(params, 0.7, distribution=jaxprune.normalized_pool)
-    _, same = jaxprune.prune_params(make_params(), 0.7, distribution=jaxprune.normalized_pool)
+    _, masks = pruned(params, 0.7, distribution=jaxprune.normalized_pool)
+    _, same = pruned(make_params(), 0.7, distribution=jaxprune.normalized_pool)
     differ = sum(np.sum(np.asarray(masks[n]) != np.asarray(same[n])) for n in SHAPES)
     assert differ <= 2  # a division may round the other way
-    _, raw = jaxprune.prune_params(params, 0.7, distribution=jaxprune.global_pool)
+    _, raw = pruned(params, 0.7, distribution=jaxprune.global_pool)
     assert np.all(raw["fc"]) or np.sum(~np.asarray(raw["fc"])) < np.sum(~np.asarray(masks["fc"]))
 
 
@@ -122,7 +128,7 @@ def test_a_leaf_is_never_below_its_least_density():
     params = make_params()
     params["fc"] = params["fc"] / 1000  # would lose everything
     distribution = jaxprune.min_density(0.25, jaxprune.global_pool)
-    _, masks = jaxprune.prune_params(params, 0.7, distribution=distribution)
+    _, masks = pruned(params, 0.7, distribution=distribution)
     kept = np.asarray(masks["fc"])
     assert kept.sum() == 48
     best = np.argsort(-np.abs(np.asarray(params["fc"])).ravel())[:48]
@@ -140,7 +146,7 @@ def test_every_slice_of_a_stacked_axis_is_a_pool(axis):
         jaxprune.per_slice({"stack": axis}),
         jaxprune.per_slice({"stack": axis}, jaxprune.erk),
     ):
-        _, masks = jaxprune.prune_params(params, 0.5, distribution=distribution)
+        _, masks = pruned(params, 0.5, distribution=distribution)
         slices = np.moveaxis(np.asarray(masks["stack"]), axis, 0)
         weights = np.moveaxis(np.abs(np.asarray(params["stack"])), axis, 0)
         counts = [int(np.sum(~m)) for m in slices]
@@ -152,9 +158,7 @@ def test_every_slice_of_a_stacked_axis_is_a_pool(axis):
 def test_overrides_work_with_every_distribution():
     params = make_params()
     for name in ("uniform", "erk", "global", "normalized", "min density"):
-        _, masks = jaxprune.prune_params(
-            params, 0.6, overrides={"fc": 0.25}, distribution=DISTRIBUTIONS[name]
-        )
+        _, masks = pruned(params, 0.6, overrides={"fc": 0.25}, distribution=DISTRIBUTIONS[name])
         assert np.sum(~np.asarray(masks["fc"])) == 48
         if name != "uniform":
             total = sum(math.prod(s) for n, s in SHAPES.items() if n != "fc")

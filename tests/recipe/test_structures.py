@@ -5,15 +5,19 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings, strategies as st
 
 import jaxprune
 from combinations import STRUCTURES, make_params, unit_flags
-from helpers import grads_at
+from helpers import grads_at, stepper
 from jaxprune import NM, Block, Channel
 from jaxprune._recipe.distributions import round_half_up
+
+
+def pruned(params, sparsity, **options):
+    """Params and masks, from one program."""
+    return jax.jit(lambda params: jaxprune.prune_params(params, sparsity, **options))(params)
 
 
 def nm_oracle(scores, n, m, axis):
@@ -38,9 +42,7 @@ def test_nm_keeps_the_best_n_of_every_m(n, m, axis, seed, ties):
     shape[axis] = 2 * m
     w = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     w = np.round(w) if ties else w
-    params, masks = jaxprune.prune_params(
-        {"w": jnp.asarray(w)}, Fraction(m - n, m), structure=NM(n, m, axis)
-    )
+    params, masks = pruned({"w": w}, Fraction(m - n, m), structure=NM(n, m, axis))
     np.testing.assert_array_equal(masks["w"], nm_oracle(np.abs(w), n, m, axis))
     np.testing.assert_array_equal(params["w"], np.where(masks["w"], w, 0))
 
@@ -51,8 +53,7 @@ def test_nm_goes_from_m_of_m_to_n_of_m_with_the_schedule():
     state = tx.init(params)
     kept = []
     for t in range(5):
-        updates, state = jax.jit(tx.update)(grads_at(params, t), state, params)
-        params = optax.apply_updates(params, updates)
+        _, state, params = stepper(tx)(grads_at(params, t), state, params)
         groups = np.asarray(state.masks["w"]).reshape(4, 4, 12).sum(1)
         assert len(set(groups.ravel().tolist())) == 1
         kept.append(int(groups[0, 0]))
@@ -94,7 +95,7 @@ def test_blocks_are_scored_by_the_weights_they_have(size, block, pooling):
 def test_balanced_blocks_keep_as_many_in_every_column(size, sparsity):
     w = np.random.default_rng(1).normal(size=size).astype(np.float32)
     structure = Block((1, 16), balanced=True)
-    _, masks = jaxprune.prune_params({"w": jnp.asarray(w)}, sparsity, structure=structure)
+    _, masks = pruned({"w": w}, sparsity, structure=structure)
     units = unit_flags(structure, masks["w"])
     scores = block_oracle(np.abs(w), (1, 16), "mean")
     n_drop = round_half_up(Fraction(str(sparsity)) * size[0])
@@ -107,7 +108,7 @@ def test_balanced_blocks_keep_as_many_in_every_column(size, sparsity):
 @pytest.mark.parametrize("axis", (-1, 0, 1))
 def test_channels_of_the_smallest_norm_are_dropped(axis, norm):
     w = np.random.default_rng(2).normal(size=(6, 5, 8)).astype(np.float32)
-    _, masks = jaxprune.prune_params({"w": jnp.asarray(w)}, 0.4, structure=Channel(axis, norm))
+    _, masks = pruned({"w": w}, 0.4, structure=Channel(axis, norm))
     others = tuple(i for i in range(3) if i != axis % 3)
     norms = (np.abs(w.astype(np.float64)) ** norm).sum(others)
     n_drop = round_half_up(Fraction(2, 5) * w.shape[axis])
@@ -122,7 +123,7 @@ def test_channels_of_the_smallest_norm_are_dropped(axis, norm):
 @pytest.mark.parametrize("structure", ("block", "channel", "2:4", "balanced"))
 def test_structures_work_with_every_float_dtype(structure, dtype):
     params = {"w": make_params(dtype=dtype)["fc"], "bias": jnp.ones(3, dtype)}
-    params, masks = jaxprune.prune_params(params, 0.5, structure=STRUCTURES[structure])
+    params, masks = pruned(params, 0.5, structure=STRUCTURES[structure])
     assert params["w"].dtype == dtype
     assert np.sum(~np.asarray(masks["w"])) == 96
     np.testing.assert_array_equal(np.asarray(params["w"]) != 0, masks["w"])

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxprune
-from helpers import assert_says, by_path, n_dropped, ones, random_params, says
+from helpers import assert_says, by_path, n_dropped, ones, random_params, says, stepper
 
 STEPS = dict(begin_step=1, end_step=4, every=3)
 SCHEDULE = jaxprune.cubic_schedule(0.75, **STEPS, initial_sparsity=0.25)  # fires at 1 and 4
@@ -495,8 +495,7 @@ def test_violations_stay_at_the_worst_that_any_fire_found():
         fc = np.array(params["fc"]["kernel"])
         fc[tuple(np.argwhere(~np.asarray(masks))[:n_moved].T)] = 1.0
         params["fc"] = {**params["fc"], "kernel": jnp.asarray(fc)}
-        updates, state = tx.update(still, state, params)
-        params = optax.apply_updates(params, updates)
+        _, state, params = stepper(tx)(still, state, params)
         violations.append(int(state.violations))
     assert violations == [0, 1, 2, 2, 2]
     assert jaxprune.metrics(state)["prune/violations"] == 2

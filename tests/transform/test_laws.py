@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import jaxprune
-from helpers import bits, random_params, says
+from helpers import bits, random_params, says, stepper
 from jaxprune._recipe.distributions import round_half_up
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -229,8 +229,7 @@ def test_float64_params_land_on_zero(x64):
     tx = jaxprune.prune(jaxprune.cubic_schedule(0.9, 0, 2, 1), inner=optax.rmsprop(0.1))
     state = tx.init(params)
     for t in range(4):
-        updates, state = jax.jit(tx.update)(make_updates(params, t), state, params)
-        params = optax.apply_updates(params, updates)
+        _, state, params = stepper(tx)(make_updates(params, t), state, params)
     assert params["kernel"].dtype == jnp.float64
     assert np.sum(bits(params["kernel"]) == 0) == round_half_up(Fraction(9, 10) * 63)
 
@@ -263,8 +262,7 @@ def test_a_nan_update_stops_at_a_dropped_weight():
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
     del params["table"]
     nans = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
-    updates, state = tx.update(nans, tx.init(params), params)
-    new = optax.apply_updates(params, updates)
+    _, state, new = stepper(tx)(nans, tx.init(params), params)
     for p, m in zip(kernels(new), kernels(jaxprune.get_masks(state)), strict=True):
         np.testing.assert_array_equal(np.asarray(p) == 0, ~np.asarray(m))
 
@@ -324,8 +322,7 @@ def test_sparser_masks_than_the_schedule_asks_for_are_kept():
     chex.assert_trees_all_equal(kernels(from_zeros), kernels(masks))
     state = optax.tree.set(tx.init(pruned), masks=from_zeros)
     for t in range(6):
-        updates, state = tx.update(make_updates(params, t), state, pruned)
-        pruned = optax.apply_updates(pruned, updates)
+        _, state, pruned = stepper(tx)(make_updates(params, t), state, pruned)
         chex.assert_trees_all_equal(kernels(jaxprune.get_masks(state)), kernels(masks))
     jaxprune.check(pruned, state)
 
@@ -336,8 +333,7 @@ def test_dropped_zeros_rank_below_kept_zeros():
     state = tx.init(params)
     kept = []
     for _ in range(4):
-        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
-        params = optax.apply_updates(params, updates)
+        _, state, params = stepper(tx)(jax.tree.map(jnp.zeros_like, params), state, params)
         kept.append(np.asarray(jaxprune.get_masks(state)["kernel"]).reshape(-1).tolist())
     assert [sum(k) for k in kept] == [8, 6, 4, 2]
     assert kept[-1] == [True, True] + [False] * 6  # of equal weights the lower index is kept
