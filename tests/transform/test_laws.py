@@ -64,7 +64,7 @@ def cases():
         yield pytest.param(dtype, case, id=f"{dtype.__name__}-{case}", marks=marks)
 
 
-@pytest.mark.parametrize("dtype, case", cases())
+@pytest.mark.parametrize("dtype, case", list(cases()))
 @given(key=st.integers(0, 999), kind=st.sampled_from(("normal", "ties", "constant")))
 def test_every_step_obeys_the_laws(case, dtype, key, kind):
     begin, end, every, final = case
