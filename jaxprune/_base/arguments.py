@@ -5,8 +5,10 @@ An error names the argument, shows the value, and suggests what to type instead.
 """
 
 import numbers
+import os
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -90,7 +92,71 @@ def shown(value: Any) -> str:
     if isinstance(value, Tracer):
         return "a traced value"
     text = repr(value)
-    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
+    if len(text) <= 80 and "\n" not in text and "Tracer" not in text:
+        return text
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if dtype is not None and isinstance(shape, tuple):
+        return f"an array ({dtype} of shape {tuple(shape)})"
+    return f"a value of type {type(value).__name__}"
+
+
+# Flags, files, arrays
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """A bool of Python or NumPy as a Python bool: 0, None and "no" are likely mistakes.
+
+    Raises:
+      TypeError: anything else.
+
+    Example:
+      >>> as_flag("packed", np.True_)
+      True
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}.")
+    return bool(value)
+
+
+def as_file_path(function: str, value: Any, argument: str = "path") -> Path:
+    """The name of a file or folder as a `Path`.
+
+    Raises:
+      TypeError: neither a string nor a path.
+
+    Example:
+      >>> as_file_path("save", "model.zst").name
+      'model.zst'
+    """
+    if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
+        raise TypeError(
+            f"{function}: {argument} must be a string or a pathlib.Path, got {shown(value)}. Pass "
+            "the name of the file first, as in jaxprune.load('model.safetensors.zst')."
+        )
+    return Path(value)
+
+
+def as_array(where: str, value: Any, fix: str) -> jax.Array:
+    """A value of any kind that JAX can hold, as a JAX array.
+
+    Args:
+      where: the argument, for errors.
+      value: an array, a number, or lists of numbers.
+      fix: what to pass instead, a sentence.
+
+    Raises:
+      TypeError: JAX can't make an array of numbers of it.
+
+    Example:
+      >>> as_array("moments: inputs", [1.0, 2.0], "Pass a batch.").shape
+      (2,)
+    """
+    try:
+        if value is None or isinstance(value, (str, bytes, Mapping)):
+            raise TypeError
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{where} must be an array, got {shown(value)}. {fix}") from None
 
 
 # Sparsities
@@ -167,7 +233,7 @@ def as_int(name: str, value: Any, least: int | None = None) -> int:
     """
     if not is_int(value):
         fix = ""
-        if isinstance(value, jax.Array):
+        if isinstance(value, (jax.Array, np.ndarray)):
             fix = " It is decided on the host, before tracing: pass a Python int."
         elif isinstance(value, float) and value.is_integer():
             fix = f" Did you mean {int(value)}?"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Rule = str | Callable[[str, Any], bool]
 
@@ -36,16 +37,16 @@ def paths_of(tree: Any) -> list[str]:
       >>> paths_of({"fc": [{"kernel": 1.0, "bias": 0.0}]})
       ['fc/0/bias', 'fc/0/kernel']
     """
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)
     return [path_str((*path, *keys)) for path, node in flat for keys in _keys_inside(node)]
 
 
 def _keys_inside(node: Any) -> list[tuple[Any, ...]]:
     """The key paths of the leaves in a box, without its key `value`; an empty path if no box."""
-    if not _is_box(node):
+    if not is_box(node):
         return [()]
     flat, _ = jax.tree_util.tree_flatten_with_path(
-        node, is_leaf=lambda x: x is not node and _is_box(x)
+        node, is_leaf=lambda x: x is not node and is_box(x)
     )
     keys = []
     for path, child in flat:
@@ -54,7 +55,8 @@ def _keys_inside(node: Any) -> list[tuple[Any, ...]]:
     return keys
 
 
-def _is_box(x: Any) -> bool:
+def is_box(x: Any) -> bool:
+    """Whether a value is an NNX variable, or linen metadata, around an array or a tree."""
     return _is_box_type(type(x))
 
 
@@ -82,6 +84,27 @@ def spec_of(leaf: Any) -> jax.ShapeDtypeStruct | None:
     return jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
 
 
+def check_array_library(path: str, leaf: Any) -> None:
+    """Raises a TypeError where a leaf is an array of a library whose dtypes NumPy does not know.
+
+    JAX and NumPy arrays, `jax.ShapeDtypeStruct`s, and leaves that are not arrays pass.
+    """
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or isinstance(leaf, type) or not hasattr(leaf, "shape"):
+        return
+    if isinstance(dtype, np.dtype):
+        return
+    try:
+        jax.ShapeDtypeStruct((), dtype)
+    except TypeError:
+        kind = f"{type(leaf).__module__.partition('.')[0]}.{type(leaf).__name__}"
+        raise TypeError(
+            f"{shown_path(path)}: the leaf is a {kind} of dtype {dtype}, which JAX can't use. "
+            "Convert all leaves to NumPy or JAX arrays first: for torch, "
+            "{name: x.detach().cpu().numpy() for name, x in model.state_dict().items()}."
+        ) from None
+
+
 def listed(paths: Sequence[str]) -> str:
     """Paths for an error message: the first 8, and how many more there are."""
     more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
@@ -100,10 +123,20 @@ def leaves_with_paths(tree: Any) -> tuple[list[str], list[Any], Any]:
     """The paths of a tree, its leaves in the same order, and its treedef.
 
     Raises:
+      TypeError: a leaf is an array of another library, such as a torch tensor, or the keys of a
+        dict can't be sorted.
       ValueError: two leaves have the same path, as in `{"a/b": x, "a": {"b": y}}`.
     """
-    leaves, treedef = jax.tree.flatten(tree)
+    try:
+        leaves, treedef = jax.tree.flatten(tree)
+    except ValueError as error:
+        raise TypeError(
+            f"the tree, a value of type {type(tree).__name__}, can't be flattened: {error} Give "
+            "all keys of each dict the same type, such as str."
+        ) from None
     paths = paths_of(tree)
+    for path, leaf in zip(paths, leaves, strict=True):
+        check_array_library(path, leaf)
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise ValueError(f"{twice}: two leaves have this path. Rename a key that contains '/'.")

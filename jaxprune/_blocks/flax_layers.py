@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.arguments import as_file_path, is_int, shown
 from jaxprune._base.paths import as_rules, leaves_with_paths, listed, matches, spec_of
 from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_matmul
 from jaxprune._files.leaf_files import open_leaves
@@ -49,7 +50,7 @@ def pack_kernels(
       >>> list(pack_kernels({"fc": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}}))
       ['fc/kernel']
     """
-    rules = as_rules(include, "include")
+    rules = _rules(include)
     paths, leaves, _ = leaves_with_paths(params)
     packed = {}
     for path, leaf in zip(paths, leaves, strict=True):
@@ -59,6 +60,15 @@ def pack_kernels(
     if not packed:
         raise ValueError(f"nothing to pack: {_no_match(include, paths)}")
     return packed
+
+
+def _rules(include: Any) -> Any:
+    if isinstance(include, (tuple, list)) and include and all(map(is_int, include)):
+        raise TypeError(
+            f"include must be a regex or a function, got {include!r}. Pass the shape of a block by "
+            f"name: block={tuple(include)!r}."
+        )
+    return as_rules(include, "include")
 
 
 def _is_chosen(rules: Any, path: str, spec: jax.ShapeDtypeStruct) -> bool:
@@ -105,7 +115,8 @@ def load_packed(
       >>> rest, packed["fc/kernel"].values.shape
       ({'fc': {'bias': array([1., 1.])}}, (2, 1, 16))
     """
-    rules = as_rules(include, "include")
+    path = as_file_path("load_packed", path)
+    rules = _rules(include)
     rest: dict[str, np.ndarray] = {}
     packed: dict[str, PackedMatrix] = {}
     with open_leaves(path) as reader:
@@ -148,6 +159,7 @@ def packed_apply(
       The result of `apply_fn`.
 
     Raises:
+      TypeError: `apply_fn` is not a function, or `packed` does not hold packed matrices.
       ValueError: a packed kernel was not used by any such layer, with its path.
 
     Example:
@@ -160,6 +172,16 @@ def packed_apply(
     """
     from flax import linen as nn
 
+    if isinstance(apply_fn, nn.Module) or not callable(apply_fn):
+        raise TypeError(
+            f"packed_apply: apply_fn must be a function, got {shown(apply_fn)}. Pass model.apply "
+            "first: packed_apply(model.apply, packed, variables, x)."
+        )
+    if not isinstance(packed, Mapping) or not all(map(_is_packed, packed.values())):
+        raise TypeError(
+            f"packed_apply: packed must map paths to packed matrices, got {shown(packed)}. Make "
+            "it with jaxprune.pack_kernels(variables['params'])."
+        )
     used: set[str] = set()
 
     def product(module: Any, name: tuple[str, ...], x: jax.Array) -> jax.Array:
@@ -186,6 +208,10 @@ def packed_apply(
             "pack_kernels(params, include=...)."
         )
     return out
+
+
+def _is_packed(x: Any) -> bool:
+    return isinstance(x, PackedMatrix)
 
 
 def _dense(module: Any, product: Any, x: jax.Array) -> jax.Array:
@@ -244,6 +270,7 @@ def pack_linear(
       The paths of the kernels that were packed.
 
     Raises:
+      TypeError: `model` is not an NNX module.
       ValueError: no kernel of a `Linear` layer matches `include`, or the model itself is one.
 
     Example:
@@ -257,7 +284,12 @@ def pack_linear(
     """
     from flax import nnx
 
-    rules = as_rules(include, "include")
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"pack_linear: model must be an nnx.Module, got {shown(model)}. For params, call "
+            "jaxprune.pack_kernels(params)."
+        )
+    rules = _rules(include)
     chosen = {}
     for path, module in list(nnx.iter_graph(model)):
         if type(module) is nnx.Linear:

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxprune._base.arguments import is_int
+from jaxprune._base.arguments import as_array, is_int, shown
 
 # Measured on CPUs: for a batch of one row, values with the output axis last are twice as fast when
 # they come from memory, and 1.2 times slower when they come from cache. For larger batches, values
@@ -90,10 +90,10 @@ def pack_matrix(
       >>> packed.indices.tolist(), packed.values.shape
       ([[2], [4]], (2, 1, 16))
     """
-    _check_arguments(w, mask, block, batch)
+    dense = _as_host("w", w)
+    kept = dense != 0 if mask is None else _as_host("mask", mask) != 0
+    _check_arguments(dense, kept, block, batch)
     rows, width = map(int, block)
-    dense = np.asarray(w)
-    kept = dense != 0 if mask is None else np.asarray(mask) != 0
     blocks = _blocks(np.where(kept, dense, np.zeros((), dense.dtype)), block)
     is_kept: Any = _blocks(kept, block).any((1, 3)).T  # [columns, rows] of blocks
     counts = is_kept.sum(1)
@@ -144,18 +144,14 @@ def packed_matmul(packed: PackedMatrix, x: ArrayLike) -> jax.Array:
       >>> packed_matmul(pack_matrix(w), jnp.arange(6.0))[::8].tolist()
       [2.0, 2.0, 8.0, 8.0]
     """
-    if not isinstance(packed, PackedMatrix):
-        raise TypeError(
-            f"packed_matmul: the first argument must be a PackedMatrix, got "
-            f"{type(packed).__name__}. Pack the matrix first: pack_matrix(w, mask)."
-        )
+    _check_packed("packed_matmul", packed)
+    x = as_array("packed_matmul: x", x, "Pass the packed matrix first: packed_matmul(packed, x).")
     n_in, n_out = packed.shape
     if not jnp.ndim(x) or jnp.shape(x)[-1:] != (n_in,):
         raise ValueError(
             f"packed_matmul: x has shape {jnp.shape(x)}, but its last axis must have length "
             f"{n_in}: the matrix has shape (in, out) = {packed.shape}."
         )
-    x = jnp.asarray(x)
     lead = x.shape[:-1]
     n_columns, n_kept = packed.indices.shape
     if not n_kept or not x.size:
@@ -188,11 +184,15 @@ def _gather(packed: PackedMatrix, x: jax.Array) -> jax.Array:
 def unpack_matrix(packed: PackedMatrix) -> jax.Array:
     """The dense matrix, with +0.0 in its dropped blocks.
 
+    Raises:
+      TypeError: `packed` is not a `PackedMatrix`.
+
     Example:
       >>> w = jnp.eye(4)
       >>> bool(jnp.all(unpack_matrix(pack_matrix(w, block=(1, 2))) == w))
       True
     """
+    _check_packed("unpack_matrix", packed)
     rows, width = packed.block
     n_columns, n_kept = packed.indices.shape
     n_rows = -(-packed.shape[0] // rows)
@@ -205,29 +205,55 @@ def unpack_matrix(packed: PackedMatrix) -> jax.Array:
     return w[: packed.shape[0], : packed.shape[1]]
 
 
-def _check_arguments(w: Any, mask: Any, block: Any, batch: Any) -> None:
-    if isinstance(w, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+def _check_packed(function: str, packed: Any) -> None:
+    if not isinstance(packed, PackedMatrix):
+        raise TypeError(
+            f"{function}: the first argument must be a PackedMatrix, got {shown(packed)}. Pack the "
+            "matrix first: pack_matrix(w, mask)."
+        )
+
+
+def _as_host(name: str, value: Any) -> np.ndarray:
+    """An argument as a NumPy array of numbers or bools."""
+    if isinstance(value, jax.core.Tracer):
         raise TypeError(
             "pack_matrix: w and mask must be arrays on the host, not traced values, because the "
             "kept blocks decide shapes. Call it outside jit, and pass its result to the jitted "
             "function."
         )
-    if np.ndim(w) != 2:
-        raise ValueError(
-            f"pack_matrix: w must be a matrix (in, out), got shape {np.shape(w)}. Reshape it."
+    dtype = getattr(value, "dtype", None)
+    is_key = isinstance(value, jax.Array) and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    try:
+        array = np.asarray(None if is_key else value)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    if array.dtype.kind in "OSUMm":
+        raise TypeError(
+            f"pack_matrix: {name} must be an array, got {shown(value)}. Pass one kernel of shape "
+            "(in, out); for a tree of params, call jaxprune.pack_kernels(params)."
         )
-    if mask is not None and np.shape(mask) != np.shape(w):
+    return array
+
+
+def _check_arguments(w: np.ndarray, kept: np.ndarray, block: Any, batch: Any) -> None:
+    if w.ndim != 2:
         raise ValueError(
-            f"pack_matrix: mask has shape {np.shape(mask)}, but w has shape {np.shape(w)}. They "
-            "must be equal."
+            f"pack_matrix: w must be a matrix (in, out), got shape {w.shape}. Reshape it."
+        )
+    if kept.shape != w.shape:
+        raise ValueError(
+            f"pack_matrix: mask has shape {kept.shape}, but w has shape {w.shape}. Pass a mask of "
+            "the shape of w, or the shape of a block by name: block=(1, 16)."
         )
     is_pair = isinstance(block, (tuple, list)) and len(block) == 2
     if not is_pair or not all(is_int(n) and n >= 1 for n in block):
         raise ValueError(
-            f"pack_matrix: block must be two integers of at least 1 such as (1, 16), got {block!r}."
+            f"pack_matrix: block must be two integers of at least 1 such as (1, 16), got "
+            f"{shown(block)}."
         )
     if not is_int(batch) or batch < 1:
-        raise ValueError(f"pack_matrix: batch must be an integer of at least 1, got {batch!r}.")
+        raise ValueError(f"pack_matrix: batch must be an integer of at least 1, got "
+            f"{shown(batch)}.")
 
 
 # doctest looks for examples by `__module__`, which is `jaxprune` for public classes.

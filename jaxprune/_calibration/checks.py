@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxprune._base.arguments import as_int, as_sparsity, is_int, shown
+from jaxprune._base.arguments import as_array, as_int, as_sparsity, is_int, shown
 from jaxprune._base.paths import listed, rule_for, shown_path
 from jaxprune._recipe.distributions import round_half_up
 
@@ -93,7 +93,8 @@ def kernel_error(kind: type[Exception], path: str | None, problem: str) -> Excep
 
 def check_kernel(path: str | None, kernel: Any, nm: tuple[int, int] | None) -> jax.Array:
     """The kernel as an array of real floats with the shape (in, out)."""
-    kernel = jnp.asarray(kernel)
+    where = "kernel" if path is None else shown_path(path)
+    kernel = as_array(where, kernel, "Pass one kernel of shape (in, out).")
     if not jnp.issubdtype(kernel.dtype, jnp.floating):
         problem = (
             f"the weights must be real floating point numbers, got {kernel.dtype}. Cast them, "
@@ -120,13 +121,11 @@ def check_kernel(path: str | None, kernel: Any, nm: tuple[int, int] | None) -> j
 
 def check_inputs(where: str, inputs: Any) -> jax.Array:
     """Inputs as an array of real numbers with at least one row."""
-    try:
-        x = jnp.asarray(inputs)
-    except (TypeError, ValueError):
-        raise TypeError(f"{where} must be an array (..., in), got {shown(inputs)}.") from None
+    fix = "Pass the inputs of one layer, of shape (..., in)."
+    x = as_array(where, inputs, fix)
     is_real = jnp.issubdtype(x.dtype, jnp.number) and not jnp.iscomplexobj(x)
     if not is_real and x.dtype != bool:
-        raise TypeError(f"{where} must be real numbers, got {x.dtype} of shape {x.shape}.")
+        raise TypeError(f"{where} must be real numbers, got {x.dtype} of shape {x.shape}. {fix}")
     if x.ndim == 0 or (x.size == 0 and x.shape[-1] > 0):
         raise ValueError(
             f"{where} must hold at least one row (..., in), got shape {x.shape}. Pass a batch of "
@@ -155,7 +154,7 @@ def check_gram(
     where: str, gram: Any, n_in: int, allowed_shapes: Sequence[tuple[int, ...]]
 ) -> jax.Array:
     """The `gram` of `Moments` as an array that fits a kernel with `n_in` inputs."""
-    gram = jnp.asarray(gram)
+    gram = as_array(f"{where}: gram", gram, "Make it with jaxprune.moments(inputs).")
     if gram.shape not in allowed_shapes:
         needed = " or ".join(map(str, allowed_shapes))
         raise ValueError(
@@ -179,8 +178,8 @@ def check_mapping(function: str, inputs: Any) -> None:
     """Checks that the inputs of a model are a mapping."""
     if not isinstance(inputs, Mapping):
         raise TypeError(
-            f"{function}: `inputs` must map the paths of kernels to their inputs, got a value of "
-            f"type {type(inputs).__name__}. Collect them with jaxprune.linen_inputs or "
+            f"{function}: `inputs` must map the paths of kernels to their inputs, got "
+            f"{shown(inputs)}. Collect them with jaxprune.linen_inputs or "
             "jaxprune.nnx_inputs."
         )
 

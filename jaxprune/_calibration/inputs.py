@@ -6,7 +6,7 @@ This module knows flax and nothing of pruning. It imports flax only when one of 
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune._base.arguments import shown
 from jaxprune._calibration.moments import as_rows
 
 
@@ -112,7 +113,8 @@ def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[
 
     Raises:
       ModuleNotFoundError: flax is not installed.
-      TypeError: called under `jit`.
+      TypeError: `model` is not a linen module, `variables` have no params, or it is called under
+        `jit`.
       ValueError: no `Dense` ran.
 
     Example:
@@ -123,6 +125,16 @@ def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[
       {'layers_0/kernel': (5, 4), 'layers_2/kernel': (5, 3)}
     """
     nn = _flax("linen_inputs", "linen")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"linen_inputs: model must be a flax.linen.Module, got {shown(model)}. Pass the model "
+            "first: linen_inputs(model, variables, x); for an NNX model, call nnx_inputs(model, x)."
+        )
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise TypeError(
+            f"linen_inputs: variables must be a dict with the key 'params', got {shown(variables)}."
+            " Pass what model.init returned, or {'params': params}."
+        )
     recorder = _Recorder("linen_inputs", (variables, args, kwargs))
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -158,6 +170,11 @@ def nnx_inputs(model: Any, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
       {'kernel': (5, 4)}
     """
     nnx = _flax("nnx_inputs", "nnx")
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"nnx_inputs: model must be an nnx.Module, got {shown(model)}. Pass the model first: "
+            "nnx_inputs(model, x); for a linen model, call linen_inputs(model, variables, x)."
+        )
     recorder = _Recorder("nnx_inputs", (nnx.state(model), args, kwargs))
     copy = nnx.clone(model)
     nodes = list(nnx.iter_graph(copy))

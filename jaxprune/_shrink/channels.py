@@ -59,9 +59,9 @@ def channel_groups(
       >>> jaxprune.shrink(mlp, sparse, jnp.ones((4, 1)))[0]["w"].tolist()
       [[3.0]]
     """
+    model = function_model("channel_groups", apply_fn, variables, example_inputs)
     paths = leaves_with_paths(variables)[0]
     param_paths = [path for path in paths if path.startswith("params/")]
-    model = function_model(apply_fn, variables, example_inputs)
     return _coupled_structures(model, param_paths or paths)
 
 
@@ -88,8 +88,8 @@ def channel_groups_nnx(model: Any, *example_inputs: Any) -> dict[str, Coupled]:
     """
     from flax import nnx
 
-    param_paths = leaves_with_paths(nnx.state(model, nnx.Param))[0]
-    return _coupled_structures(nnx_model(model, example_inputs), param_paths)
+    program = nnx_model("channel_groups_nnx", model, example_inputs)
+    return _coupled_structures(program, leaves_with_paths(nnx.state(model, nnx.Param))[0])
 
 
 def _coupled_structures(model: Model, param_paths: Iterable[str]) -> dict[str, Coupled]:

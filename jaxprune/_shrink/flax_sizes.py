@@ -10,6 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jaxprune._base.arguments import shown
+from jaxprune._base.paths import leaves_with_paths, shown_path, spec_of
+
 
 class Model(NamedTuple):
     """A model that can be run with smaller variables.
@@ -27,8 +30,18 @@ class Model(NamedTuple):
     inputs: Sequence[Any]
 
 
-def function_model(apply_fn: Callable[..., Any], variables: Any, inputs: Sequence[Any]) -> Model:
-    """The model of a function: linen's `model.apply`, or plain JAX."""
+def function_model(
+    function: str, apply_fn: Callable[..., Any], variables: Any, inputs: Sequence[Any]
+) -> Model:
+    """The model of a function: linen's `model.apply`, or plain JAX.
+
+    Raises:
+      TypeError: arguments of the public `function` that are not a function, a tree of arrays, and
+        arrays.
+    """
+    check_function(function, apply_fn)
+    check_arrays(f"{function}: variables", variables)
+    check_arrays(f"{function}: example_inputs", inputs)
 
     def apply_resized(variables: Any, *inputs: Any) -> Any:
         return shrunk_apply(apply_fn, variables, *inputs)
@@ -36,10 +49,16 @@ def function_model(apply_fn: Callable[..., Any], variables: Any, inputs: Sequenc
     return Model(apply_fn, apply_resized, variables, inputs)
 
 
-def nnx_model(model: Any, inputs: Sequence[Any]) -> Model:
-    """The model of an NNX module, with its state as variables."""
+def nnx_model(function: str, model: Any, inputs: Sequence[Any]) -> Model:
+    """The model of an NNX module, with its state as variables.
+
+    Raises:
+      TypeError: arguments of the public `function` that are not a module, and arrays.
+    """
     from flax import nnx
 
+    check_module(function, model)
+    check_arrays(f"{function}: example_inputs", inputs)
     graphdef, state = nnx.split(model)
 
     def apply_fn(state: Any, *inputs: Any) -> Any:
@@ -51,6 +70,46 @@ def nnx_model(model: Any, inputs: Sequence[Any]) -> Model:
         return resized(*inputs)
 
     return Model(apply_fn, apply_resized, state, inputs)
+
+
+# Arguments
+
+
+def check_function(function: str, apply_fn: Any) -> None:
+    """Raises a TypeError unless the first argument of a public function is a function."""
+    flax_modules = tuple(
+        sys.modules[name].Module for name in ("flax.linen", "flax.nnx") if name in sys.modules
+    )
+    if callable(apply_fn) and not isinstance(apply_fn, flax_modules):
+        return
+    raise TypeError(
+        f"{function}: apply_fn must be a function (variables, *inputs) -> outputs, got "
+        f"{shown(apply_fn)}. Pass it first: {function}(model.apply, variables, x); for an NNX "
+        f"model, use shrink_nnx or channel_groups_nnx."
+    )
+
+
+def check_module(function: str, model: Any) -> None:
+    """Raises a TypeError unless this is an NNX module."""
+    from flax import nnx
+
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"{function}: model must be an nnx.Module, got {shown(model)}. Pass the model first: "
+            f"{function}(model, x); for a function and its params, use "
+            f"{function.removesuffix('_nnx')}(apply_fn, variables, x)."
+        )
+
+
+def check_arrays(where: str, tree: Any) -> None:
+    """Raises a TypeError where a leaf is neither an array nor a number."""
+    for path, leaf in zip(*leaves_with_paths(tree)[:2], strict=True):
+        if spec_of(leaf) is None and not isinstance(leaf, (int, float, complex)):
+            raise TypeError(
+                f"{where}: {shown_path(path)}: got {shown(leaf)}, which is not an array. Pass "
+                "(apply_fn, variables, *inputs) in this order, and close over anything else: "
+                "lambda variables, x: apply_fn(variables, x, train=False)."
+            )
 
 
 # Linen
@@ -73,6 +132,9 @@ def shrunk_apply(apply_fn: Callable[..., Any], variables: Any, *args: Any, **kwa
     Returns:
       What `apply_fn` returns.
 
+    Raises:
+      TypeError: `apply_fn` is not a function.
+
     Example:
       >>> from flax import linen as nn
       >>> import jax, jax.numpy as jnp
@@ -81,6 +143,7 @@ def shrunk_apply(apply_fn: Callable[..., Any], variables: Any, *args: Any, **kwa
       >>> shrunk_apply(model.apply, variables, jnp.ones((1, 3))).tolist()
       [[3.0, 3.0]]
     """
+    check_function("shrunk_apply", apply_fn)
     with _linen_sizes_from_params():
         return apply_fn(variables, *args, **kwargs)
 

@@ -32,7 +32,21 @@ class Program(NamedTuple):
 def program_of(apply_fn: Callable[..., Any], variables: Any, inputs: Sequence[Any]) -> Program:
     """The program of `apply_fn(variables, *inputs)`."""
     paths, leaves, treedef = leaves_with_paths(variables)
-    return Program(paths, leaves, treedef, jax.make_jaxpr(apply_fn)(variables, *inputs))
+    try:
+        jaxpr = jax.make_jaxpr(apply_fn)(variables, *inputs)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"apply_fn fails on these variables and {len(inputs)} inputs, with {_summary(error)}. "
+            "Try the call first: apply_fn(variables, *inputs). Keyword arguments go into a lambda."
+        ) from error
+    return Program(paths, leaves, treedef, jaxpr)
+
+
+def _summary(error: Exception) -> str:
+    """The type of an error, and its first line if a reader can use it."""
+    name, line = type(error).__name__, str(error).partition("\n")[0].rstrip(".")
+    is_plain = line and len(line) <= 160 and "Tracer" not in line
+    return f"{name}: {line}" if is_plain else name
 
 
 def trace(program: Program, known: KnownValues) -> Tracer:

@@ -137,7 +137,7 @@ def shrink(
       >>> {name: leaf.shape for name, leaf in small.items()}
       {'b': (2,), 'v': (2, 2), 'w': (1, 2)}
     """
-    return _shrink(function_model(apply_fn, variables, example_inputs), rtol)
+    return _shrink(function_model("shrink", apply_fn, variables, example_inputs), rtol)
 
 
 def shrink_nnx(model: Any, *example_inputs: Any, rtol: float | None = None) -> ShrinkReport:
@@ -168,7 +168,7 @@ def shrink_nnx(model: Any, *example_inputs: Any, rtol: float | None = None) -> S
     """
     from flax import nnx
 
-    small, report = _shrink(nnx_model(model, example_inputs), rtol)
+    small, report = _shrink(nnx_model("shrink_nnx", model, example_inputs), rtol)
     nnx.update(model, small)
     resize_nnx(model)
     return report

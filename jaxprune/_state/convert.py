@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxprune._base.paths import leaves_with_paths, listed
 from jaxprune._state.bit_masks import to_bits
+from jaxprune._state.masks import check_mask_dtype
 from jaxprune._state.prune_state import (
     PruneState,
     get_state,
@@ -95,6 +96,7 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
       The same state with these masks. They are stored as bit masks if the old ones were.
 
     Raises:
+      TypeError: masks of floating point numbers; names the path.
       ValueError: not exactly one prune state, or masks with different paths or shapes.
 
     Example:
@@ -116,6 +118,7 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
     for path, new, old in zip(paths, new_masks, old_masks, strict=True):
         if jnp.shape(new) != jnp.shape(old):
             raise ValueError(wrong_shape(path, jnp.shape(new), jnp.shape(old)))
+        check_mask_dtype(path, new)
     byte_masks = [jnp.asarray(mask).astype(bool).astype(jnp.uint8) for mask in new_masks]
     stored = byte_masks if state.widths is None else list(map(to_bits, byte_masks))
     return _convert(lambda state: state._replace(masks=treedef.unflatten(stored)), opt_state)

@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxprune._base.counting import WIDE, count_true, counting
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import path_str, shown_path
+from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
 from jaxprune._base.sharding import summed_in_shards, typed_like
 
 
@@ -120,20 +120,51 @@ def straight_through(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.Arra
     Returns:
       A tree like `params`, +0.0 at every dropped weight.
 
+    Raises:
+      TypeError: masks of floating point numbers; names the path.
+      ValueError: masks with other paths or shapes than the params.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> w, mask = jnp.array([1.0, 2.0]), jnp.array([True, False])
       >>> jax.grad(lambda w: (3.0 * straight_through(w, mask)).sum())(w).tolist()
       [3.0, 3.0]
     """
-    return jax.tree_util.tree_map_with_path(_straight_through_leaf, params, masks)
-
-
-def _straight_through_leaf(path: tuple[Any, ...], param: Any, mask: Any) -> jax.Array:
-    if jnp.shape(param) != jnp.shape(mask):
+    paths, leaves, treedef = leaves_with_paths(params)
+    mask_paths, mask_leaves, _ = leaves_with_paths(masks)
+    fix = "Pass masks like the params, such as jaxprune.get_masks(opt_state)."
+    if mask_paths != paths:
         raise ValueError(
-            f"{shown_path(path_str(path))}: the mask has shape {jnp.shape(mask)} but the param "
-            f"has shape {jnp.shape(param)}. Pass masks like the params, such as "
-            "jaxprune.get_masks(opt_state)."
+            f"straight_through: the masks have the paths {listed(mask_paths)}, but the params have "
+            f"{listed(paths)}. {fix}"
         )
-    return _straight_through(param, mask)
+    for path, leaf, mask in zip(paths, leaves, mask_leaves, strict=True):
+        if jnp.shape(leaf) != jnp.shape(mask):
+            raise ValueError(
+                f"{shown_path(path)}: the mask has shape {jnp.shape(mask)} but the param has shape "
+                f"{jnp.shape(leaf)}. {fix}"
+            )
+    for path, mask in zip(paths, mask_leaves, strict=True):
+        check_mask_dtype(path, mask)
+    pairs = zip(leaves, mask_leaves, strict=True)
+    return treedef.unflatten([_straight_through_leaf(p, m) for p, m in pairs])
+
+
+def _straight_through_leaf(param: Any, mask: Any) -> Any:
+    """A numeric param with its mask applied; anything else, such as a function, unchanged."""
+    spec = spec_of(param)
+    is_number = spec is not None and jnp.issubdtype(spec.dtype, jnp.number)
+    return _straight_through(jnp.asarray(param), jnp.asarray(mask)) if is_number else param
+
+
+def check_mask_dtype(path: str, mask: Any) -> None:
+    """Raises a TypeError unless a mask is an array, or number, of bools or integers."""
+    spec = spec_of(mask)
+    dtype = np.asarray(mask).dtype if spec is None else spec.dtype
+    if dtype == bool or jnp.issubdtype(dtype, jnp.integer):
+        return
+    got = f"of type {type(mask).__name__}" if dtype == object else f"of dtype {dtype}"
+    raise TypeError(
+        f"{shown_path(path)}: a mask must be bool or integer (nonzero = kept), but it is {got}. "
+        "Did you swap the params and the masks? Otherwise, convert it with mask != 0."
+    )

@@ -7,7 +7,7 @@ and optimizer states in boxes of different types.
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -16,9 +16,10 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
+from jaxprune._base.arguments import shown
+from jaxprune._base.paths import leaves_with_paths, listed, path_str, shown_path, spec_of
 from jaxprune._state.bit_masks import bit_mask_shape, from_bits
-from jaxprune._state.masks import keep
+from jaxprune._state.masks import check_mask_dtype, keep
 
 
 class PruneState(NamedTuple):
@@ -181,7 +182,8 @@ def _merged(trees: list[Any]) -> Any:
         return trees[0]
     levels = [jax.tree.flatten(tree, is_leaf=lambda x, top=tree: x is not top) for tree in present]
     treedef = levels[0][1]
-    is_mask = jax.tree_util.treedef_is_leaf(treedef)
+    # Not `treedef_is_leaf`: it is also true of a node without children, such as an empty dict.
+    is_mask = jax.tree_util.all_leaves(present)
     n_shapes = len({jnp.shape(mask) for mask in present}) if is_mask else 1
     if any(level[1] != treedef for level in levels) or n_shapes > 1:
         raise ValueError(
@@ -219,6 +221,7 @@ def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTr
       A tree like `params`. A leaf without a mask is returned unchanged.
 
     Raises:
+      TypeError: masks of floating point numbers; names the path.
       ValueError: a mask without a param, or with a different shape; names the path.
 
     Example:
@@ -281,6 +284,7 @@ def _fitting_mask(path: str, mask: Any, leaf: Any, is_bits: bool) -> Any:
     shape = () if spec is None else spec.shape
     if jnp.shape(mask) != (bit_mask_shape(shape) if is_bits else shape):
         raise ValueError(wrong_shape(path, jnp.shape(mask), shape, is_bits))
+    check_mask_dtype(path, mask)
     return from_bits(mask, leaf) if is_bits else mask
 
 
@@ -298,13 +302,32 @@ def wrong_shape(
 def require_states(opt_state: Any) -> list[PruneState]:
     """`find_states`, but raises if there is no prune state."""
     states = find_states(opt_state)
-    if not states:
+    if states:
+        return states
+    if path := _path_of_raw_state(opt_state):
         raise ValueError(
-            f"no prune state in a value of type {type(opt_state).__name__}. Pass the optimizer "
-            "state of a transformation that contains jaxprune.prune: what tx.init(params) or "
-            "tx.update returned."
+            f"no prune state in a value of type {type(opt_state).__name__}: {path} has the fields "
+            "of one, but it is not a PruneState. The checkpoint was restored without its "
+            "structure. Restore it into tx.init(params), for example with "
+            "flax.serialization.from_state_dict(tx.init(params), restored)."
         )
-    return states
+    raise ValueError(
+        f"no prune state in a value of type {type(opt_state).__name__}. Pass the optimizer "
+        "state of a transformation that contains jaxprune.prune: what tx.init(params) or "
+        "tx.update returned."
+    )
+
+
+def _path_of_raw_state(tree: Any) -> str:
+    """Where a tree has the fields of a prune state in a plain dict; empty if nowhere."""
+
+    def is_raw(x: Any) -> bool:
+        return isinstance(x, Mapping) and {"prune_step", "masks"} <= set(x)
+
+    nodes, _ = jax.tree_util.tree_flatten_with_path(
+        getattr(tree, "opt_state", tree), is_leaf=is_raw
+    )
+    return next((shown_path(path_str(path)) for path, node in nodes if is_raw(node)), "")
 
 
 # doctest looks for examples by `__module__`, which is `jaxprune` for public classes.

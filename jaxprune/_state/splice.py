@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune._base.arguments import shown
-from jaxprune._base.paths import path_str, shown_path
+from jaxprune._base.paths import is_box, leaves_with_paths, path_str, shown_path
 from jaxprune._state.prune_state import PruneState, find_states
 
 
@@ -29,12 +29,15 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
         also had, such as `optax.MultiSteps(...).gradient_transformation()`.
       params: the trained params, on the devices where they train.
       dense_opt_state: the optimizer state of the dense run, restored from its checkpoint into the
-        structure of `optimizer.init(params)`. For a TrainState, pass `.opt_state`.
+        structure of `optimizer.init(params)`; or what holds it as `.opt_state`: a TrainState, or an
+        `nnx.Optimizer` (with `nnx.state(model, nnx.Param)` as params).
 
     Returns:
-      An optimizer state for `tx`.
+      An optimizer state for `tx`. A new `optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)` takes
+      it over with `nnx.update(optimizer.opt_state, nnx.state(spliced))`.
 
     Raises:
+      TypeError: `tx` is not an optax transformation.
       ValueError: `tx` contains no prune transform; the dense state already contains a prune state,
         or belongs to another optimizer or other params (names where they differ).
 
@@ -48,11 +51,19 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
       >>> int(optax.tree.get(state, "count")), int(jaxprune.get_state(state).prune_step)
       (1, 0)
     """
+    if not callable(getattr(tx, "init", None)) or not callable(getattr(tx, "update", None)):
+        raise TypeError(
+            f"splice: tx must be an optax transformation, got {shown(tx)}. Pass an optimizer that "
+            "prunes first, such as optax.chain(optimizer, jaxprune.prune(schedule)), then the "
+            "params, then the state of the dense run."
+        )
     if find_states(dense_opt_state):
         raise ValueError(
             "the dense state already contains a prune state. Continue from it without splice; or, "
             "to start pruning again, pass the state of the optimizer without jaxprune.prune."
         )
+    dense_opt_state = _without_boxes(getattr(dense_opt_state, "opt_state", dense_opt_state))
+    leaves_with_paths(params)  # raises where they are not a tree of arrays
     fresh = tx.init(params)
     if not find_states(fresh):
         raise ValueError(
@@ -103,7 +114,7 @@ def _spliced_chain(fresh: tuple[Any, ...], dense: Any, path: tuple[Any, ...]) ->
 
 
 def _taken_over(fresh: Any, dense: Any, path: tuple[Any, ...]) -> Any:
-    """`dense` itself; raises unless it has the structure, shapes and dtypes of `fresh`."""
+    """The arrays of `dense`; raises unless it has the structure, shapes and dtypes of `fresh`."""
     if not _same_structure(fresh, dense):
         raise ValueError(_misfit(path, fresh, dense))
     leaves = jax.tree_util.tree_leaves_with_path(fresh)
@@ -114,11 +125,25 @@ def _taken_over(fresh: Any, dense: Any, path: tuple[Any, ...]) -> Any:
                 f"{path_str((*path, *key))}: the dense state has {got}, but for these params tx "
                 f"needs {needed}. Pass the params that the dense run trained."
             )
-    return dense
+    return jax.tree.structure(fresh).unflatten(jax.tree.leaves(dense))
 
 
 def _same_structure(fresh: Any, dense: Any) -> bool:
-    return jax.tree.structure(fresh) == jax.tree.structure(dense)
+    return jax.tree.structure(_without_boxes(fresh)) == jax.tree.structure(dense)
+
+
+def _without_boxes(tree: Any) -> Any:
+    """A tree with the array of each NNX variable or linen box in its place.
+
+    `nnx.Optimizer` puts every array of its state in a variable, of another type than the variables
+    of `nnx.state(model)`.
+    """
+
+    def unboxed(x: Any) -> Any:
+        leaves = jax.tree.leaves(x) if is_box(x) else [x]
+        return leaves[0] if len(leaves) == 1 else x
+
+    return jax.tree.map(unboxed, tree, is_leaf=is_box)
 
 
 def _misfit(path: tuple[Any, ...], fresh: Any, dense: Any) -> str:

@@ -8,6 +8,7 @@ order of these tied entries.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.counting import count_each, count_rows, per_member
+from jaxprune._base.counting import count_each, count_rows, counting, is_wide, per_member
 from jaxprune._base.float_bits import bits_of
 from jaxprune._base.sharding import SumOnce, in_lanes, summed_in_shards
 from jaxprune._topk.first_cuts import LADDER, N_CUTS, first_cuts
@@ -103,8 +104,7 @@ def _whole_bracket(problem: Problem, n_keep: jax.Array) -> tuple[Bracket, jax.Ar
     pools = problem.pools
     dtype = pools.pool_dtype
     sizes = jnp.asarray(np.array(pools.sizes), dtype) * dtype(problem.n_parts)
-    signed = jnp.int64 if dtype == jnp.uint64 else jnp.int32
-    n_keep = jnp.clip(n_keep.astype(signed), 0, sizes.astype(signed)).astype(dtype)
+    n_keep = _clipped(n_keep, [size * problem.n_parts for size in pools.sizes]).astype(dtype)
     zero = jnp.zeros_like(sizes)
     above_all = [bits_of(score_dtype).nan_key + 1 for score_dtype in pools.score_dtypes]
     hi = jnp.asarray(np.array(above_all), dtype)
@@ -122,6 +122,14 @@ def _whole_bracket(problem: Problem, n_keep: jax.Array) -> tuple[Bracket, jax.Ar
         is_done=all_kept | (n_keep == 0),
     )
     return bracket, cut_above_all(sizes, problem.ties)
+
+
+def _clipped(n_keep: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """Counts in [0, size], in the dtype that they have, where no comparison can overflow."""
+    largest = [min(size, int(jnp.iinfo(n_keep.dtype).max)) for size in sizes]
+    with counting(is_wide(n_keep)):
+        bounds = jnp.asarray(np.array(largest, n_keep.dtype))
+        return jnp.minimum(jnp.maximum(n_keep, jnp.zeros_like(n_keep)), bounds)
 
 
 def _next_cuts(b: Bracket) -> jax.Array:

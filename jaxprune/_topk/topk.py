@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.arguments import is_int, shown
+from jaxprune._base.arguments import as_array, is_int, shown
 from jaxprune._base.counting import as_counts, counting
 from jaxprune._base.sharding import on_one_device
 from jaxprune._topk.kept import kept_masks, thresholds
@@ -93,13 +93,13 @@ def topk_masks(
     """
     if not isinstance(scores, (list, tuple)):
         raise TypeError(
-            f"topk_masks: `scores` must be a list of arrays, got a {type(scores).__name__}. For "
-            "one array, call topk_mask; for a tree, pass jax.tree.leaves(scores)."
+            f"topk_masks: `scores` must be a list of arrays, got a value of type "
+            f"{type(scores).__name__}. For one array, call topk_mask; for a tree, pass jax.tree.leaves(scores)."
         )
     scores = [_checked_scores(f"topk_masks: scores[{i}]", s) for i, s in enumerate(scores)]
     check_ties(ties)
-    if pool not in ("leaf", "global"):
-        raise ValueError(f'topk_masks: `pool` must be "leaf" or "global", got {pool!r}.')
+    if not isinstance(pool, str) or pool not in ("leaf", "global"):
+        raise ValueError(f'topk_masks: `pool` must be "leaf" or "global", got {shown(pool)}.')
     if pool == "global":
         _check_count("topk_masks: `n_keep`", n_keep, sum(s.size for s in scores))
         return select(scores, [n_keep], pool_of=(0,) * len(scores), ties=ties)[0]  # type: ignore[list-item]
@@ -116,8 +116,8 @@ def topk_masks(
 
 def check_ties(ties: Any) -> str:
     """Returns `ties` if it is a known rule for ties, else raises."""
-    if ties not in ("index", "hashed"):
-        raise ValueError(f'ties must be "index" or "hashed", got {ties!r}.')
+    if not isinstance(ties, str) or ties not in ("index", "hashed"):
+        raise ValueError(f'ties must be "index" or "hashed", got {shown(ties)}.')
     return ties
 
 
@@ -206,18 +206,24 @@ def _select(
 def _as_counts(n_keep: Any) -> jax.Array:
     if isinstance(n_keep, jax.Array):
         return n_keep
-    if isinstance(n_keep, (list, tuple)) and any(isinstance(n, jax.Array) for n in n_keep):
-        return jnp.stack([jnp.asarray(n, jnp.int32) for n in n_keep])
-    return as_counts(n_keep)
+    if not isinstance(n_keep, (list, tuple)) or not any(isinstance(n, jax.Array) for n in n_keep):
+        return as_counts(n_keep)
+    counts = [n if isinstance(n, jax.Array) else as_counts(n) for n in n_keep]
+    if all(jnp.iinfo(n.dtype).max < 2**31 for n in counts):
+        return jnp.stack([n.astype(jnp.int32) for n in counts])
+    with counting(True):  # a uint32 can be larger than any int32
+        largest = [min(jnp.iinfo(n.dtype).max, 2**63 - 1) for n in counts]
+        pairs = zip(counts, largest, strict=True)
+        return jnp.stack([jnp.minimum(n, n.dtype.type(most)).astype(jnp.int64) for n, most in pairs])
 
 
 def _checked_scores(name: str, scores: Any) -> jax.Array:
-    dtype = getattr(scores, "dtype", None)
-    scores = jnp.asarray(scores)
+    fix = "Pass one floating point score for each entry, such as jnp.abs(w)."
+    scores = as_array(name, scores, fix)
     if not jnp.issubdtype(scores.dtype, jnp.floating):
-        cast = "" if dtype is None else " Cast them with .astype(jnp.float32)."
         raise TypeError(
-            f"{name} must be real floating point, got {scores.dtype} of shape {scores.shape}.{cast}"
+            f"{name} must be real floating point, got {scores.dtype} of shape {scores.shape}. Cast "
+            "them with .astype(jnp.float32)."
         )
     return scores
 
