@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.arguments import as_file_path
 from jaxprune._base.paths import leaves_with_paths, listed, shown_path
 from jaxprune._files import safetensors
 from jaxprune._files.atomic import atomic_file, atomic_folder
@@ -41,10 +42,11 @@ def save_safetensors(path: str | os.PathLike[str], params: chex.ArrayTree) -> No
       ...     jaxprune.load(f"{folder}/model.safetensors")
       {'w': array([1., 1.])}
     """
+    path = as_file_path("save_safetensors", path)
     paths, leaves, _ = leaves_with_paths(params)
     arrays = [as_host(name, leaf) for name, leaf in zip(paths, leaves, strict=True)]
     specs = [Leaf(name, x.shape, x.dtype) for name, x in zip(paths, arrays, strict=True)]
-    write_safetensors(Path(path), specs, arrays)
+    write_safetensors(path, specs, arrays)
 
 
 def write_safetensors(path: Path, leaves: Sequence[Leaf], arrays: Iterable[np.ndarray]) -> None:
@@ -195,6 +197,7 @@ def save_csr(folder: str | os.PathLike[str], params: chex.ArrayTree) -> list[Pat
       ...     [file.name for file in save_csr(folder, {"w": np.eye(3), "b": np.ones(3)})]
       ['w.npz']
     """
+    folder = as_file_path("save_csr", folder, "folder")
     paths, leaves, _ = leaves_with_paths(params)
     matrices = {name: x for name, x in zip(paths, leaves, strict=True) if np.ndim(x) == 2}
     if not matrices:

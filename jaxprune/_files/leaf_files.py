@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune._base.arguments import is_int
+from jaxprune._base.arguments import is_int, shown
 from jaxprune._base.paths import listed, shown_path
 from jaxprune._files import safetensors
 from jaxprune._files.leaves import (
@@ -93,6 +93,11 @@ def _read_spool(spool: Any, tensors: Sequence[Tensor]) -> Iterator[np.ndarray]:
 
 
 def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(
+            f"metadata must map strings to strings, got {shown(metadata)}. Pass a dict, such as "
+            "{'step': '9000'}."
+        )
     strings = dict(metadata or {})
     for name, value in strings.items():
         if not isinstance(name, str) or not isinstance(value, str):
@@ -107,7 +112,7 @@ def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 def _check_level(level: Any) -> None:
     if level is not None and (not is_int(level) or not 1 <= level <= 22):
-        raise ValueError(f"level must be 1 to 22, or None for no zstd, got {level!r}.")
+        raise ValueError(f"level must be 1 to 22, or None for no zstd, got {shown(level)}.")
 
 
 # Reading
@@ -179,6 +184,7 @@ def open_leaves(path: str | os.PathLike[str], max_bytes: int | None = None) -> I
     Raises:
       ValueError: not a safetensors file, or damaged, or too large.
       FileNotFoundError: the file does not exist.
+      IsADirectoryError: it is a folder.
 
     Example:
       >>> import tempfile
@@ -188,8 +194,16 @@ def open_leaves(path: str | os.PathLike[str], max_bytes: int | None = None) -> I
       ...         reader.leaves[0].shape, [array.tolist() for _, array in reader.arrays()]
       ((3,), [[0.0, 0.0, 0.0]])
     """
-    with Path(path).open("rb") as file:
-        yield LeafReader(Stream(Path(path), file), max_bytes)
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{path}: is a folder. Pass one file that jaxprune.save or safetensors wrote; read a "
+            "checkpoint with the library that wrote it, or convert it with `jaxprune export`."
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file. Check the path.")
+    with path.open("rb") as file:
+        yield LeafReader(Stream(path, file), max_bytes)
 
 
 def memory_bytes() -> int:

@@ -10,10 +10,11 @@ from typing import Any
 
 import chex
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.arguments import is_int
+from jaxprune._base.arguments import as_file_path, is_int, shown
 from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
 from jaxprune._files import safetensors
 from jaxprune._files.leaf_files import memory_bytes, open_leaves, save_leaves
@@ -55,6 +56,7 @@ def save(
       ...     load(f"{folder}/model.safetensors.zst")["fc"]["kernel"][:2, :3].tolist()
       [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
+    path = as_file_path("save", path)
     paths, leaves, _ = leaves_with_paths(params)
     all_masks = masks_by_path(masks, paths, leaves) if masks is not None else [None] * len(paths)
 
@@ -88,6 +90,7 @@ def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | Non
       ValueError: the file is cut off, damaged or too large; or its paths, shapes or dtypes are not
         those of `like`.
       FileNotFoundError: the file does not exist.
+      IsADirectoryError: it is a folder.
       ImportError: `zstandard` is not installed.
 
     Example:
@@ -99,8 +102,9 @@ def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | Non
       {'0': array([0., 0., 0.]), '1': array([1.])}
       [array([0., 0., 0.]), array([1.])]
     """
+    path = as_file_path("load", path)
     if max_bytes is not None and (not is_int(max_bytes) or max_bytes < 0):
-        raise ValueError(f"max_bytes must be an integer of at least 0, got {max_bytes!r}.")
+        raise ValueError(f"max_bytes must be an integer of at least 0, got {shown(max_bytes)}.")
     with open_leaves(path, memory_bytes() if max_bytes is None else max_bytes) as reader:
         if like is None:
             _check_nesting(path, [leaf.path for leaf in reader.leaves])
@@ -133,13 +137,18 @@ def as_host(path: str, leaf: Any) -> np.ndarray:
     spec = spec_of(leaf)
     if spec is None:
         raise TypeError(
-            f"{shown_path(path)}: {type(leaf).__name__} is not an array. Make it one with "
-            "numpy.asarray, or leave it out of the params."
+            f"{shown_path(path)}: {shown(leaf)} is not an array. Make it one with numpy.asarray, "
+            "or leave it out of the params."
         )
     if jnp.issubdtype(spec.dtype, jax.dtypes.prng_key):
         raise TypeError(
             f"{shown_path(path)}: a file can't hold random keys ({spec.dtype}). Save "
             "jax.random.key_data(key) instead."
+        )
+    if isinstance(leaf, (jax.ShapeDtypeStruct, jax.core.Tracer)):
+        raise TypeError(
+            f"{shown_path(path)}: {shown(leaf)} has no values that could be written. Pass arrays, "
+            "outside jit."
         )
     array = np.asarray(leaf)
     if safetensors.dtype_of(array.dtype.name) is None:

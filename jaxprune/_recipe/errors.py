@@ -1,6 +1,8 @@
 """Checks of arguments and leaves: why they cannot be pruned as asked, and what to type instead."""
 
+import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -15,6 +17,11 @@ from jaxprune._recipe.distributions import Distribution, LeafShape
 from jaxprune._recipe.scores import accumulates
 from jaxprune._recipe.traits import Structure, traits_of
 
+# What users name in strings, as other libraries do.
+_DISTRIBUTIONS = ("uniform", "er", "erk", "global_pool", "normalized_pool")
+_SCORES = ("magnitude", "saliency", "movement", "gradient_magnitude", "random_score")
+_STRUCTURES = ("Unstructured", "NM", "Block", "Channel")
+
 Specs = tuple[jax.ShapeDtypeStruct | None, ...]
 
 # Arguments
@@ -23,13 +30,15 @@ Specs = tuple[jax.ShapeDtypeStruct | None, ...]
 def check_distribution(value: Any) -> None:
     """Raises a TypeError unless this is a distribution."""
     if not isinstance(value, Distribution):
-        raise _wrong_type("distribution", value, "a Distribution such as jaxprune.uniform")
+        needed = "a Distribution such as jaxprune.uniform, jaxprune.erk or jaxprune.global_pool"
+        raise _wrong_type("distribution", value, needed)
 
 
 def check_score_type(score: Any) -> None:
     """Raises a TypeError unless this is a score function or an accumulated score, with a hash."""
     if isinstance(score, type) or not (callable(score) or accumulates(score)):
-        raise _wrong_type("score", score, "a function such as jaxprune.magnitude")
+        needed = "a function such as jaxprune.magnitude, jaxprune.saliency or jaxprune.movement"
+        raise _wrong_type("score", score, needed)
     if not is_hashable(score):
         raise TypeError(
             f"score: {score!r} cannot be hashed, so its compiled programs cannot be cached. Wrap "
@@ -41,7 +50,11 @@ def check_structure(argument: str, value: Any) -> None:
     """Raises a TypeError unless this has the methods of a `Structure`, and a hash."""
     methods = ("n_units", "n_groups", "unit_scores", "unit_mask", "expand")
     if isinstance(value, type) or not all(hasattr(value, method) for method in methods):
-        raise _wrong_type(argument, value, "a structure such as jaxprune.Unstructured()")
+        needed = (
+            "a structure such as jaxprune.Unstructured(), jaxprune.NM(2, 4), "
+            "jaxprune.Block((1, 16)) or jaxprune.Channel()"
+        )
+        raise _wrong_type(argument, value, needed)
     if not is_hashable(value):
         raise TypeError(
             f"{argument}: {shown(value)} cannot be hashed, so its budgets cannot be cached. Make "
@@ -70,7 +83,23 @@ def _wrong_type(argument: str, value: Any, needed: str) -> TypeError:
             " If optax.inject_hyperparams made an array of it, name it there: "
             f"inject_hyperparams(prune, static_args=({argument!r},))."
         )
-    return TypeError(f"{argument} must be {needed}, got {value!r}.{hint}")
+    if isinstance(value, str):
+        hint = f" {_object_named(value) or 'Pass the object, not its name.'}"
+    return TypeError(f"{argument} must be {needed}, got {shown(value)}.{hint}")
+
+
+def _object_named(text: str) -> str:
+    """What to type for an object that was given as a string; empty if that is not known."""
+    if re.fullmatch(r"[1-9]\d*:[1-9]\d*", text):
+        return f"Pass jaxprune.NM({text.replace(':', ', ')})."
+    kinds = (*_DISTRIBUTIONS, *_SCORES, *_STRUCTURES)
+    names = difflib.get_close_matches(text.lower(), [name.lower() for name in kinds], n=1, cutoff=0.5)
+    whole = next((name for name in kinds if name.lower() in names), None)
+    whole = whole or next((name for name in kinds if name.lower().startswith(text.lower())), None)
+    if not text or whole is None:
+        return ""
+    return f"Pass the object, jaxprune.{whole}{'(...)' if whole in _STRUCTURES else ''}."
+
 
 
 # Trees

@@ -7,6 +7,7 @@ budgets are exact, and a compiled update finds out by a few scalar operations wh
 import dataclasses
 import itertools
 import numbers
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -15,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.arguments import as_sparsity, check_step, check_steps, shown
+from jaxprune._base.arguments import as_sparsity, check_step, check_steps, is_int, shown
 
+_LARGEST_EXACT_POWER = 100
 _ROUNDING = Fraction(1, 10**6)  # a float32 schedule may fall by this much through rounding
 
 
@@ -86,6 +88,7 @@ class SparsitySchedule:
 
     def fires(self, step: Any) -> Any:
         """Whether the schedule fires at `step`: a bool for an int, else a bool array."""
+        step = _checked_step("fires", step)
         begin, end = self.begin_step, self.end_step
         on_grid = (step >= begin) & (step < end) & ((step - begin) % self.every == 0)
         return on_grid | (step == end)
@@ -98,7 +101,7 @@ class SparsitySchedule:
             if step < self.begin_step:
                 return -1
             return last if step >= self.end_step else (step - self.begin_step) // self.every
-        step = jnp.asarray(step)
+        step = jnp.asarray(_checked_step("index", step))
         fired = jnp.where(step >= self.end_step, last, (step - self.begin_step) // self.every)
         return jnp.where(step < self.begin_step, -1, fired)
 
@@ -114,8 +117,22 @@ class SparsitySchedule:
         if isinstance(step, numbers.Integral):
             index = self.index(step)
             return float(self.targets[index]) if index >= 0 else 0.0
+        step = _checked_step("sparsity", step)
         table = jnp.asarray(np.array([0.0, *map(float, self.targets)], np.float32))
         return table[self.index(step) + 1]
+
+
+def _checked_step(method: str, step: Any) -> Any:
+    """A step that is an integer, or an array of integers; raises a TypeError for anything else."""
+    is_array = isinstance(step, (np.ndarray, np.generic, jax.Array))
+    if is_int(step) or (is_array and jnp.issubdtype(step.dtype, jnp.integer)):
+        return step
+    fix = "Pass the number of updates so far, such as jaxprune.get_state(opt_state).prune_step."
+    if isinstance(step, float) and step.is_integer():
+        fix = f"Did you mean {int(step)}?"
+    raise TypeError(
+        f"{method}: step must be an int or an array of integers, got {shown(step)}. {fix}"
+    )
 
 
 def polynomial_schedule(
@@ -137,7 +154,8 @@ def polynomial_schedule(
       end_step: :math:`t_1`, the step of the last fire, which need not be on the grid.
       every: steps between fires.
       initial_sparsity: :math:`s_i`, reached at `begin_step`; at most `final_sparsity`.
-      power: :math:`p` > 0. Integers are evaluated exactly, in rational arithmetic.
+      power: :math:`p` > 0. Integers up to 100 are evaluated exactly, in rational arithmetic, and
+        all other powers in double precision.
 
     Returns:
       A `SparsitySchedule`.
@@ -158,17 +176,24 @@ def polynomial_schedule(
             f"{final_sparsity!r}, because masks only shrink. Lower it, or raise final_sparsity."
         )
     if isinstance(power, bool) or not isinstance(power, numbers.Real):
-        raise TypeError(f"power must be a real number, got {shown(power)}.")
-    if not 0 < power < float("inf"):
-        raise ValueError(f"power must be positive and finite, got {power!r}.")
+        raise TypeError(
+            f"power must be a real number, got {shown(power)}. The cubic schedule has power=3."
+        )
+    if not 0 < power <= sys.float_info.max:
+        raise ValueError(
+            f"power must be positive and finite, got {shown(power)}. The cubic schedule has "
+            "power=3."
+        )
     begin_step, end_step, every = check_steps(begin_step, end_step, every)
-    exponent = int(power) if power == int(power) else float(power)
+    # A fraction to the power of a billion has billions of digits.
+    is_exact = power == int(power) and power <= _LARGEST_EXACT_POWER
 
     def target(step: int) -> Fraction:
         if step == end_step:
             return final
         remaining = Fraction(end_step - step, end_step - begin_step)
-        return final + (initial - final) * Fraction(remaining**exponent)
+        part = remaining ** int(power) if is_exact else float(remaining) ** float(power)
+        return final + (initial - final) * Fraction(part)
 
     steps = _fire_steps(begin_step, end_step, every)
     return SparsitySchedule(begin_step, end_step, every, tuple(map(target, steps)))

@@ -172,7 +172,9 @@ class Accumulated:
 
 
 def _movement(params: jax.Array, grads: jax.Array) -> jax.Array:
-    return -_wide(params).real * _wide(grads).real
+    # The inner product of complex numbers: what a step along -grads changes in the squared size of
+    # the weights. For real numbers it is the plain product.
+    return -(jnp.conj(_wide(params)) * _wide(grads)).real
 
 
 movement = Accumulated("movement", _movement)

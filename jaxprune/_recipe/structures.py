@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune._base.arguments import as_int
+from jaxprune._base.arguments import as_flag, as_int, is_int, shown
 from jaxprune._base.float_bits import order_key
 from jaxprune._base.sharding import merge_axis, split_axis
 
@@ -201,12 +201,13 @@ class Block:
 
     def __post_init__(self) -> None:
         if not isinstance(self.shape, (tuple, list)) or not self.shape:
-            raise TypeError(f"Block: shape must be a tuple such as (4, 4), got {self.shape!r}.")
+            raise TypeError(f"Block: shape must be a tuple such as (4, 4), got {shown(self.shape)}.")
         shape = tuple(as_int("Block: shape", n) for n in self.shape)
         if min(shape) < 1:
             raise ValueError(f"Block: shape must hold lengths of at least 1, got {shape}.")
-        if self.pooling not in ("mean", "max"):
-            raise ValueError(f'Block: pooling must be "mean" or "max", got {self.pooling!r}.')
+        if not isinstance(self.pooling, str) or self.pooling not in ("mean", "max"):
+            raise ValueError(f'Block: pooling must be "mean" or "max", got {shown(self.pooling)}.')
+        object.__setattr__(self, "balanced", as_flag("Block: balanced", self.balanced))
         object.__setattr__(self, "shape", shape)
 
     def n_units(self, shape: tuple[int, ...]) -> int:
@@ -287,8 +288,8 @@ class Channel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axis", as_int("Channel: axis", self.axis))
-        if self.norm not in (1, 2):
-            raise ValueError(f"Channel: norm must be 1 or 2, got {self.norm!r}.")
+        if not is_int(self.norm) or self.norm not in (1, 2):
+            raise ValueError(f"Channel: norm must be 1 or 2, got {shown(self.norm)}.")
 
     def n_units(self, shape: tuple[int, ...]) -> int:
         """The number of channels; 0 in an empty leaf."""
