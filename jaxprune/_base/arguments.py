@@ -244,6 +244,36 @@ def as_int(name: str, value: Any, least: int | None = None) -> int:
     return number
 
 
+def as_seed(name: str, value: Any) -> int:
+    """A seed in [0, 2**32): of a larger one, JAX without 64-bit mode would drop the upper bits.
+
+    Raises:
+      TypeError: not an integer, such as a PRNG key.
+      ValueError: out of range.
+    """
+    if isinstance(value, (jax.Array, np.ndarray)):
+        raise TypeError(
+            f"{name} must be an int, got {shown(value)}. Pass a Python int, such as {name}=0; keys "
+            "are made from it."
+        )
+    seed = as_int(name, value, least=0)
+    if seed >= 2**32:
+        raise ValueError(f"{name} must be less than 2**32, got {seed}. Pass {seed % 2**32}.")
+    return seed
+
+
+def check_key(name: str, key: Any) -> None:
+    """Raises a TypeError unless this is one PRNG key, of either kind that JAX has."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if isinstance(key, (jax.Array, np.ndarray)) and (
+        (jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ())
+        or (dtype == jnp.uint32 and len(shape or ()) == 1)
+    ):
+        return
+    seed = key if is_int(key) else 0
+    raise TypeError(f"{name} must be a PRNG key, got {shown(key)}. Pass jax.random.key({seed}).")
+
+
 # Steps
 
 

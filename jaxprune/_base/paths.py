@@ -6,6 +6,7 @@ does linen `Partitioned`). A regex must match the whole path.
 """
 
 import functools
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxprune._base.arguments import shown
 
 Rule = str | Callable[[str, Any], bool]
 
@@ -156,10 +159,11 @@ def as_rules(rules: Any, argument: str) -> tuple[Rule, ...]:
     """
     if isinstance(rules, str) or callable(rules):
         rules = (rules,)
-    if not isinstance(rules, Sequence) or isinstance(rules, bytes):
+    is_record = hasattr(rules, "_fields")  # such as an optimizer, a tuple of two functions
+    if not isinstance(rules, Sequence) or isinstance(rules, bytes) or is_record:
         raise TypeError(
             f"{argument} must be a regex, a function (path, leaf) -> bool, or a sequence of these, "
-            f"got {rules!r}."
+            f"got {shown(rules)}. A regex matches the whole path, such as '.*kernel'."
         )
     for rule in rules:
         _check_rule(rule, argument)
@@ -178,13 +182,29 @@ def _check_rule(rule: Any, argument: str) -> None:
     elif not callable(rule):
         raise TypeError(
             f"{argument}: each rule must be a regex or a function (path, leaf) -> bool, got "
-            f"{rule!r}."
+            f"{shown(rule)}. A regex matches the whole path, such as '.*kernel'."
         )
     elif not is_hashable(rule):
         raise TypeError(
             f"{argument}: {rule!r} cannot be hashed, so its choices cannot be cached. Wrap it: "
             "lambda path, leaf: rule(path, leaf)."
         )
+    elif not _takes_two(rule):
+        raise TypeError(
+            f"{argument}: a function gets the path and the leaf, but {rule_name(rule)} can't be "
+            "called with two arguments. Write lambda path, leaf: path.endswith('kernel')."
+        )
+
+
+def _takes_two(function: Any) -> bool:
+    """Whether a function may be called with two arguments, as far as its signature shows."""
+    try:
+        inspect.signature(function).bind("", None)
+    except ValueError:  # built-in functions have no signature
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 def is_hashable(x: Any) -> bool:

@@ -252,8 +252,9 @@ def _check_arguments(w: np.ndarray, kept: np.ndarray, block: Any, batch: Any) ->
             f"{shown(block)}."
         )
     if not is_int(batch) or batch < 1:
-        raise ValueError(f"pack_matrix: batch must be an integer of at least 1, got "
-            f"{shown(batch)}.")
+        raise ValueError(
+            f"pack_matrix: batch must be an integer of at least 1, got {shown(batch)}."
+        )
 
 
 # doctest looks for examples by `__module__`, which is `jaxprune` for public classes.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune._base.arguments import as_sparsity
+from jaxprune._base.arguments import BadValue, as_sparsity
 from jaxprune._base.paths import Choice, LeafRules, Rule, RuleUse, as_rules, spec_of
 from jaxprune._recipe import errors
 from jaxprune._recipe.distributions import (
@@ -255,7 +255,14 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
     chosen = tuple(i for i, choice in enumerate(choices) if choice.chosen)
     if paths and not chosen:
         raise errors.nothing_chosen(paths, choices, specs, recipe.include is None)
-    parts = [_part(recipe, paths[i], specs[i], choices[i].override, use) for i in chosen]
+    parts, misfits = [], []
+    for i in chosen:
+        try:
+            parts.append(_part(recipe, paths[i], specs[i], choices[i].override, use))
+        except BadValue as error:
+            misfits.append(error)
+    if misfits:
+        raise errors.together(misfits)
     entries, entries_of = _joined(parts, n_parts)
     pools = _pools(recipe.distribution, entries)
     return Budget(

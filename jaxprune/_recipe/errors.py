@@ -92,14 +92,14 @@ def _object_named(text: str) -> str:
     """What to type for an object that was given as a string; empty if that is not known."""
     if re.fullmatch(r"[1-9]\d*:[1-9]\d*", text):
         return f"Pass jaxprune.NM({text.replace(':', ', ')})."
-    kinds = (*_DISTRIBUTIONS, *_SCORES, *_STRUCTURES)
-    names = difflib.get_close_matches(text.lower(), [name.lower() for name in kinds], n=1, cutoff=0.5)
-    whole = next((name for name in kinds if name.lower() in names), None)
-    whole = whole or next((name for name in kinds if name.lower().startswith(text.lower())), None)
-    if not text or whole is None:
+    names = (*_DISTRIBUTIONS, *_SCORES, *_STRUCTURES)
+    by_lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(text.lower(), by_lower, n=1, cutoff=0.5)
+    close = close or [name for name in by_lower if name.startswith(text.lower())]
+    if not text or not close:
         return ""
-    return f"Pass the object, jaxprune.{whole}{'(...)' if whole in _STRUCTURES else ''}."
-
+    name = by_lower[close[0]]
+    return f"Pass the object, jaxprune.{name}{'(...)' if name in _STRUCTURES else ''}."
 
 
 # Trees
@@ -138,6 +138,30 @@ def nothing_chosen(
 
 
 # Leaves
+
+
+def together(errors: Sequence[BadValue]) -> BadValue:
+    """One error about all leaves that have the problem of the first, with one suggestion."""
+    first = errors[0]
+    alike = [error for error in errors if error.suggestion == first.suggestion]
+    if len(alike) == 1:
+        return first
+    problems = [error.problem for error in alike[:8]]
+    if len(alike) > 8:
+        problems.append(f"And {len(alike) - 8} more leaves.")
+    suggestion = first.suggestion.replace(" it ", " them ").replace("the leaf", "these leaves")
+    arguments = {
+        name: _joined([error.arguments[name] for error in alike]) for name in first.arguments
+    }
+    return BadValue(" ".join(problems), suggestion, **arguments)
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """Mappings as one mapping, different values as a list, equal ones as one."""
+    if all(isinstance(value, Mapping) for value in values):
+        return {key: item for value in values for key, item in value.items()}
+    different = list(dict.fromkeys(values))
+    return different[0] if len(different) == 1 else different
 
 
 def check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
@@ -186,7 +210,7 @@ def checked_units(path: str, structure: Structure, shape: tuple[int, ...]) -> tu
         rule = rule_for(path)
         raise BadValue(
             f"{shown_path(path)}: {error}.",
-            "Leave the leaf out with {exclude}, or give it another structure with {structure}.",
+            "Leave it out with {exclude}, or choose another structure for it with {structure}.",
             exclude=rule,
             structure={rule: ...},
         ) from None

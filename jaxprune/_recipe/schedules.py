@@ -326,7 +326,7 @@ def from_optax_schedule(
     begin_step, end_step, every = check_steps(begin_step, end_step, every)
     steps = _fire_steps(begin_step, end_step, every)
     with jax.ensure_compile_time_eval():
-        values = [np.asarray(fn(jnp.asarray(step, jnp.int32))) for step in steps]
+        values = [_value_at(fn, step) for step in steps]
     targets = tuple(
         as_sparsity(value[()] if value.ndim == 0 else value, f"from_optax_schedule: fn({step})")
         for step, value in zip(steps, values, strict=True)
@@ -340,6 +340,18 @@ def from_optax_schedule(
             )
     rising = tuple(itertools.accumulate(targets, max))
     return SparsitySchedule(begin_step, end_step, every, rising)
+
+
+def _value_at(fn: Callable[[Any], Any], step: int) -> np.ndarray:
+    """The value of a user's schedule at one step."""
+    try:
+        return np.asarray(fn(jnp.asarray(step, jnp.int32)))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"from_optax_schedule: fn({step}) fails with {type(error).__name__}. `fn` must be a "
+            f"function from a step, an int32 scalar, to a sparsity, got {shown(fn)}. Pass a "
+            "schedule such as optax.linear_schedule(0.0, 0.9, 1000)."
+        ) from error
 
 
 def _fire_steps(begin_step: int, end_step: int, every: int) -> tuple[int, ...]:

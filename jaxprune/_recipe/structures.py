@@ -201,7 +201,9 @@ class Block:
 
     def __post_init__(self) -> None:
         if not isinstance(self.shape, (tuple, list)) or not self.shape:
-            raise TypeError(f"Block: shape must be a tuple such as (4, 4), got {shown(self.shape)}.")
+            raise TypeError(
+                f"Block: shape must be a tuple such as (4, 4), got {shown(self.shape)}."
+            )
         shape = tuple(as_int("Block: shape", n) for n in self.shape)
         if min(shape) < 1:
             raise ValueError(f"Block: shape must hold lengths of at least 1, got {shape}.")

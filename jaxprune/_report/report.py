@@ -4,15 +4,18 @@
 """
 
 import math
+import os
 from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jaxprune._base.agreement import check_remembered, diverged
+from jaxprune._base.arguments import as_flag, shown
 from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, shown_path, spec_of
@@ -40,6 +43,7 @@ def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
       are not zero, and how many kept weights are, if there are any.
 
     Raises:
+      TypeError: `params` is the name of a file, or a leaf has no values.
       ValueError: a mask that does not fit its param, with the path.
 
     Example:
@@ -53,8 +57,24 @@ def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
       total                        20        8    60.00%
     """
     paths, leaves, _ = leaves_with_paths(params)
+    _check_arrays(paths, leaves)
     by_leaf = [None] * len(leaves) if masks is None else masks_by_path(masks, paths, leaves)
     return Report("summary", tuple(map(_row, paths, leaves, by_leaf)))
+
+
+def _check_arrays(paths: list[str], leaves: list[Any]) -> None:
+    """Raises where `summarize` is given a file or shapes in place of params."""
+    for path, leaf in zip(paths, leaves, strict=True):
+        if isinstance(leaf, (jax.ShapeDtypeStruct, jax.core.Tracer)):
+            raise TypeError(
+                f"summarize: {shown_path(path)}: needs values to count zeros, got {shown(leaf)}. "
+                "Pass arrays, outside jit; jaxprune.plan takes shapes."
+            )
+    if paths == [""] and isinstance(leaves[0], (str, bytes, os.PathLike)):
+        raise TypeError(
+            f"summarize: params must be a tree of arrays, got {shown(leaves[0])}. For a file, call "
+            "jaxprune.summarize(jaxprune.load(path)), or `jaxprune inspect PATH` in a shell."
+        )
 
 
 def _row(path: str, leaf: Any, mask: Any) -> LeafReport:
@@ -95,6 +115,7 @@ def metrics(opt_state: Any, *, per_leaf: bool = False) -> dict[str, jax.Array]:
       >>> {name: float(value) for name, value in metrics(state).items()}
       {'prune/step': 0.0, 'prune/sparsity': 0.0, 'prune/n_zero': 0.0, 'prune/violations': 0.0}
     """
+    per_leaf = as_flag("metrics: per_leaf", per_leaf)
     state = get_state(opt_state)
     paths, masks, _ = leaves_with_paths(state.masks)
     zeros, sizes = _counted(state, masks)

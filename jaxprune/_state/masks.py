@@ -161,9 +161,9 @@ def check_mask_dtype(path: str, mask: Any) -> None:
     """Raises a TypeError unless a mask is an array, or number, of bools or integers."""
     spec = spec_of(mask)
     dtype = np.asarray(mask).dtype if spec is None else spec.dtype
-    if dtype == bool or jnp.issubdtype(dtype, jnp.integer):
+    if jnp.issubdtype(dtype, jnp.bool_) or jnp.issubdtype(dtype, jnp.integer):
         return
-    got = f"of type {type(mask).__name__}" if dtype == object else f"of dtype {dtype}"
+    got = f"of type {type(mask).__name__}" if dtype.kind == "O" else f"of dtype {dtype}"
     raise TypeError(
         f"{shown_path(path)}: a mask must be bool or integer (nonzero = kept), but it is {got}. "
         "Did you swap the params and the masks? Otherwise, convert it with mask != 0."

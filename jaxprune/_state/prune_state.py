@@ -16,7 +16,6 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.arguments import shown
 from jaxprune._base.paths import leaves_with_paths, listed, path_str, shown_path, spec_of
 from jaxprune._state.bit_masks import bit_mask_shape, from_bits
 from jaxprune._state.masks import check_mask_dtype, keep

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune._base.arguments import shown
-from jaxprune._base.paths import is_box, leaves_with_paths, path_str, shown_path
+from jaxprune._base.paths import is_box, leaves_with_paths, path_str, shown_path, spec_of
 from jaxprune._state.prune_state import PruneState, find_states
 
 
@@ -63,7 +63,12 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
             "to start pruning again, pass the state of the optimizer without jaxprune.prune."
         )
     dense_opt_state = _without_boxes(getattr(dense_opt_state, "opt_state", dense_opt_state))
-    leaves_with_paths(params)  # raises where they are not a tree of arrays
+    for path, leaf in zip(*leaves_with_paths(params)[:2], strict=True):
+        if spec_of(leaf) is None and not isinstance(leaf, (int, float, complex)):
+            raise TypeError(
+                f"splice: {shown_path(path)}: params must hold arrays, got {shown(leaf)}. Pass the "
+                "params that the dense run trained, such as eqx.filter(model, eqx.is_array)."
+            )
     fresh = tx.init(params)
     if not find_states(fresh):
         raise ValueError(

@@ -38,8 +38,17 @@ class Problem:
 
 
 def axis_length(axis_name: Any) -> int:
-    """The length of a mapped axis; 1 if there is none."""
-    return 1 if axis_name is None else lax.psum(1, axis_name)
+    """The length of a mapped axis; 1 for None. Raises a ValueError outside such a map."""
+    if axis_name is None:
+        return 1
+    try:
+        return lax.psum(1, axis_name)
+    except NameError:
+        raise ValueError(
+            f"axis_name={axis_name!r}: no axis of this name is mapped here. Call update inside "
+            "jax.shard_map, jax.pmap or jax.vmap over an axis of this name, or leave axis_name "
+            "out."
+        ) from None
 
 
 def key_function(score: Callable[[Any], jax.Array], pools: Pools) -> KeyFunction:

@@ -93,8 +93,9 @@ def topk_masks(
     """
     if not isinstance(scores, (list, tuple)):
         raise TypeError(
-            f"topk_masks: `scores` must be a list of arrays, got a value of type "
-            f"{type(scores).__name__}. For one array, call topk_mask; for a tree, pass jax.tree.leaves(scores)."
+            "topk_masks: `scores` must be a list of arrays, got a value of type "
+            f"{type(scores).__name__}. For one array, call topk_mask; for a tree, pass "
+            "jax.tree.leaves(scores)."
         )
     scores = [_checked_scores(f"topk_masks: scores[{i}]", s) for i, s in enumerate(scores)]
     check_ties(ties)
@@ -212,9 +213,12 @@ def _as_counts(n_keep: Any) -> jax.Array:
     if all(jnp.iinfo(n.dtype).max < 2**31 for n in counts):
         return jnp.stack([n.astype(jnp.int32) for n in counts])
     with counting(True):  # a uint32 can be larger than any int32
-        largest = [min(jnp.iinfo(n.dtype).max, 2**63 - 1) for n in counts]
-        pairs = zip(counts, largest, strict=True)
-        return jnp.stack([jnp.minimum(n, n.dtype.type(most)).astype(jnp.int64) for n, most in pairs])
+        return jnp.stack([_as_int64(n) for n in counts])
+
+
+def _as_int64(n: jax.Array) -> jax.Array:
+    largest = min(int(jnp.iinfo(n.dtype).max), 2**63 - 1)
+    return jnp.minimum(n, jnp.asarray(largest, n.dtype)).astype(jnp.int64)
 
 
 def _checked_scores(name: str, scores: Any) -> jax.Array:

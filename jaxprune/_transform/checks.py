@@ -34,7 +34,24 @@ def checked(params: Any, state: Any) -> Tree:
             "init or the last update of this transformation returned; restore a checkpoint "
             "into the structure of tx.init(params)."
         )
-    return Tree(*leaves_with_paths(params))
+    return Tree(*leaves_with_paths(_only_arrays(params, state.masks)))
+
+
+def _only_arrays(params: Any, masks: Any) -> Any:
+    """The params, with None in place of what is not an array and has None in place of a mask.
+
+    An Equinox model has functions among its leaves. Its users initialise an optimizer with
+    `eqx.filter(model, eqx.is_array)`, and call `update` with the whole model.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    if all(spec_of(leaf) is not None for leaf in leaves):
+        return params
+    try:
+        by_leaf = treedef.flatten_up_to(masks)
+    except ValueError:  # another model, which `parallel` explains
+        return params
+    pairs = zip(leaves, by_leaf, strict=True)
+    return treedef.unflatten([None if mask is None else leaf for leaf, mask in pairs])
 
 
 def parallel(tree: Tree, other: Any, name: str, holes: bool = False) -> list[Any]:
@@ -108,6 +125,12 @@ def check_updates(chosen: Sequence[int], tree: Tree, updates: list[Any], name: s
             raise ValueError(
                 f"{path}: the {name} is None, but the leaf is pruned. Leave it out with "
                 f"exclude={rule_for(tree.paths[i])!r}, or pass a gradient for it."
+            )
+        if getattr(updates[i], "dtype", None) == jax.dtypes.float0:
+            raise ValueError(
+                f"{path}: the {name} has dtype float0, which JAX gives to gradients of integers. "
+                "Differentiate with respect to the params that are pruned, or leave this leaf out "
+                f"with exclude={rule_for(tree.paths[i])!r}."
             )
         if jnp.shape(updates[i]) != shape:
             raise ValueError(

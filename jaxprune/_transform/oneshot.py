@@ -6,16 +6,17 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxprune._base.arguments import as_int, as_sparsity
+from jaxprune._base.arguments import as_seed, as_sparsity, shown
 from jaxprune._base.counting import as_counts
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import leaves_with_paths, listed, warn_unused
+from jaxprune._base.paths import leaves_with_paths, listed, shown_path, warn_unused
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.scores import accumulates, magnitude, reads_grads
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._state.masks import full_mask, keep
 from jaxprune._topk.topk import check_ties
+from jaxprune._transform.checks import Tree, check_updates
 from jaxprune._transform.decide import Operand, Rules, tighten
 
 
@@ -62,6 +63,11 @@ def prune_params(
       >>> params["kernel"].tolist(), masks["bias"].tolist()
       ([[3.0, 0.0], [0.0, -2.0]], [True, True])
     """
+    if grads is None and getattr(score, "reads_grads", False) is True:
+        raise ValueError(
+            f"prune_params: score={score.__name__} needs gradients, got grads=None. Pass them: "
+            "prune_params(params, sparsity, score=score, grads=jax.grad(loss)(params))."
+        )
     if accumulates(score):
         raise ValueError(
             f"prune_params: score {score} adds up over training steps, but there are none here. "
@@ -70,14 +76,17 @@ def prune_params(
     targets = (as_sparsity(sparsity, "sparsity"),)
     recipe = Recipe.of(targets, include, exclude, overrides, distribution, structure, score)
     rules = Rules(score, check_ties(ties), distribution.normalized)
-    key = jax.random.key(0 if seed is None else as_int("seed", seed))
+    key = jax.random.key(0 if seed is None else as_seed("seed", seed))
     paths, leaves, treedef = leaves_with_paths(params)
+    _check_values("prune_params", paths, leaves)
     budget = recipe.budget(paths, leaves)
     warn_unused("prune_params", budget.unused, paths)
     masks = [full_mask(leaf, bool) for leaf in leaves]
     if not budget.chosen:
         return params, treedef.unflatten(masks)
     by_leaf = [None] * len(leaves) if grads is None else _grads_of(grads, paths)
+    if grads is not None:
+        check_updates(budget.chosen, Tree(paths, leaves, treedef), by_leaf, "gradient in `grads`")
     operands = [
         Operand(
             jnp.asarray(leaves[i]),
@@ -116,6 +125,7 @@ def masks_from_params(
       ([[False, True]], [True, True])
     """
     paths, leaves, treedef = leaves_with_paths(params)
+    _check_values("masks_from_params", paths, leaves)
     recipe = Recipe.of((as_sparsity(0.0, "sparsity"),), include, exclude)
     masks = [full_mask(leaf, bool) for leaf in leaves]
     budget = recipe.budget(paths, leaves)
@@ -123,6 +133,16 @@ def masks_from_params(
     for i in budget.chosen:
         masks[i] = is_nonzero(jnp.asarray(leaves[i]))
     return treedef.unflatten(masks)
+
+
+def _check_values(function: str, paths: list[str], leaves: list[Any]) -> None:
+    """Raises where a leaf has a shape but no values."""
+    for path, leaf in zip(paths, leaves, strict=True):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"{function}: {shown_path(path)}: needs the values of the params, got "
+                f"{shown(leaf)}. Pass arrays; jaxprune.plan shows what would be pruned."
+            )
 
 
 def _grads_of(grads: Any, paths: list[str]) -> list[Any]:

@@ -1,10 +1,13 @@
 """`prune`, which users chain with an optimizer or wrap around it."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import optax
 
-from jaxprune._base.arguments import as_int, shown
+from jaxprune._base.arguments import as_flag, as_seed, shown
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, global_pool, uniform
 from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
@@ -16,7 +19,29 @@ from jaxprune._transform.fire import TIGHTEN
 from jaxprune._transform.settings import HOLD, NEVER, TRAIN, ZERO, Settings
 from jaxprune._transform.update import transformation
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+
+def _all_but_the_schedule_by_name(function: Callable[P, T]) -> Callable[P, T]:
+    """`prune`, with an error that names the argument where Python's only counts them."""
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        if len(args) > 1:
+            is_optimizer = hasattr(args[1], "init") and hasattr(args[1], "update")
+            what = "the optimizer" if is_optimizer else "every other argument"
+            example = "inner=optimizer" if is_optimizer else "exclude='head/.*'"
+            raise TypeError(
+                f"prune takes one argument by position, the schedule, got {shown(args[1])} as "
+                f"another. Pass {what} by name: prune(schedule, {example})."
+            )
+        return function(*args, **kwargs)
+
+    return checked
+
+
+@_all_but_the_schedule_by_name
 def prune(
     schedule: SparsitySchedule,
     *,
@@ -114,12 +139,12 @@ def prune(
     """
     check_schedule(schedule)
     regrow = _checked_regrow(regrow, schedule)
-    if not isinstance(packed, bool):
-        raise TypeError(f"packed must be True or False, got {shown(packed)}.")
+    packed = as_flag("packed", packed)
     recipe = Recipe.of(
         schedule.targets, include, exclude, overrides, distribution, structure, score
     )
     if axis_name is not None:
+        _check_axis_name(axis_name)
         _check_split(distribution, structure)
     settings = Settings(
         schedule,
@@ -128,7 +153,7 @@ def prune(
         bit_masks=packed,
         regrow=regrow,
         ties=check_ties(ties),
-        seed=0 if seed is None else as_int("seed", seed),
+        seed=0 if seed is None else as_seed("seed", seed),
         axis_name=axis_name,
     )
     return transformation(settings, inner)
@@ -136,7 +161,8 @@ def prune(
 
 def _checked_regrow(regrow: Any, schedule: SparsitySchedule) -> str:
     """The user's `regrow` as one of the constants in `settings.py`."""
-    if regrow not in (False, True, ZERO, HOLD, TRAIN):
+    is_flag = isinstance(regrow, (bool, np.bool_))
+    if not is_flag and not (isinstance(regrow, str) and regrow in (ZERO, HOLD, TRAIN)):
         raise ValueError(
             f'regrow must be False, "zero", "hold" (or True) or "train", got {shown(regrow)}.'
         )
@@ -148,6 +174,15 @@ def _checked_regrow(regrow: Any, schedule: SparsitySchedule) -> str:
     if isinstance(regrow, str):
         return regrow
     return HOLD if regrow else NEVER
+
+
+def _check_axis_name(axis_name: Any) -> None:
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"axis_name must be the name of a mapped axis, got {shown(axis_name)}. Pass the string "
+            'that jax.shard_map, jax.pmap or jax.vmap has, such as axis_name="data".'
+        )
 
 
 def _check_split(distribution: Any, structure: Any) -> None:

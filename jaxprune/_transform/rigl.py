@@ -6,7 +6,7 @@ from typing import Any
 
 import optax
 
-from jaxprune._base.arguments import as_int, as_part, check_step
+from jaxprune._base.arguments import as_int, as_part, check_key, check_step
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, erk
 from jaxprune._recipe.schedules import SparsitySchedule, cubic_schedule, one_shot_schedule
@@ -94,7 +94,12 @@ def rigl(
             "jaxprune.gradient_magnitude, or another score function."
         )
     if inner is None:
-        raise TypeError("rigl: inner must be the optimizer, whose moments are reset at swaps.")
+        raise TypeError(
+            "rigl: inner must be the optimizer, whose moments are reset at swaps, got None. Pass "
+            "one, such as inner=optax.adamw(3e-4)."
+        )
+    if key is not None:
+        check_key("key", key)
     return transformation(Settings(schedule, recipe, SWAP, swap_fractions=fractions), inner, key)
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from jaxprune._base.agreement import remember
 from jaxprune._base.paths import leaves_with_paths, spec_of, warn_unused
@@ -21,6 +20,7 @@ from jaxprune._recipe.scores import accumulates, reads_grads, required_grads
 from jaxprune._state.bit_masks import bits_typed_like, from_bits, full_bits
 from jaxprune._state.masks import keep, land
 from jaxprune._state.prune_state import PruneState, widths_of
+from jaxprune._topk.problem import axis_length
 from jaxprune._transform.checks import Tree, check_state, check_updates, checked, parallel
 from jaxprune._transform.fire import Fired, Inputs, fire
 from jaxprune._transform.inner import Wrapped, as_optimizer
@@ -164,7 +164,7 @@ def _update(
 
 def _n_parts(settings: Settings) -> int:
     """How many parts every leaf is split into."""
-    return 1 if settings.axis_name is None else lax.psum(1, settings.axis_name)
+    return axis_length(settings.axis_name)
 
 
 def _chosen(leaves: Sequence[Any], budget: Budget) -> list[jax.Array]:
