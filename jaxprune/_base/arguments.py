@@ -131,7 +131,7 @@ def as_file_path(function: str, value: Any, argument: str = "path") -> Path:
     if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
         raise TypeError(
             f"{function}: {argument} must be a string or a pathlib.Path, got {shown(value)}. Pass "
-            "the name of the file first, as in jaxprune.load('model.safetensors.zst')."
+            "it first, such as 'model.safetensors.zst'."
         )
     return Path(value)
 
@@ -173,7 +173,7 @@ def as_sparsity(value: Any, name: str) -> Fraction:
         # bfloat16 scalars are not registered as `numbers.Real`.
         value = value if isinstance(value, numbers.Real) else float(value)
     if not _is_real(value):
-        hint = ""
+        hint = " Pass a Python float, such as 0.9."
         if isinstance(value, jax.Array):
             hint = (
                 " Sparsity is decided on the host, before tracing: pass a Python float; under "
@@ -256,20 +256,18 @@ def as_seed(name: str, value: Any) -> int:
             f"{name} must be an int, got {shown(value)}. Pass a Python int, such as {name}=0; keys "
             "are made from it."
         )
-    seed = as_int(name, value, least=0)
-    if seed >= 2**32:
-        raise ValueError(f"{name} must be less than 2**32, got {seed}. Pass {seed % 2**32}.")
+    seed = as_int(name, value)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"{name} must be in [0, 2**32), got {seed}. Pass {name}={seed % 2**32}.")
     return seed
 
 
 def check_key(name: str, key: Any) -> None:
     """Raises a TypeError unless this is one PRNG key, of either kind that JAX has."""
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    if isinstance(key, (jax.Array, np.ndarray)) and (
-        (jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ())
-        or (dtype == jnp.uint32 and len(shape or ()) == 1)
-    ):
-        return
+    if isinstance(key, (jax.Array, np.ndarray)):
+        is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
+        if is_typed or (key.dtype == jnp.uint32 and key.ndim == 1):
+            return
     seed = key if is_int(key) else 0
     raise TypeError(f"{name} must be a PRNG key, got {shown(key)}. Pass jax.random.key({seed}).")
 

@@ -189,14 +189,14 @@ def _check_rule(rule: Any, argument: str) -> None:
             f"{argument}: {rule!r} cannot be hashed, so its choices cannot be cached. Wrap it: "
             "lambda path, leaf: rule(path, leaf)."
         )
-    elif not _takes_two(rule):
+    elif not _takes_two_arguments(rule):
         raise TypeError(
             f"{argument}: a function gets the path and the leaf, but {rule_name(rule)} can't be "
             "called with two arguments. Write lambda path, leaf: path.endswith('kernel')."
         )
 
 
-def _takes_two(function: Any) -> bool:
+def _takes_two_arguments(function: Any) -> bool:
     """Whether a function may be called with two arguments, as far as its signature shows."""
     try:
         inspect.signature(function).bind("", None)

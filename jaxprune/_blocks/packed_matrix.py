@@ -221,8 +221,7 @@ def _as_host(name: str, value: Any) -> np.ndarray:
             "kept blocks decide shapes. Call it outside jit, and pass its result to the jitted "
             "function."
         )
-    dtype = getattr(value, "dtype", None)
-    is_key = isinstance(value, jax.Array) and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     try:
         array = np.asarray(None if is_key else value)
     except (TypeError, ValueError):

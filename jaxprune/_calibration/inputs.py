@@ -130,12 +130,12 @@ def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[
             f"linen_inputs: model must be a flax.linen.Module, got {shown(model)}. Pass the model "
             "first: linen_inputs(model, variables, x); for an NNX model, call nnx_inputs(model, x)."
         )
+    recorder = _Recorder("linen_inputs", (variables, args, kwargs))
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise TypeError(
             f"linen_inputs: variables must be a dict with the key 'params', got {shown(variables)}."
             " Pass what model.init returned, or {'params': params}."
         )
-    recorder = _Recorder("linen_inputs", (variables, args, kwargs))
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module

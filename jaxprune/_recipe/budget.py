@@ -260,7 +260,7 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
         try:
             parts.append(_part(recipe, paths[i], specs[i], choices[i].override, use))
         except BadValue as error:
-            misfits.append(error)
+            misfits.append((paths[i], error))
     if misfits:
         raise errors.together(misfits)
     entries, entries_of = _joined(parts, n_parts)

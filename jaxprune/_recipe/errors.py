@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import BadValue, shown
-from jaxprune._base.paths import Choice, is_hashable, rule_for, shown_path, spec_of
+from jaxprune._base.paths import Choice, is_hashable, listed, rule_for, shown_path, spec_of
 from jaxprune._recipe.distributions import Distribution, LeafShape
 from jaxprune._recipe.scores import accumulates
 from jaxprune._recipe.traits import Structure, traits_of
@@ -140,20 +140,28 @@ def nothing_chosen(
 # Leaves
 
 
-def together(errors: Sequence[BadValue]) -> BadValue:
-    """One error about all leaves that have the problem of the first, with one suggestion."""
-    first = errors[0]
-    alike = [error for error in errors if error.suggestion == first.suggestion]
+def together(errors: Sequence[tuple[str, BadValue]]) -> BadValue:
+    """One error about all leaves that have the problem of the first, with one suggestion.
+
+    Args:
+      errors: paths of leaves, and the errors about them, which begin with the path.
+    """
+    suggestion = errors[0][1].suggestion
+    alike = [(path, error) for path, error in errors if error.suggestion == suggestion]
     if len(alike) == 1:
-        return first
-    problems = [error.problem for error in alike[:8]]
-    if len(alike) > 8:
-        problems.append(f"And {len(alike) - 8} more leaves.")
-    suggestion = first.suggestion.replace(" it ", " them ").replace("the leaf", "these leaves")
+        return alike[0][1]
+    paths_of: dict[str, list[str]] = {}
+    for path, error in alike:
+        problem = error.problem.removeprefix(f"{shown_path(path)}: ")
+        paths_of.setdefault(problem, []).append(path)
+    problems = [f"{listed(paths)}: {problem}" for problem, paths in paths_of.items()]
+    more = [f"And {len(problems) - 4} more problems."] if len(problems) > 4 else []
     arguments = {
-        name: _joined([error.arguments[name] for error in alike]) for name in first.arguments
+        name: _joined([error.arguments[name] for _, error in alike])
+        for name in alike[0][1].arguments
     }
-    return BadValue(" ".join(problems), suggestion, **arguments)
+    suggestion = suggestion.replace(" it ", " them ").replace("the leaf", "these leaves")
+    return BadValue(" ".join([*problems[:4], *more]), suggestion, **arguments)
 
 
 def _joined(values: Sequence[Any]) -> Any:
@@ -239,7 +247,7 @@ def check_final(path: str, structure: Structure, final: Fraction) -> None:
     raise BadValue(
         f"{shown_path(path)}: {structure!r} drops {float(needed):g} of the weights, but the final "
         f"sparsity is {float(final):g}.",
-        "Use {final_sparsity}, or {overrides} for this leaf.",
+        "Use {final_sparsity} for all leaves, or {overrides}.",
         final_sparsity=needed,
         overrides={rule_for(path): needed},
     )

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune._base.arguments import shown
 from jaxprune._recipe.elementwise import is_elementwise_program
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -63,6 +64,7 @@ def magnitude(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
       [2.0, 0.5]
     """
     del grads, key
+    _check_array("magnitude", params)
     if params.dtype in (jnp.bfloat16, jnp.float16):
         # XLA CPU computes the abs of these in float32, which is four times slower.
         bits = lax.bitcast_convert_type(params, jnp.uint16) & jnp.uint16(0x7FFF)
@@ -95,6 +97,8 @@ def saliency(params: Any, grads: Any, key: Any = None) -> jax.Array:
     """
     del key
     grads = required_grads("saliency", grads)
+    _check_array("saliency", params)
+    _check_array("saliency", grads)
     return jnp.abs(_wide(params) * _wide(grads))
 
 
@@ -144,7 +148,7 @@ def random_score(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
     """
     del grads
     if key is None:
-        raise ValueError("random_score needs a PRNG key.")
+        raise ValueError("random_score needs a PRNG key, got key=None. Pass jax.random.key(0).")
     return jax.random.uniform(key, jnp.shape(params), jnp.float32)
 
 
@@ -166,6 +170,13 @@ class Accumulated:
 
     name: str
     increment: Callable[[jax.Array, jax.Array], jax.Array]
+
+    def __post_init__(self) -> None:
+        if not callable(self.increment):
+            raise TypeError(
+                f"Accumulated: increment must be a function, got {shown(self.increment)}. Pass "
+                "(params, grads) -> increments, such as lambda params, grads: (params * grads)**2."
+            )
 
     def __repr__(self) -> str:
         return self.name
@@ -247,6 +258,15 @@ def required_grads(score: Any, grads: Any) -> Any:
             "them, tx.update(updates, state, params, grads=grads)."
         )
     return grads
+
+
+def _check_array(function: str, x: Any) -> None:
+    """Raises a TypeError where a score function is called on something else than one leaf."""
+    if not hasattr(x, "dtype"):
+        raise TypeError(
+            f"{function} takes one array, got {shown(x)}. For a tree, write "
+            f"jax.tree.map(jaxprune.{function}, params)."
+        )
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -183,7 +183,11 @@ UNFIT = {
     ),
     "no batch": (lambda: pack_matrix(W, batch=0), ValueError, ("batch", "0", "1")),
     "traced": (lambda: jax.jit(pack_matrix)(W), TypeError, ("w", "mask", "host")),
-    "no matrix": (lambda: packed_matmul(W, W), TypeError, ("PackedMatrix", "ndarray")),
+    "no matrix": (
+        lambda: packed_matmul(W, W),
+        TypeError,
+        ("PackedMatrix", "float32 of shape (4, 8)"),
+    ),
     "x": (
         lambda: packed_matmul(pack_matrix(W), W),
         ValueError,

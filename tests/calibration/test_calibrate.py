@@ -624,7 +624,7 @@ BAD = {
     ),
     "words_for_inputs": (
         lambda: wanda_kernel(ones(4, 2), "x", 0.5),
-        ("inputs", "'x'", "array (..., in)"),
+        ("inputs", "'x'", "(..., in)"),
     ),
     "moments_concatenated": (
         lambda: wanda_kernel(ones(4, 2), moments(ones(5, 4)) + moments(ones(5, 4)), 0.5),
@@ -652,7 +652,7 @@ BAD = {
     ),
     "one_array_for_inputs": (
         lambda: wanda(TREE, ones(5, 4), 0.5),
-        ("wanda: `inputs`", "ArrayImpl", "jaxprune.linen_inputs", "nnx_inputs"),
+        ("wanda: `inputs`", "float32 of shape (5, 4)", "jaxprune.linen_inputs", "nnx_inputs"),
     ),
     "variables_for_params": (
         lambda: wanda({"params": TREE}, X, 0.5),

@@ -514,7 +514,7 @@ def test_like_must_fit(tmp_path, like, kind, said):
 
 
 UNFIT = {
-    "float": ({"w": 1.0}, {}, TypeError, ("w:", "float", "array")),
+    "float": ({"w": 1.0}, {}, TypeError, ("w:", "1.0", "array")),
     "object": ({"w": np.array([None])}, {}, TypeError, ("w:", "dtype object")),
     "text": ({"w": np.array(["a"])}, {}, TypeError, ("w:", "dtype <U1")),
     "key": (

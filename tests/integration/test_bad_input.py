@@ -32,7 +32,7 @@ SNAPSHOTS = {
     "schedule_is_an_optimizer": (
         lambda: jaxprune.prune(ADAM),
         TypeError,
-        "schedule must be a jaxprune.SparsitySchedule, got a "
+        "schedule must be a jaxprune.SparsitySchedule, got a value of type "
         "GradientTransformationExtraArgs. Pass the optimizer by name: prune(schedule, "
         "inner=optimizer).",
     ),
