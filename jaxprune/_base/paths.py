@@ -179,20 +179,20 @@ def _check_rule(rule: Any, argument: str) -> None:
                 f"{argument}: {rule!r} is not a regular expression ({error}). Rules match whole "
                 'paths: write ".*kernel", not "*kernel".'
             ) from None
-    elif not callable(rule):
+    elif not callable(rule) or isinstance(rule, type):
         raise TypeError(
             f"{argument}: each rule must be a regex or a function (path, leaf) -> bool, got "
             f"{shown(rule)}. A regex matches the whole path, such as '.*kernel'."
         )
     elif not is_hashable(rule):
         raise TypeError(
-            f"{argument}: {rule!r} cannot be hashed, so its choices cannot be cached. Wrap it: "
-            "lambda path, leaf: rule(path, leaf)."
+            f"{argument}: {shown(rule)} cannot be hashed, so its choices cannot be cached. Wrap "
+            "it: lambda path, leaf: rule(path, leaf)."
         )
     elif not _takes_two_arguments(rule):
         raise TypeError(
-            f"{argument}: a function gets the path and the leaf, but {rule_name(rule)} can't be "
-            "called with two arguments. Write lambda path, leaf: path.endswith('kernel')."
+            f"{argument}: a function gets the path and the leaf, but {_name(rule)} can't be called "
+            "with two arguments. Write lambda path, leaf: path.endswith('kernel')."
         )
 
 
@@ -225,7 +225,11 @@ def matches(rule: Rule, path: str, spec: jax.ShapeDtypeStruct) -> bool:
 
 def rule_name(rule: Rule) -> str:
     """A rule for an error message or a table: a regex in quotes, or the name of a function."""
-    return repr(rule) if isinstance(rule, str) else getattr(rule, "__name__", repr(rule))
+    return repr(rule) if isinstance(rule, str) else _name(rule)
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", None) or shown(function)
 
 
 # Rules that are never used

@@ -41,8 +41,8 @@ def check_score_type(score: Any) -> None:
         raise _wrong_type("score", score, needed)
     if not is_hashable(score):
         raise TypeError(
-            f"score: {score!r} cannot be hashed, so its compiled programs cannot be cached. Wrap "
-            "it: lambda params, grads, key: score(params, grads, key)."
+            f"score: {shown(score)} cannot be hashed, so its compiled programs cannot be cached. "
+            "Wrap it: lambda params, grads, key: score(params, grads, key)."
         )
 
 
