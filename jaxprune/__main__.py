@@ -9,6 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+from jaxprune._cli.interrupts import exit_at_ctrl_c
+
+# Before the slow imports, and not where a program or a test only imports `app`.
+if __name__ == "__main__" or Path((sys.argv or [""])[0]).stem == "jaxprune":
+    exit_at_ctrl_c()
+
 _DEMO_PACKAGES = ("typer", "rich", "tqdm", "flax", "orbax", "matplotlib", "sklearn")
 
 

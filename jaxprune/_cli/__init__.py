@@ -1,5 +1,6 @@
 """The commands that work on files: `inspect`, `plan`, `prune` and `export`.
 
-`options.py` has their options and exit codes, `commands.py` does the work, `screen.py` prints, and
-`stored_masks.py` finds the masks in a file that also holds the params.
+`options.py` has their options and exit codes, `commands.py` does the work, and `screen.py` prints.
+`words.py` translates between options and arguments, `stored_masks.py` finds the masks in a file
+that also holds the params, and `interrupts.py` handles Ctrl-C.
 """

@@ -4,6 +4,7 @@ Results are printed by `screen.py`, or here as JSON. Errors are raised; `options
 """
 
 import contextlib
+import dataclasses
 import difflib
 import json
 import warnings
@@ -17,9 +18,11 @@ import numpy as np
 
 from jaxprune._cli import screen
 from jaxprune._cli.stored_masks import mask_paths, read_masks, to_mask
+from jaxprune._cli.words import in_options, wrong_option
 from jaxprune._files import any_kind, footprint
 from jaxprune._files.any_kind import Source, open_source
 from jaxprune._files.formats import format_for
+from jaxprune._files.interchange import check_folder
 from jaxprune._files.leaves import is_stored
 from jaxprune._report.plan import plan as plan_params
 from jaxprune._report.table import Report
@@ -49,8 +52,11 @@ def _check_exists(file: Path) -> None:
     raise FileNotFoundError(f"{file}: there is no such file.{hint}")
 
 
-def _check_paths(file: Path, out: Path, *, force: bool) -> None:
+def _check_paths(file: Path, out: Path, kind: str, *, force: bool) -> None:
     """Raises unless `file` exists, and `out` does not or may be replaced."""
+    if kind == "csr":
+        with wrong_option():
+            check_folder(out)
     _check_exists(file)
     is_taken = any(out.iterdir()) if out.is_dir() else out.exists()
     if is_taken and not force:
@@ -157,11 +163,15 @@ def plan(file: Path, sparsity: float, rules: Rules, *, as_json: bool = False) ->
 
 def _plan(source: Source, sparsity: float, rules: Rules) -> Report:
     shapes: Any = {x.path: jax.ShapeDtypeStruct(x.shape, x.dtype) for x in source.leaves}
-    with _all_dtypes():
+    with _all_dtypes(), wrong_option(rules):
         report = plan_params(shapes, sparsity, **rules)
-    rows = {row.path: row for row in report.leaves}
-    in_file_order = tuple(rows[leaf.path] for leaf in source.leaves)  # JAX sorts the keys of dicts
-    return Report(report.title, in_file_order, report.notes)
+    row_of = {
+        row.path: dataclasses.replace(row, note=in_options(row.note, rules))
+        for row in report.leaves
+    }
+    in_file_order = tuple(row_of[leaf.path] for leaf in source.leaves)  # JAX sorts keys of dicts
+    notes = tuple(in_options(note, rules) for note in report.notes)
+    return Report(report.title, in_file_order, notes)
 
 
 def _as_dict(report: Report) -> dict[str, Any]:
@@ -186,8 +196,9 @@ def prune(
     as_json: bool = False,
 ) -> None:
     """Prunes the params of a file into another file, and prints what was done."""
-    kind = format_for(out, kind)
-    _check_paths(file, out, force=force)
+    with wrong_option():
+        kind = format_for(out, kind)
+    _check_paths(file, out, kind, force=force)
     with _open_params(file) as source:
         report = _plan(source, sparsity, rules)
         chosen = {leaf.path for leaf in report.leaves if leaf.n_zero}
@@ -230,8 +241,9 @@ def export(
     as_json: bool = False,
 ) -> None:
     """Writes the params of a file in another format, and prints what was done."""
-    kind = format_for(out, kind)
-    _check_paths(file, out, force=force)
+    with wrong_option():
+        kind = format_for(out, kind)
+    _check_paths(file, out, kind, force=force)
     with _open_params(file) as source, screen.progress(source, file.name) as arrays:
         left_out = any_kind.write(out, kind, source.leaves, arrays)
         summary = {"leaves": [leaf.path for leaf in source.leaves]}

@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxprune._base.paths import shown_path
+from jaxprune._cli.interrupts import ctrl_c_raises
 from jaxprune._files.any_kind import Source
 from jaxprune._files.extras import import_extra
 from jaxprune._report.table import Report
@@ -35,7 +35,7 @@ def progress(source: Source, name: str) -> Iterator[Iterator[tuple[str, Any]]]:
     sizes = {leaf.path: leaf.n_bytes for leaf in source.leaves}
     screen = console(err=True)
     with contextlib.ExitStack() as stack:
-        interrupts = stack.enter_context(_record_ctrl_c())
+        interrupts = stack.enter_context(ctrl_c_raises())
         advance: Callable[[str], Any] = lambda path: None
         if screen.is_terminal:
             bar = import_extra("rich.progress", "cli").Progress(console=screen, transient=True)
@@ -51,39 +51,6 @@ def progress(source: Source, name: str) -> Iterator[Iterator[tuple[str, Any]]]:
                 advance(path)
 
         yield arrays()
-
-
-@contextlib.contextmanager
-def _record_ctrl_c() -> Iterator[list[int]]:
-    """A list that is no longer empty once Ctrl-C was pressed.
-
-    Ctrl-C also raises KeyboardInterrupt as usual. But Python ignores it, with a traceback, if it is
-    raised in a callback such as those of JAX; that traceback is not printed.
-    """
-    interrupts: list[int] = []
-    previous = signal.getsignal(signal.SIGINT)
-
-    def record(number: int, frame: Any) -> None:
-        interrupts.append(number)
-        if callable(previous):
-            previous(number, frame)
-
-    if previous is not signal.default_int_handler:  # SIGINT is ignored, or handled by someone else
-        yield interrupts
-        return
-    report_ignored = sys.unraisablehook
-
-    def report_others(ignored: Any) -> None:
-        if not issubclass(ignored.exc_type, KeyboardInterrupt):
-            report_ignored(ignored)
-
-    signal.signal(signal.SIGINT, record)
-    sys.unraisablehook = report_others
-    try:
-        yield interrupts
-    finally:
-        sys.unraisablehook = report_ignored
-        signal.signal(signal.SIGINT, previous)
 
 
 def print_inspection(report: Mapping[str, Any]) -> None:

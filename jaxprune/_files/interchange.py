@@ -250,7 +250,7 @@ def write_csr_folder(
 
 def _write_matrices(folder: Path, arrays: Iterable[tuple[str, Any]]) -> list[str]:
     """Writes the matrices and returns the paths of the other arrays."""
-    _check_folder(folder)
+    check_folder(folder)
     left_out = []
     with atomic_folder(folder) as temporary:
         for path, array in arrays:
@@ -261,8 +261,13 @@ def _write_matrices(folder: Path, arrays: Iterable[tuple[str, Any]]) -> list[str
     return left_out
 
 
-def _check_folder(folder: Path) -> None:
-    """Raises if `folder` is a file, or has the name of one."""
+def check_folder(folder: Path) -> None:
+    """Raises if the folder to write is a file, or has the name of one.
+
+    Raises:
+      NotADirectoryError: it is a file.
+      ValueError: its name ends in `.npz`.
+    """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(
             f"{folder}: is a file, but CSR is written as a folder. Choose another name."

@@ -36,7 +36,8 @@ typer = pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("zstandard")
 
-from jaxprune._cli.options import add_commands, as_option, structure_for  # noqa: E402
+from jaxprune._cli.options import add_commands  # noqa: E402
+from jaxprune._cli.words import as_option, structure_for, structure_text  # noqa: E402
 
 
 def run(*words, code=0):
@@ -85,7 +86,7 @@ def test_prune_does_what_prune_params_does(tmp_path, dtype, suffix, x64):
     with pytest.warns(UserWarning, match="exclude: 'no' "):
         expected, _ = jaxprune.prune_params(tree(dtype), 0.9, **rules)
     assert_same(load(out), jax.tree.map(np.asarray, expected))
-    assert_says(printed, "unused: exclude: 'no'")
+    assert_says(printed, "unused: --exclude 'no'")
     assert f"wrote {out}, {out.stat().st_size:,} bytes" in printed
 
 
@@ -371,25 +372,82 @@ REFUSED = {
     "a typo": (("prune", "modle", "-o", "o.npz", "-s", "0.9"), 1, "Did you mean /.*/model[?]"),
     "nm at 90%": (
         ("plan", "model", "-s", "0.9", "--structure", "nm:2:4"),
-        1,
+        2,
         "--sparsity 0.5.* --override 'fc/kernel=0.5'",
     ),
     "no sparsity": (("plan", "model"), 2, "--sparsity .* --sparsity 0.9"),
     "an empty leaf": (
         ("plan", "tiny", "-s", "0.9"),
-        1,
+        2,
         "w: .* --exclude 'w'.* --override 'w=[.]{3}'",
     ),
-    "a vector": (("plan", "b", "-s", "0.9"), 1, "--include '[.][*]'"),
+    "a vector": (("plan", "b", "-s", "0.9"), 2, "--include '[.][*]'"),
     "not params": (("inspect", "text"), 1, "text: .*safetensors"),
     "a folder": (("inspect", "folder"), 1, "folder: .*orbax checkpoint"),
-    "no format": (("export", "model", "-o", "out"), 1, r"suffix '' .* \.safetensors"),
-    "percent": (("plan", "model", "-s", "90"), 1, r"got 90\.0\. Did you mean 0\.9\?"),
-    "no leaf": (("plan", "model", "-s", "0.9", "--include", "x"), 1, "nothing to prune"),
+    "no format": (("export", "model", "-o", "out"), 2, r"suffix '' .* \.safetensors"),
+    "an unknown format": (
+        ("export", "model", "-o", "o.npz", "--format", "x"),
+        2,
+        "o.npz: .*--format 'x'.*jaxprune.safetensors.npz.csr",
+    ),
+    "a file for csr": (
+        ("export", "model", "-o", "o.npz", "--format", "csr"),
+        2,
+        "o.npz: .*folder.*/o[.]",
+    ),
+    "percent": (("plan", "model", "-s", "90"), 2, r"--sparsity .*got 90\.0\. .* 0\.9\?"),
+    "percent in prune": (
+        ("prune", "model", "-o", "o.npz", "-s", "90"),
+        2,
+        r"--sparsity .*got 90\.0\. .* 0\.9\?",
+    ),
+    "all": (("plan", "model", "-s", "1"), 2, r"--sparsity .*got 1\.0"),
+    "no number": (("plan", "model", "-s", "nan"), 2, r"--sparsity .*got nan"),
+    "percent in an override": (
+        ("plan", "model", "-s", "0.9", "--override", "fc=50"),
+        2,
+        r"--override 'fc=50' .*got 50\.0\. .* 0\.5\?",
+    ),
+    "a bad regex in an override": (
+        ("plan", "model", "-s", "0.9", "--override", "*=0.5"),
+        2,
+        r"--override '\*' .*regular expression",
+    ),
+    "no leaf": (("plan", "model", "-s", "0.9", "--include", "x"), 2, "nothing to prune"),
+    "an axis that is not there": (
+        ("plan", "model", "-s", "0.5", "--structure", "channel:7"),
+        2,
+        r"fc/kernel: channel:7 .*\(20, 30\).*--exclude 'fc/kernel'",
+    ),
+    "groups that do not fit": (
+        ("prune", "model", "-o", "o.npz", "--structure", "nm:3:7"),
+        2,
+        r"fc/kernel: nm:3:7 .*\(20, 30\).*--exclude 'fc/kernel'",
+    ),
+    "balanced groups": (
+        ("plan", "model", "--structure", "nm:2:4:balanced"),
+        2,
+        "--structure 'nm:2:4:balanced' .*blocks.*nm:2:4, block:1x16",
+    ),
+    "more than all": (
+        ("plan", "model", "--structure", "nm:5:4"),
+        2,
+        "--structure 'nm:5:4' .*1 to 3.*nm:2:4, block:1x16",
+    ),
+    "blocks of nothing": (
+        ("plan", "model", "-s", "0.5", "--structure", "block:0x4"),
+        2,
+        "--structure 'block:0x4' .*length of 0.*nm:2:4, block:1x16",
+    ),
+    "channels of two numbers": (
+        ("plan", "model", "-s", "0.5", "--structure", "channel:0:1"),
+        2,
+        "--structure 'channel:0:1'.*channel:-1",
+    ),
     "bad regex": (
         ("plan", "model", "-s", "0.9", "--include", "*"),
-        1,
-        r"'\*' .*regular expression",
+        2,
+        r"--include '\*' .*regular expression",
     ),
     "override": (("plan", "model", "-s", "0.9", "--override", "a"), 2, "REGEX=SPARSITY"),
     "structure": (
@@ -417,7 +475,8 @@ def test_a_mistake_gets_a_line_and_an_exit_code(tmp_path, name, monkeypatch):
     out, error = run(words[0], tmp_path / words[1], *in_folder(tmp_path, words[2:]), code=code)
     assert out == ""
     assert re.search(text, re.sub(r"[│\s]+", " ", error)), error
-    assert "Traceback" not in error
+    python = r"Traceback|NM\(|Block\(|Channel\(|schedule|overrides|__|int\("
+    assert not re.search(python, error), error
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -619,6 +678,13 @@ def test_piped_output_has_no_colours_and_is_not_truncated(tmp_path, monkeypatch)
         assert error == ""
 
 
+def test_a_plan_shows_the_structure_as_it_was_typed(model):
+    words = ("-s", 0.5, "--exclude", "head", "--structure", "block:1x10:balanced")
+    notes = {row["path"]: row["note"] for row in as_json("plan", model, *words)["leaves"]}
+    assert notes["fc/kernel"] == "block:1x10:balanced"
+    assert notes["head"] == "excluded by 'head'"
+
+
 def test_2_of_4_needs_no_sparsity(model):
     report = as_json("plan", model, "--structure", "nm:2:4", "--include", "fc/kernel")
     assert {row["path"]: row["sparsity"] for row in report["leaves"]}["fc/kernel"] == 0.5
@@ -630,7 +696,10 @@ def test_structures_by_name():
     assert structure_for("block:1x16") == jaxprune.Block((1, 16))
     assert structure_for("block:1x16:balanced") == jaxprune.Block((1, 16), balanced=True)
     assert structure_for("channel:-1") == jaxprune.Channel(-1)
-    for text in ("", "block", "nm:2", "nm:4:2", "unstructured:3", "nm:2:4:balanced"):
+    assert structure_for("channel") == jaxprune.Channel(-1)
+    for text in ("unstructured", "nm:2:4", "block:1x16", "block:4:balanced", "channel:0"):
+        assert structure_text(structure_for(text)) == text
+    for text in ("", "block", "nm:2", "nm:4:2", "unstructured:3", "nm:2:4:balanced", "channel:x"):
         with pytest.raises(typer.BadParameter, match="unstructured, nm:2:4, block:1x16"):
             structure_for(text)
 

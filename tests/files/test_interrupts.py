@@ -188,13 +188,14 @@ def interrupted_at(n, write):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # a file that Python closes by itself
 @writers
-def test_ctrl_c_at_any_line(earlier, writer):
+def test_ctrl_c_at_any_line(earlier, monkeypatch, writer):
     out, write, before, after = earlier(writer)
-    n = 0
+    monkeypatch.setattr(os, "fsync", lambda number: None)  # slow, and without effect here
+    n, every = 0, 7 if writer == "save_csr" else 1  # a folder takes 1,400 lines and 20 ms each time
     while interrupted_at(n, write):
         now = contents(out.parent)
         assert now in (before, after), n
-        n += 1
+        n += every
     assert n > 50
     assert contents(out.parent) == after
 
@@ -223,7 +224,7 @@ def test_a_limit_on_the_size_of_files(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert re.fullmatch(r"jaxprune: .*File too large.*out\.zst.*\n", done.stderr)
+    assert re.fullmatch(r"jaxprune: out\.zst: File too large\.\n", done.stderr)
     assert contents(tmp_path) == before
 
 

@@ -1,0 +1,206 @@
+"""The words of the command line for the arguments of the library, in both directions.
+
+Options become arguments, and arguments in error messages become options. A wrong option is exit
+code 2, and its message says what to type on the command line.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_STRUCTURES = "unstructured, nm:2:4, block:1x16, block:1x16:balanced or channel:-1"
+
+
+class WrongOption(Exception):
+    """A wrong option; the message is in the words of the command line."""
+
+
+@contextlib.contextmanager
+def wrong_option(rules: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Makes a `ValueError` or `TypeError` in the block a `WrongOption`.
+
+    Args:
+      rules: the arguments of the library that may appear in the message, from `rules_for`.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise WrongOption(in_options(told(error), rules or {})) from error
+
+
+def told(error: Exception) -> str:
+    """The text of an error, whose suggestions are options."""
+    from jaxprune._base.arguments import BadArgument
+
+    return error.told(as_option) if isinstance(error, BadArgument) else str(error)
+
+
+def in_options(text: str, rules: Mapping[str, Any]) -> str:
+    """A message of the library, with options in place of arguments.
+
+    Example:
+      >>> from jaxprune import Channel
+      >>> rules = {"structure": Channel(7)}
+      >>> in_options("w: Channel(axis=7, norm=2) needs an axis 7", rules)
+      'w: channel:7 needs an axis 7'
+      >>> in_options("overrides: 'x' matches no leaf", rules)
+      "--override 'x' matches no leaf"
+    """
+    structure = rules.get("structure")
+    if structure is not None:
+        text = text.replace(repr(structure), structure_text(structure))
+    return re.sub(r"(?<![\w-])(include|exclude|override)s?: (?=['\"])", r"--\1 ", text)
+
+
+def as_option(argument: str, value: Any) -> str:
+    """An argument of the library and its value as options of a command, for error messages.
+
+    `...` is a value that the user has to choose.
+
+    Example:
+      >>> as_option("exclude", "fc/bias"), as_option("overrides", {"w": 0.5, "v": ...})
+      ("--exclude 'fc/bias'", "--override 'w=0.5' --override 'v=...'")
+      >>> as_option("final_sparsity", 0.5)
+      '--sparsity 0.5'
+    """
+    from jaxprune._base.arguments import as_python
+
+    if argument in ("include", "exclude"):
+        rules = [value] if isinstance(value, str) else value
+        return " ".join(f"--{argument} {_quoted(rule)}" for rule in rules)
+    if argument == "overrides":
+        items = [f"{rule}={_number(sparsity)}" for rule, sparsity in value.items()]
+        return " ".join(f"--override {_quoted(item)}" for item in items)
+    if argument in ("sparsity", "final_sparsity"):
+        return f"--sparsity {_number(value)}"
+    if argument == "structure":
+        return "--structure ..."
+    return as_python(argument, value)
+
+
+def _number(value: Any) -> str:
+    return "..." if value is ... else f"{float(value):g}"
+
+
+def _quoted(text: str) -> str:
+    """The text in single quotes, as one word for a shell."""
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+# Options as arguments
+
+
+def rules_for(
+    include: list[str] | None, exclude: list[str] | None, override: list[str] | None, structure: str
+) -> dict[str, Any]:
+    """The options as arguments of `prune_params` and `plan`."""
+    for name, rules in (("include", include), ("exclude", exclude)):
+        for rule in rules or ():
+            _check_regex(f"--{name}", rule)
+    return {
+        "include": include or None,
+        "exclude": exclude or (),
+        "overrides": dict(map(_override, override or ())) or None,
+        "structure": structure_for(structure),
+    }
+
+
+def _check_regex(option: str, rule: str) -> None:
+    try:
+        re.compile(rule)
+    except re.error as error:
+        raise _usage(
+            f"{option} {_quoted(rule)} is not a regular expression ({error}). It matches whole "
+            f"paths: write '.*kernel', not '*kernel'."
+        ) from None
+
+
+def _override(item: str) -> tuple[str, float]:
+    """The rule and the sparsity of an `--override`."""
+    rule, equals, value = item.rpartition("=")
+    with contextlib.suppress(ValueError):
+        if equals:
+            sparsity = _checked(f"the sparsity in --override {_quoted(item)}", float(value))
+            _check_regex("--override", rule)
+            return rule, sparsity
+    raise _usage(
+        f"--override {_quoted(item)} is not REGEX=SPARSITY. Write for example '.*head.*=0.5'."
+    )
+
+
+def _checked(name: str, sparsity: float) -> float:
+    """A sparsity, which must be in [0, 1)."""
+    from jaxprune._base.arguments import as_sparsity
+
+    try:
+        as_sparsity(sparsity, name)
+    except ValueError as error:
+        raise _usage(str(error)) from None
+    return sparsity
+
+
+def sparsity_for(sparsity: float | None, rules: dict[str, Any]) -> float:
+    """`--sparsity` if it is given, otherwise the sparsity of an N:M structure."""
+    from jaxprune._recipe.structures import NM
+
+    structure = rules["structure"]
+    if sparsity is not None:
+        return _checked("--sparsity", sparsity)
+    if isinstance(structure, NM):
+        return 1 - structure.n / structure.m
+    raise _usage(
+        "--sparsity is missing. Give one, like --sparsity 0.9; only --structure nm:N:M implies one."
+    )
+
+
+def structure_for(text: str) -> Any:
+    """The structure that `--structure` names.
+
+    Example:
+      >>> structure_for("nm:2:4")
+      NM(n=2, m=4, axis=-2)
+    """
+    from jaxprune._recipe.structures import NM, Block, Channel, Unstructured
+
+    reason = ""
+    if text == "unstructured":
+        return Unstructured()
+    if match := re.fullmatch(r"nm:(\d+):(\d+)", text):
+        n, m = int(match[1]), int(match[2])
+        if 0 < n < m:
+            return NM(n, m)
+        reason = f" (nm:N:M keeps N of every M weights, but {n} is not in 1 to {m - 1})"
+    elif match := re.fullmatch(r"block:(\d+(?:x\d+)*)(:balanced)?", text):
+        shape = tuple(map(int, match[1].split("x")))
+        if all(shape):
+            return Block(shape, balanced=bool(match[2]))
+        reason = " (a block can't have a length of 0)"
+    elif match := re.fullmatch(r"channel(?::(-?\d+))?", text):
+        return Channel(int(match[1] or -1))
+    elif text.endswith(":balanced"):
+        reason = " (only blocks can be balanced)"
+    raise _usage(f"unknown --structure {_quoted(text)}{reason}. Write {_STRUCTURES}.")
+
+
+def structure_text(structure: Any) -> str:
+    """What to give to `--structure` for a structure of `structure_for`.
+
+    Example:
+      >>> [structure_text(structure_for(text)) for text in ("nm:2:4", "block:1x16:balanced")]
+      ['nm:2:4', 'block:1x16:balanced']
+    """
+    from jaxprune._recipe.structures import NM, Block, Channel
+
+    if isinstance(structure, NM):
+        return f"nm:{structure.n}:{structure.m}"
+    if isinstance(structure, Block):
+        lengths = "x".join(map(str, structure.shape))
+        return f"block:{lengths}" + ":balanced" * structure.balanced
+    return f"channel:{structure.axis}" if isinstance(structure, Channel) else "unstructured"
+
+
+def _usage(text: str) -> Exception:
+    import typer
+
+    return typer.BadParameter(text)
