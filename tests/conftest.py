@@ -42,7 +42,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis  # noqa: E402
-import jax  # noqa: E402
 import pytest  # noqa: E402
 
 # The first example compiles for all others.
@@ -61,9 +60,13 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_collection_finish():
-    """What importing the tests has made stays until the end: garbage collection skips it."""
+    """What importing the tests has made stays until the end: garbage collection skips it.
+
+    The rest is collected less often: traces allocate so much that it takes one second in twenty.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(5_000)
 
 
 def pytest_unconfigure():
@@ -77,6 +80,8 @@ def getkey():
 
     Not for `@given` tests, where a failing example could not be replayed: draw a seed there.
     """
+    import jax
+
     count = iter(range(2**31))
     return lambda: jax.random.fold_in(jax.random.key(0), next(count))
 
@@ -84,6 +89,8 @@ def getkey():
 @pytest.fixture
 def x64():
     """Runs the test with 64-bit types; `jax.enable_x64` is newer than the oldest jax we support."""
+    import jax
+
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
     yield

@@ -366,7 +366,7 @@ class LinenNet(nn.Module):
 @functools.cache
 def linen_case():
     x = jnp.asarray(correlated(6, 4)).reshape(2, 3, 4)
-    return LinenNet(), LinenNet().init(jax.random.key(0), x), x
+    return LinenNet(), jax.jit(LinenNet().init)(jax.random.key(0), x), x
 
 
 @functools.cache

@@ -77,7 +77,7 @@ LINEN = {  # a layer, the rules for it, and the weights that are pruned
 @pytest.mark.parametrize("layer, rules, sizes", LINEN.values(), ids=LINEN)
 def test_a_train_state_prunes_the_kernels_of_linen_layers(layer, rules, sizes, getkey):
     x = jax.random.normal(getkey(), (2, 3, 4))
-    params = layer.init(getkey(), x)["params"]
+    params = jax.jit(layer.init)(getkey(), x)["params"]
     state = train_state.TrainState.create(apply_fn=layer.apply, params=params, tx=chained(**rules))
     state = state.replace(step=jnp.zeros((), jnp.int32))  # flax starts with a Python int
 

@@ -58,7 +58,12 @@ TRANSFORMATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+VARIANTS = ("prune erk", "rigl rules", "set_")  # of others that are compiled anyway
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in VARIANTS)) for n in TRANSFORMATIONS]
+)
 def test_the_plan_of_a_transformation_counts_the_zeros_that_it_makes(name):
     tx, params = TRANSFORMATIONS[name](), make_params()
     planned = {leaf.path: leaf.n_zero for leaf in jaxprune.plan(params, tx).leaves}
