@@ -71,6 +71,8 @@ def as_python(argument: str, value: Any) -> str:
     """
     if argument == "final_sparsity":  # the functions that take one give it different names
         return f"a final sparsity of {_literal(value)}"
+    if argument == "per_slice":  # a function
+        return f"per_slice({_literal(value)})"
     return f"{argument}={_literal(value)}"
 
 

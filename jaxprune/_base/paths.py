@@ -1,4 +1,4 @@
-"""Key paths as strings, and the rules that choose leaves by their paths.
+"""Key paths as strings, and rules that match leaves by their paths.
 
 Paths look the same for every library: the keys are joined by `/`, and the key `value` that the
 boxes of flax add is left out (NNX shows `fc/kernel/value` to `init` and `fc/kernel` to `update`; so
@@ -8,12 +8,10 @@ does linen `Partitioned`). A regex must match the whole path.
 import functools
 import inspect
 import re
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import shown
@@ -40,22 +38,48 @@ def paths_of(tree: Any) -> list[str]:
       >>> paths_of({"fc": [{"kernel": 1.0, "bias": 0.0}]})
       ['fc/0/bias', 'fc/0/kernel']
     """
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)
-    return [path_str((*path, *keys)) for path, node in flat for keys in _keys_inside(node)]
+    return [path_str(path) for path, _ in _walk(tree, lambda x: False)]
 
 
-def _keys_inside(node: Any) -> list[tuple[Any, ...]]:
-    """The key paths of the leaves in a box, without its key `value`; an empty path if no box."""
+def hidden_paths(tree: Any) -> list[str]:
+    """The paths where a tree has a placeholder: `None`, or the `MaskedNode` of optax.
+
+    `optax.masked` and `optax.partition` put placeholders where the leaves belong to another
+    transformation. A placeholder may hide one leaf or a whole subtree.
+
+    Example:
+      >>> import optax
+      >>> hidden_paths({"fc": {"kernel": 1.0, "bias": optax.MaskedNode()}, "head": None})
+      ['fc/bias', 'head']
+    """
+    return [path_str(path) for path, x in _walk(tree, _is_placeholder) if _is_placeholder(x)]
+
+
+def _is_placeholder(x: Any) -> bool:
+    return x is None or (type(x).__name__ == "MaskedNode" and _is_from("optax", type(x)))
+
+
+def _walk(tree: Any, is_leaf: Callable[[Any], bool]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The key path of each leaf, without the key `value` of boxes, and the leaf."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: is_box(x) or is_leaf(x))
+    for path, node in flat:
+        for keys, leaf in _leaves_inside(node, is_leaf):
+            yield (*path, *keys), leaf
+
+
+def _leaves_inside(node: Any, is_leaf: Callable[[Any], bool]) -> list[tuple[tuple[Any, ...], Any]]:
+    """The key paths and leaves in a box, without its key `value`; the node itself if no box."""
     if not is_box(node):
-        return [()]
+        return [((), node)]
     flat, _ = jax.tree_util.tree_flatten_with_path(
-        node, is_leaf=lambda x: x is not node and is_box(x)
+        node, is_leaf=lambda x: x is not node and (is_box(x) or is_leaf(x))
     )
-    keys = []
+    inside = []
     for path, child in flat:
         starts_with_value = bool(path) and getattr(path[0], "name", None) == "value"
-        keys += [(*path[starts_with_value:], *inner) for inner in _keys_inside(child)]
-    return keys
+        keys = path[starts_with_value:]
+        inside += [((*keys, *inner), leaf) for inner, leaf in _leaves_inside(child, is_leaf)]
+    return inside
 
 
 def is_box(x: Any) -> bool:
@@ -67,7 +91,11 @@ def is_box(x: Any) -> bool:
 def _is_box_type(kind: type) -> bool:
     """Whether a type is an NNX variable or linen metadata, by name: flax may not be installed."""
     names = ("Variable", "VariableState", "AxisMetadata")
-    return any(c.__name__ in names and c.__module__.startswith("flax.") for c in kind.__mro__)
+    return any(c.__name__ in names and _is_from("flax", c) for c in kind.__mro__)
+
+
+def _is_from(package: str, kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == package
 
 
 def shown_path(path: str) -> str:
@@ -230,127 +258,3 @@ def rule_name(rule: Rule) -> str:
 
 def _name(function: Any) -> str:
     return getattr(function, "__name__", None) or shown(function)
-
-
-# Rules that are never used
-
-
-class RuleUse:
-    """Matches rules against leaves, and remembers which rules have matched and decided.
-
-    A rule decides for a leaf if it is the first of its argument that matches.
-
-    Example:
-      >>> use, spec = RuleUse(), jax.ShapeDtypeStruct((2, 2), float)
-      >>> use.first("overrides", ("fc/.*", "fc/kernel", "head"), "fc/kernel", spec)
-      0
-      >>> print(*use.unused("overrides", ("fc/.*", "fc/kernel", "head"), decides=True), sep="; ")
-      overrides: 'fc/kernel' only matches leaves ...; overrides: 'head' matches no leaf ...
-    """
-
-    def __init__(self) -> None:
-        self._matched: set[tuple[str, int]] = set()  # arguments, and indices of their rules
-        self._decided: set[tuple[str, int]] = set()
-
-    def first(self, argument: str, rules: Sequence[Rule], path: str, spec: Any) -> int | None:
-        """The index of the first rule of an argument that matches a leaf; None where none does."""
-        matching = [(argument, i) for i, rule in enumerate(rules) if matches(rule, path, spec)]
-        self._matched.update(matching)
-        self._decided.update(matching[:1])
-        return matching[0][1] if matching else None
-
-    def unused(self, argument: str, rules: Sequence[Rule], *, decides: bool) -> list[str]:
-        """One line for each rule that has had no effect.
-
-        Args:
-          argument: the name of the user's argument.
-          rules: its rules.
-          decides: whether the rules of the argument assign values to pruned leaves, so that only
-            the first match counts.
-        """
-        lines = []
-        for i, rule in enumerate(rules):
-            if (argument, i) not in self._matched:
-                which = " that is pruned" if decides else ""
-                lines.append(f"{argument}: {rule_name(rule)} matches no leaf{which}")
-            elif decides and (argument, i) not in self._decided:
-                lines.append(
-                    f"{argument}: {rule_name(rule)} only matches leaves that an earlier rule "
-                    "matches"
-                )
-        return lines
-
-
-def warn_unused(
-    function: str, unused: Sequence[str], paths: Sequence[str], *, stacklevel: int = 3
-) -> None:
-    """Warns of each rule that has had no effect.
-
-    Args:
-      function: the public function that was given the rules.
-      unused: lines of `RuleUse.unused`.
-      paths: the paths that the rules were matched against.
-      stacklevel: the frame that the warning points to; 3 is the caller of the caller.
-    """
-    for line in unused:
-        warnings.warn(
-            f"jaxprune.{function}: {line}; the paths are {listed(paths)}", stacklevel=stacklevel
-        )
-
-
-# Choosing leaves
-
-
-class Choice(NamedTuple):
-    """Whether a leaf is chosen.
-
-    Attributes:
-      chosen: whether it is.
-      reason: why not; empty for a chosen leaf.
-      override: the index of the override that applies to it, or None.
-    """
-
-    chosen: bool
-    reason: str
-    override: int | None
-
-
-class LeafRules(NamedTuple):
-    """The rules that choose leaves.
-
-    Attributes:
-      include: a leaf must match one of these; None for the default, `is_weight`.
-      exclude: a leaf that matches one of these is not chosen.
-      overrides: the first that matches a chosen leaf applies to it. They choose nothing.
-    """
-
-    include: tuple[Rule, ...] | None = None
-    exclude: tuple[Rule, ...] = ()
-    overrides: tuple[Rule, ...] = ()
-
-    def choose(self, path: str, spec: jax.ShapeDtypeStruct | None, use: RuleUse) -> Choice:
-        """Decides whether one leaf is chosen; what is not an array never is."""
-        if spec is None:
-            return Choice(False, "not an array", None)
-        excluded = use.first("exclude", self.exclude, path, spec)
-        if self.include is not None and use.first("include", self.include, path, spec) is None:
-            return Choice(False, "not matched by include", None)
-        if excluded is not None:
-            return Choice(False, f"excluded by {rule_name(self.exclude[excluded])}", None)
-        if self.include is None and not is_weight(spec):
-            inexact = jnp.issubdtype(spec.dtype, jnp.inexact)
-            return Choice(False, f"{spec.ndim}-D" if inexact else f"dtype {spec.dtype}", None)
-        return Choice(True, "", use.first("overrides", self.overrides, path, spec))
-
-    def unused(self, use: RuleUse) -> list[str]:
-        """One line for each rule that had no effect on the leaves that were chosen with `use`."""
-        return [
-            *use.unused("include", self.include or (), decides=False),
-            *use.unused("exclude", self.exclude, decides=False),
-            *use.unused("overrides", self.overrides, decides=True),
-        ]
-
-
-def is_weight(spec: jax.ShapeDtypeStruct) -> bool:
-    """Whether a leaf is chosen by default: its dtype is inexact, and it has two or more axes."""
-    return bool(jnp.issubdtype(spec.dtype, jnp.inexact)) and len(spec.shape) >= 2

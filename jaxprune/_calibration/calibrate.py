@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.paths import leaves_with_paths, warn_unused
+from jaxprune._base.paths import leaves_with_paths
 from jaxprune._calibration.checks import (
     Target,
     as_target,
@@ -211,8 +211,7 @@ def _prune_tree(
     """Prunes each chosen leaf with `prune_kernel(path, kernel, inputs) -> (kernel, mask)`."""
     check_mapping(function, inputs)
     paths, leaves, treedef = leaves_with_paths(params)
-    budget = Recipe.of((target.sparsity,), include, exclude).budget(paths, leaves)
-    warn_unused(function, budget.unused, paths, stacklevel=4)
+    budget = Recipe.of((target.sparsity,), include, exclude).checked_budget(params, paths, leaves)
     check_paths(function, inputs, paths, [paths[i] for i in budget.chosen])
     masks = [full_mask(leaf, bool) for leaf in leaves]
     for i in budget.chosen:

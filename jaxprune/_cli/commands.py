@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
-import warnings
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,9 +212,15 @@ def prune(
 
 
 def _pruned(path: str, array: np.ndarray, sparsity: float, rules: Rules) -> np.ndarray:
-    with _all_dtypes(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about rules that match other leaves only
-        params, _ = prune_params({path: array}, sparsity, **rules)
+    """A chosen leaf after pruning; the rules for other leaves do not matter here."""
+    overrides = rules.get("overrides") or {}
+    own_rules = {
+        "include": lambda path, leaf: True,
+        "overrides": {rule: x for rule, x in overrides.items() if re.fullmatch(rule, path)},
+        "structure": rules["structure"],
+    }
+    with _all_dtypes():
+        params, _ = prune_params({path: array}, sparsity, **own_rules)
         return np.asarray(jax.tree.leaves(params)[0])
 
 

@@ -7,15 +7,16 @@ are host values and hashable, so that compiled functions take them as static arg
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune._base.arguments import BadValue, as_sparsity
-from jaxprune._base.paths import Choice, LeafRules, Rule, RuleUse, as_rules, spec_of
+from jaxprune._base.arguments import BadValue
+from jaxprune._base.paths import Rule, as_rules, spec_of
 from jaxprune._recipe import errors
+from jaxprune._recipe.choice import Choice, LeafRules, RuleUse, Specs
 from jaxprune._recipe.distributions import (
     Distribution,
     LeafShape,
@@ -24,12 +25,11 @@ from jaxprune._recipe.distributions import (
     round_half_up,
     uniform,
 )
-from jaxprune._recipe.errors import Specs
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import Structure, Traits, traits_of
-
-_ANY = "(?s:.*)"  # matches every path, even one with line breaks
+from jaxprune._recipe.unmatched import check_rules
+from jaxprune._recipe.user_rules import UserRules, as_include, as_overrides, as_structures
 
 
 class Leaf(NamedTuple):
@@ -102,13 +102,29 @@ class Recipe:
         errors.check_score_type(score)
         return Recipe(
             targets=targets,
-            include=_as_include(include),
+            include=as_include(include),
             exclude=as_rules(() if exclude is None else exclude, "exclude"),
-            overrides=_as_overrides(overrides, targets[-1]),
+            overrides=as_overrides(overrides, targets[-1]),
             distribution=distribution,
-            structures=_as_structures(structure),
+            structures=as_structures(structure),
             score=score,
         )
+
+    def checked_budget(self, params: Any, paths: Sequence[str], leaves: Sequence[Any]) -> "Budget":
+        """The budget of a tree, after a check that no rule is useless.
+
+        Args:
+          params: the tree; its placeholders show which leaves another transformation has.
+          paths: of the leaves.
+          leaves: arrays, tracers or shapes.
+
+        Raises:
+          ValueError: listing the rules that match nothing; and as `budget`.
+        """
+        assigned = dict(overrides=self.overrides, structure=self.structures[:-1])
+        assigned |= dict(per_slice=self.distribution.stacked)
+        check_rules(UserRules(self.include, self.exclude, assigned), params, paths, leaves)
+        return self.budget(paths, leaves)
 
     def budget(self, paths: Sequence[str], leaves: Sequence[Any], n_parts: int = 1) -> "Budget":
         """The budget of a tree; the same object for the same tree, as long as it is cached.
@@ -123,35 +139,6 @@ class Recipe:
           ValueError: naming a leaf that can't be pruned, or when no leaf is chosen.
         """
         return _budget(self, tuple(paths), tuple(map(spec_of, leaves)), n_parts)
-
-
-def _as_include(include: Any) -> tuple[Rule, ...] | None:
-    rules = None if include is None else as_rules(include, "include")
-    if rules == ():
-        raise ValueError(
-            "include must hold at least one rule, got none. Leave it out for the default."
-        )
-    return rules
-
-
-def _as_structures(structure: Any) -> tuple[tuple[Rule, Structure], ...]:
-    """Rules with their structures; the last matches all leaves."""
-    if not isinstance(structure, Mapping):
-        errors.check_structure("structure", structure)
-        return ((_ANY, structure),)
-    rules = as_rules(tuple(structure), "structure")
-    for rule, value in structure.items():
-        errors.check_structure(f"structure[{rule!r}]", value)
-    return (*zip(rules, structure.values(), strict=True), (_ANY, Unstructured()))
-
-
-def _as_overrides(overrides: Any, final: Fraction) -> tuple[tuple[Rule, Fraction], ...]:
-    if overrides is None:
-        return ()
-    errors.check_overrides(overrides, final)
-    rules = as_rules(tuple(overrides), "overrides")
-    values = [as_sparsity(value, f"overrides[{key!r}]") for key, value in overrides.items()]
-    return tuple(zip(rules, values, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -251,7 +238,7 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
     errors.check_variables(paths)
     use = RuleUse()
     rules = LeafRules(recipe.include, recipe.exclude, _rules(recipe.overrides))
-    choices = tuple(rules.choose(path, spec, use) for path, spec in zip(paths, specs, strict=True))
+    choices = rules.choose(paths, specs, use)
     chosen = tuple(i for i, choice in enumerate(choices) if choice.chosen)
     if paths and not chosen:
         raise errors.nothing_chosen(paths, choices, specs, recipe.include is None)

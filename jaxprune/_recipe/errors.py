@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import BadValue, shown
-from jaxprune._base.paths import Choice, is_hashable, listed, rule_for, shown_path, spec_of
+from jaxprune._base.paths import is_hashable, listed, rule_for, shown_path, spec_of
+from jaxprune._recipe.choice import Choice, Specs
 from jaxprune._recipe.distributions import Distribution, LeafShape
 from jaxprune._recipe.scores import accumulates
 from jaxprune._recipe.traits import Structure, traits_of
@@ -21,8 +22,6 @@ from jaxprune._recipe.traits import Structure, traits_of
 _DISTRIBUTIONS = ("uniform", "er", "erk", "global_pool", "normalized_pool")
 _SCORES = ("magnitude", "saliency", "movement", "gradient_magnitude", "random_score")
 _STRUCTURES = ("Unstructured", "NM", "Block", "Channel")
-
-Specs = tuple[jax.ShapeDtypeStruct | None, ...]
 
 # Arguments
 
@@ -126,8 +125,8 @@ def nothing_chosen(
         fix = "A regex must match the whole path: write {include}, not 'kernel'."
         return BadValue(problem, fix, include=".*kernel")
     fix = (
-        "By default, leaves of inexact dtype with two or more axes are chosen; pass {include} to "
-        "choose others."
+        "By default, leaves of inexact dtype with two or more axes are chosen, except biases, "
+        "scales and LoRA factors; pass {include} to choose others."
     )
     if tuple(paths) == ("",) and specs[0] is not None and specs[0].ndim == 1:
         fix += (

@@ -10,6 +10,7 @@ import optax
 from jaxprune._base.arguments import as_sparsity, shown
 from jaxprune._base.paths import leaves_with_paths, rule_name
 from jaxprune._recipe.budget import Budget, Leaf, Recipe
+from jaxprune._recipe.choice import is_embedding
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
 from jaxprune._recipe.scores import magnitude
@@ -126,7 +127,7 @@ def _planned(params: chex.ArrayTree, tx: Any) -> Report:
     """The plan of a transformation of jaxprune."""
     settings: Any = settings_of(tx)
     paths, leaves, _ = leaves_with_paths(params)
-    budget = checked_budget(settings, paths, leaves)
+    budget = checked_budget(settings, params, paths, leaves)
     n_zero = [0] * len(paths)
     notes = [choice.reason for choice in budget.choices]
     sizes = [leaves[i].size for i in budget.chosen]
@@ -141,13 +142,16 @@ def _planned(params: chex.ArrayTree, tx: Any) -> Report:
 
 
 def _note(recipe: Recipe, budget: Budget, i: int, leaf: Leaf) -> str:
-    """What decides the count of a pruned leaf, apart from the target of the schedule."""
+    """What decides the count of a pruned leaf, apart from the target; and whether it embeds."""
+    notes = ["embedding"] if is_embedding(budget.paths[i]) else []
     override = budget.choices[i].override
     if override is not None:
-        return f"override {rule_name(recipe.overrides[override][0])}"
-    if leaf.axis is None and budget.pools.pool_of.count(leaf.pools[0]) > 1:
-        return f"in one pool ({recipe.distribution}): its share"
-    return "" if leaf.traits.is_elementwise else repr(leaf.structure)
+        notes.append(f"override {rule_name(recipe.overrides[override][0])}")
+    elif leaf.axis is None and budget.pools.pool_of.count(leaf.pools[0]) > 1:
+        notes.append(f"in one pool ({recipe.distribution}): its share")
+    elif not leaf.traits.is_elementwise:
+        notes.append(repr(leaf.structure))
+    return "; ".join(notes)
 
 
 def _when(settings: Settings, budget: Budget) -> str:

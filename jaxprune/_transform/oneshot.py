@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxprune._base.arguments import as_seed, as_sparsity, shown
 from jaxprune._base.counting import as_counts
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import leaves_with_paths, listed, shown_path, warn_unused
+from jaxprune._base.paths import leaves_with_paths, listed, shown_path
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.scores import accumulates, magnitude, reads_grads
@@ -79,8 +79,7 @@ def prune_params(
     key = jax.random.key(0 if seed is None else as_seed("seed", seed))
     paths, leaves, treedef = leaves_with_paths(params)
     _check_values("prune_params", paths, leaves)
-    budget = recipe.budget(paths, leaves)
-    warn_unused("prune_params", budget.unused, paths)
+    budget = recipe.checked_budget(params, paths, leaves)
     masks = [full_mask(leaf, bool) for leaf in leaves]
     if not budget.chosen:
         return params, treedef.unflatten(masks)
@@ -128,8 +127,7 @@ def masks_from_params(
     _check_values("masks_from_params", paths, leaves)
     recipe = Recipe.of((as_sparsity(0.0, "sparsity"),), include, exclude)
     masks = [full_mask(leaf, bool) for leaf in leaves]
-    budget = recipe.budget(paths, leaves)
-    warn_unused("masks_from_params", budget.unused, paths)
+    budget = recipe.checked_budget(params, paths, leaves)
     for i in budget.chosen:
         masks[i] = is_nonzero(jnp.asarray(leaves[i]))
     return treedef.unflatten(masks)

@@ -85,7 +85,8 @@ def prune(
       inner: the optimizer to wrap.
       include: which leaves to prune: a regex that must match the whole `/`-joined path, a function
         `(path, shape_and_dtype) -> bool`, or a sequence of these. The default is every leaf of
-        floating point or complex dtype with two or more axes.
+        floating point or complex dtype with two or more axes, except biases, scales and LoRA
+        factors; the guide has the details. A regex that matches no leaf is an error.
       exclude: which leaves to leave out, in the same form. It overrules `include`.
       overrides: maps regexes to final sparsities. The schedule of a leaf that matches is scaled to
         end there; the first match counts.
@@ -121,7 +122,8 @@ def prune(
 
     Raises:
       TypeError, ValueError: for invalid arguments. `init` raises for a leaf that can't be pruned or
-        would lose all of its weights, and if no leaf is chosen; `update` raises, while tracing, if
+        would lose all of its weights, for regexes that match nothing, and if no leaf is chosen;
+        `update` raises, while tracing, if
         `params` is missing or the masks do not fit them.
 
     References:

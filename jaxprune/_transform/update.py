@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune._base.agreement import remember
-from jaxprune._base.paths import leaves_with_paths, spec_of, warn_unused
+from jaxprune._base.paths import leaves_with_paths, spec_of
 from jaxprune._base.sharding import typed_like
 from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.errors import check_shuffled
@@ -88,8 +88,7 @@ def _init(transform: Transform, params: optax.Params) -> PruneState:
     paths, leaves, treedef = leaves_with_paths(params)
     masks: list[Any] = []
     if leaves:  # optax.tree.map_params calls init with a tree of no leaves
-        budget = checked_budget(settings, paths, leaves)
-        warn_unused("prune", budget.unused, paths, stacklevel=4)
+        budget = checked_budget(settings, params, paths, leaves)
         masks = settings.algorithm.first_masks(settings, budget, leaves, key)
     sums = None
     if accumulates(settings.recipe.score):
@@ -105,18 +104,22 @@ def _init(transform: Transform, params: optax.Params) -> PruneState:
     )
 
 
-def checked_budget(settings: Settings, paths: Sequence[str], leaves: Sequence[Any]) -> Budget:
+def checked_budget(
+    settings: Settings, params: Any, paths: Sequence[str], leaves: Sequence[Any]
+) -> Budget:
     """The budget of a tree of params, after all checks that `init` makes.
 
     Args:
       settings: what is pruned and how.
+      params: the tree.
       paths: the path of each leaf.
       leaves: arrays, or their shapes and dtypes.
 
     Raises:
-      TypeError, ValueError: a leaf that cannot be pruned as asked, or no leaf to prune.
+      TypeError, ValueError: a leaf that cannot be pruned as asked, no leaf to prune, or rules that
+        match nothing.
     """
-    budget = settings.recipe.budget(paths, leaves)
+    budget = settings.recipe.checked_budget(params, paths, leaves)
     if settings.ties == "hashed":
         check_shuffled(paths, budget)
     return budget

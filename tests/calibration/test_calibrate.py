@@ -535,7 +535,7 @@ def test_rules_choose_the_leaves_and_all_others_are_kept_whole(prune_model):
     assert np.sum(~masks["a"]["kernel"]) == 16
     assert masks["b"]["kernel"].all()
     assert new["b"]["kernel"] is params["b"]["kernel"]
-    with pytest.warns(UserWarning, match=r"jaxprune.\w+: exclude: 'c' "):
+    with pytest.raises(ValueError, match=says("exclude: 'c'", "a/kernel")):
         prune_model(params, {"a/kernel": correlated(32, 8)}, 0.5, exclude=("b/.*", "c"))
 
 

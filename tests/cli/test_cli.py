@@ -80,14 +80,33 @@ def model(tmp_path):
 def test_prune_does_what_prune_params_does(tmp_path, dtype, suffix, x64):
     save_safetensors(tmp_path / "in.safetensors", tree(dtype))
     out = tmp_path / f"out{suffix}"
-    rules = {"exclude": "no", "overrides": {"head": 0.5}}
-    words = ("--exclude", "no", "--override", "head=0.5")
+    rules = {"exclude": "fc/bias", "overrides": {"head": 0.5, "hea.": 0.3}}
+    words = ("--exclude", "fc/bias", "--override", "head=0.5", "--override", "hea.=0.3")
     printed, _ = run("prune", tmp_path / "in.safetensors", "-o", out, "-s", 0.9, *words)
-    with pytest.warns(UserWarning, match="exclude: 'no' "):
-        expected, _ = jaxprune.prune_params(tree(dtype), 0.9, **rules)
+    expected, _ = jaxprune.prune_params(tree(dtype), 0.9, **rules)
     assert_same(load(out), jax.tree.map(np.asarray, expected))
-    assert_says(printed, "unused: --exclude 'no'")
+    assert_says(printed, "unused: --override 'hea.'")
     assert f"wrote {out}, {out.stat().st_size:,} bytes" in printed
+
+
+@pytest.mark.parametrize(
+    "words, parts",
+    (
+        (("--exclude", "fc"), ("--exclude 'fc'", "fc/bias", "--exclude 'fc/.*'")),
+        (("--include", "kernel"), ("--include 'kernel'", "--include '.*kernel'")),
+        (("--override", "hed=0.5"), ("--override 'hed'", "--override 'head=0.5'")),
+        (("--override", "fc/bias=0.5"), ("--override 'fc/bias'", "1-D", "--include 'fc/bias'")),
+    ),
+)
+def test_a_rule_without_effect_ends_with_code_2_and_writes_nothing(model, tmp_path, words, parts):
+    before = sorted(tmp_path.iterdir())
+    errors = {
+        run("plan", model, "-s", 0.5, *words, code=2)[1],
+        run("prune", model, "-o", tmp_path / "out.npz", "-s", 0.5, *words, code=2)[1],
+    }
+    assert len(errors) == 1
+    assert_says(errors.pop(), *parts)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_64_bit_weights_stay_64_bit_and_the_setting_is_unchanged(tmp_path):
@@ -413,7 +432,11 @@ REFUSED = {
         2,
         r"--override '\*' .*regular expression",
     ),
-    "no leaf": (("plan", "model", "-s", "0.9", "--include", "x"), 2, "nothing to prune"),
+    "no leaf": (
+        ("plan", "model", "-s", "0.9", "--include", "x"),
+        2,
+        "--include 'x' matches no leaf",
+    ),
     "an axis that is not there": (
         ("plan", "model", "-s", "0.5", "--structure", "channel:7"),
         2,

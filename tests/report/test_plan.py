@@ -142,11 +142,12 @@ def test_plan_rejects_hashed_ties_in_too_large_a_pool():
         jaxprune.plan(shapes, jaxprune.prune(SCHEDULE, ties="hashed"))
 
 
-def test_plan_rejects_the_params_that_rigl_would_reject():
-    tx, params = jaxprune.rigl(0.75, 5, inner=SGD, include="nope"), make_params()
-    with pytest.raises(ValueError, match="nothing to prune") as by_init:
+@pytest.mark.parametrize("include", ("nope", lambda path, leaf: False), ids=("regex", "function"))
+def test_plan_rejects_the_params_that_rigl_would_reject(include):
+    tx, params = jaxprune.rigl(0.75, 5, inner=SGD, include=include), make_params()
+    with pytest.raises(ValueError, match=r"matches no leaf|nothing to prune") as by_init:
         tx.init(params)
-    with pytest.raises(ValueError, match="nothing to prune") as by_plan:
+    with pytest.raises(ValueError, match=r"matches no leaf|nothing to prune") as by_plan:
         jaxprune.plan(params, tx)
     assert str(by_plan.value) == str(by_init.value)
 

@@ -1,0 +1,199 @@
+"""Which leaves are chosen, and which rule decides for each of them.
+
+By default, weights are chosen: see `default_reasons` and "What is pruned by default" in the guide.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune._base.paths import Rule, matches, rule_name
+
+Specs = tuple[jax.ShapeDtypeStruct | None, ...]
+
+# What is pruned by default
+
+
+def default_reasons(paths: Sequence[str], specs: Specs) -> list[str]:
+    """Why each leaf is left out by default; an empty string for a leaf that is chosen.
+
+    A leaf is chosen if its dtype is floating point or complex and it has two or more axes, unless
+    its path shows that it is a bias, a scale, a LoRA factor or a quantisation scale. The last is
+    decided together with the other leaves of the same parent.
+
+    Args:
+      paths: of all leaves. Their parts are separated by `/`, or by dots, as in PyTorch.
+      specs: of all leaves; None for a leaf that is not an array.
+
+    Example:
+      >>> leaf = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+      >>> specs = leaf("int8", 8, 4), leaf("float32", 8, 1), leaf("float32", 4)
+      >>> default_reasons(["w", "w_scale", "b"], specs)
+      ['dtype int8', 'quantisation scale', '1-D']
+    """
+    parents_of_quantised: dict[tuple[str, ...], int] = {}
+    for path, spec in zip(paths, specs, strict=True):
+        if spec is not None and _is_quantised(spec.dtype):
+            parent = _parts(path)[:-1]
+            parents_of_quantised[parent] = parents_of_quantised.get(parent, 0) + 1
+    return [
+        _default_reason(path, spec, parents_of_quantised)
+        for path, spec in zip(paths, specs, strict=True)
+    ]
+
+
+def _default_reason(
+    path: str, spec: jax.ShapeDtypeStruct | None, parents_of_quantised: dict[tuple[str, ...], int]
+) -> str:
+    if spec is None:
+        return "not an array"
+    if not jnp.issubdtype(spec.dtype, jnp.inexact):
+        return f"dtype {spec.dtype}"
+    if len(spec.shape) < 2:
+        return f"{len(spec.shape)}-D"
+    *parent, name = _parts(path)
+    if name in ("bias", "scale"):
+        return name
+    if any(_LORA.fullmatch(part) for part in (*parent, name)):
+        return "LoRA factor"
+    n_quantised = parents_of_quantised.get(tuple(parent), 0) - _is_quantised(spec.dtype)
+    if n_quantised > 0 and _QUANTISATION_SCALE.fullmatch(name):
+        return "quantisation scale"
+    return ""
+
+
+def is_embedding(path: str) -> bool:
+    """Whether a leaf or its parent is named like an embedding table.
+
+    Example:
+      >>> [is_embedding(p) for p in ("Embed_0/embedding", "wte.weight", "embed/mlp/kernel")]
+      [True, True, False]
+    """
+    return any(_EMBEDDING.fullmatch(part) for part in _parts(path)[-2:])
+
+
+_LORA = re.compile("(.*_)?lora_[ab]", re.IGNORECASE | re.DOTALL)
+_QUANTISATION_SCALE = re.compile("scales?|.*_scale(_inv)?|zero_point", re.DOTALL)
+_EMBEDDING = re.compile(
+    "wte|wpe|(.*_)?emb(ed(s|der|ding|dings)?)?(_.*)?", re.IGNORECASE | re.DOTALL
+)
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(re.split("[/.]", path))
+
+
+def _is_quantised(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.integer)) or dtype.name.startswith("float8")
+
+
+# Rules of the user
+
+
+class RuleUse:
+    """Matches rules against leaves, and remembers which rules have matched and decided.
+
+    A rule decides for a leaf if it is the first of its argument that matches.
+
+    Example:
+      >>> use, spec = RuleUse(), jax.ShapeDtypeStruct((2, 2), float)
+      >>> use.first("overrides", ("fc/.*", "fc/kernel", "head"), "fc/kernel", spec)
+      0
+      >>> print(*use.unused("overrides", ("fc/.*", "fc/kernel", "head"), decides=True), sep="; ")
+      overrides: 'fc/kernel' only matches leaves ...; overrides: 'head' matches no leaf ...
+    """
+
+    def __init__(self) -> None:
+        self._matched: set[tuple[str, int]] = set()  # arguments, and indices of their rules
+        self._decided: set[tuple[str, int]] = set()
+
+    def first(self, argument: str, rules: Sequence[Rule], path: str, spec: Any) -> int | None:
+        """The index of the first rule of an argument that matches a leaf; None where none does."""
+        matching = [(argument, i) for i, rule in enumerate(rules) if matches(rule, path, spec)]
+        self._matched.update(matching)
+        self._decided.update(matching[:1])
+        return matching[0][1] if matching else None
+
+    def unused(self, argument: str, rules: Sequence[Rule], *, decides: bool) -> list[str]:
+        """One line for each rule that has had no effect.
+
+        Args:
+          argument: the name of the user's argument.
+          rules: its rules.
+          decides: whether the rules of the argument assign values to pruned leaves, so that only
+            the first match counts.
+        """
+        lines = []
+        for i, rule in enumerate(rules):
+            if (argument, i) not in self._matched:
+                which = " that is pruned" if decides else ""
+                lines.append(f"{argument}: {rule_name(rule)} matches no leaf{which}")
+            elif decides and (argument, i) not in self._decided:
+                lines.append(
+                    f"{argument}: {rule_name(rule)} only matches leaves that an earlier rule "
+                    "matches"
+                )
+        return lines
+
+
+class Choice(NamedTuple):
+    """Whether a leaf is chosen.
+
+    Attributes:
+      chosen: whether it is.
+      reason: why not; empty for a chosen leaf.
+      override: the index of the override that applies to it, or None.
+      by_rule: whether `include` or `exclude` left it out.
+    """
+
+    chosen: bool
+    reason: str
+    override: int | None = None
+    by_rule: bool = False
+
+
+class LeafRules(NamedTuple):
+    """The rules that choose leaves.
+
+    Attributes:
+      include: a leaf must match one of these; None for the default, `default_reasons`.
+      exclude: a leaf that matches one of these is not chosen.
+      overrides: the first that matches a chosen leaf applies to it. They choose nothing.
+    """
+
+    include: tuple[Rule, ...] | None = None
+    exclude: tuple[Rule, ...] = ()
+    overrides: tuple[Rule, ...] = ()
+
+    def choose(self, paths: Sequence[str], specs: Specs, use: RuleUse) -> tuple[Choice, ...]:
+        """Decides whether each leaf of a tree is chosen; what is not an array never is."""
+        reasons = default_reasons(paths, specs)
+        return tuple(
+            self._choice(path, spec, reason, use)
+            for path, spec, reason in zip(paths, specs, reasons, strict=True)
+        )
+
+    def _choice(
+        self, path: str, spec: jax.ShapeDtypeStruct | None, default_reason: str, use: RuleUse
+    ) -> Choice:
+        if spec is None:
+            return Choice(False, default_reason)
+        excluded = use.first("exclude", self.exclude, path, spec)
+        if self.include is not None and use.first("include", self.include, path, spec) is None:
+            return Choice(False, "not matched by include", by_rule=True)
+        if excluded is not None:
+            return Choice(False, f"excluded by {rule_name(self.exclude[excluded])}", by_rule=True)
+        if self.include is None and default_reason:
+            return Choice(False, default_reason)
+        return Choice(True, "", use.first("overrides", self.overrides, path, spec))
+
+    def unused(self, use: RuleUse) -> list[str]:
+        """One line for each rule that had no effect on the leaves that were chosen with `use`."""
+        return [
+            *use.unused("include", self.include or (), decides=False),
+            *use.unused("exclude", self.exclude, decides=False),
+            *use.unused("overrides", self.overrides, decides=True),
+        ]

@@ -1,0 +1,211 @@
+"""Rules that match nothing: an error that lists them all, with the nearest paths and a remedy.
+
+Only regexes are checked. A function as a rule may match nothing.
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from jaxprune._base.arguments import BadValue
+from jaxprune._base.paths import Rule, hidden_paths, listed, rule_for, shown_path, spec_of
+from jaxprune._recipe.choice import Choice, LeafRules, RuleUse, Specs
+from jaxprune._recipe.user_rules import UserRules
+
+
+def check_rules(rules: UserRules, params: Any, paths: Sequence[str], leaves: Sequence[Any]) -> None:
+    """Raises where a regex matches no leaf, or assigns a value only to leaves that are not pruned.
+
+    Allowed are rules whose leaves are taken by earlier rules or left out by the user's own rules.
+    The rules of coupled channels are checked as a whole: one of them must match.
+
+    Args:
+      rules: what the user gave.
+      params: the tree. Its placeholders show which leaves another transformation has.
+      paths: of the leaves.
+      leaves: arrays, tracers or shapes.
+
+    Raises:
+      ValueError: listing all of these rules.
+    """
+    if not paths or not any(isinstance(rule, str) for _, rule, _ in rules.by_argument()):
+        return
+    is_hidden = _HiddenLeaves(params, paths)
+    if problems := _unmatched(rules, paths, is_hidden):
+        raise _unmatched_error(problems, paths)
+    if problems := _without_effect(rules, paths, tuple(map(spec_of, leaves)), is_hidden):
+        fix = "Remove the rule, or name every leaf to prune with {include}."
+        raise BadValue(_listed(problems), fix, include=("...", problems[0].rule))
+
+
+class _Problem(NamedTuple):
+    """A rule without effect.
+
+    Attributes:
+      argument: the user's argument.
+      rule: the regex.
+      value: what it assigns; None for `include` and `exclude`.
+      reason: why it has no effect.
+      fix: a regex to write instead, or None.
+    """
+
+    argument: str
+    rule: str
+    value: Any
+    reason: str
+    fix: str | None
+
+
+class _HiddenLeaves:
+    """Whether a regex may match a leaf that a placeholder hides."""
+
+    def __init__(self, params: Any, paths: Sequence[str]) -> None:
+        self._params, self._paths = params, paths
+
+    @functools.cached_property
+    def _hidden(self) -> list[str]:
+        return hidden_paths(self._params)
+
+    @functools.cached_property
+    def _candidates(self) -> list[str]:
+        """Paths that hidden leaves may have: a hidden subtree may end as visible paths do."""
+        if not self._hidden:
+            return []
+        ends = {"/".join(_keys(path)[-n:]) for path in self._paths for n in (1, 2)}
+        shortest = sorted(ends, key=lambda end: (end.count("/"), end))[:200]
+        return [*self._hidden, *(f"{path}/{end}" for path in self._hidden for end in shortest)]
+
+    def __call__(self, rule: str) -> bool:
+        plain = rule.replace("\\", "")
+        if any(plain.startswith(f"{path}/") for path in self._hidden):
+            return True
+        return bool(_matching(rule, self._candidates))
+
+
+def _keys(path: str) -> list[str]:
+    return path.split("/")
+
+
+def _unmatched(
+    rules: UserRules, paths: Sequence[str], is_hidden: Callable[[str], bool]
+) -> list[_Problem]:
+    """The regexes that match no path."""
+
+    @functools.cache
+    def is_matched(rule: Rule) -> bool:
+        return not isinstance(rule, str) or bool(_matching(rule, paths)) or is_hidden(rule)
+
+    coupled = rules.coupled()
+    exempt = coupled if any(map(is_matched, coupled)) else set()
+    problems = []
+    for argument, rule, value in rules.by_argument():
+        if isinstance(rule, str) and rule not in exempt and not is_matched(rule):
+            fix = _fixed(rule, paths)
+            nearest = listed(_nearest(rule, fix, paths))
+            reason = f"matches no leaf (the nearest paths are {nearest})"
+            problems.append(_Problem(argument, rule, value, reason, fix))
+    return problems
+
+
+def _without_effect(
+    rules: UserRules, paths: Sequence[str], specs: Specs, is_hidden: Callable[[str], bool]
+) -> list[_Problem]:
+    """The regexes that assign values only to leaves that are not pruned by default."""
+    if rules.include is not None:
+        return []
+    choices = LeafRules(None, rules.exclude).choose(paths, specs, RuleUse())
+    coupled = rules.coupled()
+    problems = []
+    for argument, pairs in rules.assigned.items():
+        for rule, value in pairs:
+            is_moot = argument == "overrides" and value == 0  # such leaves keep all their weights
+            if isinstance(rule, str) and rule not in coupled and not is_moot:
+                reason = _why_not_pruned(rule, paths, choices)
+                if reason and not is_hidden(rule):
+                    problems.append(_Problem(argument, rule, value, reason, None))
+    return problems
+
+
+def _why_not_pruned(rule: str, paths: Sequence[str], choices: Sequence[Choice]) -> str:
+    """Why none of the leaves that match is pruned by default; empty where one is, or excluded."""
+    matching = [
+        (path, choice)
+        for path, choice in zip(paths, choices, strict=True)
+        if re.fullmatch(rule, path)
+    ]
+    if any(choice.chosen or choice.by_rule for _, choice in matching):
+        return ""
+    reasons = [f"{shown_path(path)} ({choice.reason})" for path, choice in matching[:8]]
+    more = f", and {len(matching) - 8} more" if len(matching) > 8 else ""
+    return f"matches only leaves that are not pruned by default: {', '.join(reasons)}{more}"
+
+
+def _listed(problems: Sequence[_Problem]) -> str:
+    lines = [f"{p.argument}: {p.rule!r} {p.reason}" for p in problems[:8]]
+    more = f"; and {len(problems) - 8} more rules" if len(problems) > 8 else ""
+    return "; ".join(lines) + more + "."
+
+
+def _unmatched_error(problems: Sequence[_Problem], paths: Sequence[str]) -> BadValue:
+    """The error that lists rules which match nothing, with what to write instead."""
+    arguments: dict[str, Any] = {}
+    for argument in dict.fromkeys(p.argument for p in problems):
+        fixed = [p for p in problems if p.argument == argument and p.fix is not None]
+        if fixed and argument in ("include", "exclude"):
+            fixes = tuple(dict.fromkeys(p.fix for p in fixed))
+            arguments[argument] = fixes[0] if len(fixes) == 1 else fixes
+        elif fixed:
+            arguments[argument] = {p.fix: _literal(p.value) for p in fixed}
+    problem = f"{_listed(problems)} A regex matches the whole path"
+    if not arguments:
+        return BadValue(f"{problem}, for example {rule_for(paths[0]) or '.*'!r}.")
+    fix = " and ".join(f"{{{argument}}}" for argument in arguments)
+    return BadValue(f"{problem}:", f"write {fix}.", **arguments)
+
+
+def _literal(value: Any) -> Any:
+    return value if isinstance(value, (int, Fraction)) else ...
+
+
+# Suggestions
+
+
+def _fixed(rule: str, paths: Sequence[str]) -> str | None:
+    """A regex that is close to the rule and matches a path; None where none is close."""
+    group = f"({rule})" if "|" in rule else rule
+    candidates = [re.sub(r"(?<![.\])])\*", ".*", rule), f"{group}/.*"]
+    if len(rule) > 2:
+        candidates += [f".*{group}", f"{group}.*", f".*{group}/.*", f".*{group}.*"]
+    candidates += [
+        f".*/{group}",
+        f".*/{group}/.*",
+        f"(?i){rule}",
+        rule.removesuffix("/value"),
+        rule.removeprefix("params/"),
+    ]
+    for candidate in candidates:
+        if candidate and _matching(candidate, paths):
+            return candidate
+    folders = {"/".join(_keys(path)[:i]) for path in paths for i in range(1, len(_keys(path)))}
+    texts = {f"{folder}/.*": f"{rule_for(folder)}/.*" for folder in sorted(folders)}
+    texts |= {path: rule_for(path) for path in paths if path}
+    close = difflib.get_close_matches(rule, texts, n=1)
+    return texts[close[0]] if close else None
+
+
+def _matching(rule: str, paths: Sequence[str]) -> list[str]:
+    try:
+        matcher = re.compile(rule)
+    except re.error:
+        return []
+    return [path for path in paths if matcher.fullmatch(path)]
+
+
+def _nearest(rule: str, fix: str | None, paths: Sequence[str]) -> list[str]:
+    """Up to three paths: those that the suggested regex matches, or the most similar ones."""
+    if fix is not None:
+        return _matching(fix, paths)[:3]
+    return difflib.get_close_matches(rule, paths, n=3, cutoff=0.3) or list(paths[:3])

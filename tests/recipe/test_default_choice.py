@@ -1,0 +1,161 @@
+"""What is pruned by default, and the reason that `plan` gives for every other leaf."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxprune
+from helpers import ones
+
+HALF = jaxprune.one_shot_schedule(0.5)
+
+
+def reasons(tree, **rules):
+    """The note of each leaf in `plan`."""
+    return {leaf.path: leaf.note for leaf in jaxprune.plan(tree, 0.5, **rules).leaves}
+
+
+def spec(dtype, *shape):
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+
+F32 = spec("float32", 8, 4)
+SCALES = spec("float32", 8, 1)
+CASES = {
+    "bias": ({"q": {"bias": F32}}, {"q/bias": "bias"}),
+    "bias of three axes": ({"bias": spec("bfloat16", 3, 4, 5)}, {"bias": "bias"}),
+    "a short bias": ({"bias": spec("float32", 4)}, {"bias": "1-D"}),
+    "scale": ({"norm": {"scale": F32}}, {"norm/scale": "scale"}),
+    "a name that only contains bias": ({"bias_kernel": F32, "biased": F32}, {}),
+    "a parent called bias": ({"bias": {"kernel": F32}, "scale": {"w": F32}}, {}),
+    "torch names": (
+        {"layers.0.q.bias": F32, "layers.0.q.weight": F32},
+        {"layers.0.q.bias": "bias"},
+    ),
+    "lora": (
+        {"fc": {"lora_a": F32, "kernel_lora_b": F32, "kernel": F32}},
+        {"fc/lora_a": "LoRA factor", "fc/kernel_lora_b": "LoRA factor"},
+    ),
+    "lora as PEFT names it": (
+        {"q_proj.lora_A.default.weight": F32, "q_proj.lora_B.default.weight": F32},
+        {
+            "q_proj.lora_A.default.weight": "LoRA factor",
+            "q_proj.lora_B.default.weight": "LoRA factor",
+        },
+    ),
+    "lora_c": ({"lora_c": F32, "flora_a": F32, "lora": F32}, {}),
+    "int8": (
+        {"fc": {"weight": spec("int8", 8, 4), "weight_scale": SCALES}},
+        {"fc/weight": "dtype int8", "fc/weight_scale": "quantisation scale"},
+    ),
+    "float8": (
+        {"fc.weight": spec("float8_e4m3fn", 8, 4), "fc.weight_scale_inv": SCALES},
+        {"fc.weight_scale_inv": "quantisation scale"},
+    ),
+    "GPTQ": (
+        {"fc": {"qweight": spec("int32", 2, 4), "scales": F32, "zero_point": F32}},
+        {
+            "fc/qweight": "dtype int32",
+            "fc/scales": "quantisation scale",
+            "fc/zero_point": "quantisation scale",
+        },
+    ),
+    "a scale that cannot be pruned": (
+        {"w": spec("uint8", 8, 4), "w_scale": spec("float8_e8m0fnu", 8, 1)},
+        {"w": "dtype uint8", "w_scale": "quantisation scale"},
+    ),
+    "scales of another parent": (
+        {"a": {"w": spec("int8", 8, 4)}, "b": {"w_scale": F32, "scales": F32}},
+        {"a/w": "dtype int8"},
+    ),
+    "a float8 leaf is not its own neighbour": ({"w_scale": spec("float8_e4m3fn", 8, 4)}, {}),
+    "bools and keys are not quantised": (
+        {"flags": spec("bool", 2, 2), "w_scale": F32},
+        {"flags": "dtype bool"},
+    ),
+}
+
+
+@pytest.mark.parametrize("tree, expected", CASES.values(), ids=CASES)
+def test_leaves_that_are_not_weights_are_left_out_with_a_reason(tree, expected):
+    tree = {**tree, "other": F32}
+    found = reasons(tree)
+    assert {path: note for path, note in found.items() if note} == expected
+    report = jaxprune.plan(tree, 0.5)
+    assert all((leaf.n_zero == 0) == (leaf.path in expected) for leaf in report.leaves)
+
+
+def test_an_explicit_include_replaces_the_default():
+    tree = {"fc": {"kernel": F32, "bias": F32, "scale": F32, "lora_a": F32, "w_scale": F32}}
+    tree["fc"]["w"] = spec("int8", 8, 4)
+    report = jaxprune.plan(tree, 0.5, include=lambda path, leaf: leaf.dtype != "int8")
+    assert [leaf.n_zero for leaf in report.leaves] == [16, 16, 16, 16, 0, 16]
+    assert reasons(tree, include="fc/bias")["fc/kernel"] == "not matched by include"
+    assert reasons(tree, exclude="fc/bias")["fc/bias"] == "excluded by 'fc/bias'"
+
+
+def test_every_function_uses_the_default():
+    tree = {"fc": {"kernel": ones(4, 4), "bias": ones(4, 4)}}
+    expected = {"fc": {"kernel": 8, "bias": 0}}
+    count = lambda masks: jax.tree.map(lambda m: int(np.sum(~np.asarray(m, bool))), masks)
+    assert count(jaxprune.prune_params(tree, 0.5)[1]) == expected
+    tx = jaxprune.prune(HALF)
+    _, state = tx.update(tree, tx.init(tree), tree)
+    assert count(jaxprune.get_masks(state)) == expected
+    rigl = jaxprune.rigl(0.5, 9, inner=optax.sgd(0.1)).init(tree)
+    assert count(jaxprune.get_masks(rigl)) == expected
+    zeros = jax.tree.map(jnp.zeros_like, tree)
+    assert count(jaxprune.masks_from_params(zeros))["fc"]["bias"] == 0
+
+
+def test_attention_keeps_its_biases():
+    module = nn.MultiHeadDotProductAttention(num_heads=2)
+    x = ones(1, 3, 8)
+    params = module.init(jax.random.key(0), x, x)["params"]
+    notes = reasons(params)
+    assert notes["query/bias"] == "bias"  # (heads, width)
+    assert notes["query/kernel"] == ""
+
+
+def test_scanned_layers_and_ensembles_keep_their_biases_and_scales():
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def create(key):
+        rngs = nnx.Rngs(key)
+        return nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), nnx.LayerNorm(4, rngs=rngs))
+
+    notes = reasons(nnx.state(create(jax.random.split(jax.random.key(0), 3)), nnx.Param))
+    assert notes == {
+        "layers/0/bias": "bias",
+        "layers/0/kernel": "",
+        "layers/1/bias": "bias",
+        "layers/1/scale": "scale",
+    }
+
+
+def test_nnx_lora_factors_are_left_out():
+    model = nnx.LoRALinear(4, 6, lora_rank=2, rngs=nnx.Rngs(0))
+    notes = reasons(nnx.state(model, nnx.Any(nnx.Param, nnx.LoRAParam)))
+    assert notes["lora/lora_a"] == notes["lora/lora_b"] == "LoRA factor"
+    assert notes["kernel"] == ""
+
+
+EMBEDDINGS = (
+    "Embed_0/embedding",
+    "wte/weight",
+    "model.embed_tokens.weight",
+    "pos_emb",
+    "embedder/w",
+)
+
+
+def test_plan_marks_embeddings_which_are_pruned():
+    tree = dict.fromkeys((*EMBEDDINGS, "unembedding/w", "embed/mlp/kernel", "member"), F32)
+    report = jaxprune.plan(tree, 0.5, overrides={"wte/weight": 0.25})
+    notes = {leaf.path: leaf.note for leaf in report.leaves}
+    assert {path for path in notes if notes[path].startswith("embedding")} == set(EMBEDDINGS)
+    assert notes["wte/weight"] == "embedding; override 'wte/weight'"
+    assert all(leaf.n_zero for leaf in report.leaves)

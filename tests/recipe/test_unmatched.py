@@ -1,0 +1,237 @@
+"""Rules that match nothing are errors, which name the nearest paths and what to write instead."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given, strategies as st
+
+import jaxprune
+from helpers import assert_says, by_path, ones, says
+from jaxprune import Block, Channel, per_slice
+
+HALF = jaxprune.one_shot_schedule(0.5)
+SGD = optax.sgd(0.1)
+
+
+def params():
+    layer = lambda: {"kernel": ones(4, 4), "bias": ones(4)}
+    return {"body": {"attn": layer(), "mlp": layer()}, "head": layer()}
+
+
+FUNCTIONS = {
+    "prune": lambda p, **rules: jaxprune.prune(HALF, **rules).init(p),
+    "inner": lambda p, **rules: jaxprune.prune(HALF, inner=SGD, **rules).init(p),
+    "plan": lambda p, **rules: jaxprune.plan(p, 0.5, **rules),
+    "plan of a transformation": lambda p, **rules: jaxprune.plan(p, jaxprune.prune(HALF, **rules)),
+    "prune_params": lambda p, **rules: jaxprune.prune_params(p, 0.5, **rules),
+    "rigl": lambda p, **rules: jaxprune.rigl(0.5, 9, inner=SGD, **rules).init(p),
+    "set_": lambda p, **rules: jaxprune.set_(0.5, 9, inner=SGD, **rules).init(p),
+    "static_sparse": lambda p, **rules: jaxprune.static_sparse(0.5, inner=SGD, **rules).init(p),
+}
+SELECTING = {
+    "masks_from_params": lambda p, **rules: jaxprune.masks_from_params(p, **rules),
+    "wanda": lambda p, **rules: jaxprune.wanda(p, {}, 0.5, **rules),
+    "sparsegpt": lambda p, **rules: jaxprune.sparsegpt(p, {}, 0.5, **rules),
+}
+RULES = {
+    "include": (dict(include="head"), ("include: 'head'", "head/bias", "include='head/.*'")),
+    "one of two includes": (dict(include=("head/.*", "kernl")), ("include: 'kernl'",)),
+    "exclude": (dict(exclude="head"), ("exclude: 'head'", "head/bias", "exclude='head/.*'")),
+    "a suffix": (dict(exclude="bias"), ("exclude: 'bias'", "exclude='.*bias'")),
+    "a part": (dict(exclude="attn"), ("body/attn/bias", "exclude='.*attn/.*'")),
+    "a typing error": (dict(exclude="haed/.*"), ("exclude: 'haed/.*'", "exclude='head/.*'")),
+    "upper case": (dict(exclude="HEAD/.*"), ("exclude='(?i)HEAD/.*'",)),
+    "a glob": (dict(exclude="head/*"), ("exclude='head/.*'",)),
+    "a collection": (dict(exclude="params/head/.*"), ("exclude='head/.*'",)),
+    "alternatives": (dict(exclude="head|body"), ("exclude='(head|body)/.*'",)),
+    "two": (dict(exclude=("head", "bias")), ("exclude=('head/.*', '.*bias')",)),
+    "unlike any path": (dict(exclude="zzz"), ("exclude: 'zzz'", "'body/attn/bias'")),
+    "overrides": (
+        dict(overrides={"head": 0.25, ".*": 0.5}),
+        ("overrides: 'head'", "overrides={'head/.*': 0.25}"),
+    ),
+    "structure": (
+        dict(structure={"head": Channel()}),
+        ("structure: 'head'", "structure={'head/.*': ...}"),
+    ),
+    "per_slice": (
+        dict(distribution=per_slice({"head/.*": 0, "attn": 1})),
+        ("per_slice: 'attn'", "per_slice({'.*attn/.*': 1})"),
+    ),
+    "all": (
+        dict(include=(".*", "i"), exclude="e", overrides={"o": 0.5}, structure={"s": Block((2,))}),
+        ("include: 'i'", "exclude: 'e'", "overrides: 'o'", "structure: 's'"),
+    ),
+    "not pruned": (
+        dict(overrides={"head/bias": 0.25}),
+        ("overrides: 'head/bias'", "head/bias (1-D)", "include=('...', 'head/bias')"),
+    ),
+    "structure of what is not pruned": (
+        dict(structure={".*bias": Channel()}),
+        ("structure: '.*bias'", "head/bias (1-D)"),
+    ),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_function_with_rules_raises(function):
+    for rules, parts in RULES.values():
+        with pytest.raises(ValueError, match=says(*parts)):
+            FUNCTIONS[function](params(), **rules)
+
+
+@pytest.mark.parametrize("function", SELECTING)
+def test_functions_that_only_select_raise(function):
+    for rules, parts in RULES.values():
+        if set(rules) <= {"include", "exclude"}:
+            with pytest.raises(ValueError, match=says(*parts)):
+                SELECTING[function](params(), **rules)
+
+
+NAMES = st.text("ab", min_size=1, max_size=3)
+TREES = st.dictionaries(NAMES, st.dictionaries(NAMES, st.just(0), min_size=1), min_size=1)
+
+
+@given(tree=TREES, rule=st.text("ab/", min_size=1, max_size=4) | st.just("[ab]+"))
+def test_what_the_error_suggests_matches_a_path(tree, rule):
+    tree = jax.tree.map(lambda _: jax.ShapeDtypeStruct((4, 4), jnp.float32), tree)
+    try:
+        jaxprune.plan(tree, 0.5, exclude=(rule, "-.*"))
+    except ValueError as error:
+        suggested = error.arguments.get("exclude", ())
+    suggested = {suggested} if isinstance(suggested, str) else set(suggested)
+    assert rule not in suggested
+    paths = [leaf.path for leaf in jaxprune.plan(tree, 0.5).leaves]
+    others = [path for path in paths if path != paths[0]]
+    for suggestion in suggested:
+        report = jaxprune.plan(tree, 0.5, include=(".*", suggestion))
+        assert report.notes == (), others
+
+
+def test_the_error_survives_pickling():
+    with pytest.raises(ValueError, match="exclude: 'head'") as error:
+        jaxprune.plan(params(), 0.5, exclude="head")
+    copy = pickle.loads(pickle.dumps(error.value))
+    assert str(copy) == str(error.value)
+    assert type(copy) is type(error.value)
+
+
+# --- what is allowed
+
+
+ALLOWED = {
+    "a function": dict(exclude=lambda path, leaf: False),
+    "functions as keys": dict(overrides={(lambda path, leaf: False): 0.25}),
+    "shadowed": dict(overrides={"head/.*": 0.25, "head/kernel": 0.75}),
+    "a leaf left out by another rule": dict(exclude="head/.*", overrides={"head/kernel": 0.25}),
+    "a leaf not included": dict(include="head/.*", structure={"body/.*": Channel()}),
+    "zero for what is not pruned": dict(overrides={".*bias": 0.0}),
+    "an exclusion of what is not pruned": dict(exclude=".*bias"),
+}
+
+
+@pytest.mark.parametrize("rules", ALLOWED.values(), ids=ALLOWED)
+def test_rules_that_other_rules_make_useless_are_allowed_and_shown(rules):
+    for function in FUNCTIONS.values():
+        function(params(), **rules)
+    notes = jaxprune.plan(params(), 0.5, **rules).notes
+    assert len(notes) == (rules != ALLOWED["an exclusion of what is not pruned"])
+
+
+def test_update_does_not_check_rules():
+    tx = jaxprune.prune(HALF, exclude="head/.*", inner=SGD)
+    state = tx.init(params())
+    body = {"body": params()["body"]}
+    masks = {"body": state.masks["body"]}
+    state = state._replace(masks=masks, thresholds=state.thresholds[:4], inner_state=SGD.init(body))
+    tx.update(body, state, body)
+
+
+def test_a_tree_without_leaves_is_not_checked():
+    tx = optax.chain(optax.adam(0.1), jaxprune.prune(HALF, exclude="head/.*"))
+    touched = optax.tree.map_params(tx, lambda x: x * 0, tx.init(params()))
+    assert not any(leaf.any() for leaf in by_path(jaxprune.get_state(touched).masks).values())
+    assert jaxprune.prune(HALF, exclude="head/.*").init({}).masks == {}
+
+
+# --- hidden leaves
+
+
+def prefix_of(name):
+    """A mask that hides a whole subtree by one placeholder."""
+    return {key: key != name for key in params()}
+
+
+def leaf_by_leaf(name):
+    paths = jax.tree_util.tree_map_with_path(lambda path, _: path[0].key != name, params())
+    return paths
+
+
+@pytest.mark.parametrize("mask", (prefix_of, leaf_by_leaf))
+@pytest.mark.parametrize(
+    "exclude", ("head/kernel", "head/.*", ".*d/kernel", r"head\/bias", "(head)/(kernel|bias)")
+)
+def test_leaves_that_masked_hides_count_as_present(mask, exclude):
+    tx = optax.masked(jaxprune.prune(HALF, exclude=exclude), mask("head"))
+    state = tx.init(params())
+    _, state = tx.update(params(), state, params())
+    assert int(jaxprune.get_state(state).prune_step) == 1
+
+
+def test_masked_does_not_hide_a_wrong_rule():
+    for mask in (prefix_of("head"), leaf_by_leaf("head")):
+        tx = optax.masked(jaxprune.prune(HALF, exclude="heed/.*"), mask)
+        with pytest.raises(ValueError, match=r"'heed/.*' matches no leaf"):
+            tx.init(params())
+
+
+def test_each_prune_of_a_partition_may_have_rules_for_all_leaves():
+    rules = dict(overrides={"head/kernel": 0.75, "body/.*": 0.25})
+    labels = {"body": "a", "head": "b"}
+    tx = optax.partition(
+        {"a": jaxprune.prune(HALF, **rules), "b": jaxprune.prune(HALF, **rules)}, labels
+    )
+    _, state = tx.update(params(), tx.init(params()), params())
+    dropped = {p: int(np.sum(~m)) for p, m in by_path(jaxprune.get_masks(state, params())).items()}
+    assert dropped["head/kernel"] == 12
+    assert dropped["body/mlp/kernel"] == 4
+
+
+def test_none_counts_as_a_hidden_leaf():
+    tree = params() | {"frozen": None}
+    jaxprune.plan(tree, 0.5, exclude="frozen/.*")
+    with pytest.raises(ValueError, match=r"'froze/.*' matches no leaf"):
+        jaxprune.plan(tree, 0.5, exclude="froze/.*")
+
+
+def test_leaves_hidden_in_a_box_count_as_present():
+    model = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    state = nnx.state(model, nnx.Param)
+    mask = jax.tree_util.tree_map_with_path(lambda path, _: "bias" not in str(path), state)
+    optax.masked(jaxprune.prune(HALF, exclude="bias"), mask).init(state)
+
+
+# --- ready-made mappings
+
+
+def mlp(tree, x):
+    return jax.nn.relu(x @ tree["w"] + tree["b"]) @ tree["v"]
+
+
+def test_groups_of_channels_are_checked_as_a_whole():
+    tree = {"w": ones(3, 4), "b": ones(4), "v": ones(4, 2)}
+    groups = jaxprune.channel_groups(mlp, tree, ones(1, 3))
+    assert len(groups) == 2
+    rules = dict(structure=groups, include=tuple(groups))
+    jaxprune.plan({"w": tree["w"], "v": tree["v"]}, 0.5, **rules)  # no bias
+    jaxprune.plan(tree, 0.5, structure=groups)  # biases are not pruned
+    with pytest.raises(ValueError, match="matches no leaf") as error:
+        jaxprune.plan({"u": ones(4, 4)}, 0.5, structure=groups)
+    assert_says(str(error.value), *(f"structure: {rule!r}" for rule in groups))
+    with pytest.raises(ValueError, match="structure: 'x' matches no leaf"):
+        jaxprune.plan(tree, 0.5, structure={**groups, "x": Channel()})
