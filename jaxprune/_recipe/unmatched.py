@@ -104,8 +104,9 @@ def _unmatched(
     for argument, rule, value in rules.by_argument():
         if isinstance(rule, str) and rule not in exempt and not is_matched(rule):
             fix = _fixed(rule, paths)
-            nearest = listed(_nearest(rule, fix, paths))
-            reason = f"matches no leaf (the nearest paths are {nearest})"
+            nearest = _nearest(rule, fix, paths)
+            verb = "path is" if len(nearest) == 1 else "paths are"
+            reason = f"matches no leaf (the nearest {verb} {listed(nearest)})"
             problems.append(_Problem(argument, rule, value, reason, fix))
     return problems
 

@@ -24,7 +24,7 @@ class UserRules(NamedTuple):
 
     include: tuple[Rule, ...] | None
     exclude: tuple[Rule, ...]
-    assigned: dict[str, Sequence[tuple[Rule, Any]]]
+    assigned: Mapping[str, Sequence[tuple[Rule, Any]]]
 
     def by_argument(self) -> list[tuple[str, Rule, Any]]:
         """The argument, the rule and its value, for every rule; None for the value of a choice."""

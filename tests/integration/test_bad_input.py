@@ -39,9 +39,8 @@ SNAPSHOTS = {
     "nothing_included": (
         lambda: init({"fc": {"kernel": ones(2, 2), "bias": ones(2)}}, include="kernel"),
         ValueError,
-        "nothing to prune: none of the 2 leaves is chosen: fc/bias (not matched by "
-        "include), fc/kernel (not matched by include). A regex must match the whole path: "
-        "write include='.*kernel', not 'kernel'.",
+        "include: 'kernel' matches no leaf (the nearest path is fc/kernel). A regex matches the "
+        "whole path: write include='.*kernel'.",
     ),
     "emptied": (
         lambda: init({"a": {"w": ones(1, 2)}, "w": ones(4, 4), "b": ones(4)}, cubic(0.9)),

@@ -122,6 +122,12 @@ LEAVES = [
         "nothing_included",
         lambda: init({"fc": {"kernel": ones(2, 2), "bias": ones(2)}}, include="kernel"),
         ValueError,
+        ("include: 'kernel' matches no leaf", "fc/kernel", "include='.*kernel'"),
+    ),
+    case(
+        "a_function_that_includes_nothing",
+        lambda: init({"fc": {"kernel": ones(2, 2), "bias": ones(2)}}, include=lambda p, x: False),
+        ValueError,
         ("nothing to prune", ("fc/bias (", "fc/kernel ("), "include='.*kernel'"),
     ),
     case(
