@@ -6,6 +6,7 @@ raises `KeyboardInterrupt`, so that temporary files are deleted.
 """
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -23,7 +24,17 @@ def exit_at_ctrl_c() -> None:
         signal.signal(signal.SIGINT, _exit)
 
 
-def _exit(number: int, frame: Any) -> None:
+def exit_if_program() -> None:
+    """Ends the process at once if `exit_at_ctrl_c` was called, and otherwise returns.
+
+    Python's own way out would wait for the threads of JAX, and now and then crash in them.
+    """
+    if signal.getsignal(signal.SIGINT) is _exit:
+        gc.collect()  # deletes temporary files that only a reference cycle keeps
+        _exit()
+
+
+def _exit(*_: Any) -> None:
     with contextlib.suppress(OSError):
         os.write(2, f"{STOPPED}\n".encode())  # Python's own stream may be in use
     os._exit(130)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxprune._cli.interrupts import STOPPED
+from jaxprune._cli.interrupts import STOPPED, exit_if_program
 from jaxprune._cli.words import WrongOption, rules_for, sparsity_for, told
 from jaxprune._files.formats import FORMATS
 
@@ -139,18 +139,22 @@ def _exit_codes() -> Iterator[None]:
     """Prints an error as one line on standard error, and raises `typer.Exit` with its exit code."""
     import typer
 
+    is_stopped = False
     try:
         yield
         sys.stdout.flush()
     except KeyboardInterrupt:
-        typer.echo(STOPPED, err=True)
-        raise typer.Exit(130) from None
+        is_stopped = True
     except BrokenPipeError:  # `jaxprune inspect FILE | head`
         _discard_output()
         raise typer.Exit(1) from None
     except (ValueError, TypeError, OSError, ImportError, WrongOption) as error:
         typer.echo(f"jaxprune: {_told(error)}", err=True)
         raise typer.Exit(2 if isinstance(error, WrongOption) else 1) from None
+    if is_stopped:  # the interrupt is freed by now, and with it what it kept from being cleaned up
+        exit_if_program()
+        typer.echo(STOPPED, err=True)
+        raise typer.Exit(130)
 
 
 def _told(error: Exception) -> str:

@@ -46,16 +46,17 @@ def main(
         config = configure(small, options)
         results = job.prepare(config, folder, resume=resume, command=command)
     except (ValueError, OSError) as error:
-        print(f"jaxprune demo: {error}", file=sys.stderr)
-        return 1
+        return _failed(error)
     if results["finished"]:
         print(f"The job in {folder} is finished; there is nothing left to train.", file=sys.stderr)
     try:
         results = job.train(config, folder, results, stop=stop)
+        pictures = write_pictures(results, folder)
     except job.Stopped as stopped:
         print(f"Stopped at {stopped}. To continue: {command} --resume", file=sys.stderr)
         return 130
-    pictures = write_pictures(results, folder)
+    except OSError as error:
+        return _failed(error, f" To continue: {command} --resume")
     if as_json:
         print(json.dumps(results, indent=1))
         return 0
@@ -63,6 +64,15 @@ def main(
     print(f"{results['seconds']:.0f} s of training. In {folder}: results.json, checkpoints/,")
     print(", ".join(path.name for path in pictures))
     return 0
+
+
+def _failed(error: Exception, fix: str = "") -> int:
+    """Prints an error as one line, and returns the exit code."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}."
+    print(f"jaxprune demo: {text}{fix}", file=sys.stderr)
+    return 1
 
 
 def configure(small: bool, options: Mapping[str, Any]) -> Config:

@@ -12,6 +12,8 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,8 @@ import orbax.checkpoint as ocp
 
 from jaxprune._files.atomic import atomic_file
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every save
+# Orbax logs every save, and with many tracebacks every error, which it also raises.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +56,26 @@ class Store:
             file.write(_to_json(results).encode())
 
     def save(self, run: str, step: int, state: Any) -> None:
-        """Saves a checkpoint; the previous one is deleted once the new one is complete."""
-        with self._manager(run) as manager:
-            if manager.latest_step() == step:
-                return
-            manager.save(step, args=ocp.args.StandardSave(state))
-            manager.wait_until_finished()
+        """Saves a checkpoint; the previous one is deleted once the new one is complete.
+
+        Raises:
+          OSError: the checkpoint can't be written, for example because the disk is full; names its
+            path. The previous one is still there.
+        """
+        try:
+            with self._manager(run) as manager:
+                if manager.latest_step() == step:
+                    return
+                manager.save(step, args=ocp.args.StandardSave(state))
+                manager.wait_until_finished()
+        except BaseException as error:
+            for unfinished in self._checkpoints(run).glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            number = _error_number(error)
+            if number is None:
+                raise
+            path = self.folder / "checkpoints" / run / str(step)
+            raise OSError(number, os.strerror(number), str(path)) from None
 
     def restore(self, run: str, target: Any) -> Any | None:
         """The latest checkpoint, in the structure and dtypes of `target`; None if there is none."""
@@ -87,6 +104,18 @@ class Store:
         self._checkpoints(run).mkdir(parents=True, exist_ok=True)
         with ocp.CheckpointManager(self._checkpoints(run), options=options) as manager:
             yield manager
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The `errno` of an error of the disk; of any other error, None.
+
+    Orbax raises what its threads have raised. That of TensorStore is a `ValueError` with the number
+    in its text.
+    """
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(match[1]) if match else None
 
 
 def _to_json(results: dict[str, Any]) -> str:
