@@ -82,22 +82,21 @@ def demo(
 
     Takes about five minutes on two cores. Ctrl-C saves a checkpoint; --resume continues from it.
     """
-    from jaxprune.demo.interrupt import stop_requested
-
+    try:
+        from jaxprune.demo import cli
+        from jaxprune.demo.interrupt import stop_requested
+    except ImportError as error:
+        message = missing_extra(error, _DEMO_PACKAGES, "demo")
+        if message is None:
+            raise
+        typer.echo(message, err=True)
+        raise typer.Exit(1) from None
+    options = {"--seeds": seeds, "--steps": steps, "--sparsity": sparsity}
     with stop_requested() as stop:
-        try:
-            from jaxprune.demo import cli
-        except ImportError as error:
-            message = missing_extra(error, _DEMO_PACKAGES, "demo")
-            if message is None:
-                raise
-            typer.echo(message, err=True)
-            raise typer.Exit(1) from None
-        options = {"--seeds": seeds, "--steps": steps, "--sparsity": sparsity}
         code = cli.main(
             out, resume=resume, small=quick, options=options, stop=stop, as_json=as_json
         )
-        raise typer.Exit(code)
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,21 @@ def test_ctrl_c_while_modules_are_imported(folder, module):
     assert len(list(folder.iterdir())) == 2
 
 
+@posix
+@pytest.mark.parametrize("module", ("jaxprune.demo.cli", "jaxprune.demo.pictures"))
+def test_ctrl_c_while_the_demo_is_imported(tmp_path, module):
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD.format(module=module), "demo", "--out", "out"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(jaxprune.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{STOPPED}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 @contextlib.contextmanager
 def handled_by(handler):
     before = signal.signal(signal.SIGINT, handler)
