@@ -22,6 +22,13 @@ OPTAX_SCHEDULE = optax.linear_schedule(0.0, 0.5, 10)
 HALF = jaxprune.one_shot_schedule(0.5)
 
 
+class Tensor:
+    """An array of a library that JAX does not know, as torch's tensors are."""
+
+    shape = (2, 4)
+    dtype = "torch.float32"
+
+
 def case(name, call, kind, parts):
     """A wrong call, and what its error must say.
 

@@ -142,12 +142,33 @@ def listed(paths: Sequence[str]) -> str:
     return ", ".join(shown_path(path) for path in paths[:8]) + more or "no leaf"
 
 
+def shape_of(leaf: Any) -> tuple[int, ...]:
+    """The shape of a leaf; that of a scalar for anything that is not an array, as for a number."""
+    spec = spec_of(leaf)
+    return () if spec is None else tuple(spec.shape)
+
+
 def rule_for(path: str) -> str:
     """A regex that matches this path, to suggest in an error."""
     try:
         return path if re.fullmatch(path, path) else re.escape(path)
     except re.error:
         return re.escape(path)
+
+
+def flattened(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], Any]:
+    """The leaves and the treedef of a tree.
+
+    Raises:
+      TypeError: a dict whose keys can't be sorted, because they have different types.
+    """
+    try:
+        return jax.tree.flatten(tree, is_leaf=is_leaf)
+    except ValueError:
+        raise TypeError(
+            f"a tree of type {type(tree).__name__} has a dict whose keys can't be sorted. Give all "
+            "keys of each dict the same type, such as str."
+        ) from None
 
 
 def leaves_with_paths(tree: Any) -> tuple[list[str], list[Any], Any]:
@@ -158,13 +179,7 @@ def leaves_with_paths(tree: Any) -> tuple[list[str], list[Any], Any]:
         dict can't be sorted.
       ValueError: two leaves have the same path, as in `{"a/b": x, "a": {"b": y}}`.
     """
-    try:
-        leaves, treedef = jax.tree.flatten(tree)
-    except ValueError as error:
-        raise TypeError(
-            f"the tree, a value of type {type(tree).__name__}, can't be flattened: {error} Give "
-            "all keys of each dict the same type, such as str."
-        ) from None
+    leaves, treedef = flattened(tree)
     paths = paths_of(tree)
     for path, leaf in zip(paths, leaves, strict=True):
         check_array_library(path, leaf)
@@ -207,7 +222,7 @@ def _check_rule(rule: Any, argument: str) -> None:
                 f"{argument}: {rule!r} is not a regular expression ({error}). Rules match whole "
                 'paths: write ".*kernel", not "*kernel".'
             ) from None
-    elif not callable(rule) or isinstance(rule, type):
+    elif not callable(rule) or isinstance(rule, type) or is_model(rule):
         raise TypeError(
             f"{argument}: each rule must be a regex or a function (path, leaf) -> bool, got "
             f"{shown(rule)}. A regex matches the whole path, such as '.*kernel'."
@@ -222,6 +237,11 @@ def _check_rule(rule: Any, argument: str) -> None:
             f"{argument}: a function gets the path and the leaf, but {_name(rule)} can't be called "
             "with two arguments. Write lambda path, leaf: path.endswith('kernel')."
         )
+
+
+def is_model(x: Any) -> bool:
+    """Whether a value is a module of flax, Equinox or torch, which can be called too."""
+    return any(kind.__name__ == "Module" for kind in type(x).__mro__)
 
 
 def _takes_two_arguments(function: Any) -> bool:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import as_file_path, is_int, shown
-from jaxprune._base.paths import as_rules, leaves_with_paths, listed, matches, spec_of
+from jaxprune._base.paths import as_rules, is_model, leaves_with_paths, listed, matches, spec_of
 from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_matmul
 from jaxprune._files.leaf_files import open_leaves
 from jaxprune._files.save_load import nested
@@ -172,7 +172,7 @@ def packed_apply(
     """
     from flax import linen as nn
 
-    if isinstance(apply_fn, nn.Module) or not callable(apply_fn):
+    if isinstance(apply_fn, type) or is_model(apply_fn) or not callable(apply_fn):
         raise TypeError(
             f"packed_apply: apply_fn must be a function, got {shown(apply_fn)}. Pass model.apply "
             "first: packed_apply(model.apply, packed, variables, x)."

@@ -176,7 +176,7 @@ def check_finite(where: str, moments: jax.Array) -> jax.Array:
 
 def check_mapping(function: str, inputs: Any) -> None:
     """Checks that the inputs of a model are a mapping."""
-    if not isinstance(inputs, Mapping):
+    if not isinstance(inputs, Mapping) or not all(isinstance(path, str) for path in inputs):
         raise TypeError(
             f"{function}: `inputs` must map the paths of kernels to their inputs, got "
             f"{shown(inputs)}. Collect them with jaxprune.linen_inputs or "

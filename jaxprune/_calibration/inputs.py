@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune._base.arguments import shown
+from jaxprune._base.paths import flattened
 from jaxprune._calibration.moments import as_rows
 
 
@@ -27,7 +28,7 @@ class _Recorder:
     """
 
     def __init__(self, function: str, arguments: Any):
-        if any(isinstance(x, Tracer) for x in jax.tree.leaves(arguments)):
+        if any(isinstance(x, Tracer) for x in flattened(arguments)[0]):
             raise TypeError(
                 f"{function} must run the model on arrays, got a traced value. Call it outside jit."
             )

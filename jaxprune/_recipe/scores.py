@@ -14,9 +14,10 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxprune._base.arguments import shown
+from jaxprune._base.arguments import check_key, shown
 from jaxprune._recipe.elementwise import is_elementwise_program
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -99,6 +100,11 @@ def saliency(params: Any, grads: Any, key: Any = None) -> jax.Array:
     grads = required_grads("saliency", grads)
     _check_array("saliency", params)
     _check_array("saliency", grads)
+    if params.shape != grads.shape:
+        raise ValueError(
+            f"saliency: params have shape {params.shape}, but their gradients {grads.shape}. Pass "
+            "gradients with respect to these params."
+        )
     return jnp.abs(_wide(params) * _wide(grads))
 
 
@@ -123,7 +129,9 @@ def gradient_magnitude(params: Any, grads: Any, key: Any = None) -> jax.Array:
       [2.0, 0.5]
     """
     del params, key
-    return magnitude(required_grads("gradient_magnitude", grads))
+    grads = required_grads("gradient_magnitude", grads)
+    _check_array("gradient_magnitude", grads)
+    return magnitude(grads)
 
 
 @_with_attributes(elementwise=False, reads_grads=False)
@@ -149,6 +157,7 @@ def random_score(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
     del grads
     if key is None:
         raise ValueError("random_score needs a PRNG key, got key=None. Pass jax.random.key(0).")
+    check_key("random_score: key", key)
     return jax.random.uniform(key, jnp.shape(params), jnp.float32)
 
 
@@ -262,9 +271,10 @@ def required_grads(score: Any, grads: Any) -> Any:
 
 def _check_array(function: str, x: Any) -> None:
     """Raises a TypeError where a score function is called on something else than one leaf."""
-    if not hasattr(x, "dtype"):
+    is_array = isinstance(x, (jax.Array, np.ndarray, np.generic))
+    if not is_array or not jnp.issubdtype(x.dtype, jnp.number):
         raise TypeError(
-            f"{function} takes one array, got {shown(x)}. For a tree, write "
+            f"{function} takes one array of numbers, got {shown(x)}. For a tree, write "
             f"jax.tree.map(jaxprune.{function}, params)."
         )
 

@@ -80,7 +80,7 @@ def check_function(function: str, apply_fn: Any) -> None:
     flax_modules = tuple(
         sys.modules[name].Module for name in ("flax.linen", "flax.nnx") if name in sys.modules
     )
-    if callable(apply_fn) and not isinstance(apply_fn, flax_modules):
+    if callable(apply_fn) and not isinstance(apply_fn, (type, *flax_modules)):
         return
     raise TypeError(
         f"{function}: apply_fn must be a function (variables, *inputs) -> outputs, got "

@@ -7,6 +7,7 @@ run both models and compare the outputs.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.arguments import shown
 from jaxprune._base.paths import shown_path
 from jaxprune._shrink.flax_sizes import Model, function_model, nnx_model, resize_nnx
 from jaxprune._shrink.groups import Group, accept, group_units, without_removed
@@ -175,6 +177,9 @@ def shrink_nnx(model: Any, *example_inputs: Any, rtol: float | None = None) -> S
 
 
 def _shrink(model: Model, rtol: float | None) -> tuple[Any, ShrinkReport]:
+    is_number = isinstance(rtol, numbers.Real) and not isinstance(rtol, bool)
+    if rtol is not None and not (is_number and rtol >= 0):
+        raise ValueError(f"shrink: rtol must be a number of at least 0, got {shown(rtol)}.")
     program = program_of(model.apply_fn, model.variables, model.inputs)
     tracer = trace(program, known_values(program))
     groups = group_units(units_of(tracer))

@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxprune._base.counting import WIDE, count_true, counting
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
+from jaxprune._base.paths import leaves_with_paths, listed, shape_of, shown_path, spec_of
 from jaxprune._base.sharding import summed_in_shards, typed_like
 
 
@@ -139,10 +139,10 @@ def straight_through(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.Arra
             f"{listed(paths)}. {fix}"
         )
     for path, leaf, mask in zip(paths, leaves, mask_leaves, strict=True):
-        if jnp.shape(leaf) != jnp.shape(mask):
+        if shape_of(leaf) != shape_of(mask):
             raise ValueError(
-                f"{shown_path(path)}: the mask has shape {jnp.shape(mask)} but the param has shape "
-                f"{jnp.shape(leaf)}. {fix}"
+                f"{shown_path(path)}: the mask has shape {shape_of(mask)} but the param has shape "
+                f"{shape_of(leaf)}. {fix}"
             )
     for path, mask in zip(paths, mask_leaves, strict=True):
         check_mask_dtype(path, mask)

@@ -16,7 +16,15 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.paths import leaves_with_paths, listed, path_str, shown_path, spec_of
+from jaxprune._base.paths import (
+    flattened,
+    leaves_with_paths,
+    listed,
+    path_str,
+    shape_of,
+    shown_path,
+    spec_of,
+)
 from jaxprune._state.bit_masks import bit_mask_shape, from_bits
 from jaxprune._state.masks import check_mask_dtype, keep
 
@@ -76,7 +84,7 @@ def unboxed(field: Any) -> jax.Array:
 def find_states(opt_state: Any) -> list[PruneState]:
     """All prune states inside an optimizer state, a TrainState or an NNX optimizer, in order."""
     opt_state = getattr(opt_state, "opt_state", opt_state)
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, PruneState))
+    nodes, _ = flattened(opt_state, lambda x: isinstance(x, PruneState))
     return [node for node in nodes if isinstance(node, PruneState)]
 
 
@@ -139,7 +147,7 @@ def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
     masks = masks_by_path(opt_state, paths, leaves)
     return treedef.unflatten(
         [
-            jnp.ones(jnp.shape(leaf), bool) if mask is None else mask.astype(bool)
+            jnp.ones(shape_of(leaf), bool) if mask is None else mask.astype(bool)
             for mask, leaf in zip(masks, leaves, strict=True)
         ]
     )
@@ -147,7 +155,7 @@ def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
 
 def widths_of(leaves: Sequence[Any]) -> jax.Array:
     """The length of the last axis of each leaf: int32[n_leaves], 1 for a scalar."""
-    return jnp.asarray(np.array([(1, *jnp.shape(leaf))[-1] for leaf in leaves], np.int32))
+    return jnp.asarray(np.array([(1, *shape_of(leaf))[-1] for leaf in leaves], np.int32))
 
 
 def masks_of(state: PruneState) -> Any:
@@ -281,8 +289,8 @@ def _fitting_mask(path: str, mask: Any, leaf: Any, is_bits: bool) -> Any:
     """A mask in the shape of its leaf; raises if it belongs to a leaf of another shape."""
     spec = spec_of(leaf)
     shape = () if spec is None else spec.shape
-    if jnp.shape(mask) != (bit_mask_shape(shape) if is_bits else shape):
-        raise ValueError(wrong_shape(path, jnp.shape(mask), shape, is_bits))
+    if shape_of(mask) != (bit_mask_shape(shape) if is_bits else shape):
+        raise ValueError(wrong_shape(path, shape_of(mask), shape, is_bits))
     check_mask_dtype(path, mask)
     return from_bits(mask, leaf) if is_bits else mask
 

@@ -233,8 +233,8 @@ def _checked_scores(name: str, scores: Any) -> jax.Array:
 
 
 def _check_count(name: str, n: Any, size: int) -> None:
-    dtype = getattr(n, "dtype", np.dtype(object))
-    is_array = jnp.issubdtype(dtype, jnp.integer) and np.ndim(n) == 0
+    is_array = isinstance(n, (jax.Array, np.ndarray)) and n.ndim == 0
+    is_array = is_array and jnp.issubdtype(n.dtype, jnp.integer)
     if not is_int(n) and not is_array:
         raise TypeError(
             f"{name} must be an integer, got {shown(n)}. Pass a Python int or an integer scalar."

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._base.arguments import shown
-from jaxprune._base.paths import leaves_with_paths, listed, rule_for, shown_path, spec_of
+from jaxprune._base.paths import (
+    check_array_library,
+    leaves_with_paths,
+    listed,
+    rule_for,
+    shown_path,
+    spec_of,
+)
 from jaxprune._state.bit_masks import bit_mask_shape
 from jaxprune._state.prune_state import PruneState, wrong_shape
 
@@ -34,24 +41,24 @@ def checked(params: Any, state: Any) -> Tree:
             "init or the last update of this transformation returned; restore a checkpoint "
             "into the structure of tx.init(params)."
         )
-    return Tree(*leaves_with_paths(_only_arrays(params, state.masks)))
+    tree = Tree(*leaves_with_paths(params))
+    if all(spec_of(leaf) is not None for leaf in tree.leaves):
+        return tree
+    return Tree(*leaves_with_paths(_without_unmasked(tree, state.masks)))
 
 
-def _only_arrays(params: Any, masks: Any) -> Any:
+def _without_unmasked(tree: Tree, masks: Any) -> Any:
     """The params, with None in place of what is not an array and has None in place of a mask.
 
     An Equinox model has functions among its leaves. Its users initialise an optimizer with
     `eqx.filter(model, eqx.is_array)`, and call `update` with the whole model.
     """
-    leaves, treedef = jax.tree.flatten(params)
-    if all(spec_of(leaf) is not None for leaf in leaves):
-        return params
     try:
-        by_leaf = treedef.flatten_up_to(masks)
+        by_leaf = tree.treedef.flatten_up_to(masks)
     except ValueError:  # another model, which `parallel` explains
-        return params
-    pairs = zip(leaves, by_leaf, strict=True)
-    return treedef.unflatten([None if mask is None else leaf for leaf, mask in pairs])
+        by_leaf = tree.leaves
+    pairs = zip(tree.leaves, by_leaf, strict=True)
+    return tree.treedef.unflatten([None if mask is None else leaf for leaf, mask in pairs])
 
 
 def parallel(tree: Tree, other: Any, name: str, holes: bool = False) -> list[Any]:
@@ -66,6 +73,8 @@ def parallel(tree: Tree, other: Any, name: str, holes: bool = False) -> list[Any
         leaves = []
     is_leaf = [(holes and x is None) or jax.tree_util.all_leaves([x]) for x in leaves]
     if len(leaves) == len(tree.paths) and all(is_leaf):
+        for path, leaf in zip(tree.paths, leaves, strict=True):
+            check_array_library(path, leaf)
         return leaves
     other_paths, _, _ = leaves_with_paths(other)
     lines = [

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune._base.agreement import remember
-from jaxprune._base.paths import leaves_with_paths, spec_of
+from jaxprune._base.paths import leaves_with_paths, shape_of, spec_of
 from jaxprune._base.sharding import typed_like
 from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.errors import check_shuffled
@@ -273,4 +273,4 @@ def _emitted(
 def _zeros(leaf: Any) -> jax.Array:
     """A float32 zero for each entry, on the devices of the leaf."""
     is_number = spec_of(leaf) is not None and jnp.issubdtype(leaf.dtype, jnp.number)
-    return jnp.zeros_like(leaf, jnp.float32) if is_number else jnp.zeros(jnp.shape(leaf))
+    return jnp.zeros_like(leaf, jnp.float32) if is_number else jnp.zeros(shape_of(leaf))

@@ -198,6 +198,39 @@ SCHEDULES = [
         TypeError,
         ("targets", "0.5", "tuple"),
     ),
+    case(
+        "fires_at_a_fraction",
+        lambda: HALF.fires(2.5),
+        TypeError,
+        ("fires: step", "2.5", "prune_step"),
+    ),
+    case(
+        "fires_at_a_float",
+        lambda: HALF.fires(2.0),
+        TypeError,
+        ("fires: step", "2.0", "Did you mean 2?"),
+    ),
+    case(
+        "sparsity_at_a_string",
+        lambda: HALF.sparsity("5"),
+        TypeError,
+        ("sparsity: step", "'5'", "int"),
+    ),
+    case(
+        "index_of_floats",
+        lambda: HALF.index(jnp.ones(2)),
+        TypeError,
+        ("index: step", "Array([1., 1.], dtype=float32)", "integers"),
+    ),
+    case(
+        "power_beyond_floats", lambda: poly(power=10**400), ValueError, ("power", "int", "finite")
+    ),
+    case(
+        "read_off_a_failing_function",
+        lambda: read_off(lambda: 0.5),
+        TypeError,
+        ("from_optax_schedule: fn(0)", "TypeError", "optax.linear_schedule("),
+    ),
 ]
 
 

@@ -110,3 +110,12 @@ def test_budgets_are_exact_where_float32_is_not():
     target = Fraction(9, 10)
     assert round_half_up(target * n) == 966367643  # 0.9 * 1073741825 = 966367642.5
     assert round(float(np.float32(0.9) * np.float32(n))) != 966367643
+
+
+@pytest.mark.parametrize("power", (101, 1e3, 1e9, 1e308, 2**1000))
+def test_large_powers_are_evaluated_in_double_precision(power):
+    schedule = jaxprune.polynomial_schedule(0.5, 0, 10, every=1, power=power)
+    expected = [Fraction(1, 2) * (1 - Fraction((1 - t / 10) ** float(power))) for t in range(11)]
+    assert [float(t) for t in schedule.targets] == pytest.approx([float(t) for t in expected])
+    assert schedule.targets[0] == 0
+    assert schedule.targets[-1] == Fraction(1, 2)

@@ -165,3 +165,19 @@ def test_a_fused_score_that_asks_for_a_key_is_given_one(getkey):
     assert is_elementwise(score, params["w0"], None)
     masks = step(score, 0.5)(params, None)
     np.testing.assert_array_equal(masks["w0"], jaxprune.prune_params(params, 0.5)[1]["w0"])
+
+
+def test_the_movement_of_complex_weights_is_the_real_part_of_their_product_with_the_gradient():
+    w, g = np.complex64([1 + 2j, -1j, 3]), np.complex64([3 - 1j, 2j, -1j])
+    increments = jaxprune.movement.increment(jnp.asarray(w), jnp.asarray(g))
+    np.testing.assert_array_equal(increments, -(w.conj() * g).real)
+    assert increments.dtype == jnp.float32
+
+
+def test_each_seed_has_a_stream_of_its_own():
+    w = {"w": jnp.ones((8, 8), jnp.float32)}
+    masks = [
+        jaxprune.prune_params(w, 0.5, score=jaxprune.random_score, seed=seed)[1]["w"]
+        for seed in (0, 1, 2**31, 2**32 - 1, np.uint32(7))
+    ]
+    assert len({np.asarray(mask).tobytes() for mask in masks}) == len(masks)

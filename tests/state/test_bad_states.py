@@ -184,6 +184,84 @@ STATES = [
         ValueError,
         ("w:", ("mask", "(2, 4)", "(4, 2)"), "model"),
     ),
+    case(
+        "restored_without_a_target",
+        lambda: jaxprune.get_masks({"0": start()._asdict()}),
+        ValueError,
+        ("prune state", ("dict", "0 has the fields"), "tx.init(params)"),
+    ),
+    case(
+        "straight_through_of_a_state",
+        lambda: jaxprune.straight_through(params(), start()),
+        ValueError,
+        ("straight_through", ("masks/w", "b, n, w"), "jaxprune.get_masks(opt_state)"),
+    ),
+    case(
+        "straight_through_swapped",
+        lambda: jaxprune.straight_through(jaxprune.get_masks(start()), params()),
+        TypeError,
+        ("b:", "float32", "swap"),
+    ),
+    case(
+        "apply_swapped",
+        lambda: jaxprune.apply_masks(jaxprune.get_masks(start()), params()),
+        TypeError,
+        ("b:", "float32", "swap"),
+    ),
+    case(
+        "apply_float_masks",
+        lambda: jaxprune.apply_masks({"w": ones(2)}, {"w": ones(2)}),
+        TypeError,
+        ("w:", "float32", "mask != 0"),
+    ),
+    case(
+        "apply_nan_masks",
+        lambda: jaxprune.apply_masks({"w": ones(1)}, {"w": np.float32([np.nan])}),
+        TypeError,
+        ("w:", "float32", "mask != 0"),
+    ),
+    case(
+        "apply_words",
+        lambda: jaxprune.apply_masks({"w": 1.0}, {"w": "kept"}),
+        TypeError,
+        ("w:", "<U4", "mask != 0"),
+    ),
+    case(
+        "set_the_params",
+        lambda: jaxprune.set_masks(start(), params()),
+        TypeError,
+        ("b:", "float32", "swap"),
+    ),
+    case(
+        "summarize_a_file",
+        lambda: jaxprune.summarize("model.zst"),
+        TypeError,
+        ("summarize: params", "'model.zst'", "jaxprune.load(path)"),
+    ),
+    case(
+        "summarize_shapes",
+        lambda: jaxprune.summarize({"w": jax.ShapeDtypeStruct((2,), jnp.float32)}),
+        TypeError,
+        ("summarize: w:", "ShapeDtypeStruct(shape=(2,), dtype=float32)", "jaxprune.plan"),
+    ),
+    case(
+        "per_leaf",
+        lambda: jaxprune.metrics(start(), per_leaf="yes"),
+        TypeError,
+        ("metrics: per_leaf", "'yes'", "True or False"),
+    ),
+    case(
+        "splice_swapped",
+        lambda: jaxprune.splice(params(), ADAM, ()),
+        TypeError,
+        ("splice: tx", "dict", "optax.chain(optimizer, jaxprune.prune(schedule))"),
+    ),
+    case(
+        "splice_a_model",
+        lambda: jaxprune.splice(optax.chain(ADAM, jaxprune.prune(HALF)), {"f": len}, ()),
+        TypeError,
+        ("splice: f:", "<built-in function len>", "eqx.filter(model, eqx.is_array)"),
+    ),
 ]
 
 

@@ -124,6 +124,36 @@ SELECTION = [
         ValueError,
         ("pool", ("2147483648", "2**31 - 2"), 'ties="index"'),
     ),
+    case(
+        "scores_none",
+        lambda: jaxprune.topk_mask(None, 1),
+        TypeError,
+        ("topk_mask: `scores`", "None", "jnp.abs(w)"),
+    ),
+    case(
+        "scores_string",
+        lambda: jaxprune.topk_masks([scores(), "x"], [1, 1]),
+        TypeError,
+        ("topk_masks: scores[1]", "'x'", "jnp.abs(w)"),
+    ),
+    case(
+        "scores_of_one_tree",
+        lambda: jaxprune.topk_mask({"w": 1.0}, 1),
+        TypeError,
+        ("topk_mask: `scores`", "{'w': 1.0}", "jnp.abs(w)"),
+    ),
+    case(
+        "ties_array",
+        lambda: jaxprune.topk_mask(scores(), 1, ties=scores()),
+        ValueError,
+        ("ties", "Array([0., 1., 2.], dtype=float32)", '"index"'),
+    ),
+    case(
+        "n_keep_key",
+        lambda: jaxprune.topk_mask(scores(), jax.random.key(0)),
+        TypeError,
+        ("topk_mask: `n_keep`", "key<fry>", "integer"),
+    ),
 ]
 
 

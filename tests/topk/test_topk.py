@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from jaxprune._base.counting import enable_x64
 from jaxprune._base.float_bits import order_key
 from jaxprune._topk.topk import select, topk_mask, topk_masks
 
@@ -245,3 +246,27 @@ def test_the_search_holds_no_copy_of_the_scores(layout):
     if stats is None:
         pytest.skip("this backend reports no memory")
     assert stats.temp_size_in_bytes < scores.nbytes / 10
+
+
+COUNTS = {  # what no int32 holds, and what is outside of the array
+    "uint32": (np.uint32, 2**32 - 1, 10),
+    "int32": (np.int32, -(2**31), 0),
+    "uint8": (np.uint8, 200, 10),
+    "int8": (np.int8, -3, 0),
+    "uint64": (np.uint64, 2**64 - 1, 10),
+    "int64": (np.int64, 2**32 + 5, 10),
+    "negative int64": (np.int64, -(2**33), 0),
+    "small int64": (np.int64, 3, 3),
+}
+
+
+@pytest.mark.parametrize("dtype, count, kept", COUNTS.values(), ids=COUNTS)
+def test_counts_of_any_dtype_are_clipped_to_the_size(dtype, count, kept):
+    with enable_x64(True):
+        scores, n_keep = jnp.arange(10, dtype=jnp.float32), jnp.asarray(dtype(count))
+        assert n_keep.dtype == dtype
+        assert int(topk_mask(scores, n_keep).sum()) == kept
+        masks = topk_masks([scores, scores], [n_keep, 3])
+        assert [int(mask.sum()) for mask in masks] == [kept, 3]
+        [a, b] = topk_masks([scores, scores], n_keep, pool="global")
+        assert int(a.sum()) + int(b.sum()) == (20 if kept == 10 else kept)

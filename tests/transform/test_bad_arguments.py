@@ -12,6 +12,8 @@ import jaxprune
 from bad_input import ADAM, HALF, OPTAX_SCHEDULE, assert_error, case, cubic, params, traced, update
 from helpers import says
 
+SHAPE = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+
 
 @dataclasses.dataclass
 class Unhashable:
@@ -280,6 +282,194 @@ ARGUMENTS = [
         lambda: jaxprune.prune(jaxprune.cubic_schedule),
         TypeError,
         ("schedule", repr(jaxprune.cubic_schedule), "jaxprune.cubic_schedule(0.9, ...)"),
+    ),
+    case(
+        "optimizer_by_position",
+        lambda: jaxprune.prune(HALF, ADAM),
+        TypeError,
+        ("prune", "GradientTransformationExtraArgs", "inner=optimizer"),
+    ),
+    case(
+        "include_by_position",
+        lambda: jaxprune.prune(HALF, "fc/.*"),
+        TypeError,
+        ("prune", "'fc/.*'", "by name"),
+    ),
+    case(
+        "structure_pattern",
+        lambda: jaxprune.prune(HALF, structure="2:4"),
+        TypeError,
+        ("structure", "'2:4'", "jaxprune.NM(2, 4)"),
+    ),
+    case(
+        "structure_name",
+        lambda: jaxprune.prune(HALF, structure="block"),
+        TypeError,
+        ("structure", "'block'", "jaxprune.Block("),
+    ),
+    case(
+        "structure_name_by_rule",
+        lambda: jaxprune.prune(HALF, structure={"w": "channel"}),
+        TypeError,
+        ("structure['w']", "'channel'", "jaxprune.Channel("),
+    ),
+    case(
+        "distribution_name",
+        lambda: jaxprune.prune(HALF, distribution="global"),
+        TypeError,
+        ("distribution", "'global'", "jaxprune.global_pool"),
+    ),
+    case(
+        "distribution_not_called",
+        lambda: jaxprune.prune(HALF, distribution=jaxprune.per_slice),
+        TypeError,
+        ("distribution", "per_slice", "jaxprune.uniform"),
+    ),
+    case(
+        "score_name",
+        lambda: jaxprune.prune(HALF, score="Taylor"),
+        TypeError,
+        ("score", "'Taylor'", "not its name"),
+    ),
+    case(
+        "exclude_of_one_argument",
+        lambda: jaxprune.prune(HALF, exclude=lambda path: True),
+        TypeError,
+        ("exclude", "<lambda>", "lambda path, leaf:"),
+    ),
+    case(
+        "exclude_class",
+        lambda: jaxprune.prune(HALF, exclude=[dict]),
+        TypeError,
+        ("exclude", "<class 'dict'>", "'.*kernel'"),
+    ),
+    case(
+        "exclude_optimizer",
+        lambda: jaxprune.prune(HALF, exclude=ADAM),
+        TypeError,
+        ("exclude", "GradientTransformationExtraArgs", "'.*kernel'"),
+    ),
+    case(
+        "packed_string",
+        lambda: jaxprune.prune(HALF, packed="yes"),
+        TypeError,
+        ("packed", "'yes'", "True or False"),
+    ),
+    case(
+        "regrow_zero", lambda: jaxprune.prune(HALF, regrow=0), ValueError, ("regrow", "0", "False")
+    ),
+    case(
+        "regrow_array",
+        lambda: jaxprune.prune(HALF, regrow=jnp.ones(2)),
+        ValueError,
+        ("regrow", "Array([1., 1.], dtype=float32)", "False"),
+    ),
+    case(
+        "seed_key",
+        lambda: jaxprune.prune(HALF, seed=jax.random.key(0)),
+        TypeError,
+        ("seed", "key<fry>", "seed=0"),
+    ),
+    case(
+        "seed_too_large",
+        lambda: jaxprune.prune(HALF, seed=2**40),
+        ValueError,
+        ("seed", "1099511627776", "2**32"),
+    ),
+    case(
+        "seed_negative",
+        lambda: jaxprune.prune_params(params(), 0.5, seed=-1),
+        ValueError,
+        ("seed", "-1", "seed=4294967295"),
+    ),
+    case(
+        "rigl_key",
+        lambda: jaxprune.rigl(0.5, 10, inner=ADAM, key=7),
+        TypeError,
+        ("key", "7", "jax.random.key(7)"),
+    ),
+    case(
+        "rigl_without_optimizer",
+        lambda: jaxprune.rigl(0.5, 10, inner=None),
+        TypeError,
+        ("inner", "None", "optax.adamw(3e-4)"),
+    ),
+    case(
+        "axis_name_number",
+        lambda: jaxprune.prune(HALF, axis_name=0),
+        TypeError,
+        ("axis_name", "0", 'axis_name="data"'),
+    ),
+    case(
+        "axis_name_outside_a_map",
+        lambda: update(axis_name="data"),
+        ValueError,
+        ("axis_name='data'", None, "jax.shard_map"),
+    ),
+    case(
+        "saliency_without_gradients",
+        lambda: jaxprune.prune_params(params(), 0.5, score=jaxprune.saliency),
+        ValueError,
+        ("prune_params: score=saliency", "grads=None", "grads=jax.grad(loss)(params)"),
+    ),
+    case(
+        "gradients_that_broadcast",
+        lambda: jaxprune.prune_params(
+            params(), 0.5, score=jaxprune.saliency, grads={**params(), "w": jnp.ones((1, 4))}
+        ),
+        ValueError,
+        ("w:", ("(1, 4)", "(2, 4)"), "gradients with respect to these params"),
+    ),
+    case(
+        "prune_params_shapes",
+        lambda: jaxprune.prune_params({"w": SHAPE}, 0.5),
+        TypeError,
+        ("prune_params: w:", "ShapeDtypeStruct(shape=(2, 2), dtype=float32)", "jaxprune.plan"),
+    ),
+    case(
+        "masks_from_shapes",
+        lambda: jaxprune.masks_from_params({"w": SHAPE}),
+        TypeError,
+        ("masks_from_params: w:", "ShapeDtypeStruct(shape=(2, 2), dtype=float32)", "arrays"),
+    ),
+    case(
+        "increment",
+        lambda: jaxprune.Accumulated("sum", None),
+        TypeError,
+        ("Accumulated: increment", "None", "(params, grads)"),
+    ),
+    case(
+        "magnitude_of_a_tree",
+        lambda: jaxprune.magnitude({"w": 1.0}),
+        TypeError,
+        ("magnitude", "{'w': 1.0}", "jax.tree.map(jaxprune.magnitude, params)"),
+    ),
+    case(
+        "saliency_of_two_shapes",
+        lambda: jaxprune.saliency(jnp.ones(2), jnp.ones(3)),
+        ValueError,
+        ("saliency", ("(2,)", "(3,)"), "gradients with respect to these params"),
+    ),
+    case(
+        "random_score_without_a_key",
+        lambda: jaxprune.random_score(jnp.ones(2)),
+        ValueError,
+        ("random_score", "key=None", "jax.random.key(0)"),
+    ),
+    case(
+        "balanced",
+        lambda: jaxprune.Block((1, 4), balanced="yes"),
+        TypeError,
+        ("Block: balanced", "'yes'", "True or False"),
+    ),
+    case(
+        "norm", lambda: jaxprune.Channel(norm="2"), ValueError, ("Channel: norm", "'2'", "1 or 2")
+    ),
+    case(
+        "pooling",
+        lambda: jaxprune.Block((1, 4), pooling="sum"),
+        ValueError,
+        ("Block: pooling", "'sum'", '"mean" or "max"'),
     ),
 ]
 

@@ -12,6 +12,7 @@ import pytest
 import jaxprune
 from bad_input import (
     HALF,
+    Tensor,
     assert_error,
     case,
     cubic,
@@ -173,6 +174,45 @@ LEAVES = [
         lambda: jaxprune.plan({"a/b": ones(2, 2), "a": {"b": ones(2, 2)}}, 0.5),
         ValueError,
         ("a/b:", "two", "'/'"),
+    ),
+    case(
+        "seven_leaves_that_a_pattern_does_not_fit",
+        lambda: init(
+            {**{f"w{i}": ones(6, 4) for i in range(7)}, "v": ones(8, 4)},
+            structure=jaxprune.NM(2, 4),
+        ),
+        ValueError,
+        (
+            "w0, w1, w2, w3, w4, w5, w6:",
+            ("NM(n=2, m=4, axis=-2)", "(6, 4)"),
+            ("exclude=['w0', 'w1', 'w2', 'w3', 'w4', 'w5', 'w6']", "structure={'w0': ..., "),
+        ),
+    ),
+    case(
+        "two_leaves_of_integers",
+        lambda: init(
+            {"w": ones(2, 2), "a": ones(2, dtype=jnp.int32), "b": ones(2, dtype=bool)}, include=".*"
+        ),
+        ValueError,
+        (("a:", "b:"), ("int32", "bool"), "exclude=['a', 'b']"),
+    ),
+    case(
+        "torch_tensors",
+        lambda: jaxprune.plan({"fc": {"weight": Tensor()}}, HALF),
+        TypeError,
+        ("fc/weight:", "torch.float32", "x.detach().cpu().numpy()"),
+    ),
+    case(
+        "keys_of_two_types",
+        lambda: init({"w": ones(2, 2), 0: ones(2, 2)}),
+        TypeError,
+        (None, "dict", "str"),
+    ),
+    case(
+        "emptied_at_a_tuple_of_keys",
+        lambda: init({("a", "w"): ones(1, 2), ("b",): ones(4, 4)}, cubic(0.9)),
+        ValueError,
+        ("('a', 'w'):", "(1, 2)", "exclude="),
     ),
 ]
 

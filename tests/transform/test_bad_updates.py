@@ -1,11 +1,13 @@
 """Updates, params and states that do not fit each other."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import jaxprune
-from bad_input import HALF, assert_error, case, init, params, start, update
+from bad_input import HALF, Tensor, assert_error, case, init, params, start, update
 from helpers import ones
 
 
@@ -119,6 +121,18 @@ UPDATES = [
         lambda: update(state=start()._replace(prune_step=jnp.zeros((), jnp.float32))),
         ValueError,
         ("prune_step", ("int32", "float32 of shape ()"), "tx.init(params)"),
+    ),
+    case(
+        "float0_gradients",
+        lambda: update({**params(), "w": np.zeros((2, 4), jax.dtypes.float0)}),
+        ValueError,
+        ("w:", "float0", "exclude='w'"),
+    ),
+    case(
+        "gradients_of_another_library",
+        lambda: update({**params(), "w": Tensor()}),
+        TypeError,
+        ("w:", "torch.float32", "numpy()"),
     ),
 ]
 

@@ -16,6 +16,7 @@ from combinations import SHAPES, make_params
 from helpers import bits, grads_at, stepper
 from jaxprune import Block, Unstructured
 from jaxprune._recipe.distributions import round_half_up
+from jaxprune._transform.update import settings_of
 
 # Growing
 
@@ -197,3 +198,11 @@ def test_acdc_phases_alternate_and_end_sparse():
         sparsity.append(float(np.mean(~np.asarray(jaxprune.get_masks(state)["w"]))))
         jaxprune.check(params, state)
     assert sparsity == [0.0, 0.75, 0.75, 0.0, 0.0, 0.75, 0.75, 0.0, 0.0, 0.75, 0.75]
+
+
+def test_bools_of_numpy_are_bools():
+    def regrow(flag):
+        return settings_of(jaxprune.prune(jaxprune.one_shot_schedule(0.5), regrow=flag)).regrow
+
+    assert regrow(np.False_) == regrow(False) == "never"
+    assert regrow(np.True_) == regrow(True) == "hold"

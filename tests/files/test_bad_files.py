@@ -1,0 +1,89 @@
+"""Wrong arguments of the functions that read and write files."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxprune
+from bad_input import assert_error, case, params
+
+SHAPE = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+
+FILES = [
+    case(
+        "save_swapped",
+        lambda: jaxprune.save(params(), "a.zst"),
+        TypeError,
+        ("save: path", "dict", "'model.safetensors.zst'"),
+    ),
+    case(
+        "save_bytes",
+        lambda: jaxprune.save(b"a.zst", params()),
+        TypeError,
+        ("save: path", "b'a.zst'", "string"),
+    ),
+    case("load_none", lambda: jaxprune.load(None), TypeError, ("load: path", "None", "string")),
+    case(
+        "load_packed_number",
+        lambda: jaxprune.load_packed(3),
+        TypeError,
+        ("load_packed: path", "3", "string"),
+    ),
+    case(
+        "save_csr_swapped",
+        lambda: jaxprune.save_csr(params(), "folder"),
+        TypeError,
+        ("save_csr: folder", "dict", "string"),
+    ),
+    case(
+        "save_safetensors_swapped",
+        lambda: jaxprune.save_safetensors(params(), "a.safetensors"),
+        TypeError,
+        ("save_safetensors: path", "dict", "string"),
+    ),
+    case(
+        "load_a_missing_file",
+        lambda: jaxprune.load("missing.zst"),
+        FileNotFoundError,
+        ("missing.zst", "no such file", "path"),
+    ),
+    case(
+        "load_a_folder",
+        lambda: jaxprune.load("."),
+        IsADirectoryError,
+        (None, "folder", ("jaxprune.save", "jaxprune export")),
+    ),
+    case(
+        "load_packed_a_folder",
+        lambda: jaxprune.load_packed("."),
+        IsADirectoryError,
+        (None, "folder", ("jaxprune.save", "jaxprune export")),
+    ),
+    case(
+        "metadata_list",
+        lambda: jaxprune.save("a.zst", params(), metadata=["a"]),
+        TypeError,
+        ("metadata", "['a']", "{'step': '9000'}"),
+    ),
+    case(
+        "save_shapes",
+        lambda: jaxprune.save("a.zst", {"w": SHAPE}),
+        TypeError,
+        ("w:", "ShapeDtypeStruct(shape=(2, 2), dtype=float32)", "arrays"),
+    ),
+    case(
+        "save_a_string",
+        lambda: jaxprune.save("a.zst", {"w": "x"}),
+        TypeError,
+        ("w:", "'x'", "numpy.asarray"),
+    ),
+]
+
+
+@pytest.mark.parametrize("call, kind, parts", FILES)
+def test_an_error_about_files_says_where_and_what_to_type_instead(
+    tmp_path, monkeypatch, call, kind, parts
+):
+    monkeypatch.chdir(tmp_path)
+    assert_error(call, kind, parts)
+    assert not list(tmp_path.iterdir())

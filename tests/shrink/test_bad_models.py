@@ -1,0 +1,102 @@
+"""Wrong arguments of `shrink`, `channel_groups` and their variants."""
+
+import jax
+import pytest
+from flax import linen, nnx
+
+import jaxprune
+from bad_input import assert_error, case
+from helpers import ones
+
+X = ones(2, 4)
+LAYERS = {"w": ones(4, 4), "v": ones(4, 4)}
+MODEL = linen.Dense(4)
+
+
+def two_layers(params, x):
+    return jax.nn.relu(x @ params["w"]) @ params["v"]
+
+
+def linear():
+    return nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+
+MODELS = [
+    case(
+        "shrink_swapped",
+        lambda: jaxprune.shrink(LAYERS, two_layers, X),
+        TypeError,
+        ("shrink: apply_fn", "dict", "shrink(model.apply, variables, x)"),
+    ),
+    case(
+        "shrink_a_linen_model",
+        lambda: jaxprune.shrink(MODEL, LAYERS, X),
+        TypeError,
+        ("shrink: apply_fn", "Dense", "shrink(model.apply, variables, x)"),
+    ),
+    case(
+        "shrink_an_nnx_model",
+        lambda: jaxprune.shrink(linear(), LAYERS, X),
+        TypeError,
+        ("shrink: apply_fn", "Linear", "shrink_nnx"),
+    ),
+    case(
+        "shrink_params_of_another_model",
+        lambda: jaxprune.shrink(two_layers, {"kernel": X}, X),
+        TypeError,
+        ("apply_fn", "KeyError: 'w'", "apply_fn(variables, *inputs)"),
+    ),
+    case(
+        "shrink_without_inputs",
+        lambda: jaxprune.shrink(two_layers, LAYERS),
+        TypeError,
+        ("apply_fn", "0 inputs", "apply_fn(variables, *inputs)"),
+    ),
+    case(
+        "shrink_a_flag_among_the_inputs",
+        lambda: jaxprune.shrink(two_layers, LAYERS, X, "train"),
+        TypeError,
+        ("shrink: example_inputs: 1:", "'train'", "lambda variables, x:"),
+    ),
+    case(
+        "shrink_functions_among_the_variables",
+        lambda: jaxprune.shrink(two_layers, {**LAYERS, "f": len}, X),
+        TypeError,
+        ("shrink: variables: f:", "<built-in function len>", "(apply_fn, variables, *inputs)"),
+    ),
+    case(
+        "shrink_rtol",
+        lambda: jaxprune.shrink(two_layers, LAYERS, X, rtol="1e-3"),
+        ValueError,
+        ("shrink: rtol", "'1e-3'", "number"),
+    ),
+    case(
+        "shrink_nnx_a_function",
+        lambda: jaxprune.shrink_nnx(LAYERS, X),
+        TypeError,
+        ("shrink_nnx: model", "dict", "shrink(apply_fn, variables, x)"),
+    ),
+    case(
+        "channel_groups_swapped",
+        lambda: jaxprune.channel_groups(LAYERS, two_layers, X),
+        TypeError,
+        ("channel_groups: apply_fn", "dict", "channel_groups(model.apply, variables, x)"),
+    ),
+    case(
+        "channel_groups_nnx_of_params",
+        lambda: jaxprune.channel_groups_nnx(LAYERS, X),
+        TypeError,
+        ("channel_groups_nnx: model", "dict", "channel_groups(apply_fn, variables, x)"),
+    ),
+    case(
+        "shrunk_apply_a_model",
+        lambda: jaxprune.shrunk_apply(MODEL, LAYERS, X),
+        TypeError,
+        ("shrunk_apply: apply_fn", "Dense", "shrunk_apply(model.apply, variables, x)"),
+    ),
+]
+
+
+@pytest.mark.parametrize("call, kind, parts", MODELS)
+def test_an_error_about_models_says_where_and_what_to_type_instead(call, kind, parts):
+    assert_error(call, kind, parts)
