@@ -171,14 +171,15 @@ def _plan(source: Source, sparsity: float, rules: Rules) -> Report:
     }
     in_file_order = tuple(row_of[leaf.path] for leaf in source.leaves)  # JAX sorts keys of dicts
     notes = tuple(in_options(note, rules) for note in report.notes)
-    return Report(report.title, in_file_order, notes)
+    return dataclasses.replace(report, leaves=in_file_order, notes=notes)
 
 
 def _as_dict(report: Report) -> dict[str, Any]:
     """A report for JSON."""
     rows = [
         {"path": r.path, "shape": list(r.shape), "dtype": r.dtype, "weights": r.size}
-        | {"nonzero": r.size - r.n_zero, "sparsity": r.sparsity, "note": r.note}
+        | {"nonzero": None if r.n_zero is None else r.size - r.n_zero}
+        | {"sparsity": r.sparsity, "note": r.note}
         for r in report.leaves
     ]
     totals = {"weights": report.size, "nonzero": report.size - report.n_zero}
@@ -201,7 +202,7 @@ def prune(
     _check_paths(file, out, kind, force=force)
     with _open_params(file) as source:
         report = _plan(source, sparsity, rules)
-        chosen = {leaf.path for leaf in report.leaves if leaf.n_zero}
+        chosen = {leaf.path for leaf in report.leaves if leaf.n_zero != 0}
         with screen.progress(source, file.name) as arrays:
             pruned = (
                 (path, _pruned(path, array, sparsity, rules) if path in chosen else array)

@@ -155,6 +155,7 @@ class Budget:
         of its slices; coupled leaves have one entry together.
       targets: the sparsity of each leaf in `chosen` at each fire.
       unused: one line for each rule that has no effect.
+      n_asked: how many units the pools would drop in the end without a density floor.
       made_from: what the budget was made from.
     """
 
@@ -164,6 +165,7 @@ class Budget:
     pools: Pools
     targets: tuple[tuple[Fraction, ...], ...]
     unused: tuple[str, ...]
+    n_asked: int
     made_from: tuple[Recipe, tuple[str, ...], Specs, int] = dataclasses.field(repr=False)
 
     def __eq__(self, other: object) -> bool:
@@ -252,6 +254,9 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
         raise errors.together(misfits)
     entries, entries_of = _joined(parts, n_parts)
     pools = _pools(recipe.distribution, entries)
+    unlimited = pools
+    if recipe.distribution.floor:
+        unlimited = recipe.distribution.assign(entries, Fraction(0))
     return Budget(
         choices=choices,
         chosen=chosen,
@@ -266,6 +271,7 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
             *use.unused("structure", _rules(recipe.structures[:-1]), decides=True),
             *use.unused("per_slice", _rules(recipe.distribution.stacked), decides=True),
         ),
+        n_asked=int(unlimited.n_drop[-1].sum()) if entries else 0,
         made_from=(recipe, paths, specs, n_parts),
     )
 

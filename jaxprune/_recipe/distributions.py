@@ -66,6 +66,8 @@ class Distribution:
       floor: the minimum density of every leaf.
       stacked: rules, each with the axis whose slices are treated as leaves.
       pooled: whether weights of different leaves compete with each other in one pool.
+      needs_whole_leaves: whether the budgets depend on more than the number of units in each leaf,
+        so that `axis_name`, which shows only parts of leaves, is not possible.
 
     Example:
       >>> dense_first = Distribution("dense_first", uniform.assign, floor=Fraction(1, 10))
@@ -81,6 +83,7 @@ class Distribution:
     floor: Fraction = Fraction(0)
     stacked: tuple[tuple[Rule, int], ...] = ()
     pooled: bool = False
+    needs_whole_leaves: bool = True
 
     def __repr__(self) -> str:
         return self.name
@@ -125,7 +128,7 @@ def _pools(
     return Pools(tuple(pool_of), tuple(n_units), table)
 
 
-uniform = Distribution("uniform", _uniform)
+uniform = Distribution("uniform", _uniform, needs_whole_leaves=False)
 """Every leaf reaches the same sparsity on its own, as in Zhu & Gupta (2017)."""
 
 
@@ -244,7 +247,7 @@ def _global(leaves: Sequence[LeafShape], floor: Fraction) -> Pools:
     return _pools(pool_of, n_units, columns, leaves)
 
 
-global_pool = Distribution("global_pool", _global, pooled=True)
+global_pool = Distribution("global_pool", _global, pooled=True, needs_whole_leaves=False)
 """All leaves compete in one pool by their unscaled scores."""
 
 normalized_pool = Distribution("normalized_pool", _global, normalized=True, pooled=True)
@@ -272,7 +275,7 @@ def min_density(density: float, distribution: Distribution = uniform) -> Distrib
     floor = as_sparsity(density, "min_density: density")
     _check_distribution("min_density", distribution)
     name = f"min_density({density!r}, {distribution})"
-    return dataclasses.replace(distribution, name=name, floor=floor)
+    return dataclasses.replace(distribution, name=name, floor=floor, needs_whole_leaves=True)
 
 
 def per_slice(rules: str | Mapping[str, int], distribution: Distribution = uniform) -> Distribution:
@@ -310,7 +313,8 @@ def per_slice(rules: str | Mapping[str, int], distribution: Distribution = unifo
         )
     as_rules(tuple(axes), "per_slice: rules")
     name = f"per_slice({axes!r}, {distribution})"
-    return dataclasses.replace(distribution, name=name, stacked=tuple(axes.items()))
+    stacked = tuple(axes.items())
+    return dataclasses.replace(distribution, name=name, stacked=stacked, needs_whole_leaves=True)
 
 
 def _check_distribution(function: str, distribution: Any) -> None:

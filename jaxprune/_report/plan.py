@@ -1,7 +1,9 @@
 """`plan`: what a transformation will do to a tree of params, from their shapes alone."""
 
+import functools
 import inspect
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -15,7 +17,8 @@ from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
-from jaxprune._report.table import Report, leaf_report
+from jaxprune._report.forecast import Forecast, Shared, forecast
+from jaxprune._report.table import PoolReport, Report, leaf_report
 from jaxprune._transform.fire import swap_counts
 from jaxprune._transform.prune import prune
 from jaxprune._transform.settings import Settings
@@ -64,7 +67,8 @@ def plan(
 
     Returns:
       A `Report` of the zeros after the last fire, which prints as a table. Its notes name the rules
-      that have no effect.
+      that have no effect. Where leaves compete in one pool, only the total of the pool is known:
+      `n_zero` of these leaves is None, and `pools` has the totals.
 
     Raises:
       TypeError, ValueError: whatever `prune`, and `init` of what it returns, would raise; other
@@ -128,17 +132,50 @@ def _planned(params: chex.ArrayTree, tx: Any) -> Report:
     settings: Any = settings_of(tx)
     paths, leaves, _ = leaves_with_paths(params)
     budget = checked_budget(settings, params, paths, leaves)
-    n_zero = [0] * len(paths)
+    counts: list[int | None] = [0] * len(paths)
     notes = [choice.reason for choice in budget.choices]
-    sizes = [leaves[i].size for i in budget.chosen]
-    for i, leaf, n in zip(budget.chosen, budget.leaves, budget.n_zero(sizes), strict=True):
-        n_zero[i] = n
+    expected = forecast(budget, [tuple(leaves[i].shape) for i in budget.chosen])
+    for i, leaf, n_zero in zip(budget.chosen, budget.leaves, expected.n_zero, strict=True):
+        counts[i] = n_zero
         notes[i] = _note(settings.recipe, budget, i, leaf)
+    pools = [_pool_report(shared, budget, leaves) for shared in expected.shared]
+    distribution = settings.recipe.distribution
     return Report(
-        f"plan: {_when(settings, budget)}",
-        tuple(map(leaf_report, paths, leaves, n_zero, notes)),
-        tuple(f"unused: {line}" for line in budget.unused),
+        f"plan: {_when(settings, budget, expected)}",
+        tuple(map(leaf_report, paths, leaves, counts, notes)),
+        (
+            *_floor_notes(distribution, expected),
+            *map(functools.partial(_pool_note, distribution), expected.shared, pools),
+            *(f"unused: {line}" for line in budget.unused),
+        ),
+        tuple(pools),
     )
+
+
+def _pool_report(shared: Shared, budget: Budget, leaves: Sequence[Any]) -> PoolReport:
+    """The total of leaves whose shares are not known."""
+    indices = [budget.chosen[k] for k in shared.members]
+    paths = tuple(budget.paths[i] for i in indices)
+    return PoolReport(paths, sum(leaves[i].size for i in indices), shared.n_zero)
+
+
+def _pool_note(distribution: Distribution, shared: Shared, pool: PoolReport) -> str:
+    about = "" if shared.is_exact else "about "
+    return (
+        f"pool: {len(pool.paths)} leaves compete in {distribution}: {about}{pool.n_zero:,} of "
+        f"their {pool.size:,} weights are dropped in total ({pool.n_zero / pool.size:.2%}); the "
+        "share of each leaf is not known in advance"
+    )
+
+
+def _floor_notes(distribution: Distribution, expected: Forecast) -> list[str]:
+    """What a density floor changes, if it prevents the target."""
+    if expected.reached == expected.asked:
+        return []
+    return [
+        f"floor: {distribution} prevents the target: {float(expected.reached):.4g} of the units in "
+        f"pruned leaves are dropped in the end, not {float(expected.asked):.4g}"
+    ]
 
 
 def _note(recipe: Recipe, budget: Budget, i: int, leaf: Leaf) -> str:
@@ -148,16 +185,18 @@ def _note(recipe: Recipe, budget: Budget, i: int, leaf: Leaf) -> str:
     if override is not None:
         notes.append(f"override {rule_name(recipe.overrides[override][0])}")
     elif leaf.axis is None and budget.pools.pool_of.count(leaf.pools[0]) > 1:
-        notes.append(f"in one pool ({recipe.distribution}): its share")
+        notes.append(f"in one pool ({recipe.distribution})")
     elif not leaf.traits.is_elementwise:
         notes.append(repr(leaf.structure))
     return "; ".join(notes)
 
 
-def _when(settings: Settings, budget: Budget) -> str:
+def _when(settings: Settings, budget: Budget, expected: Forecast) -> str:
     """The sparsity to reach, and the steps at which masks change."""
     schedule = settings.schedule
     final = f"{float(schedule.final_sparsity):.4g}"
+    if expected.reached != expected.asked:
+        final += f" (the density floor allows {float(expected.reached):.4g})"
     if not settings.swap_fractions:
         n_fires = len(schedule.targets)
         fires = "1 fire" if n_fires == 1 else f"{n_fires} fires"

@@ -18,7 +18,8 @@ class LeafReport:
       shape: its shape.
       dtype: the name of its dtype.
       size: number of weights.
-      n_zero: how many of them are, or will be, zero.
+      n_zero: how many of them are, or will be, zero; None where that is not known in advance,
+        because the leaf shares a pool with others.
       note: why the leaf is not pruned, or what decides its sparsity.
     """
 
@@ -26,13 +27,28 @@ class LeafReport:
     shape: tuple[int, ...]
     dtype: str
     size: int
-    n_zero: int
+    n_zero: int | None
     note: str = ""
 
     @property
-    def sparsity(self) -> float:
-        """Fraction of zeros; 0 for an empty leaf."""
-        return self.n_zero / max(self.size, 1)
+    def sparsity(self) -> float | None:
+        """Fraction of zeros, 0 for an empty leaf; None where it is not known."""
+        return None if self.n_zero is None else self.n_zero / max(self.size, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolReport:
+    """Leaves that share a pool, so that only their total is known in advance.
+
+    Attributes:
+      paths: of the leaves.
+      size: number of weights in all of them.
+      n_zero: how many of them will be zero.
+    """
+
+    paths: tuple[str, ...]
+    size: int
+    n_zero: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +58,14 @@ class Report:
     Attributes:
       title: the first line.
       leaves: one row per leaf, in the order of the tree.
-      notes: lines below the table, such as rules that match nothing.
+      notes: lines below the table, such as rules that have no effect.
+      pools: the leaves whose `n_zero` is None, by the pool that they share.
     """
 
     title: str
     leaves: tuple[LeafReport, ...]
     notes: tuple[str, ...] = ()
+    pools: tuple[PoolReport, ...] = ()
 
     @property
     def size(self) -> int:
@@ -57,7 +75,8 @@ class Report:
     @property
     def n_zero(self) -> int:
         """Number of zeros in all leaves."""
-        return sum(leaf.n_zero for leaf in self.leaves)
+        known = sum(leaf.n_zero for leaf in self.leaves if leaf.n_zero is not None)
+        return known + sum(pool.n_zero for pool in self.pools)
 
     @property
     def sparsity(self) -> float:
@@ -69,9 +88,7 @@ class Report:
         rows = []
         for leaf in (*self.leaves, total):
             shape = "x".join(map(str, leaf.shape)) if leaf is not total else ""
-            n_left = leaf.size - leaf.n_zero
-            part = f"{min(leaf.sparsity, 0.9999 if n_left else 1):.2%}"  # 100% means all of them
-            counts = (f"{leaf.size:,}", f"{n_left:,}", part)
+            counts = (f"{leaf.size:,}", *_counts(leaf))
             rows.append((shown_path(leaf.path), shape, leaf.dtype, *counts, leaf.note))
         return rows
 
@@ -104,11 +121,20 @@ class Report:
         return Group(table, *map(Text, self.notes))
 
 
+def _counts(leaf: LeafReport) -> tuple[str, str]:
+    """The cells of the nonzero weights and of the sparsity."""
+    if leaf.n_zero is None or leaf.sparsity is None:
+        return "?", "?"
+    n_left = leaf.size - leaf.n_zero
+    part = min(leaf.sparsity, 0.9999 if n_left else 1)  # 100% means all of them
+    return f"{n_left:,}", f"{part:.2%}"
+
+
 _HEADER = ("leaf", "shape", "dtype", "weights", "nonzero", "sparsity", "note")
 _NUMBERS = ("weights", "nonzero", "sparsity")
 
 
-def leaf_report(path: str, leaf: Any, n_zero: int, note: str) -> LeafReport:
+def leaf_report(path: str, leaf: Any, n_zero: int | None, note: str) -> LeafReport:
     """The row of a leaf, which need not be an array.
 
     Example:

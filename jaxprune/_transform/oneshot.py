@@ -1,16 +1,18 @@
 """Pruning once, without an optimizer, and masks from params that are sparse already."""
 
+import warnings
 from typing import Any
 
 import chex
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from jaxprune._base.arguments import as_seed, as_sparsity, shown
 from jaxprune._base.counting import as_counts
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import leaves_with_paths, listed, shown_path
-from jaxprune._recipe.budget import Recipe
+from jaxprune._base.paths import leaves_with_paths, listed, rule_for, shown_path
+from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.scores import accumulates, magnitude, reads_grads
 from jaxprune._recipe.structures import Unstructured
@@ -95,9 +97,31 @@ def prune_params(
         for i in budget.chosen
     ]
     kept, _ = tighten(operands, None, as_counts(budget.n_keep()[-1]), budget.leaves, rules)
+    _warn_emptied(paths, budget, distribution, kept)
     for i, operand, mask in zip(budget.chosen, operands, kept, strict=True):
         leaves[i], masks[i] = keep(operand.param, mask), mask
     return treedef.unflatten(leaves), treedef.unflatten(masks)
+
+
+def _warn_emptied(
+    paths: list[str], budget: Budget, distribution: Distribution, masks: list[jax.Array]
+) -> None:
+    """Warns of leaves that lose all of their weights because they compete with other leaves."""
+    competing = [
+        (paths[i], ~jnp.any(mask))
+        for i, leaf, mask in zip(budget.chosen, budget.leaves, masks, strict=True)
+        if budget.pools.pool_of.count(leaf.pools[0]) > 1 and leaf.axis is None and mask.size
+    ]
+    is_known = not any(isinstance(is_empty, jax.core.Tracer) for _, is_empty in competing)
+    emptied = [path for path, is_empty in competing if is_known and is_empty]
+    if emptied:
+        warnings.warn(
+            f"jaxprune.prune_params: {listed(emptied)}: all weights are dropped, because in "
+            f"{distribution} the weights of all leaves compete. Keep some in every leaf with "
+            f"distribution=jaxprune.min_density(0.05, {distribution}), or leave leaves out with "
+            f"exclude={rule_for(emptied[0])!r}.",
+            stacklevel=3,
+        )
 
 
 def masks_from_params(

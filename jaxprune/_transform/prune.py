@@ -9,7 +9,7 @@ import optax
 
 from jaxprune._base.arguments import as_flag, as_seed, shown
 from jaxprune._recipe.budget import Recipe
-from jaxprune._recipe.distributions import Distribution, global_pool, uniform
+from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
@@ -187,9 +187,9 @@ def _check_axis_name(axis_name: Any) -> None:
         )
 
 
-def _check_split(distribution: Any, structure: Any) -> None:
+def _check_split(distribution: Distribution, structure: Any) -> None:
     """Raises where counts over all parts of a leaf do not suffice to decide a part."""
-    if distribution not in (uniform, global_pool):
+    if distribution.needs_whole_leaves:
         raise ValueError(
             f"axis_name: {distribution!r} needs the shapes of whole leaves, but sees those of "
             "their parts. Use jaxprune.uniform or jaxprune.global_pool, or shard the arrays under "

@@ -251,13 +251,13 @@ def test_a_lottery_ticket_is_rewound():
     np.testing.assert_array_equal(ticket["w"], np.where(masks["w"], first["w"], 0))
 
 
-def test_plan_shows_structures_pools_and_rules_that_match_nothing():
+def test_plan_shows_structures_pools_and_rules_that_have_no_effect():
     params = make_params()
-    structure = {"fc": NM(2, 4), "nothing": Channel()}
+    structure = {"fc": NM(2, 4), "fc|fc": Channel()}
     plan = jaxprune.plan(params, 0.5, structure=structure, exclude="odd")
     notes = {leaf.path: leaf.note for leaf in plan.leaves}
     assert notes["fc"] == "NM(n=2, m=4, axis=-2)"
-    assert any("structure: 'nothing'" in note for note in plan.notes)
+    assert any("structure: 'fc|fc'" in note for note in plan.notes)
     plan = jaxprune.plan(params, 0.5, distribution=jaxprune.global_pool)
-    assert plan.n_zero == sum(leaf.n_zero for leaf in plan.leaves)
+    assert plan.n_zero == sum(leaf.n_zero or 0 for leaf in plan.leaves) + plan.pools[0].n_zero
     assert "one pool" in {leaf.path: leaf.note for leaf in plan.leaves}["fc"]
