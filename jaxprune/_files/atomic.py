@@ -187,7 +187,7 @@ def _errors_in(temporary: Path, folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        path = Path(os.fsdecode(error.filename or ""))
+        path = Path(str(error.filename))
         if not path.is_relative_to(temporary):
             raise
         path = folder / path.relative_to(temporary)
@@ -206,6 +206,7 @@ class _Files:
         self.temporary, self.new = temporary, temporary / "new"
         self._old, self._folder = temporary / "old", folder  # `_old` keeps what is replaced
         self._names: list[Path] = []
+        self._replaced: set[Path] = set()  # those of the names that the folder had before
         self._made: list[Path] = []  # folders, the outer ones first
         self._is_moving = False
 
@@ -219,10 +220,10 @@ class _Files:
                 raise IsADirectoryError(f"{path}: is a folder, but a file goes there. Move it.")
         above = {parent for path in paths for parent in path.parents}
         self._made = sorted(parent for parent in above if not parent.exists())
-        for name, path in zip(self._names, paths, strict=True):
-            if path.exists():
-                with errors_of(path):
-                    _link(path, self._old / name)
+        self._replaced = {name for name in self._names if (self._folder / name).exists()}
+        for name in self._replaced:
+            with errors_of(self._folder / name):
+                _link(self._folder / name, self._old / name)
         self._is_moving = True
         for name, path in zip(self._names, paths, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,10 +240,10 @@ class _Files:
 
     def _undo(self) -> None:
         for name in self._names:
-            if (self._old / name).exists():
-                (self._old / name).replace(self._folder / name)
-            else:
+            if name not in self._replaced:
                 (self._folder / name).unlink(missing_ok=True)
+            elif (self._old / name).exists():  # otherwise it was moved back before an interrupt
+                (self._old / name).replace(self._folder / name)
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):
                 folder.rmdir()

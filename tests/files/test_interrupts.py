@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import pathlib
 import re
@@ -78,17 +79,17 @@ class Disk:
 
         self._patch.setattr(atomic._File, "write", write)
 
-    def fails(self, name, n, kind):
-        """A disk on which the n-th call of a function of `os` raises; earlier ones work."""
-        call, n_left = getattr(os, name), n
+    def fails(self, name, places, kind):
+        """A disk on which some calls of a function of `os` raise, by their number; others work."""
+        call, n_calls = getattr(os, name), 0
 
         def counted(*args, **more):
-            nonlocal n_left
-            n_left -= 1
-            if n_left == -1 and kind is OSError:
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls - 1 in places and kind is OSError:
                 path = () if name == "fsync" else (str(args[0]),)
                 raise OSError(errno.EIO, os.strerror(errno.EIO), *path)
-            if n_left == -1:
+            if n_calls - 1 in places:
                 raise kind
             return call(*args, **more)
 
@@ -147,7 +148,7 @@ def test_a_disk_that_is_full_at_any_byte(earlier, monkeypatch, writer):
 def test_any_call_of_the_system_that_fails(earlier, monkeypatch, writer, name, kind):
     out, write, before, after = earlier(writer)
     for n in range(20):
-        error = outcome(write, lambda disk, n=n: disk.fails(name, n, kind), monkeypatch)
+        error = outcome(write, lambda disk, n=n: disk.fails(name, {n}, kind), monkeypatch)
         if error is None:
             break
         assert type(error) is kind
@@ -231,6 +232,22 @@ def test_a_limit_on_the_size_of_files(tmp_path):
 # --- folders of CSR
 
 
+@pytest.mark.parametrize("name", ("replace", "unlink"))
+def test_ctrl_c_while_a_folder_is_restored(earlier, monkeypatch, name):
+    out, write, before, _ = earlier("save_csr")
+    (out / "head.npz").unlink()  # so that one file is replaced, and one is new
+    before = {path: data for path, data in before.items() if path != "out/head.npz"}
+    for first in range(4):
+        for second in range(first + 1, first + 5):
+            with monkeypatch.context() as during:
+                Disk(during).fails("replace", {first, second}, KeyboardInterrupt)
+                if name == "unlink":
+                    Disk(during).fails("unlink", {second - first - 1}, KeyboardInterrupt)
+                with contextlib.suppress(KeyboardInterrupt):
+                    write()
+            assert contents(out.parent) == before, (first, second)
+
+
 def test_a_folder_of_csr_keeps_its_other_files(tmp_path):
     out = tmp_path / "out"
     save_csr(out, {"w": np.eye(3), "v": np.eye(2)})
@@ -262,10 +279,9 @@ def test_a_folder_of_csr_that_is_no_folder(tmp_path):
 @pytest.mark.parametrize("name", ("replace", "mkdir"))
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch, name, kind):
     out = tmp_path / "a" / "out"
+    write = functools.partial(save_csr, out, tree(0))
     for n in range(30):
-        error = outcome(
-            lambda: save_csr(out, tree(0)), lambda disk, n=n: disk.fails(name, n, kind), monkeypatch
-        )
+        error = outcome(write, lambda disk, n=n: disk.fails(name, {n}, kind), monkeypatch)
         if error is None:
             break
         assert contents(tmp_path) == {}
