@@ -79,12 +79,9 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         Channel as Channel,
         Unstructured as Unstructured,
     )
+    from jaxprune._report.metrics import metrics as metrics
     from jaxprune._report.plan import plan as plan
-    from jaxprune._report.report import (
-        check as check,
-        metrics as metrics,
-        summarize as summarize,
-    )
+    from jaxprune._report.report import check as check, summarize as summarize
     from jaxprune._shrink.channels import (
         channel_groups as channel_groups,
         channel_groups_nnx as channel_groups_nnx,
@@ -101,6 +98,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         unpack_masks as unpack_masks,
     )
     from jaxprune._state.masks import straight_through as straight_through
+    from jaxprune._state.progress import Progress as Progress
     from jaxprune._state.prune_state import (
         PruneState as PruneState,
         apply_masks as apply_masks,
@@ -108,6 +106,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         get_state as get_state,
     )
     from jaxprune._state.splice import splice as splice
+    from jaxprune._state.upgrade import upgrade_state as upgrade_state
     from jaxprune._topk.topk import topk_mask as topk_mask, topk_masks as topk_masks
     from jaxprune._transform.oneshot import (
         masks_from_params as masks_from_params,
@@ -137,15 +136,18 @@ _PUBLIC = {
     "_recipe.scores": ("Accumulated", "gradient_magnitude", "magnitude", "movement")
     + ("random_score", "saliency"),
     "_recipe.structures": ("NM", "Block", "Channel", "Unstructured"),
+    "_report.metrics": ("metrics",),
     "_report.plan": ("plan",),
-    "_report.report": ("check", "metrics", "summarize"),
+    "_report.report": ("check", "summarize"),
     "_shrink.channels": ("channel_groups", "channel_groups_nnx"),
     "_shrink.flax_sizes": ("shrunk_apply",),
     "_shrink.shrink": ("ShrinkReport", "shrink", "shrink_nnx"),
     "_state.convert": ("pack_masks", "set_masks", "unpack_masks"),
     "_state.masks": ("straight_through",),
+    "_state.progress": ("Progress",),
     "_state.prune_state": ("PruneState", "apply_masks", "get_masks", "get_state"),
     "_state.splice": ("splice",),
+    "_state.upgrade": ("upgrade_state",),
     "_topk.topk": ("topk_mask", "topk_masks"),
     "_transform.oneshot": ("masks_from_params", "prune_params"),
     "_transform.prune": ("prune",),
@@ -161,6 +163,7 @@ __all__ = [
     "Distribution",
     "Moments",
     "PackedMatrix",
+    "Progress",
     "PruneState",
     "ShrinkReport",
     "SparsitySchedule",
@@ -228,6 +231,7 @@ __all__ = [
     "uniform",
     "unpack_masks",
     "unpack_matrix",
+    "upgrade_state",
     "wanda",
     "wanda_kernel",
 ]

@@ -1,18 +1,17 @@
-"""What a run has done: `summarize` and `metrics` count zeros, `check` verifies them.
+"""What a run has done: `summarize` counts zeros, `check` verifies them.
 
 `summarize` returns a `Report`, a table that `table.py` prints.
 """
 
-import math
 import os
+import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
-import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune._base.agreement import check_remembered, diverged
 from jaxprune._base.arguments import as_flag, shown
@@ -20,11 +19,11 @@ from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, shown_path, spec_of
 from jaxprune._report.table import LeafReport, Report, leaf_report
+from jaxprune._report.unfinished import does_land, emptied, require_progress, unfinished
 from jaxprune._state.prune_state import (
     PruneState,
     find_states,
     get_masks,
-    get_state,
     masks_by_path,
     unboxed,
 )
@@ -92,75 +91,27 @@ def _row(path: str, leaf: Any, mask: Any) -> LeafReport:
     return leaf_report(path, leaf, int(np.sum(~kept)), "; ".join(notes))
 
 
-def metrics(opt_state: Any, *, per_leaf: bool = False) -> dict[str, jax.Array]:
-    """The progress of pruning as scalars for a logger. It works inside `jit`.
-
-    Args:
-      opt_state: any optimizer state with one prune state inside.
-      per_leaf: whether to add the sparsity and the threshold of every leaf.
-
-    Returns:
-      float32 and int32 scalars by name: `prune/step`, the number of updates so far;
-      `prune/sparsity`, the fraction of weights that are dropped, over all leaves; `prune/n_zero`,
-      how many are dropped (float32); `prune/violations`, as in `PruneState`. With `per_leaf` also
-      `prune/sparsity/PATH` and `prune/threshold/PATH`.
-
-    Raises:
-      ValueError: no prune state, or several.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxprune
-      >>> tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
-      >>> state = tx.init({"kernel": jnp.ones((2, 2))})
-      >>> {name: float(value) for name, value in metrics(state).items()}
-      {'prune/step': 0.0, 'prune/sparsity': 0.0, 'prune/n_zero': 0.0, 'prune/violations': 0.0}
-    """
-    per_leaf = as_flag("metrics: per_leaf", per_leaf)
-    state = get_state(opt_state)
-    paths, masks, _ = leaves_with_paths(state.masks)
-    zeros, sizes = _counted(state, masks)
-    n_zero = sum(zeros, jnp.zeros((), jnp.float32))
-    size = sum(sizes, np.float32(0))
-    scalars = {
-        "prune/step": unboxed(state.prune_step),
-        "prune/sparsity": n_zero / jnp.maximum(size, 1),
-        "prune/n_zero": n_zero,
-        "prune/violations": unboxed(state.violations),
-    }
-    if per_leaf:
-        thresholds = unboxed(state.thresholds)
-        for i, path in enumerate(paths):
-            scalars[f"prune/sparsity/{path}"] = zeros[i] / jnp.maximum(sizes[i], 1)
-            scalars[f"prune/threshold/{path}"] = thresholds[i]
-    return scalars
-
-
-def _counted(state: PruneState, masks: list[Any]) -> tuple[list[jax.Array], list[Any]]:
-    """How many weights of each leaf are dropped, and how many it has, as float32."""
-    if state.widths is None:
-        dropped = [~m.astype(bool) for m in masks]
-        sizes: list[Any] = [np.float32(np.size(m)) for m in masks]
-    else:
-        dropped = [lax.population_count(~m) if m.ndim else 1 - m for m in masks]
-        rows = np.array([math.prod(m.shape[:-1]) for m in masks], np.float32)
-        sizes = list(jnp.asarray(rows) * unboxed(state.widths).astype(jnp.float32))
-    return [total(d).astype(jnp.float32) for d in dropped], sizes
-
-
-def check(params: chex.ArrayTree, opt_state: Any) -> None:
+def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None:
     """Raises an error unless every dropped weight is exactly zero, now and at all fires so far.
 
-    Call it outside `jit`, where you save or evaluate.
+    Call it outside `jit`, where you save or evaluate. With `done=True` it also verifies that
+    pruning is finished: call it so on the params that you keep.
 
     Args:
       params: the params that the optimizer trains.
       opt_state: any optimizer state with prune states inside.
+      done: whether the schedule must be finished and the params must have as many zeros as it
+        promises. Masks are counted, and params too, unless they stay dense (`regrow="hold"` and
+        `"train"`). The masks of `rigl` and its variants must drop exactly as many as budgeted.
 
     Raises:
-      ValueError: a dropped weight is not zero, or not finite, naming the leaf; dropped weights were
-        not zero at an earlier fire (`violations`); a mask does not fit its param. Also, in all
-        processes alike: `prune` got other arguments in some process, or devices that should hold
-        the same part of a param or of the prune state hold different values.
+      ValueError: with `done`, the schedule is not finished, the masks were lost or the params are
+        those of an earlier step, with the counts of every leaf; or the state has no `progress`,
+        which `upgrade_state` adds. In any case, a dropped weight is not zero, or not finite, naming
+        the leaf; dropped weights were not zero at an earlier fire (`violations`); a mask does not
+        fit its param. Also, in all processes alike: `prune` got other arguments in some process, or
+        devices that should hold the same part of a param or of the prune state hold different
+        values.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -173,20 +124,69 @@ def check(params: chex.ArrayTree, opt_state: Any) -> None:
       ValueError: kernel: 1 of 1 dropped weights is not zero. Something changes the updates after
         prune: ...
     """
+    done = as_flag("check: done", done)
     get_masks(opt_state, params)  # raises where there is no prune state
     paths, leaves, _ = leaves_with_paths(params)
     _check_copies(params, opt_state)  # first: the checks below may differ between processes
     masks = masks_by_path(opt_state, paths, leaves)
+    states = find_states(opt_state)
+    violations = max(int(np.max(unboxed(s.violations))) for s in states)
+    lacking: tuple[str, ...] = ()
+    if done:
+        lacking = _check_done(paths, leaves, states)
+        landing = [state for state in states if does_land(state)]
+        masks = masks_by_path(landing, paths, leaves) if landing else [None] * len(leaves)
     moved = [m for m in map(_moved, paths, leaves, masks) if m is not None]
     if moved:
-        fix = _NOT_FINITE if any(m.n_not_finite for m in moved) else _MISPLACED
+        not_finite = any(m.n_not_finite for m in moved)
+        if lacking and not violations and not not_finite:
+            raise ValueError(
+                f"the params are not pruned as the masks are: {_some(lacking)}. {_EARLIER}"
+            )
+        fix = _NOT_FINITE if not_finite else _MISPLACED
         raise ValueError("; ".join(map(str, moved)) + ". " + fix)
-    violations = max(int(np.max(unboxed(s.violations))) for s in find_states(opt_state))
     if violations:
         raise ValueError(
             f"every dropped weight is zero now, but at an earlier fire {violations} were not. "
             f"{_MISPLACED}"
         )
+
+
+def _check_done(
+    paths: list[str], leaves: list[Any], states: Sequence[PruneState]
+) -> tuple[str, ...]:
+    """Raises unless the schedules are finished and the masks drop what is due.
+
+    Returns:
+      One line for each leaf that has too few zeros in the params.
+    """
+    require_progress(states)
+    reports = [unfinished(paths, leaves, state) for state in states]
+    in_masks = [line for report in reports for line in report.in_masks]
+    in_params = tuple(line for report in reports for line in report.in_params)
+    if left := max(report.fires_left for report in reports):
+        verb = "fire is" if left == 1 else "fires are"
+        lines = in_masks or in_params
+        raise ValueError(
+            f"the schedule is not finished: {left:,} {verb} left"
+            + (f"; {_some(lines)}. " if lines else ". ")
+            + _NOT_DONE
+        )
+    if in_masks:
+        raise ValueError(f"the masks are not those of a finished run: {_some(in_masks)}. {_LOST}")
+    for path in dict.fromkeys(path for state in states for path in emptied(state)):
+        warnings.warn(
+            f"{shown_path(path)}: every weight of this leaf is dropped. Keep some in each leaf "
+            "with distribution=jaxprune.min_density(0.01, distribution), or exclude the leaf.",
+            stacklevel=3,
+        )
+    return in_params
+
+
+def _some(lines: Sequence[str]) -> str:
+    """The first 8 lines, and how many more there are."""
+    more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
+    return "; ".join(lines[:8]) + more
 
 
 class _Moved(NamedTuple):
@@ -237,7 +237,22 @@ _DIVERGED = (
 _MISPLACED = (
     "Something changes the updates after prune: make jaxprune.prune the last link of the chain, or "
     "wrap the optimizer with prune(schedule, inner=optimizer). If the params were restored without "
-    "their optimizer state, or are an average, use jaxprune.apply_masks(params, opt_state)."
+    "their optimizer state, or are an average, use jaxprune.apply_masks(params, opt_state). If the "
+    "model sets or rescales this leaf itself (a reparametrised weight), exclude it from pruning."
+)
+_NOT_DONE = (
+    "Train until the last fire. If these are the best params of a longer run (early stopping), "
+    "select among params from after the last fire; or let the schedule end earlier."
+)
+_LOST = (
+    "Were the masks lost when the state was restored, or replaced? One more tx.update catches up: "
+    "it drops the smallest weights until the counts are right."
+)
+_EARLIER = (
+    "Are the params from an earlier step than the state, such as the best checkpoint of early "
+    "stopping? Pass params and state of the same step, or prune these params with "
+    "jaxprune.apply_masks(params, opt_state). If they are of the same step, something changes the "
+    "updates after prune: make jaxprune.prune the last link of the chain."
 )
 _NOT_FINITE = (
     "An update cannot turn NaN or inf into zero: repair the params with "

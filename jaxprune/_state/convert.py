@@ -21,6 +21,7 @@ from jaxprune._state.prune_state import (
     widths_of,
     wrong_shape,
 )
+from jaxprune._state.recount import with_new_masks
 
 
 def pack_masks(opt_state: Any) -> Any:
@@ -121,7 +122,9 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
         check_mask_dtype(path, new)
     byte_masks = [jnp.asarray(mask).astype(bool).astype(jnp.uint8) for mask in new_masks]
     stored = byte_masks if state.widths is None else list(map(to_bits, byte_masks))
-    return _convert(lambda state: state._replace(masks=treedef.unflatten(stored)), opt_state)
+    return _convert(
+        lambda state: with_new_masks(state._replace(masks=treedef.unflatten(stored))), opt_state
+    )
 
 
 def _convert(change: Callable[[PruneState], PruneState], opt_state: Any) -> Any:

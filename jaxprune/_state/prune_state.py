@@ -46,6 +46,8 @@ class PruneState(NamedTuple):
       widths: int32[n_leaves], the length of the last axis of each leaf, with bit masks; else None.
       score_state: float32 tree like the params, the running sums of a score that accumulates over
         steps (`movement`); None for any other score.
+      progress: a `Progress`, the counts by which fires and `check` are decided. None in a state
+        that was saved before version 0.2; `upgrade_state` adds it.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -63,6 +65,7 @@ class PruneState(NamedTuple):
     inner_state: Any
     widths: Any = None
     score_state: Any = None
+    progress: Any = None
 
 
 def unboxed(field: Any) -> jax.Array:
@@ -255,34 +258,55 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
     """The mask of every leaf, in the order of `paths`, or None where there is no mask.
 
     Every mask is checked against the shape of its leaf. Bit masks come back as bool masks in the
-    shape of the leaf, and masks of several prune states are merged: kept means kept in all.
+    shape of the leaf, and masks of several prune states are merged: kept means kept in all. A leaf
+    that a prune state does not prune is kept whole, whatever the mask in the state is.
     """
     states = find_states(masks_or_opt_state)
     if states:
         fix = "Pass the params that the optimizer was initialised with."
-        trees = [(state.masks, state.widths is not None) for state in states]
+        trees = [(s.masks, s.widths is not None, _is_pruned(s)) for s in states]
     else:
         fix = "Pass masks like the params, or an optimizer state with jaxprune.prune in it."
-        trees = [(masks_or_opt_state, False)]
+        trees = [(masks_or_opt_state, False, None)]
         if paths and not jax.tree.leaves(masks_or_opt_state):
             raise ValueError(
                 f"no mask in a value of type {type(masks_or_opt_state).__name__}. {fix}"
             )
     leaf_at = dict(zip(paths, leaves, strict=True))
     masks_at: dict[str, list[Any]] = {path: [] for path in paths}
-    for tree, are_bits in trees:
+    for tree, are_bits, is_pruned in trees:
         mask_paths, masks, _ = leaves_with_paths(tree)
-        for path, mask in zip(mask_paths, masks, strict=True):
+        for i, (path, mask) in enumerate(zip(mask_paths, masks, strict=True)):
             if path not in leaf_at:
                 raise ValueError(
                     f"{shown_path(path)}: there is a mask but no param with this path; the params "
                     f"have {listed(paths)}. {fix}"
                 )
-            masks_at[path].append(_fitting_mask(path, mask, leaf_at[path], are_bits))
+            fitting = _fitting_mask(path, mask, leaf_at[path], are_bits)
+            if is_pruned is not None:
+                fitting = _kept_unless(is_pruned[..., i], fitting)
+            masks_at[path].append(fitting)
     return [
         (masks[0] if len(masks) == 1 else _kept_by_all(masks)) if masks else None
         for masks in masks_at.values()
     ]
+
+
+def _is_pruned(state: PruneState) -> Any:
+    """Which leaves a state prunes: bool[..., n_leaves]; None if it has no progress."""
+    return None if state.progress is None else unboxed(state.progress.pool_of) >= 0
+
+
+def _kept_unless(is_pruned: Any, mask: Any) -> Any:
+    """The mask of a leaf that is pruned; for any other leaf a mask that keeps everything.
+
+    `is_pruned` has the leading axes of a batched state. Its value is unknown inside `jit`.
+    """
+    if not isinstance(is_pruned, jax.core.Tracer) and np.all(is_pruned):
+        return mask
+    is_pruned = jnp.asarray(is_pruned)
+    new_axes = tuple(range(is_pruned.ndim, jnp.ndim(mask))) if is_pruned.ndim else ()
+    return mask.astype(bool) | ~jnp.expand_dims(is_pruned, new_axes)
 
 
 def _fitting_mask(path: str, mask: Any, leaf: Any, is_bits: bool) -> Any:
@@ -315,8 +339,8 @@ def require_states(opt_state: Any) -> list[PruneState]:
         raise ValueError(
             f"no prune state in a value of type {type(opt_state).__name__}: {path} has the fields "
             "of one, but it is not a PruneState. The checkpoint was restored without its "
-            "structure. Restore it into tx.init(params), for example with "
-            "flax.serialization.from_state_dict(tx.init(params), restored)."
+            "structure. Fit it to the transformation with "
+            "jaxprune.upgrade_state(tx, params, restored)."
         )
     raise ValueError(
         f"no prune state in a value of type {type(opt_state).__name__}. Pass the optimizer "

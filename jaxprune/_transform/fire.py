@@ -23,6 +23,8 @@ from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import accumulates, itself, needs_key, random_score
 from jaxprune._state.bit_masks import bits_typed_like, from_bits, to_bits
 from jaxprune._state.masks import count_violations, full_mask
+from jaxprune._state.progress import zeros_of
+from jaxprune._transform.accounts import Counts, accounts_of, counted, is_behind
 from jaxprune._transform.decide import Operand, Rules, tighten
 from jaxprune._transform.inner import Wrapped, reset_grown
 from jaxprune._transform.settings import NEVER, Algorithm, Settings
@@ -55,12 +57,14 @@ class Fired(NamedTuple):
       thresholds: float32, one per leaf of the whole tree.
       violations: int32 scalar.
       inner_state: state of the wrapped optimizer where the fire resets moments, else `()`.
+      counts: `Counts`; None for a state without progress.
     """
 
     masks: list[jax.Array]
     thresholds: jax.Array
     violations: jax.Array
     inner_state: Any
+    counts: Counts | None = None
 
 
 class Carry(NamedTuple):
@@ -89,12 +93,23 @@ def fire(
       inputs: what the fire reads.
       before: what the fire may change.
     """
-    if not budget.chosen:
+    if not budget.chosen or not settings.algorithm.changes:
         return before
     trip = functools.partial(_trip, settings, budget, wrapped, inputs)
-    carry = Carry(before, settings.schedule.fires(inputs.step))
+    carry = Carry(before, _is_due(settings, budget, inputs.step, before.counts))
     fired, _ = lax.while_loop(lambda carry: carry.due, trip, carry)
-    return fired._replace(thresholds=everywhere(fired.thresholds, inputs.params))
+    thresholds, counts = jax.tree.map(
+        lambda x: everywhere(x, inputs.params), (fired.thresholds, fired.counts)
+    )
+    return fired._replace(thresholds=thresholds, counts=counts)
+
+
+def _is_due(settings: Settings, budget: Budget, step: Any, counts: Counts | None) -> Any:
+    """Whether the masks change at this step: the schedule fires, or they are behind it."""
+    due = settings.schedule.fires(step)
+    if counts is None:
+        return due
+    return due | is_behind(settings, accounts_of(settings, budget), step, counts)
 
 
 def _trip(
@@ -108,6 +123,9 @@ def _trip(
         old = [from_bits(m, p) for m, p in zip(before.masks, params, strict=True)]
     chosen = np.array(budget.chosen)
     masks, reached = settings.algorithm.decide(settings, budget, inputs, old, before.thresholds)
+    counts = before.counts
+    if counts is not None:
+        counts = _counted(settings, budget, inputs.step, counts, masks)
     inner_state = before.inner_state
     if wrapped is not None:
         inner_state = reset_grown(wrapped, inner_state, budget, masks)
@@ -119,8 +137,21 @@ def _trip(
     if settings.lands:
         violations = jnp.maximum(violations, _violations_now(settings, inputs, old, violations))
     if settings.axis_name is not None:  # equal in all parts; `pmax` makes their types say so
-        thresholds, violations = lax.pmax((thresholds, violations), settings.axis_name)
-    return Carry(Fired(masks, thresholds, violations, inner_state), jnp.zeros((), bool))
+        equal = thresholds, violations, counts
+        thresholds, violations, counts = lax.pmax(equal, settings.axis_name)
+    fired = Fired(masks, thresholds, violations, inner_state, counts)
+    return Carry(fired, jnp.zeros((), bool))
+
+
+def _counted(
+    settings: Settings, budget: Budget, step: Any, old: Counts, masks: Sequence[jax.Array]
+) -> Counts:
+    """The counts with new masks."""
+    zeros = zeros_of(masks)
+    if settings.axis_name is not None:
+        with counting(is_wide(old.zeros)):
+            zeros = lax.psum(zeros.astype(old.zeros.dtype), settings.axis_name)
+    return counted(settings, accounts_of(settings, budget), step, old, budget.chosen, zeros)
 
 
 def _tied(inputs: Inputs, carry: Carry) -> tuple[Inputs, Carry]:
@@ -137,9 +168,14 @@ def _tied(inputs: Inputs, carry: Carry) -> tuple[Inputs, Carry]:
 def _violations_now(
     settings: Settings, inputs: Inputs, masks: Sequence[jax.Array], like: jax.Array
 ) -> jax.Array:
-    """How many weights that the last masks dropped are not zero."""
+    """How many weights that the last masks dropped are not zero.
+
+    Before the first update none has landed. Nor has one before a fire that catches up, if a user
+    has just set the masks, so only the fires of the schedule count.
+    """
     count = count_violations(inputs.params, masks).astype(like.dtype)
-    count = jnp.where(inputs.step > 0, count, 0)  # before the first update none has landed
+    counts = (inputs.step > 0) & settings.schedule.fires(inputs.step)
+    count = jnp.where(counts, count, 0)
     return count if settings.axis_name is None else lax.psum(count, settings.axis_name)
 
 
@@ -233,6 +269,7 @@ def _swap(
     n_swap = take(as_counts(swap_counts(settings, budget)), index)
     n_keep = take(as_counts(budget.n_keep()), index)
     with counting(is_wide(n_keep)):
+        n_swap = jnp.where(settings.schedule.fires(inputs.step), n_swap, jnp.zeros_like(n_swap))
         n_stay = n_keep - n_swap
     stay, thresholds = tighten(operands, masks, n_stay, budget.leaves)
     dropped = [~mask for mask in stay]
@@ -261,3 +298,4 @@ def _all_but_grown(masks: list[Any], schedule: SparsitySchedule, step: Any) -> l
 
 
 SWAP = Algorithm(_random_masks, _swap, _all_but_grown, resets=True)
+STATIC = SWAP._replace(resets=False, changes=False)

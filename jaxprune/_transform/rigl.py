@@ -13,7 +13,7 @@ from jaxprune._recipe.schedules import SparsitySchedule, cubic_schedule, one_sho
 from jaxprune._recipe.scores import accumulates, gradient_magnitude, random_score
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import traits_of
-from jaxprune._transform.fire import SWAP
+from jaxprune._transform.fire import STATIC, SWAP
 from jaxprune._transform.settings import Settings
 from jaxprune._transform.update import transformation
 
@@ -100,7 +100,9 @@ def rigl(
         )
     if key is not None:
         check_key("key", key)
-    return transformation(Settings(schedule, recipe, SWAP, swap_fractions=fractions), inner, key)
+    algorithm = SWAP if end_step else STATIC
+    settings = Settings(schedule, recipe, algorithm, swap_fractions=fractions)
+    return transformation(settings, inner, key)
 
 
 def set_(

@@ -26,12 +26,14 @@ class Algorithm(NamedTuple):
         leaves, at a fire.
       trained: `(masks, schedule, step) -> flags`, the weights that get an update in this step.
       resets: whether a fire sets the optimizer's moments of some weights to zero.
+      changes: whether masks change at all.
     """
 
     first_masks: Callable[..., list[Any]]
     decide: Callable[..., tuple[list[Any], Any]]
     trained: Callable[..., list[Any]]
     resets: bool
+    changes: bool = True
 
 
 class Settings(NamedTuple):
@@ -64,3 +66,8 @@ class Settings(NamedTuple):
     def lands(self) -> bool:
         """Whether updates set dropped weights to zero."""
         return self.regrow in (NEVER, ZERO)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether masks are sparse from the start, and always drop exactly what is budgeted."""
+        return bool(self.swap_fractions)

@@ -19,8 +19,18 @@ from jaxprune._recipe.errors import check_shuffled
 from jaxprune._recipe.scores import accumulates, reads_grads, required_grads
 from jaxprune._state.bit_masks import bits_typed_like, from_bits, full_bits
 from jaxprune._state.masks import keep, land
+from jaxprune._state.progress import Progress, zeros_of
 from jaxprune._state.prune_state import PruneState, widths_of
+from jaxprune._state.pruned_paths import record_pruned
 from jaxprune._topk.problem import axis_length
+from jaxprune._transform.accounts import (
+    accounts_of,
+    counts_of,
+    first_counts,
+    next_progress,
+    no_progress,
+    progress_at,
+)
 from jaxprune._transform.checks import Tree, check_state, check_updates, checked, parallel
 from jaxprune._transform.fire import Fired, Inputs, fire
 from jaxprune._transform.inner import Wrapped, as_optimizer
@@ -87,9 +97,12 @@ def _init(transform: Transform, params: optax.Params) -> PruneState:
     settings, optimizer, key = transform
     paths, leaves, treedef = leaves_with_paths(params)
     masks: list[Any] = []
+    progress = no_progress(settings)
     if leaves:  # optax.tree.map_params calls init with a tree of no leaves
         budget = checked_budget(settings, params, paths, leaves)
         masks = settings.algorithm.first_masks(settings, budget, leaves, key)
+        progress = _first_progress(settings, paths, leaves, masks)
+        record_pruned(paths, budget.chosen)
     sums = None
     if accumulates(settings.recipe.score):
         sums = treedef.unflatten(map(_zeros, leaves))
@@ -101,7 +114,21 @@ def _init(transform: Transform, params: optax.Params) -> PruneState:
         inner_state=optax.EmptyState() if optimizer is None else optimizer.init(params),
         widths=widths_of(leaves) if settings.bit_masks else None,
         score_state=sums,
+        progress=progress,
     )
+
+
+def _first_progress(
+    settings: Settings, paths: Sequence[str], leaves: Sequence[Any], masks: Sequence[Any]
+) -> Progress:
+    """The progress before the first update."""
+    try:
+        n_parts = _n_parts(settings)
+    except ValueError:  # `init` gets whole leaves, outside the map over the axis
+        n_parts = 1
+    accounts = accounts_of(settings, settings.recipe.budget(paths, leaves, n_parts))
+    zeros = zeros_of(masks) if settings.is_exact else None
+    return progress_at(settings, accounts, -1, first_counts(accounts, zeros))
 
 
 def checked_budget(
@@ -136,6 +163,7 @@ def _update(
     u_leaves = parallel(tree, updates, "updates", holes=True)
     check_state(tree, masks, state, settings.bit_masks)
     budget = settings.recipe.budget(tree.paths, tree.leaves, _n_parts(settings))
+    record_pruned(tree.paths, budget.chosen)
     check_updates(budget.chosen, tree, u_leaves, "update")
     grads = _grads(transform, tree, budget, u_leaves, extra_args.get("grads"))
     inputs, score_state = _inputs(transform, tree, budget, state, grads)
@@ -154,6 +182,10 @@ def _update(
         u_leaves = parallel(tree, updates, "updates of `inner`", holes=True)
         check_updates(budget.chosen, tree, u_leaves, "update of `inner`")
     emitted = _emitted(settings, inputs.params, _chosen(u_leaves, budget), trained)
+    progress = state.progress
+    if fired.counts is not None:
+        accounts = accounts_of(settings, budget)
+        progress = next_progress(settings, accounts, state.prune_step, fired.counts, progress)
     return tree.treedef.unflatten(_replaced(u_leaves, budget, emitted)), PruneState(
         prune_step=jnp.asarray(optax.safe_increment(state.prune_step)),
         masks=tree.treedef.unflatten(_replaced(masks, budget, fired.masks)),
@@ -162,6 +194,7 @@ def _update(
         inner_state=inner_state,
         widths=state.widths,
         score_state=score_state,
+        progress=progress,
     )
 
 
@@ -235,7 +268,10 @@ def _fire_if_due(
     settings, optimizer, _ = transform
     typed = bits_typed_like if settings.bit_masks else typed_like
     stored = list(map(typed, _chosen(masks, budget), inputs.params))
-    before = Fired(stored, state.thresholds, state.violations, ())
+    counts: Any = None
+    if state.progress is not None:
+        counts = counts_of(accounts_of(settings, budget), state.progress)
+    before = Fired(stored, state.thresholds, state.violations, (), counts)
     if optimizer is None or not settings.algorithm.resets:
         return fire(settings, budget, None, inputs, before), state.inner_state
     wrapped = Wrapped(optimizer, tree.treedef)

@@ -4,6 +4,7 @@ import functools
 import io
 from fractions import Fraction
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -338,30 +339,103 @@ def test_rich_prints_every_cell_of_the_text_and_takes_no_path_for_markup():
 # --- metrics
 
 
+METRICS = ("step", "sparsity", "sparsity_all", "target", "n_zero", "fires_left")
+METRICS = tuple(f"prune/{name}" for name in (*METRICS, "emptied_leaves", "violations"))
+
+
 def test_metrics_count_what_the_masks_and_thresholds_hold():
     tx = optax.chain(optax.sgd(0.01), jaxprune.prune(SCHEDULE))
+    planned = {leaf.path: leaf.n_zero for leaf in jaxprune.plan(trainable(), SCHEDULE).leaves}
     for t, (_, state) in enumerate(train(tx, trainable(), 6)):
         masks, metrics = by_path(jaxprune.get_masks(state)), jaxprune.metrics(state, per_leaf=True)
         dropped = {path: int(np.sum(~m)) for path, m in masks.items()}
-        size = sum(m.size for m in masks.values())
-        thresholds = np.asarray(jaxprune.get_state(state).thresholds)
+        pruned = [path for path, mask in masks.items() if mask.ndim > 1]
+        size = sum(masks[path].size for path in pruned)
+        thresholds = dict(zip(masks, np.asarray(jaxprune.get_state(state).thresholds), strict=True))
+        n_zero = np.float32(sum(dropped.values()))
         expected = {
             "prune/step": t + 1,
-            "prune/n_zero": sum(dropped.values()),
-            "prune/sparsity": np.float32(sum(dropped.values())) / np.float32(size),
+            "prune/n_zero": n_zero,
+            "prune/sparsity": n_zero / np.float32(size),
+            "prune/sparsity_all": n_zero / np.float32(sum(m.size for m in masks.values())),
+            "prune/target": np.float32(sum(planned.values())) / np.float32(size),
+            "prune/fires_left": sum(step > t for step in SCHEDULE.fire_steps),
+            "prune/emptied_leaves": 0,
             "prune/violations": 0,
         }
-        for i, (path, mask) in enumerate(masks.items()):
+        for path in pruned:
+            mask = masks[path]
             expected[f"prune/sparsity/{path}"] = np.float32(dropped[path]) / max(mask.size, 1)
-            expected[f"prune/threshold/{path}"] = thresholds[i]
+            expected[f"prune/threshold/{path}"] = thresholds[path]
         assert set(metrics) == set(expected)
         for name, value in metrics.items():
             assert value.shape == (), name
             assert value.dtype in (jnp.float32, jnp.int32), name
             # A quotient of floats that XLA may multiply by the reciprocal: one rounding apart.
             np.testing.assert_allclose(value, expected[name], rtol=2**-22, err_msg=name)
-        names = ("prune/step", "prune/sparsity", "prune/n_zero", "prune/violations")
-        assert tuple(jaxprune.metrics(state)) == names
+        assert tuple(jaxprune.metrics(state)) == METRICS
+
+
+def test_a_target_of_nine_tenths_shows_as_nine_tenths_beside_biases():
+    params = {"kernel": ones(20, 10), "bias": ones(10)}
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.9))
+    _, state = tx.update(params, tx.init(params), params)
+    metrics = {name: float(value) for name, value in jaxprune.metrics(state).items()}
+    assert metrics["prune/sparsity"] == metrics["prune/target"] == np.float32(0.9)
+    assert metrics["prune/sparsity_all"] == np.float32(180) / np.float32(210)
+
+
+def test_metrics_of_a_dense_baseline_are_zeros_if_asked_for():
+    state = optax.adam(0.1).init(trainable())
+    with pytest.raises(ValueError, match="no prune state"):
+        jaxprune.metrics(state)
+    metrics = jaxprune.metrics(state, missing_ok=True, per_leaf=True)
+    assert {name: float(x) for name, x in metrics.items()} == dict.fromkeys(METRICS, 0.0)
+    pruned = jaxprune.metrics(jaxprune.prune(SCHEDULE).init(trainable()))
+    chex.assert_trees_all_equal_shapes_and_dtypes(metrics, pruned)
+
+
+def test_metrics_of_several_states_add_up():
+    params = {"a": ones(10, 10), "b": ones(5, 20), "bias": ones(7)}
+    once = lambda sparsity, step: jaxprune.prune(jaxprune.one_shot_schedule(sparsity, step))
+    labels = {"a": "first", "b": "second", "bias": "second"}
+    tx = optax.partition({"first": once(0.5, 0), "second": once(0.8, 3)}, labels)
+    _, state = tx.update(params, tx.init(params), params)
+    metrics = jaxprune.metrics(state, per_leaf=True)
+    assert metrics["prune/n_zero"] == 50
+    assert metrics["prune/sparsity"] == 0.25
+    assert metrics["prune/sparsity_all"] == np.float32(50 / 207)
+    np.testing.assert_allclose(metrics["prune/target"], 0.65, rtol=1e-6)
+    assert metrics["prune/fires_left"] == 1
+    assert metrics["prune/step"] == 1
+    assert metrics["prune/sparsity/a"] == 0.5
+    assert metrics["prune/sparsity/b"] == 0
+    assert "prune/sparsity/bias" not in metrics
+
+
+@pytest.mark.parametrize("packed", (False, True))
+def test_metrics_of_a_vmapped_state_have_its_leading_axis(packed):
+    tx = jaxprune.prune(SCHEDULE, packed=packed)
+    params = {"kernel": jnp.arange(60.0).reshape(5, 12), "bias": ones(12)}
+    states = [tx.init(params)]
+    for _ in range(2):
+        states.append(tx.update(params, states[-1], params)[1])
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    metrics = jaxprune.metrics(stacked, per_leaf=True)
+    for i, state in enumerate(states):
+        for name, value in jaxprune.metrics(state, per_leaf=True).items():
+            assert metrics[name].shape == (3,)
+            np.testing.assert_array_equal(metrics[name][i], value)
+
+
+def test_metrics_count_the_leaves_that_lost_everything():
+    params = {"large": 10 * ones(8, 8), "small": ones(4, 4)}
+    schedule = jaxprune.one_shot_schedule(0.5)
+    tx = jaxprune.prune(schedule, distribution=jaxprune.global_pool)
+    updates, state = tx.update(params, tx.init(params), params)
+    assert jaxprune.metrics(state)["prune/emptied_leaves"] == 1
+    with pytest.warns(UserWarning, match="small: every weight of this leaf is dropped"):
+        jaxprune.check(optax.apply_updates(params, updates), state, done=True)
 
 
 def test_thresholds_in_metrics_separate_the_kept_from_the_dropped():
@@ -371,7 +445,7 @@ def test_thresholds_in_metrics_separate_the_kept_from_the_dropped():
     metrics = jaxprune.metrics(state, per_leaf=True)
     masks = by_path(jaxprune.get_masks(state))
     for path, leaf in by_path(params).items():
-        threshold = float(metrics[f"prune/threshold/{path}"])
+        threshold = float(metrics.get(f"prune/threshold/{path}", 0))
         scores = np.abs(leaf.astype(np.float32))
         if masks[path].all():
             assert threshold == 0
@@ -392,8 +466,8 @@ def test_metrics_are_the_same_inside_jit():
 def test_metrics_of_an_empty_tree_are_zero():
     metrics = jaxprune.metrics(jaxprune.prune(SCHEDULE).init({}), per_leaf=True)
     assert {name: float(value) for name, value in metrics.items()} == dict.fromkeys(
-        ("prune/step", "prune/sparsity", "prune/n_zero", "prune/violations"), 0.0
-    )
+        METRICS, 0.0
+    ) | {"prune/fires_left": len(SCHEDULE.fire_steps)}
 
 
 # --- check

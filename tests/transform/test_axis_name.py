@@ -50,7 +50,8 @@ def spread_run(tx, params, **options):
     state = tx.init(params)
 
     def specs(tree):
-        return jaxprune.PruneState(P(), PARTS, P(), P(), jax.tree.map(lambda _: P(), tree))
+        inner_state = jax.tree.map(lambda _: P(), tree)
+        return jaxprune.PruneState(P(), PARTS, P(), P(), inner_state, progress=P())
 
     where = specs(state.inner_state)
 
@@ -107,7 +108,7 @@ def test_a_violation_in_one_part_is_counted_in_all():
     params = make_params()
     tx = optax.chain(jaxprune.prune(SCHEDULE, axis_name="d"), optax.scale(0.5))
     state = tx.init(params)
-    where = (jaxprune.PruneState(P(), PARTS, P(), P(), P()), P())
+    where = (jaxprune.PruneState(P(), PARTS, P(), P(), P(), progress=P()), P())
 
     def step(grads, state, params):
         updates, state = tx.update(grads, state, params)

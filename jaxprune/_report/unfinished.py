@@ -1,0 +1,161 @@
+"""What is missing from params and masks that should be at the end of their schedule.
+
+Everything is counted on the host. A budget belongs to an account, which is one leaf or several that
+share it; see `jaxprune._state.progress`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune._base.float_bits import is_nonzero
+from jaxprune._base.paths import leaves_with_paths, shown_path
+from jaxprune._state.progress import Progress
+from jaxprune._state.prune_state import PruneState, unboxed
+from jaxprune._state.recount import false_in, zeros_in
+
+
+class Unfinished(NamedTuple):
+    """What a state or its params lack.
+
+    Attributes:
+      fires_left: how many fires of the schedule are still to come.
+      in_masks: one line per account whose masks drop too few weights, or not exactly as many as due
+        where they have to.
+      in_params: one line per account that has too few zeros in the params.
+    """
+
+    fires_left: int
+    in_masks: tuple[str, ...]
+    in_params: tuple[str, ...]
+
+
+class _Member(NamedTuple):
+    """The progress of one member of a batched state, as NumPy arrays, and its counts.
+
+    Attributes:
+      progress: what is due.
+      masked: int64[n_leaves], weights that the masks drop.
+      zero: int64[n_leaves], zeros in the params; the same as `masked` where params stay dense.
+    """
+
+    progress: Progress
+    masked: np.ndarray
+    zero: np.ndarray
+
+
+def require_progress(states: Sequence[PruneState]) -> None:
+    """Raises unless every state has a progress."""
+    if any(state.progress is None for state in states):
+        raise ValueError(
+            "the prune state has no `progress`, because it was saved by an older release. Add it: "
+            "opt_state = jaxprune.upgrade_state(tx, params, opt_state)."
+        )
+
+
+def does_land(state: PruneState) -> bool:
+    """Whether dropped weights are zero in the params, as they are without `regrow="hold"`."""
+    return bool(np.all(np.asarray(unboxed(state.progress.lands))))
+
+
+def unfinished(paths: Sequence[str], leaves: Sequence[Any], state: PruneState) -> Unfinished:
+    """What the params and the masks of one state lack to be at the end of its schedule.
+
+    Args:
+      paths: of the params.
+      leaves: the params.
+      state: with a progress.
+    """
+    mask_paths, _, _ = leaves_with_paths(state.masks)
+    members = _members(dict(zip(paths, leaves, strict=True)), mask_paths, state)
+    in_masks: dict[str, None] = {}  # in order, each line once
+    in_params: dict[str, None] = {}
+    for member in members:
+        for account in np.unique(member.progress.pool_of[member.progress.pool_of >= 0]):
+            name = _name(mask_paths, np.flatnonzero(member.progress.pool_of == account))
+            in_masks |= dict.fromkeys(_masks_lack(name, member, int(account)))
+            in_params |= dict.fromkeys(_params_lack(name, member, int(account)))
+    left = max((int(member.progress.fires_left) for member in members), default=0)
+    return Unfinished(left, tuple(in_masks), tuple(in_params))
+
+
+def emptied(state: PruneState) -> list[str]:
+    """The paths of the pruned leaves that have lost all of their weights."""
+    paths, masks, _ = leaves_with_paths(state.masks)
+    if state.progress is None or not paths:
+        return []
+    n_batch_axes = np.ndim(unboxed(state.prune_step))
+    zeros = zeros_in(state)
+    pool_of = np.asarray(unboxed(state.progress.pool_of))
+    sizes = _sizes(state, masks, n_batch_axes)
+    is_empty = (zeros == sizes) & (pool_of >= 0) & (sizes > 0)
+    is_empty = is_empty.reshape(-1, len(paths)).any(0)
+    return [path for path, empty in zip(paths, is_empty, strict=True) if empty]
+
+
+def _sizes(state: PruneState, masks: Sequence[Any], n_batch_axes: int) -> np.ndarray:
+    """How many weights each leaf has."""
+    shapes = [list(np.shape(mask)[n_batch_axes:]) for mask in masks]
+    if state.widths is not None:
+        widths = np.asarray(unboxed(state.widths)).reshape(-1, len(masks))[0]
+        for shape, width in zip(shapes, widths, strict=True):
+            shape[-1:] = [int(width)] if shape else []
+    return np.array([np.prod(shape, dtype=np.int64) for shape in shapes], np.int64)
+
+
+def _members(at: dict[str, Any], mask_paths: Sequence[str], state: PruneState) -> list[_Member]:
+    """The members of a batched state; one for any other state."""
+    batch = np.shape(unboxed(state.prune_step))
+    n_leaves, n_members = len(mask_paths), int(np.prod(batch, dtype=np.int64))
+    fields = [np.asarray(unboxed(field)) for field in state.progress]
+    flat = [field.reshape(n_members, *field.shape[len(batch) :]) for field in fields]
+    masked = zeros_in(state)
+    zero = masked.copy()
+    pool_of = np.asarray(unboxed(state.progress.pool_of)).reshape(n_members, n_leaves)
+    if does_land(state):
+        for i, path in enumerate(mask_paths):
+            if (pool_of[:, i] >= 0).any():
+                zero[..., i] = false_in(is_nonzero(jnp.asarray(at[path])), len(batch))
+    masked, zero = (counts.reshape(n_members, n_leaves) for counts in (masked, zero))
+    return [
+        _Member(Progress(*(field[k] for field in flat)), masked[k], zero[k])
+        for k in range(n_members)
+    ]
+
+
+def _masks_lack(name: str, member: _Member, account: int) -> list[str]:
+    """A line if the masks of an account do not drop what is due."""
+    progress, due = member.progress, int(member.progress.due[account])
+    of_account = progress.pool_of == account
+    n, unit = int(member.masked[of_account].sum()), "weights"
+    if not progress.unit_size[account]:
+        fired = int(progress.zeros[of_account].sum())
+        if n < fired or (n > fired and progress.exact):
+            return [f"{name}: the masks drop {n:,} weights, but {fired:,} at the last fire"]
+        n, unit = int(progress.reached[account]), "units"
+        if n < 0:
+            known = f"the masks were replaced and drop {int(member.masked[of_account].sum()):,}"
+            return [f"{name}: {known} weights; {due:,} units are due"] if due else []
+    is_right = n == due if progress.exact else n >= due
+    return [] if is_right else [f"{name}: the masks drop {n:,} {unit}, but {due:,} are due"]
+
+
+def _params_lack(name: str, member: _Member, account: int) -> list[str]:
+    """A line if the params of an account have fewer zeros than are due."""
+    progress = member.progress
+    of_account = progress.pool_of == account
+    n, due = int(member.zero[of_account].sum()), int(progress.due[account])
+    if not progress.unit_size[account]:
+        due = int(member.masked[of_account].sum())
+    return [] if n >= due else [f"{name}: {n:,} weights are zero, but {due:,} are due"]
+
+
+def _name(paths: list[str], indices: np.ndarray) -> str:
+    """An account for an error: its leaf, or its leaves."""
+    names = [shown_path(paths[int(i)]) for i in indices]
+    if len(names) == 1:
+        return names[0]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} together"

@@ -1,0 +1,98 @@
+"""How far a run has come: the counts in a prune state by which fires and checks are decided.
+
+A pruned leaf belongs to an account, which is what has a budget of its own: a pool of one or more
+leaves. A leaf that consists of several pools (slices, groups of N:M) has one account, the sum of
+them. An account has the number of its first leaf, so every array has one entry per leaf of the
+tree, and entries that are not an account are zero.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune._base.counting import WIDE, count_each, counting
+from jaxprune._base.sharding import on_one_device, summed_in_shards
+
+UNKNOWN = -1  # a count in `reached` that the next update finds out
+
+
+class Progress(NamedTuple):
+    """What the schedule asks for, and what the masks have reached. It holds only arrays.
+
+    Counts are int32, or int64 where a leaf or a pool has 2**31 - 1 weights or more. A unit is what
+    one decision covers: a weight, a block, a channel.
+
+    Attributes:
+      pool_of: int32[n_leaves], the account of each leaf in tree order; -1 for a leaf that is not
+        pruned.
+      zeros: int[n_leaves], how many weights of each leaf the masks drop.
+      due: int[n_leaves], how many units each account drops when the schedule is done.
+      reached: int[n_leaves], how many units each account drops now; -1 where the next update has
+        to find out.
+      unit_size: int32[n_leaves], 1 for an account whose units are weights of one pool, so that its
+        zeros say what is reached; 0 for every other.
+      schedule: int32[3], the first fire, the last fire, and the steps between fires.
+      fires_left: int32 scalar, the fires of the schedule that are still to come.
+      target: float32 scalar, the sparsity of the pruned leaves when the schedule is done.
+      lands: int32 scalar, 1 if dropped weights are zero in the params; 0 with `regrow="hold"` and
+        `"train"`.
+      exact: int32 scalar, 1 if masks drop exactly what is due at all times (`rigl`).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune
+      >>> tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
+      >>> progress = tx.init({"w": jnp.ones((1, 2))}).progress
+      >>> progress.due.tolist(), progress.reached.tolist(), int(progress.fires_left)
+      ([1], [0], 1)
+    """
+
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
+    pool_of: Any
+    zeros: Any
+    due: Any
+    reached: Any
+    unit_size: Any
+    schedule: Any
+    fires_left: Any
+    target: Any
+    lands: Any
+    exact: Any
+
+
+def count_dtype(n: int) -> Any:
+    """The dtype of counts up to `n`."""
+    return jnp.int64 if n >= WIDE else jnp.int32
+
+
+def zeros_of(masks: Sequence[jax.Array]) -> jax.Array:
+    """How many weights each mask drops: int[n_masks]; `masks` are not bit masks."""
+    sizes = [mask.size for mask in masks]
+    dtype = count_dtype(max(sizes, default=0))
+    if not masks:
+        return jnp.zeros((0,), dtype)
+
+    def add_up(flags: Sequence[jax.Array], once: Any) -> jax.Array:
+        counts = [_n_dropped(flag, dtype, once is not None) for flag in flags]
+        return jnp.stack([n if once is None else once(i, n) for i, n in enumerate(counts)])
+
+    kept = [mask.astype(bool) for mask in masks]
+    with counting(dtype == jnp.int64):
+        return summed_in_shards(add_up, kept)
+
+
+def _n_dropped(kept: jax.Array, dtype: Any, is_local: bool) -> jax.Array:
+    """How many entries are False."""
+    if not kept.size:
+        return jnp.zeros((), dtype)
+    flags = [jnp.expand_dims(flag, 0) for flag in (~kept, kept)]
+    n_dropped, n_kept = count_each(flags, dtype, is_local or on_one_device([kept]))[0]
+    # Both terms are equal. Two counts are asked for, because XLA would turn a single one into the
+    # slow form that count_each avoids.
+    return n_dropped if is_local else jnp.minimum(n_dropped, kept.size - n_kept)
+
+
+# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
+__test__ = {"Progress": Progress}

@@ -1,0 +1,110 @@
+"""Counts the masks of a state on the host, for a `Progress` that has none or has become wrong."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune._base.counting import counting, is_wide
+from jaxprune._base.paths import leaves_with_paths
+from jaxprune._state.progress import UNKNOWN, Progress, count_dtype
+from jaxprune._state.prune_state import PruneState, masks_of, unboxed
+
+
+def recounted(progress: Progress, state: PruneState) -> Progress:
+    """The progress of a state whose masks are those that its own fires made.
+
+    Args:
+      progress: of a new state of the same transformation.
+      state: whose masks and step count.
+    """
+    step = np.asarray(unboxed(state.prune_step))
+    zeros = zeros_in(state)
+    unit_size = np.asarray(unboxed(progress.unit_size))
+    reached = reached_by(zeros, np.asarray(unboxed(progress.pool_of)), unit_size)
+    left = _fires_left(np.asarray(unboxed(progress.schedule)), step)
+    return with_counts(progress, zeros=zeros, reached=reached, fires_left=left)
+
+
+def with_new_masks(state: PruneState) -> PruneState:
+    """The state with its progress counted anew, for masks that a user has set.
+
+    Masks without a progress, from an older release, stay without one.
+    """
+    progress = state.progress
+    if progress is None:
+        return state
+    zeros = zeros_in(state)
+    unit_size = np.asarray(unboxed(progress.unit_size))
+    reached = reached_by(zeros, np.asarray(unboxed(progress.pool_of)), unit_size)
+    return state._replace(progress=with_counts(progress, zeros=zeros, reached=reached))
+
+
+def zeros_in(state: PruneState) -> np.ndarray:
+    """How many weights each mask of a state drops: int64[..., n_leaves].
+
+    The leading axes are those of a state made under `vmap`.
+    """
+    n_batch_axes = np.ndim(unboxed(state.prune_step))
+    _, masks, _ = leaves_with_paths(masks_of(state))
+    if not masks:
+        return np.zeros((*np.shape(unboxed(state.prune_step)), 0), np.int64)
+    return np.stack([false_in(mask.astype(bool), n_batch_axes) for mask in masks], -1)
+
+
+def false_in(flags: Any, n_batch_axes: int = 0) -> np.ndarray:
+    """How many entries are False, for each index of the leading axes: int64."""
+    flags = jnp.asarray(flags)
+    size = int(np.prod(flags.shape[n_batch_axes:], dtype=np.int64))
+    dtype = count_dtype(size)
+    with counting(dtype == jnp.int64):
+        n_true = jnp.sum(flags, tuple(range(n_batch_axes, flags.ndim)), dtype=dtype)
+    return size - np.asarray(n_true).astype(np.int64)
+
+
+def reached_by(zeros: np.ndarray, pool_of: np.ndarray, unit_size: np.ndarray) -> np.ndarray:
+    """What the masks have reached by their zeros: int64[..., n_leaves].
+
+    It is `UNKNOWN` for an account whose units are not weights of one pool.
+
+    Args:
+      zeros: int[..., n_leaves], as in `Progress`.
+      pool_of: int[..., n_leaves], as in `Progress`.
+      unit_size: int[..., n_leaves], as in `Progress`.
+
+    Example:
+      >>> array = np.array
+      >>> reached_by(array([3, 9, 4, 5]), array([0, -1, 0, 3]), array([1, 0, 0, 0])).tolist()
+      [7, 0, 0, -1]
+    """
+    reached = np.zeros(pool_of.shape, np.int64)
+    for account in range(pool_of.shape[-1]):
+        of_account = pool_of == account
+        total = np.sum(zeros * of_account, -1, dtype=np.int64)
+        total = np.where(unit_size[..., account] > 0, total, UNKNOWN)
+        reached[..., account] = np.where(of_account.any(-1), total, 0)
+    return reached
+
+
+def _fires_left(schedule: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """How many fires of a schedule lie at or after a step.
+
+    Example:
+      >>> [int(_fires_left(np.array([10, 25, 10]), np.array(step))) for step in (0, 11, 25, 26)]
+      [3, 2, 1, 0]
+    """
+    begin, end, every = np.moveaxis(schedule.astype(np.int64), -1, 0)
+    n_on_grid = -((begin - end) // every)  # those before the last
+    n_past = np.clip(-((begin - step) // every), 0, n_on_grid)
+    return n_on_grid - n_past + (step <= end)
+
+
+def with_counts(progress: Progress, **counts: np.ndarray) -> Progress:
+    """The progress with other counts, in the dtypes and the boxes of the old ones."""
+    fields = {}
+    for name, values in counts.items():
+        [old], treedef = jax.tree.flatten(getattr(progress, name))
+        with counting(is_wide(old)):
+            fields[name] = treedef.unflatten([jnp.asarray(values, old.dtype)])
+    return progress._replace(**fields)

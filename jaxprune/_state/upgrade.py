@@ -1,0 +1,145 @@
+"""`upgrade_state`: continue from an optimizer state that an older release saved.
+
+The state is fitted to the one that `tx.init` makes, from the root down. Children are looked up by
+their keys, so that the nested dicts and lists to which checkpoint libraries reduce a state fit too.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune._base.arguments import shown
+from jaxprune._base.counting import counting, is_wide
+from jaxprune._base.paths import path_str, shown_path
+from jaxprune._base.sharding import placed_like
+from jaxprune._state.prune_state import PruneState, find_states
+from jaxprune._state.recount import recounted
+
+_MISSING = object()
+
+
+def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_state: Any) -> Any:
+    """A saved optimizer state in the form of this release, to continue training with `tx`.
+
+    Every array of the saved state is kept. What older releases did not save (`progress`) is derived
+    from its masks and its step. It runs on the host, outside `jit`.
+
+    Args:
+      tx: the transformation to continue with, built as it was for the saved run.
+      params: the params, or any tree with their paths, shapes and dtypes.
+      old_state: the saved optimizer state: either with the same states inside as `tx.init(params)`,
+        or as the nested dicts and lists that `flax.serialization.msgpack_restore`, or orbax without
+        a target, return. For a TrainState, pass its `opt_state`.
+
+    Returns:
+      An optimizer state with the structure of `tx.init(params)`.
+
+    Raises:
+      ValueError: `tx` does not prune, or the saved state belongs to another optimizer or other
+        params; the error names the first difference.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune
+      >>> params = {"kernel": jnp.ones((4, 4))}
+      >>> tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
+      >>> old_state = tx.init(params)._replace(progress=None)
+      >>> int(upgrade_state(tx, params, old_state).progress.fires_left)
+      1
+    """
+    fresh = tx.init(params)
+    if not find_states(fresh):
+        raise ValueError(
+            "upgrade_state: tx.init returns no prune state. Pass the transformation that prunes, "
+            "such as optax.chain(optimizer, jaxprune.prune(schedule))."
+        )
+    return _fitted(fresh, old_state, ())
+
+
+def _fitted(fresh: Any, old: Any, path: tuple[Any, ...]) -> Any:
+    """`fresh` with the arrays of `old`. `path` is the key path of both nodes, for errors."""
+    if jax.tree_util.all_leaves([fresh]):
+        return _fitted_leaf(fresh, old, path)
+    if not jax.tree.leaves(fresh):
+        return fresh
+    if isinstance(fresh, PruneState):
+        return _fitted_prune_state(fresh, old, path)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=lambda x: x is not fresh)
+    children = []
+    for i, (key, child) in enumerate(flat):
+        old_child = _child(old, key[-1] if key else None, i)
+        if old_child is _MISSING:
+            if jax.tree.leaves(child):
+                raise ValueError(_misfit((*path, *key), child, old))
+            old_child = None
+        children.append(_fitted(child, old_child, (*path, *key)))
+    return treedef.unflatten(children)
+
+
+def _fitted_prune_state(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> PruneState:
+    """A prune state with the arrays of `old`, and the progress that they show."""
+    fields = {}
+    for i, name in enumerate(PruneState._fields[:-1]):
+        fresh_field, key = getattr(fresh, name), jax.tree_util.GetAttrKey(name)
+        old_field = _child(old, key, i)
+        if old_field is _MISSING and jax.tree.leaves(fresh_field):
+            raise ValueError(_misfit((*path, key), fresh_field, old))
+        fields[name] = _fitted(fresh_field, old_field, (*path, key))
+    state = fresh._replace(**fields)
+    return state._replace(progress=recounted(fresh.progress, state))
+
+
+def _fitted_leaf(fresh: Any, old: Any, path: tuple[Any, ...]) -> Any:
+    """The array in `old`, in the dtype of `fresh`; a NumPy array also goes to its devices."""
+    leaves = jax.tree.leaves(old)
+    if len(leaves) != 1:
+        raise ValueError(_misfit(path, fresh, old))
+    [leaf] = leaves
+    if not isinstance(fresh, jax.Array):
+        return leaf
+    if jnp.issubdtype(fresh.dtype, jax.dtypes.extended):  # PRNG keys
+        is_key = getattr(leaf, "dtype", None) == fresh.dtype
+        return leaf if is_key else jax.random.wrap_key_data(jnp.asarray(leaf))
+    if jnp.shape(leaf) != fresh.shape:
+        raise ValueError(_misfit(path, fresh, leaf))
+    with counting(is_wide(fresh)):
+        array = jnp.asarray(leaf).astype(fresh.dtype)
+    return array if isinstance(leaf, jax.Array) else placed_like(array, fresh)
+
+
+def _child(node: Any, key: Any, i: int) -> Any:
+    """The child of a saved node at a key of the new one; `_MISSING` if it has none.
+
+    Checkpoint libraries may have turned tuples into lists or into dicts with the keys "0", "1",
+    and NamedTuples into dicts or lists.
+    """
+    name = next((getattr(key, k) for k in ("key", "name", "idx") if hasattr(key, k)), i)
+    if isinstance(node, Mapping):
+        names = [k for k in (name, str(name), str(i)) if k in node]
+        return node[names[0]] if names else _MISSING
+    if isinstance(name, str) and hasattr(node, name):
+        return getattr(node, name)
+    if isinstance(node, (tuple, list)):
+        return node[i] if i < len(node) else _MISSING
+    is_box = name == "value" and len(jax.tree.leaves(node)) == 1
+    return node if is_box else _MISSING
+
+
+def _misfit(path: tuple[Any, ...], fresh: Any, old: Any) -> str:
+    """The message for a saved state of another optimizer or of other params."""
+    return (
+        f"{shown_path(path_str(path))}: the saved state does not fit this transformation: it has "
+        f"{_outline(old)}, but tx.init(params) has {_outline(fresh)}. Build tx as it was built for "
+        "the saved run, and pass the params of that run."
+    )
+
+
+def _outline(node: Any) -> str:
+    """An array as `float32[3, 4]`, or the type and the keys of a node."""
+    if hasattr(node, "shape") and hasattr(node, "dtype"):
+        return f"{node.dtype}{list(node.shape)}"
+    if isinstance(node, Mapping):
+        return f"a dict with the keys {', '.join(map(str, node)) or '(none)'}"
+    return shown(node) if isinstance(node, str | bytes) else type(node).__name__

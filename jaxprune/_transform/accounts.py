@@ -1,0 +1,201 @@
+"""What a schedule asks of every account at every step, and the progress of a state.
+
+See `jaxprune._state.progress` for what an account is. The tables are host values; the only thing
+that a step without a fire does with them is to compare one row.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune._base.counting import counting, is_wide
+from jaxprune._recipe.budget import Budget, Leaf
+from jaxprune._state.progress import UNKNOWN, Progress, count_dtype
+from jaxprune._transform.settings import Settings
+
+
+class Counts(NamedTuple):
+    """The counts in a progress that a fire changes: `zeros` and `reached`."""
+
+    zeros: Any
+    reached: Any
+
+
+class Accounts(NamedTuple):
+    """What a transformation asks of the accounts of a tree; host values.
+
+    Attributes:
+      pool_of: int32[n_leaves], the account of each leaf; -1 for a leaf that is not pruned.
+      unit_size: int32[n_leaves], as in `Progress`.
+      asked: int64[n_fires + 1, n_leaves], how many units each account drops before the first fire,
+        and from each fire on.
+      largest: the largest number of weights in a leaf, and of units in an account.
+      target: the sparsity of the pruned leaves when the schedule is done.
+    """
+
+    pool_of: np.ndarray
+    unit_size: np.ndarray
+    asked: np.ndarray
+    largest: tuple[int, int]
+    target: float
+
+
+@functools.lru_cache(maxsize=64)
+def accounts_of(settings: Settings, budget: Budget) -> Accounts:
+    """The accounts of a tree with this budget."""
+    _, paths, specs, n_parts = budget.made_from
+    shapes: list[Any] = [getattr(specs[i], "shape", ()) for i in budget.chosen]
+    sizes = list(map(math.prod, shapes))
+    n_leaves, n_fires = len(paths), len(budget.pools.n_drop)
+    pool_of = np.full(n_leaves, -1, np.int32)
+    unit_size = np.zeros(n_leaves, np.int32)
+    asked = np.zeros((n_fires + 1, n_leaves), np.int64)
+    n_units = [0]
+    account_of: dict[tuple[int, ...], int] = {}  # by its pools
+    for i, leaf, shape in zip(budget.chosen, budget.leaves, shapes, strict=True):
+        account = account_of.setdefault(leaf.pools, i)
+        pool_of[i] = account
+        is_counted = _is_one_pool_of_weights(leaf, shape)
+        if account == i:
+            pools = list(leaf.pools)
+            asked[1:, i] = budget.pools.n_drop[:, pools].sum(1)
+            n_units.append(sum(budget.pools.n_units[pool] for pool in pools))
+            unit_size[i] = is_counted
+        elif not is_counted:
+            unit_size[account] = 0
+    if settings.is_exact:  # sparse from the start
+        asked[0] = asked[1]
+    n_zero = sum(budget.n_zero(sizes)) if sizes else 0
+    largest = max(sizes, default=0) * n_parts, max(n_units)
+    return Accounts(pool_of, unit_size, asked, largest, n_zero / max(sum(sizes), 1))
+
+
+def _is_one_pool_of_weights(leaf: Leaf, shape: tuple[int, ...]) -> bool:
+    """Whether all weights of a leaf compete with each other, one by one."""
+    return leaf.axis is None and leaf.traits.is_elementwise and leaf.structure.n_groups(shape) == 1
+
+
+def no_progress(settings: Settings) -> Progress:
+    """The progress for a tree of no leaves."""
+    none = np.zeros(0, np.int32)
+    accounts = Accounts(none, none, np.zeros((1, 0), np.int64), (0, 0), 0.0)
+    return progress_at(settings, accounts, -1, first_counts(accounts))
+
+
+def first_counts(accounts: Accounts, zeros: Any = None) -> Counts:
+    """The counts of a new state.
+
+    Args:
+      accounts: of the tree.
+      zeros: int[n_leaves], how many weights of each leaf its first mask drops, as many as the
+        schedule asks for; None for masks that keep everything.
+    """
+    if zeros is None:
+        return Counts(_ints(np.zeros_like(accounts.pool_of), accounts.largest[0]), _row(accounts))
+    return Counts(zeros, _ints(accounts.asked[0], accounts.largest[1]))
+
+
+def _row(accounts: Accounts) -> jax.Array:
+    return _ints(np.zeros_like(accounts.pool_of), accounts.largest[1])
+
+
+def _ints(values: np.ndarray, largest: int) -> jax.Array:
+    """Counts as an array of the dtype that counts up to `largest` need."""
+    dtype = count_dtype(largest)
+    with counting(dtype == jnp.int64):
+        return jnp.asarray(values, dtype)
+
+
+def counts_of(accounts: Accounts, progress: Progress) -> Counts:
+    """The counts in a state; nothing is known to be reached by accounts that were others before."""
+    dtypes = [count_dtype(n) for n in accounts.largest]
+    with counting(jnp.int64 in dtypes):
+        zeros = jnp.asarray(progress.zeros).astype(dtypes[0])
+        reached = jnp.asarray(progress.reached).astype(dtypes[1])
+        same = jnp.all(
+            (progress.pool_of == accounts.pool_of) & (progress.unit_size == accounts.unit_size)
+        )
+        unknown = jnp.asarray(UNKNOWN, reached.dtype)
+        return Counts(zeros, jnp.where(same, reached, unknown))
+
+
+def asked_at(settings: Settings, accounts: Accounts, step: Any) -> jax.Array:
+    """How many units each account has to drop after update `step`: int[n_leaves]."""
+    table = _ints(accounts.asked, accounts.largest[1])
+    with counting(is_wide(table)):
+        return table[settings.schedule.index(step) + 1]
+
+
+def is_behind(settings: Settings, accounts: Accounts, step: Any, counts: Counts) -> jax.Array:
+    """Whether an account drops fewer units than the schedule asks for at this step."""
+    asked = asked_at(settings, accounts, step)
+    with counting(is_wide(asked)):
+        return jnp.any(jnp.maximum(counts.reached, 0) < asked)
+
+
+def counted(
+    settings: Settings, accounts: Accounts, step: Any, old: Counts, chosen: Sequence[int], new: Any
+) -> Counts:
+    """The counts after a fire.
+
+    Where units are not weights of one pool, the fire has reached what the schedule asks for.
+
+    Args:
+      settings: what the transformation does.
+      accounts: of the tree.
+      step: updates applied so far.
+      old: the counts before the fire.
+      chosen: the indices of the pruned leaves.
+      new: how many weights of each of them are dropped now.
+    """
+    asked = asked_at(settings, accounts, step)
+    account_of = accounts.pool_of[np.array(chosen)]
+    with counting(is_wide(old.zeros) or is_wide(old.reached)):
+        zeros = old.zeros.at[np.array(chosen)].set(new.astype(old.zeros.dtype))
+        by_account = jnp.zeros_like(asked).at[account_of].add(new.astype(asked.dtype))
+        known = jnp.asarray(accounts.unit_size > 0)
+        reached = jnp.maximum(jnp.where(known, by_account, 0).astype(asked.dtype), asked)
+        return Counts(zeros, old.reached.at[...].set(reached))
+
+
+def next_progress(
+    settings: Settings, accounts: Accounts, step: Any, counts: Counts, old: Progress
+) -> Progress:
+    """The progress after update `step`.
+
+    What does not change is taken from `old`, so that a donated buffer is used again.
+    """
+    new = progress_at(settings, accounts, step, counts)
+    others = [name for name in Progress._fields if name not in Counts._fields]
+    kept = {}
+    for name in others:
+        value, before = getattr(new, name), getattr(old, name)
+        with counting(is_wide(value)):
+            before = jnp.asarray(before).astype(value.dtype)
+            kept[name] = jnp.where(before == value, before, value)
+    return new._replace(**kept)
+
+
+def progress_at(settings: Settings, accounts: Accounts, step: Any, counts: Counts) -> Progress:
+    """The progress after update `step`; after `init` for step -1."""
+    schedule = settings.schedule
+    left = len(schedule.targets) - 1 - schedule.index(step)
+    return Progress(
+        pool_of=jnp.asarray(accounts.pool_of),
+        zeros=counts.zeros,
+        due=_ints(accounts.asked[-1], accounts.largest[1]),
+        reached=counts.reached,
+        unit_size=jnp.asarray(accounts.unit_size),
+        schedule=jnp.asarray(
+            np.array([schedule.begin_step, schedule.end_step, schedule.every], np.int32)
+        ),
+        fires_left=jnp.asarray(left, jnp.int32),
+        target=jnp.asarray(accounts.target, jnp.float32),
+        lands=jnp.asarray(int(settings.lands), jnp.int32),
+        exact=jnp.asarray(int(settings.is_exact), jnp.int32),
+    )

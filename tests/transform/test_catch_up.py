@@ -1,0 +1,199 @@
+"""A fire happens whenever the masks have fewer zeros than the schedule asks for at that step."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, strategies as st
+
+import jaxprune
+from helpers import grads_at, random_params
+
+SHAPES = {"a": (8, 12), "b": {"kernel": (12, 5), "bias": (5,)}}
+SIZES = {"a": 96, "b/kernel": 60}
+
+
+def sgd():
+    return optax.sgd(0.05, momentum=0.5)
+
+
+def prune(schedule, **options):
+    return optax.chain(sgd(), jaxprune.prune(schedule, **options))
+
+
+def partitioned(schedule):
+    labels = {"a": "a", "b": {"kernel": "b", "bias": "b"}}
+    return optax.partition({"a": prune(schedule), "b": prune(schedule)}, labels)
+
+
+def regrown(regrow):
+    return lambda s: jaxprune.prune(s, inner=sgd(), regrow=regrow)
+
+
+FORMS = {
+    "chain": prune,
+    "inner": lambda s: jaxprune.prune(s, inner=sgd()),
+    "bit masks": lambda s: prune(s, packed=True),
+    "global pool": lambda s: prune(s, distribution=jaxprune.global_pool),
+    "erk": lambda s: prune(s, distribution=jaxprune.erk),
+    "slices": lambda s: prune(s, distribution=jaxprune.per_slice("a")),
+    "blocks": lambda s: prune(s, structure=jaxprune.Block((3, 2))),  # smaller ones at the edges
+    "balanced": lambda s: prune(s, structure={"a": jaxprune.Block((2, 4), balanced=True)}),
+    "channels": lambda s: prune(s, structure=jaxprune.Channel()),
+    "movement": lambda s: jaxprune.prune(s, inner=sgd(), score=jaxprune.movement),
+    "partition": partitioned,
+    "regrow zero": regrown("zero"),
+    "regrow hold": regrown("hold"),
+    "regrow train": regrown("train"),
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def make_params():
+    return random_params(SHAPES)
+
+
+def run(tx, params, state, n_steps, first=0):
+    """`n_steps` updates, compiled."""
+    step = jax.jit(tx.update)
+    for t in range(first, first + n_steps):
+        updates, state = step(grads_at(params, t), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def at_step(state, step):
+    return optax.tree.set(state, prune_step=jnp.int32(step))
+
+
+def n_dropped(state, params=None):
+    masks = jaxprune.get_masks(state, params)
+    return {name: int(np.sum(~m)) for name, m in (("a", masks["a"]), ("b", masks["b"]["kernel"]))}
+
+
+@every_form
+def test_a_schedule_in_the_past_is_caught_up_by_the_first_update(form):
+    old, new = (FORMS[form](s) for s in (jaxprune.one_shot_schedule(0.5, 2), PAST))
+    params, state = run(old, make_params(), old.init(make_params()), 4)
+    for path, n in n_dropped(state).items():
+        assert n < 0.7 * make_size(path), path
+    params, state = run(new, params, at_step(state, 150), 1)
+    jaxprune.check(params, state, done=True)
+    assert sum(n_dropped(state).values()) >= 0.68 * 156
+
+
+PAST = jaxprune.cubic_schedule(0.75, 10, 100, 30)
+
+
+def make_size(name):
+    return {"a": 96, "b": 60}[name]
+
+
+@pytest.mark.parametrize("form", ("chain", "global pool", "blocks", "regrow hold", "partition"))
+@given(
+    first=st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(1, 3)),
+    second=st.tuples(st.integers(0, 6), st.integers(0, 4), st.integers(1, 3)),
+    stop=st.integers(0, 8),
+    lost=st.booleans(),
+)
+def test_any_state_under_any_schedule_ends_at_its_target(form, first, second, stop, lost):
+    old = FORMS[form](jaxprune.cubic_schedule(0.4, first[0], sum(first[:2]), first[2]))
+    new = FORMS[form](jaxprune.linear_schedule(0.75, second[0], sum(second[:2]), second[2]))
+    params, state = run(old, make_params(), old.init(make_params()), stop)
+    if lost:  # masks and progress were not restored
+        state = at_step(old.init(make_params()), stop)
+    n_more = max(sum(second[:2]) + 1 - stop, 1)
+    params, state = run(new, params, state, n_more, stop)
+    jaxprune.check(params, state, done=True)
+    expected = run(new, make_params(), new.init(make_params()), sum(second[:2]) + 1)[1]
+    got = sum(n_dropped(state).values())
+    assert got == sum(n_dropped(expected).values()) or form == "blocks"
+
+
+@every_form
+def test_a_state_that_lacks_nothing_continues_bit_by_bit(form):
+    """The progress that `upgrade_state` derives from the masks makes no difference either."""
+    tx = FORMS[form](jaxprune.cubic_schedule(0.75, 1, 9, 4))
+    params, state = run(tx, make_params(), tx.init(make_params()), 7)
+    without = optax.tree.set(state, progress=None)
+    upgraded = jaxprune.upgrade_state(tx, params, without)
+    results = [run(tx, params, s, 5, 7) for s in (state, without, upgraded)]
+    for result in results[1:]:
+        chex.assert_trees_all_equal(result[0], results[0][0])
+        masks = map(jaxprune.get_masks, (result[1], results[0][1]))
+        chex.assert_trees_all_equal(*masks)
+
+
+def test_an_extended_run_keeps_what_is_dropped_and_drops_more():
+    old, new = prune(jaxprune.one_shot_schedule(0.5)), prune(jaxprune.one_shot_schedule(0.75))
+    params, state = run(old, make_params(), old.init(make_params()), 3)
+    before = jaxprune.get_masks(state)
+    params, state = run(new, params, state, 1, 3)
+    after = jaxprune.get_masks(state)
+    assert n_dropped(state) == {"a": 72, "b": 45}
+    for old_mask, new_mask in zip(*map(jax.tree.leaves, (before, after)), strict=True):
+        assert not np.any(new_mask & ~old_mask)
+
+
+def test_nothing_is_caught_up_before_the_first_fire():
+    tx = prune(jaxprune.one_shot_schedule(0.5, 5), structure=jaxprune.Channel())
+    state = jaxprune.set_masks(tx.init(make_params()), jaxprune.get_masks(tx.init(make_params())))
+    _, state = run(tx, make_params(), state, 3)
+    assert n_dropped(state) == {"a": 0, "b": 0}
+
+
+def test_skipped_updates_lose_no_fire():
+    tx = optax.apply_if_finite(prune(jaxprune.cubic_schedule(0.75, 1, 5, 2)), 100)
+    params, state = make_params(), tx.init(make_params())
+    for t in range(20):
+        grads = jax.tree.map(lambda g, t=t: g * (np.nan if t % 2 else 1), grads_at(params, t))
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    jaxprune.check(params, state, done=True)
+    assert n_dropped(state) == {"a": 72, "b": 45}
+
+
+def rigl(**options):
+    return jaxprune.rigl(0.5, 10, every=4, inner=sgd(), distribution=jaxprune.uniform, **options)
+
+
+def test_rigl_catches_up_by_dropping_the_smallest_and_swaps_none():
+    tx = rigl()
+    state = tx.init(make_params())
+    params, state = run(tx, jaxprune.apply_masks(make_params(), state), state, 2)
+    dense = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    updates, state = tx.update(
+        grads_at(make_params(), 3), jaxprune.set_masks(state, dense), make_params()
+    )
+    del updates
+    assert n_dropped(state) == {"a": 48, "b": 30}
+    magnitude = np.abs(make_params()["a"])
+    kept = np.asarray(jaxprune.get_masks(state)["a"])
+    assert magnitude[kept].min() >= magnitude[~kept].max()
+
+
+def test_rigl_under_a_higher_sparsity_ends_at_exactly_its_budget():
+    state = rigl().init(make_params())
+    params, state = run(rigl(), jaxprune.apply_masks(make_params(), state), state, 6)
+    tx = jaxprune.rigl(0.75, 3, inner=sgd(), distribution=jaxprune.uniform)
+    params, state = run(tx, params, state, 1, 6)
+    assert n_dropped(state) == {"a": 72, "b": 45}
+    jaxprune.check(params, state, done=True)
+
+
+def test_static_sparse_never_catches_up():
+    tx = jaxprune.static_sparse(0.5, inner=sgd())
+    dense = jax.tree.map(lambda p: jnp.ones(p.shape, bool), make_params())
+    _, state = run(tx, make_params(), jaxprune.set_masks(tx.init(make_params()), dense), 3)
+    assert n_dropped(state) == {"a": 0, "b": 0}
+
+
+def test_other_pools_are_counted_anew():
+    old = prune(jaxprune.one_shot_schedule(0.5), distribution=jaxprune.global_pool)
+    params, state = run(old, make_params(), old.init(make_params()), 2)
+    new = prune(jaxprune.one_shot_schedule(0.5))  # each leaf for itself
+    params, state = run(new, params, state, 1)
+    jaxprune.check(params, state, done=True)
+    assert min(n_dropped(state)["a"] - 48, n_dropped(state)["b"] - 30) >= 0
