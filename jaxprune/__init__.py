@@ -108,6 +108,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
     from jaxprune._state.splice import splice as splice
     from jaxprune._state.upgrade import upgrade_state as upgrade_state
     from jaxprune._topk.topk import topk_mask as topk_mask, topk_masks as topk_masks
+    from jaxprune._transform.keep_zeros import keep_zeros as keep_zeros
     from jaxprune._transform.oneshot import (
         masks_from_params as masks_from_params,
         prune_params as prune_params,
@@ -149,6 +150,7 @@ _PUBLIC = {
     "_state.splice": ("splice",),
     "_state.upgrade": ("upgrade_state",),
     "_topk.topk": ("topk_mask", "topk_masks"),
+    "_transform.keep_zeros": ("keep_zeros",),
     "_transform.oneshot": ("masks_from_params", "prune_params"),
     "_transform.prune": ("prune",),
     "_transform.rigl": ("rigl", "set_", "static_sparse"),
@@ -182,6 +184,7 @@ __all__ = [
     "get_state",
     "global_pool",
     "gradient_magnitude",
+    "keep_zeros",
     "linear_schedule",
     "linen_inputs",
     "load",

@@ -116,6 +116,9 @@ def _child(node: Any, key: Any, i: int) -> Any:
     and NamedTuples into dicts or lists.
     """
     name = next((getattr(key, k) for k in ("key", "name", "idx") if hasattr(key, k)), i)
+    leaves = jax.tree.leaves(node)
+    if name == "value" and len(leaves) == 1:  # the box that Flax puts around an array
+        return leaves[0]
     if isinstance(node, Mapping):
         names = [k for k in (name, str(name), str(i)) if k in node]
         return node[names[0]] if names else _MISSING
@@ -123,8 +126,7 @@ def _child(node: Any, key: Any, i: int) -> Any:
         return getattr(node, name)
     if isinstance(node, (tuple, list)):
         return node[i] if i < len(node) else _MISSING
-    is_box = name == "value" and len(jax.tree.leaves(node)) == 1
-    return node if is_box else _MISSING
+    return _MISSING
 
 
 def _misfit(path: tuple[Any, ...], fresh: Any, old: Any) -> str:

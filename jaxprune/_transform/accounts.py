@@ -35,6 +35,7 @@ class Accounts(NamedTuple):
       asked: int64[n_fires + 1, n_leaves], how many units each account drops before the first fire,
         and from each fire on.
       largest: the largest number of weights in a leaf, and of units in an account.
+      size: the number of weights in pruned leaves.
       target: the sparsity of the pruned leaves when the schedule is done.
     """
 
@@ -42,6 +43,7 @@ class Accounts(NamedTuple):
     unit_size: np.ndarray
     asked: np.ndarray
     largest: tuple[int, int]
+    size: int
     target: float
 
 
@@ -70,9 +72,9 @@ def accounts_of(settings: Settings, budget: Budget) -> Accounts:
             unit_size[account] = 0
     if settings.is_exact:  # sparse from the start
         asked[0] = asked[1]
-    n_zero = sum(budget.n_zero(sizes)) if sizes else 0
     largest = max(sizes, default=0) * n_parts, max(n_units)
-    return Accounts(pool_of, unit_size, asked, largest, n_zero / max(sum(sizes), 1))
+    target = sum(budget.n_zero(sizes)) / max(sum(sizes), 1)
+    return Accounts(pool_of, unit_size, asked, largest, sum(sizes), target)
 
 
 def _is_one_pool_of_weights(leaf: Leaf, shape: tuple[int, ...]) -> bool:
@@ -83,7 +85,7 @@ def _is_one_pool_of_weights(leaf: Leaf, shape: tuple[int, ...]) -> bool:
 def no_progress(settings: Settings) -> Progress:
     """The progress for a tree of no leaves."""
     none = np.zeros(0, np.int32)
-    accounts = Accounts(none, none, np.zeros((1, 0), np.int64), (0, 0), 0.0)
+    accounts = Accounts(none, none, np.zeros((1, 0), np.int64), (0, 0), 0, 0.0)
     return progress_at(settings, accounts, -1, first_counts(accounts))
 
 
@@ -108,7 +110,7 @@ def _ints(values: np.ndarray, largest: int) -> jax.Array:
     """Counts as an array of the dtype that counts up to `largest` need."""
     dtype = count_dtype(largest)
     with counting(dtype == jnp.int64):
-        return jnp.asarray(values, dtype)
+        return jnp.array(values, dtype)
 
 
 def counts_of(accounts: Accounts, progress: Progress) -> Counts:
@@ -181,16 +183,31 @@ def next_progress(
     return new._replace(**kept)
 
 
+def progress_of_masks(settings: Settings, accounts: Accounts, zeros: jax.Array) -> Progress:
+    """The progress of masks that never change: what they drop is what is due.
+
+    Args:
+      settings: what the transformation does; every weight is a unit.
+      accounts: of the tree; each leaf is one.
+      zeros: int[n_leaves], how many weights each mask drops.
+    """
+    progress = progress_at(settings, accounts, settings.schedule.end_step, Counts(zeros, zeros))
+    with counting(is_wide(zeros)):
+        n_zero = jnp.sum(zeros).astype(jnp.float32)
+        due, reached = jnp.copy(zeros), jnp.copy(zeros)  # a buffer can be donated only once
+    return progress._replace(due=due, reached=reached, target=n_zero / max(accounts.size, 1))
+
+
 def progress_at(settings: Settings, accounts: Accounts, step: Any, counts: Counts) -> Progress:
     """The progress after update `step`; after `init` for step -1."""
     schedule = settings.schedule
     left = len(schedule.targets) - 1 - schedule.index(step)
     return Progress(
-        pool_of=jnp.asarray(accounts.pool_of),
+        pool_of=jnp.array(accounts.pool_of),
         zeros=counts.zeros,
         due=_ints(accounts.asked[-1], accounts.largest[1]),
         reached=counts.reached,
-        unit_size=jnp.asarray(accounts.unit_size),
+        unit_size=jnp.array(accounts.unit_size),
         schedule=jnp.asarray(
             np.array([schedule.begin_step, schedule.end_step, schedule.every], np.int32)
         ),

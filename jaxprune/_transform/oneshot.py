@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from jaxprune._base.arguments import as_seed, as_sparsity, shown
 from jaxprune._base.counting import as_counts
-from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, listed, rule_for, shown_path
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
@@ -20,6 +19,7 @@ from jaxprune._state.masks import full_mask, keep
 from jaxprune._topk.topk import check_ties
 from jaxprune._transform.checks import Tree, check_updates
 from jaxprune._transform.decide import Operand, Rules, tighten
+from jaxprune._transform.keep_zeros import masks_of_zeros
 
 
 def prune_params(
@@ -129,14 +129,18 @@ def masks_from_params(
 ) -> chex.ArrayTree:
     """Masks that drop the weights which are zero: to go on from sparse params without their state.
 
+    To fine-tune sparse params, `keep_zeros` does all of it in one call.
+
     Args:
       params: any tree.
-      include: which leaves to look at; by default those that `prune` would prune.
+      include: which leaves to look at; by default those that `prune` would prune. A leaf of zeros
+        only is kept whole, so that it can learn, unless `include` matches it.
       exclude: which leaves to leave out. A leaf that is not chosen is kept whole, zeros included.
 
     Returns:
       Bool masks, False where a chosen leaf is exactly zero. Put them into an optimizer state with
-      `jaxprune.set_masks(opt_state, masks)`.
+      `jaxprune.set_masks(opt_state, masks)`. Outside `jit` a warning names the leaves that are kept
+      whole because they contain only zeros.
 
     Raises:
       TypeError, ValueError: as in `prune`.
@@ -150,11 +154,8 @@ def masks_from_params(
     paths, leaves, treedef = leaves_with_paths(params)
     _check_values("masks_from_params", paths, leaves)
     recipe = Recipe.of((as_sparsity(0.0, "sparsity"),), include, exclude)
-    masks = [full_mask(leaf, bool) for leaf in leaves]
     budget = recipe.checked_budget(params, paths, leaves)
-    for i in budget.chosen:
-        masks[i] = is_nonzero(jnp.asarray(leaves[i]))
-    return treedef.unflatten(masks)
+    return treedef.unflatten(masks_of_zeros("masks_from_params", recipe, budget, leaves))
 
 
 def _check_values(function: str, paths: list[str], leaves: list[Any]) -> None:

@@ -27,6 +27,7 @@ class Algorithm(NamedTuple):
       trained: `(masks, schedule, step) -> flags`, the weights that get an update in this step.
       resets: whether a fire sets the optimizer's moments of some weights to zero.
       changes: whether masks change at all.
+      budgeted: whether budgets say how many weights are dropped, and not the first masks.
     """
 
     first_masks: Callable[..., list[Any]]
@@ -34,6 +35,7 @@ class Algorithm(NamedTuple):
     trained: Callable[..., list[Any]]
     resets: bool
     changes: bool = True
+    budgeted: bool = True
 
 
 class Settings(NamedTuple):

@@ -30,6 +30,7 @@ from jaxprune._transform.accounts import (
     next_progress,
     no_progress,
     progress_at,
+    progress_of_masks,
 )
 from jaxprune._transform.checks import Tree, check_state, check_updates, checked, parallel
 from jaxprune._transform.fire import Fired, Inputs, fire
@@ -127,6 +128,8 @@ def _first_progress(
     except ValueError:  # `init` gets whole leaves, outside the map over the axis
         n_parts = 1
     accounts = accounts_of(settings, settings.recipe.budget(paths, leaves, n_parts))
+    if not settings.algorithm.budgeted:
+        return progress_of_masks(settings, accounts, zeros_of(masks))
     zeros = zeros_of(masks) if settings.is_exact else None
     return progress_at(settings, accounts, -1, first_counts(accounts, zeros))
 
@@ -183,7 +186,7 @@ def _update(
         check_updates(budget.chosen, tree, u_leaves, "update of `inner`")
     emitted = _emitted(settings, inputs.params, _chosen(u_leaves, budget), trained)
     progress = state.progress
-    if fired.counts is not None:
+    if fired.counts is not None and settings.algorithm.budgeted:
         accounts = accounts_of(settings, budget)
         progress = next_progress(settings, accounts, state.prune_step, fired.counts, progress)
     return tree.treedef.unflatten(_replaced(u_leaves, budget, emitted)), PruneState(

@@ -35,8 +35,8 @@ MAY_IMPORT = {
     "__main__": ("__init__", "_cli", "demo"),
 }
 PROGRAMS = ("__main__", "demo", "_cli")  # may import extras at the top
-KNOW_OPTAX = ("_report.plan", "_state.splice") + tuple(
-    f"_transform.{name}" for name in ("inner", "prune", "rigl", "update")
+KNOW_OPTAX = ("_report.plan", "_state.splice", "_state.upgrade") + tuple(
+    f"_transform.{name}" for name in ("inner", "keep_zeros", "prune", "rigl", "update")
 )
 # Of these, only `__init__` imports modules of jaxprune; the others import extras.
 IMPORT_BY_STRING = ("__init__", "_calibration.inputs", "_files.extras")

@@ -55,10 +55,22 @@ STATES = [
         ("prune states", "2", ("get_masks", "apply_masks")),
     ),
     case(
-        "two_states_for_metrics",
-        lambda: jaxprune.metrics(two_prunes()),
+        "metrics_of_an_older_state",
+        lambda: jaxprune.metrics(two_prunes()[0]._replace(progress=None)),
         ValueError,
-        ("prune states", "2", ("get_masks", "apply_masks")),
+        ("prune state", "progress", "upgrade_state"),
+    ),
+    case(
+        "check_done_of_an_older_state",
+        lambda: jaxprune.check(params(), two_prunes()[0]._replace(progress=None), done=True),
+        ValueError,
+        ("prune state", "progress", "upgrade_state"),
+    ),
+    case(
+        "done_is_no_bool",
+        lambda: jaxprune.check(params(), two_prunes()[0], done=1),
+        TypeError,
+        ("done", "1", "True or False"),
     ),
     case(
         "masks_of_two_models",

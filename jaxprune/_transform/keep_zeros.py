@@ -1,0 +1,108 @@
+"""`keep_zeros`: fine-tuning of params that are sparse already."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import optax
+
+from jaxprune._base.arguments import shown
+from jaxprune._base.float_bits import is_nonzero
+from jaxprune._base.paths import listed
+from jaxprune._base.sharding import placed_like
+from jaxprune._recipe.budget import Budget, Recipe
+from jaxprune._recipe.schedules import one_shot_schedule
+from jaxprune._state.masks import full_mask
+from jaxprune._transform.fire import TIGHTEN
+from jaxprune._transform.settings import Settings
+from jaxprune._transform.update import transformation
+
+
+def keep_zeros(
+    inner: optax.GradientTransformation, *, include: Any = None, exclude: Any = ()
+) -> optax.GradientTransformationExtraArgs:
+    """Fine-tunes sparse params: weights that are zero when `init` is called stay zero.
+
+    `init` derives the masks from the params that it is given, and they never change. A leaf that
+    contains only zeros is free: LoRA factors and zero-initialised heads start at zero and have to
+    learn. To mask such a leaf too, name it with `include`.
+
+    Args:
+      inner: the optimizer to wrap.
+      include: which leaves to mask, as in `prune`; by default those that `prune` would prune. A
+        leaf of zeros only that `include` matches is masked, and can't learn.
+      exclude: which leaves to leave free.
+
+    Returns:
+      A transformation whose state is a `PruneState`. Its `update` needs `params`.
+
+    Raises:
+      TypeError, ValueError: for invalid arguments. `init` raises if no leaf is chosen. Where the
+        values are known, it warns of leaves that are free because they contain only zeros.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune, optax
+      >>> params = {"kernel": jnp.array([[3.0, 0.0], [0.0, -2.0]]), "bias": jnp.zeros(2)}
+      >>> tx = keep_zeros(optax.sgd(0.5))
+      >>> state = tx.init(params)
+      >>> grads = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(grads, state, params)
+      >>> optax.apply_updates(params, updates)["kernel"].tolist()
+      [[2.5, 0.0], [0.0, -2.5]]
+    """
+    if inner is None:
+        raise TypeError(
+            f"keep_zeros: inner must be the optimizer to wrap, got {shown(inner)}. Call "
+            "keep_zeros(optax.adamw(1e-3))."
+        )
+    schedule = one_shot_schedule(0.0)
+    recipe = Recipe.of(schedule.targets, include, exclude)
+    return transformation(Settings(schedule, recipe, KEEP), inner)
+
+
+def masks_of_zeros(
+    function: str, recipe: Recipe, budget: Budget, leaves: Sequence[Any], stacklevel: int = 3
+) -> list[jax.Array]:
+    """Bool masks of all leaves: False where a chosen leaf is zero.
+
+    A chosen leaf that contains only zeros is kept whole, unless the user has given `include`.
+
+    Args:
+      function: the public function, for the warning.
+      recipe: holds the rules of the user.
+      budget: of the tree.
+      leaves: of the tree.
+      stacklevel: the frame that the warning points to; 3 is the caller of the caller.
+    """
+    masks = [full_mask(leaf, bool) for leaf in leaves]
+    free = []
+    for i in budget.chosen:
+        mask = is_nonzero(jnp.asarray(leaves[i]))
+        if recipe.include is None:
+            has_weights = jnp.any(mask)
+            mask = mask | ~has_weights
+            if mask.size and not isinstance(has_weights, jax.core.Tracer) and not has_weights:
+                free.append(budget.paths[i])
+        masks[i] = placed_like(mask, masks[i])
+    if free:
+        warnings.warn(
+            f"jaxprune.{function}: {listed(free)}: only zeros, so not masked and free to learn. "
+            "To keep these zeros, name the leaves with include; to hide this, exclude them.",
+            stacklevel=stacklevel,
+        )
+    return masks
+
+
+def _first_masks(
+    settings: Settings, budget: Budget, leaves: Sequence[Any], key: Any
+) -> list[jax.Array]:
+    """Masks of the zeros in the params."""
+    del key
+    masks = masks_of_zeros("keep_zeros", settings.recipe, budget, leaves, stacklevel=6)
+    return [mask.astype(jnp.uint8) for mask in masks]
+
+
+KEEP = TIGHTEN._replace(first_masks=_first_masks, changes=False, budgeted=False)

@@ -1,0 +1,133 @@
+"""`upgrade_state` fits states of older releases, whatever form a checkpoint gives them."""
+
+import chex
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxprune
+from helpers import grads_at, random_params
+
+SHAPES = {"a": (8, 12), "b": {"kernel": (12, 5), "bias": (5,)}}
+SCHEDULE = jaxprune.cubic_schedule(0.75, 1, 9, 4)
+
+
+def sgd():
+    return optax.sgd(0.05, momentum=0.5)
+
+
+def partitioned():
+    labels = {"a": "a", "b": {"kernel": "b", "bias": "b"}}
+    tx = optax.chain(sgd(), jaxprune.prune(SCHEDULE, packed=True))
+    return optax.partition({"a": tx, "b": jaxprune.prune(SCHEDULE, inner=sgd())}, labels)
+
+
+FORMS = {
+    "chain": optax.chain(optax.clip(1.0), sgd(), jaxprune.prune(SCHEDULE)),
+    "inner": jaxprune.prune(SCHEDULE, inner=optax.adamw(0.01), score=jaxprune.movement),
+    "bit masks": optax.chain(sgd(), jaxprune.prune(SCHEDULE, packed=True)),
+    "partition": partitioned(),
+    "rigl": jaxprune.rigl(0.75, 9, every=4, inner=sgd()),
+    "multi steps": optax.MultiSteps(jaxprune.prune(SCHEDULE, inner=sgd()), 2),
+}
+
+
+def make_params():
+    return random_params(SHAPES)
+
+
+def trained(tx):
+    params, state = make_params(), tx.init(make_params())
+    for t in range(6):
+        updates, state = jax.jit(tx.update)(grads_at(params, t), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def without_progress(state):
+    return jax.tree.map(
+        lambda x: x._replace(progress=None) if isinstance(x, jaxprune.PruneState) else x,
+        state,
+        is_leaf=lambda x: isinstance(x, jaxprune.PruneState),
+    )
+
+
+def as_dicts(state):
+    return flax.serialization.msgpack_restore(flax.serialization.to_bytes(state))
+
+
+def as_lists(node):
+    """Dicts for NamedTuples and lists for tuples, as orbax restores without a target."""
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        return {name: as_lists(getattr(node, name)) for name in node._fields}
+    if isinstance(node, (tuple, list)):
+        return [as_lists(child) for child in node]
+    if isinstance(node, dict):
+        return {name: as_lists(child) for name, child in node.items()}
+    return None if node is None else np.asarray(node)
+
+
+def without_the_field(node):
+    if isinstance(node, dict):
+        return {k: without_the_field(x) for k, x in node.items() if k != "progress"}
+    return list(map(without_the_field, node)) if isinstance(node, list) else node
+
+
+SAVED = {
+    "states": without_progress,
+    "dicts": lambda state: without_the_field(as_dicts(without_progress(state))),
+    "lists": lambda state: without_the_field(as_lists(without_progress(state))),
+    "the same release": as_dicts,
+}
+
+
+@pytest.mark.parametrize("saved", SAVED)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_saved_state_becomes_the_state_that_was_saved(form, saved):
+    tx = FORMS[form]
+    params, state = trained(tx)
+    upgraded = jaxprune.upgrade_state(tx, params, SAVED[saved](state))
+    assert jax.tree.structure(upgraded) == jax.tree.structure(state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(upgraded, state)
+    chex.assert_trees_all_equal(upgraded, state)
+
+
+def test_the_boxes_of_nnx_stay():
+    model = nnx.Linear(8, 12, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, FORMS["chain"], wrt=nnx.Param)
+    optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
+    state = optimizer.opt_state
+    fresh = nnx.Optimizer(model, FORMS["chain"], wrt=nnx.Param).opt_state
+
+    class Boxed:
+        init = staticmethod(lambda params: fresh)
+
+    upgraded = jaxprune.upgrade_state(Boxed, nnx.state(model, nnx.Param), without_progress(state))
+    assert jax.tree.structure(upgraded) == jax.tree.structure(state)
+    chex.assert_trees_all_equal(jax.tree.leaves(upgraded), jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(
+    "change",
+    (
+        lambda state: state[1:],
+        lambda state: {**as_dicts(state), "2": {}},
+        lambda state: optax.tree.set(state, thresholds=jnp.zeros(7)),
+        lambda state: optax.adam(0.1).init(make_params()),
+        lambda state: "state.msgpack",
+        lambda state: None,
+    ),
+)
+def test_a_state_of_another_optimizer_raises_where_they_differ(change):
+    tx = FORMS["chain"]
+    with pytest.raises(ValueError, match=r"does not fit this transformation.*Build tx as"):
+        jaxprune.upgrade_state(tx, make_params(), change(tx.init(make_params())))
+
+
+def test_a_transformation_that_does_not_prune_raises():
+    with pytest.raises(ValueError, match=r"no prune state.*jaxprune.prune\(schedule\)"):
+        jaxprune.upgrade_state(sgd(), make_params(), sgd().init(make_params()))

@@ -1,0 +1,128 @@
+"""`keep_zeros` trains sparse params: what is zero at `init` stays zero, in one call."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import jaxprune
+from helpers import grads_at, random_params
+
+SHAPES = {"fc": {"kernel": (8, 12), "bias": (12,)}, "out": {"kernel": (12, 4)}}
+
+
+def sparse(sparsity=0.75):
+    return jaxprune.prune_params(random_params(SHAPES), sparsity)[0]
+
+
+def run(tx, params, state, n_steps=4):
+    step = jax.jit(tx.update, donate_argnums=1)
+    for t in range(n_steps):
+        updates, state = step(grads_at(params, t), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.parametrize("init", ("init", "jit", "vmap"))
+@pytest.mark.parametrize("sparsity", (0.0, 0.5, 0.9))
+def test_zeros_stay_and_everything_else_learns(init, sparsity):
+    params = sparse(sparsity)
+    tx = jaxprune.keep_zeros(optax.adamw(0.01))
+    if init == "vmap":
+        stacked = jax.tree.map(lambda p: jnp.stack([p, p[::-1]]), params)
+        state = jax.tree.map(lambda x: x[0], jax.vmap(tx.init)(stacked))
+    else:
+        state = (jax.jit(tx.init) if init == "jit" else tx.init)(params)
+    assert jax.tree.structure(state) == jax.tree.structure(jax.eval_shape(tx.init, params))
+    trained, state = run(tx, params, state)
+    for before, after in zip(*map(jax.tree.leaves, (params, trained)), strict=True):
+        np.testing.assert_array_equal(before == 0, after == 0)
+        assert not np.any(np.signbit(after[before == 0]))
+        assert np.all((before != after) | (before == 0))
+    jaxprune.check(trained, state, done=True)
+    metrics = jaxprune.metrics(state)
+    assert metrics["prune/sparsity"] == metrics["prune/target"]
+    assert metrics["prune/fires_left"] == 0
+    assert metrics["prune/n_zero"] == sum(
+        int(np.sum(leaf == 0)) for leaf in (params["fc"]["kernel"], params["out"]["kernel"])
+    )
+
+
+def test_check_raises_if_the_masks_were_lost():
+    params = sparse()
+    tx = jaxprune.keep_zeros(optax.sgd(0.1))
+    lost = jaxprune.set_masks(tx.init(params), jax.tree.map(lambda p: p == p, params))
+    with pytest.raises(ValueError, match="fc/kernel: the masks drop 0 weights, but 72 are due"):
+        jaxprune.check(params, lost, done=True)
+
+
+def test_leaves_of_zeros_are_free_and_a_warning_names_them():
+    params = sparse() | {"adapter_b": jnp.zeros((4, 8))}
+    tx = jaxprune.keep_zeros(optax.sgd(0.1))
+    with pytest.warns(UserWarning, match="adapter_b: only zeros"):
+        state = tx.init(params)
+    trained, state = run(tx, params, state)
+    assert np.all(trained["adapter_b"] != 0)
+    jaxprune.check(trained, state, done=True)
+    np.testing.assert_array_equal(jax.jit(tx.init)(params).masks["adapter_b"], 1)
+
+
+def test_a_leaf_of_zeros_that_include_names_is_masked():
+    params = sparse() | {"adapter_b": jnp.zeros((4, 8))}
+    tx = jaxprune.keep_zeros(optax.sgd(0.1), include=(".*kernel", "adapter_b"))
+    trained, _ = run(tx, params, tx.init(params))
+    assert not np.any(trained["adapter_b"])
+
+
+def test_excluded_leaves_are_free():
+    tx = jaxprune.keep_zeros(optax.sgd(0.1), exclude="out/.*")
+    trained, _ = run(tx, sparse(), tx.init(sparse()))
+    assert np.all(trained["out"]["kernel"] != 0)
+    assert np.sum(trained["fc"]["kernel"] == 0) == 72
+
+
+@pytest.mark.parametrize("include", (None, "adapter_b"))
+def test_masks_from_params_does_the_same(include):
+    params = sparse() | {"adapter_b": jnp.zeros((4, 8))}
+    if include:
+        masks = jaxprune.masks_from_params(params, include=include)
+        assert not np.any(masks["adapter_b"])
+        return
+    with pytest.warns(UserWarning, match="jaxprune.masks_from_params: adapter_b: only zeros"):
+        masks = jaxprune.masks_from_params(params)
+    assert np.all(masks["adapter_b"])
+    np.testing.assert_array_equal(masks["fc"]["kernel"], params["fc"]["kernel"] != 0)
+    assert np.all(jax.jit(jaxprune.masks_from_params)(params)["adapter_b"])
+
+
+def test_a_train_state_and_an_nnx_optimizer_keep_zeros():
+    tx = jaxprune.keep_zeros(optax.adamw(0.01))
+    model = nn.Dense(12)
+    params = {"kernel": sparse()["fc"]["kernel"], "bias": jnp.ones(12)}
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+    state = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, params))
+    assert np.sum(state.params["kernel"] == 0) == 72
+    jaxprune.check(state.params, state, done=True)
+
+    module = nnx.Linear(8, 12, rngs=nnx.Rngs(0))
+    module.kernel[...] = params["kernel"]
+    optimizer = nnx.Optimizer(module, tx, wrt=nnx.Param)
+    optimizer.update(module, jax.tree.map(jnp.ones_like, nnx.state(module, nnx.Param)))
+    assert np.sum(np.asarray(module.kernel[...]) == 0) == 72
+    jaxprune.check(nnx.state(module, nnx.Param), optimizer, done=True)
+
+
+def test_the_optimizer_is_required():
+    with pytest.raises(TypeError, match=r"inner.*keep_zeros\(optax.adamw\(1e-3\)\)"):
+        jaxprune.keep_zeros(None)
+
+
+def test_map_params_reaches_the_masks():
+    tx = jaxprune.keep_zeros(optax.sgd(0.1))
+    state = tx.init(sparse())
+    same = optax.tree.map_params(tx, lambda x: x, state)
+    assert jax.tree.structure(same) == jax.tree.structure(state)
