@@ -200,7 +200,7 @@ STATES = [
         "restored_without_a_target",
         lambda: jaxprune.get_masks({"0": start()._asdict()}),
         ValueError,
-        ("prune state", ("dict", "0 has the fields"), "tx.init(params)"),
+        ("prune state", ("dict", "0 has the fields"), "upgrade_state"),
     ),
     case(
         "straight_through_of_a_state",
