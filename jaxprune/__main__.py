@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from jaxprune._cli.interrupts import exit_at_ctrl_c
+from jaxprune._cli.interrupts import exit_at_ctrl_c, ignore_ctrl_c_if_program
 
 # Before the slow imports, and not where a program or a test only imports `app`.
 if __name__ == "__main__" or Path((sys.argv or [""])[0]).stem == "jaxprune":
@@ -96,6 +96,7 @@ def demo(
         code = cli.main(
             out, resume=resume, small=quick, options=options, stop=stop, as_json=as_json
         )
+    ignore_ctrl_c_if_program()
     raise typer.Exit(code)
 
 

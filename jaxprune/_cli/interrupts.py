@@ -24,6 +24,16 @@ def exit_at_ctrl_c() -> None:
         signal.signal(signal.SIGINT, _exit)
 
 
+def ignore_ctrl_c_if_program() -> None:
+    """From now on, Ctrl-C does nothing if `exit_at_ctrl_c` was called.
+
+    For the end of a command: the work is done, but JAX takes a moment to end, in which Python no
+    longer handles signals.
+    """
+    if signal.getsignal(signal.SIGINT) is _exit:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def exit_if_program() -> None:
     """Ends the process at once if `exit_at_ctrl_c` was called, and otherwise returns.
 

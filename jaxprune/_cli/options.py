@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxprune._cli.interrupts import STOPPED, exit_if_program
+from jaxprune._cli.interrupts import STOPPED, exit_if_program, ignore_ctrl_c_if_program
 from jaxprune._cli.words import WrongOption, rules_for, sparsity_for, told
 from jaxprune._files.formats import FORMATS
 
@@ -149,12 +149,14 @@ def _exit_codes() -> Iterator[None]:
         _discard_output()
         raise typer.Exit(1) from None
     except (ValueError, TypeError, OSError, ImportError, WrongOption) as error:
+        ignore_ctrl_c_if_program()
         typer.echo(f"jaxprune: {_told(error)}", err=True)
         raise typer.Exit(2 if isinstance(error, WrongOption) else 1) from None
     if is_stopped:  # the interrupt is freed by now, and with it what it kept from being cleaned up
         exit_if_program()
         typer.echo(STOPPED, err=True)
         raise typer.Exit(130)
+    ignore_ctrl_c_if_program()
 
 
 def _told(error: Exception) -> str:

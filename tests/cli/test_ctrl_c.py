@@ -128,6 +128,19 @@ def test_importing_the_app_handles_no_signals():
     assert done.stdout == "default_int_handler\n"
 
 
+def test_ctrl_c_after_the_work_changes_nothing(folder):
+    with handled_by(signal.default_int_handler):
+        exit_at_ctrl_c()
+        code, out, _ = run("inspect", folder / "in.safetensors", "--quick")
+        signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert code == 0
+    assert "Bytes by format" in out
+    with handled_by(signal.default_int_handler):
+        run("inspect", folder / "in.safetensors", "--quick")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_ctrl_c_that_became_another_error_is_one_again():
     def importing():
         with ctrl_c_raises():
