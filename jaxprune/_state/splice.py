@@ -51,31 +51,47 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
       >>> int(optax.tree.get(state, "count")), int(jaxprune.get_state(state).prune_step)
       (1, 0)
     """
-    if not callable(getattr(tx, "init", None)) or not callable(getattr(tx, "update", None)):
-        raise TypeError(
-            f"splice: tx must be an optax transformation, got {shown(tx)}. Pass an optimizer that "
-            "prunes first, such as optax.chain(optimizer, jaxprune.prune(schedule)), then the "
-            "params, then the state of the dense run."
-        )
+    check_transformation("splice", tx, "the state of the dense run")
     if find_states(dense_opt_state):
         raise ValueError(
             "the dense state already contains a prune state. Continue from it without splice; or, "
             "to start pruning again, pass the state of the optimizer without jaxprune.prune."
         )
     dense_opt_state = _without_boxes(getattr(dense_opt_state, "opt_state", dense_opt_state))
+    return _spliced(fresh_state("splice", tx, params), dense_opt_state, ())
+
+
+def check_transformation(function: str, tx: Any, third: str) -> None:
+    """Raises a TypeError unless the first of three arguments is an optax transformation.
+
+    Args:
+      function: the public function, for the error.
+      tx: the first argument.
+      third: what the third argument is; the second is the params.
+    """
+    if not callable(getattr(tx, "init", None)) or not callable(getattr(tx, "update", None)):
+        raise TypeError(
+            f"{function}: tx must be an optax transformation, got {shown(tx)}. Pass an optimizer "
+            "that prunes first, such as optax.chain(optimizer, jaxprune.prune(schedule)), then the "
+            f"params, then {third}."
+        )
+
+
+def fresh_state(function: str, tx: Any, params: Any) -> Any:
+    """`tx.init(params)`; raises if the params hold no arrays, or if `tx` does not prune."""
     for path, leaf in zip(*leaves_with_paths(params)[:2], strict=True):
         if spec_of(leaf) is None and not isinstance(leaf, (int, float, complex)):
             raise TypeError(
-                f"splice: {shown_path(path)}: params must hold arrays, got {shown(leaf)}. Pass the "
-                "params that the dense run trained, such as eqx.filter(model, eqx.is_array)."
+                f"{function}: {shown_path(path)}: params must hold arrays, got {shown(leaf)}. Pass "
+                "the params that the run trained, such as eqx.filter(model, eqx.is_array)."
             )
     fresh = tx.init(params)
     if not find_states(fresh):
         raise ValueError(
-            "tx.init returns no prune state. Pass an optimizer that prunes, such as "
+            f"{function}: tx.init returns no prune state. Pass an optimizer that prunes, such as "
             "optax.chain(optimizer, jaxprune.prune(schedule))."
         )
-    return _spliced(fresh, dense_opt_state, ())
+    return fresh
 
 
 def _spliced(fresh: Any, dense: Any, path: tuple[Any, ...]) -> Any:

@@ -13,10 +13,11 @@ import optax
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.counting import counting, is_wide
-from jaxprune._base.paths import path_str, shown_path
+from jaxprune._base.paths import check_array_library, flattened, path_str, shown_path
 from jaxprune._base.sharding import placed_like
-from jaxprune._state.prune_state import PruneState, find_states
+from jaxprune._state.prune_state import PruneState
 from jaxprune._state.recount import recounted
+from jaxprune._state.splice import check_transformation, fresh_state
 
 _MISSING = object()
 
@@ -32,12 +33,13 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
       params: the params, or any tree with their paths, shapes and dtypes.
       old_state: the saved optimizer state: either with the same states inside as `tx.init(params)`,
         or as the nested dicts and lists that `flax.serialization.msgpack_restore`, or orbax without
-        a target, return. For a TrainState, pass its `opt_state`.
+        a target, return; or what holds it as `.opt_state`.
 
     Returns:
       An optimizer state with the structure of `tx.init(params)`.
 
     Raises:
+      TypeError: `tx` is not an optax transformation.
       ValueError: `tx` does not prune, or the saved state belongs to another optimizer or other
         params; the error names the first difference.
 
@@ -49,13 +51,10 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
       >>> int(upgrade_state(tx, params, old_state).progress.fires_left)
       1
     """
-    fresh = tx.init(params)
-    if not find_states(fresh):
-        raise ValueError(
-            "upgrade_state: tx.init returns no prune state. Pass the transformation that prunes, "
-            "such as optax.chain(optimizer, jaxprune.prune(schedule))."
-        )
-    return _fitted(fresh, old_state, ())
+    check_transformation("upgrade_state", tx, "the saved state")
+    old_state = getattr(old_state, "opt_state", old_state)
+    flattened(old_state)  # raises if the keys of a dict can't be sorted
+    return _fitted(fresh_state("upgrade_state", tx, params), old_state, ())
 
 
 def _fitted(fresh: Any, old: Any, path: tuple[Any, ...]) -> Any:
@@ -97,6 +96,7 @@ def _fitted_leaf(fresh: Any, old: Any, path: tuple[Any, ...]) -> Any:
     if len(leaves) != 1:
         raise ValueError(_misfit(path, fresh, old))
     [leaf] = leaves
+    check_array_library(path_str(path), leaf)
     if not isinstance(fresh, jax.Array):
         return leaf
     if jnp.issubdtype(fresh.dtype, jax.dtypes.extended):  # PRNG keys

@@ -96,19 +96,18 @@ def test_a_saved_state_becomes_the_state_that_was_saved(form, saved):
     chex.assert_trees_all_equal(upgraded, state)
 
 
-def test_the_boxes_of_nnx_stay():
+def test_an_nnx_optimizer_continues_from_an_upgraded_state():
     model = nnx.Linear(8, 12, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, FORMS["chain"], wrt=nnx.Param)
-    optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
-    state = optimizer.opt_state
-    fresh = nnx.Optimizer(model, FORMS["chain"], wrt=nnx.Param).opt_state
-
-    class Boxed:
-        init = staticmethod(lambda params: fresh)
-
-    upgraded = jaxprune.upgrade_state(Boxed, nnx.state(model, nnx.Param), without_progress(state))
-    assert jax.tree.structure(upgraded) == jax.tree.structure(state)
-    chex.assert_trees_all_equal(jax.tree.leaves(upgraded), jax.tree.leaves(state))
+    ones = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    optimizer.update(model, ones)
+    expected = jax.tree.leaves(optimizer.opt_state)
+    params = nnx.state(model, nnx.Param)
+    upgraded = jaxprune.upgrade_state(FORMS["chain"], params, optimizer)
+    chex.assert_trees_all_equal(jax.tree.leaves(upgraded), expected)
+    nnx.update(optimizer.opt_state, nnx.state(upgraded))
+    optimizer.update(model, ones)
+    assert jaxprune.get_state(optimizer).prune_step == 2
 
 
 @pytest.mark.parametrize(
