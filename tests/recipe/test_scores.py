@@ -116,8 +116,20 @@ def trees(key, *shapes, dtype=jnp.float32):
     return leaves
 
 
-@pytest.mark.parametrize("distribution", (jaxprune.uniform, jaxprune.global_pool), ids=repr)
-@pytest.mark.parametrize("name", ("saliency by hand", "power", "limits", "sum without a product"))
+@pytest.mark.parametrize(
+    "name, distribution",
+    [
+        ("saliency by hand", jaxprune.uniform),
+        ("saliency by hand", jaxprune.global_pool),
+        ("power", jaxprune.uniform),
+        pytest.param("power", jaxprune.global_pool, marks=pytest.mark.slow),
+        pytest.param("limits", jaxprune.uniform, marks=pytest.mark.slow),
+        ("limits", jaxprune.global_pool),
+        ("sum without a product", jaxprune.uniform),
+        pytest.param("sum without a product", jaxprune.global_pool, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_fused_score_keeps_what_the_stored_one_keeps(getkey, name, distribution):
     shapes = ((33, 20), (33, 20), (4, 5, 6), (300,))
     params, grads = trees(getkey(), *shapes), trees(getkey(), *shapes)

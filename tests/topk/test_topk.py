@@ -1,6 +1,8 @@
 """Exact selection against a stable sort, over every float type, shape and kind of value."""
 
 import functools
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +64,10 @@ def jitted(one_device):
     return jax.jit(lambda scores, n_keep: topk_mask(scores, n_keep))
 
 
-@pytest.fixture(params=("one device", "many devices"))
+LAYOUTS = ("one device", "many devices")
+
+
+@pytest.fixture(params=LAYOUTS)
 def layout(request, monkeypatch):
     """`topk_mask` as on one device, where axes are merged into rows, and as on many devices."""
     one_device = request.param == "one device"
@@ -70,8 +75,17 @@ def layout(request, monkeypatch):
     return jitted(one_device)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def shapes_dtypes_layouts():
+    """All combinations; few entries as on one device are slow tests for all but two dtypes."""
+    for shape, dtype, layout in itertools.product(SHAPES, DTYPES, LAYOUTS):
+        slow = layout == "one device" and math.prod(shape) < 32 and dtype in DTYPES[2:]
+        marks = pytest.mark.slow if slow else ()
+        yield pytest.param(
+            shape, dtype, layout, id=f"{layout}-{shape}-{dtype.__name__}", marks=marks
+        )
+
+
+@pytest.mark.parametrize("shape, dtype, layout", list(shapes_dtypes_layouts()), indirect=["layout"])
 def test_keeps_exactly_the_largest_and_the_earlier_of_equal_scores(shape, dtype, layout):
     for kind in KINDS:
         scores = values(kind, shape, dtype)
