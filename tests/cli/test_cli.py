@@ -75,8 +75,17 @@ def model(tmp_path):
 # --- prune
 
 
-@pytest.mark.parametrize("dtype", (np.float32, ml_dtypes.bfloat16, np.float64))
-@pytest.mark.parametrize("suffix", (".safetensors", ".safetensors.zst"))
+@pytest.mark.parametrize(
+    "suffix, dtype",
+    [
+        (".safetensors", np.float64),
+        (".safetensors.zst", np.float32),
+        (".safetensors.zst", ml_dtypes.bfloat16),
+        pytest.param(".safetensors", np.float32, marks=pytest.mark.slow),
+        pytest.param(".safetensors", ml_dtypes.bfloat16, marks=pytest.mark.slow),
+        pytest.param(".safetensors.zst", np.float64, marks=pytest.mark.slow),
+    ],
+)
 def test_prune_does_what_prune_params_does(tmp_path, dtype, suffix, x64):
     save_safetensors(tmp_path / "in.safetensors", tree(dtype))
     out = tmp_path / f"out{suffix}"

@@ -336,6 +336,14 @@ RESUMES = {  # flax writes no NNX state to msgpack
     for case, how in itertools.product(CASES, ROUND_TRIPS)
     if (case, how) != ("nnx", "msgpack")
 }
+SLOW = {("linen", "pickle"), ("linen-boxed", "msgpack"), ("linen-boxed", "pickle")}
+every_resume = pytest.mark.parametrize(
+    "case, round_trip",
+    [
+        pytest.param(*r, id=n, marks=[pytest.mark.slow] * (tuple(n.rsplit("-", 1)) in SLOW))
+        for n, r in RESUMES.items()
+    ],
+)
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
@@ -367,7 +375,7 @@ def copied(tree):
 
 
 @every_form
-@pytest.mark.parametrize("case, round_trip", RESUMES.values(), ids=RESUMES)
+@every_resume
 def test_a_run_resumes_in_mid_schedule_bit_for_bit(case, round_trip, form, tmp_path):
     case, middle, end = uninterrupted(case, form)
     restored = round_trip(middle, case.create(1), tmp_path)

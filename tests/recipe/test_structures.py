@@ -90,8 +90,18 @@ def test_blocks_are_scored_by_the_weights_they_have(size, block, pooling):
     assert Block(block).n_units(size) == units.size
 
 
-@pytest.mark.parametrize("sparsity", (0.25, 0.5, 0.9))
-@pytest.mark.parametrize("size", ((20, 48), (16, 40)), ids=str)
+@pytest.mark.parametrize(
+    "size, sparsity",
+    [
+        ((20, 48), 0.25),
+        pytest.param((20, 48), 0.5, marks=pytest.mark.slow),
+        pytest.param((20, 48), 0.9, marks=pytest.mark.slow),
+        pytest.param((16, 40), 0.25, marks=pytest.mark.slow),
+        ((16, 40), 0.5),
+        ((16, 40), 0.9),
+    ],
+    ids=str,
+)
 def test_balanced_blocks_keep_as_many_in_every_column(size, sparsity):
     w = np.random.default_rng(1).normal(size=size).astype(np.float32)
     structure = Block((1, 16), balanced=True)

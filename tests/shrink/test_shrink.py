@@ -155,7 +155,9 @@ def at(tree, path):
     return tree
 
 
-@pytest.mark.parametrize("name", LINEN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "mobile")) for n in LINEN]
+)
 def test_linen_models_are_shrunk_by_half(name):
     make, shape, expected = LINEN[name]
     model, x = make(), inputs(shape)

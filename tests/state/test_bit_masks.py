@@ -191,13 +191,18 @@ def masks_of_one_device():
     return jax.device_get(jaxprune.get_masks(state))
 
 
-@pytest.mark.parametrize("axes", (AxisType.Auto, AxisType.Explicit), ids=("auto", "explicit"))
 @pytest.mark.parametrize(
-    "spec",
+    "spec, axes",
     [
-        P("a", "b"),
-        P(None, "b"),
-        *(pytest.param(p, marks=pytest.mark.slow) for p in (P("b", "a"), P("a", None))),
+        (P("a", "b"), AxisType.Explicit),
+        (P(None, "b"), AxisType.Auto),
+        pytest.param(P("a", "b"), AxisType.Auto, marks=pytest.mark.slow),
+        pytest.param(P(None, "b"), AxisType.Explicit, marks=pytest.mark.slow),
+        *(
+            pytest.param(spec, axes, marks=pytest.mark.slow)
+            for spec in (P("b", "a"), P("a", None))
+            for axes in (AxisType.Auto, AxisType.Explicit)
+        ),
     ],
     ids=str,
 )

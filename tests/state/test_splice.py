@@ -92,9 +92,17 @@ FORMS = {  # the dense optimizer, and the one that prunes
     ),
 }
 WIDENED = pytest.mark.skip_in("x64", reason="inject_hyperparams takes the moments to float64")
+VARIANTS = ("chain-in-chain", "inner-of-a-chain", "partition")  # of other nestings
 every_form = pytest.mark.parametrize(
     "dense, sparse",
-    [pytest.param(*f, id=n, marks=[WIDENED] * (n == "injected")) for n, f in FORMS.items()],
+    [
+        pytest.param(
+            *form,
+            id=name,
+            marks=[WIDENED] * (name == "injected") + [pytest.mark.slow] * (name in VARIANTS),
+        )
+        for name, form in FORMS.items()
+    ],
 )
 
 

@@ -57,10 +57,11 @@ def run(options, layout=None):
     params = make_params(layout)
     tx = jaxprune.prune(HALF, **options) if options is not None else None
     tx = tx or jaxprune.rigl(0.5, 4, every=1, inner=optax.sgd(0.5))
-    _, state, params = stepper(tx)(params, tx.init(params), params)
+    init = jax.jit(tx.init) if layout is None else tx.init
+    _, state, params = stepper(tx)(params, init(params), params)
     jaxprune.check(params, state)
     assert {x.dtype.itemsize for x in jax.tree.leaves(state)} <= {1, 2, 4}
-    return jax.device_get((params, state.masks, jaxprune.metrics(state)))
+    return jax.device_get((params, state.masks, jax.jit(jaxprune.metrics)(state)))
 
 
 @contextlib.contextmanager

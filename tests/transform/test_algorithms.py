@@ -94,6 +94,7 @@ def pairs():
             slow |= distribution not in ("uniform", "global")
         if structure not in ("unstructured", *GROUPED):
             slow |= distribution == "global min density"
+        slow |= case in [("block", "global", score) for score in ("gradient", "random", "user")]
         yield pytest.param(*case, marks=pytest.mark.slow if slow else ())
 
 

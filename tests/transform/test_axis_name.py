@@ -67,8 +67,16 @@ def spread_run(tx, params, **options):
 
 
 @pytest.mark.parametrize("kind", (pytest.param("normal", marks=pytest.mark.slow), "ties"))
-@pytest.mark.parametrize("ties", ("index", "hashed"))
-@pytest.mark.parametrize("distribution", (jaxprune.uniform, jaxprune.global_pool), ids=repr)
+@pytest.mark.parametrize(
+    "distribution, ties",
+    [
+        (jaxprune.uniform, "index"),
+        pytest.param(jaxprune.uniform, "hashed", marks=pytest.mark.slow),
+        pytest.param(jaxprune.global_pool, "index", marks=pytest.mark.slow),
+        (jaxprune.global_pool, "hashed"),
+    ],
+    ids=str,
+)
 def test_parts_share_the_budget_and_the_threshold_of_the_whole(distribution, ties, kind):
     options = {"distribution": distribution, "ties": ties}
     want, state = whole_run(jaxprune.prune(SCHEDULE, **options), make_params(kind))
