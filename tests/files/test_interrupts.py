@@ -192,10 +192,8 @@ def interrupted_at(n, write):
 def test_ctrl_c_at_any_line(earlier, monkeypatch, writer):
     out, write, before, after = earlier(writer)
     monkeypatch.setattr(os, "fsync", lambda number: None)  # slow, and without effect here
-    n, every = (
-        0,
-        23 if writer == "save_csr" else 1,
-    )  # a folder takes 1,400 lines and 20 ms each time
+    every = 23 if writer == "save_csr" else 1  # a folder takes 1,400 lines, and 20 ms each time
+    n = 0
     while interrupted_at(n, write):
         now = contents(out.parent)
         assert now in (before, after), n
