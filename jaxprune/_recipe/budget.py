@@ -210,9 +210,11 @@ class Budget:
             dropped = sum(n_drop[pool] for pool in leaf.pools)
             exact.append(Fraction(dropped, max(n_units, 1)) * size)
         counts = [round_half_up(n) for n in exact]
-        for pool in {leaf.pools[0] for leaf in self.leaves}:
-            members = [i for i, leaf in enumerate(self.leaves) if leaf.pools == (pool,)]
-            if len(members) > 1:
+        by_pools: dict[tuple[int, ...], list[int]] = {}
+        for i, leaf in enumerate(self.leaves):
+            by_pools.setdefault(leaf.pools, []).append(i)
+        for pools, members in by_pools.items():
+            if len(pools) == 1 and len(members) > 1:
                 parts = [exact[i] for i in members]
                 total = round_half_up(sum(parts, Fraction(0)))
                 shares = largest_remainder(parts, total, [0] * len(members))

@@ -1,6 +1,7 @@
 """Checks of arguments and leaves: why they cannot be pruned as asked, and what to type instead."""
 
 import difflib
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -190,9 +191,8 @@ def check_score(path: str, spec: jax.ShapeDtypeStruct, score: Any) -> None:
     """Raises where a score function does not return one score for each weight of a leaf."""
     if accumulates(score):
         return
-    key = jax.eval_shape(lambda: jax.random.key(0))
     try:
-        out = jax.eval_shape(score, spec, spec, key)
+        out = _scores(score, spec)
     except TypeError as error:
         raise TypeError(
             f"score: {getattr(score, '__name__', score)!r} fails on (params, grads, key) of "
@@ -207,6 +207,12 @@ def check_score(path: str, spec: jax.ShapeDtypeStruct, score: Any) -> None:
             f"{spec.shape}; it must return one real floating point score per weight, as "
             "jaxprune.magnitude does."
         )
+
+
+@functools.lru_cache(maxsize=256)
+def _scores(score: Any, spec: jax.ShapeDtypeStruct) -> Any:
+    """The shape and dtype of the scores of a leaf; many leaves of a model are alike."""
+    return jax.eval_shape(score, spec, spec, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def checked_units(path: str, structure: Structure, shape: tuple[int, ...]) -> tuple[int, int]:

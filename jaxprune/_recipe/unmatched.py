@@ -115,7 +115,8 @@ def _without_effect(
     rules: UserRules, paths: Sequence[str], specs: Specs, is_hidden: Callable[[str], bool]
 ) -> list[_Problem]:
     """The regexes that assign values only to leaves that are not pruned by default."""
-    if rules.include is not None:
+    assigns = any(isinstance(rule, str) for pairs in rules.assigned.values() for rule, _ in pairs)
+    if rules.include is not None or not assigns:
         return []
     choices = LeafRules(None, rules.exclude).choose(paths, specs, RuleUse())
     coupled = rules.coupled()

@@ -1,5 +1,6 @@
 """How many weights each pruned leaf will lose, as far as shapes alone can tell."""
 
+import collections
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -54,8 +55,8 @@ def forecast(budget: Budget, shapes: Sequence[Shape]) -> Forecast:
     expected = budget.n_zero(list(map(math.prod, shapes)))
     n_zero: list[int | None] = list(expected)
     shared = []
-    for pool in range(len(budget.pools.n_units)):
-        if budget.pools.pool_of.count(pool) < 2:
+    for pool, n_entries in collections.Counter(budget.pools.pool_of).items():
+        if n_entries < 2:
             continue
         members = [k for k, leaf in enumerate(budget.leaves) if leaf.pools == (pool,)]
         n_units = {k: budget.leaves[k].structure.n_units(shapes[k]) for k in members}

@@ -118,6 +118,29 @@ def test_a_rule_without_effect_ends_with_code_2_and_writes_nothing(model, tmp_pa
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_quantised_weights_and_their_scales_are_not_pruned(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "fc.weight": rng.integers(-99, 99, (8, 16)).astype(np.int8),
+        "fc.weight_scale": rng.uniform(1, 2, (8, 1)).astype(np.float32),
+        "head.weight": rng.normal(size=(8, 4)).astype(np.float32),
+        "head.lora_A.default.weight": rng.normal(size=(4, 8)).astype(np.float32),
+    }
+    save_safetensors(tmp_path / "in.safetensors", arrays)
+    out = tmp_path / "out.safetensors"
+    report = as_json("prune", tmp_path / "in.safetensors", "-o", out, "-s", 0.5)
+    assert {row["path"]: row["note"] for row in report["leaves"]} == {
+        "fc.weight": "dtype int8",
+        "fc.weight_scale": "quantisation scale",
+        "head.weight": "",
+        "head.lora_A.default.weight": "LoRA factor",
+    }
+    pruned = load(out)
+    assert int(np.sum(pruned["head.weight"] == 0)) == 16
+    for name in arrays.keys() - {"head.weight"}:
+        np.testing.assert_array_equal(pruned[name], arrays[name])
+
+
 def test_64_bit_weights_stay_64_bit_and_the_setting_is_unchanged(tmp_path):
     save_safetensors(tmp_path / "in.safetensors", tree(np.float64))
     run("prune", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors", "-s", 0.5)
