@@ -35,6 +35,7 @@ FUNCTIONS = {
 }
 SELECTING = {
     "masks_from_params": lambda p, **rules: jaxprune.masks_from_params(p, **rules),
+    "keep_zeros": lambda p, **rules: jaxprune.keep_zeros(SGD, **rules).init(p),
     "wanda": lambda p, **rules: jaxprune.wanda(p, {}, 0.5, **rules),
     "sparsegpt": lambda p, **rules: jaxprune.sparsegpt(p, {}, 0.5, **rules),
 }
