@@ -290,7 +290,7 @@ def test_rules_mean_the_same_in_every_function(rules, expected):
     _, state = tx.update(params(), tx.init(params()), params())
     all_masks.append(jaxprune.get_masks(state))
     if "overrides" not in rules:
-        zeros = jax.tree.map(jnp.zeros_like, params())
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p).at[(0,) * p.ndim].set(1), params())
         all_masks.append(jaxprune.masks_from_params(zeros, **rules))
     for masks in all_masks:
         paths, leaves, _ = leaves_with_paths(masks)
