@@ -99,6 +99,18 @@ def shown(value: Any) -> str:
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
     if dtype is not None and isinstance(shape, tuple):
         return f"an array ({dtype} of shape {tuple(shape)})"
+    return kind_of(value)
+
+
+def kind_of(value: Any) -> str:
+    """The type of a value, for an error about a tree, whose `repr` says too much.
+
+    Example:
+      >>> kind_of({"w": 1.0})
+      'a value of type dict'
+    """
+    if isinstance(value, Tracer):
+        return "a traced value"
     return f"a value of type {type(value).__name__}"
 
 

@@ -16,6 +16,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.arguments import kind_of
 from jaxprune._base.paths import (
     flattened,
     leaves_with_paths,
@@ -269,9 +270,7 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
         fix = "Pass masks like the params, or an optimizer state with jaxprune.prune in it."
         trees = [(masks_or_opt_state, False, None)]
         if paths and not jax.tree.leaves(masks_or_opt_state):
-            raise ValueError(
-                f"no mask in a value of type {type(masks_or_opt_state).__name__}. {fix}"
-            )
+            raise ValueError(f"no mask in {kind_of(masks_or_opt_state)}. {fix}")
     leaf_at = dict(zip(paths, leaves, strict=True))
     masks_at: dict[str, list[Any]] = {path: [] for path in paths}
     for tree, are_bits, is_pruned in trees:
@@ -337,13 +336,13 @@ def require_states(opt_state: Any) -> list[PruneState]:
         return states
     if path := _path_of_raw_state(opt_state):
         raise ValueError(
-            f"no prune state in a value of type {type(opt_state).__name__}: {path} has the fields "
+            f"no prune state in {kind_of(opt_state)}: {path} has the fields "
             "of one, but it is not a PruneState. The checkpoint was restored without its "
             "structure. Fit it to the transformation with "
             "jaxprune.upgrade_state(tx, params, restored)."
         )
     raise ValueError(
-        f"no prune state in a value of type {type(opt_state).__name__}. Pass the optimizer "
+        f"no prune state in {kind_of(opt_state)}. Pass the optimizer "
         "state of a transformation that contains jaxprune.prune: what tx.init(params) or "
         "tx.update returned."
     )

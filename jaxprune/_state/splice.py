@@ -8,6 +8,7 @@ and takes everything else unchanged from the dense run.
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
@@ -181,6 +182,8 @@ def _outline(state: Any) -> str:
     """The type of a state, or the types of the states in a chain, for errors."""
     if _is_chain(state):
         return f"({', '.join(map(_outline, state))})"
+    if isinstance(state, jax.core.Tracer):
+        return "a traced value"
     return shown(state) if isinstance(state, str | bytes) else type(state).__name__
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.arguments import as_array, is_int, shown
+from jaxprune._base.arguments import as_array, is_int, kind_of, shown
 from jaxprune._base.counting import as_counts, counting
 from jaxprune._base.sharding import on_one_device
 from jaxprune._topk.kept import kept_masks, thresholds
@@ -93,8 +93,8 @@ def topk_masks(
     """
     if not isinstance(scores, (list, tuple)):
         raise TypeError(
-            "topk_masks: `scores` must be a list of arrays, got a value of type "
-            f"{type(scores).__name__}. For one array, call topk_mask; for a tree, pass "
+            "topk_masks: `scores` must be a list of arrays, got "
+            f"{kind_of(scores)}. For one array, call topk_mask; for a tree, pass "
             "jax.tree.leaves(scores)."
         )
     scores = [_checked_scores(f"topk_masks: scores[{i}]", s) for i, s in enumerate(scores)]

@@ -35,6 +35,11 @@ def checked(params: Any, state: Any) -> Tree:
     """
     if params is None:
         raise ValueError("jaxprune.prune needs the params: call tx.update(updates, state, params).")
+    if isinstance(params, PruneState):
+        raise TypeError(
+            "jaxprune.prune: the params must be a tree of arrays, got the state. Pass them in this "
+            "order: tx.update(updates, state, params)."
+        )
     if not isinstance(state, PruneState):
         raise TypeError(
             f"jaxprune.prune: the state must be a PruneState, got {shown(state)}. Pass what "

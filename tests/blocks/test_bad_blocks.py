@@ -1,19 +1,19 @@
 """Wrong arguments of the functions for packed matrices and kernels."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen
 
 import jaxprune
 from bad_input import assert_error, case, params
+from helpers import ones
 
 W = np.ones((4, 8), np.float32)
 
 BLOCKS = [
     case(
         "unpack_an_array",
-        lambda: jaxprune.unpack_matrix(jnp.ones(3)),
+        lambda: jaxprune.unpack_matrix(ones(3)),
         TypeError,
         ("unpack_matrix", "Array([1., 1., 1.], dtype=float32)", "pack_matrix(w, mask)"),
     ),

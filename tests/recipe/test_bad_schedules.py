@@ -20,7 +20,7 @@ from bad_input import (
     read_off,
     traced,
 )
-from helpers import assert_says
+from helpers import assert_says, ones
 
 # The value, the type of the error, the value as shown, and the fix or what is needed.
 NOT_SPARSITIES = {
@@ -218,7 +218,7 @@ SCHEDULES = [
     ),
     case(
         "index_of_floats",
-        lambda: HALF.index(jnp.ones(2)),
+        lambda: HALF.index(ones(2)),
         TypeError,
         ("index: step", "Array([1., 1.], dtype=float32)", "integers"),
     ),

@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune
 from bad_input import ADAM, HALF, OPTAX_SCHEDULE, assert_error, case, cubic, params, traced, update
-from helpers import says
+from helpers import ones, says
 
 SHAPE = jax.ShapeDtypeStruct((2, 2), jnp.float32)
 
@@ -360,7 +360,7 @@ ARGUMENTS = [
     ),
     case(
         "regrow_array",
-        lambda: jaxprune.prune(HALF, regrow=jnp.ones(2)),
+        lambda: jaxprune.prune(HALF, regrow=ones(2)),
         ValueError,
         ("regrow", "Array([1., 1.], dtype=float32)", "False"),
     ),

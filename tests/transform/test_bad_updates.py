@@ -17,6 +17,12 @@ def with_masks(**masks):
 
 UPDATES = [
     case(
+        "params_and_state_swapped",
+        lambda: jaxprune.prune(HALF).update(params(), params(), start()),
+        TypeError,
+        ("jaxprune.prune", "got the state", "tx.update(updates, state, params)"),
+    ),
+    case(
         "no_params",
         lambda: jaxprune.prune(HALF).update(params(), start()),
         ValueError,
