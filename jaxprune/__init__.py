@@ -56,11 +56,11 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         per_slice as per_slice,
         uniform as uniform,
     )
+    from jaxprune._recipe.optax_schedules import from_optax_schedule as from_optax_schedule
     from jaxprune._recipe.schedules import (
         SparsitySchedule as SparsitySchedule,
         acdc_schedule as acdc_schedule,
         cubic_schedule as cubic_schedule,
-        from_optax_schedule as from_optax_schedule,
         linear_schedule as linear_schedule,
         one_shot_schedule as one_shot_schedule,
         polynomial_schedule as polynomial_schedule,
@@ -132,8 +132,9 @@ _PUBLIC = {
     "_files.save_load": ("load", "save"),
     "_recipe.distributions": ("Distribution", "er", "erk", "global_pool", "min_density")
     + ("normalized_pool", "per_slice", "uniform"),
+    "_recipe.optax_schedules": ("from_optax_schedule",),
     "_recipe.schedules": ("SparsitySchedule", "acdc_schedule", "cubic_schedule")
-    + ("from_optax_schedule", "linear_schedule", "one_shot_schedule", "polynomial_schedule"),
+    + ("linear_schedule", "one_shot_schedule", "polynomial_schedule"),
     "_recipe.scores": ("Accumulated", "gradient_magnitude", "magnitude", "movement")
     + ("random_score", "saliency"),
     "_recipe.structures": ("NM", "Block", "Channel", "Unstructured"),

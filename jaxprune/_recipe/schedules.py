@@ -5,10 +5,8 @@ budgets are exact, and a compiled update finds out by a few scalar operations wh
 """
 
 import dataclasses
-import itertools
 import math
 import numbers
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -19,7 +17,6 @@ import numpy as np
 from jaxprune._base.arguments import as_sparsity, check_step, check_steps, is_int, shown
 
 _LARGEST_EXACT_POWER = 100
-_ROUNDING = Fraction(1, 10**6)  # a float32 schedule may fall by this much through rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,7 @@ class SparsitySchedule:
         if not isinstance(self.targets, (tuple, list)):
             raise TypeError(f"targets must be a tuple of sparsities, got {shown(self.targets)}.")
         targets = tuple(as_sparsity(t, f"targets[{i}]") for i, t in enumerate(self.targets))
-        fire_steps = _fire_steps(*steps)
+        fire_steps = fire_grid(*steps)
         if len(targets) != len(fire_steps):
             raise ValueError(
                 f"targets must hold one sparsity per fire, {len(fire_steps)} of them, got "
@@ -79,7 +76,7 @@ class SparsitySchedule:
     @property
     def fire_steps(self) -> tuple[int, ...]:
         """The steps at which the masks are recomputed, in order."""
-        return _fire_steps(self.begin_step, self.end_step, self.every)
+        return fire_grid(self.begin_step, self.end_step, self.every)
 
     @property
     def final_sparsity(self) -> Fraction:
@@ -199,7 +196,7 @@ def polynomial_schedule(
         part = remaining ** int(power) if is_exact else float(remaining) ** float(power)
         return final + (initial - final) * Fraction(part)
 
-    steps = _fire_steps(begin_step, end_step, every)
+    steps = fire_grid(begin_step, end_step, every)
     return SparsitySchedule(begin_step, end_step, every, tuple(map(target, steps)))
 
 
@@ -292,73 +289,19 @@ def acdc_schedule(
     """
     final = as_sparsity(final_sparsity, "final_sparsity")
     begin_step, end_step, every = check_steps(begin_step, end_step, every)
-    steps = _fire_steps(begin_step, end_step, every)
+    steps = fire_grid(begin_step, end_step, every)
     sparse = [i % 2 == 0 or step == end_step for i, step in enumerate(steps)]
     targets = [final if phase else Fraction(0) for phase in sparse]
     return SparsitySchedule(begin_step, end_step, every, tuple(targets), may_fall=True)
 
 
-def from_optax_schedule(
-    fn: Callable[[Any], Any], begin_step: int, end_step: int, every: int = 100
-) -> SparsitySchedule:
-    """A schedule with the values of any optax schedule, which is called only while it is built.
-
-    Args:
-      fn: step -> sparsity, called with each fire step as an int32 scalar. Its float32 values are
-        read as the shortest decimals that round to them: 0.9 gives exactly nine tenths.
-      begin_step: step of the first fire.
-      end_step: step of the last fire, which always fires.
-      every: steps between fires.
-
-    Returns:
-      A `SparsitySchedule`.
-
-    Raises:
-      TypeError: `fn` is not callable, or a step is not an int.
-      ValueError: a value is outside [0, 1), or lower than the one before: masks only shrink.
+def fire_grid(begin_step: int, end_step: int, every: int) -> tuple[int, ...]:
+    """The steps at which a schedule fires: `every` steps from the first, and always the last.
 
     Example:
-      >>> import optax
-      >>> from_optax_schedule(optax.linear_schedule(0.0, 0.75, 10), 0, 10, every=5).targets
-      (Fraction(0, 1), Fraction(3, 8), Fraction(3, 4))
+      >>> fire_grid(10, 25, 10)
+      (10, 20, 25)
     """
-    if not callable(fn):
-        raise TypeError(
-            f"from_optax_schedule: `fn` must be a function of the step, got {shown(fn)}. For a "
-            "constant sparsity use one_shot_schedule."
-        )
-    begin_step, end_step, every = check_steps(begin_step, end_step, every)
-    steps = _fire_steps(begin_step, end_step, every)
-    with jax.ensure_compile_time_eval():
-        values = [_value_at(fn, step) for step in steps]
-    targets = tuple(
-        as_sparsity(value[()] if value.ndim == 0 else value, f"from_optax_schedule: fn({step})")
-        for step, value in zip(steps, values, strict=True)
-    )
-    for i in range(1, len(steps)):
-        if targets[i - 1] - targets[i] > _ROUNDING:
-            raise ValueError(
-                f"from_optax_schedule: the sparsity falls from {float(targets[i - 1])} at step "
-                f"{steps[i - 1]} to {float(targets[i])} at step {steps[i]}, but masks only shrink. "
-                "Pass a schedule of the fraction of zeros that does not fall."
-            )
-    rising = tuple(itertools.accumulate(targets, max))
-    return SparsitySchedule(begin_step, end_step, every, rising)
-
-
-def _value_at(fn: Callable[[Any], Any], step: int) -> np.ndarray:
-    """The value of a user's schedule at one step."""
-    try:
-        return np.asarray(fn(jnp.asarray(step, jnp.int32)))
-    except Exception as error:  # of any type: it comes from the code of the user
-        raise TypeError(
-            f"from_optax_schedule: fn({step}) fails with {type(error).__name__}. `fn` must be a "
-            f"function from a step, an int32 scalar, to a sparsity, got {shown(fn)}. Pass a "
-            "schedule such as optax.linear_schedule(0.0, 0.9, 1000)."
-        ) from error
-
-
-def _fire_steps(begin_step: int, end_step: int, every: int) -> tuple[int, ...]:
     return (*range(begin_step, end_step, every), end_step)
 
 
@@ -376,7 +319,7 @@ def check_schedule(schedule: Any, also: str = "") -> None:
         )
     elif hasattr(schedule, "init"):
         fix = "Pass the optimizer by name: prune(schedule, inner=optimizer)."
-    elif getattr(schedule, "__module__", None) == __name__ and callable(schedule):
+    elif getattr(schedule, "__module__", "").startswith("jaxprune.") and callable(schedule):
         fix = f"Call it: jaxprune.{schedule.__name__}(0.9, ...)."
     elif callable(schedule):
         fix = "Wrap it: jaxprune.from_optax_schedule(fn, begin_step=..., end_step=...)."
