@@ -176,8 +176,13 @@ def as_array(where: str, value: Any, fix: str) -> jax.Array:
 # Sparsities
 
 
-def as_sparsity(value: Any, name: str) -> Fraction:
+def as_sparsity(value: Any, name: str, of: str = "zeros") -> Fraction:
     """A sparsity as an exact fraction: 0.9 becomes nine tenths, not the value of its binary float.
+
+    Args:
+      value: what the user passed.
+      name: of the argument, for errors.
+      of: what it is a fraction of, for errors.
 
     Raises:
       TypeError: not a real number.
@@ -196,19 +201,24 @@ def as_sparsity(value: Any, name: str) -> Fraction:
         raise TypeError(f"{name} must be a real number in [0, 1), got {shown(value)}.{hint}")
     number: Any = value
     if not 0 <= number < 1:
-        fix = f" Did you mean {float(number) / 100:g}?" if 2 <= number < 100 else ""
-        fix = " Sparsity 1 would leave no weight." if number == 1 else fix
-        raise ValueError(f"{name} is a fraction of zeros in [0, 1), got {number}.{fix}")
+        fix = f"Pass 0.9 for 90% {of}."
+        if 2 <= number < 100:
+            fix = f"Did you mean {float(number) / 100:g}?"
+        elif number == 1 and of == "zeros":
+            fix = "Sparsity 1 would leave no weight: pass less, such as 0.99."
+        raise ValueError(f"{name} is a fraction of {of} in [0, 1), got {number}. {fix}")
     return number if isinstance(number, Fraction) else Fraction(str(number))
 
 
 def as_part(name: str, value: Any) -> float:
     """A number in [0, 1] as a float."""
     if not _is_real(value):
-        raise TypeError(f"{name} must be a real number in [0, 1], got {shown(value)}.")
+        raise TypeError(
+            f"{name} must be a real number in [0, 1], got {shown(value)}. Pass a Python float."
+        )
     part = float(value)
     if not 0 <= part <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}.")
+        raise ValueError(f"{name} must be in [0, 1], got {value}. Pass a fraction, such as 0.3.")
     return part
 
 

@@ -272,7 +272,7 @@ def min_density(density: float, distribution: Distribution = uniform) -> Distrib
       >>> min_density(0.05, erk)
       min_density(0.05, erk)
     """
-    floor = as_sparsity(density, "min_density: density")
+    floor = as_sparsity(density, "min_density: density", of="kept weights")
     _check_distribution("min_density", distribution)
     name = f"min_density({density!r}, {distribution})"
     return dataclasses.replace(distribution, name=name, floor=floor, needs_whole_leaves=True)

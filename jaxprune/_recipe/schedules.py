@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.arguments import as_sparsity, check_step, check_steps, is_int, shown
+from jaxprune._base.arguments import as_flag, as_sparsity, check_step, check_steps, is_int, shown
 
 _LARGEST_EXACT_POWER = 100
 
@@ -72,6 +72,7 @@ class SparsitySchedule:
         for name, value in zip(("begin_step", "end_step", "every"), steps, strict=True):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "targets", targets)
+        object.__setattr__(self, "may_fall", as_flag("may_fall", self.may_fall))
 
     @property
     def fire_steps(self) -> tuple[int, ...]:

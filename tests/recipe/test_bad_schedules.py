@@ -82,6 +82,18 @@ def poly(**arguments):
 
 SCHEDULES = [
     case(
+        "density_percent",
+        lambda: jaxprune.min_density(20),
+        ValueError,
+        ("min_density: density", ("kept weights", "20"), "Did you mean 0.2?"),
+    ),
+    case(
+        "may_fall",
+        lambda: jaxprune.SparsitySchedule(0, 0, 1, (0.5,), may_fall="no"),
+        TypeError,
+        ("may_fall", "'no'", "True or False"),
+    ),
+    case(
         "sparsity_traced",
         lambda: traced(cubic),
         TypeError,
