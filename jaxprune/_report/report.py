@@ -17,7 +17,7 @@ from jaxprune._base.agreement import check_remembered, diverged
 from jaxprune._base.arguments import as_flag, shown
 from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import leaves_with_paths, shown_path, spec_of
+from jaxprune._base.paths import flattened, leaves_with_paths, shown_path, spec_of
 from jaxprune._report.table import LeafReport, Report, leaf_report
 from jaxprune._report.unfinished import does_land, emptied, require_progress, unfinished
 from jaxprune._state.prune_state import (
@@ -105,6 +105,7 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
         `"train"`). The masks of `rigl` and its variants must drop exactly as many as budgeted.
 
     Raises:
+      TypeError: called under `jit`.
       ValueError: with `done`, the schedule is not finished, the masks were lost or the params are
         those of an earlier step, with the counts of every leaf; or the state has no `progress`,
         which `upgrade_state` adds. In any case, a dropped weight is not zero, or not finite, naming
@@ -125,6 +126,11 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
         prune: ...
     """
     done = as_flag("check: done", done)
+    leaves, _ = flattened((params, opt_state))
+    if any(isinstance(x, jax.core.Tracer) for x in leaves):
+        raise TypeError(
+            "check: needs the values of params and state, got a traced value. Call it outside jit."
+        )
     get_masks(opt_state, params)  # raises where there is no prune state
     paths, leaves, _ = leaves_with_paths(params)
     _check_copies(params, opt_state)  # first: the checks below may differ between processes

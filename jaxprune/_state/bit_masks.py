@@ -6,13 +6,16 @@ for bit masks with `prune(..., packed=True)`.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxprune._base.paths import shape_of
 from jaxprune._base.sharding import explicit_sharding, in_sharding, typed_like
 
 
@@ -24,6 +27,16 @@ def bit_mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
       ((3, 3), ())
     """
     return (*shape[:-1], -(-shape[-1] // 8)) if shape else ()
+
+
+def widths_of(leaves: Sequence[Any]) -> jax.Array:
+    """The length of the last axis of each leaf: int32[n_leaves], 1 for a scalar.
+
+    Example:
+      >>> widths_of([jnp.ones((4, 20)), 1.0]).tolist()
+      [20, 1]
+    """
+    return jnp.asarray(np.array([(1, *shape_of(leaf))[-1] for leaf in leaves], np.int32))
 
 
 def to_bits(mask: jax.Array) -> jax.Array:

@@ -11,15 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._base.paths import leaves_with_paths, listed
-from jaxprune._state.bit_masks import to_bits
-from jaxprune._state.masks import check_mask_dtype
+from jaxprune._state.bit_masks import to_bits, widths_of
+from jaxprune._state.masks import check_mask_dtype, wrong_shape
 from jaxprune._state.prune_state import (
     PruneState,
     get_state,
     masks_of,
     require_states,
-    widths_of,
-    wrong_shape,
 )
 from jaxprune._state.recount import with_new_masks
 

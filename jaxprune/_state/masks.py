@@ -19,6 +19,7 @@ from jaxprune._base.counting import WIDE, count_true, counting
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, listed, shape_of, shown_path, spec_of
 from jaxprune._base.sharding import summed_in_shards, typed_like
+from jaxprune._state.bit_masks import bit_mask_shape
 
 
 def land(param: jax.Array, update: jax.Array, mask: jax.Array) -> jax.Array:
@@ -167,4 +168,15 @@ def check_mask_dtype(path: str, mask: Any) -> None:
     raise TypeError(
         f"{shown_path(path)}: a mask must be bool or integer (nonzero = kept), but it is {got}. "
         "Did you swap the params and the masks? Otherwise, convert it with mask != 0."
+    )
+
+
+def wrong_shape(
+    path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...], is_bits: bool = False
+) -> str:
+    """The message for a mask whose shape does not fit its param."""
+    needs = f", which needs a bit mask of shape {bit_mask_shape(shape)}" if is_bits else ""
+    return (
+        f"{shown_path(path)}: the mask has shape {mask_shape} but the param has shape {shape}"
+        f"{needs}. Was the state restored from another model?"
     )

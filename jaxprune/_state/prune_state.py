@@ -7,7 +7,7 @@ and optimizer states in boxes of different types.
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -27,7 +27,7 @@ from jaxprune._base.paths import (
     spec_of,
 )
 from jaxprune._state.bit_masks import bit_mask_shape, from_bits
-from jaxprune._state.masks import check_mask_dtype, keep
+from jaxprune._state.masks import check_mask_dtype, keep, wrong_shape
 
 
 class PruneState(NamedTuple):
@@ -155,11 +155,6 @@ def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
             for mask, leaf in zip(masks, leaves, strict=True)
         ]
     )
-
-
-def widths_of(leaves: Sequence[Any]) -> jax.Array:
-    """The length of the last axis of each leaf: int32[n_leaves], 1 for a scalar."""
-    return jnp.asarray(np.array([(1, *shape_of(leaf))[-1] for leaf in leaves], np.int32))
 
 
 def masks_of(state: PruneState) -> Any:
@@ -318,17 +313,6 @@ def _fitting_mask(path: str, mask: Any, leaf: Any, is_bits: bool) -> Any:
     return from_bits(mask, leaf) if is_bits else mask
 
 
-def wrong_shape(
-    path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...], is_bits: bool = False
-) -> str:
-    """The message for a mask whose shape does not fit its param."""
-    needs = f", which needs a bit mask of shape {bit_mask_shape(shape)}" if is_bits else ""
-    return (
-        f"{shown_path(path)}: the mask has shape {mask_shape} but the param has shape {shape}"
-        f"{needs}. Was the state restored from another model?"
-    )
-
-
 def require_states(opt_state: Any) -> list[PruneState]:
     """`find_states`, but raises if there is no prune state."""
     states = find_states(opt_state)
@@ -336,15 +320,13 @@ def require_states(opt_state: Any) -> list[PruneState]:
         return states
     if path := _path_of_raw_state(opt_state):
         raise ValueError(
-            f"no prune state in {kind_of(opt_state)}: {path} has the fields "
-            "of one, but it is not a PruneState. The checkpoint was restored without its "
-            "structure. Fit it to the transformation with "
-            "jaxprune.upgrade_state(tx, params, restored)."
+            f"no prune state in {kind_of(opt_state)}: {path} has the fields of one, but it is not "
+            "a PruneState. The checkpoint was restored without its structure. Fit it to the "
+            "transformation with jaxprune.upgrade_state(tx, params, restored)."
         )
     raise ValueError(
-        f"no prune state in {kind_of(opt_state)}. Pass the optimizer "
-        "state of a transformation that contains jaxprune.prune: what tx.init(params) or "
-        "tx.update returned."
+        f"no prune state in {kind_of(opt_state)}. Pass the optimizer state of a transformation "
+        "that contains jaxprune.prune: what tx.init(params) or tx.update returned."
     )
 
 

@@ -16,7 +16,8 @@ from jaxprune._base.paths import (
     spec_of,
 )
 from jaxprune._state.bit_masks import bit_mask_shape
-from jaxprune._state.prune_state import PruneState, wrong_shape
+from jaxprune._state.masks import wrong_shape
+from jaxprune._state.prune_state import PruneState
 
 
 class Tree(NamedTuple):

@@ -17,10 +17,10 @@ from jaxprune._base.sharding import typed_like
 from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.errors import check_shuffled
 from jaxprune._recipe.scores import accumulates, reads_grads, required_grads
-from jaxprune._state.bit_masks import bits_typed_like, from_bits, full_bits
+from jaxprune._state.bit_masks import bits_typed_like, from_bits, full_bits, widths_of
 from jaxprune._state.masks import keep, land
 from jaxprune._state.progress import Progress, zeros_of
-from jaxprune._state.prune_state import PruneState, widths_of
+from jaxprune._state.prune_state import PruneState
 from jaxprune._state.pruned_paths import record_pruned
 from jaxprune._topk.problem import axis_length
 from jaxprune._transform.accounts import (
