@@ -24,6 +24,7 @@ def recounted(progress: Progress, state: PruneState) -> Progress:
     unit_size = np.asarray(unboxed(progress.unit_size))
     reached = reached_by(zeros, np.asarray(unboxed(progress.pool_of)), unit_size)
     left = _fires_left(np.asarray(unboxed(progress.schedule)), step)
+    left = np.minimum(left, np.asarray(unboxed(progress.fires_left)))  # `keep_zeros` has none
     return with_counts(progress, zeros=zeros, reached=reached, fires_left=left)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from hypothesis import given, settings, strategies as st
 
 import jaxprune
 from helpers import grads_at, random_params
@@ -122,6 +123,30 @@ def test_params_of_an_earlier_step_are_named_with_counts(form):
 def test_dense_params_are_not_judged(form):
     _, state = trace(form)[-1]
     jaxprune.check(make_params(), state, done=True)
+
+
+@settings(max_examples=5)  # each compiles a program
+@given(
+    steps=st.tuples(st.integers(0, 3), st.integers(0, 6), st.integers(1, 4)),
+    target=st.sampled_from((0.0, 0.3, 0.75)),
+    interrupted=st.integers(0, 12),
+)
+def test_done_means_that_no_fire_is_left(steps, target, interrupted):
+    begin, length, every = steps
+    schedule = jaxprune.linear_schedule(target, begin, begin + length, every)
+    tx = optax.chain(sgd(), jaxprune.prune(schedule, distribution=jaxprune.erk))
+    params, state = make_params(), tx.init(make_params())
+    step = jax.jit(tx.update)
+    for t in range(interrupted):
+        updates, state = step(grads_at(params, t), state, params)
+        params = optax.apply_updates(params, updates)
+    left = sum(step >= interrupted for step in schedule.fire_steps)
+    assert jaxprune.metrics(state)["prune/fires_left"] == left
+    if not left:
+        jaxprune.check(params, state, done=True)
+        return
+    with pytest.raises(ValueError, match=f"{left} fires? (is|are) left"):
+        jaxprune.check(params, state, done=True)
 
 
 def test_counts_name_what_is_due():

@@ -1,14 +1,16 @@
 """A fire happens whenever the masks have fewer zeros than the schedule asks for at that step."""
 
 import chex
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 import jaxprune
+import jaxprune._state.progress
 from helpers import grads_at, random_params
 
 SHAPES = {"a": (8, 12), "b": {"kernel": (12, 5), "bias": (5,)}}
@@ -92,6 +94,7 @@ def make_size(name):
 
 
 @pytest.mark.parametrize("form", ("chain", "global pool", "blocks", "regrow hold", "partition"))
+@settings(max_examples=5)  # each compiles two programs or three
 @given(
     first=st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(1, 3)),
     second=st.tuples(st.integers(0, 6), st.integers(0, 4), st.integers(1, 3)),
@@ -188,6 +191,26 @@ def test_static_sparse_never_catches_up():
     dense = jax.tree.map(lambda p: jnp.ones(p.shape, bool), make_params())
     _, state = run(tx, make_params(), jaxprune.set_masks(tx.init(make_params()), dense), 3)
     assert n_dropped(state) == {"a": 0, "b": 0}
+
+
+@pytest.mark.parametrize("form", ("chain", "bit masks", "rigl"))
+def test_counts_of_64_bits_work_without_64_bit_types(form, monkeypatch):
+    monkeypatch.setattr(jaxprune._state.progress, "WIDE", 70)  # "a" is that large, "b" is not
+    tx = rigl() if form == "rigl" else FORMS[form](jaxprune.cubic_schedule(0.5, 1, 11, 5))
+    state = tx.init(make_params())
+    assert jaxprune.get_state(state).progress.zeros.dtype == jnp.int64
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(grads_at(params, 0), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    params = jaxprune.apply_masks(make_params(), state)
+    (params, state), _ = jax.lax.scan(step, (params, state), length=12)
+    jaxprune.check(params, state, done=True)
+    assert jax.jit(jaxprune.metrics)(state)["prune/n_zero"] == 48 + 30
+    saved = flax.serialization.msgpack_restore(flax.serialization.to_bytes(state))
+    chex.assert_trees_all_equal(jaxprune.upgrade_state(tx, params, saved), state)
 
 
 def test_other_pools_are_counted_anew():

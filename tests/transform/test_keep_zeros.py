@@ -1,5 +1,6 @@
 """`keep_zeros` trains sparse params: what is zero at `init` stays zero, in one call."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,14 @@ def test_a_train_state_and_an_nnx_optimizer_keep_zeros():
     optimizer.update(module, jax.tree.map(jnp.ones_like, nnx.state(module, nnx.Param)))
     assert np.sum(np.asarray(module.kernel[...]) == 0) == 72
     jaxprune.check(nnx.state(module, nnx.Param), optimizer, done=True)
+
+
+def test_a_state_without_progress_is_upgraded():
+    tx = jaxprune.keep_zeros(optax.sgd(0.1))
+    state = tx.init(sparse())
+    upgraded = jaxprune.upgrade_state(tx, sparse(), state._replace(progress=None))
+    chex.assert_trees_all_equal(upgraded, state)
+    jaxprune.check(sparse(), upgraded, done=True)
 
 
 def test_the_optimizer_is_required():
