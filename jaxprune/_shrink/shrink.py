@@ -181,12 +181,12 @@ def _shrink(model: Model, rtol: float | None) -> tuple[Any, ShrinkReport]:
     is_number = isinstance(rtol, numbers.Real) and not isinstance(rtol, bool)
     if rtol is not None and not (is_number and rtol >= 0):
         raise ValueError(f"shrink: rtol must be a number of at least 0, got {shown(rtol)}.")
-    if any(
-        isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((model.variables, model.inputs))
-    ):
-        raise TypeError(
-            "shrink: variables and inputs must be arrays, got a traced value. Call it outside jit."
-        )
+    for x in jax.tree.leaves((model.variables, model.inputs)):
+        if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
+            raise TypeError(
+                f"shrink: needs the values of variables and inputs, got {shown(x)}. Pass arrays, "
+                "outside jit."
+            )
     program = program_of(model.apply_fn, model.variables, model.inputs)
     tracer = trace(program, known_values(program))
     groups = group_units(units_of(tracer))

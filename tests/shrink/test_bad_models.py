@@ -1,6 +1,7 @@
 """Wrong arguments of `shrink`, `channel_groups` and their variants."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import linen, nnx
 
@@ -63,6 +64,18 @@ MODELS = [
         lambda: jaxprune.shrink(two_layers, {**LAYERS, "f": len}, X),
         TypeError,
         ("shrink: variables: f:", "<built-in function len>", "(apply_fn, variables, *inputs)"),
+    ),
+    case(
+        "shrink_shapes",
+        lambda: jaxprune.shrink(two_layers, LAYERS, jax.ShapeDtypeStruct((2, 4), jnp.float32)),
+        TypeError,
+        ("shrink:", "ShapeDtypeStruct(shape=(2, 4), dtype=float32)", "Pass arrays"),
+    ),
+    case(
+        "shrink_under_jit",
+        lambda: jax.eval_shape(lambda x: jaxprune.shrink(two_layers, LAYERS, x)[0], X),
+        TypeError,
+        ("shrink:", "traced", "outside jit"),
     ),
     case(
         "shrink_rtol",
