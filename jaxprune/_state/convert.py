@@ -3,19 +3,18 @@
 Everything here runs on the host, outside `jit`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxprune._base.paths import leaves_with_paths, listed
+from jaxprune._base.paths import hidden_paths, leaves_with_paths, listed, paths_of
 from jaxprune._state.bit_masks import to_bits, widths_of
 from jaxprune._state.masks import check_mask_dtype, wrong_shape
 from jaxprune._state.prune_state import (
     PruneState,
-    get_state,
     masks_of,
     require_states,
 )
@@ -87,16 +86,18 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
     """The optimizer state with its masks replaced, to train a sparse model or use your own masks.
 
     Args:
-      opt_state: an optax state with exactly one prune state inside.
+      opt_state: an optax state with prune states inside. With several, each takes the masks of its
+        own leaves.
       masks: a tree like the params, nonzero = kept, such as `masks_from_params(params)` or the
-        masks that `prune_params` returns. With `one_shot_schedule(0.0)` they never change.
+        masks that `prune_params` returns. With `one_shot_schedule(0.0)` they never change. Masks of
+        leaves that `optax.masked` or `optax.partition` hides from `prune` are ignored.
 
     Returns:
       The same state with these masks. They are stored as bit masks if the old ones were.
 
     Raises:
       TypeError: masks of floating point numbers; names the path.
-      ValueError: not exactly one prune state, or masks with different paths or shapes.
+      ValueError: no prune state, or masks with different paths or shapes.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -106,23 +107,37 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
       >>> jaxprune.get_masks(state)["kernel"].tolist()
       [[False, True]]
     """
-    state = get_state(opt_state)
-    paths, old_masks, treedef = leaves_with_paths(masks_of(state))
     new_paths, new_masks, _ = leaves_with_paths(masks)
-    if new_paths != paths:
+    states = require_states(opt_state)
+    known = {path for state in states for path in paths_of(state.masks)}
+    hidden = {path for state in states for path in hidden_paths(state.masks)}
+    unknown = [path for path in new_paths if path not in known and not _is_below(path, hidden)]
+    if unknown or not known <= set(new_paths):
         raise ValueError(
-            f"masks must have the leaves of the params, {listed(paths)}, got {listed(new_paths)}. "
-            "Pass a tree like the params, such as jaxprune.masks_from_params(params)."
+            f"masks must have the leaves of the params, {listed(sorted(known))}, got "
+            f"{listed(new_paths)}. Pass a tree like the params, such as "
+            "jaxprune.masks_from_params(params)."
         )
-    for path, new, old in zip(paths, new_masks, old_masks, strict=True):
-        if jnp.shape(new) != jnp.shape(old):
-            raise ValueError(wrong_shape(path, jnp.shape(new), jnp.shape(old)))
-        check_mask_dtype(path, new)
-    byte_masks = [jnp.asarray(mask).astype(bool).astype(jnp.uint8) for mask in new_masks]
-    stored = byte_masks if state.widths is None else list(map(to_bits, byte_masks))
-    return _convert(
-        lambda state: with_new_masks(state._replace(masks=treedef.unflatten(stored))), opt_state
-    )
+    new = dict(zip(new_paths, new_masks, strict=True))
+    return _convert(lambda state: _with_masks(state, new), opt_state)
+
+
+def _is_below(path: str, hidden: set[str]) -> bool:
+    """Whether a leaf is at or below one of the positions that a wrapper hides."""
+    return any(path == top or not top or path.startswith(f"{top}/") for top in hidden)
+
+
+def _with_masks(state: PruneState, new: Mapping[str, Any]) -> PruneState:
+    """The state with those of the new masks, by path, that belong to its leaves."""
+    paths, old_masks, treedef = leaves_with_paths(masks_of(state))
+    for path, old in zip(paths, old_masks, strict=True):
+        if jnp.shape(new[path]) != jnp.shape(old):
+            raise ValueError(wrong_shape(path, jnp.shape(new[path]), jnp.shape(old)))
+        check_mask_dtype(path, new[path])
+    stored = [jnp.asarray(new[path]).astype(bool).astype(jnp.uint8) for path in paths]
+    if state.widths is not None:
+        stored = list(map(to_bits, stored))
+    return with_new_masks(state._replace(masks=treedef.unflatten(stored)))
 
 
 def _convert(change: Callable[[PruneState], PruneState], opt_state: Any) -> Any:

@@ -1,0 +1,52 @@
+"""`set_masks` gives each prune state the masks of its leaves, by path."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+from helpers import ones
+
+ONCE = jaxprune.one_shot_schedule(0.0)
+PARAMS = {"a": jnp.array([[0.0, 1.0], [2.0, 0.0]]), "b": {"kernel": jnp.array([[0.0, 3.0]])}}
+
+
+def prune(**options):
+    return jaxprune.prune(ONCE, inner=optax.sgd(0.1), **options)
+
+
+def partition(first, second):
+    return optax.partition({"a": first, "b": second}, {"a": "a", "b": "b"})
+
+
+FORMS = {
+    "plain": (prune(), {"a": 2, "b": 1}),
+    "bit masks": (prune(packed=True), {"a": 2, "b": 1}),
+    "masked": (optax.masked(prune(), {"a": True, "b": False}), {"a": 2}),
+    "partition": (partition(prune(), optax.sgd(0.1)), {"a": 2}),
+    "several": (partition(prune(), prune(packed=True)), {"a": 2, "b": 1}),
+    "chain": (optax.chain(jaxprune.prune(ONCE, exclude="a"), prune()), {"a": 2, "b": 1}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_state_takes_the_masks_of_its_leaves(form):
+    tx, n_dropped = FORMS[form]
+    masks = jaxprune.masks_from_params(PARAMS)
+    state = jaxprune.set_masks(tx.init(PARAMS), masks)
+    applied = jaxprune.apply_masks(jax.tree.map(jnp.ones_like, PARAMS), state)
+    for name, leaf in (("a", applied["a"]), ("b", applied["b"]["kernel"])):
+        assert int(np.sum(leaf == 0)) == n_dropped.get(name, 0)
+    assert form == "chain" or jaxprune.metrics(state)["prune/n_zero"] == sum(n_dropped.values())
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
+    jaxprune.check(optax.apply_updates(PARAMS, updates), state, done=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_of_another_tree_raise(form):
+    state = FORMS[form][0].init(PARAMS)
+    for masks in ({"a": ones(2, 2) > 0, "c": ones(2) > 0}, {"b": {"kernel": ones(1, 2) > 0}}):
+        with pytest.raises(ValueError, match=r"masks must have the leaves of the params, a"):
+            jaxprune.set_masks(state, masks)
