@@ -275,3 +275,12 @@ def test_no_error_about_a_traced_value_comes_from_below_jaxprune(folder, name):
                 jax.eval_shape(lambda v: (CALLS[name](v), None)[1], value)
             except (TypeError, ValueError, OSError) as error:
                 assert_is_ours(f"{name} = {value}", error)
+
+
+# Values, and classes of results, which nobody calls.
+NOT_CALLED = {"Distribution", "Moments", "PackedMatrix", "Progress", "PruneState", "ShrinkReport"}
+NOT_CALLED |= {"Unstructured", "er", "erk", "global_pool", "movement", "normalized_pool", "uniform"}
+
+
+def test_every_public_function_takes_part():
+    assert set(jp.__all__) - {name.split()[0] for name in CALLS} == NOT_CALLED
