@@ -146,6 +146,7 @@ CALLS = {
     "Channel norm": lambda v: jp.Channel(norm=v),
     "acdc_schedule": lambda v: jp.acdc_schedule(v, 0, 10, 5),
     "cubic_schedule every": lambda v: jp.cubic_schedule(0.5, 0, 10, v),
+    "one_shot_schedule step": lambda v: jp.one_shot_schedule(0.5, v),
     "linear_schedule end_step": lambda v: jp.linear_schedule(0.5, 0, v),
     "polynomial_schedule power": lambda v: jp.polynomial_schedule(0.5, 0, 10, power=v),
     "from_optax_schedule": lambda v: jp.from_optax_schedule(v, 0, 10, 5),
