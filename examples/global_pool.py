@@ -61,7 +61,7 @@ for distribution in DISTRIBUTIONS:
     kept = ", ".join(f"{x.path.split('/')[0]} {1 - x.sparsity:.1%}" for x in report.leaves[1::2])
     print(f"{distribution!r:32} test accuracy {accuracy:.3f}   kept: {kept}")
     totals.add(report.n_zero)
-    jaxprune.check(params, opt_state)
+    jaxprune.check(params, opt_state, done=True)
 
 # `uniform` rounds the number of zeros in each layer, the others round only the total.
 assert max(totals) - min(totals) <= 2

@@ -85,6 +85,6 @@ with path.open(newline="") as file:
     for row in list(csv.DictReader(file))[5::4]:  # the rows around pruning steps
         names = ("step", "loss", "prune/sparsity", "prune/threshold/hidden/kernel", "prune/flips")
         print("  ".join(f"{name.removeprefix('prune/')} {float(row[name]):.4g}" for name in names))
-jaxprune.check(params, opt_state)
+jaxprune.check(params, opt_state, done=True)
 kernel = params["hidden"]["kernel"]
 print(f"{n_rows} rows, final sparsity {float((kernel == 0).mean()):.1g}")

@@ -76,7 +76,7 @@ with SummaryWriter(folder) as writer:
         kept = kernel["kernel"][kernel["kernel"] != 0]
         writer.add_histogram(f"kept/{path}/kernel", jax.device_get(kept), STEPS)
 
-jaxprune.check(params, opt_state)
+jaxprune.check(params, opt_state, done=True)
 print(folder)
 kernel = params["hidden"]["kernel"]
 print(f"{n_logged} steps logged, final sparsity {float((kernel == 0).mean()):.1g}")

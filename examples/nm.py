@@ -60,5 +60,5 @@ print(f"test accuracy {accuracy:.3f}")
 for name in ("Dense_0", "Dense_1"):
     groups = np.asarray(params["params"][name]["kernel"]).reshape(-1, 4, 128)
     assert np.all((groups != 0).sum(axis=1) == 2)
-jaxprune.check(params, opt_state)
+jaxprune.check(params, opt_state, done=True)
 print("checked: two of every four are zero")
