@@ -105,7 +105,7 @@ def after_one_update(**more):  # long before anything is pruned; the tree is sha
 
 settings = [
     after_one_update(),
-    after_one_update(exclude="w" if rank != 1 else "v"),
+    after_one_update(exclude=".*/w" if rank != 1 else ".*/v"),
     after_one_update(score=(lambda params, grads, key: abs(params))),
     after_one_update(distribution=jaxprune.min_density(0.1 if rank != 1 else 0.2)),
 ]
