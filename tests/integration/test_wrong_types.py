@@ -256,6 +256,7 @@ def assert_is_ours(case, error):
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore:in the future the `.dtype` attribute")  # of NumPy 2.0
 def test_no_error_comes_from_below_jaxprune(folder, name):
     for kind, value in VALUES.items():
         if (name, kind) in FAILS_ITSELF:
