@@ -65,16 +65,7 @@ def prune_params(
       >>> params["kernel"].tolist(), masks["bias"].tolist()
       ([[3.0, 0.0], [0.0, -2.0]], [True, True])
     """
-    if grads is None and getattr(score, "reads_grads", False) is True:
-        raise ValueError(
-            f"prune_params: score={score.__name__} needs gradients, got grads=None. Pass them: "
-            "prune_params(params, sparsity, score=score, grads=jax.grad(loss)(params))."
-        )
-    if accumulates(score):
-        raise ValueError(
-            f"prune_params: score {score} adds up over training steps, but there are none here. "
-            "Use jaxprune.prune, or another score."
-        )
+    _check_score(score, grads)
     targets = (as_sparsity(sparsity, "sparsity"),)
     recipe = Recipe.of(targets, include, exclude, overrides, distribution, structure, score)
     rules = Rules(score, check_ties(ties), distribution.normalized)
@@ -85,22 +76,42 @@ def prune_params(
     masks = [full_mask(leaf, bool) for leaf in leaves]
     if not budget.chosen:
         return params, treedef.unflatten(masks)
-    by_leaf = [None] * len(leaves) if grads is None else _grads_of(grads, paths)
-    if grads is not None:
-        check_updates(budget.chosen, Tree(paths, leaves, treedef), by_leaf, "gradient in `grads`")
-    operands = [
-        Operand(
-            jnp.asarray(leaves[i]),
-            by_leaf[i] if reads_grads(score) else None,
-            jax.random.fold_in(key, i),
-        )
-        for i in budget.chosen
-    ]
+    operands = _operands(Tree(paths, leaves, treedef), budget, score, grads, key)
     kept, _ = tighten(operands, None, as_counts(budget.n_keep()[-1]), budget.leaves, rules)
     _warn_emptied(paths, budget, distribution, kept)
     for i, operand, mask in zip(budget.chosen, operands, kept, strict=True):
         leaves[i], masks[i] = keep(operand.param, mask), mask
     return treedef.unflatten(leaves), treedef.unflatten(masks)
+
+
+def _check_score(score: Any, grads: Any) -> None:
+    """Raises for a score that cannot be computed once, or that lacks its gradients."""
+    if grads is None and getattr(score, "reads_grads", False) is True:
+        raise ValueError(
+            f"prune_params: score={score.__name__} needs gradients, got grads=None. Pass them: "
+            "prune_params(params, sparsity, score=score, grads=jax.grad(loss)(params))."
+        )
+    if accumulates(score):
+        raise ValueError(
+            f"prune_params: score {score} adds up over training steps, but there are none here. "
+            "Use jaxprune.prune, or another score."
+        )
+
+
+def _operands(tree: Tree, budget: Budget, score: Any, grads: Any, key: jax.Array) -> list[Operand]:
+    """What the scores of the pruned leaves are computed from, with a key for each leaf."""
+    by_leaf: list[Any] = [None] * len(tree.leaves)
+    if grads is not None:
+        by_leaf = _grads_of(grads, tree.paths)
+        check_updates(budget.chosen, tree, by_leaf, "gradient in `grads`")
+    return [
+        Operand(
+            jnp.asarray(tree.leaves[i]),
+            by_leaf[i] if reads_grads(score) else None,
+            jax.random.fold_in(key, i),
+        )
+        for i in budget.chosen
+    ]
 
 
 def _warn_emptied(
