@@ -13,7 +13,7 @@ import optax
 
 from jaxprune._base.agreement import remember
 from jaxprune._base.paths import leaves_with_paths, shape_of, spec_of
-from jaxprune._base.sharding import typed_like
+from jaxprune._base.sharding import everywhere, typed_like
 from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.errors import check_shuffled
 from jaxprune._recipe.scores import accumulates, reads_grads, required_grads
@@ -189,6 +189,7 @@ def _update(
     if fired.counts is not None and settings.algorithm.budgeted:
         accounts = accounts_of(settings, budget)
         progress = next_progress(settings, accounts, state.prune_step, fired.counts, progress)
+        progress = jax.tree.map(lambda x: everywhere(x, inputs.params), progress)
     return tree.treedef.unflatten(_replaced(u_leaves, budget, emitted)), PruneState(
         prune_step=jnp.asarray(optax.safe_increment(state.prune_step)),
         masks=tree.treedef.unflatten(_replaced(masks, budget, fired.masks)),
