@@ -16,6 +16,9 @@ from jaxprune._base.counting import WIDE, count_each, counting
 from jaxprune._base.sharding import on_one_device, summed_in_shards
 
 UNKNOWN = -1  # a count in `reached` that the next update finds out
+# Before 0.8, JAX could not pass an int64 array to a compiled program without `jax_enable_x64`, so
+# there the states of trees that need 64-bit counts have no progress.
+CAN_PASS_64_BITS = jax.__version_info__ >= (0, 8)
 
 
 class Progress(NamedTuple):

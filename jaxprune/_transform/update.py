@@ -19,7 +19,7 @@ from jaxprune._recipe.errors import check_shuffled
 from jaxprune._recipe.scores import accumulates, reads_grads, required_grads
 from jaxprune._state.bit_masks import bits_typed_like, from_bits, full_bits, widths_of
 from jaxprune._state.masks import keep, land
-from jaxprune._state.progress import Progress, zeros_of
+from jaxprune._state.progress import CAN_PASS_64_BITS, Progress, count_dtype, zeros_of
 from jaxprune._state.prune_state import PruneState
 from jaxprune._state.pruned_paths import record_pruned
 from jaxprune._topk.problem import axis_length
@@ -121,13 +121,15 @@ def _init(transform: Transform, params: optax.Params) -> PruneState:
 
 def _first_progress(
     settings: Settings, paths: Sequence[str], leaves: Sequence[Any], masks: Sequence[Any]
-) -> Progress:
-    """The progress before the first update."""
+) -> Progress | None:
+    """The progress before the first update; None if it needs counts that this JAX can't pass on."""
     try:
         n_parts = _n_parts(settings)
     except ValueError:  # `init` gets whole leaves, outside the map over the axis
         n_parts = 1
     accounts = accounts_of(settings, settings.recipe.budget(paths, leaves, n_parts))
+    if not CAN_PASS_64_BITS and jnp.int64 in map(count_dtype, accounts.largest):
+        return None
     if not settings.algorithm.budgeted:
         return progress_of_masks(settings, accounts, zeros_of(masks))
     zeros = zeros_of(masks) if settings.is_exact else None
