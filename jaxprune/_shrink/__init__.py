@@ -1,14 +1,7 @@
 """Removes zero channels from a model, so that a smaller dense network is left.
 
-Tracing finds out which axes of the params belong together. Start with `tracer`, which explains how:
-
-- `traced_arrays`: what is known about one array.
-- `tracer`: follows a jaxpr and records which axes are joined, frozen and summed over.
-- `axis_rules`, `axis_shapes`: one rule per primitive.
-- `constant_folding`: elementwise primitives in NumPy, for values that are known.
-- `program`: the jaxpr of a model, and how to trace it.
-
-Shrinking uses the records of the tracer:
+`jaxprune._trace` finds out which axes of the params belong together; its `tracer` explains how.
+Shrinking uses its records:
 
 - `units`: slices of params that stay or go together.
 - `groups`: units on the same axes, and which of them can be removed.

@@ -10,8 +10,8 @@ from jaxprune._base.paths import leaves_with_paths, rule_for
 from jaxprune._recipe.coupled import Coupled
 from jaxprune._shrink.flax_sizes import Model, function_model, nnx_model
 from jaxprune._shrink.groups import Group, accept, group_units
-from jaxprune._shrink.program import Program, program_of, trace
 from jaxprune._shrink.units import LeafAxis, Unit, units_of
+from jaxprune._trace.program import Program, program_of, trace
 
 NOT_ZERO = (
     "its units are not zero when all their weights are; the cause may be a sigmoid, or a norm "

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._shrink.flax_sizes import Model
-from jaxprune._shrink.program import Program
 from jaxprune._shrink.same_program import why_not_same
-from jaxprune._shrink.tracer import SCANNED, WINDOW, Tracer
 from jaxprune._shrink.units import LeafAxis, Unit
+from jaxprune._trace.program import Program
+from jaxprune._trace.tracer import SCANNED, WINDOW, Tracer
 
 NOT_CONTRACTED = "no product sums over it"
 

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from jaxprune._shrink.flax_sizes import Model
-from jaxprune._shrink.program import Program, to_numpy
-from jaxprune._shrink.traced_arrays import Axis, TracedArray
-from jaxprune._shrink.tracer import EquationPath, Tracer, is_literal
+from jaxprune._trace.program import Program, to_numpy
+from jaxprune._trace.traced_arrays import Axis, TracedArray
+from jaxprune._trace.tracer import EquationPath, Tracer, is_literal
 
 _CHANGES = "the program changes with the length of this axis"
 _HARD_CODED = "a size is hard-coded in the model"

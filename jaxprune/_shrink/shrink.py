@@ -20,8 +20,8 @@ from jaxprune._base.arguments import shown
 from jaxprune._base.paths import shown_path
 from jaxprune._shrink.flax_sizes import Model, function_model, nnx_model, resize_nnx
 from jaxprune._shrink.groups import Group, accept, group_units, without_removed
-from jaxprune._shrink.program import Program, known_values, program_of, trace
 from jaxprune._shrink.units import units_of
+from jaxprune._trace.program import Program, known_values, program_of, trace
 
 
 @dataclasses.dataclass(frozen=True)

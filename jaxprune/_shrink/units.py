@@ -6,7 +6,7 @@ a slice of a param in it.
 
 from typing import NamedTuple
 
-from jaxprune._shrink.tracer import LeafSlice, Tracer
+from jaxprune._trace.tracer import LeafSlice, Tracer
 
 
 class LeafAxis(NamedTuple):

@@ -24,13 +24,14 @@ MAY_IMPORT = {
     "_state": ("_base",),
     "_transform": ("_base", "_topk", "_recipe", "_state"),
     "_report": ("_base", "_recipe", "_state", "_transform"),
-    "_calibration": ("_base", "_topk", "_recipe", "_state"),
-    "_shrink": ("_base", "_recipe"),
+    "_trace": ("_base", "_recipe"),
+    "_calibration": ("_base", "_topk", "_recipe", "_state", "_trace"),
+    "_shrink": ("_base", "_recipe", "_trace"),
     "_files": ("_base", "_state"),
     "_blocks": ("_base", "_files"),
     "_cli": ("_base", "_recipe", "_state", "_transform", "_report", "_files"),
-    "__init__": ("_base", "_topk", "_recipe", "_state", "_transform", "_report", "_calibration")
-    + ("_shrink", "_files", "_blocks"),
+    "__init__": ("_base", "_topk", "_recipe", "_state", "_transform", "_report", "_trace")
+    + ("_calibration", "_shrink", "_files", "_blocks"),
     "demo": ("__init__", "_files"),
     "__main__": ("__init__", "_cli", "demo"),
 }

@@ -13,8 +13,8 @@ from hypothesis import given, settings, strategies as st
 import jaxprune
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._shrink import groups as groups_lib
-from jaxprune._shrink.program import known_values, program_of, trace
 from jaxprune._shrink.units import units_of
+from jaxprune._trace.program import known_values, program_of, trace
 
 
 class Mlp(nn.Module):

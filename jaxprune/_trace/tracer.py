@@ -55,7 +55,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune._shrink.traced_arrays import Axis, TracedArray, constant_array, fixed_array
+from jaxprune._trace.traced_arrays import Axis, TracedArray, constant_array, fixed_array
 
 # Reasons to freeze an axis, as users read them after its name: `w[0]: it must be ...`.
 FIXED_BY_INPUT = "it must be as long as an input or a constant array"

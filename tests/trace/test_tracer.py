@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._shrink.program import known_values, program_of, trace
 from jaxprune._shrink.units import units_of
+from jaxprune._trace.program import known_values, program_of, trace
 
 
 def test_the_example_in_the_docstring_is_true():

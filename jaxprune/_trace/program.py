@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths
-from jaxprune._shrink.axis_rules import RULES
-from jaxprune._shrink.traced_arrays import fixed_array, slice_values
-from jaxprune._shrink.tracer import FIXED_BY_OUTPUT, KnownValues, Tracer
+from jaxprune._trace.axis_rules import RULES
+from jaxprune._trace.traced_arrays import fixed_array, slice_values
+from jaxprune._trace.tracer import FIXED_BY_OUTPUT, KnownValues, Tracer
 
 
 class Program(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune._shrink.traced_arrays import Axis, TracedArray, common_known, fixed_array
-from jaxprune._shrink.tracer import Tracer
+from jaxprune._trace.traced_arrays import Axis, TracedArray, common_known, fixed_array
+from jaxprune._trace.tracer import Tracer
 
 Arrays = Sequence[TracedArray]
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune._shrink import axis_shapes as shapes
-from jaxprune._shrink.constant_folding import ELEMENTWISE, fold, numpy_function
-from jaxprune._shrink.traced_arrays import Axis, TracedArray, common_known, fixed_array
-from jaxprune._shrink.tracer import SCANNED, WINDOW, Rule, Tracer
+from jaxprune._trace import axis_shapes as shapes
+from jaxprune._trace.constant_folding import ELEMENTWISE, fold, numpy_function
+from jaxprune._trace.traced_arrays import Axis, TracedArray, common_known, fixed_array
+from jaxprune._trace.tracer import SCANNED, WINDOW, Rule, Tracer
 
 Arrays = Sequence[TracedArray]
 
