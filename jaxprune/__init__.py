@@ -57,6 +57,11 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         uniform as uniform,
     )
     from jaxprune._recipe.optax_schedules import from_optax_schedule as from_optax_schedule
+    from jaxprune._recipe.roles import (
+        AxisRoles as AxisRoles,
+        equinox_roles as equinox_roles,
+        torch_roles as torch_roles,
+    )
     from jaxprune._recipe.schedules import (
         SparsitySchedule as SparsitySchedule,
         acdc_schedule as acdc_schedule,
@@ -133,6 +138,7 @@ _PUBLIC = {
     "_recipe.distributions": ("Distribution", "er", "erk", "global_pool", "min_density")
     + ("normalized_pool", "per_slice", "uniform"),
     "_recipe.optax_schedules": ("from_optax_schedule",),
+    "_recipe.roles": ("AxisRoles", "equinox_roles", "torch_roles"),
     "_recipe.schedules": ("SparsitySchedule", "acdc_schedule", "cubic_schedule")
     + ("linear_schedule", "one_shot_schedule", "polynomial_schedule"),
     "_recipe.scores": ("Accumulated", "gradient_magnitude", "magnitude", "movement")
@@ -161,6 +167,7 @@ _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in name
 __all__ = [
     "NM",
     "Accumulated",
+    "AxisRoles",
     "Block",
     "Channel",
     "Distribution",
@@ -178,6 +185,7 @@ __all__ = [
     "check",
     "check_agreement",
     "cubic_schedule",
+    "equinox_roles",
     "er",
     "erk",
     "from_optax_schedule",
@@ -232,6 +240,7 @@ __all__ = [
     "to_csr",
     "topk_mask",
     "topk_masks",
+    "torch_roles",
     "uniform",
     "unpack_masks",
     "unpack_matrix",

@@ -136,6 +136,10 @@ CALLS = {
     "topk_masks n_keep": lambda v: jp.topk_masks([X], v),
     "topk_masks n_keep of all": lambda v: jp.topk_masks([X], v, pool="global"),
     "topk_masks pool": lambda v: jp.topk_masks([X], [1], pool=v),
+    "AxisRoles roles": lambda v: jp.AxisRoles(v),
+    "AxisRoles tuple": lambda v: jp.AxisRoles({"w": v}),
+    "AxisRoles without": lambda v: jp.AxisRoles({}, v),
+    "AxisRoles shapes": lambda v: jp.AxisRoles({}, {}, v),
     "NM n": lambda v: jp.NM(v, 4),
     "NM m": lambda v: jp.NM(2, v),
     "NM axis": lambda v: jp.NM(2, 4, axis=v),
@@ -282,6 +286,7 @@ def test_no_error_about_a_traced_value_comes_from_below_jaxprune(folder, name):
 # Values, and classes of results, which nobody calls.
 NOT_CALLED = {"Distribution", "Moments", "PackedMatrix", "Progress", "PruneState", "ShrinkReport"}
 NOT_CALLED |= {"Unstructured", "er", "erk", "global_pool", "movement", "normalized_pool", "uniform"}
+NOT_CALLED |= {"equinox_roles", "torch_roles"}
 
 
 def test_every_public_function_takes_part():

@@ -1,0 +1,349 @@
+"""What each axis of a leaf does in the products of the model: the role of the axis.
+
+`"in"` is summed over in a product; `"window"` too, and is a spatial axis of a convolution. `"out"`
+is an axis of the result. `"stack"` is a batch axis of the product, or one that a loop or an index
+takes slices of, such as the layers of a `scan`. Roles come from `axis_roles`, or from rules that
+users write. This module checks and finds roles; it does not know what follows from them.
+"""
+
+import dataclasses
+import difflib
+import functools
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxprune._base.arguments import BadValue, is_int, shown
+from jaxprune._base.paths import as_rules, shown_path
+from jaxprune._recipe.role_words import ROLES, as_role_tuple
+
+_COLLECTION = "params/"  # of the variables of a linen model, which an optimizer does not see
+
+
+class AxisRoles(Mapping[str, tuple[str, ...]]):
+    """The role of each axis of each leaf, as `axis_roles` returns it: path -> tuple of roles.
+
+    It is a read-only mapping. `print` shows it as a table. Pass it as `roles=`. To give other
+    roles to some leaves, make a dict of it: `{**roles, "embed/embedding": ("out", "in")}`.
+
+    Args:
+      roles: path of a leaf -> the role of each of its axes: `"in"`, `"window"`, `"out"` or
+        `"stack"`.
+      without: path of a leaf that has no roles -> the reason, for errors and the table.
+      shapes: path -> shape of the leaf, for the table.
+
+    Raises:
+      TypeError, ValueError: something else than roles, naming the leaf.
+
+    Example:
+      >>> shapes = {"fc/kernel": (8, 4), "fc/bias": (4,)}
+      >>> roles = AxisRoles({"fc/kernel": ("in", "out")}, {"fc/bias": "in no product"}, shapes)
+      >>> print(roles)
+      leaf       shape  roles    note
+      fc/kernel  8x4    in, out
+      fc/bias    4               in no product
+      >>> roles["fc/kernel"]
+      ('in', 'out')
+    """
+
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
+    def __init__(
+        self,
+        roles: Mapping[str, Sequence[str]],
+        without: Mapping[str, str] | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ):
+        _check_mapping("roles", roles, '{"fc/kernel": ("in", "out")}')
+        self._roles = {
+            path: as_role_tuple("AxisRoles: roles", path, value) for path, value in roles.items()
+        }
+        self._without = {} if without is None else _checked_reasons(without)
+        self._shapes = {} if shapes is None else _checked_shapes(shapes)
+
+    @property
+    def without(self) -> dict[str, str]:
+        """The leaves that have no roles: path -> reason."""
+        return dict(self._without)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the leaves, where they are known: path -> shape."""
+        return dict(self._shapes)
+
+    def __getitem__(self, path: str) -> tuple[str, ...]:
+        return self._roles[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._roles)
+
+    def __len__(self) -> int:
+        return len(self._roles)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._roles.items()))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another mapping gives the same roles to the same paths."""
+        return super().__eq__(other)
+
+    def __repr__(self) -> str:
+        table = [("leaf", "shape", "roles", "note"), *self._rows()]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        rows = [[cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in table]
+        return "\n".join("  ".join(row).rstrip() for row in rows)
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        """The cells of the table: in the order of the tree where the shapes show it."""
+        paths = dict.fromkeys((*self._shapes, *self._roles, *self._without))
+        return [
+            (
+                shown_path(path),
+                "x".join(map(str, self._shapes.get(path, ()))),
+                ", ".join(self._roles.get(path, ())),
+                self._without.get(path, ""),
+            )
+            for path in paths
+            if path in self._roles or path in self._without
+        ]
+
+
+def _check_mapping(argument: str, value: Any, example: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"AxisRoles: {argument} must be a mapping such as {example}, got {shown(value)}."
+        )
+    for path in value:
+        if not isinstance(path, str):
+            raise TypeError(f"AxisRoles: {argument}: each key must be a path, got {shown(path)}.")
+
+
+def _checked_reasons(without: Any) -> dict[str, str]:
+    _check_mapping("without", without, '{"fc/bias": "in no product"}')
+    for path, reason in without.items():
+        if not isinstance(reason, str):
+            raise TypeError(
+                f"AxisRoles: without[{path!r}] must be the reason, a string, got {shown(reason)}."
+            )
+    return dict(without)
+
+
+def _checked_shapes(shapes: Any) -> dict[str, tuple[int, ...]]:
+    _check_mapping("shapes", shapes, '{"fc/kernel": (8, 4)}')
+    for path, shape in shapes.items():
+        if not isinstance(shape, (tuple, list)) or not all(map(is_int, shape)):
+            raise TypeError(
+                f"AxisRoles: shapes[{path!r}] must be a tuple of ints, got {shown(shape)}."
+            )
+    return {path: tuple(map(int, shape)) for path, shape in shapes.items()}
+
+
+# Layouts of other libraries
+
+_RECURRENT = r"weight_[ih]h(_l\d+)?(_reverse)?"
+_TORCH = rf"(?s:(.*[./])?(weight|in_proj_weight|[qkv]_proj_weight|{_RECURRENT}))"
+_EQUINOX = r"(?s:(.*/)?(weight|weight_[ih]h))"
+_EQUINOX_CONV = r"(?is:(.*/)?[^/]*conv[^/]*/(.*/)?weight)"
+
+
+def _out_in(*n_axes: int) -> tuple[tuple[str, ...], ...]:
+    """The roles (out, in, *window) for each of these numbers of axes."""
+    return tuple(("out", "in") + ("window",) * (n - 2) for n in n_axes)
+
+
+torch_roles = types.MappingProxyType({_TORCH: _out_in(2, 3, 4, 5)})
+"""The roles of PyTorch weights: (out, in), and (out, in, *window) for convolutions.
+
+It matches parameters named `weight`, those of `nn.MultiheadAttention`, and those of recurrent
+layers. Embeddings are taken as (out, in), as where they are tied to the output layer. Transposed
+convolutions are stored as (in, out, *window): write a rule for them before these,
+`{".*up.weight": ("in", "out", "window", "window"), **torch_roles}`.
+"""
+
+equinox_roles = types.MappingProxyType({_EQUINOX_CONV: _out_in(3), _EQUINOX: _out_in(2, 4, 5)})
+"""The roles of Equinox weights: (out, in), and (out, in, *window) for convolutions.
+
+It matches leaves named `weight`, `weight_ih` or `weight_hh`. A weight of three axes may be that of
+a `Conv1d`, or a stack of matrices made by `eqx.filter_vmap`. It has roles only where a part of its
+path contains "conv". For a stack, write a rule before these,
+`{".*blocks/.*weight": ("stack", "out", "in"), **equinox_roles}`, or use `axis_roles`.
+"""
+
+_READY_MADE = frozenset((*torch_roles.items(), *equinox_roles.items()))
+
+
+# The argument
+
+
+@dataclasses.dataclass(frozen=True)
+class RoleRules:
+    """The argument `roles`, checked; a hashable value.
+
+    Attributes:
+      exact: the roles of single leaves, by path.
+      without: the leaves that have no roles, and why.
+      rules: regexes, each with roles for one or more numbers of axes.
+
+    Example:
+      >>> rules = as_roles({".*weight": ("out", "in")})
+      >>> rules.of("fc/weight", (8, 4)), rules.of("conv/weight", (8, 4, 3))
+      (('out', 'in'), None)
+    """
+
+    exact: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    without: tuple[tuple[str, str], ...] = ()
+    rules: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = ()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.exact, self.without, self.rules))
+
+    @functools.cached_property
+    def _roles_of(self) -> dict[str, tuple[str, ...]]:
+        return dict(self.exact)
+
+    @functools.cached_property
+    def _reason_of(self) -> dict[str, str]:
+        return dict(self.without)
+
+    def of(self, path: str, shape: Sequence[int]) -> tuple[str, ...] | None:
+        """The role of each axis of a leaf; None where its roles are not known.
+
+        The path of a leaf may have a first part `params` that the roles do not have, and the other
+        way around.
+
+        Args:
+          path: of the leaf.
+          shape: of the leaf.
+
+        Raises:
+          ValueError: `axis_roles` saw a leaf with another number of axes at this path.
+        """
+        for name in _names_of(path):
+            if name in self._roles_of:
+                roles = self._roles_of[name]
+                if len(roles) != len(shape):
+                    raise _other_n_axes(path, roles, shape)
+                return roles
+        for rule, choices in self.rules:
+            if self._is_match(rule, path):
+                for roles in choices:
+                    if len(roles) == len(shape):
+                        return roles
+        return None
+
+    def reason(self, path: str) -> str:
+        """Why a leaf has no roles, as far as `axis_roles` said; else an empty string."""
+        return next((self._reason_of[p] for p in _names_of(path) if p in self._reason_of), "")
+
+    def unmatched(self, paths: Sequence[str]) -> list[str]:
+        """The regexes that match none of these paths; those of `torch_roles` are exempt."""
+        return [
+            rule
+            for rule, choices in self.rules
+            if (rule, choices) not in _READY_MADE
+            and not any(self._is_match(rule, path) for path in paths)
+        ]
+
+    def knows(self, paths: Sequence[str]) -> bool:
+        """Whether there is a rule, exact or ready-made ones included, for one of these paths."""
+        if any(name in self._roles_of for path in paths for name in _names_of(path)):
+            return True
+        return any(self._is_match(rule, path) for rule, _ in self.rules for path in paths)
+
+    @staticmethod
+    def _is_match(rule: str, path: str) -> bool:
+        return any(re.fullmatch(rule, name) for name in _names_of(path))
+
+
+def _names_of(path: str) -> tuple[str, str]:
+    """A path, and the same path with or without the name of linen's collection."""
+    if path.startswith(_COLLECTION):
+        return path, path.removeprefix(_COLLECTION)
+    return path, _COLLECTION + path
+
+
+def _other_n_axes(path: str, roles: tuple[str, ...], shape: Sequence[int]) -> BadValue:
+    return BadValue(
+        f"{shown_path(path)}: roles has {len(roles)} axes, {roles!r}, but the leaf has shape "
+        f"{tuple(shape)}. Call axis_roles again if the model has changed."
+    )
+
+
+def as_roles(roles: Any) -> RoleRules | None:
+    """The argument `roles`, checked.
+
+    Args:
+      roles: None; an `AxisRoles`; or a mapping from regexes to tuples of roles, or to lists of
+        such tuples for leaves with different numbers of axes. The first rule that matches the path
+        and the number of axes decides.
+
+    Returns:
+      A hashable value; None for None.
+
+    Raises:
+      TypeError, ValueError: naming the rule, its value, and what to write instead.
+
+    Example:
+      >>> rules = as_roles({".*weight": [("out", "in"), ("out", "in", "window")]})
+      >>> rules.of("conv/weight", (8, 4, 3))
+      ('out', 'in', 'window')
+      >>> as_roles(AxisRoles({"params/fc/kernel": ("in", "out")})).of("fc/kernel", (8, 4))
+      ('in', 'out')
+    """
+    if roles is None or isinstance(roles, RoleRules):
+        return roles
+    if isinstance(roles, AxisRoles):
+        return RoleRules(tuple(roles.items()), tuple(roles.without.items()))
+    if not isinstance(roles, Mapping):
+        raise _not_a_mapping(roles)
+    if not roles:
+        raise ValueError("roles must hold at least one rule, got none. Leave it out instead.")
+    for rule in roles:
+        if not isinstance(rule, str):
+            raise TypeError(
+                f"roles: each key must be a regex, got {shown(rule)}. A regex matches the whole "
+                "path, such as '.*kernel'."
+            )
+    as_rules(tuple(roles), "roles")
+    return RoleRules(rules=tuple((rule, _choices(rule, value)) for rule, value in roles.items()))
+
+
+def _not_a_mapping(roles: Any) -> TypeError:
+    fix = "Use axis_roles, or write {'.*kernel': ('in', 'out')}."
+    if isinstance(roles, str):
+        ready_made = difflib.get_close_matches(roles.lower(), ("torch", "equinox"), n=1, cutoff=0.3)
+        if ready_made:
+            fix = f"Pass the object, jaxprune.{ready_made[0]}_roles."
+    elif isinstance(roles, (tuple, list)) and roles and all(role in ROLES for role in roles):
+        fix = f"For all leaves with {len(roles)} axes, write {{'.*': {tuple(roles)!r}}}."
+    elif callable(roles):
+        fix = "Call axis_roles(apply_fn, variables, *inputs), and pass its result."
+    return TypeError(f"roles must map regexes to tuples of roles, got {shown(roles)}. {fix}")
+
+
+def _choices(rule: str, value: Any) -> tuple[tuple[str, ...], ...]:
+    """The tuples of roles of a rule, each for another number of axes."""
+    is_many = isinstance(value, (tuple, list)) and any(not isinstance(x, str) for x in value)
+    choices = tuple(as_role_tuple("roles", rule, v) for v in (value if is_many else (value,)))
+    if () in choices:
+        raise ValueError(
+            f"roles[{rule!r}] must have a role for each axis, got {shown(value)}. Write "
+            '("in", "out") for a kernel of shape (in, out).'
+        )
+    lengths = [len(roles) for roles in choices]
+    if len(set(lengths)) < len(lengths):
+        twice = next(n for n in lengths if lengths.count(n) > 1)
+        raise ValueError(
+            f"roles[{rule!r}] has two tuples for leaves of {twice} axes, got {shown(value)}. Keep "
+            "one of them, or write two rules."
+        )
+    return choices
+
+
+# Their examples run, although by `__module__` they belong to `jaxprune`.
+__test__ = {"AxisRoles": AxisRoles}
