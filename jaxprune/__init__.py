@@ -45,7 +45,11 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         to_bcsr as to_bcsr,
         to_csr as to_csr,
     )
-    from jaxprune._files.save_load import load as load, save as save
+    from jaxprune._files.save_load import (
+        load as load,
+        load_metadata as load_metadata,
+        save as save,
+    )
     from jaxprune._recipe.distributions import (
         Distribution as Distribution,
         er as er,
@@ -134,7 +138,7 @@ _PUBLIC = {
     "_calibration.inputs": ("linen_inputs", "nnx_inputs"),
     "_calibration.moments": ("Moments", "moments"),
     "_files.interchange": ("save_csr", "save_safetensors", "to_bcoo", "to_bcsr", "to_csr"),
-    "_files.save_load": ("load", "save"),
+    "_files.save_load": ("load", "load_metadata", "save"),
     "_recipe.distributions": ("Distribution", "er", "erk", "global_pool", "min_density")
     + ("normalized_pool", "per_slice", "uniform"),
     "_recipe.optax_schedules": ("from_optax_schedule",),
@@ -197,6 +201,7 @@ __all__ = [
     "linear_schedule",
     "linen_inputs",
     "load",
+    "load_metadata",
     "load_packed",
     "magnitude",
     "masks_from_params",

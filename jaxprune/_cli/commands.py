@@ -4,7 +4,6 @@ Results are printed by `screen.py`, or here as JSON. Errors are raised; `options
 """
 
 import contextlib
-import dataclasses
 import difflib
 import json
 import re
@@ -17,19 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._cli import screen
+from jaxprune._cli.planned import Rules, all_dtypes, planned
 from jaxprune._cli.stored_masks import mask_paths, read_masks, to_mask
-from jaxprune._cli.words import in_options, wrong_option
+from jaxprune._cli.words import wrong_option
 from jaxprune._files import any_kind, footprint
 from jaxprune._files.any_kind import Source, open_source
 from jaxprune._files.formats import format_for
 from jaxprune._files.interchange import check_folder
 from jaxprune._files.leaves import is_stored
-from jaxprune._report.plan import plan as plan_params
 from jaxprune._report.table import Report
 from jaxprune._transform.oneshot import prune_params
-
-Rules = dict[str, Any]  # arguments of `prune_params` and `plan`
-
 
 # The files
 
@@ -154,24 +150,11 @@ def _n_minus_zero(array: np.ndarray) -> int:
 def plan(file: Path, sparsity: float, rules: Rules, *, as_json: bool = False) -> None:
     """Prints what `prune` would do."""
     with _open_params(file) as source:
-        report = _plan(source, sparsity, rules)
+        report = planned(source.leaves, sparsity, rules)
     if as_json:
         print(json.dumps({"file": str(file)} | _as_dict(report), indent=1))
     else:
         screen.console().print(report)
-
-
-def _plan(source: Source, sparsity: float, rules: Rules) -> Report:
-    shapes: Any = {x.path: jax.ShapeDtypeStruct(x.shape, x.dtype) for x in source.leaves}
-    with _all_dtypes(), wrong_option(rules):
-        report = plan_params(shapes, sparsity, **rules)
-    row_of = {
-        row.path: dataclasses.replace(row, note=in_options(row.note, rules))
-        for row in report.leaves
-    }
-    in_file_order = tuple(row_of[leaf.path] for leaf in source.leaves)  # JAX sorts keys of dicts
-    notes = tuple(in_options(note, rules) for note in report.notes)
-    return dataclasses.replace(report, leaves=in_file_order, notes=notes)
 
 
 def _as_dict(report: Report) -> dict[str, Any]:
@@ -201,14 +184,14 @@ def prune(
         kind = format_for(out, kind)
     _check_paths(file, out, kind, force=force)
     with _open_params(file) as source:
-        report = _plan(source, sparsity, rules)
+        report = planned(source.leaves, sparsity, rules)
         chosen = {leaf.path for leaf in report.leaves if leaf.n_zero != 0}
         with screen.progress(source, file.name) as arrays:
             pruned = (
                 (path, _pruned(path, array, sparsity, rules) if path in chosen else array)
                 for path, array in arrays
             )
-            left_out = any_kind.write(out, kind, source.leaves, pruned)
+            left_out = any_kind.write(out, kind, source.leaves, pruned, source.metadata)
     screen.print_written(_as_dict(report), file, out, left_out, report=report, as_json=as_json)
 
 
@@ -220,20 +203,9 @@ def _pruned(path: str, array: np.ndarray, sparsity: float, rules: Rules) -> np.n
         "overrides": {rule: x for rule, x in overrides.items() if re.fullmatch(rule, path)},
         "structure": rules["structure"],
     }
-    with _all_dtypes():
+    with all_dtypes():
         params, _ = prune_params({path: array}, sparsity, **own_rules)
         return np.asarray(jax.tree.leaves(params)[0])
-
-
-@contextlib.contextmanager
-def _all_dtypes() -> Iterator[None]:
-    """Enables 64-bit dtypes in JAX, because files may hold them."""
-    before: bool = jax.config.jax_enable_x64  # pyright: ignore
-    try:
-        jax.config.update("jax_enable_x64", True)
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", before)
 
 
 # export
@@ -252,6 +224,6 @@ def export(
         kind = format_for(out, kind)
     _check_paths(file, out, kind, force=force)
     with _open_params(file) as source, screen.progress(source, file.name) as arrays:
-        left_out = any_kind.write(out, kind, source.leaves, arrays)
+        left_out = any_kind.write(out, kind, source.leaves, arrays, source.metadata)
         summary = {"leaves": [leaf.path for leaf in source.leaves]}
     screen.print_written(summary, file, out, left_out, as_json=as_json)

@@ -5,7 +5,9 @@ and folders of SciPy's CSR. Only one leaf, or one group of small leaves, is in m
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import functools
+import types
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +30,13 @@ class Source(NamedTuple):
       leaves: of the file, without their data.
       read: given some of the leaves, in the same order, yields the path and the array of each; can
         be called once.
+      metadata: strings by name, which a safetensors file or a file of `save` has.
     """
 
     kind: str
     leaves: tuple[Leaf, ...]
     read: Callable[[Sequence[Leaf]], Iterator[tuple[str, np.ndarray]]]
+    metadata: Mapping[str, str] = types.MappingProxyType({})
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """The path and the array of each leaf; can be iterated once."""
@@ -76,7 +80,8 @@ def open_source(path: Path) -> Iterator[Source]:
     else:
         with open_leaves(path) as reader:
             kind = "jaxprune" if reader.about else "safetensors"
-            yield Source(kind, reader.leaves, lambda leaves: _read_only(reader, leaves))
+            read = functools.partial(_read_only, reader)
+            yield Source(kind, reader.leaves, read, reader.metadata)
 
 
 def _read_only(reader: LeafReader, leaves: Sequence[Leaf]) -> Iterator[tuple[str, np.ndarray]]:
@@ -86,7 +91,11 @@ def _read_only(reader: LeafReader, leaves: Sequence[Leaf]) -> Iterator[tuple[str
 
 
 def write(
-    out: Path, kind: str, leaves: Sequence[Leaf], arrays: Iterable[tuple[str, np.ndarray]]
+    out: Path,
+    kind: str,
+    leaves: Sequence[Leaf],
+    arrays: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Writes leaves that arrive one by one; the file appears complete, or not at all.
 
@@ -95,6 +104,7 @@ def write(
       kind: one of `formats.FORMATS`.
       leaves: all leaves that will arrive.
       arrays: their paths and arrays, in the same order.
+      metadata: strings by name; left out where the format has no place for them.
 
     Returns:
       The paths of leaves that were left out because the format can't hold them.
@@ -117,9 +127,9 @@ def write(
     if kind == "jaxprune":
         import_extra("zstandard")  # fails before anything is read
         with spool_file(out) as spool:
-            save_leaves(out, arrays, spool=spool)
+            save_leaves(out, arrays, metadata=metadata, spool=spool)
     elif kind == "safetensors":
-        write_safetensors(out, leaves, (array for _, array in arrays))
+        write_safetensors(out, leaves, (array for _, array in arrays), metadata)
     else:
         write_npz(out, leaves, arrays)
     return []

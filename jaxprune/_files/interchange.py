@@ -5,7 +5,7 @@ and only products with CSR at batch 1 are faster than dense ones.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +16,67 @@ import numpy as np
 
 from jaxprune._base.arguments import as_file_path
 from jaxprune._base.paths import leaves_with_paths, listed, shown_path
-from jaxprune._files import safetensors
+from jaxprune._files import dtypes, safetensors
 from jaxprune._files.atomic import atomic_file, atomic_folder
 from jaxprune._files.extras import import_extra
+from jaxprune._files.leaf_files import checked_metadata
 from jaxprune._files.leaves import Leaf
-from jaxprune._files.save_load import as_host
+from jaxprune._files.safetensors import Tensor
+from jaxprune._files.save_load import as_host, in_order
 
 # Plain safetensors
 
 
-def save_safetensors(path: str | os.PathLike[str], params: chex.ArrayTree) -> None:
+def save_safetensors(
+    path: str | os.PathLike[str],
+    params: chex.ArrayTree,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    order: Sequence[str] | None = None,
+) -> None:
     """Writes params dense, as a plain safetensors file; `load` reads it too.
 
     Args:
       path: of the file. An existing file is replaced, in one step.
       params: any tree of arrays of numbers or bools.
+      metadata: strings by name, stored in the file. Some programs need them: older versions of
+        transformers load only files whose metadata have `"format": "pt"`.
+      order: the paths of all leaves in the order that the file should have; by default that of the
+        tree. `load_metadata` returns the metadata and the order of a file.
 
     Raises:
-      TypeError: a leaf is not an array, or has a dtype that safetensors has no name for.
+      TypeError: a leaf is not an array, or has a dtype that safetensors has no name for; or a
+        metadata value is not a string.
+      ValueError: `order` does not hold exactly the paths of the leaves, or the entries of a leaf
+        take less than a byte each and do not fill whole bytes.
 
     Example:
       >>> import jaxprune, tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     save_safetensors(f"{folder}/model.safetensors", {"w": np.ones(2)})
-      ...     jaxprune.load(f"{folder}/model.safetensors")
+      ...     save_safetensors(f"{folder}/a.safetensors", {"w": np.ones(2)}, metadata={"by": "me"})
+      ...     jaxprune.load(f"{folder}/a.safetensors")
+      ...     jaxprune.load_metadata(f"{folder}/a.safetensors").metadata
       {'w': array([1., 1.])}
+      {'by': 'me'}
     """
     path = as_file_path("save_safetensors", path)
     paths, leaves, _ = leaves_with_paths(params)
     arrays = [as_host(name, leaf) for name, leaf in zip(paths, leaves, strict=True)]
-    specs = [Leaf(name, x.shape, x.dtype) for name, x in zip(paths, arrays, strict=True)]
-    write_safetensors(path, specs, arrays)
+    positions = in_order("save_safetensors", paths, order)
+    specs = [Leaf(paths[i], arrays[i].shape, arrays[i].dtype) for i in positions]
+    write_safetensors(path, specs, (arrays[i] for i in positions), checked_metadata(metadata))
 
 
-def write_safetensors(path: Path, leaves: Sequence[Leaf], arrays: Iterable[np.ndarray]) -> None:
+def write_safetensors(
+    path: Path,
+    leaves: Sequence[Leaf],
+    arrays: Iterable[np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes a plain safetensors file of dense leaves, one array at a time.
 
     Raises:
-      TypeError: safetensors has no name for the dtype of a leaf.
+      TypeError, ValueError: the format can't hold a leaf, as for `save_safetensors`.
 
     Example:
       >>> import jaxprune, tempfile
@@ -63,14 +86,32 @@ def write_safetensors(path: Path, leaves: Sequence[Leaf], arrays: Iterable[np.nd
       ...     jaxprune.load(f"{folder}/a.safetensors")
       {'w': array([1., 1.])}
     """
-    tensors = [safetensors.tensor_for(leaf.path, leaf.dtype, leaf.shape) for leaf in leaves]
-    for leaf, tensor in zip(leaves, tensors, strict=True):
-        if safetensors.code_dtype(tensor.code) != leaf.dtype:
-            raise TypeError(
-                f"{shown_path(leaf.path)}: safetensors has no dtype {leaf.dtype}. Cast the leaf, "
-                "or use jaxprune.save."
-            )
-    safetensors.write(path, tensors, arrays, {})
+    tensors = list(map(_plain_tensor, leaves))
+    buffers = (_joined(tensor.code, array) for tensor, array in zip(tensors, arrays, strict=True))
+    safetensors.write(path, tensors, buffers, metadata or {})
+
+
+def _plain_tensor(leaf: Leaf) -> Tensor:
+    """The header entry of a leaf in a plain file."""
+    code = dtypes.code_in_plain(leaf.dtype)
+    if code is None:
+        raise TypeError(
+            f"{shown_path(leaf.path)}: safetensors has no dtype {leaf.dtype}. Cast the leaf, or "
+            "use jaxprune.save."
+        )
+    if dtypes.n_bytes_in_file(code, leaf.shape) is None:
+        raise ValueError(
+            f"{shown_path(leaf.path)}: safetensors stores {dtypes.n_bits(code)} bits for each "
+            f"{leaf.dtype}, which do not fill whole bytes for shape {leaf.shape}. Pad the leaf, "
+            "or use jaxprune.save."
+        )
+    return Tensor(leaf.path, code, leaf.shape)
+
+
+def _joined(code: str, array: np.ndarray) -> np.ndarray:
+    """The array as its tensor holds it: entries of less than a byte share bytes."""
+    n_bits = dtypes.n_bits(code)
+    return array if n_bits >= 8 else dtypes.join_entries(safetensors.raw_bytes(array), n_bits)
 
 
 # Sparse arrays of SciPy and JAX

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune._base.arguments import is_int, shown
 from jaxprune._base.paths import listed, shown_path
-from jaxprune._files import safetensors
+from jaxprune._files import dtypes, safetensors
 from jaxprune._files.leaves import (
     BITS,
     Leaf,
@@ -54,7 +54,7 @@ def save_leaves(
       spool: a temporary binary file that holds the encoded leaves until the last one has arrived,
         so that only one leaf is in memory; by default all of them stay in memory.
     """
-    metadata = _checked_metadata(metadata)
+    metadata = checked_metadata(metadata)
     _check_level(level)
     tensors: list[Tensor] = []
     buffers: list[np.ndarray] = []
@@ -92,7 +92,17 @@ def _read_spool(spool: Any, tensors: Sequence[Tensor]) -> Iterator[np.ndarray]:
         yield np.frombuffer(spool.read(tensor.n_bytes), np.uint8)
 
 
-def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+def checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """The metadata of a user as a dict.
+
+    Raises:
+      TypeError: it does not map strings to strings.
+      ValueError: it has the name under which `save` describes the leaves.
+
+    Example:
+      >>> checked_metadata({"format": "pt"}), checked_metadata(None)
+      ({'format': 'pt'}, {})
+    """
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(
             f"metadata must map strings to strings, got {shown(metadata)}. Pass a dict, such as "
@@ -161,15 +171,18 @@ class LeafReader:
             bits = self._stream.read(bytes_for_bits(leaf.size))
             _check_bits(where, bits, leaf)
         n_values = leaf.size if leaf.n_stored is None else leaf.n_stored
-        values = self._stream.read(n_values * leaf.dtype.itemsize)
+        n_bits = leaf.n_bits or 8 * leaf.dtype.itemsize
+        values = self._stream.read(n_values * n_bits // 8)
         if leaf.dtype == bool and values.max(initial=0) > 1:
             raise ValueError(f"{where}: has bools that are neither 0 nor 1; the file is damaged.")
-        if bits is None:
-            return values.view(leaf.dtype).reshape(leaf.shape)
         try:
-            return decode_leaf(leaf, bits, values)
+            if bits is not None:
+                return decode_leaf(leaf, bits, values)
+            if leaf.n_bits:
+                values = dtypes.separate_entries(values, leaf.n_bits)
         except MemoryError:
             raise ValueError(f"{where}: {leaf.n_bytes:,} bytes do not fit into memory.") from None
+        return values.view(leaf.dtype).reshape(leaf.shape)
 
 
 @contextlib.contextmanager
@@ -231,10 +244,7 @@ def _read_leaves(path: Path, header: Header) -> tuple[dict[str, Any], tuple[Leaf
     """What `save` wrote about the file, and its leaves in the order of their data."""
     text = header.metadata.get(_ENTRY)
     if text is None:
-        return {}, tuple(
-            Leaf(tensor.name, tensor.shape, safetensors.code_dtype(tensor.code))
-            for tensor in header.tensors
-        )
+        return {}, tuple(map(_plain_leaf, header.tensors))
     entries = _read_entries(path, text)
     unused = dict(entries.leaves)
     leaves = []
@@ -250,6 +260,13 @@ def _read_leaves(path: Path, header: Header) -> tuple[dict[str, Any], tuple[Leaf
     if unused:
         raise ValueError(f"{path}: has no data for {listed(list(unused))}; the file is damaged.")
     return entries.about, tuple(leaves)
+
+
+def _plain_leaf(tensor: Tensor) -> Leaf:
+    """The leaf of a tensor in a plain safetensors file."""
+    n_bits = dtypes.n_bits(tensor.code)
+    dtype = dtypes.code_dtype(tensor.code)
+    return Leaf(tensor.name, tensor.shape, dtype, n_bits=n_bits if n_bits < 8 else 0)
 
 
 def _read_entries(path: Path, text: str) -> _Entries:
@@ -273,7 +290,7 @@ def _read_entries(path: Path, text: str) -> _Entries:
 def _read_leaf(where: str, path: str, entry: Any) -> Leaf:
     """A leaf from its entry in the metadata; not yet whether it is dense or sparse."""
     shape = entry.get("shape") if isinstance(entry, dict) else None
-    dtype = safetensors.dtype_of(entry.get("dtype")) if isinstance(entry, dict) else None
+    dtype = dtypes.dtype_of(entry.get("dtype")) if isinstance(entry, dict) else None
     if not safetensors.is_shape(shape):
         raise ValueError(f"{where}: its description in the file is damaged.")
     if dtype is None:

@@ -29,12 +29,14 @@ class Leaf(NamedTuple):
       shape: of its array.
       dtype: of its array.
       n_stored: how many entries are stored, of a sparse leaf; None for a dense one.
+      n_bits: the bits of an entry in the file, where several entries share a byte; otherwise 0.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype
     n_stored: int | None = None
+    n_bits: int = 0
 
     @property
     def size(self) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxprune._files import safetensors
 from jaxprune._files.atomic import atomic_file
+from jaxprune._files.dtypes import dtype_of
 from jaxprune._files.leaf_files import memory_bytes
 from jaxprune._files.leaves import Leaf
 
@@ -104,7 +105,7 @@ class NpzReader:
             leaf = Leaf(name, tuple(shape), dtype.newbyteorder("="))
             n_data_bytes = info.file_size - file.tell()
         where = f"{self._path}: {name}"
-        if safetensors.dtype_of(dtype.name) is None:
+        if dtype_of(dtype.name) is None:
             raise ValueError(
                 f"{where}: has dtype {dtype}, which does not hold numbers or bools. NumPy's files "
                 "have no bfloat16: use jaxprune.save."

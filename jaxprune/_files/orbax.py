@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, listed
 from jaxprune._files import safetensors
+from jaxprune._files.dtypes import dtype_of
 from jaxprune._files.extras import import_extra
 from jaxprune._files.leaf_files import memory_bytes
 from jaxprune._files.leaves import Leaf
@@ -39,7 +40,7 @@ class Checkpoint:
             shape, dtype = getattr(about, "shape", None), getattr(about, "dtype", None)
             if shape is None or dtype is None:
                 continue
-            if safetensors.dtype_of(np.dtype(dtype).name) is not None:
+            if dtype_of(np.dtype(dtype).name) is not None:
                 leaves.append(_checked(path, Leaf(name, tuple(shape), np.dtype(dtype))))
                 self._position_of[name] = position
         self.leaves = tuple(leaves)

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._files.atomic import atomic_file
+from jaxprune._files.dtypes import CODES, code_in_saved, n_bytes_in_file
 from jaxprune._files.extras import import_extra
 from jaxprune._files.stream import DAMAGED, Stream
 
@@ -25,41 +25,6 @@ _MAX_SIZE = 2**58  # entries, so that NumPy can count the bytes of every dtype
 # Limits of names. Nested dicts take 200 bytes per key, and JAX flattens only a thousand levels.
 _MAX_KEYS = 256
 _MAX_NAME = 4096  # characters
-_CODES = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "U16": "uint16",
-    "I16": "int16",
-    "U32": "uint32",
-    "I32": "int32",
-    "U64": "uint64",
-    "I64": "int64",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
-# Dtypes that safetensors has no name for: stored as bytes, and named in the metadata.
-_STORED_AS_BYTES = (
-    "complex128",
-    "int2",
-    "int4",
-    "uint2",
-    "uint4",
-    "float4_e2m1fn",
-    "float8_e3m4",
-    "float8_e4m3",
-    "float8_e4m3b11fnuz",
-    "float8_e4m3fnuz",
-    "float8_e5m2fnuz",
-    "float8_e8m0fnu",
-)
-_CODE_OF = {name: code for code, name in _CODES.items()} | dict.fromkeys(_STORED_AS_BYTES, "U8")
-DTYPE_NAMES = tuple(_CODE_OF)
 
 
 class Tensor(NamedTuple):
@@ -78,7 +43,7 @@ class Tensor(NamedTuple):
     @property
     def n_bytes(self) -> int:
         """Bytes of its data."""
-        return math.prod(self.shape) * code_dtype(self.code).itemsize
+        return n_bytes_in_file(self.code, self.shape) or 0
 
 
 class Header(NamedTuple):
@@ -88,23 +53,8 @@ class Header(NamedTuple):
     metadata: dict[str, str]
 
 
-def dtype_of(name: Any) -> np.dtype | None:
-    """The dtype with this name; None if there is no such dtype or a file can't hold it.
-
-    Example:
-      >>> dtype_of("bfloat16").itemsize, dtype_of("object")
-      (2, None)
-    """
-    if not isinstance(name, str) or name not in _CODE_OF:
-        return None
-    try:
-        return np.dtype(getattr(jnp, name, name))
-    except TypeError:  # the installed ml_dtypes is older than the dtype
-        return None
-
-
 def tensor_for(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Tensor:
-    """The header entry of an array; one of bytes if safetensors has no name for its dtype.
+    """The header entry of an array in a file of `save`; some dtypes are stored as bytes.
 
     Example:
       >>> tensor_for("w", np.dtype("float32"), (2, 3)).code
@@ -112,14 +62,10 @@ def tensor_for(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Tensor:
       >>> tensor_for("z", np.dtype("complex128"), (2, 3))
       Tensor(name='z', code='U8', shape=(96,))
     """
-    if dtype.name in _STORED_AS_BYTES:
+    code = code_in_saved(dtype)
+    if code is None:
         return Tensor(name, "U8", (math.prod(shape) * dtype.itemsize,))
-    return Tensor(name, _CODE_OF[dtype.name], tuple(shape))
-
-
-def code_dtype(code: str) -> np.dtype:
-    """The dtype of a safetensors code such as `F32`."""
-    return np.dtype(getattr(jnp, _CODES[code], _CODES[code]))
+    return Tensor(name, code, tuple(shape))
 
 
 def raw_bytes(array: np.ndarray) -> np.ndarray:
@@ -262,16 +208,18 @@ def _tensor_at(path: Path, name: str, entry: Any) -> tuple[int, int, Tensor]:
         is_valid, code, shape, begin, end = False, None, [], 0, 0
     if not is_valid:
         raise ValueError(f"{path}: {name}: its entry in the header is damaged.")
-    if not isinstance(code, str) or code not in _CODES:
+    if not isinstance(code, str) or code not in CODES:
         raise ValueError(
             f"{path}: {name}: has dtype {printable(code)}, which can't be read. Known dtypes are "
-            f"{', '.join(_CODES)}."
+            f"{', '.join(CODES)}."
         )
     tensor = Tensor(name, code, tuple(shape))
-    if end - begin != tensor.n_bytes:
+    needed = n_bytes_in_file(code, tensor.shape)
+    if end - begin != needed:
+        takes = "does not fill whole bytes" if needed is None else f"takes {needed}"
         raise ValueError(
-            f"{path}: {name}: has {end - begin} bytes, but {code} of shape {tensor.shape} takes "
-            f"{tensor.n_bytes}; the file is damaged."
+            f"{path}: {name}: has {end - begin} bytes, but {code} of shape {tensor.shape} {takes}; "
+            "the file is damaged."
         )
     return begin, end, tensor
 

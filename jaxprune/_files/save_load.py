@@ -6,7 +6,7 @@ Here are the trees; `leaf_files.py` writes and reads the file. Everything runs o
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune._base.arguments import as_file_path, is_int, shown
 from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
-from jaxprune._files import safetensors
+from jaxprune._files.dtypes import dtype_of
 from jaxprune._files.leaf_files import memory_bytes, open_leaves, save_leaves
 from jaxprune._files.leaves import Leaf, is_stored
 from jaxprune._state.prune_state import masks_by_path
@@ -29,6 +29,7 @@ def save(
     *,
     structure: Any = None,
     metadata: Mapping[str, str] | None = None,
+    order: Sequence[str] | None = None,
     level: int | None = 3,
 ) -> None:
     """Writes params to one file, compact if they are sparse; `load` returns them bit by bit.
@@ -41,12 +42,15 @@ def save(
         dropped weight must be zero, and is written as +0.0 even if it is -0.0, which saves room.
       structure: a note in the file, such as the structure of the masks.
       metadata: strings by name, stored in the file.
+      order: the paths of all leaves in the order that the file should have; by default that of the
+        tree. `load_metadata` returns the metadata and the order of a file.
       level: zstd compression level, 1 to 22; None writes without zstd, so that `zstandard` need not
         be installed.
 
     Raises:
       TypeError: a leaf is not an array of numbers or bools, or a metadata value is not a string.
       ValueError: the masks do not fit the params, or a dropped weight is not zero; with the path.
+        Or `order` does not hold exactly the paths of the leaves.
       ImportError: `zstandard` is not installed.
 
     Example:
@@ -60,12 +64,92 @@ def save(
     paths, leaves, _ = leaves_with_paths(params)
     all_masks = masks_by_path(masks, paths, leaves) if masks is not None else [None] * len(paths)
 
+    positions = in_order("save", paths, order)
+
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
-        for name, leaf, mask in zip(paths, leaves, all_masks, strict=True):
-            array = as_host(name, leaf)
+        for i in positions:
+            name, mask = paths[i], all_masks[i]
+            array = as_host(name, leaves[i])
             yield name, array if mask is None else zero_dropped(name, array, np.asarray(mask) != 0)
 
     save_leaves(path, arrays(), structure=structure, metadata=metadata, level=level)
+
+
+def in_order(function: str, paths: Sequence[str], order: Sequence[str] | None) -> Sequence[int]:
+    """The positions of the paths in `order`; as they are without an order.
+
+    Raises:
+      TypeError: `order` is not a sequence of strings.
+      ValueError: it does not hold exactly these paths.
+
+    Example:
+      >>> in_order("save", ["a", "b", "c"], ("c", "a", "b"))
+      [2, 0, 1]
+    """
+    if order is None:
+        return range(len(paths))
+    is_list = isinstance(order, Sequence) and not isinstance(order, str)
+    if not is_list or not all(isinstance(path, str) for path in order):
+        raise TypeError(
+            f"{function}: order must be a list of paths, got {shown(order)}. Pass "
+            "jaxprune.load_metadata(file).order."
+        )
+    if missing := sorted(set(paths) - set(order)):
+        raise ValueError(
+            f"{function}: order does not have {listed(missing)}, which the params have. List the "
+            "paths of all leaves, or leave `order` out."
+        )
+    if len(order) > len(paths):
+        extra = sorted(set(order) - set(paths)) or [p for p in paths if order.count(p) > 1]
+        raise ValueError(
+            f"{function}: order has {listed(extra)} more often than the params. List the path of "
+            "each leaf once."
+        )
+    position_of = {path: i for i, path in enumerate(paths)}
+    return [position_of[path] for path in order]
+
+
+class FileMetadata(NamedTuple):
+    """What a file of params holds beside the values.
+
+    Attributes:
+      metadata: strings by name; of a file of `save`, those that the user gave.
+      order: the paths of the leaves in the order of the file.
+    """
+
+    metadata: dict[str, str]
+    order: tuple[str, ...]
+
+
+def load_metadata(path: str | os.PathLike[str]) -> FileMetadata:
+    """Reads the metadata and the order of the leaves of a file that `load` can read.
+
+    Pass both to `save` or `save_safetensors` to keep them: other programs may need the metadata,
+    and a tree of dicts has an order of its own.
+
+    Args:
+      path: of the file. Only its header is read.
+
+    Returns:
+      A named tuple: `metadata`, a dict of strings, and `order`, a tuple of paths.
+
+    Raises:
+      ValueError: the file is damaged.
+      FileNotFoundError: the file does not exist.
+      IsADirectoryError: it is a folder.
+      ImportError: `zstandard` is not installed.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save(f"{folder}/a.zst", {"a": np.ones(2), "b": np.zeros(2)}, metadata={"by": "me"})
+      ...     about, params = load_metadata(f"{folder}/a.zst"), load(f"{folder}/a.zst")
+      ...     save(f"{folder}/b.zst", params, metadata=about.metadata, order=about.order)
+      >>> about
+      FileMetadata(metadata={'by': 'me'}, order=('a', 'b'))
+    """
+    with open_leaves(as_file_path("load_metadata", path)) as reader:
+        return FileMetadata(reader.metadata, tuple(leaf.path for leaf in reader.leaves))
 
 
 def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | None = None) -> Any:
@@ -151,7 +235,7 @@ def as_host(path: str, leaf: Any) -> np.ndarray:
             "outside jit."
         )
     array = np.asarray(leaf)
-    if safetensors.dtype_of(array.dtype.name) is None:
+    if dtype_of(array.dtype.name) is None:
         raise TypeError(
             f"{shown_path(path)}: a file can't hold dtype {array.dtype}. Cast it to numbers or "
             "bools."

@@ -179,6 +179,8 @@ def check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
         problem = "only floating point and complex weights can be pruned"
     elif spec.dtype.name == "float8_e8m0fnu":
         problem = "it has no zero, so a weight cannot be dropped"
+    elif spec.dtype.name.startswith("float6_"):
+        problem = "JAX has arrays of it, but can't compute with them"
     if problem:
         raise BadValue(
             f"{shown_path(path)}: dtype {spec.dtype}: {problem}.",

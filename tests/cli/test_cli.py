@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import pathlib
 import re
@@ -36,24 +35,8 @@ typer = pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("zstandard")
 
-from jaxprune._cli.options import add_commands  # noqa: E402
+from cli_command import as_json, run  # noqa: E402
 from jaxprune._cli.words import as_option, structure_for, structure_text  # noqa: E402
-
-
-def run(*words, code=0):
-    """Standard output and error of a command."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    add_commands(app)
-    out, error = io.StringIO(), io.StringIO()
-    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(error)
-    with streams[0], streams[1], pytest.raises(SystemExit) as end:
-        app([str(word) for word in words], prog_name="jaxprune")
-    assert (end.value.code or 0) == code, out.getvalue() + error.getvalue()
-    return out.getvalue(), error.getvalue()
-
-
-def as_json(*words):
-    return json.loads(run(*words, "--json")[0])
 
 
 def tree(dtype=np.float32):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from helpers import assert_same, n_calls, says
-from jaxprune._files import safetensors
+from jaxprune._files import dtypes
 from jaxprune._files.any_kind import open_source
 from jaxprune._files.save_load import load, save
 
@@ -366,7 +366,7 @@ def test_headers_of_npy_rewritten(tmp_path_factory, description, shape, order, d
     assert tracemalloc.get_traced_memory()[1] < OVERHEAD
     tracemalloc.stop()
     for array in (arrays or {}).values():
-        assert safetensors.dtype_of(array.dtype.name) is not None
+        assert dtypes.dtype_of(array.dtype.name) is not None
         assert array.nbytes == len(data)
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, strategies as st
 
 import jaxprune
 from helpers import assert_same, says, stepper
-from jaxprune._files import safetensors
+from jaxprune._files import dtypes
 from jaxprune._files.atomic import atomic_file
 from jaxprune._files.interchange import save_csr, save_safetensors, to_bcoo, to_bcsr, to_csr
 from jaxprune._files.leaf_files import open_leaves
@@ -24,7 +24,7 @@ from jaxprune._files.save_load import load, save
 
 pytest.importorskip("zstandard")
 
-NAMES = [name for name in safetensors.DTYPE_NAMES if safetensors.dtype_of(name) is not None]
+NAMES = [name for name in dtypes.DTYPE_NAMES if dtypes.dtype_of(name) is not None]
 FORMAT = pathlib.Path(__file__).parents[2] / "docs" / "format.md"
 
 
@@ -44,7 +44,7 @@ def bytes_of(array):
 def random_array(seed, dtype, shape, sparsity):
     """Random bits, with a share of zeros."""
     rng = np.random.default_rng(seed)
-    dtype = np.dtype(safetensors.dtype_of(dtype))
+    dtype = np.dtype(dtypes.dtype_of(dtype))
     n = math.prod(shape)
     top = {"bool": 2, "int2": 4, "uint2": 4, "int4": 16, "uint4": 16, "float4_e2m1fn": 16}
     raw = rng.integers(0, top.get(dtype.name, 256), (n, dtype.itemsize), np.uint8)

@@ -1,0 +1,89 @@
+"""Quantised checkpoints: which leaves are left alone, and one line that says so.
+
+A quantised weight is an integer or a float of at most one byte, which a scale beside it multiplies:
+its own magnitude does not compare with that of its neighbours. GPTQ, AWQ, compressed-tensors and
+qwix name scales and zero points differently; all end in a few words.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxprune._files.leaves import Leaf
+
+_SCALE = re.compile(".*scales?(_inv|_[0-9]+)?|absmax|.*_absmax")
+_ZERO_POINT = re.compile(".*zeros?(_point)?s?|g_idx|weight_shape")
+
+
+def is_small_float(dtype: Any) -> bool:
+    """Whether a dtype is a float of at most one byte, as quantised weights and their scales have.
+
+    Example:
+      >>> is_small_float(jnp.dtype("float8_e4m3fn")), is_small_float(jnp.dtype("bfloat16"))
+      (True, False)
+    """
+    return dtype.itemsize == 1 and jnp.issubdtype(dtype, jnp.floating)
+
+
+def default_for_quantised_weights(path: str, leaf: Any) -> bool:
+    """A rule for `exclude`: leaves whose dtype is a small float."""
+    del path
+    return is_small_float(leaf.dtype)
+
+
+BY_DEFAULT = "the default for quantised weights"  # its name in reports and errors
+default_for_quantised_weights.__name__ = BY_DEFAULT
+
+
+def quantised_line(leaves: Sequence[Leaf]) -> str | None:
+    """What a quantised checkpoint holds that is not pruned; None where nothing is quantised.
+
+    Args:
+      leaves: those that are not pruned.
+
+    Example:
+      >>> leaf = lambda path, dtype, *shape: Leaf(path, shape, jnp.dtype(dtype))
+      >>> quantised_line([leaf("fc.weight", "int8", 8, 8), leaf("fc.weight_scale", "float32", 8)])
+      'quantised: 1 weight (int8) and 1 scale or zero point are not pruned, because ...'
+      >>> quantised_line([leaf("steps", "int32"), leaf("norm.scale", "float32", 8)])
+    """
+    by_parent: dict[str, list[Leaf]] = {}
+    for leaf in leaves:
+        parent, _ = _split(leaf.path)
+        by_parent.setdefault(parent, []).append(leaf)
+    weights: list[Leaf] = []
+    n_scales = 0
+    for siblings in by_parent.values():
+        scales = [leaf for leaf in siblings if _SCALE.fullmatch(_split(leaf.path)[1])]
+        rest = [leaf for leaf in siblings if leaf not in scales]
+        points = [leaf for leaf in rest if _ZERO_POINT.fullmatch(_split(leaf.path)[1])]
+        quantised = [x for x in rest if x not in points and _is_quantised(x, bool(scales))]
+        weights += quantised
+        n_scales += len(scales + points) if quantised else 0
+    if not weights:
+        return None
+    kinds = ", ".join(sorted({leaf.dtype.name for leaf in weights}))
+    n = len(weights)
+    counted = f"{n:,} {'weight' if n == 1 else 'weights'} ({kinds})"
+    if n_scales:
+        noun = "scale or zero point" if n_scales == 1 else "scales or zero points"
+        counted += f" and {n_scales:,} {noun}"
+    return (
+        f"quantised: {counted} {'is' if n + n_scales == 1 else 'are'} not pruned, because the "
+        "scales decide how large the weights are. Prune the model before it is quantised."
+    )
+
+
+def _is_quantised(leaf: Leaf, has_scale: bool) -> bool:
+    if len(leaf.shape) < 2:
+        return False
+    is_integer = jnp.issubdtype(leaf.dtype, jnp.integer)
+    return is_small_float(leaf.dtype) or (is_integer and (has_scale or leaf.dtype.itemsize == 1))
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The parent and the name of a leaf, whose keys are separated by slashes or dots."""
+    parts = re.split("[/.]", path)
+    return "/".join(parts[:-1]), parts[-1]
