@@ -1,10 +1,19 @@
 """Follows a model's jaxpr and records what it does to the axes of the params, without running it.
 
-Start with `tracer`, which explains how:
+It does so in two ways. Start with `tracer` and with `products`, which explain how.
+
+Which axes must have equal lengths (for `shrink`):
 
 - `traced_arrays`: what is known about one array.
 - `tracer`: follows a jaxpr and records which axes are joined, frozen and summed over.
 - `axis_rules`, `axis_shapes`: one rule per primitive.
 - `constant_folding`: elementwise primitives in NumPy, for values that are known.
-- `program`: the jaxpr of a model, and how to trace it.
+
+Which axes of the params a product sums over:
+
+- `leaf_views`: which entries of a leaf an array holds.
+- `view_rules`, `position_rules`: one rule per primitive. `operand_roles`: those of products.
+- `view_tracer`, `products`: follow a jaxpr and record every product of a param.
+
+`program` is the jaxpr of a model, and how to trace it.
 """

@@ -17,7 +17,7 @@ import numpy as np
 from jaxprune._trace import axis_shapes as shapes
 from jaxprune._trace.constant_folding import ELEMENTWISE, fold, numpy_function
 from jaxprune._trace.traced_arrays import Axis, TracedArray, common_known, fixed_array
-from jaxprune._trace.tracer import SCANNED, WINDOW, Rule, Tracer
+from jaxprune._trace.tracer import SCANNED, WINDOW, Rule, Tracer, scan_counts
 
 Arrays = Sequence[TracedArray]
 
@@ -168,7 +168,7 @@ def call(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
 
 def scan(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
     """Follows the body of a loop over slices, and freezes the axis that is looped over."""
-    n_consts, n_carry = _scan_counts(eqn.params)
+    n_consts, n_carry = scan_counts(eqn.params)
     consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
     stacked = operands[n_consts + n_carry :]
     for array in stacked:
@@ -182,14 +182,6 @@ def scan(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
     length = Axis(eqn.params["length"])
     collected = [TracedArray.of([length, *array.axes]) for array in results[n_carry:]]
     return [*results[:n_carry], *collected]
-
-
-def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
-    """How many operands of a scan are constants, and how many are its carry."""
-    if "num_consts" in params:
-        return params["num_consts"], params["num_carry"]
-    consts, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on
-    return len(consts), len(carry)
 
 
 def _slice_scalar(stacked: TracedArray) -> float:

@@ -9,8 +9,10 @@ import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._trace.axis_rules import RULES
+from jaxprune._trace.products import products_of
 from jaxprune._trace.traced_arrays import fixed_array, slice_values
 from jaxprune._trace.tracer import FIXED_BY_OUTPUT, KnownValues, Tracer
+from jaxprune._trace.view_tracer import ViewTracer
 
 
 class Program(NamedTuple):
@@ -65,6 +67,11 @@ def trace(program: Program, known: KnownValues) -> Tracer:
     outputs = tracer.run(jaxpr, program.jaxpr.consts, [*params, *inputs])
     tracer.freeze_all(outputs, FIXED_BY_OUTPUT)
     return tracer
+
+
+def trace_products(program: Program) -> ViewTracer:
+    """The products of a program, and what became of the views of params that are in none."""
+    return products_of(program.jaxpr, len(program.leaves))
 
 
 def known_values(program: Program) -> KnownValues:

@@ -303,3 +303,11 @@ class Tracer:
 def is_literal(var: Any) -> bool:
     """Whether an operand of an equation is a number written into the program."""
     return hasattr(var, "val")
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are its carry."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on
+    return len(consts), len(carry)

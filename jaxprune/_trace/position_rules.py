@@ -1,0 +1,160 @@
+"""The rules of primitives that read or write slices at positions that the program computes.
+
+They have the signature of all rules of views; see `view_rules`, which has the table.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxprune._trace.leaf_views import (
+    Digit,
+    Digits,
+    UnclearError,
+    Value,
+    View,
+    Views,
+    blank,
+    size_of,
+    table,
+    take,
+)
+from jaxprune._trace.tracer import EquationPath
+
+
+def _known_positions(value: Value) -> np.ndarray | None:
+    """The positions that an operand holds, if they are constants."""
+    if value.known is None:
+        return None
+    try:
+        return np.asarray(value.known())
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+
+
+def _sliced(
+    view: View, k: int, size: int, position: Value, path: EquationPath, n: int | None = None
+) -> View:
+    """A view after taking `size` indices of axis `k`, from a position on.
+
+    Args:
+      view: the view.
+      k: the axis.
+      size: how many indices to take.
+      position: of the first one, a scalar.
+      path: of the equation.
+      n: write the axis into one of this length at the position, instead of reading it there.
+    """
+    length = size_of(view.axes[k])
+    known = _known_positions(position)
+    start = 0 if known is None else int(np.clip(known, 0, (n or length) - size))
+    index = np.arange(start, start + size)
+    if n is not None:
+        index = np.full(n, -1)
+        index[start : start + size] = np.arange(size)
+    view = _indexed_axis(view, k, index)
+    return view if known is not None or n is not None else _indexed(view, k, position, path)
+
+
+def _indexed(view: View, k: int, position: Value, path: EquationPath) -> View:
+    """Notes that the start along the leaf axes of array axis `k` is computed by the program."""
+    axes = {axis for digit in view.axes[k] for axis in digit.steps}
+    indexed = view.indexed + tuple((axis, path) for axis in sorted(axes))
+    looked_up = view.looked_up or position.is_data
+    return dataclasses.replace(view, indexed=indexed, looked_up=looked_up)
+
+
+def dynamic_slice(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Takes a slice at a position that the program computes."""
+    array, *positions = operands
+    views = array.views
+    for k, size in enumerate(eqn.params["slice_sizes"]):
+        if size != array.shape[k]:
+            views = tuple(_sliced(view, k, size, positions[k], path) for view in views)
+    return [views]
+
+
+def dynamic_update_slice(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Writes an array into another one; both keep their views."""
+    array, update, *positions = operands
+    if any(operand.is_plain_data() for operand in operands):
+        return [()]
+    views = update.views
+    for k, (size, n) in enumerate(zip(update.shape, array.shape, strict=True)):
+        if size != n:
+            views = tuple(_sliced(view, k, size, positions[k], path, n) for view in views)
+    return [(*array.views, *views)]
+
+
+def scatter(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Writes into some entries of an array, which keeps its views."""
+    return [() if any(operand.is_plain_data() for operand in operands) else operands[0].views]
+
+
+def gather(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Looks up slices of an array at positions that another array holds."""
+    views = [_gathered(eqn, path, view, *operands) for view in operands[0].views]
+    return [tuple(view for view in views if view is not None)]
+
+
+def _gathered(
+    eqn: Any, path: EquationPath, view: View, array: Value, positions: Value
+) -> View | None:
+    """A view after a gather.
+
+    Axes of the array that are taken whole become the offset axes of the result; batching axes go
+    with those of the positions. Along the others, each position selects one index.
+    """
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    shape = eqn.outvars[0].aval.shape
+    batch_axes = [k for k in range(len(shape)) if k not in numbers.offset_dims]
+    batching = dict(
+        zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
+    )
+    removed = (*numbers.collapsed_slice_dims, *batching)
+    axes = [blank(size) for size in shape]
+    known = _known_positions(positions)
+    for i, k in enumerate(numbers.start_index_map):
+        if sizes[k] == array.shape[k]:
+            continue
+        if sizes[k] != 1:
+            raise UnclearError("gather takes a part of an axis")
+        if known is None or len(batch_axes) > 1 or (batch_axes and k not in removed):
+            view = _indexed(_indexed_axis(view, k, np.zeros(1, int)), k, positions, path)
+            continue
+        selected = np.clip(known[..., i].reshape(-1), 0, array.shape[k] - 1)
+        view = _indexed_axis(view, k, selected)
+        if batch_axes:
+            axes[batch_axes[0]] = _sum(axes[batch_axes[0]], view.axes[k])
+            view = _replaced(view, k, ())
+    for k, i in batching.items():
+        # `i` counts the axes of the positions without their last one, as `batch_axes` does.
+        axes[batch_axes[i]] = _sum(axes[batch_axes[i]], view.axes[k])
+        view = _replaced(view, k, ())
+    offsets = [k for k in range(len(sizes)) if k not in removed]
+    for position, k in zip(numbers.offset_dims, offsets, strict=True):
+        axes[position] = view.axes[k]
+    rest = view.without_axes(removed)
+    return None if rest is None else rest.with_axes(axes)
+
+
+def _indexed_axis(view: View, k: int, index: np.ndarray) -> View:
+    """A view after indexing one axis."""
+    return _replaced(view, k, take(view.axes[k], index))
+
+
+def _replaced(view: View, k: int, digits: Digits) -> View:
+    """A view with another axis `k`."""
+    return view.with_axes(digits if n == k else old for n, old in enumerate(view.axes))
+
+
+def _sum(a: Digits, b: Digits) -> Digits:
+    """An axis along which two axes of the array were selected together."""
+    x, y = table(a), table(b)
+    steps = dict(x.steps)
+    for axis, step in y.steps.items():
+        steps[axis] = steps.get(axis, 0) + step
+    mask = x.mask() & y.mask()
+    return (Digit(x.size, steps, None if mask.all() else mask),)

@@ -1,0 +1,182 @@
+"""What each primitive does to the views of its operands: `VIEW_RULES`, one rule per primitive.
+
+A rule takes the equation, its path and its operands, and returns the views of each result. All
+results of other primitives, such as sums and norms, have no views. See `leaf_views` for what a view
+is; products, loops and calls are in `products`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxprune._trace import position_rules as positions
+from jaxprune._trace.constant_folding import ELEMENTWISE
+from jaxprune._trace.leaf_views import Digits, Value, View, Views, blank, reshaped, size_of, take
+from jaxprune._trace.tracer import EquationPath
+
+ViewRule = Callable[[Any, EquationPath, Sequence[Value]], list[Views]]
+
+
+def elementwise(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """The views of all operands, unless one of them is data. Scalars have no views."""
+    shape = tuple(eqn.outvars[0].aval.shape)
+    if any(operand.is_plain_data() for operand in operands):
+        return [()]
+    return [
+        tuple(
+            _broadcast(view, shape)
+            for operand in operands
+            for view in operand.views
+            if len(view.axes) == len(shape)
+        )
+    ]
+
+
+def _broadcast(view: View, shape: Sequence[int]) -> View:
+    """A view whose axes of length 1 become as long as the result."""
+    return view.with_axes(map(_repeated, view.axes, shape))
+
+
+def _repeated(digits: Digits, size: int) -> Digits:
+    return digits if size_of(digits) == size else take(digits, np.zeros(size, int))
+
+
+def barrier(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """The operands are the results."""
+    return [operand.views for operand in operands]
+
+
+# Axes
+
+
+def transpose(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Permutes the axes."""
+    order = eqn.params["permutation"]
+    return [tuple(v.with_axes(v.axes[k] for k in order) for v in operands[0].views)]
+
+
+def squeeze(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Removes axes of length 1."""
+    views = [view.without_axes(eqn.params["dimensions"]) for view in operands[0].views]
+    return [tuple(view for view in views if view is not None)]
+
+
+def broadcast_in_dim(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Adds axes, along which the same entries repeat."""
+    shape = eqn.outvars[0].aval.shape
+    views = []
+    for view in operands[0].views:
+        axes = [blank(size) for size in shape]
+        for digits, k in zip(view.axes, eqn.params["broadcast_dimensions"], strict=True):
+            axes[k] = _repeated(digits, shape[k])
+        views.append(view.with_axes(axes))
+    return [tuple(views)]
+
+
+def reshape(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Merges and splits axes, after permuting them if the equation says so."""
+    order, shape = eqn.params["dimensions"], eqn.outvars[0].aval.shape
+    views = operands[0].views
+    if order is not None:
+        views = tuple(view.with_axes(view.axes[k] for k in order) for view in views)
+    return [tuple(reshaped(view, shape) for view in views)]
+
+
+# Slices
+
+
+def _take_all(views: Views, indices: Sequence[np.ndarray]) -> Views:
+    """The views after indexing each axis by an array of its own."""
+    return tuple(view.with_axes(map(take, view.axes, indices)) for view in views)
+
+
+def slice_(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Takes a range of indices of each axis."""
+    params, shape = eqn.params, operands[0].shape
+    strides = params["strides"] or [1] * len(shape)
+    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    return [_take_all(operands[0].views, [np.arange(*bound) for bound in bounds])]
+
+
+def split(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Cuts one axis into consecutive parts, one per result."""
+    sizes, axis = eqn.params["sizes"], eqn.params["axis"]
+    results = []
+    for stop, size in zip(np.cumsum(sizes).tolist(), sizes, strict=True):
+        indices = [np.arange(size) for size in operands[0].shape]
+        indices[axis] = np.arange(stop - size, stop)
+        results.append(_take_all(operands[0].views, indices))
+    return results
+
+
+def rev(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Reverses axes."""
+    indices = [np.arange(size) for size in operands[0].shape]
+    for k in eqn.params["dimensions"]:
+        indices[k] = indices[k][::-1]
+    return [_take_all(operands[0].views, indices)]
+
+
+def pad(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Adds entries that are not from the leaf around and between those that are."""
+    if operands[1].is_plain_data():
+        return [()]
+    indices = []
+    config = zip(eqn.params["padding_config"], operands[0].shape, strict=True)
+    for size, ((low, _, between), n) in zip(eqn.outvars[0].aval.shape, config, strict=True):
+        index = np.full(size, -1)
+        positions = low + np.arange(n) * (between + 1)
+        inside = (positions >= 0) & (positions < size)
+        index[positions[inside]] = np.arange(n)[inside]
+        indices.append(index)
+    return [_take_all(operands[0].views, indices)]
+
+
+def concatenate(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Chains arrays along one axis; each view is of one part of it."""
+    axis, shape = eqn.params["dimension"], eqn.outvars[0].aval.shape
+    if any(operand.is_plain_data() for operand in operands):
+        return [()]
+    views: list[View] = []
+    start = 0
+    for operand in operands:
+        indices = [np.arange(size) for size in shape]
+        indices[axis] = np.full(shape[axis], -1)
+        size = operand.shape[axis]
+        indices[axis][start : start + size] = np.arange(size)
+        start += size
+        views += _take_all(operand.views, indices)
+    return [tuple(views)]
+
+
+_ALSO_ELEMENTWISE = (
+    *(
+        "integer_pow",
+        "convert_element_type",
+        "real",
+        "imag",
+        "conj",
+        "complex",
+        "sharding_constraint",
+    ),
+    *("reshard", "mesh_cast", "pvary", "pcast", "layout_constraint", "shift_left", "copy_p"),
+    *("shift_right_arithmetic", "shift_right_logical", "population_count", "clz", "acosh", "atanh"),
+)
+VIEW_RULES: dict[str, ViewRule] = {
+    **dict.fromkeys((*ELEMENTWISE, *_ALSO_ELEMENTWISE), elementwise),
+    **dict.fromkeys(("scatter", "scatter_add", "scatter-add", "scatter_mul"), positions.scatter),
+    "optimization_barrier": barrier,
+    "transpose": transpose,
+    "squeeze": squeeze,
+    "broadcast_in_dim": broadcast_in_dim,
+    "reshape": reshape,
+    "slice": slice_,
+    "split": split,
+    "rev": rev,
+    "pad": pad,
+    "concatenate": concatenate,
+    "dynamic_slice": positions.dynamic_slice,
+    "dynamic_update_slice": positions.dynamic_update_slice,
+    "gather": positions.gather,
+}

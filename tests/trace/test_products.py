@@ -1,0 +1,268 @@
+"""The products of a program: a law over generated programs, and cases worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import event, given, strategies as st
+
+from jaxprune._trace.leaf_views import coordinates
+from jaxprune._trace.products import products_of
+
+
+def traced(function, params, *inputs):
+    jaxpr = jax.make_jaxpr(function)(params, *inputs)
+    return products_of(jaxpr, len(jax.tree.leaves(params)))
+
+
+def products(function, params, *inputs):
+    return [p for found in traced(function, params, *inputs).products.values() for p in found]
+
+
+# The law: the coordinates that a view gives are those of an array of indices that goes the same way
+# through the program, in NumPy. -1 is no entry of the leaf. An op is of the module (jax.numpy or
+# NumPy) and an array.
+
+
+def transposed(draw, shape):
+    order = draw(st.permutations(range(len(shape))))
+    return lambda xp, x: xp.transpose(x, order)
+
+
+def reshaped(draw, shape):
+    size = int(np.prod(shape))
+    new = []
+    while size > 1 and len(new) < 3:
+        new.append(draw(st.sampled_from([d for d in range(1, size + 1) if size % d == 0])))
+        size //= new[-1]
+    new = draw(st.permutations([*new, size]))
+    return lambda xp, x: xp.reshape(x, new)
+
+
+def flattened(draw, shape):
+    axis = draw(st.integers(0, len(shape) - 1))
+    return lambda xp, x: xp.reshape(x, (*shape[:axis], -1))
+
+
+def indexed(draw, shape):
+    axis = draw(st.integers(0, len(shape) - 1))
+    before, n = (slice(None),) * axis, shape[axis]
+    start = draw(st.integers(0, n - 1))
+    stop = draw(st.integers(start + 1, n))
+    step = draw(st.sampled_from((1, 2)))
+    order = np.array(draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=3)))
+
+    def dynamic(xp, x):
+        if xp is np:
+            return x[(*before, slice(start, stop))]
+        return jax.lax.dynamic_slice_in_dim(x, jnp.array(start), stop - start, axis)
+
+    kinds = (
+        lambda xp, x: x[(*before, slice(start, stop, step))],
+        lambda xp, x: xp.flip(x, axis),
+        lambda xp, x: x[(*before, start)],
+        lambda xp, x: x[(*before, order)],
+        lambda xp, x: xp.take(x, order, axis),
+        dynamic,
+    )
+    return draw(st.sampled_from(kinds))
+
+
+def joined(draw, shape):
+    axis = draw(st.integers(0, len(shape) - 1))
+    low, high = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    widths = [(low, high) if k == axis else (0, 0) for k in range(len(shape))]
+    no_entry = lambda xp, x: xp.full(x.shape, -1, x.dtype)
+    kinds = (
+        lambda xp, x: xp.split(x, [shape[axis] // 2], axis)[1],
+        lambda xp, x: xp.concatenate([x, no_entry(xp, x)], axis),
+        lambda xp, x: xp.concatenate([no_entry(xp, x), x], axis),
+        lambda xp, x: xp.pad(x, widths, constant_values=-1),
+        lambda xp, x: xp.broadcast_to(x[None], (2, *shape)),
+    )
+    return draw(st.sampled_from(kinds))
+
+
+def unchanged(draw, shape):
+    kinds = (
+        lambda x: x.astype(jnp.float16),
+        lambda x: x * np.ones(shape, np.float32) / jnp.linalg.norm(x),
+        jax.jit(lambda x: x + 0.0),
+        jax.checkpoint(lambda x: x * 1.0),
+        lambda x: jax.lax.cond(True, jnp.tanh, lambda x: x, x),
+        lambda x: jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: x / 2, x),
+    )
+    function = draw(st.sampled_from(kinds))
+    return lambda xp, x: x if xp is np else function(x)
+
+
+@st.composite
+def programs(draw):
+    """The shape of a leaf, ops that move its entries, and a role for each axis of the result."""
+    shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    x, ops = np.arange(np.prod(shape)).reshape(shape), []
+    for _ in range(draw(st.integers(1, 6))):
+        kinds = (transposed, reshaped, flattened, indexed, joined, unchanged)
+        op = draw(st.sampled_from(kinds if x.ndim else (reshaped,)))(draw, x.shape)
+        after = op(np, x)
+        if 0 < after.size <= 300 and after.ndim <= 5:
+            x, ops = after, [*ops, op]
+    roles = draw(st.tuples(*[st.sampled_from(("in", "out", "stack"))] * x.ndim))
+    return shape, ops, roles
+
+
+def leaf_coordinates(flat, leaf_shape):
+    """The coordinates of entries along each leaf axis, and which entries are of the leaf."""
+    present = flat >= 0
+    return np.array(np.unravel_index(np.where(present, flat, 0), leaf_shape)), present
+
+
+def view_coordinates(view, shape):
+    """The same, by a view."""
+    total = np.zeros((len(view.start), *shape), int)
+    total += np.array(view.start, int).reshape(-1, *[1] * len(shape))
+    present = np.ones(shape, bool)
+    for k in range(len(shape)):
+        digit = coordinates(view, [k])
+        along = [-1 if i == k else 1 for i in range(len(shape))]
+        present &= digit.mask().reshape(along)
+        for axis, step in digit.steps.items():
+            total[axis] += step.reshape(along)
+    return total, present
+
+
+def is_sum(flat, leaf_shape):
+    """Whether a view can say it: coordinates are sums over the axes, and presence a product."""
+    total, present = leaf_coordinates(flat, leaf_shape)
+    if not present.any():
+        return True
+    first = tuple(np.argwhere(present)[0])
+    product, differences = np.ones(flat.shape, bool), np.zeros_like(total)
+    for k in range(flat.ndim):
+        line = (*first[:k], slice(None), *first[k + 1 :])
+        along = [-1 if i == k else 1 for i in range(flat.ndim)]
+        product = product & present[line].reshape(along)
+        steps = total[(slice(None), *line)] - total[(slice(None), *first)][:, None]
+        differences += steps.reshape(len(leaf_shape), *along)
+    expected = total[(slice(None), *first)].reshape(-1, *[1] * flat.ndim) + differences
+    return bool((product == present).all() and (expected == total)[:, present].all())
+
+
+@given(programs())
+def test_views_say_where_entries_lie(program):
+    leaf_shape, ops, roles = program
+    flat = np.arange(np.prod(leaf_shape)).reshape(leaf_shape)
+    stages = [flat := op(np, flat) for op in ops]
+    summed, stacked = ([k for k, role in enumerate(roles) if role == r] for r in ("in", "stack"))
+    x = jnp.ones([flat.shape[k] for k in (*stacked, *summed)] + [2])
+    n = len(stacked)
+    of_x = list(range(n, n + len(summed))), list(range(n))
+
+    def function(w, x):
+        for op in ops:
+            w = op(jnp, w)
+        return jax.lax.dot_general(w, x.astype(w.dtype), ((summed, of_x[0]), (stacked, of_x[1])))
+
+    tracer = traced(function, jnp.ones(leaf_shape), x)
+    if tracer.unclear:
+        event("unclear")
+        assert not all(is_sum(stage, leaf_shape) for stage in stages)
+        return
+    expected, present = leaf_coordinates(flat, leaf_shape)
+    found = [product for found in tracer.products.values() for product in found]
+    event(f"{len(ops)} ops, present: {present.any()}")
+    assert len(found) == present.any()
+    for product in found:
+        assert (product.view.leaf, product.operand, product.roles) == (0, 0, roles)
+        assert product.by_data
+        got, in_leaf = view_coordinates(product.view, flat.shape)
+        np.testing.assert_array_equal(in_leaf, present)
+        np.testing.assert_array_equal(got[:, present], expected[:, present])
+
+
+# Cases worked out by hand. W holds 3 layers of 4 x 4.
+
+W, X = jnp.ones((3, 4, 4)), jnp.ones((2, 4))
+
+
+def test_a_product_of_a_slice_knows_where_the_slice_is():
+    first, second = products(lambda w, x: x @ w[0] @ w[2].T, W, X)
+    assert first.view.start == (0, 0, 0)
+    assert second.view.start == (2, 0, 0)
+    [out], [into] = second.view.axes[1], second.view.axes[0]
+    assert (list(into.steps), list(out.steps)) == ([2], [1])
+    assert second.roles == ("in", "out")
+
+
+def test_a_scan_notes_which_slice_each_iteration_has():
+    step = lambda x, w: (x @ w, None)
+    function = lambda w, x: jax.lax.scan(step, x, w.swapaxes(0, 1)[1:])[0]
+    [product] = products(function, jnp.ones((4, 3, 4)), X)
+    [(path, [digit])] = product.view.loops
+    assert (path, list(digit.steps)) == ((2,), [1])
+    np.testing.assert_array_equal(digit.steps[1], np.arange(1, 3))
+    assert product.view.start == (0, 0, 0)
+
+
+def test_results_of_a_scan_over_layers_are_views_again():
+    def scaled(w, x):
+        halves = jax.lax.scan(lambda _, w: (None, w / 2), None, w)[1]
+        return x @ halves[1]
+
+    [product] = products(scaled, W, X)
+    assert product.view.loops == ()
+    assert product.view.start == (1, 0, 0)
+
+
+def test_positions_that_the_program_computes_are_not_known():
+    by_counter = lambda w, x: jax.lax.fori_loop(0, 3, lambda i, x: x @ w[i], x)
+    [product] = products(by_counter, W, X)
+    [(axis, path)] = product.view.indexed
+    assert (axis, path[:3], product.view.looked_up) == (0, (0, "jaxpr", 0), False)
+    [product] = products(lambda w, x, i: jnp.einsum("bi,bio->bo", x, w[i]), W, X, np.array([2, 1]))
+    assert (product.view.indexed[0][0], product.view.looked_up) == (0, True)
+    assert product.roles == ("stack", "in", "out")
+
+
+def test_a_table_that_is_looked_up_becomes_data():
+    tracer = traced(lambda p, x: p[0][x] @ p[1], [X, W[0]], np.array([1, 0, 1]))
+    [product] = [product for found in tracer.products.values() for product in found]
+    assert product.view.leaf == 1
+    assert [v.leaf for views in tracer.mixed.values() for v in views] == [0]
+
+
+def test_both_factors_of_lora_are_in_the_product_with_data():
+    lora = [jnp.ones((4, 4)), jnp.ones((4, 1)), jnp.ones((1, 4))]
+    found = products(lambda p, x: x @ (p[0] + p[1] @ p[2]), lora, X)
+    [w], [a], [b] = ([p.view for p in found if p.by_data and p.view.leaf == i] for i in range(3))
+    assert w.inner == ()
+    assert [[digit.size for digit in axis] for axis in a.axes] == [[4], [4]]
+    assert [list(axis[0].steps) for axis in a.axes] == [[0], []]
+    assert [list(axis[0].steps) for axis in b.axes] == [[], [1]]
+    [(path, [rank])] = a.inner
+    assert (path, list(rank.steps)) == ((0,), [1])
+
+
+def test_learned_queries_are_data_because_they_are_added_to_data():
+    def attend(p, x):
+        scores = (p["queries"] @ p["wq"]) @ (x @ p["wk"]).T
+        return p["queries"] + jax.nn.softmax(scores) @ x
+
+    params = {"queries": jnp.ones((3, 4)), "wk": W[0], "wq": W[0]}
+    found = products(attend, params, X)
+    assert [(p.view.leaf, p.roles) for p in found] == [(2, ("in", "out")), (1, ("in", "out"))]
+    projected = lambda p, x: (p["queries"] @ p["wq"]) + x.sum()
+    found = products(projected, params, X)  # here it is the product that is added
+    assert [(p.view.leaf, p.roles) for p in found] == [(0, ("out", "in")), (2, ("in", "out"))]
+
+
+def test_a_state_that_becomes_data_in_a_loop_is_data_in_its_products():
+    rnn = lambda p, x: jax.lax.scan(lambda h, x: (jnp.tanh(x + h @ p[1]), None), p[0], x)[0]
+    [product] = products(rnn, [jnp.ones(4), W[0]], X)
+    assert (product.view.leaf, product.roles) == (1, ("in", "out"))
+
+
+def test_primitives_without_a_rule_end_a_view_and_say_so():
+    tracer = traced(lambda w, x: x @ jnp.linalg.cholesky(w), W[0], X)
+    assert not tracer.products
+    reasons = [reason for _, reason in tracer.unclear.values()]
+    assert reasons == ["it passes through cholesky, which has no rule in jaxprune"]
