@@ -4,7 +4,6 @@ Results are printed by `screen.py`, or here as JSON. Errors are raised; `options
 """
 
 import contextlib
-import difflib
 import json
 import re
 from collections.abc import Iterator
@@ -18,11 +17,9 @@ import numpy as np
 from jaxprune._cli import screen
 from jaxprune._cli.planned import Rules, all_dtypes, planned
 from jaxprune._cli.stored_masks import mask_paths, read_masks, to_mask
-from jaxprune._cli.words import wrong_option
-from jaxprune._files import any_kind, footprint
+from jaxprune._cli.writing import check_exists, check_source, checked_output, write
+from jaxprune._files import footprint
 from jaxprune._files.any_kind import Source, open_source
-from jaxprune._files.formats import format_for
-from jaxprune._files.interchange import check_folder
 from jaxprune._files.leaves import is_stored
 from jaxprune._report.table import Report
 from jaxprune._transform.oneshot import prune_params
@@ -33,30 +30,10 @@ from jaxprune._transform.oneshot import prune_params
 @contextlib.contextmanager
 def _open_params(file: Path) -> Iterator[Source]:
     """Opens the params of a file; in a checkpoint with `params` at its root, only those."""
-    _check_exists(file)
+    check_exists(file)
     with open_source(file) as source:
         params = [leaf.path for leaf in source.leaves if leaf.path.startswith("params/")]
         yield source.only(params) if source.kind == "orbax" and params else source
-
-
-def _check_exists(file: Path) -> None:
-    if file.exists():
-        return
-    names = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
-    close = difflib.get_close_matches(file.name, names, n=1)
-    hint = f" Did you mean {file.with_name(close[0])}?" if close else ""
-    raise FileNotFoundError(f"{file}: there is no such file.{hint}")
-
-
-def _check_paths(file: Path, out: Path, kind: str, *, force: bool) -> None:
-    """Raises unless `file` exists, and `out` does not or may be replaced."""
-    if kind == "csr":
-        with wrong_option():
-            check_folder(out)
-    _check_exists(file)
-    is_taken = any(out.iterdir()) if out.is_dir() else out.exists()
-    if is_taken and not force:
-        raise FileExistsError(f"{out}: exists. Choose another name, or replace it with --force.")
 
 
 # inspect
@@ -64,7 +41,7 @@ def _check_paths(file: Path, out: Path, kind: str, *, force: bool) -> None:
 
 def inspect(file: Path, *, quick: bool = False, as_json: bool = False) -> None:
     """Prints what is in a file: counts, structures, sizes in other formats, and problems."""
-    _check_exists(file)
+    check_exists(file)
     formats = footprint.QUICK if quick else footprint.QUICK + footprint.SLOW
     with open_source(file) as source:
         bit_masks = read_masks(source, mask_paths(source.leaves))
@@ -75,12 +52,12 @@ def inspect(file: Path, *, quick: bool = False, as_json: bool = False) -> None:
                 mask = to_mask(bit_masks[path], array.shape) if path in bit_masks else None
                 rows.append(_inspected(path, array, formats))
                 problems += _problems(path, array, mask)
-        kind = source.kind
+        kind, n_file_bytes = source.kind, _file_bytes(file, source)
     n, n_nonzero = (sum(row[name] for row in rows) for name in ("weights", "nonzero"))
     report = {
         "file": str(file),
         "kind": kind,
-        "file_bytes": _file_bytes(file),
+        "file_bytes": n_file_bytes,
         "bytes": {name: sum(row["bytes"][name] for row in rows) for name in formats},
         "total": {"weights": n, "nonzero": n_nonzero, "sparsity": 1 - n_nonzero / max(n, 1)},
         "leaves": rows,
@@ -92,8 +69,10 @@ def inspect(file: Path, *, quick: bool = False, as_json: bool = False) -> None:
         screen.print_inspection(report)
 
 
-def _file_bytes(file: Path) -> int:
-    """The size of a file, or of all files in a folder."""
+def _file_bytes(file: Path, source: Source) -> int:
+    """The size of a file, of all shards, or of all files in the folder of a checkpoint."""
+    if source.shards is not None:
+        return sum(path.stat().st_size for path in source.shards.paths)
     if file.is_file():
         return file.stat().st_size
     return sum(path.stat().st_size for path in file.rglob("*") if path.is_file())
@@ -124,8 +103,7 @@ def _problems(path: str, array: np.ndarray, mask: np.ndarray | None) -> list[str
             f"{path}: {n_minus:,} zeros are -0.0, which compress badly. "
             "jaxprune.apply_masks(params, jaxprune.masks_from_params(params)) makes them +0.0."
         )
-    is_inexact = jnp.issubdtype(array.dtype, np.inexact)
-    if is_inexact and (n_not_finite := int(np.count_nonzero(~np.isfinite(array)))):
+    if n_not_finite := _n_not_finite(array):
         lines.append(f"{path}: {n_not_finite:,} entries are NaN or infinite.")
     if mask is not None and (n_wrong := int(np.count_nonzero(_nonzero(array) & ~mask))):
         lines.append(
@@ -138,6 +116,13 @@ def _problems(path: str, array: np.ndarray, mask: np.ndarray | None) -> list[str
 def _nonzero(array: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         return array != 0
+
+
+def _n_not_finite(array: np.ndarray) -> int:
+    if not jnp.issubdtype(array.dtype, np.inexact):
+        return 0
+    with np.errstate(invalid="ignore"):
+        return int(np.count_nonzero(~np.isfinite(array)))
 
 
 def _n_minus_zero(array: np.ndarray) -> int:
@@ -180,19 +165,18 @@ def prune(
     as_json: bool = False,
 ) -> None:
     """Prunes the params of a file into another file, and prints what was done."""
-    with wrong_option():
-        kind = format_for(out, kind)
-    _check_paths(file, out, kind, force=force)
+    output = checked_output(file, out, kind, force=force)
     with _open_params(file) as source:
         report = planned(source.leaves, sparsity, rules)
         chosen = {leaf.path for leaf in report.leaves if leaf.n_zero != 0}
+        check_source(output, source)
         with screen.progress(source, file.name) as arrays:
             pruned = (
                 (path, _pruned(path, array, sparsity, rules) if path in chosen else array)
                 for path, array in arrays
             )
-            left_out = any_kind.write(out, kind, source.leaves, pruned, source.metadata)
-    screen.print_written(_as_dict(report), file, out, left_out, report=report, as_json=as_json)
+            written = write(output, source, pruned)
+    screen.print_written(file, written, _as_dict(report), report, as_json=as_json)
 
 
 def _pruned(path: str, array: np.ndarray, sparsity: float, rules: Rules) -> np.ndarray:
@@ -220,10 +204,10 @@ def export(
     as_json: bool = False,
 ) -> None:
     """Writes the params of a file in another format, and prints what was done."""
-    with wrong_option():
-        kind = format_for(out, kind)
-    _check_paths(file, out, kind, force=force)
-    with _open_params(file) as source, screen.progress(source, file.name) as arrays:
-        left_out = any_kind.write(out, kind, source.leaves, arrays, source.metadata)
+    output = checked_output(file, out, kind, force=force)
+    with _open_params(file) as source:
+        check_source(output, source)
+        with screen.progress(source, file.name) as arrays:
+            written = write(output, source, arrays)
         summary = {"leaves": [leaf.path for leaf in source.leaves]}
-    screen.print_written(summary, file, out, left_out, as_json=as_json)
+    screen.print_written(file, written, summary, as_json=as_json)

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxprune._base.paths import shown_path
 from jaxprune._cli.interrupts import ctrl_c_raises
+from jaxprune._cli.writing import Written
 from jaxprune._files.any_kind import Source
 from jaxprune._files.extras import import_extra
 from jaxprune._report.table import Report
@@ -121,33 +122,29 @@ def _table(title: Any, rows: Sequence[Mapping[str, str]], without: Sequence[str]
 
 
 def print_written(
-    summary: dict[str, Any],
     file: Path,
-    out: Path,
-    left_out: list[str],
-    *,
+    written: Written,
+    summary: Mapping[str, Any],
     report: Report | None = None,
+    *,
     as_json: bool,
 ) -> None:
-    """Prints which file was written, how large it is, and which leaves were left out.
+    """Prints which file was written, how large it is, and what was left out.
 
     Args:
-      summary: further entries of the JSON.
       file: that was read.
-      out: the file that was written, or the folder.
-      left_out: paths of leaves.
+      written: what was written.
+      summary: further entries of the JSON.
       report: a table to print before.
       as_json: print JSON instead.
     """
-    written = list(out.rglob("*.npz")) if out.is_dir() else [out]
-    n_bytes = sum(path.stat().st_size for path in written)
     if as_json:
-        head = {"file": str(file), "out": str(out), "bytes": n_bytes, "left_out": left_out}
-        print(json.dumps(head | summary, indent=1))
+        print(json.dumps({"file": str(file), **written.as_dict(), **summary}, indent=1))
         return
     screen = console()
     if report is not None:
         screen.print(report)
-    for path in left_out:
-        screen.print(f"left out: {path} is not 2-D", markup=False)
-    screen.print(f"wrote {out}, {n_bytes:,} bytes", markup=False, soft_wrap=True)
+    for name in written.left_out:
+        screen.print(f"left out: {name} {written.reason}", markup=False, soft_wrap=True)
+    line = f"wrote {written.path}, {written.n_bytes:,} bytes"
+    screen.print(line, markup=False, soft_wrap=True)

@@ -1,7 +1,8 @@
 """Opens a file of params whatever its format, and writes one in a given format.
 
-Reads the files of `save`, safetensors, NumPy's `.npz` and orbax checkpoints; writes the first three
-and folders of SciPy's CSR. Only one leaf, or one group of small leaves, is in memory at a time.
+Reads the files of `save`, safetensors (one file, or shards with an index), NumPy's `.npz` and orbax
+checkpoints; writes all but the last, and folders of SciPy's CSR. Only one leaf, or one group of
+small leaves, is in memory at a time.
 """
 
 import contextlib
@@ -15,28 +16,33 @@ import numpy as np
 
 from jaxprune._files.atomic import spool_file
 from jaxprune._files.extras import import_extra
+from jaxprune._files.formats import SHARDS
 from jaxprune._files.interchange import write_csr_folder, write_safetensors
 from jaxprune._files.leaf_files import LeafReader, open_leaves, save_leaves
 from jaxprune._files.leaves import Leaf
 from jaxprune._files.npz import is_zip, open_npz, write_npz
 from jaxprune._files.orbax import Checkpoint
+from jaxprune._files.shard_index import Index, find_index, read_index
+from jaxprune._files.shards import read_shards, write_shards
 
 
 class Source(NamedTuple):
     """An open file of any kind.
 
     Attributes:
-      kind: "jaxprune", "safetensors", "npz" or "orbax".
+      kind: "jaxprune", "safetensors", "shards", "npz" or "orbax".
       leaves: of the file, without their data.
       read: given some of the leaves, in the same order, yields the path and the array of each; can
         be called once.
       metadata: strings by name, which a safetensors file or a file of `save` has.
+      shards: their index, of "shards".
     """
 
     kind: str
     leaves: tuple[Leaf, ...]
     read: Callable[[Sequence[Leaf]], Iterator[tuple[str, np.ndarray]]]
     metadata: Mapping[str, str] = types.MappingProxyType({})
+    shards: Index | None = None
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """The path and the array of each leaf; can be iterated once."""
@@ -57,7 +63,7 @@ class Source(NamedTuple):
 
 @contextlib.contextmanager
 def open_source(path: Path) -> Iterator[Source]:
-    """Opens a file of params, or the folder of a checkpoint.
+    """Opens a file of params, the index of shards or its folder, or the folder of a checkpoint.
 
     Raises:
       ValueError: the format is unknown, or the file is damaged; with its path.
@@ -71,7 +77,11 @@ def open_source(path: Path) -> Iterator[Source]:
       ...         source.kind, source.leaves[0].path, source.leaves[0].shape
       ('npz', 'w', (2, 3))
     """
-    if path.is_dir():
+    if index_path := find_index(path):
+        index = read_index(index_path)
+        read = functools.partial(read_shards, index)
+        yield Source("shards", index.leaves, read, index.metadata, index)
+    elif path.is_dir():
         checkpoint = Checkpoint(path)
         yield Source("orbax", checkpoint.leaves, checkpoint.arrays)
     elif is_zip(path):
@@ -96,18 +106,20 @@ def write(
     leaves: Sequence[Leaf],
     arrays: Iterable[tuple[str, np.ndarray]],
     metadata: Mapping[str, str] | None = None,
+    index: Index | None = None,
 ) -> list[str]:
     """Writes leaves that arrive one by one; the file appears complete, or not at all.
 
     Args:
-      out: the file, or the folder for `csr`.
-      kind: one of `formats.FORMATS`.
+      out: the file, or the folder for `csr` and `shards`.
+      kind: one of `formats.FORMATS`, or `formats.SHARDS`.
       leaves: all leaves that will arrive.
       arrays: their paths and arrays, in the same order.
       metadata: strings by name; left out where the format has no place for them.
+      index: of the shards that were read, for `shards`.
 
     Returns:
-      The paths of leaves that were left out because the format can't hold them.
+      What was left out: leaves that the format can't hold, or files beside the shards.
 
     Raises:
       ValueError, TypeError: the format can't hold a leaf, with its path.
@@ -122,6 +134,8 @@ def write(
       []
       [1.0, 1.0]
     """
+    if kind == SHARDS and index is not None:
+        return write_shards(out, index, arrays)
     if kind == "csr":
         return write_csr_folder(out, leaves, arrays)
     if kind == "jaxprune":
