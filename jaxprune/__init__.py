@@ -92,12 +92,13 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
     from jaxprune._report.plan import plan as plan
     from jaxprune._report.report import check as check, summarize as summarize
     from jaxprune._shrink.channels import (
+        ChannelGroups as ChannelGroups,
         channel_groups as channel_groups,
         channel_groups_nnx as channel_groups_nnx,
     )
     from jaxprune._shrink.flax_sizes import shrunk_apply as shrunk_apply
+    from jaxprune._shrink.report import AxisGroup as AxisGroup, ShrinkReport as ShrinkReport
     from jaxprune._shrink.shrink import (
-        ShrinkReport as ShrinkReport,
         shrink as shrink,
         shrink_nnx as shrink_nnx,
     )
@@ -151,9 +152,10 @@ _PUBLIC = {
     "_report.metrics": ("metrics",),
     "_report.plan": ("plan",),
     "_report.report": ("check", "summarize"),
-    "_shrink.channels": ("channel_groups", "channel_groups_nnx"),
+    "_shrink.channels": ("ChannelGroups", "channel_groups", "channel_groups_nnx"),
     "_shrink.flax_sizes": ("shrunk_apply",),
-    "_shrink.shrink": ("ShrinkReport", "shrink", "shrink_nnx"),
+    "_shrink.report": ("AxisGroup", "ShrinkReport"),
+    "_shrink.shrink": ("shrink", "shrink_nnx"),
     "_state.convert": ("pack_masks", "set_masks", "unpack_masks"),
     "_state.masks": ("straight_through",),
     "_state.progress": ("Progress",),
@@ -171,9 +173,11 @@ _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in name
 __all__ = [
     "NM",
     "Accumulated",
+    "AxisGroup",
     "AxisRoles",
     "Block",
     "Channel",
+    "ChannelGroups",
     "Distribution",
     "Moments",
     "PackedMatrix",

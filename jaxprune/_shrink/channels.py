@@ -1,6 +1,6 @@
 """`channel_groups`: which channels must be pruned together, so that `shrink` can remove them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,20 +8,55 @@ import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, rule_for
 from jaxprune._recipe.coupled import Coupled
+from jaxprune._shrink.fit import accept
 from jaxprune._shrink.flax_sizes import Model, function_model, nnx_model
-from jaxprune._shrink.groups import Group, accept, group_units
+from jaxprune._shrink.groups import Group, group_units
+from jaxprune._shrink.not_zero import producers, refuse_nonzero
+from jaxprune._shrink.report import AxisGroup, axis_group, refusals
 from jaxprune._shrink.units import LeafAxis, Unit, units_of
 from jaxprune._trace.program import Program, program_of, trace
 
-NOT_ZERO = (
-    "its units are not zero when all their weights are; the cause may be a sigmoid, or a norm "
-    "without a scale"
-)
+_TAKEN = "another group has its leaves: a leaf is pruned along one axis, that of the larger group"
+_MIXED = "two axes of one leaf belong to it: only one axis of a leaf can be pruned"
+_SINGLE = "it has only one unit, which stays"
+_NO_WEIGHTS = "it has no weights that can be pruned"
+
+
+class ChannelGroups(dict[str, Coupled]):
+    """Regex of a leaf -> its structure, with the groups that can't be pruned; prints as a table.
+
+    Attributes:
+      groups: all groups of axes, refused ones included. `kept` is the number of units.
+
+    Example:
+      >>> ChannelGroups({}, ()).refused
+      ()
+    """
+
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
+    def __init__(self, structures: Mapping[str, Coupled], groups: Sequence[AxisGroup]):
+        super().__init__(structures)
+        self.groups = tuple(groups)
+
+    def __reduce__(self) -> Any:
+        return ChannelGroups, (dict(self), self.groups)
+
+    @property
+    def refused(self) -> tuple[AxisGroup, ...]:
+        """The groups that can't be pruned, each with its reason and its place in the model."""
+        return tuple(group for group in self.groups if group.reason)
+
+    def __str__(self) -> str:
+        lines = [f"{group.size:,} units  {group}" for group in self.groups]
+        n_refused = len(self.refused)
+        head = f"channel_groups: {len(self.groups) - n_refused} groups, and {n_refused} refused"
+        return "\n".join([head, *lines])
 
 
 def channel_groups(
     apply_fn: Callable[..., Any], variables: Any, *example_inputs: Any
-) -> dict[str, Coupled]:
+) -> ChannelGroups:
     """A structure that prunes whole channels, so that `shrink` can remove them.
 
     All slices that belong to a channel are dropped together: a column of a kernel, its bias, the
@@ -42,10 +77,12 @@ def channel_groups(
     Returns:
       A dict from a regex for each leaf to its structure. Pass it twice, as `structure` and as
       `include`, because by default biases are not pruned:
-      `prune(schedule, structure=groups, include=tuple(groups))`.
+      `prune(schedule, structure=groups, include=tuple(groups))`. Its `refused` lists the groups
+      that can't be pruned, each with its reason and its place in the model; `print(groups)` shows
+      all groups.
 
     Raises:
-      ValueError: no channels can be pruned.
+      ValueError: no channels can be pruned; it lists all groups and why they are refused.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune
@@ -65,7 +102,7 @@ def channel_groups(
     return _coupled_structures(model, param_paths or paths)
 
 
-def channel_groups_nnx(model: Any, *example_inputs: Any) -> dict[str, Coupled]:
+def channel_groups_nnx(model: Any, *example_inputs: Any) -> ChannelGroups:
     """`channel_groups` for an NNX model, with the paths that `nnx.Optimizer` uses.
 
     Args:
@@ -92,27 +129,24 @@ def channel_groups_nnx(model: Any, *example_inputs: Any) -> dict[str, Coupled]:
     return _coupled_structures(program, leaves_with_paths(nnx.state(model, nnx.Param))[0])
 
 
-def _coupled_structures(model: Model, param_paths: Iterable[str]) -> dict[str, Coupled]:
+def _coupled_structures(model: Model, param_paths: Iterable[str]) -> ChannelGroups:
     program = program_of(model.apply_fn, model.variables, model.inputs)
     params = {program.paths.index(path) for path in param_paths}
     weights = {i for i in params if jnp.issubdtype(program.leaves[i].dtype, jnp.inexact)}
     tracer = trace(program, lambda leaf, axis: None)
-    all_groups = group_units(units_of(tracer))
-    groups = [group for group in all_groups if not group.reason]
-    for group in groups:  # removing one unit shows whether the group can shrink at all
-        group.removed = _candidates([group])[:1] if len(group.units) > 1 else []
-    _refuse_nonzero(program, groups, weights)
-    units = _candidates(accept(model, program, tracer, groups))
+    groups = group_units(units_of(tracer))
+    candidates = [group for group in groups if not group.reason]
+    for group in candidates:  # removing one unit shows whether the group can shrink at all
+        group.removed = _candidates([group])[:1]
+        if len(group.units) == 1:
+            group.refuse(_SINGLE)
+    refuse_nonzero(program, [group for group in candidates if group.removed], weights)
     structures: dict[str, Coupled] = {}
-    for component in _components(units, weights):
+    for component in _components(accept(model, program, tracer, candidates), weights):
         structures |= _structures_of(program, component, weights)
     if not structures:
-        refused = [group for group in all_groups if group.reason]
-        reasons = [f"{program.paths[group.axes[0].leaf]}: {group.reason}" for group in refused]
-        raise ValueError(
-            f"channel_groups: no channels can be pruned: {'; '.join(reasons) or 'there are none'}."
-        )
-    return structures
+        raise ValueError(f"channel_groups: no channels can be pruned:\n{refusals(program, groups)}")
+    return ChannelGroups(structures, [axis_group(program, group) for group in groups])
 
 
 def _candidates(groups: Iterable[Group]) -> list[Unit]:
@@ -120,62 +154,28 @@ def _candidates(groups: Iterable[Group]) -> list[Unit]:
     return [unit for group in groups for unit in group.units if unit.is_candidate]
 
 
-def _refuse_nonzero(program: Program, groups: Iterable[Group], weights: set[int]) -> None:
-    """Refuses groups whose units are not zero when all weights that compute them are zero.
-
-    Args:
-      program: the model.
-      groups: each with one unit to try in `removed`.
-      weights: the leaves that can be pruned.
-    """
-    zeros: dict[LeafAxis, list[int]] = {}
-    for unit in (unit for group in groups for unit in group.removed):
-        producers = _producers(unit, weights)
-        for member in unit.members:
-            axis = LeafAxis(member.leaf, member.axis)
-            if axis in producers:
-                zeros.setdefault(axis, []).append(member.position)
-
-    def known(leaf: int, axis: int) -> np.ndarray | None:
-        indices = zeros.get(LeafAxis(leaf, axis))
-        if indices is None:
-            return None
-        values = np.full(np.shape(program.leaves[leaf])[axis], np.nan)
-        values[indices] = 0.0
-        return values
-
-    zero_units = {unit.members for unit in units_of(trace(program, known)) if unit.zero}
-    for group in groups:
-        if group.removed and group.removed[0].members not in zero_units:
-            group.reason, group.removed = NOT_ZERO, []
-
-
-def _producers(unit: Unit, weights: set[int]) -> list[LeafAxis]:
-    """The param axes that compute a unit, without those that only read it."""
-    return [a for a in unit.axes() if a.leaf in weights and a not in unit.consumers]
-
-
 class _Component(NamedTuple):
-    """Units that share producers, so that they must be pruned by one decision.
+    """Groups that share producers, so that they must be pruned by one decision.
 
     Attributes:
-      axes: the producers of all units.
-      units: the units.
+      axes: the producers of all their units.
+      groups: the groups.
     """
 
     axes: set[LeafAxis]
-    units: list[Unit]
+    groups: list[Group]
 
 
-def _components(units: Iterable[Unit], weights: set[int]) -> list[list[Unit]]:
-    """The units in components. Each leaf is in one at most: the one with most axes takes it."""
+def _components(groups: Iterable[Group], weights: set[int]) -> list[list[Unit]]:
+    """The units of groups in components. Each leaf is in one: the one with most axes takes it."""
     components: list[_Component] = []
-    for unit in units:
-        merged = _Component(set(_producers(unit, weights)), [unit])
+    for group in groups:
+        axes = {axis for unit in _candidates([group]) for axis in producers(unit, weights)}
+        merged = _Component(axes, [group])
         separate = []
         for component in components:
             if component.axes & merged.axes:
-                merged = _Component(component.axes | merged.axes, component.units + merged.units)
+                merged = _Component(component.axes | merged.axes, component.groups + merged.groups)
             else:
                 separate.append(component)
         components = [*separate, merged]
@@ -183,16 +183,25 @@ def _components(units: Iterable[Unit], weights: set[int]) -> list[list[Unit]]:
     chosen = []
     for axes, members in sorted(components, key=lambda component: -len(component.axes)):
         leaves = {axis.leaf for axis in axes}
-        one_axis_per_leaf = len(leaves) == len(axes)
-        if axes and one_axis_per_leaf and not leaves & taken and len(members) > 1:
+        reason = ""
+        if not axes:
+            reason = _NO_WEIGHTS
+        elif len(leaves) < len(axes):
+            reason = _MIXED
+        elif leaves & taken:
+            reason = _TAKEN
+        if reason:
+            for group in members:
+                group.refuse(reason)
+        else:
             taken |= leaves
-            chosen.append(members)
+            chosen.append(_candidates(members))
     return chosen
 
 
 def _structures_of(program: Program, units: list[Unit], weights: set[int]) -> dict[str, Coupled]:
     """The structure of each leaf in a component."""
-    axes = sorted({axis for unit in units for axis in _producers(unit, weights)})
+    axes = sorted({axis for unit in units for axis in producers(unit, weights)})
     unit_of = {axis: np.full(np.shape(program.leaves[axis.leaf])[axis.axis], -1) for axis in axes}
     for number, unit in enumerate(units):
         for member in unit.members:
@@ -210,3 +219,7 @@ def _structures_of(program: Program, units: list[Unit], weights: set[int]) -> di
 
 def _without_collection(path: str) -> str:
     return path.removeprefix("params/")
+
+
+# Its example runs, although by `__module__` it belongs to `jaxprune`.
+__test__ = {"ChannelGroups": ChannelGroups}

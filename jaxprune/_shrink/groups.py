@@ -2,23 +2,21 @@
 
 A group holds all units on the same param axes, such as all neurons of a layer. Whether units of it
 can be removed is decided in two steps. First by the trace: a unit must not be frozen, and must be
-zero wherever a product sums over it. Then by `same_program`: without these units, the model must be
-the same program.
+zero wherever a product sums over it. Then by `fit`: without these units, the model must be the same
+program.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._shrink.flax_sizes import Model
-from jaxprune._shrink.same_program import why_not_same
 from jaxprune._shrink.units import LeafAxis, Unit
 from jaxprune._trace.program import Program
-from jaxprune._trace.tracer import SCANNED, WINDOW, Tracer
+from jaxprune._trace.tracer import SCANNED, WINDOW
 
 NOT_CONTRACTED = "no product sums over it"
 
@@ -32,12 +30,18 @@ class Group:
       units: in the order of their indices.
       removed: the units to remove.
       reason: why none can be removed; empty if some can.
+      place: where in the model the reason is; empty where that is unknown.
     """
 
     axes: tuple[LeafAxis, ...]
     units: list[Unit]
     removed: list[Unit]
     reason: str
+    place: str = ""
+
+    def refuse(self, reason: str, place: str = "") -> None:
+        """Keeps all units, for a reason that users can read."""
+        self.reason, self.place, self.removed = reason, place, []
 
 
 def group_units(units: Iterable[Unit]) -> list[Group]:
@@ -93,27 +97,3 @@ def without_removed(program: Program, groups: Iterable[Group], *, shapes: bool =
             smaller = np.delete(np.asarray(x), indices, axis)
             leaves[leaf] = jnp.asarray(smaller) if isinstance(x, jax.Array) else smaller
     return program.treedef.unflatten(leaves)
-
-
-def accept(model: Model, program: Program, tracer: Tracer, groups: Sequence[Group]) -> list[Group]:
-    """The groups whose units can be removed from the model together.
-
-    The other groups are refused: they get a reason, and nothing of them is removed. All groups are
-    tried together first. Only if that fails are they tried one by one.
-    """
-
-    def refusal(groups: list[Group]) -> str:
-        labels = [unit.label for group in groups for unit in group.removed]
-        small = without_removed(program, groups, shapes=True)
-        return why_not_same(model, program, tracer, labels, small)
-
-    candidates = [group for group in groups if group.removed]
-    if not refusal(candidates):
-        return candidates
-    accepted: list[Group] = []
-    for group in candidates:
-        if reason := refusal([*accepted, group]):
-            group.reason, group.removed = reason, []
-        else:
-            accepted.append(group)
-    return accepted

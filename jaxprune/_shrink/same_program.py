@@ -5,6 +5,10 @@ just 8. So the program of the smaller model is made too, and compared with the f
 primitives in the same order, the same operands, the same numbers, and every array of the shape that
 is left without the removed units. This finds constants that are computed from a length, such as
 1 / sqrt(head_dim), and lengths that are hard-coded.
+
+All differences are collected, each with its place, so that one comparison shows every group of
+units that can't be removed. What follows from a difference is left out: an equation is not compared
+if one of its operands already differs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,9 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxprune._shrink.cut import Cut
 from jaxprune._shrink.flax_sizes import Model
+from jaxprune._shrink.places import lines_of_error, model_line, place_of
 from jaxprune._trace.program import Program, to_numpy
-from jaxprune._trace.traced_arrays import Axis, TracedArray
+from jaxprune._trace.traced_arrays import TracedArray
 from jaxprune._trace.tracer import EquationPath, Tracer, is_literal
 
 _CHANGES = "the program changes with the length of this axis"
@@ -29,31 +35,67 @@ _PARAMS_WITHOUT_SIZES = (
 )
 
 
-def why_not_same(
-    model: Model, program: Program, tracer: Tracer, removed: Iterable[int], small: Any
-) -> str:
-    """Why the model with smaller params is not the same program; empty if it is.
+class Difference(NamedTuple):
+    """One way in which the program of the smaller model is another program.
+
+    Attributes:
+      reason: for users.
+      place: the primitive and the line of the model, for users; empty where they are unknown.
+      path: of the equation that shows it, or where the model raised an error; empty if unknown.
+    """
+
+    reason: str
+    place: str
+    path: EquationPath
+
+
+def differences(
+    model: Model, program: Program, tracer: Tracer, cut: Cut, small: Any
+) -> list[Difference]:
+    """How the model with smaller params differs from the same program; empty if it does not.
 
     Args:
       model: the model.
       program: its program before.
       tracer: that traced it.
-      removed: labels of the units that the smaller params lack.
+      cut: the labels of the axes that the smaller params lack.
       small: the smaller params, or their shapes.
     """
-    try:
-        small_jaxpr = jax.make_jaxpr(model.apply_resized)(small, *model.inputs)
-    except Exception as error:  # the model is the user's: whatever it raises is the reason
-        line = str(error).strip().partition("\n")[0]
-        failure = f"{type(error).__name__}: {line}"
-        return f"the model fails when this axis is shorter, is its length hard-coded? {failure}"
+    errors: list[Exception] = []
+
+    def run_until_it_fails(*args: Any) -> Any:
+        try:
+            return model.apply_resized(*args)
+        except Exception as error:  # the model is the user's: whatever it raises is the reason
+            errors.append(error)
+            return ()
+
+    small_jaxpr = jax.make_jaxpr(run_until_it_fails)(small, *model.inputs)
     jaxpr = program.jaxpr
+    comparison = _Comparison(tracer, cut, [])
+    comparison.compare(jaxpr.jaxpr, small_jaxpr.jaxpr, (), complete=not errors)
+    if errors:
+        comparison.differences.append(_failure(len(small_jaxpr.jaxpr.eqns), errors[0]))
+    if comparison.differences:
+        return comparison.differences
     before, after = ([var.aval.shape for var in j.jaxpr.outvars] for j in (jaxpr, small_jaxpr))
     if before != after:
-        return f"the output would change its shape from {before} to {after}"
+        reason = f"the output would change its shape from {before} to {after}"
+        return [Difference(reason, "", ())]
     if not _same_constants(jaxpr.consts, small_jaxpr.consts):
-        return "a constant array in the model changes with the length of this axis"
-    return _Comparison(tracer, set(removed)).difference(jaxpr.jaxpr, small_jaxpr.jaxpr, ())
+        reason = "a constant array in the model changes with the length of this axis"
+        return [Difference(reason, "", ())]
+    return []
+
+
+def _failure(number: int, error: Exception) -> Difference:
+    """The error of a model that failed where equation `number` should be."""
+    message = str(error).strip().partition("\n")[0]
+    reason = (
+        "the model fails when this axis is shorter, is its length hard-coded? "
+        f"{type(error).__name__}: {message}"
+    )
+    return Difference(reason, str(model_line(lines_of_error(error)) or ""), (number,))
 
 
 def _same_constants(before: Sequence[Any], after: Sequence[Any]) -> bool:
@@ -68,66 +110,79 @@ class _Comparison(NamedTuple):
 
     Attributes:
       tracer: that traced the larger program.
-      removed: labels of the units that the smaller one lacks.
+      cut: the labels that the smaller one lacks.
+      differences: collected so far.
     """
 
     tracer: Tracer
-    removed: set[int]
+    cut: Cut
+    differences: list[Difference]
 
-    def difference(self, old: Any, new: Any, outer_path: EquationPath) -> str:
-        """The first difference between two jaxprs, as a reason for users; empty if none."""
-        if len(old.eqns) != len(new.eqns):
-            return _CHANGES
-        new_var = dict(zip(old.constvars, new.constvars, strict=True))
+    def compare(self, old: Any, new: Any, outer_path: EquationPath, complete: bool = True) -> None:
+        """Collects the differences between two jaxprs, up to where their primitives differ."""
+        new_var = dict(zip(old.constvars, new.constvars, strict=False))
         new_var |= zip(old.invars, new.invars, strict=True)
-        for number, (old_eqn, new_eqn) in enumerate(zip(old.eqns, new.eqns, strict=True)):
+        misshapen: set[Any] = set()  # variables whose shape is not the expected one
+        for number, (old_eqn, new_eqn) in enumerate(zip(old.eqns, new.eqns, strict=False)):
             path = (*outer_path, number)
-            difference = (
-                _operands_differ(old_eqn, new_eqn, new_var)
-                or self._shapes_differ(old_eqn, new_eqn, path)
-                or self._inner_differ(old_eqn, new_eqn, path)
-            )
-            if difference:
-                return difference
-            new_var |= zip(old_eqn.outvars, new_eqn.outvars, strict=True)
-        return ""
+            if old_eqn.primitive.name != new_eqn.primitive.name:
+                change = f"{old_eqn.primitive.name} becomes {new_eqn.primitive.name}"
+                self._add(f"{_CHANGES}: {change}", old_eqn, path)
+                return
+            # An equation is compared if its operands have the expected shapes.
+            if not any(not is_literal(x) and x in misshapen for x in old_eqn.invars):
+                self._compare_equations(old_eqn, new_eqn, new_var, path)
+            if self._wrong_shape(new_eqn, path):
+                misshapen.update(old_eqn.outvars)
+            new_var |= zip(old_eqn.outvars, new_eqn.outvars, strict=False)
+        if complete and len(old.eqns) != len(new.eqns):
+            self.differences.append(Difference(_CHANGES, "", outer_path))
 
-    def _inner_differ(self, old: Any, new: Any, path: EquationPath) -> str:
-        """The first difference between the programs inside two equations."""
-        pairs = zip(_inner_programs(old.params), _inner_programs(new.params), strict=True)
-        for (key, number, old_inner), (_, _, new_inner) in pairs:
-            if difference := self.difference(old_inner, new_inner, (*path, key, number)):
-                return difference
-        return ""
+    def _add(self, reason: str, eqn: Any, path: EquationPath) -> None:
+        if reason:
+            self.differences.append(Difference(reason, place_of(eqn), path))
+
+    def _compare_equations(
+        self, old: Any, new: Any, new_var: dict[Any, Any], path: EquationPath
+    ) -> None:
+        n_before = len(self.differences)
+        self._add(_operands_differ(old, new, new_var), old, path)
+        if n_before == len(self.differences):
+            for (key, number, inner), (_, _, new_inner) in zip(
+                _inner_programs(old.params), _inner_programs(new.params), strict=True
+            ):
+                self.compare(inner, new_inner, (*path, key, number))
+        if n_before == len(self.differences):
+            self._add(self._shapes_differ(old, new, path), old, path)
 
     def _shapes_differ(self, old: Any, new: Any, path: EquationPath) -> str:
         """How the results of an equation differ in shape from what should remain of them."""
         name = old.primitive.name
-        if path not in self.tracer.equations:  # not traced: the backward pass of a custom_vjp
-            return ""
-        arrays = self.tracer.equations[path]
-        for result, var in zip(arrays.results, new.outvars, strict=True):
-            expected = tuple(int(self._remains(axis).sum()) for axis in result.axes)
-            if expected != tuple(var.aval.shape):
-                return (
-                    f"{_HARD_CODED}: {name} makes shape {var.aval.shape} where {expected} is left "
-                    "(compute sizes from the shapes of arrays)"
-                )
-        if name == "slice" and not self._same_slice(old, new, arrays.operands[0]):
+        if shapes := self._wrong_shape(new, path):
+            return (
+                f"{_HARD_CODED}: {name} makes shape {shapes[0]} where {shapes[1]} is left "
+                "(compute sizes from the shapes of arrays)"
+            )
+        arrays = self.tracer.equations.get(path)
+        if name == "slice" and arrays and not self._same_slice(old, new, arrays.operands[0]):
             return f"{_HARD_CODED}: a slice starts at the wrong index"
         return ""
 
-    def _remains(self, axis: Axis) -> np.ndarray:
-        """Which indices of an axis are not removed: bool[size]."""
-        if axis.labels is None:
-            return np.ones(axis.size, bool)
-        return ~np.isin(self.tracer.units.find_all(axis.labels), list(self.removed))
+    def _wrong_shape(self, new: Any, path: EquationPath) -> tuple[Any, Any] | None:
+        """The shape of the first result that has not the expected shape, and that shape."""
+        if path not in self.tracer.equations:  # not traced: the backward pass of a custom_vjp
+            return None
+        for result, var in zip(self.tracer.equations[path].results, new.outvars, strict=True):
+            expected = tuple(self.cut.length(axis) for axis in result.axes)
+            if expected != tuple(var.aval.shape):
+                return tuple(var.aval.shape), expected
+        return None
 
     def _same_slice(self, old: Any, new: Any, operand: TracedArray) -> bool:
         """Whether a slice starts at the same entry, counted without what is removed before it."""
         starts = zip(old.params["start_indices"], new.params["start_indices"], strict=True)
         return all(
-            int(self._remains(axis)[:old_start].sum()) == new_start
+            self.cut.length(axis.take(slice(old_start))) == new_start
             for (old_start, new_start), axis in zip(starts, operand.axes, strict=True)
         )
 
@@ -137,12 +192,12 @@ def _operands_differ(old: Any, new: Any, new_var: dict[Any, Any]) -> str:
 
     Args:
       old: equation of the larger program.
-      new: equation of the smaller program.
+      new: equation of the smaller program, with the same primitive.
       new_var: variable of the larger program -> the one that corresponds to it.
     """
     name = old.primitive.name
-    if name != new.primitive.name:
-        return f"{_CHANGES}: {name} becomes {new.primitive.name}"
+    if len(old.invars) != len(new.invars):
+        return f"{_CHANGES}: the number of operands of {name} changes"
     for x, y in zip(old.invars, new.invars, strict=True):
         if is_literal(x) and is_literal(y):
             if not np.array_equal(x.val, y.val, equal_nan=True):

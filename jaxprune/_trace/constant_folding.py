@@ -1,7 +1,9 @@
 """Elementwise primitives as NumPy functions, to compute the known values of their results.
 
 The tracer uses them to pass constant slices on: zero stays zero under tanh, and becomes 0.5 under a
-sigmoid. NaN means that a value is unknown, in operands and in results.
+sigmoid. NaN means that a value is unknown, in operands and in results. Positive infinity means that
+the value is not finite when the model runs, as 0 / 0 and log 0 are: zero times such a value is not
+zero. Negative infinity, which programs contain to mask scores, counts as unknown.
 """
 
 import math
@@ -20,14 +22,14 @@ def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
     """`lax.select_n`; where all cases are equal, the result is known even if `which` is not."""
     if all(np.array_equal(cases[0], case, equal_nan=True) for case in cases):
         return cases[0]
-    chosen = np.choose(np.nan_to_num(which).astype(int), cases)
+    chosen = np.choose(np.nan_to_num(which, posinf=0).astype(int), cases)
     same = np.all([case == cases[0] for case in cases], axis=0)
-    return np.where(same, cases[0], np.where(np.isnan(which), np.nan, chosen))
+    return np.where(same, cases[0], np.where(np.isfinite(which), chosen, np.nan))
 
 
 def _compare(compare: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     """A comparison that is unknown where an operand is; NumPy compares NaN and returns False."""
-    return lambda a, b: np.where(np.isnan(a + b), np.nan, compare(a, b))
+    return lambda a, b: np.where(np.isfinite(a + b), compare(a, b), np.nan)
 
 
 def _same(x: np.ndarray) -> np.ndarray:
@@ -100,6 +102,10 @@ ELEMENTWISE: dict[str, Callable[..., np.ndarray] | None] = {
 }
 
 
+# Primitives whose result can be known, or finite, where an operand is not.
+_NEEDS_NO_VALUE = {"select_n", "gt", "ge", "lt", "le", "eq", "ne"}
+
+
 def numpy_function(eqn: Any) -> Callable[..., np.ndarray] | None:
     """The NumPy function of an elementwise equation; None if its results are never known."""
     name = eqn.primitive.name
@@ -119,17 +125,23 @@ def fold(
     Args:
       function: from `numpy_function`.
       name: the primitive.
-      operands: float64, the known values of each operand, NaN where unknown.
+      operands: float64, the known values of each operand: NaN where unknown, positive infinity
+        where the value is not finite.
 
     Returns:
-      float64; NaN where the result is unknown, and where it is not finite.
+      float64, in the same way.
     """
+    operands = [np.where(np.isneginf(x), np.nan, x) for x in operands]
     with np.errstate(all="ignore"):
         out = np.asarray(function(*operands), np.float64)
+    if name in _NEEDS_NO_VALUE:
+        return out
+    unknown = np.any([np.isnan(x) for x in operands], axis=0)
+    infinite = np.any([np.isinf(x) for x in operands], axis=0)
+    out = np.where(unknown, np.nan, np.where(np.isfinite(out), out, np.inf))
     if name == "mul":  # zero, even where the other factor is unknown
         out = np.where((operands[0] == 0) | (operands[1] == 0), 0.0, out)
     if name == "div":  # zero, even where the divisor is unknown
-        out = np.where((operands[0] == 0) & (operands[1] != 0), 0.0, out)
-    if name == "pow":  # np.power(nan, 0) is 1
-        out = np.where(np.isnan(operands[0] + operands[1]), np.nan, out)
-    return np.where(np.isfinite(out), out, np.nan)
+        out = np.where(operands[0] == 0, 0.0, out)
+        out = np.where(operands[1] == 0, np.inf, out)
+    return np.where(infinite, np.inf, out)

@@ -288,7 +288,8 @@ def test_no_error_about_a_traced_value_comes_from_below_jaxprune(folder, name):
 
 
 # Values, and classes of results, which nobody calls.
-NOT_CALLED = {"Distribution", "Moments", "PackedMatrix", "Progress", "PruneState", "ShrinkReport"}
+NOT_CALLED = {"AxisGroup", "ChannelGroups", "Distribution", "Moments", "PackedMatrix", "Progress"}
+NOT_CALLED |= {"PruneState", "ShrinkReport"}
 NOT_CALLED |= {"Unstructured", "er", "erk", "global_pool", "movement", "normalized_pool", "uniform"}
 NOT_CALLED |= {"equinox_roles", "torch_roles"}
 

@@ -530,7 +530,7 @@ def test_grouped_convolutions_are_refused():
 
 
 def test_a_model_in_which_nothing_can_shrink_is_an_error():
-    with pytest.raises(ValueError, match=r"no axis .* can shrink: .*w\[0\]: .*input"):
+    with pytest.raises(ValueError, match=r"no axis .* can shrink:\n  w\[0\]: .*input"):
         jaxprune.shrink(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones((2, 3)))
 
 
@@ -554,7 +554,7 @@ def test_a_first_carry_that_is_an_input_fixes_the_cell():
         return cell.apply(variables, carry, x)[1] @ jnp.ones((4, 1))
 
     variables = filled(jax.eval_shape(cell.init, jax.random.key(0), carry, x))
-    with pytest.raises(ValueError, match=r"no axis .* can shrink: .*as long as an input"):
+    with pytest.raises(ValueError, match=r"no axis .* can shrink:\n.*as long as an input"):
         jaxprune.shrink(apply_fn, variables, carry, x)
 
 
@@ -694,7 +694,7 @@ def test_gradual_pruning_keeps_coupled_masks_alike_and_shrinks():
 def test_channels_that_would_not_become_zero_are_not_pruned():
     apply_fn, params = mixed(lambda x, params: jax.nn.sigmoid(x))
     assert list(jaxprune.channel_groups(apply_fn, params, jnp.ones((2, 3)))) == ["(params/)?a"]
-    with pytest.raises(ValueError, match="b: its units are not zero when all their weights are"):
+    with pytest.raises(ValueError, match=r"b\[0\]: its units are not zero .*: cos makes 1 "):
         jaxprune.channel_groups(one_layer(jnp.cos), *one_layer_params())
 
 
@@ -709,5 +709,5 @@ def test_coupled_structures_refuse_what_they_cannot_mean():
         jaxprune.plan(
             params, 0.5, structure=groups, include=include, distribution=jaxprune.per_slice("w")
         )
-    with pytest.raises(ValueError, match=r"no channels can be pruned: w: .*input"):
+    with pytest.raises(ValueError, match=r"no channels can be pruned:\n  w\[0\]: .*input"):
         jaxprune.channel_groups(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones((2, 3)))

@@ -1,0 +1,76 @@
+"""Where an equation of a program comes from: the primitive, the module and the line of the source.
+
+Reasons in reports end with a place, so that users find the line that keeps an axis from shrinking.
+JAX records the call stack of every equation; the first frame outside of installed packages is the
+line of the model, and the name stack has the names of linen modules.
+"""
+
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxprune._trace.tracer import EquationPath
+
+_JAX = str(Path(jax.__file__).parent)
+_PACKAGES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
+
+
+class Line(NamedTuple):
+    """A line of a source file."""
+
+    file: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{Path(self.file).name}:{self.number}"
+
+
+def equation_at(jaxpr: Any, path: EquationPath) -> Any:
+    """The equation at a path of `Tracer.equations`."""
+    first, *rest = path
+    eqn = jaxpr.eqns[int(first)]
+    for key, number, index in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+        inner = eqn.params[str(key)]
+        inner = inner[int(number)] if isinstance(inner, tuple) else inner
+        eqn = getattr(inner, "jaxpr", inner).eqns[int(index)]
+    return eqn
+
+
+def place_of(eqn: Any) -> str:
+    """An equation for users: `div in Encoder/attention, model.py:33`."""
+    module = str(eqn.source_info.name_stack)
+    line = model_line(lines_of(eqn))
+    place = f"{eqn.primitive.name} in {module}" if module else eqn.primitive.name
+    return f"{place}, {line}" if line else place
+
+
+def lines_of(eqn: Any) -> list[Line]:
+    """The lines that called an equation, innermost first, without those of JAX."""
+    traceback = eqn.source_info.traceback
+    return _outside_jax(
+        Line(frame.file_name, getattr(frame, "start_line", 0) or frame.line_num)
+        for frame in (traceback.frames if traceback else ())
+    )
+
+
+def lines_of_error(error: BaseException) -> list[Line]:
+    """The lines of a Python traceback, innermost first, without those of JAX."""
+    lines, traceback = [], error.__traceback__
+    while traceback is not None:
+        lines.append(Line(traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
+        traceback = traceback.tb_next
+    return _outside_jax(reversed(lines))
+
+
+def model_line(lines: Iterable[Line]) -> Line | None:
+    """The innermost line outside of installed packages; the innermost of all if there is none."""
+    lines = list(lines)
+    own = [line for line in lines if not line.file.startswith(_PACKAGES) and line.file[:1] != "<"]
+    return next(iter(own or lines), None)
+
+
+def _outside_jax(lines: Iterable[Line]) -> list[Line]:
+    return [line for line in lines if not line.file.startswith(_JAX)]

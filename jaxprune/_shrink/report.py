@@ -1,0 +1,119 @@
+"""What `shrink` and `channel_groups` report: groups of axes, refused ones with their reasons."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxprune._base.paths import shown_path
+from jaxprune._shrink.groups import Group
+from jaxprune._trace.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisGroup:
+    """Param axes that can only shrink together, such as all axes over the neurons of one layer.
+
+    Attributes:
+      members: (path, axis) of every axis.
+      size: number of units before: neurons, channels, heads.
+      kept: number of units now.
+      reason: why none could be removed; empty if the group was not refused.
+      place: where in the model the reason is: the primitive, the module and the line; empty where
+        that is unknown.
+
+    Example:
+      >>> print(AxisGroup((("fc/kernel", 1),), 4, 4, "it is an axis of the output"))
+      fc/kernel[1]: it is an axis of the output
+    """
+
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
+    members: tuple[tuple[str, int], ...]
+    size: int
+    kept: int
+    reason: str = ""
+    place: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its first four axes, as reports and errors show them."""
+        shown = ", ".join(f"{shown_path(path)}[{axis}]" for path, axis in self.members[:4])
+        more = len(self.members) - 4
+        return f"{shown} and {more} more" if more > 0 else shown
+
+    def __str__(self) -> str:
+        place = f" ({self.place})" if self.place else ""
+        return f"{self.name}: {self.reason}{place}" if self.reason else self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class ShrinkReport:
+    """What `shrink` did; prints as a table.
+
+    Attributes:
+      groups: all groups of axes, refused ones included.
+      shapes: path -> (shape before, shape now) of every leaf that is smaller.
+      size_before: how many numbers all leaves had together.
+      size: how many they have now.
+      difference: the largest difference between the outputs of both models, relative to the largest
+        output.
+
+    Example:
+      >>> report = ShrinkReport((), {}, size_before=10, size=4, difference=0.0)
+      >>> report.refused
+      ()
+    """
+
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
+    groups: tuple[AxisGroup, ...]
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    size_before: int
+    size: int
+    difference: float
+
+    @property
+    def refused(self) -> tuple[AxisGroup, ...]:
+        """The groups that keep their size for the reason that they give."""
+        return tuple(group for group in self.groups if group.reason)
+
+    def __str__(self) -> str:
+        head = f"shrink: {self.size_before:,} numbers before, {self.size:,} now"
+        sizes = [f"{group.size} -> {group.kept}" for group in self.groups]
+        width = max(map(len, sizes), default=0)
+        lines = [f"{n:>{width}}  {group}" for n, group in zip(sizes, self.groups, strict=True)]
+        return "\n".join([head, *lines])
+
+
+def axis_group(program: Program, group: Group) -> AxisGroup:
+    """A group for users: paths in place of leaf numbers, leaves of most axes first."""
+    axes = sorted(group.axes, key=lambda axis: -np.ndim(program.leaves[axis.leaf]))
+    members = tuple((program.paths[leaf], axis) for leaf, axis in axes)
+    size = len(group.units)
+    return AxisGroup(members, size, size - len(group.removed), group.reason, group.place)
+
+
+def refusals(program: Program, groups: Iterable[Group]) -> str:
+    """All refused groups, one per line, for an error; says so if there is no group at all."""
+    lines = [f"  {axis_group(program, group)}" for group in groups if group.reason]
+    return "\n".join(lines) or "  the params have no axis that a product sums over"
+
+
+def report_of(
+    program: Program, groups: Sequence[Group], leaves: Sequence[Any], difference: float
+) -> ShrinkReport:
+    """The report about a model that was shrunk to these leaves."""
+    shapes = {}
+    for path, old, new in zip(program.paths, program.leaves, leaves, strict=True):
+        if np.shape(old) != np.shape(new):
+            shapes[path] = (tuple(np.shape(old)), tuple(np.shape(new)))
+    before, now = (sum(math.prod(np.shape(x)) for x in tree) for tree in (program.leaves, leaves))
+    axis_groups = tuple(axis_group(program, group) for group in groups)
+    return ShrinkReport(axis_groups, shapes, before, now, difference)
+
+
+# Their examples run, although by `__module__` they belong to `jaxprune`.
+__test__ = {"AxisGroup": AxisGroup, "ShrinkReport": ShrinkReport}

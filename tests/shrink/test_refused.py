@@ -1,0 +1,190 @@
+"""Refused groups: each with its true reason and its place; they do not affect others."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import jaxprune
+from jaxprune._shrink import fit
+
+
+def parallel(**branches):
+    """Hidden layers side by side, each with kernels `NAME_in` and `NAME_out` of eight units.
+
+    Args:
+      branches: by name, what each does to its hidden units.
+    """
+
+    def apply_fn(params, x):
+        y = 0.0
+        for name, middle in branches.items():
+            y = y + middle(jnp.tanh(x @ params[f"{name}_in"])) @ params[f"{name}_out"]
+        return y
+
+    rng = np.random.default_rng(0)
+    params = {}
+    for name in branches:
+        params[f"{name}_in"] = jnp.asarray(rng.normal(size=(3, 8)), jnp.float32)
+        params[f"{name}_out"] = jnp.asarray(rng.normal(size=(8, 2)), jnp.float32)
+    return apply_fn, params
+
+
+def halved(params, names):
+    """Zeroes four units of some of the layers."""
+    return {
+        path: leaf.at[:, ::2].set(0.0) if path in {f"{name}_in" for name in names} else leaf
+        for path, leaf in params.items()
+    }
+
+
+def same(x):
+    return x
+
+
+def hard_coded(x):
+    return x.reshape(len(x), 8)
+
+
+def scaled(x):
+    return x / np.sqrt(x.shape[-1])
+
+
+def wired(x):
+    return x if x.shape[-1] == 8 else -x
+
+
+def normalized(x):
+    return x / x.sum(-1, keepdims=True)
+
+
+def squashed(x):
+    return jax.nn.sigmoid(x)
+
+
+X = jnp.ones((2, 3))
+BRANCHES = {  # what a branch does, and the reason and the place in the reports
+    "hard_coded": (hard_coded, "is its length hard-coded? TypeError", "test_refused.py"),
+    "scaled": (scaled, "computed from the length of this axis: div by 2.828", "div"),
+    "wired": (wired, "the program changes with the length of this axis", "neg"),
+    "normalized": (normalized, "reduce_sum runs over it", "reduce_sum"),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+@pytest.mark.parametrize("first", (True, False), ids=("first", "last"))
+def test_a_refused_group_does_not_affect_others_and_is_reported_with_its_place(name, first):
+    middle, reason, _ = BRANCHES[name]
+    branches = {"a": same, "b": same}
+    branches = {"bad": middle, **branches} if first else {**branches, "bad": middle}
+    apply_fn, params = parallel(**branches)
+    groups = jaxprune.channel_groups(apply_fn, params, X)
+    assert set(groups) == {"(params/)?a_in", "(params/)?b_in"}
+    small, report = jaxprune.shrink(apply_fn, halved(params, branches), X)
+    assert {path: leaf.shape for path, leaf in small.items() if "bad" not in path} == {
+        **{f"{name}_in": (3, 4) for name in "ab"},
+        **{f"{name}_out": (4, 2) for name in "ab"},
+    }
+    for result in (groups, report):
+        (group,) = [g for g in result.refused if ("bad_in", 1) in g.members]
+        assert reason in group.reason
+        assert "test_refused.py:" in group.place or name == "normalized"
+        assert str(group) in str(result)
+
+
+def test_several_refused_groups_have_a_reason_each():
+    apply_fn, params = parallel(a=same, **{name: b[0] for name, b in BRANCHES.items()}, b=same)
+    groups = jaxprune.channel_groups(apply_fn, params, X)
+    assert set(groups) == {"(params/)?a_in", "(params/)?b_in"}
+    for name, (_, reason, _) in BRANCHES.items():
+        (group,) = [g for g in groups.refused if (f"{name}_in", 1) in g.members]
+        assert reason in group.reason
+
+
+def test_groups_that_only_fit_together_are_tried_together():
+    def apply_fn(params, x):
+        left, right = x @ params["left"], x @ params["right"]
+        n = min(left.shape[1], right.shape[1])
+        y = left.reshape(len(x), n) @ params["up"] + right.reshape(len(x), n) @ params["down"]
+        return y + hard_coded(jnp.tanh(x @ params["bad"])) @ params["out"]
+
+    shapes = {"left": (3, 8), "right": (3, 8), "up": (8, 2), "down": (8, 2), "bad": (3, 8)}
+    params = {name: jnp.ones(shape) for name, shape in {**shapes, "out": (8, 2)}.items()}
+    groups = jaxprune.channel_groups(apply_fn, params, X)
+    assert set(groups) == {"(params/)?left", "(params/)?right"}
+    params |= {name: params[name].at[:, :3].set(0.0) for name in ("left", "right", "bad")}
+    small, report = jaxprune.shrink(apply_fn, params, X)
+    assert [small[name].shape for name in ("left", "right", "bad")] == [(3, 5), (3, 5), (3, 8)]
+    assert ("bad", 1) in {member for group in report.refused for member in group.members}
+
+
+def test_reasons_name_what_makes_a_zero_something_else():
+    apply_fn, params = parallel(a=same, bad=squashed)
+    groups = jaxprune.channel_groups(apply_fn, params, X)
+    (group,) = [g for g in groups.refused if ("bad_in", 1) in g.members]
+    assert group.reason.endswith(
+        "its units are not zero when all their weights are: logistic makes 0.5 of zero"
+    )
+    assert group.place.startswith("logistic, ")
+
+
+def test_channel_groups_is_a_dict_that_survives_a_pickle():
+    apply_fn, params = parallel(a=same, bad=normalized)
+    groups = jaxprune.channel_groups(apply_fn, params, X)
+    again = pickle.loads(pickle.dumps(groups))
+    assert (again, again.groups) == (dict(groups), groups.groups)
+    assert str(again) == str(groups)
+    assert str(groups).startswith("channel_groups: 1 groups, and 4 refused\n")
+
+
+class Blocks(nn.Module):
+    """Residual blocks. One may have its size in the code; attention scales by its size."""
+
+    n: int
+    bad: int = -1
+    attention: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4)(x)
+        for i in range(self.n):
+            y = nn.relu(nn.Dense(8)(x))
+            if i == self.bad:
+                y = y.reshape(*x.shape[:-1], 8)
+            x = x + nn.Dense(4)(y)
+            if self.attention:
+                x = x + nn.MultiHeadDotProductAttention(2, qkv_features=6)(x)
+        return nn.Dense(3)(x)
+
+
+def trials(monkeypatch, model, x):
+    """How often `channel_groups` makes a smaller program of a model, and its groups."""
+    count = []
+
+    def differences(*args):
+        count.append(1)
+        return differences_before(*args)
+
+    differences_before = fit.differences
+    monkeypatch.setattr(fit, "differences", differences)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    groups = jaxprune.channel_groups(model.apply, variables, x)
+    monkeypatch.setattr(fit, "differences", differences_before)
+    return len(count), groups
+
+
+@pytest.mark.parametrize("attention", (False, True))
+def test_the_number_of_trials_does_not_grow_with_the_number_of_layers(monkeypatch, attention):
+    x = jnp.ones((2, 5, 3))
+    good, _ = trials(monkeypatch, Blocks(9, attention=attention), x)
+    few, _ = trials(monkeypatch, Blocks(3, 1, attention), x)
+    many, groups = trials(monkeypatch, Blocks(9, 4, attention), x)
+    assert many <= few + 2
+    assert good <= (5 if attention else 1)
+    hard_coded = [g for g in groups.refused if "hard-coded" in g.reason]
+    assert [g.members[0][0] for g in hard_coded] == ["params/Dense_10/kernel"]
+    scaled = [g for g in groups.refused if "a constant is computed" in g.reason]
+    assert len(scaled) == (9 if attention else 0)
