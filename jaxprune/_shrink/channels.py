@@ -145,7 +145,7 @@ def _coupled_structures(model: Model, param_paths: Iterable[str]) -> ChannelGrou
     for component in _components(accept(model, program, tracer, candidates), weights):
         structures |= _structures_of(program, component, weights)
     if not structures:
-        raise ValueError(f"channel_groups: no channels can be pruned:\n{refusals(program, groups)}")
+        raise ValueError(f"channel_groups: no channels can be pruned: {refusals(program, groups)}.")
     return ChannelGroups(structures, [axis_group(program, group) for group in groups])
 
 

@@ -97,9 +97,9 @@ def axis_group(program: Program, group: Group) -> AxisGroup:
 
 
 def refusals(program: Program, groups: Iterable[Group]) -> str:
-    """All refused groups, one per line, for an error; says so if there is no group at all."""
-    lines = [f"  {axis_group(program, group)}" for group in groups if group.reason]
-    return "\n".join(lines) or "  the params have no axis that a product sums over"
+    """All refused groups, for an error."""
+    refused = [str(axis_group(program, group)) for group in groups if group.reason]
+    return "; ".join(refused) or "no product sums over any of them"
 
 
 def report_of(

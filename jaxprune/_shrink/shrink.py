@@ -123,7 +123,7 @@ def _shrink(model: Model, rtol: float | None) -> tuple[Any, ShrinkReport]:
     tracer = trace(program, known_values(program))
     groups = group_units(units_of(tracer))
     if all(group.reason for group in groups):
-        raise ValueError(f"shrink: no axis of the params can shrink:\n{refusals(program, groups)}")
+        raise ValueError(f"shrink: no axis of the params can shrink: {refusals(program, groups)}.")
     small = without_removed(program, accept(model, program, tracer, groups))
     difference = largest_difference(model, small, rtol)
     return small, report_of(program, groups, jax.tree_util.tree_leaves(small), difference)

@@ -530,7 +530,7 @@ def test_grouped_convolutions_are_refused():
 
 
 def test_a_model_in_which_nothing_can_shrink_is_an_error():
-    with pytest.raises(ValueError, match=r"no axis .* can shrink:\n  w\[0\]: .*input"):
+    with pytest.raises(ValueError, match=r"no axis .* can shrink: w\[0\]: .*input"):
         jaxprune.shrink(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones((2, 3)))
 
 
@@ -554,7 +554,7 @@ def test_a_first_carry_that_is_an_input_fixes_the_cell():
         return cell.apply(variables, carry, x)[1] @ jnp.ones((4, 1))
 
     variables = filled(jax.eval_shape(cell.init, jax.random.key(0), carry, x))
-    with pytest.raises(ValueError, match=r"no axis .* can shrink:\n.*as long as an input"):
+    with pytest.raises(ValueError, match=r"no axis .* can shrink: .*as long as an input"):
         jaxprune.shrink(apply_fn, variables, carry, x)
 
 
@@ -709,5 +709,5 @@ def test_coupled_structures_refuse_what_they_cannot_mean():
         jaxprune.plan(
             params, 0.5, structure=groups, include=include, distribution=jaxprune.per_slice("w")
         )
-    with pytest.raises(ValueError, match=r"no channels can be pruned:\n  w\[0\]: .*input"):
+    with pytest.raises(ValueError, match=r"no channels can be pruned: w\[0\]: .*input"):
         jaxprune.channel_groups(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones((2, 3)))
