@@ -3,34 +3,18 @@
 A layer multiplies its inputs by a kernel of shape (in, out), such as linen `Dense` or NNX `Linear`.
 Both methods drop weights so that the outputs of the layer on its calibration inputs change little.
 They use only the second moments of the inputs, so `Moments` of any number of batches can replace
-the inputs themselves. All arithmetic is in float32, whatever the dtypes. `linen_inputs` and
-`nnx_inputs` collect the inputs of all layers of a model.
+the inputs themselves. All arithmetic is in float32, whatever the dtypes. Kernels of other shapes
+are pruned as matrices (in, out) by the roles of their axes; see `kernel_view`.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jaxprune._base.paths import leaves_with_paths
-from jaxprune._calibration.checks import (
-    Target,
-    as_target,
-    check_block_size,
-    check_damping,
-    check_kernel,
-    check_mapping,
-    check_paths,
-    kernel_error,
-)
-from jaxprune._calibration.moments import layer_gram, layer_squares
-from jaxprune._calibration.solvers import solve, wanda_mask
-from jaxprune._recipe.budget import Recipe
-from jaxprune._state.masks import full_mask, keep
+from jaxprune._calibration.layers import SparseGpt, Wanda, prune_kernel, prune_tree
+from jaxprune._calibration.targets import as_target, as_targets
 
 
 def wanda_kernel(
@@ -42,8 +26,8 @@ def wanda_kernel(
     """Drops, for each output, the weights with the smallest |w| times the L2 norm of their input.
 
     This is Wanda (Sun et al. 2023, arXiv:2306.11695). Each output loses exactly `sparsity * in`
-    weights, rounded half up. Among equal scores, the weight of the lower input index is kept. The
-    bits of kept weights do not change.
+    weights, rounded half up. Among equal scores, the weight of the lower input index is kept; of
+    inputs that are always 0, the largest weights. The bits of kept weights do not change.
 
     Args:
       kernel: (in, out), real floating point.
@@ -64,7 +48,7 @@ def wanda_kernel(
       >>> wanda_kernel(kernel, inputs, 0.5)[0].tolist()
       [[1.0, 0.0], [0.0, 50.0]]
     """
-    return _wanda(None, kernel, inputs, as_target(sparsity, nm))
+    return prune_kernel(Wanda(), kernel, inputs, as_target(sparsity, nm))
 
 
 def sparsegpt_kernel(
@@ -84,7 +68,7 @@ def sparsegpt_kernel(
     one block of `block_size` inputs at a time, over all outputs together. Up to the end of each
     block, exactly `sparsity * inputs so far * out` weights are dropped, rounded half up. The whole
     kernel thus has the exact sparsity, but single outputs may not. The weights of an input that is
-    always 0 have score 0 and are not changed.
+    always 0 have score 0 and are not changed; the largest of them are kept.
 
     Args:
       kernel: (in, out), real floating point.
@@ -92,8 +76,8 @@ def sparsegpt_kernel(
       sparsity: fraction of zeros, in [0, 1).
       nm: (n, m) instead of `sparsity`: n of every m neighbouring inputs of an output are kept.
       block_size: inputs per block; with `nm`, a multiple of m.
-      damping: added to the diagonal of X^T X, as a fraction of the mean of that diagonal over the
-        inputs that are not always 0.
+      damping: added to the diagonal of H = 2 X^T X, as a fraction of the mean of that diagonal. As
+        in the authors' code, an input that is always 0 has 1 on the diagonal.
 
     Returns:
       The new kernel, +0.0 at every dropped weight, and its bool mask, True = kept.
@@ -109,8 +93,7 @@ def sparsegpt_kernel(
       '0.00 1.99'
     """
     target = as_target(sparsity, nm)
-    block_size = check_block_size(block_size, target.nm)
-    return _sparsegpt(None, kernel, inputs, target, block_size, check_damping(damping))
+    return prune_kernel(SparseGpt.of(block_size, damping), kernel, inputs, target)
 
 
 def wanda(
@@ -120,23 +103,36 @@ def wanda(
     *,
     include: Any = None,
     exclude: Any = (),
+    overrides: Mapping[Any, Any] | None = None,
     nm: tuple[int, int] | None = None,
+    roles: Any = None,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
     """Prunes every kernel of a model with `wanda_kernel`.
+
+    A kernel of any shape is pruned as matrices (in, out): its `"in"` and `"window"` axes are
+    flattened to the rows, its `"out"` axes to the columns, and each index of its `"stack"` axes is
+    a kernel of its own.
 
     Args:
       params: any tree, such as `variables["params"]` or `nnx.state(model, nnx.Param)`.
       inputs: path of a kernel -> the inputs of its layer, or their `Moments`; see `linen_inputs`.
+        Inputs of a leaf with stack axes have these axes first.
       sparsity: fraction of zeros, in [0, 1).
       include: leaves to prune, as in `prune`. Each of them needs inputs.
       exclude: leaves to leave out, as in `prune`.
-      nm: (n, m) instead of `sparsity`.
+      overrides: regex -> another sparsity for the leaves that it matches, or (n, m). The slices of
+        a leaf with stack axes have the paths `w_up/0`, `w_up/1`, and so on.
+      nm: (n, m) instead of `sparsity`. Groups of m lie along the `"in"` axes, flattened in order.
+      roles: of the axes of each leaf, as in `prune`. Without roles, leaves must have two axes and
+        are taken as (in, out); leaves named `weight` are refused, since torch and Equinox store
+        them as (out, in).
 
     Returns:
       The params, and bool masks (True = kept) at every leaf.
 
     Raises:
-      TypeError, ValueError: as for `wanda_kernel`, with the path; also a leaf without inputs.
+      TypeError, ValueError: as for `wanda_kernel`, with the path; also a leaf without inputs, or
+        without roles.
 
     Example:
       >>> import jax.numpy as jnp
@@ -144,10 +140,14 @@ def wanda(
       >>> params, masks = wanda(params, {"fc/kernel": jnp.array([[10.0, 1.0]])}, 0.5)
       >>> params["fc"]["kernel"].tolist(), masks["fc"]["bias"].tolist()
       ([[1.0], [0.0]], [True])
+
+      A layer that stores its kernel as (out, in):
+      >>> params, inputs = {"weight": jnp.array([[1.0, 3.0]])}, {"weight": jnp.array([[10.0, 1.0]])}
+      >>> wanda(params, inputs, 0.5, roles={"weight": ("out", "in")})[0]["weight"].tolist()
+      [[1.0, 0.0]]
     """
-    target = as_target(sparsity, nm)
-    prune_kernel = functools.partial(_wanda, target=target)
-    return _prune_tree("wanda", params, inputs, target, include, exclude, prune_kernel)
+    targets = as_targets(sparsity, nm, overrides)
+    return prune_tree(Wanda(), params, inputs, targets, include, exclude, roles)
 
 
 def sparsegpt(
@@ -157,7 +157,9 @@ def sparsegpt(
     *,
     include: Any = None,
     exclude: Any = (),
+    overrides: Mapping[Any, Any] | None = None,
     nm: tuple[int, int] | None = None,
+    roles: Any = None,
     block_size: int = 128,
     damping: float = 0.01,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
@@ -169,11 +171,13 @@ def sparsegpt(
 
     Args:
       params: any tree, such as `variables["params"]` or `nnx.state(model, nnx.Param)`.
-      inputs: path of a kernel -> the inputs of its layer, or their `Moments`; see `linen_inputs`.
+      inputs: as in `wanda`.
       sparsity: fraction of zeros, in [0, 1).
       include: leaves to prune, as in `prune`. Each of them needs inputs.
       exclude: leaves to leave out, as in `prune`.
-      nm: (n, m) instead of `sparsity`.
+      overrides: as in `wanda`.
+      nm: as in `wanda`.
+      roles: as in `wanda`.
       block_size: as in `sparsegpt_kernel`.
       damping: as in `sparsegpt_kernel`.
 
@@ -189,75 +193,6 @@ def sparsegpt(
       >>> sparsegpt(params, {"kernel": jnp.eye(2)}, nm=(1, 2))[0]["kernel"].tolist()
       [[0.0], [3.0]]
     """
-    target = as_target(sparsity, nm)
-    prune_kernel = functools.partial(
-        _sparsegpt,
-        target=target,
-        block_size=check_block_size(block_size, target.nm),
-        damping=check_damping(damping),
-    )
-    return _prune_tree("sparsegpt", params, inputs, target, include, exclude, prune_kernel)
-
-
-def _prune_tree(
-    function: str,
-    params: chex.ArrayTree,
-    inputs: Any,
-    target: Target,
-    include: Any,
-    exclude: Any,
-    prune_kernel: Callable[[str, Any, Any], tuple[jax.Array, jax.Array]],
-) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-    """Prunes each chosen leaf with `prune_kernel(path, kernel, inputs) -> (kernel, mask)`."""
-    check_mapping(function, inputs)
-    paths, leaves, treedef = leaves_with_paths(params)
-    budget = Recipe.of((target.sparsity,), include, exclude).checked_budget(params, paths, leaves)
-    check_paths(function, inputs, paths, [paths[i] for i in budget.chosen])
-    masks = [full_mask(leaf, bool) for leaf in leaves]
-    for i in budget.chosen:
-        leaves[i], masks[i] = prune_kernel(paths[i], leaves[i], inputs[paths[i]])
-    return treedef.unflatten(leaves), treedef.unflatten(masks)
-
-
-# One kernel. `path` is its path in a model, for errors, or None for a single kernel.
-
-
-def _wanda(
-    path: str | None, kernel: Any, inputs: Any, target: Target
-) -> tuple[jax.Array, jax.Array]:
-    kernel = check_kernel(path, kernel, target.nm)
-    n_in = len(kernel)
-    squares = layer_squares(path, inputs, n_in)
-    n_keep = target.n_keep(n_in)
-    if n_in and not n_keep:
-        problem = (
-            f"each output would lose all of its {n_in} inputs at sparsity "
-            f"{float(target.sparsity):g}. Lower the sparsity."
-        )
-        raise kernel_error(ValueError, path, problem)
-    if not kernel.size:
-        return kernel, full_mask(kernel, bool)
-    mask = wanda_mask(kernel, squares, jnp.int32(n_keep), target.nm)
-    return keep(kernel, mask), mask
-
-
-def _sparsegpt(
-    path: str | None, kernel: Any, inputs: Any, target: Target, block_size: int, damping: float
-) -> tuple[jax.Array, jax.Array]:
-    kernel = check_kernel(path, kernel, target.nm)
-    n_in, n_out = kernel.shape
-    gram = layer_gram(path, inputs, n_in)
-    if not kernel.size:
-        return kernel, full_mask(kernel, bool)
-    block_size = min(block_size, n_in)
-    # How many weights are kept up to the end of each block; their differences are exact budgets.
-    ends = [min(end, n_in) for end in range(0, n_in + block_size, block_size)]
-    n_kept = [target.n_keep(end * n_out) for end in ends]
-    if not n_kept[-1]:
-        problem = (
-            f"the kernel would lose all of its {kernel.size} weights at sparsity "
-            f"{float(target.sparsity):g}. Lower the sparsity."
-        )
-        raise kernel_error(ValueError, path, problem)
-    n_keep = jnp.asarray(np.diff(n_kept), jnp.int32)
-    return solve(kernel, gram, n_keep, jnp.float32(damping), target.nm, block_size)
+    targets = as_targets(sparsity, nm, overrides)
+    solver = SparseGpt.of(block_size, damping)
+    return prune_tree(solver, params, inputs, targets, include, exclude, roles)

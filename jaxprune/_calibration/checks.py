@@ -7,64 +7,30 @@ single kernel. An error about a kernel of a model ends with the `exclude` that l
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxprune._base.arguments import as_array, as_int, as_sparsity, is_int, shown
+from jaxprune._base.arguments import as_array, as_int, shown
 from jaxprune._base.paths import listed, rule_for, shown_path
-from jaxprune._recipe.distributions import round_half_up
+from jaxprune._calibration.kernel_view import KernelView
 
 
-class Target(NamedTuple):
-    """How many weights to drop.
-
-    Attributes:
-      sparsity: the exact fraction of zeros.
-      nm: (n, m) where n of every m neighbouring inputs of an output are kept; None if any are.
-    """
-
-    sparsity: Fraction
-    nm: tuple[int, int] | None
-
-    def n_keep(self, n: int) -> int:
-        """How many of `n` weights are kept."""
-        return n - round_half_up(self.sparsity * n)
+def check_block_size(block_size: Any) -> int:
+    """The block size of SparseGPT as a Python int."""
+    return as_int("block_size", block_size, least=1)
 
 
-def as_target(sparsity: float | None, nm: tuple[int, int] | None) -> Target:
-    """The target that a user gives by exactly one of the two arguments."""
-    if (sparsity is None) == (nm is None):
-        raise ValueError(
-            f"pass either sparsity or nm, got sparsity={sparsity!r} and nm={nm!r}. Pass "
-            "sparsity=0.5 to drop half of the weights, or nm=(2, 4) to keep two of every four."
-        )
-    if nm is None:
-        return Target(as_sparsity(sparsity, "sparsity"), None)
-    if not (isinstance(nm, (tuple, list)) and len(nm) == 2 and all(map(is_int, nm))):
-        raise TypeError(f"nm must be two ints, such as (2, 4) for 2 of every 4, got {shown(nm)}.")
-    n, m = map(int, nm)
-    if not 1 <= n <= m:
-        fix = f"Did you mean ({m}, {n})?" if 1 <= m < n else "Pass (2, 4) to keep 2 of every 4."
-        raise ValueError(
-            f"nm must be (n, m) with 1 <= n <= m, to keep n of every m, got {nm!r}. {fix}"
-        )
-    return Target(Fraction(m - n, m), (n, m))
-
-
-def check_block_size(block_size: Any, nm: tuple[int, int] | None) -> int:
-    """The block size of SparseGPT as a Python int; blocks must not split groups of m."""
-    block_size = as_int("block_size", block_size, least=1)
+def check_multiple(block_size: int, nm: tuple[int, int] | None) -> None:
+    """Checks that blocks do not split groups of m."""
     if nm is not None and block_size % nm[1]:
         multiple = max(block_size // nm[1], 1) * nm[1]
         raise ValueError(
             f"block_size must be a multiple of m for nm={nm}, got {block_size}. Pass "
             f"block_size={multiple}."
         )
-    return block_size
 
 
 def check_damping(damping: Any) -> float:
@@ -91,8 +57,8 @@ def kernel_error(kind: type[Exception], path: str | None, problem: str) -> Excep
     return kind(f"{shown_path(path)}: {problem} {fix}")
 
 
-def check_kernel(path: str | None, kernel: Any, nm: tuple[int, int] | None) -> jax.Array:
-    """The kernel as an array of real floats with the shape (in, out)."""
+def check_kernel(path: str | None, kernel: Any) -> jax.Array:
+    """The kernel as an array of real floats."""
     where = "kernel" if path is None else shown_path(path)
     kernel = as_array(where, kernel, "Pass one kernel of shape (in, out).")
     if not jnp.issubdtype(kernel.dtype, jnp.floating):
@@ -101,19 +67,25 @@ def check_kernel(path: str | None, kernel: Any, nm: tuple[int, int] | None) -> j
             "for example with kernel.astype(jnp.float32)."
         )
         raise kernel_error(TypeError, path, problem)
-    if kernel.ndim != 2:
+    if path is None and kernel.ndim != 2:
         problem = (
-            f"the kernel must have shape (in, out), got {kernel.shape}. Prune one 2-D slice at a "
-            "time with jaxprune.wanda_kernel or jaxprune.sparsegpt_kernel."
-        )
-        raise kernel_error(ValueError, path, problem)
-    if nm is not None and len(kernel) % nm[1]:
-        problem = (
-            f"nm={nm} groups {nm[1]} neighbouring inputs, but the kernel has {len(kernel)} inputs "
-            f"(shape {kernel.shape}). Choose an m that divides {len(kernel)}."
+            f"the kernel must have shape (in, out), got {kernel.shape}. For kernels of other "
+            "shapes, call jaxprune.wanda or jaxprune.sparsegpt on a tree, with roles=."
         )
         raise kernel_error(ValueError, path, problem)
     return kernel
+
+
+def check_pattern(path: str | None, view: KernelView, nm: tuple[int, int] | None) -> None:
+    """Checks that groups of m neighbours along the inputs of a kernel are complete."""
+    n_in = math.prod(view.sizes("in"))
+    if nm is None or n_in % nm[1] == 0:
+        return
+    problem = (
+        f"nm={nm} groups {nm[1]} neighbouring inputs, but the kernel has {n_in} inputs "
+        f"(shape {view.shape}). Choose an m that divides {n_in}."
+    )
+    raise kernel_error(ValueError, path, problem)
 
 
 # Inputs
@@ -134,34 +106,60 @@ def check_inputs(where: str, inputs: Any) -> jax.Array:
     return x
 
 
-def check_layer_inputs(where: str, inputs: Any, n_in: int) -> jax.Array:
-    """Inputs as an array (..., in) that fits a kernel with `n_in` inputs."""
+def check_layer_inputs(where: str, inputs: Any, view: KernelView) -> jax.Array:
+    """Inputs (*stack, ..., in) of a leaf as (matrices, rows, in).
+
+    The axes that the product sums over may be one axis of the inputs, or as many as in the leaf.
+    """
     if isinstance(inputs, tuple):
         raise TypeError(
             f"{where} must be an array or jaxprune.Moments, got a {type(inputs).__name__} of "
             f"length {len(inputs)}. Add Moments with jax.tree.map(jnp.add, a, b), not with a + b."
         )
     x = check_inputs(where, inputs)
-    if x.shape[-1] != n_in:
+    stack, summed = view.stack, view.sizes("in", "window")
+    if x.ndim >= len(summed) > 1 and x.shape[-len(summed) :] == summed:
+        x = x.reshape(*x.shape[: -len(summed)], view.n_rows)
+    if x.shape[-1] != view.n_rows:
+        shapes = "(in, out)" if view.roles == ("in", "out") else f"{view.shape}"
         raise ValueError(
             f"{where}: the last axis of shape {x.shape} has length {x.shape[-1]}, but the kernel "
-            f"has {n_in} inputs (its shape is (in, out)). Pass the inputs of this layer."
+            f"has {view.n_rows} inputs (its shape is {shapes}). Pass the inputs of this layer."
         )
-    return x
+    if x.shape[: len(stack)] != stack or x.ndim <= len(stack):
+        raise ValueError(
+            f"{where}: the inputs of a leaf with stack axes of lengths {stack} must have shape "
+            f"({', '.join(map(str, stack))}, ..., {view.n_rows}), got {x.shape}. Pass the inputs "
+            "of each slice, or their jaxprune.Moments."
+        )
+    return x.reshape(view.n_matrices, math.prod(x.shape[len(stack) : -1]), view.n_rows)
 
 
 def check_gram(
-    where: str, gram: Any, n_in: int, allowed_shapes: Sequence[tuple[int, ...]]
-) -> jax.Array:
-    """The `gram` of `Moments` as an array that fits a kernel with `n_in` inputs."""
+    where: str, gram: Any, view: KernelView, *, diagonal: bool
+) -> tuple[KernelView, jax.Array]:
+    """The `gram` of `Moments` as an array that fits a leaf, and the leaf's view with its groups.
+
+    Args:
+      where: for errors.
+      gram: of the user.
+      view: of the leaf.
+      diagonal: whether diagonals are enough.
+    """
     gram = as_array(f"{where}: gram", gram, "Make it with jaxprune.moments(inputs).")
-    if gram.shape not in allowed_shapes:
-        needed = " or ".join(map(str, allowed_shapes))
-        raise ValueError(
-            f"{where}: the gram has shape {gram.shape}, but for a kernel with {n_in} inputs it "
-            f"must have shape {needed}. Pass the jaxprune.moments of the inputs of this layer."
-        )
-    return gram
+    stack, n_rows = view.stack, view.n_rows
+    allowed = [(*stack, n_rows, n_rows)] + [(*stack, n_rows)] * diagonal
+    if gram.shape in allowed:
+        return view, gram
+    n_out = math.prod(view.sizes("out"))
+    n_groups = gram.shape[len(stack)] if gram.ndim == len(stack) + 3 else 0
+    if gram.shape == (*stack, n_groups, n_rows, n_rows) and n_groups and n_out % n_groups == 0:
+        return view._replace(n_groups=n_groups), gram
+    needed = " or ".join(map(str, allowed))
+    raise ValueError(
+        f"{where}: the gram has shape {gram.shape}, but for a kernel with {n_rows} inputs it "
+        f"must have shape {needed}. Pass the jaxprune.moments of the inputs of this layer."
+    )
 
 
 def check_finite(where: str, moments: jax.Array) -> jax.Array:

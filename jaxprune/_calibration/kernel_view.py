@@ -100,7 +100,9 @@ class KernelView(NamedTuple):
 
     def per_slice(self, values: Any) -> Any:
         """One value for each index of the stack axes, in a shape that broadcasts to the leaf."""
-        shape = [n if role == "stack" else 1 for n, role in zip(self.shape, self.roles, strict=True)]
+        shape = [
+            n if role == "stack" else 1 for n, role in zip(self.shape, self.roles, strict=True)
+        ]
         return np.asarray(values).reshape(shape)
 
 
@@ -119,10 +121,11 @@ def view_of(path: str, shape: Sequence[int], roles: RoleRules | None) -> KernelV
     """
     shape = tuple(shape)
     axis_roles = None if roles is None else roles.of(path, shape)
-    if axis_roles is None and len(shape) == 2 and not _is_weight(path):
+    reason = "" if roles is None else roles.reason(path)
+    if axis_roles is None and len(shape) == 2 and not reason and not _is_weight(path):
         axis_roles = _IN_OUT
     if axis_roles is None:
-        raise _without_roles(path, shape, "" if roles is None else roles.reason(path))
+        raise _without_roles(path, shape, reason)
     if not {"in", "window"} & set(axis_roles):
         raise BadValue(
             f"{shown_path(path)}: no axis has the role 'in', got roles {axis_roles!r}.",
@@ -150,8 +153,7 @@ def _without_roles(path: str, shape: tuple[int, ...], reason: str) -> BadValue:
         problem = f"which axes of shape {shape} the product sums over is not known."
     return BadValue(
         f"{shown_path(path)}: {problem}",
-        "Collect the inputs with jaxprune.layer_inputs, which knows the roles, pass {roles}, or "
-        "leave the leaf out with {exclude}.",
+        "Pass {roles}, or leave the leaf out with {exclude}.",
         roles={rule_for(path): _example(shape)},
         exclude=rule_for(path),
     )

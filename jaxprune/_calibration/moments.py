@@ -13,6 +13,7 @@ from jaxprune._calibration.checks import (
     check_inputs,
     check_layer_inputs,
 )
+from jaxprune._calibration.kernel_view import KernelView
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -20,10 +21,15 @@ _HIGHEST = lax.Precision.HIGHEST
 class Moments(NamedTuple):
     """Sufficient statistics of a layer's inputs; add them with `jax.tree.map` to merge batches.
 
+    A leaf may hold many kernels: layers of a `scan`, experts, groups of a convolution. Their
+    moments have leading axes, `slices`: the lengths of the leaf's `"stack"` axes, and after these
+    the number of groups of a grouped convolution.
+
     Attributes:
-      count: float32, the number of inputs.
-      gram: float32[in, in], the sum of their outer products, X^T X. For Wanda its diagonal,
-        float32[in], is enough.
+      count: float32[*slices], the number of inputs; one number may be that of all slices.
+      gram: float32[*slices, in, in], the sum of their outer products, X^T X, where `in` are the
+        axes with the roles `"in"` and `"window"`, flattened in the order of the leaf. For Wanda
+        the diagonals, float32[*slices, in], are enough.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,28 +60,39 @@ def moments(inputs: jax.Array) -> Moments:
     return Moments(jnp.float32(math.prod(x.shape[:-1])), gram_of(x))
 
 
-def layer_gram(path: str | None, inputs: Any, n_in: int) -> jax.Array:
-    """X^T X of the inputs of a kernel with `n_in` inputs, or of their `Moments`: float32[in, in].
+def layer_gram(path: str | None, inputs: Any, view: KernelView) -> tuple[KernelView, jax.Array]:
+    """X^T X of the inputs of each matrix of a leaf: float32[matrices, in, in].
 
-    Errors name the inputs by `path`, the path of the kernel in a model, if there is one.
+    Args:
+      path: of the leaf in a model, for errors, or None for a single kernel.
+      inputs: (*stack, ..., in), or their `Moments`.
+      view: how the leaf forms matrices.
+
+    Returns:
+      The view with as many groups of outputs as the `Moments` have, and X^T X for it.
     """
     where = _where(path)
     if isinstance(inputs, Moments):
-        gram = check_gram(where, inputs.gram, n_in, [(n_in, n_in)]).astype(jnp.float32)
+        view, gram = check_gram(where, inputs.gram, view, diagonal=False)
+        gram = gram.astype(jnp.float32).reshape(view.n_matrices, view.n_rows, view.n_rows)
     else:
-        gram = gram_of(check_layer_inputs(where, inputs, n_in))
-    return check_finite(where, gram)
+        gram = jax.vmap(gram_of)(check_layer_inputs(where, inputs, view))
+    order = view.row_order()
+    return view, check_finite(where, gram if order is None else gram[:, order][:, :, order])
 
 
-def layer_squares(path: str | None, inputs: Any, n_in: int) -> jax.Array:
-    """The diagonal of `layer_gram`, float32[in]. `Moments` may hold only this diagonal."""
+def layer_squares(path: str | None, inputs: Any, view: KernelView) -> tuple[KernelView, jax.Array]:
+    """The diagonals of `layer_gram`, float32[matrices, in]. `Moments` may hold only these."""
     where = _where(path)
     if isinstance(inputs, Moments):
-        gram = check_gram(where, inputs.gram, n_in, [(n_in, n_in), (n_in,)])
-        squares = (gram if gram.ndim == 1 else jnp.diagonal(gram)).astype(jnp.float32)
+        view, gram = check_gram(where, inputs.gram, view, diagonal=True)
+        if gram.ndim > len(view.stack) + 1:  # not only the diagonals
+            gram = jnp.diagonal(gram, axis1=-2, axis2=-1)
+        squares = gram.astype(jnp.float32).reshape(view.n_matrices, view.n_rows)
     else:
-        squares = squares_of(check_layer_inputs(where, inputs, n_in))
-    return check_finite(where, squares)
+        squares = jax.vmap(squares_of)(check_layer_inputs(where, inputs, view))
+    order = view.row_order()
+    return view, check_finite(where, squares if order is None else squares[:, order])
 
 
 def _where(path: str | None) -> str:

@@ -1,0 +1,99 @@
+"""Which leaves of a model are pruned with calibration data, and how they form matrices."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxprune._base.arguments import BadValue
+from jaxprune._base.paths import Rule, as_rules, listed, spec_of
+from jaxprune._calibration.kernel_view import KernelView, view_of
+from jaxprune._recipe import errors
+from jaxprune._recipe.choice import LeafRules, RuleUse
+from jaxprune._recipe.roles import RoleRules, as_roles
+from jaxprune._recipe.unmatched import check_rules
+from jaxprune._recipe.user_rules import UserRules, as_include
+
+
+class Rules(NamedTuple):
+    """The rules of a user, checked.
+
+    Attributes:
+      leaves: which leaves are chosen.
+      overrides: rules, each with what it assigns.
+      roles: of the axes; None where none are given.
+    """
+
+    leaves: LeafRules
+    overrides: tuple[tuple[Rule, Any], ...]
+    roles: RoleRules | None
+
+    @staticmethod
+    def of(
+        include: Any, exclude: Any, overrides: Sequence[tuple[Rule, Any]], roles: Any
+    ) -> "Rules":
+        """The rules in the arguments of a user."""
+        exclude = as_rules(() if exclude is None else exclude, "exclude")
+        leaf_rules = LeafRules(as_include(include), exclude)
+        return Rules(leaf_rules, tuple(overrides), as_roles(roles))
+
+    def chosen(self, params: Any, paths: Sequence[str], leaves: Sequence[Any]) -> list[int]:
+        """The indices of the leaves to prune, after a check that no rule is useless.
+
+        Args:
+          params: the tree.
+          paths: of its leaves.
+          leaves: of the tree.
+
+        Raises:
+          ValueError: a rule that matches nothing, or no leaf is chosen.
+        """
+        include, exclude, _ = self.leaves
+        unmatched = [] if self.roles is None else self.roles.unmatched(paths)
+        rules = {"structure": (), "roles": [(rule, ...) for rule in unmatched]}
+        check_rules(UserRules(include, exclude, rules), params, paths, leaves)
+        if self.roles is not None and paths and not self.roles.knows(paths):
+            raise ValueError(
+                f"roles: they are for other leaves than {listed(paths)}. Call axis_roles on the "
+                "same model, or write the roles by hand, like {'.*kernel': ('in', 'out')}."
+            )
+        errors.check_variables(paths)
+        specs = tuple(map(spec_of, leaves))
+        choices = self.leaves.choose(paths, specs, RuleUse())
+        chosen = [i for i, choice in enumerate(choices) if choice.chosen]
+        if paths and not chosen:
+            raise errors.nothing_chosen(paths, choices, specs, include is None)
+        return chosen
+
+    def views(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, KernelView]:
+        """How each chosen leaf forms matrices, by path.
+
+        Raises:
+          ValueError: listing all leaves whose roles are not known.
+        """
+        views, misfits = {}, []
+        for path, shape in shapes.items():
+            try:
+                views[path] = view_of(path, shape, self.roles)
+            except BadValue as error:
+                misfits.append((path, error))
+        if misfits:
+            raise errors.together(misfits)
+        return views
+
+    def check_overrides(
+        self,
+        params: Any,
+        paths: Sequence[str],
+        leaves: Sequence[Any],
+        views: Mapping[str, KernelView],
+    ) -> None:
+        """Raises where an override matches no leaf and no slice of a leaf."""
+        slices = [name for path, view in views.items() for name in view.slice_paths(path)]
+        pairs = [
+            (rule, target.sparsity)
+            for rule, target in self.overrides
+            if not (isinstance(rule, str) and any(re.fullmatch(rule, name) for name in slices))
+        ]
+        include, exclude, _ = self.leaves
+        assigned = {"structure": (), "overrides": pairs}
+        check_rules(UserRules(include, exclude, assigned), params, paths, leaves)
