@@ -118,6 +118,10 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
     from jaxprune._state.splice import splice as splice
     from jaxprune._state.upgrade import upgrade_state as upgrade_state
     from jaxprune._topk.topk import topk_mask as topk_mask, topk_masks as topk_masks
+    from jaxprune._trace.axis_roles import (
+        axis_roles as axis_roles,
+        axis_roles_nnx as axis_roles_nnx,
+    )
     from jaxprune._transform.keep_zeros import keep_zeros as keep_zeros
     from jaxprune._transform.oneshot import (
         masks_from_params as masks_from_params,
@@ -163,6 +167,7 @@ _PUBLIC = {
     "_state.splice": ("splice",),
     "_state.upgrade": ("upgrade_state",),
     "_topk.topk": ("topk_mask", "topk_masks"),
+    "_trace.axis_roles": ("axis_roles", "axis_roles_nnx"),
     "_transform.keep_zeros": ("keep_zeros",),
     "_transform.oneshot": ("masks_from_params", "prune_params"),
     "_transform.prune": ("prune",),
@@ -188,6 +193,8 @@ __all__ = [
     "Unstructured",
     "acdc_schedule",
     "apply_masks",
+    "axis_roles",
+    "axis_roles_nnx",
     "channel_groups",
     "channel_groups_nnx",
     "check",

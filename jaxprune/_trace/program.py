@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.paths import leaves_with_paths
+from jaxprune._base.paths import leaves_with_paths, spec_of
 from jaxprune._trace.axis_rules import RULES
 from jaxprune._trace.products import products_of
 from jaxprune._trace.traced_arrays import fixed_array, slice_values
@@ -42,6 +42,25 @@ def program_of(apply_fn: Callable[..., Any], variables: Any, inputs: Sequence[An
             "Try the call first: apply_fn(variables, *inputs). Keyword arguments go into a lambda."
         ) from error
     return Program(paths, leaves, treedef, jaxpr)
+
+
+def array_program(apply_fn: Callable[..., Any], variables: Any, inputs: Sequence[Any]) -> Program:
+    """The program of a model whose variables may have leaves that are not arrays.
+
+    The functions and numbers among the leaves of an Equinox module are parts of the program, not
+    params. The leaves of the program are the arrays; its treedef is that of a list.
+    """
+    paths, leaves, treedef = leaves_with_paths(variables)
+    arrays = [k for k, leaf in enumerate(leaves) if spec_of(leaf) is not None]
+
+    def apply_to_arrays(values: list[Any], *inputs: Any) -> Any:
+        replaced = list(leaves)
+        for k, value in zip(arrays, values, strict=True):
+            replaced[k] = value
+        return apply_fn(treedef.unflatten(replaced), *inputs)
+
+    program = program_of(apply_to_arrays, [leaves[k] for k in arrays], inputs)
+    return program._replace(paths=[paths[k] for k in arrays])
 
 
 def _summary(error: Exception) -> str:
