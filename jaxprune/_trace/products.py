@@ -53,7 +53,10 @@ def _followed(jaxpr: Any, n_leaves: int, activations: Activations) -> ViewTracer
     consts = [constant(x, v.aval) for x, v in zip(jaxpr.consts, jaxpr.jaxpr.constvars, strict=True)]
     if len(operands) == n_leaves:  # no inputs: arrays that the function closes over may be some
         consts = [value._replace(is_data=bool(value.shape)) for value in consts]
-    tracer.run(jaxpr.jaxpr, consts, operands)
+    outputs = tracer.run(jaxpr.jaxpr, consts, operands)
+    looked_up = tuple(view for x in outputs if x.is_data for view in x.views)
+    if looked_up:
+        tracer.mixed[()] = looked_up
     return tracer
 
 

@@ -98,18 +98,24 @@ def _split_groups(digits: Digits, n_groups: int) -> tuple[Digits, Digits]:
 
 
 def _with_groups(roles: list[str], product: Product, shape: Sequence[int]) -> tuple[str, ...]:
-    """The roles with "groups" replaced, and an "out" axis of length 1 if there is no other.
+    """The roles with "groups" replaced.
 
     `vmap` of a convolution makes one convolution with groups, in which the axis of the models is
     that of the groups: a stack. The channels of a depthwise convolution are its outputs, although
     each is a group of its own: the last axis over the groups is "out" if no other is.
     """
-    if "out" not in roles:
-        over_groups = [k for k, role in enumerate(roles) if role == _GROUPS]
-        single = [k for k, role in enumerate(roles) if role == "stack" and shape[k] == 1]
-        for k in (over_groups or single)[-1:]:
-            roles[k] = "out"
-    return tuple("stack" if role == _GROUPS else role for role in roles)
+    if "out" not in roles and _GROUPS in roles:
+        roles[len(roles) - 1 - roles[::-1].index(_GROUPS)] = "out"
+    roles = ["stack" if role == _GROUPS else role for role in roles]
+    # An axis of length 1 that a reshape or an index has removed is the one that is missing.
+    missing = [role for role in ("in", "out") if role not in roles]
+    if product.primitive != "conv_general_dilated" and "in" in missing:
+        missing.remove("in")  # the other factor of the sum is an axis of this one
+    for role in missing:
+        removed = [k for k, name in enumerate(roles) if name == "stack" and shape[k] == 1]
+        if removed:
+            roles[removed[-1]] = role
+    return tuple(roles)
 
 
 def _inner_axes(product: Product, n_axes: int) -> list[list[object]]:

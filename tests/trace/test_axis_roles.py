@@ -1,0 +1,198 @@
+"""The roles of the axes of params: a table of real layers, and cases worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from real_layers import LAYERS
+
+import jaxprune
+from bad_input import assert_error, case
+from helpers import ones
+
+X = jax.ShapeDtypeStruct((2, 6), jnp.float32)
+W = jax.ShapeDtypeStruct((6, 6), jnp.float32)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_roles_of_real_layers(name):
+    layer = LAYERS[name]()
+    roles = jaxprune.axis_roles(layer.apply_fn, layer.variables, *layer.inputs)
+    assert {path: " ".join(names) for path, names in roles.items()} == layer.roles
+
+
+def reasons(name):
+    layer = LAYERS[name]()
+    return jaxprune.axis_roles(layer.apply_fn, layer.variables, *layer.inputs).without
+
+
+def test_every_other_leaf_has_a_reason():
+    for name in ("linen_embed", "nnx_embed", "equinox_embed", "haiku_embed"):
+        assert set(reasons(name).values()) == {"only indexed"}
+    assert reasons("linen_embed_tied") == {
+        "params/Dense_0/bias": "in no product",
+        "params/Embed_0/embedding": "used in two ways: (out, in) and (in, out)",
+    }
+    assert reasons("jax_both_ways") == {"w": "used in two ways: (in, out) and (out, in)"}
+    assert set(reasons("linen_norms").values()) == {"in no product"}
+
+
+def reason(function, *sizes):
+    leaves = {
+        name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in zip("wab", sizes, strict=False)
+    }
+    return jaxprune.axis_roles(function, leaves, X).without["w"]
+
+
+def test_leaves_that_cannot_be_followed_say_why():
+    assert reason(lambda p, x: x @ jnp.linalg.inv(p["w"]), (6, 6)) == (
+        "it passes through lu, which has no rule in jaxprune"
+    )
+    assert reason(lambda p, x: x @ p["w"].reshape(6, 6), (36,)) == (
+        "axis 0 is only partly summed over"
+    )
+    stepped = lambda p, x: x @ jnp.concatenate([p["w"][:15:3], p["w"][15:22]]).reshape(6, 2)
+    assert reason(stepped, (36,)) == "a reshape cuts up a concatenated axis"
+    both_sides = lambda p, x: x @ (p["a"] @ p["w"] @ p["b"])
+    assert reason(both_sides, (3, 3), (6, 3), (3, 6)) == (
+        "it is multiplied by other params on both sides"
+    )
+    three_ways = lambda p, x: [x @ p["w"], x @ p["w"].T, jax.vmap(jnp.dot)(x, p["w"][:2])]
+    assert reason(three_ways, (6, 6)).startswith("used in 3 ways: (in, out), ")
+
+
+def test_a_model_without_inputs_takes_the_arrays_that_it_closes_over_as_data():
+    x = np.ones((2, 6), np.float32)
+    roles = jaxprune.axis_roles(lambda p: jnp.tanh(x @ p["w"]) @ p["v"].T, {"w": W, "v": W})
+    assert dict(roles) == {"w": ("in", "out"), "v": ("out", "in")}
+
+
+def test_integer_params_have_roles_and_counters_are_left_out():
+    params = {
+        "w": jnp.ones((6, 4), jnp.int8),
+        "step": jnp.zeros((), jnp.int32),
+        "key": jax.random.key(0),
+    }
+    roles = jaxprune.axis_roles(lambda p, x: x @ (p["w"] * 0.5), params, X)
+    assert dict(roles) == {"w": ("in", "out")}
+    assert roles.without == {}
+
+
+def test_empty_leaves_and_scalars_are_in_no_product():
+    params = {"w": ones(6, 0), "s": jnp.float32(2)}
+    roles = jaxprune.axis_roles(lambda p, x: (p["s"] * x) @ p["w"], params, X)
+    assert dict(roles) == {}
+    assert roles.without == {"s": "in no product", "w": "in no product"}
+
+
+def test_it_works_under_jit_and_on_a_function_that_fails_to_run():
+    def only_shapes(p, x):  # a callback that would fail
+        return jax.pure_callback(lambda x: 1 / 0, x, x) @ p
+
+    def inner(w, x):
+        roles.append(jaxprune.axis_roles(only_shapes, w, x))
+        return x
+
+    roles = []
+    jax.eval_shape(inner, W, X)
+    assert dict(roles[0]) == {"": ("in", "out")}
+
+
+# A language model of 70B: 80 layers, each with kernels of its own, embed 8192, hidden 28672.
+
+
+def llama(params, ids):
+    def attention(p, x):
+        query = jnp.einsum("btd,dnh->btnh", x, p["q"])
+        key = jnp.einsum("btd,dkh->btkh", x, p["k"]).repeat(8, 2)
+        value = jnp.einsum("btd,dkh->btkh", x, p["v"]).repeat(8, 2)
+        return jax.nn.dot_product_attention(query, key, value).reshape(x.shape) @ p["o"]
+
+    def mlp(p, x):
+        return (jax.nn.silu(x @ p["gate"]) * (x @ p["up"])) @ p["down"]
+
+    def norm(x):
+        return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True))
+
+    x = params["embed"][ids]
+    for p in params["layers"]:
+        x = x + attention(p, norm(x) * p["scale"])
+        x = x + mlp(p, norm(x))
+    return norm(x) @ params["head"].reshape(-1).reshape(8192, 128_256)
+
+
+def test_a_model_of_70b_is_followed_as_shapes():
+    bf16 = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.bfloat16)
+    layer = {"q": bf16(8192, 64, 128), "k": bf16(8192, 8, 128), "v": bf16(8192, 8, 128)}
+    layer |= {"o": bf16(8192, 8192), "gate": bf16(8192, 28672), "up": bf16(8192, 28672)}
+    layer |= {"down": bf16(28672, 8192), "scale": bf16(8192)}
+    params = {"embed": bf16(128_256, 8192), "head": bf16(8192, 128_256), "layers": [layer] * 80}
+    assert sum(x.size for x in jax.tree.leaves(params)) > 70e9
+    roles = jaxprune.axis_roles(llama, params, jax.ShapeDtypeStruct((1, 16), jnp.int32))
+    assert len(roles) == 80 * 7 + 1
+    assert roles["layers/79/q"] == ("in", "out", "out")
+    assert roles["layers/0/down"] == roles["head"] == ("in", "out")
+    assert roles.without["embed"] == "only indexed"
+
+
+MISTAKES = [
+    case(
+        "swapped",
+        lambda: jaxprune.axis_roles({"w": ones(2, 4)}, lambda p, x: x @ p["w"], X),
+        TypeError,
+        ("axis_roles: apply_fn", "dict", "axis_roles(model.apply, variables, x)"),
+    ),
+    case(
+        "nnx_model",
+        lambda: jaxprune.axis_roles(linear(), ones(2, 4)),
+        TypeError,
+        ("axis_roles: apply_fn", "Linear", "axis_roles_nnx"),
+    ),
+    case(
+        "flag",
+        lambda: jaxprune.axis_roles(lambda p, x, mode: x @ p, W, X, "train"),
+        TypeError,
+        ("axis_roles: inputs: 1:", "'train'", "lambda variables, x:"),
+    ),
+    case(
+        "other_params",
+        lambda: jaxprune.axis_roles(lambda p, x: x @ p["w"], {"kernel": W}, X),
+        TypeError,
+        ("apply_fn", "KeyError: 'w'", "apply_fn(variables, *inputs)"),
+    ),
+    case(
+        "no_inputs",
+        lambda: jaxprune.axis_roles(lambda p, x: x @ p, W),
+        TypeError,
+        ("apply_fn", "0 inputs", "apply_fn(variables, *inputs)"),
+    ),
+    case(
+        "nnx_of_params",
+        lambda: jaxprune.axis_roles_nnx({"w": ones(2, 4)}, X),
+        TypeError,
+        ("axis_roles_nnx: model", "dict", "axis_roles(apply_fn, variables, x)"),
+    ),
+    case(
+        "nnx_input",
+        lambda: jaxprune.axis_roles_nnx(linear(), len),
+        TypeError,
+        ("axis_roles_nnx: inputs: 0:", "<built-in function len>", None),
+    ),
+    case(
+        "nnx_shape",
+        lambda: jaxprune.axis_roles_nnx(linear(), ones(2, 3)),
+        TypeError,
+        ("apply_fn fails", "TypeError: dot_general", None),
+    ),
+]
+
+
+def linear():
+    from flax import nnx
+
+    return nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("call, kind, parts", MISTAKES)
+def test_a_mistake_says_where_and_what_to_type_instead(call, kind, parts):
+    assert_error(call, kind, parts)
