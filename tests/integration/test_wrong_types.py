@@ -231,6 +231,11 @@ CALLS = {
     "channel_groups variables": lambda v: jp.channel_groups(two_layers, v, X),
     "channel_groups example_inputs": lambda v: jp.channel_groups(two_layers, LAYERS, v),
     "channel_groups_nnx": lambda v: jp.channel_groups_nnx(v, X),
+    "axis_roles apply_fn": lambda v: jp.axis_roles(v, LAYERS, X),
+    "axis_roles variables": lambda v: jp.axis_roles(two_layers, v, X),
+    "axis_roles inputs": lambda v: jp.axis_roles(two_layers, LAYERS, v),
+    "axis_roles_nnx model": lambda v: jp.axis_roles_nnx(v, X),
+    "axis_roles_nnx inputs": lambda v: jp.axis_roles_nnx(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), v),
 }
 
 # Messages of Python about objects that do not have what an operation needs.
@@ -239,7 +244,7 @@ OF_PYTHON = re.compile(
     "positional argument|unexpected keyword|not supported between|[Ee]rror interpreting"
 )
 # Code of the user that fails, or that a message quotes: the error of that code is all there is.
-QUOTES = ("shrink", "channel_groups", "shrunk_apply", "packed_apply")
+QUOTES = ("shrink", "channel_groups", "shrunk_apply", "packed_apply", "axis_roles")
 
 
 CALLED = ("packed_apply apply_fn", "shrunk_apply")  # with functions that do not take two arguments
