@@ -60,12 +60,10 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         per_slice as per_slice,
         uniform as uniform,
     )
+    from jaxprune._recipe.nm import NM as NM
     from jaxprune._recipe.optax_schedules import from_optax_schedule as from_optax_schedule
-    from jaxprune._recipe.roles import (
-        AxisRoles as AxisRoles,
-        equinox_roles as equinox_roles,
-        torch_roles as torch_roles,
-    )
+    from jaxprune._recipe.role_table import AxisRoles as AxisRoles
+    from jaxprune._recipe.roles import equinox_roles as equinox_roles, torch_roles as torch_roles
     from jaxprune._recipe.schedules import (
         SparsitySchedule as SparsitySchedule,
         acdc_schedule as acdc_schedule,
@@ -83,7 +81,6 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         saliency as saliency,
     )
     from jaxprune._recipe.structures import (
-        NM as NM,
         Block as Block,
         Channel as Channel,
         Unstructured as Unstructured,
@@ -146,13 +143,15 @@ _PUBLIC = {
     "_files.save_load": ("load", "load_metadata", "save"),
     "_recipe.distributions": ("Distribution", "er", "erk", "global_pool", "min_density")
     + ("normalized_pool", "per_slice", "uniform"),
+    "_recipe.nm": ("NM",),
     "_recipe.optax_schedules": ("from_optax_schedule",),
-    "_recipe.roles": ("AxisRoles", "equinox_roles", "torch_roles"),
+    "_recipe.role_table": ("AxisRoles",),
+    "_recipe.roles": ("equinox_roles", "torch_roles"),
     "_recipe.schedules": ("SparsitySchedule", "acdc_schedule", "cubic_schedule")
     + ("linear_schedule", "one_shot_schedule", "polynomial_schedule"),
     "_recipe.scores": ("Accumulated", "gradient_magnitude", "magnitude", "movement")
     + ("random_score", "saliency"),
-    "_recipe.structures": ("NM", "Block", "Channel", "Unstructured"),
+    "_recipe.structures": ("Block", "Channel", "Unstructured"),
     "_report.metrics": ("metrics",),
     "_report.plan": ("plan",),
     "_report.report": ("check", "summarize"),

@@ -10,13 +10,13 @@ from jaxprune import NM, Block, Channel, Unstructured
 SHAPES = {"conv": (3, 3, 4, 8), "fc": (16, 12), "odd": (8, 7), "stack": (3, 8, 6)}
 STRUCTURES = {
     "unstructured": Unstructured(),
-    "2:4": NM(2, 4),
+    "2:4": NM(2, 4, axis=-2),
     "block": Block((2, 3)),
     "block max": Block((4, 4), pooling="max"),
     "balanced": Block((1, 4), balanced=True),
-    "channel": Channel(),
+    "channel": Channel(axis=-1),
     "channel l1 in": Channel(axis=-2, norm=1),
-    "by rule": {"fc": NM(1, 2), "stack": Channel()},
+    "by rule": {"fc": NM(1, 2), "stack": Channel(axis=-1)},
 }
 DISTRIBUTIONS = {
     "uniform": jaxprune.uniform,

@@ -152,7 +152,7 @@ def structures(sparsity: float) -> dict[str, Any]:
     for width in (8, 16, 32):
         by_kind[f"blocks 1x{width}"] = jaxprune.Block((1, width), balanced=True)
     # Embeddings are looked up, not summed over, so their groups lie along the vector of a symbol.
-    by_kind["N:M"] = {is_embedding: jaxprune.NM(1, m, axis=-1), ".*": jaxprune.NM(1, m)}
+    by_kind["N:M"] = {is_embedding: jaxprune.NM(1, m, axis=-1), ".*": jaxprune.NM(1, m, axis=-2)}
     return by_kind
 
 

@@ -46,7 +46,7 @@ def _options() -> Any:
             None, "--override", help="REGEX=SPARSITY, for some leaves. Can be repeated."
         ),
         structure=typer.Option(
-            "unstructured", "--structure", help="nm:2:4, block:1x16[:balanced], channel:-1"
+            "unstructured", "--structure", help="nm:2:4[:axis], block:1x16[:balanced], channel:-1"
         ),
     )
 

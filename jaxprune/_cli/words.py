@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_STRUCTURES = "unstructured, nm:2:4, block:1x16, block:1x16:balanced or channel:-1"
+_STRUCTURES = (
+    "unstructured, nm:2:4, block:1x16, block:1x16:balanced, channel:-1, or nm:2:4:-1 for axis -1"
+)
 
 
 class WrongOption(Exception):
@@ -50,6 +52,7 @@ def in_options(text: str, rules: Mapping[str, Any]) -> str:
     structure = rules.get("structure")
     if structure is not None:
         text = text.replace(repr(structure), structure_text(structure))
+    text = re.sub(r"\bNM\(n=(\d+), m=(\d+), axis=(-?\d+)\)", r"nm:\1:\2:\3", text)
     return re.sub(r"(?<![\w-])(include|exclude|override)s?: (?=['\"])", r"--\1 ", text)
 
 
@@ -75,7 +78,7 @@ def as_option(argument: str, value: Any) -> str:
     if argument in ("sparsity", "final_sparsity"):
         return f"--sparsity {_number(value)}"
     if argument == "structure":
-        return "--structure ..."
+        return f"--structure {'...' if isinstance(value, Mapping) else structure_text(value)}"
     return as_python(argument, value)
 
 
@@ -142,7 +145,7 @@ def _checked(name: str, sparsity: float) -> float:
 
 def sparsity_for(sparsity: float | None, rules: dict[str, Any]) -> float:
     """`--sparsity` if it is given, otherwise the sparsity of an N:M structure."""
-    from jaxprune._recipe.structures import NM
+    from jaxprune._recipe.nm import NM
 
     structure = rules["structure"]
     if sparsity is not None:
@@ -159,17 +162,20 @@ def structure_for(text: str) -> Any:
 
     Example:
       >>> structure_for("nm:2:4")
-      NM(n=2, m=4, axis=-2)
+      NM(n=2, m=4, axis=None)
+      >>> structure_for("nm:2:4:-1")
+      NM(n=2, m=4, axis=-1)
     """
-    from jaxprune._recipe.structures import NM, Block, Channel, Unstructured
+    from jaxprune._recipe.nm import NM
+    from jaxprune._recipe.structures import Block, Channel, Unstructured
 
     reason = ""
     if text == "unstructured":
         return Unstructured()
-    if match := re.fullmatch(r"nm:(\d+):(\d+)", text):
+    if match := re.fullmatch(r"nm:(\d+):(\d+)(?::(-?\d+))?", text):
         n, m = int(match[1]), int(match[2])
         if 0 < n < m:
-            return NM(n, m)
+            return NM(n, m, None if match[3] is None else int(match[3]))
         reason = f" (nm:N:M keeps N of every M weights, but {n} is not in 1 to {m - 1})"
     elif match := re.fullmatch(r"block:(\d+(?:x\d+)*)(:balanced)?", text):
         shape = tuple(map(int, match[1].split("x")))
@@ -190,10 +196,12 @@ def structure_text(structure: Any) -> str:
       >>> [structure_text(structure_for(text)) for text in ("nm:2:4", "block:1x16:balanced")]
       ['nm:2:4', 'block:1x16:balanced']
     """
-    from jaxprune._recipe.structures import NM, Block, Channel
+    from jaxprune._recipe.nm import NM
+    from jaxprune._recipe.structures import Block, Channel
 
     if isinstance(structure, NM):
-        return f"nm:{structure.n}:{structure.m}"
+        axis = "" if structure.axis is None else f":{structure.axis}"
+        return f"nm:{structure.n}:{structure.m}{axis}"
     if isinstance(structure, Block):
         lengths = "x".join(map(str, structure.shape))
         return f"block:{lengths}" + ":balanced" * structure.balanced

@@ -17,14 +17,10 @@ from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import Rule, as_rules, spec_of
 from jaxprune._recipe import errors
 from jaxprune._recipe.choice import Choice, LeafRules, RuleUse, Specs
-from jaxprune._recipe.distributions import (
-    Distribution,
-    LeafShape,
-    Pools,
-    largest_remainder,
-    round_half_up,
-    uniform,
-)
+from jaxprune._recipe.distributions import Distribution, uniform
+from jaxprune._recipe.parts import Part, PartRules, joined
+from jaxprune._recipe.pools import LeafShape, Pools, largest_remainder, round_half_up
+from jaxprune._recipe.roles import RoleRules, as_roles
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import Structure, Traits, traits_of
@@ -37,15 +33,21 @@ class Leaf(NamedTuple):
 
     Attributes:
       structure: what a unit is.
-      axis: an axis whose slices are pools of their own; None for a leaf in one pool.
-      pools: the pool of the leaf, or of each slice.
+      axes: the axes whose slices are pools of their own; none for a leaf in one pool.
+      pools: the pool of the leaf, or of each slice in row-major order.
       floor: how many units the leaf keeps at least, whatever the budget of its pool is.
+      path: of the leaf.
+      roles: the role of each of its axes; None where they are not known.
+      overrides: the index of the override of the leaf, or of each slice; None where it has none.
     """
 
     structure: Structure = Unstructured()
-    axis: int | None = None
+    axes: tuple[int, ...] = ()
     pools: tuple[int, ...] = (0,)
     floor: int = 0
+    path: str = ""
+    roles: tuple[str, ...] | None = None
+    overrides: tuple[int | None, ...] = (None,)
 
     @property
     def traits(self) -> Traits:
@@ -65,6 +67,7 @@ class Recipe:
       distribution: how sparsity is spread over leaves.
       structures: rules, each with a structure. The first match decides; the last rule matches all.
       score: what a weight is worth; a `Score` or an `Accumulated`.
+      roles: the roles of axes; None where none are given.
     """
 
     targets: tuple[Fraction, ...]
@@ -74,6 +77,7 @@ class Recipe:
     distribution: Distribution
     structures: tuple[tuple[Rule, Structure], ...]
     score: Any
+    roles: RoleRules | None = None
 
     def __hash__(self) -> int:
         return self._hash
@@ -92,6 +96,7 @@ class Recipe:
         distribution: Any = uniform,
         structure: Any = Unstructured(),
         score: Any = magnitude,
+        roles: Any = None,
     ) -> "Recipe":
         """Checks the arguments of a user.
 
@@ -108,7 +113,13 @@ class Recipe:
             distribution=distribution,
             structures=as_structures(structure),
             score=score,
+            roles=as_roles(roles),
         )
+
+    @property
+    def part_rules(self) -> PartRules:
+        """What decides the parts of leaves."""
+        return PartRules(*(getattr(self, name) for name in PartRules._fields))
 
     def checked_budget(self, params: Any, paths: Sequence[str], leaves: Sequence[Any]) -> "Budget":
         """The budget of a tree, after a check that no rule is useless.
@@ -123,8 +134,23 @@ class Recipe:
         """
         assigned = dict(overrides=self.overrides, structure=self.structures[:-1])
         assigned |= dict(per_slice=self.distribution.stacked)
-        check_rules(UserRules(self.include, self.exclude, assigned), params, paths, leaves)
+        slices = self._slices(paths, leaves)
+        rules = UserRules(self.include, self.exclude, assigned, self.roles, slices)
+        check_rules(rules, params, paths, leaves)
         return self.budget(paths, leaves)
+
+    def _slices(self, paths: Sequence[str], leaves: Sequence[Any]) -> dict[str, str]:
+        """The path of each slice that overrides may name -> the path of its leaf."""
+        if not self.overrides or not (self.roles or self.distribution.stacked):
+            return {}
+        specs = tuple(map(spec_of, leaves))
+        choices = LeafRules(self.include, self.exclude).choose(paths, specs, RuleUse())
+        return {
+            name: path
+            for path, spec, choice in zip(paths, specs, choices, strict=True)
+            if choice.chosen
+            for name in self.part_rules.slice_names(path, spec)
+        }
 
     def budget(self, paths: Sequence[str], leaves: Sequence[Any], n_parts: int = 1) -> "Budget":
         """The budget of a tree; the same object for the same tree, as long as it is cached.
@@ -223,20 +249,6 @@ class Budget:
         return counts
 
 
-class _Part(NamedTuple):
-    """A chosen leaf before its pools are known.
-
-    Attributes:
-      structure: what a unit is.
-      axis: the axis whose slices are pools, counted from 0; None for one pool.
-      entries: what the distribution is told about the leaf, or about each slice.
-    """
-
-    structure: Structure
-    axis: int | None
-    entries: list[LeafShape]
-
-
 @functools.lru_cache(maxsize=64)
 def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) -> Budget:
     errors.check_variables(paths)
@@ -246,15 +258,8 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
     chosen = tuple(i for i, choice in enumerate(choices) if choice.chosen)
     if paths and not chosen:
         raise errors.nothing_chosen(paths, choices, specs, recipe.include is None)
-    parts, misfits = [], []
-    for i in chosen:
-        try:
-            parts.append(_part(recipe, paths[i], specs[i], choices[i].override, use))
-        except BadValue as error:
-            misfits.append((paths[i], error))
-    if misfits:
-        raise errors.together(misfits)
-    entries, entries_of = _joined(parts, n_parts)
+    parts = _parts(recipe, [(paths[i], specs[i], choices[i].override) for i in chosen], use)
+    entries, entries_of = joined(parts, n_parts)
     pools = _pools(recipe.distribution, entries)
     unlimited = pools
     if recipe.distribution.floor:
@@ -262,12 +267,9 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
     return Budget(
         choices=choices,
         chosen=chosen,
-        leaves=tuple(
-            _leaf(part, [(entries[k], pools.pool_of[k]) for k in indices], recipe, pools)
-            for part, indices in zip(parts, entries_of, strict=True)
-        ),
+        leaves=_leaves(recipe, [paths[i] for i in chosen], parts, entries_of, pools),
         pools=pools,
-        targets=tuple(entries[indices[0]].targets for indices in entries_of),
+        targets=tuple(_mean_targets([entries[k] for k in indices]) for indices in entries_of),
         unused=(
             *rules.unused(use),
             *use.unused("structure", _rules(recipe.structures[:-1]), decides=True),
@@ -278,50 +280,22 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
     )
 
 
+def _parts(recipe: Recipe, leaves: Sequence[tuple[str, Any, Any]], use: RuleUse) -> list[Part]:
+    """The parts of chosen leaves, each given by its path, its spec and its override."""
+    part_rules = recipe.part_rules
+    parts, misfits = [], []
+    for path, spec, override in leaves:
+        try:
+            parts.append(part_rules.part(path, spec, override, use))
+        except BadValue as error:
+            misfits.append((path, error))
+    if misfits:
+        raise errors.together(misfits)
+    return parts
+
+
 def _rules(pairs: Sequence[tuple[Rule, Any]]) -> tuple[Rule, ...]:
     return tuple(rule for rule, _ in pairs)
-
-
-def _part(recipe: Recipe, path: str, spec: Any, override: int | None, use: RuleUse) -> _Part:
-    """The structure of a chosen leaf, and what the distribution is told about it."""
-    errors.check_leaf(path, spec)
-    errors.check_score(path, spec, recipe.score)
-    i = use.first("structure", _rules(recipe.structures), path, spec)
-    assert i is not None  # the last rule matches all
-    structure = recipe.structures[i][1]
-    stacked = recipe.distribution.stacked
-    k = use.first("per_slice", _rules(stacked), path, spec)
-    axis = None if k is None else errors.checked_slices(path, spec.shape, stacked[k][1], structure)
-    n_slices = 1 if axis is None else max(spec.shape[axis], 1)
-    shape = tuple(n for a, n in enumerate(spec.shape) if a != axis)
-    targets = recipe.targets
-    if override is not None:
-        final = recipe.overrides[override][1]
-        targets = tuple(target * final / recipe.targets[-1] for target in recipe.targets)
-    n_units, n_groups = errors.checked_units(path, structure, shape)
-    errors.check_final(path, structure, targets[-1])
-    entry = LeafShape(path, shape, n_units, targets, override is not None, max(n_groups, 1))
-    return _Part(structure, axis, [entry] * n_slices)
-
-
-def _joined(parts: Sequence[_Part], n_parts: int) -> tuple[list[LeafShape], list[range]]:
-    """The entries of all leaves in one list, and the places of each leaf's entries in it.
-
-    All leaves of a coupled group share the entry of the first; an override of any of them is that
-    of the group.
-    """
-    entries: list[LeafShape] = []
-    places: list[range] = []
-    shared: dict[str, int] = {}  # the entry of each coupled group
-    for part in parts:
-        group = traits_of(part.structure).coupled_group
-        start = len(entries) if group is None else shared.setdefault(group, len(entries))
-        if start == len(entries):
-            entries += [entry._replace(n_units=entry.n_units * n_parts) for entry in part.entries]
-        elif part.entries[0].fixed:
-            entries[start] = entries[start]._replace(targets=part.entries[0].targets, fixed=True)
-        places.append(range(start, start + len(part.entries)))
-    return entries, places
 
 
 def _pools(distribution: Distribution, entries: Sequence[LeafShape]) -> Pools:
@@ -335,10 +309,34 @@ def _pools(distribution: Distribution, entries: Sequence[LeafShape]) -> Pools:
     return pools._replace(n_drop=n_drop)
 
 
-def _leaf(
-    part: _Part, entries: Sequence[tuple[LeafShape, int]], recipe: Recipe, pools: Pools
-) -> Leaf:
-    """How a leaf is decided, from its entries and their pools."""
+def _leaves(
+    recipe: Recipe,
+    paths: Sequence[str],
+    parts: Sequence[Part],
+    entries_of: Sequence[range],
+    pools: Pools,
+) -> tuple[Leaf, ...]:
+    """How each chosen leaf is decided, from its part, the places of its entries, and the pools."""
     is_shared = len(set(pools.pool_of)) < len(pools.pool_of)
-    floor = math.ceil(entries[0][0].n_units * recipe.distribution.floor) if is_shared else 0
-    return Leaf(part.structure, part.axis, tuple(pool for _, pool in entries), floor)
+    least = recipe.distribution.floor if is_shared else Fraction(0)
+    return tuple(
+        Leaf(
+            structure=part.structure,
+            axes=part.axes,
+            pools=tuple(pools.pool_of[k] for k in indices),
+            floor=math.ceil(part.entries[0].n_units * least),
+            path=path,
+            roles=part.roles,
+            overrides=part.overrides,
+        )
+        for path, part, indices in zip(paths, parts, entries_of, strict=True)
+    )
+
+
+def _mean_targets(entries: Sequence[LeafShape]) -> tuple[Fraction, ...]:
+    """The sparsity of a leaf at each fire: the mean of its slices, which have one size."""
+    targets = {entry.targets for entry in entries}
+    if len(targets) == 1:
+        return entries[0].targets
+    sums = [sum(column, Fraction(0)) for column in zip(*(e.targets for e in entries), strict=True)]
+    return tuple(total / len(entries) for total in sums)

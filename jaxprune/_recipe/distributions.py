@@ -9,47 +9,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxprune._base.arguments import as_int, as_sparsity, shown
 from jaxprune._base.paths import Rule, as_rules, shown_path
 from jaxprune._recipe.densities import Densities
-
-
-class LeafShape(NamedTuple):
-    """What a distribution is told about a leaf, or about one slice of a stacked leaf.
-
-    Attributes:
-      path: of the leaf.
-      shape: of the leaf, or of the slice.
-      n_units: how many units it has.
-      targets: its target sparsity at each fire, with its override applied.
-      fixed: whether an override sets its sparsity, so that it does not share with other leaves.
-      n_groups: the groups of equal budget that its structure splits it into.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    n_units: int
-    targets: tuple[Fraction, ...]
-    fixed: bool = False
-    n_groups: int = 1
-
-
-class Pools(NamedTuple):
-    """Pools with integer budgets.
-
-    Attributes:
-      pool_of: the pool of each leaf, or of each slice of a stacked leaf.
-      n_units: how many units each pool has.
-      n_drop: int64[n_fires, n_pools], how many units of each pool are zero from each fire on.
-    """
-
-    pool_of: tuple[int, ...]
-    n_units: tuple[int, ...]
-    n_drop: np.ndarray
+from jaxprune._recipe.pools import LeafShape, Pools, largest_remainder, round_half_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +56,6 @@ class Distribution:
         return self.name
 
 
-def round_half_up(x: Fraction) -> int:
-    """The nearest integer; exactly half goes up.
-
-    Example:
-      >>> round_half_up(Fraction(1, 4) * 6), round_half_up(Fraction(1, 4) * 5)
-      (2, 1)
-    """
-    return (2 * x.numerator + x.denominator) // (2 * x.denominator)
-
-
 # The same sparsity for all leaves
 
 
@@ -113,7 +70,7 @@ def _uniform(leaves: Sequence[LeafShape], floor: Fraction = Fraction(0)) -> Pool
     known: dict[Any, list[int]] = {}  # many layers have the same shape
     columns = []
     for leaf in leaves:
-        key = (leaf.n_units, leaf.n_groups, leaf.targets)
+        key = (leaf.n_units, leaf.n_groups, id(leaf.targets))  # hashes of fractions are slow
         if key not in known:
             known[key] = _own_budget(leaf, floor)
         columns.append(known[key])
@@ -175,7 +132,7 @@ def _shares(
 ) -> list[list[int]]:
     """How many units each of these leaves drops at each fire."""
     sizes = [leaf.n_units for leaf in leaves]
-    densities = Densities(sizes, [weight(leaf.shape) for leaf in leaves], floor)
+    densities = Densities(sizes, [weight(leaf.kernel) for leaf in leaves], floor)
     rows: list[list[int]] = []
     previous = [0] * len(leaves)
     for target in leaves[0].targets:
@@ -188,29 +145,11 @@ def _shares(
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def largest_remainder(parts: Sequence[Fraction], total: int, least: Sequence[int]) -> list[int]:
-    """Rounds `parts` to integers that sum to `total`, each at least its entry in `least`.
-
-    Parts with the largest remainders are rounded up; among equal ones, the first.
-
-    Example:
-      >>> largest_remainder([Fraction(3, 2), Fraction(3, 2), Fraction(2)], 5, [0, 0, 0])
-      [2, 1, 2]
-    """
-    counts = [max(math.floor(part), low) for part, low in zip(parts, least, strict=True)]
-    by_remainder = sorted(range(len(parts)), key=lambda i: counts[i] - parts[i])
-    missing = min(total, sum(map(math.ceil, parts))) - sum(counts)
-    for i in by_remainder if missing > 0 else ():
-        if missing and counts[i] < math.ceil(parts[i]):
-            counts[i], missing = counts[i] + 1, missing - 1
-    for i in reversed(by_remainder):
-        while missing < 0 and counts[i] > least[i]:
-            counts[i], missing = counts[i] - 1, missing + 1
-    return counts
-
-
 erk = Distribution("erk", _erk)
 """Erdos-Renyi-Kernel: the density of a leaf is in proportion to (sum of its axes) / (product).
+
+Where the roles of a leaf are known, its axes are the window of a convolution, the flattened inputs
+and the flattened outputs, so that (512, 8, 64) has the density of 512 x 512.
 
 Small leaves stay denser than large ones. Where a density would exceed 1 the leaf stays dense, and
 the other leaves absorb the difference, as in Evci et al. 2020 (arXiv:1911.11134). The total is
@@ -218,7 +157,10 @@ exact.
 """
 
 er = Distribution("er", _er)
-"""Erdos-Renyi: `erk` on the last two axes only (Mocanu et al. 2018, arXiv:1707.04780)."""
+"""Erdos-Renyi: `erk` on inputs and outputs only (Mocanu et al. 2018, arXiv:1707.04780).
+
+Without roles, these are the last two axes.
+"""
 
 
 # One pool for all leaves
@@ -281,7 +223,12 @@ def min_density(density: float, distribution: Distribution = uniform) -> Distrib
 def per_slice(rules: str | Mapping[str, int], distribution: Distribution = uniform) -> Distribution:
     """A distribution that treats every slice along a stacked axis as a leaf of its own.
 
-    `scan` over layers stacks all of them in one leaf, which is one pool by default.
+    `scan` over layers stacks all of them in one leaf, which is one pool by default. Where the roles
+    of a leaf are known, see the argument `roles` of `prune`, each slice along its axes of role
+    `"stack"` is a pool already.
+
+    A rule of `overrides` may name a single slice by its index, as one more part of the path:
+    `{"layers/w/2": 0.5}`.
 
     Args:
       rules: regex for the whole path -> the stacked axis; a regex alone means axis 0.

@@ -15,7 +15,9 @@ import numpy as np
 from jaxprune._base.arguments import BadValue, shown
 from jaxprune._base.paths import is_hashable, listed, rule_for, shown_path, spec_of
 from jaxprune._recipe.choice import Choice, Specs
-from jaxprune._recipe.distributions import Distribution, LeafShape
+from jaxprune._recipe.distributions import Distribution
+from jaxprune._recipe.leaf_axes import AxesOf
+from jaxprune._recipe.pools import LeafShape
 from jaxprune._recipe.scores import accumulates
 from jaxprune._recipe.traits import Structure, traits_of
 
@@ -155,13 +157,13 @@ def together(errors: Sequence[tuple[str, BadValue]]) -> BadValue:
         problem = error.problem.removeprefix(f"{shown_path(path)}: ")
         paths_of.setdefault(problem, []).append(path)
     problems = [f"{listed(paths)}: {problem}" for problem, paths in paths_of.items()]
-    more = [f"And {len(problems) - 4} more problems."] if len(problems) > 4 else []
+    more = [f"And {len(problems) - 8} more problems."] if len(problems) > 8 else []
     arguments = {
         name: _joined([error.arguments[name] for _, error in alike])
         for name in alike[0][1].arguments
     }
     suggestion = suggestion.replace(" it ", " them ").replace("the leaf", "these leaves")
-    return BadValue(" ".join([*problems[:4], *more]), suggestion, **arguments)
+    return BadValue(" ".join([*problems[:8], *more]), suggestion, **arguments)
 
 
 def _joined(values: Sequence[Any]) -> Any:
@@ -217,18 +219,35 @@ def _scores(score: Any, spec: jax.ShapeDtypeStruct) -> Any:
     return jax.eval_shape(score, spec, spec, jax.eval_shape(lambda: jax.random.key(0)))
 
 
+def fitted(structure: Any, leaf: AxesOf) -> Structure:
+    """The structure that decides a leaf; raises where it is not known or does not fit."""
+    for_leaf = getattr(structure, "for_leaf", None)
+    if for_leaf is None:
+        return structure
+    try:
+        return for_leaf(leaf)
+    except BadValue:
+        raise
+    except ValueError as error:
+        raise _does_not_fit(leaf.path, error) from None
+
+
 def checked_units(path: str, structure: Structure, shape: tuple[int, ...]) -> tuple[int, int]:
     """The numbers of units and of groups in a leaf; raises where the structure does not fit it."""
     try:
         return structure.n_units(shape), structure.n_groups(shape)
     except ValueError as error:
-        rule = rule_for(path)
-        raise BadValue(
-            f"{shown_path(path)}: {error}.",
-            "Leave it out with {exclude}, or choose another structure for it with {structure}.",
-            exclude=rule,
-            structure={rule: ...},
-        ) from None
+        raise _does_not_fit(path, error) from None
+
+
+def _does_not_fit(path: str, error: ValueError) -> BadValue:
+    rule = rule_for(path)
+    return BadValue(
+        f"{shown_path(path)}: {error}.",
+        "Leave it out with {exclude}, or choose another structure for it with {structure}.",
+        exclude=rule,
+        structure={rule: ...},
+    )
 
 
 def checked_slices(path: str, shape: tuple[int, ...], axis: int, structure: Structure) -> int:

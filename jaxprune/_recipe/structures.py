@@ -3,12 +3,12 @@
 A structure turns the scores of a leaf into one score per unit, and a mask of units into a mask of
 weights. It does not know budgets or other leaves. A structure may split the units of a leaf into
 groups of equal budget, which are pools of their own: the groups of `NM`, the block columns of a
-balanced `Block`. `jaxprune._recipe.traits` describes what every structure has.
+balanced `Block`. `jaxprune._recipe.traits` describes what every structure has. `NM` has a file of
+its own.
 """
 
 import dataclasses
 import math
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune._base.arguments import as_flag, as_int, is_int, shown
-from jaxprune._base.float_bits import order_key
-from jaxprune._base.sharding import merge_axis, split_axis
+from jaxprune._base.sharding import split_axis
+from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
+from jaxprune._recipe.matrix_view import MatrixView, Outputs, norm_over
+from jaxprune._recipe.traits import Structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,127 +62,19 @@ class Unstructured:
 
 
 @dataclasses.dataclass(frozen=True)
-class NM:
-    """Keeps `n` of every `m` neighbours along one axis, the pattern of sparse matrix hardware.
-
-    While the sparsity of the schedule rises, every group of `m` keeps the same number of weights,
-    from `m` down to `n`. The final sparsity of the leaf must be exactly `1 - n / m`. Among equal
-    scores in a group, the lower index is kept.
-
-    Choose the axis that the matrix product sums over. That is -2 for the kernels of flax linen
-    (`Dense`, `Conv`), NNX (`Linear`, `Conv`) and Haiku (`Linear.w`), all of shape (..., in, out),
-    and -1 for Equinox (`nn.Linear.weight` of shape (out, in)).
-
-    Args:
-      n: how many weights each group keeps, in [1, m).
-      m: the size of a group.
-      axis: the axis along which neighbours form groups. Its length must be a multiple of `m`.
-
-    References:
-      Zhou et al., `Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch
-      <https://arxiv.org/abs/2102.04010>`_, 2021.
-
-    Example:
-      >>> import jaxprune
-      >>> w = jnp.array([[1.0], [-4.0], [3.0], [2.0]])
-      >>> masks = jaxprune.prune_params({"w": w}, 0.5, structure=NM(2, 4))[1]
-      >>> masks["w"][:, 0].tolist()
-      [False, True, True, False]
-    """
-
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
-    n: int
-    m: int
-    axis: int = -2
-
-    def __post_init__(self) -> None:
-        for name in ("n", "m", "axis"):
-            object.__setattr__(self, name, as_int(f"NM: {name}", getattr(self, name)))
-        if not 1 <= self.n < self.m:
-            raise ValueError(
-                f"NM: n must be in [1, m), got n={self.n} of m={self.m}. NM(2, 4) keeps 2 of every "
-                "4."
-            )
-
-    @property
-    def decides_in_groups(self) -> bool:
-        """True: `keep_best` chooses within each group of `m`."""
-        return True
-
-    @property
-    def final_sparsity(self) -> Fraction:
-        """The fraction of zeros of the pattern, `1 - n / m`."""
-        return Fraction(self.m - self.n, self.m)
-
-    def n_units(self, shape: tuple[int, ...]) -> int:
-        """The number of weights."""
-        return math.prod(shape)
-
-    def n_groups(self, shape: tuple[int, ...]) -> int:
-        """The number of groups of `m`.
-
-        Raises:
-          ValueError: the leaf does not have the axis, or its length is not a multiple of `m`.
-        """
-        axis = _axis_of(shape, self.axis, self)
-        if shape[axis] % self.m:
-            raise ValueError(
-                f"{self!r} needs an axis whose length is a multiple of {self.m}, but axis "
-                f"{self.axis} of shape {shape} has length {shape[axis]}"
-            )
-        return math.prod(shape) // self.m
-
-    def unit_scores(self, scores: jax.Array) -> jax.Array:
-        """The scores unchanged."""
-        return scores
-
-    def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """The mask unchanged."""
-        return mask
-
-    def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The mask unchanged."""
-        del shape
-        return unit_mask
-
-    def keep_best(self, scores: jax.Array, allowed: jax.Array, n_keep: jax.Array) -> jax.Array:
-        """Marks the `n_keep` largest scores of each group.
-
-        Args:
-          scores: one per weight.
-          allowed: the weights that may be kept; fewer are kept where a group allows fewer.
-          n_keep: how many each group keeps, an int32 scalar.
-
-        Returns:
-          A bool mask of the shape of `scores`.
-        """
-        axis = _axis_of(scores.shape, self.axis, self)
-        key = order_key(scores)
-        key = jnp.where(allowed.astype(bool), key, jnp.zeros_like(key))
-        groups = split_axis(key, axis, self.m)
-        place = lax.broadcasted_iota(jnp.int32, groups.shape, axis + 1)
-        rank = jnp.zeros(groups.shape, jnp.int32)
-        # Ranks by comparing with every other member: XLA fuses this, which it can't do with a sort.
-        for shift in range(1, self.m):
-            neighbour = jnp.roll(groups, shift, axis + 1)
-            has_lower_index = place >= shift
-            wins = (neighbour > groups) | ((neighbour == groups) & has_lower_index)
-            rank = rank + wins.astype(jnp.int32)
-        mask = merge_axis(rank < n_keep, scores)
-        return mask & allowed.astype(bool)
-
-
-@dataclasses.dataclass(frozen=True)
 class Block:
     """Keeps or drops blocks of weights as a whole.
 
     Blocks tile the last `len(shape)` axes of a leaf, starting at index 0. Blocks at the edge may be
     smaller; their score is that of the weights that they have. Earlier axes are not tiled.
 
+    Where the roles of a leaf are known, blocks of one or two axes tile the matrix whose rows are
+    the axes with the roles `"window"` and `"in"`, flattened, and whose columns are those with the
+    role `"out"`. So `Block((1, 16))` always covers 16 neighbouring outputs of one input.
+
     Args:
-      shape: the lengths of a block along the last axes of a leaf. On a kernel of shape (in, out),
-        `Block((1, 16))` covers 16 neighbouring outputs of one input.
+      shape: the lengths of a block along the last axes of a leaf, or of its matrix. On a kernel of
+        shape (in, out), `Block((1, 16))` covers 16 neighbouring outputs of one input.
       pooling: how the score of a block is computed from those of its weights, `"mean"` or `"max"`.
       balanced: whether every column of blocks along the last axis keeps the same number of blocks,
         so that a block product can gather rows of equal length.
@@ -211,6 +105,25 @@ class Block:
             raise ValueError(f'Block: pooling must be "mean" or "max", got {shown(self.pooling)}.')
         object.__setattr__(self, "balanced", as_flag("Block: balanced", self.balanced))
         object.__setattr__(self, "shape", shape)
+
+    @property
+    def follows_roles(self) -> bool:
+        """Whether blocks tile a matrix."""
+        return len(self.shape) <= 2
+
+    def for_leaf(self, leaf: AxesOf) -> Structure:
+        """The structure for a leaf: this one, or a view of the leaf as a matrix."""
+        if leaf.roles is None or len(self.shape) > 2:
+            return self
+        lead, rows, cols = (
+            places(leaf.roles, "stack"),
+            places(leaf.roles, "in", "window"),
+            places(leaf.roles, "out"),
+        )
+        in_order = (*lead, *rows, *cols) == tuple(range(len(leaf.roles)))
+        if in_order and len(rows) == len(cols) == 1:
+            return self
+        return MatrixView(self, lead, rows, cols)
 
     def n_units(self, shape: tuple[int, ...]) -> int:
         """The number of blocks, smaller ones at the edges included."""
@@ -267,11 +180,13 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Channel:
-    """Keeps or drops all weights at one index of an axis together: a neuron, a filter.
+    """Keeps or drops all weights of an output together: a neuron, a filter.
 
     Args:
-      axis: the axis whose indices are the channels. -1 is the output axis of kernels of shape
-        (..., in, out).
+      axis: the axis whose indices are the channels, such as the heads of an attention kernel of
+        shape (in, heads, head_dim). None for single outputs: the axes whose role is `"out"`,
+        flattened. Without roles, the last axis of a leaf of two axes or of a convolution, as in
+        `NM`.
       norm: how the score of a channel is computed from those of its weights: 1 for their sum, 2 for
         their Euclidean norm.
 
@@ -285,17 +200,41 @@ class Channel:
 
     __module__ = "jaxprune"  # for pickles, wherever this file lives
 
-    axis: int = -1
+    axis: int | None = None
     norm: int = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "axis", as_int("Channel: axis", self.axis))
+        if self.axis is not None:
+            object.__setattr__(self, "axis", as_int("Channel: axis", self.axis))
         if not is_int(self.norm) or self.norm not in (1, 2):
             raise ValueError(f"Channel: norm must be 1 or 2, got {shown(self.norm)}.")
 
+    @property
+    def follows_roles(self) -> bool:
+        """Whether no axis is given."""
+        return self.axis is None
+
+    def for_leaf(self, leaf: AxesOf) -> Structure:
+        """The structure for a leaf whose axes are known: with an axis, or of several axes.
+
+        Raises:
+          ValueError: which axes are outputs is not known, or none is.
+        """
+        if self.axis is not None:
+            return self
+        roles = known_roles(leaf, f"{self!r} drops outputs", Channel(-1))
+        if roles is None:
+            return dataclasses.replace(self, axis=-1)
+        if "out" not in roles:
+            raise ValueError(f"{self!r} needs an axis of role 'out', but the roles are {roles}")
+        axes = places(roles, "stack", "out")
+        if len(axes) == 1:
+            return dataclasses.replace(self, axis=axes[0] - len(roles))
+        return Outputs(axes, self.norm)
+
     def n_units(self, shape: tuple[int, ...]) -> int:
         """The number of channels; 0 in an empty leaf."""
-        return shape[_axis_of(shape, self.axis, self)] if math.prod(shape) else 0
+        return shape[self._axis(shape)] if math.prod(shape) else 0
 
     def n_groups(self, shape: tuple[int, ...]) -> int:
         """1: all channels of a leaf are in one pool."""
@@ -304,16 +243,12 @@ class Channel:
 
     def unit_scores(self, scores: jax.Array) -> jax.Array:
         """The norm of each channel, float32 or wider."""
-        wide = scores.astype(_wide(scores))
-        axis = _axis_of(scores.shape, self.axis, self)
-        other_axes = tuple(i for i in range(scores.ndim) if i != axis)
-        if self.norm == 1:
-            return jnp.sum(wide, other_axes)
-        return jnp.sqrt(jnp.sum(wide * wide, other_axes))
+        axis = self._axis(scores.shape)
+        return norm_over(scores, tuple(i for i in range(scores.ndim) if i != axis), self.norm)
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
         """The mask at the first weight of each channel."""
-        axis = _axis_of(mask.shape, self.axis, self)
+        axis = self._axis(mask.shape)
         for i in range(mask.ndim):
             if i != axis:
                 mask = lax.slice_in_dim(mask, 0, min(mask.shape[i], 1), axis=i)
@@ -321,18 +256,15 @@ class Channel:
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Each weight gets the mask of its channel."""
-        return lax.broadcast_in_dim(unit_mask, shape, (_axis_of(shape, self.axis, self),))
+        return lax.broadcast_in_dim(unit_mask, shape, (self._axis(shape),))
+
+    def _axis(self, shape: tuple[int, ...]) -> int:
+        return axis_of(shape, self.axis, self, default=-1)
 
 
 def _wide(x: jax.Array) -> Any:
     return x.dtype if x.dtype == jnp.float64 else jnp.float32
 
 
-def _axis_of(shape: tuple[int, ...], axis: int, structure: Any) -> int:
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(f"{structure!r} needs an axis {axis}, but the shape is {shape}")
-    return axis % len(shape)
-
-
 # Their examples run, although by `__module__` they belong to `jaxprune`.
-__test__ = {"Unstructured": Unstructured, "NM": NM, "Block": Block, "Channel": Channel}
+__test__ = {"Unstructured": Unstructured, "Block": Block, "Channel": Channel}

@@ -13,7 +13,9 @@ import jax
 class Structure(Protocol):
     """What every structure has; user-defined ones too.
 
-    A structure must be hashable. What it can do beyond these methods is described by `Traits`.
+    A structure must be hashable. What it can do beyond these methods is described by `Traits`. It
+    may also have a method `for_leaf(leaf) -> structure`, which gets the `AxesOf` a leaf
+    (`jaxprune._recipe.leaf_axes`) and returns the structure that decides it.
     """
 
     def n_units(self, shape: tuple[int, ...], /) -> int:
@@ -43,6 +45,8 @@ class Traits(NamedTuple):
     Attributes:
       is_elementwise: every weight is a unit of one pool, so that `unit_scores`, `unit_mask` and
         `expand` return their first argument.
+      follows_roles: for a leaf with roles, the method `for_leaf` decides by them alone, so that a
+        slice along an axis of role `"stack"` may be decided like a leaf.
       decides_in_groups: the structure chooses within its groups itself, by a method
         `keep_best(scores, allowed, n_keep)` like that of `NM`. Its units are weights.
       final_sparsity: the only sparsity that the structure can end at; None for any.
@@ -52,6 +56,7 @@ class Traits(NamedTuple):
     """
 
     is_elementwise: bool = False
+    follows_roles: bool = False
     decides_in_groups: bool = False
     final_sparsity: Fraction | None = None
     coupled_group: str | None = None

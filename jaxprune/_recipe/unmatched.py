@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import Rule, hidden_paths, listed, rule_for, shown_path, spec_of
 from jaxprune._recipe.choice import Choice, LeafRules, RuleUse, Specs
+from jaxprune._recipe.roles import RoleRules
 from jaxprune._recipe.user_rules import UserRules
 
 
@@ -20,7 +21,8 @@ def check_rules(rules: UserRules, params: Any, paths: Sequence[str], leaves: Seq
     """Raises where a regex matches no leaf, or assigns a value only to leaves that are not pruned.
 
     Allowed are rules whose leaves are taken by earlier rules or left out by the user's own rules.
-    The rules of coupled channels are checked as a whole: one of them must match.
+    The rules of coupled channels are checked as a whole: one of them must match. So are roles that
+    `axis_roles` or the layout of another library give.
 
     Args:
       rules: what the user gave.
@@ -31,9 +33,12 @@ def check_rules(rules: UserRules, params: Any, paths: Sequence[str], leaves: Seq
     Raises:
       ValueError: listing all of these rules.
     """
-    if not paths or not any(isinstance(rule, str) for _, rule, _ in rules.by_argument()):
+    has_regexes = any(isinstance(rule, str) for _, rule, _ in rules.by_argument())
+    if not paths or not (has_regexes or rules.roles):
         return
     is_hidden = _HiddenLeaves(params, paths)
+    if rules.roles is not None:
+        _check_roles(rules.roles, paths, is_hidden)
     if problems := _unmatched(rules, paths, is_hidden):
         raise _unmatched_error(problems, paths)
     if problems := _without_effect(rules, paths, tuple(map(spec_of, leaves)), is_hidden):
@@ -102,13 +107,34 @@ def _unmatched(
     exempt = coupled if any(map(is_matched, coupled)) else set()
     problems = []
     for argument, rule, value in rules.by_argument():
-        if isinstance(rule, str) and rule not in exempt and not is_matched(rule):
-            fix = _fixed(rule, paths)
-            nearest = _nearest(rule, fix, paths)
-            verb = "path is" if len(nearest) == 1 else "paths are"
-            reason = f"matches no leaf (the nearest {verb} {listed(nearest)})"
-            problems.append(_Problem(argument, rule, value, reason, fix))
+        if not isinstance(rule, str) or rule in exempt or is_matched(rule):
+            continue
+        if argument != "overrides" or not _matching(rule, list(rules.slices)):
+            problems.append(_no_leaf(argument, rule, value, paths))
+    role_rules = [] if rules.roles is None else rules.roles.unmatched(paths)
+    problems += [_no_leaf("roles", rule, ..., paths) for rule in role_rules if not is_hidden(rule)]
     return problems
+
+
+def _no_leaf(argument: str, rule: str, value: Any, paths: Sequence[str]) -> _Problem:
+    """The problem of a regex that matches no path."""
+    fix = _fixed(rule, paths)
+    nearest = _nearest(rule, fix, paths)
+    verb = "path is" if len(nearest) == 1 else "paths are"
+    reason = f"matches no leaf (the nearest {verb} {listed(nearest)})"
+    return _Problem(argument, rule, value, reason, fix)
+
+
+def _check_roles(roles: RoleRules, paths: Sequence[str], is_hidden: Callable[[str], bool]) -> None:
+    """Raises where roles that are exempt from checks of single rules hold for no leaf at all."""
+    exempt = roles.exempt()
+    if not exempt or roles.knows(paths) or any(map(is_hidden, exempt)):
+        return
+    known = listed([path for path, _ in roles.exact]) if roles.exact else "leaves named weight"
+    raise BadValue(
+        f"roles: none of the leaves {listed(paths)} has roles; these are the roles of {known}. "
+        "Call axis_roles with the model of these params, or write {'.*kernel': ('in', 'out')}."
+    )
 
 
 def _without_effect(
@@ -125,7 +151,8 @@ def _without_effect(
         for rule, value in pairs:
             is_moot = argument == "overrides" and value == 0  # such leaves keep all their weights
             if isinstance(rule, str) and rule not in coupled and not is_moot:
-                reason = _why_not_pruned(rule, paths, choices)
+                reached = [rules.slices[name] for name in _matching(rule, list(rules.slices))]
+                reason = "" if reached else _why_not_pruned(rule, paths, choices)
                 if reason and not is_hidden(rule):
                     problems.append(_Problem(argument, rule, value, reason, None))
     return problems

@@ -1,5 +1,6 @@
 """The rules of a user: arguments that map regexes and functions to what they decide."""
 
+import types
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.paths import Rule, as_rules
 from jaxprune._recipe import errors
+from jaxprune._recipe.roles import RoleRules
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import Structure, traits_of
 
@@ -20,11 +22,15 @@ class UserRules(NamedTuple):
       include: rules of the leaves to prune; None for the default.
       exclude: rules of the leaves to leave out.
       assigned: for each argument that assigns values to pruned leaves, its rules and the values.
+      roles: the roles of axes, or None.
+      slices: path of a slice that overrides may name -> path of its leaf.
     """
 
     include: tuple[Rule, ...] | None
     exclude: tuple[Rule, ...]
     assigned: Mapping[str, Sequence[tuple[Rule, Any]]]
+    roles: RoleRules | None = None
+    slices: Mapping[str, str] = types.MappingProxyType({})
 
     def by_argument(self) -> list[tuple[str, Rule, Any]]:
         """The argument, the rule and its value, for every rule; None for the value of a choice."""

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from jaxprune._recipe.budget import Budget
-from jaxprune._recipe.distributions import round_half_up
+from jaxprune._recipe.pools import round_half_up
 
 Shape = tuple[int, ...]
 

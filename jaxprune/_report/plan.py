@@ -35,6 +35,7 @@ def plan(
     overrides: Any = None,
     distribution: Distribution = uniform,
     structure: Any = Unstructured(),
+    roles: Any = None,
     score: Any = magnitude,
     packed: bool = False,
     regrow: bool | str = False,
@@ -58,6 +59,7 @@ def plan(
       overrides: maps regexes to final sparsities.
       distribution: how sparsity is spread over leaves.
       structure: what is kept or dropped together.
+      roles: what each axis does in the products of the model; the table shows those it used.
       score: checked, but changes no count.
       packed: checked, but changes no count.
       regrow: checked, but changes no count.
@@ -91,7 +93,7 @@ def plan(
     """
     arguments: dict[str, Any] = dict(inner=inner, include=include, exclude=exclude)
     arguments |= dict(overrides=overrides, distribution=distribution, structure=structure)
-    arguments |= dict(score=score, packed=packed, regrow=regrow, ties=ties, seed=seed)
+    arguments |= dict(roles=roles, score=score, packed=packed, regrow=regrow, ties=ties, seed=seed)
     arguments |= dict(axis_name=axis_name)
     if settings_of(schedule) is None:
         return _planned(params, prune(_as_schedule(schedule), **arguments))
@@ -134,15 +136,17 @@ def _planned(params: chex.ArrayTree, tx: Any) -> Report:
     budget = checked_budget(settings, params, paths, leaves)
     counts: list[int | None] = [0] * len(paths)
     notes = [choice.reason for choice in budget.choices]
+    roles: list[tuple[str, ...] | None] = [None] * len(paths)
     expected = forecast(budget, [tuple(leaves[i].shape) for i in budget.chosen])
     for i, leaf, n_zero in zip(budget.chosen, budget.leaves, expected.n_zero, strict=True):
         counts[i] = n_zero
         notes[i] = _note(settings.recipe, budget, i, leaf)
+        roles[i] = leaf.roles
     pools = [_pool_report(shared, budget, leaves) for shared in expected.shared]
     distribution = settings.recipe.distribution
     return Report(
         f"plan: {_when(settings, budget, expected)}",
-        tuple(map(leaf_report, paths, leaves, counts, notes)),
+        tuple(map(leaf_report, paths, leaves, counts, notes, roles)),
         (
             *_floor_notes(distribution, expected),
             *map(functools.partial(_pool_note, distribution), expected.shared, pools),
@@ -181,10 +185,13 @@ def _floor_notes(distribution: Distribution, expected: Forecast) -> list[str]:
 def _note(recipe: Recipe, budget: Budget, i: int, leaf: Leaf) -> str:
     """What decides the count of a pruned leaf, apart from the target; and whether it embeds."""
     notes = ["embedding"] if is_embedding(budget.paths[i]) else []
-    override = budget.choices[i].override
-    if override is not None:
-        notes.append(f"override {rule_name(recipe.overrides[override][0])}")
-    elif leaf.axis is None and budget.pools.pool_of.count(leaf.pools[0]) > 1:
+    overrides = dict.fromkeys(k for k in leaf.overrides if k is not None)
+    if overrides:
+        rules = ", ".join(rule_name(recipe.overrides[k][0]) for k in overrides)
+        n = sum(k is not None for k in leaf.overrides)
+        slices = f" ({n} of {len(leaf.overrides)} slices)" if n < len(leaf.overrides) else ""
+        notes.append(f"override {rules}{slices}")
+    elif not leaf.axes and budget.pools.pool_of.count(leaf.pools[0]) > 1:
         notes.append(f"in one pool ({recipe.distribution})")
     elif not leaf.traits.is_elementwise:
         notes.append(repr(leaf.structure))

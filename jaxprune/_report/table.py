@@ -21,6 +21,7 @@ class LeafReport:
       n_zero: how many of them are, or will be, zero; None where that is not known in advance,
         because the leaf shares a pool with others.
       note: why the leaf is not pruned, or what decides its sparsity.
+      roles: the role of each axis, for a leaf that is pruned by them; else None.
     """
 
     path: str
@@ -29,6 +30,7 @@ class LeafReport:
     size: int
     n_zero: int | None
     note: str = ""
+    roles: tuple[str, ...] | None = None
 
     @property
     def sparsity(self) -> float | None:
@@ -83,23 +85,32 @@ class Report:
         """Fraction of zeros over all leaves, including leaves that are not pruned."""
         return self.n_zero / max(self.size, 1)
 
+    @property
+    def _header(self) -> tuple[str, ...]:
+        """The names of the columns; that of roles only where a leaf has some."""
+        has_roles = any(leaf.roles is not None for leaf in self.leaves)
+        return tuple(name for name in _HEADER if has_roles or name != "roles")
+
     def _rows(self) -> list[tuple[str, ...]]:
         total = LeafReport("total", (), "", self.size, self.n_zero)
+        has_roles = "roles" in self._header
         rows = []
         for leaf in (*self.leaves, total):
             shape = "x".join(map(str, leaf.shape)) if leaf is not total else ""
+            roles = (", ".join(leaf.roles or ()),) if has_roles else ()
             counts = (f"{leaf.size:,}", *_counts(leaf))
-            rows.append((shown_path(leaf.path), shape, leaf.dtype, *counts, leaf.note))
+            rows.append((shown_path(leaf.path), shape, *roles, leaf.dtype, *counts, leaf.note))
         return rows
 
     def __str__(self) -> str:
-        table = [_HEADER, *self._rows()]
+        header = self._header
+        table = [header, *self._rows()]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = []
         for row in table:
             cells = [
                 cell.rjust(width) if name in _NUMBERS else cell.ljust(width)
-                for cell, width, name in zip(row, widths, _HEADER, strict=True)
+                for cell, width, name in zip(row, widths, header, strict=True)
             ]
             lines.append("  ".join(cells).rstrip())
         return "\n".join([self.title, *lines, *self.notes])
@@ -110,7 +121,7 @@ class Report:
         from rich.text import Text
 
         table = Table(title=self.title)
-        for name in _HEADER:
+        for name in self._header:
             side = "right" if name in _NUMBERS else "left"
             table.add_column(name, justify=side, overflow="fold")
         rows = self._rows()
@@ -130,11 +141,17 @@ def _counts(leaf: LeafReport) -> tuple[str, str]:
     return f"{n_left:,}", f"{part:.2%}"
 
 
-_HEADER = ("leaf", "shape", "dtype", "weights", "nonzero", "sparsity", "note")
+_HEADER = ("leaf", "shape", "roles", "dtype", "weights", "nonzero", "sparsity", "note")
 _NUMBERS = ("weights", "nonzero", "sparsity")
 
 
-def leaf_report(path: str, leaf: Any, n_zero: int | None, note: str) -> LeafReport:
+def leaf_report(
+    path: str,
+    leaf: Any,
+    n_zero: int | None,
+    note: str,
+    roles: tuple[str, ...] | None = None,
+) -> LeafReport:
     """The row of a leaf, which need not be an array.
 
     Example:
@@ -144,4 +161,4 @@ def leaf_report(path: str, leaf: Any, n_zero: int | None, note: str) -> LeafRepo
     spec = spec_of(leaf)
     if spec is None:
         return LeafReport(path, (), type(leaf).__name__, 1, n_zero, note)
-    return LeafReport(path, spec.shape, spec.dtype.name, spec.size, n_zero, note)
+    return LeafReport(path, spec.shape, spec.dtype.name, spec.size, n_zero, note, roles)

@@ -79,7 +79,7 @@ def accounts_of(settings: Settings, budget: Budget) -> Accounts:
 
 def _is_one_pool_of_weights(leaf: Leaf, shape: tuple[int, ...]) -> bool:
     """Whether all weights of a leaf compete with each other, one by one."""
-    return leaf.axis is None and leaf.traits.is_elementwise and leaf.structure.n_groups(shape) == 1
+    return not leaf.axes and leaf.traits.is_elementwise and leaf.structure.n_groups(shape) == 1
 
 
 def no_progress(settings: Settings) -> Progress:

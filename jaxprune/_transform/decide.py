@@ -126,7 +126,7 @@ class _Case(NamedTuple):
 def _is_one_pool(case: _Case) -> bool:
     """Whether all units of a leaf compete with each other."""
     leaf, shape = case.leaf, case.operand.param.shape
-    if leaf.axis is not None or leaf.traits.decides_in_groups:
+    if leaf.axes or leaf.traits.decides_in_groups:
         return False
     return leaf.structure.n_groups(shape) == 1
 
@@ -279,15 +279,20 @@ def _allowed(members: Sequence[_Case]) -> Any:
 
 def _apart(case: _Case, n_keep: jax.Array, rules: Rules) -> tuple[jax.Array, jax.Array]:
     """Mask and threshold of a leaf that is several pools."""
-    axis = case.leaf.axis
+    axes = case.leaf.axes
     scores = rules.score(case.operand.param, case.operand.grad, case.operand.key)
-    decide = functools.partial(_decide_slice, case, rules.ties)
-    if axis is None:
+    decide: Any = functools.partial(_decide_slice, case, rules.ties)
+    if not axes:
         return decide(scores, case.allowed, take(n_keep, case.leaf.pools[0]))
-    slices = (axis, None if case.allowed is None else axis, 0)
-    kept, thresholds = jax.vmap(decide, slices, (axis, 0))(
-        scores, case.allowed, take(n_keep, np.array(case.leaf.pools))
-    )
+    n_of_slice = take(n_keep, np.array(case.leaf.pools))
+    if len(axes) > 1:
+        with counting(is_wide(n_of_slice)):
+            n_of_slice = n_of_slice.reshape(tuple(scores.shape[axis] for axis in axes))
+    for n_outer, axis in reversed(list(enumerate(axes))):
+        inner = axis - n_outer  # the maps around this one have removed so many earlier axes
+        mapped = (inner, None if case.allowed is None else inner, 0)
+        decide = jax.vmap(decide, mapped, (inner, 0))
+    kept, thresholds = decide(scores, case.allowed, n_of_slice)
     return kept, jnp.min(thresholds)
 
 
@@ -303,7 +308,7 @@ def _decide_slice(
     if case.leaf.traits.decides_in_groups:
         everything = jnp.ones(units.shape, bool) if allowed_units is None else allowed_units
         kept = structure.keep_best(units, everything, _per_group(n_keep, n_groups))
-        return kept, jnp.zeros((), jnp.float32)
+        return structure.expand(kept, scores.shape), jnp.zeros((), jnp.float32)
     if n_groups == 1:
         kept, threshold = pick(units, allowed_units, n_keep)
     else:  # the columns along the last axis

@@ -18,7 +18,7 @@ from jax import lax
 from jaxprune._base.counting import as_counts, counting, is_wide, take
 from jaxprune._base.sharding import everywhere, placed_like
 from jaxprune._recipe.budget import Budget
-from jaxprune._recipe.distributions import round_half_up
+from jaxprune._recipe.pools import round_half_up
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import accumulates, itself, needs_key, random_score
 from jaxprune._state.bit_masks import bits_typed_like, from_bits, to_bits

@@ -31,6 +31,7 @@ def prune_params(
     overrides: Any = None,
     distribution: Distribution = uniform,
     structure: Any = Unstructured(),
+    roles: Any = None,
     score: Any = magnitude,
     grads: Any = None,
     ties: str = "index",
@@ -41,11 +42,12 @@ def prune_params(
     Args:
       params: any tree.
       sparsity: fraction of zeros, in [0, 1).
-      include: which leaves to prune, as in `prune`; so are the next five arguments.
+      include: which leaves to prune, as in `prune`; so are the next six arguments.
       exclude: which leaves to leave out.
       overrides: maps regexes to sparsities.
       distribution: how sparsity is spread over leaves.
       structure: what is kept or dropped together.
+      roles: what each axis does in the products of the model.
       score: how important each weight is.
       grads: gradients with the structure of the params, for scores that need them. `saliency` with
         the gradients of one batch at initialisation is SNIP.
@@ -67,7 +69,7 @@ def prune_params(
     """
     _check_score(score, grads)
     targets = (as_sparsity(sparsity, "sparsity"),)
-    recipe = Recipe.of(targets, include, exclude, overrides, distribution, structure, score)
+    recipe = Recipe.of(targets, include, exclude, overrides, distribution, structure, score, roles)
     rules = Rules(score, check_ties(ties), distribution.normalized)
     key = jax.random.key(0 if seed is None else as_seed("seed", seed))
     paths, leaves, treedef = leaves_with_paths(params)
@@ -121,7 +123,7 @@ def _warn_emptied(
     competing = [
         (paths[i], ~jnp.any(mask))
         for i, leaf, mask in zip(budget.chosen, budget.leaves, masks, strict=True)
-        if budget.pools.pool_of.count(leaf.pools[0]) > 1 and leaf.axis is None and mask.size
+        if budget.pools.pool_of.count(leaf.pools[0]) > 1 and not leaf.axes and mask.size
     ]
     is_known = not any(isinstance(is_empty, jax.core.Tracer) for _, is_empty in competing)
     emptied = [path for path, is_empty in competing if is_known and is_empty]

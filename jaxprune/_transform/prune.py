@@ -51,6 +51,7 @@ def prune(
     overrides: Any = None,
     distribution: Distribution = uniform,
     structure: Any = Unstructured(),
+    roles: Any = None,
     score: Any = magnitude,
     packed: bool = False,
     regrow: bool | str = False,
@@ -93,6 +94,12 @@ def prune(
       distribution: how sparsity is spread over leaves; `uniform` gives each the same.
       structure: what is kept or dropped together: one structure for all leaves, or a mapping from
         regexes to structures. The first match counts; other leaves are `Unstructured()`.
+      roles: what each axis of the leaves does in the products of the model, `"in"`, `"window"`,
+        `"out"` or `"stack"`: what `axis_roles` returns, or a mapping from regexes to tuples of
+        roles, such as `{".*weight": ("out", "in")}` or `jaxprune.torch_roles`. A rule holds for
+        leaves with as many axes. `NM`, `Channel` and `Block` then group weights by what the axes
+        mean, `erk` and `er` count inputs and outputs, and slices along `"stack"` axes, such as
+        layers or experts, are pools of their own, unless all leaves are one pool.
       score: how important each weight is: `(params, grads, key) -> scores` of one leaf, larger
         means keep. `grads` is `update(..., grads=grads)` if given; otherwise the incoming updates
         if there is an `inner`, and None if not. Scores of simple elementwise functions are not
@@ -143,11 +150,11 @@ def prune(
     regrow = _checked_regrow(regrow, schedule)
     packed = as_flag("packed", packed)
     recipe = Recipe.of(
-        schedule.targets, include, exclude, overrides, distribution, structure, score
+        schedule.targets, include, exclude, overrides, distribution, structure, score, roles
     )
     if axis_name is not None:
         _check_axis_name(axis_name)
-        _check_split(distribution, structure)
+        _check_split(recipe, structure)
     settings = Settings(
         schedule,
         recipe,
@@ -187,8 +194,9 @@ def _check_axis_name(axis_name: Any) -> None:
         )
 
 
-def _check_split(distribution: Distribution, structure: Any) -> None:
+def _check_split(recipe: Recipe, structure: Any) -> None:
     """Raises where counts over all parts of a leaf do not suffice to decide a part."""
+    distribution = recipe.distribution
     if distribution.needs_whole_leaves:
         raise ValueError(
             f"axis_name: {distribution!r} needs the shapes of whole leaves, but sees those of "
@@ -199,4 +207,9 @@ def _check_split(distribution: Distribution, structure: Any) -> None:
         raise ValueError(
             f"axis_name: {structure!r} is not possible, because units may extend over several "
             "parts. Use jaxprune.Unstructured(), or shard the arrays under jit."
+        )
+    if recipe.roles is not None and recipe.roles.has_stacks and not distribution.pooled:
+        raise ValueError(
+            "axis_name: roles with 'stack' axes make a pool of every slice, which is not possible "
+            "where leaves are split. Leave out roles, or shard the arrays under jit."
         )

@@ -31,6 +31,7 @@ def rigl(
     overrides: Any = None,
     distribution: Distribution = erk,
     structure: Any = Unstructured(),
+    roles: Any = None,
     grow: Any = gradient_magnitude,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains sparse from the start, and regularly swaps the smallest weights for others.
@@ -57,12 +58,13 @@ def rigl(
       drop_fraction: :math:`\alpha`, in [0, 1]; the schedule of swaps starts at this fraction of the
         kept weights.
       key: PRNG key of the first masks and of random growth; `jax.random.key(0)` by default.
-      include: which leaves to prune, as in `prune`; so are the next four arguments.
+      include: which leaves to prune, as in `prune`; so are the next five arguments.
       exclude: which leaves to leave out.
       overrides: maps regexes to sparsities.
       distribution: how sparsity is spread over leaves, such as `erk` or `uniform`. Leaves do not
         exchange weights, so `global_pool` is an error.
       structure: what is dropped and grown together.
+      roles: what each axis does in the products of the model.
       grow: score function of the weights to grow.
 
     Returns:
@@ -86,7 +88,9 @@ def rigl(
     """
     schedule = _swap_schedule(final_sparsity, check_step("end_step", end_step), every)
     fractions = _swap_fractions(schedule, end_step, as_part("drop_fraction", drop_fraction))
-    recipe = Recipe.of(schedule.targets, include, exclude, overrides, distribution, structure, grow)
+    recipe = Recipe.of(
+        schedule.targets, include, exclude, overrides, distribution, structure, grow, roles
+    )
     _check_leafwise("rigl", distribution, structure)
     if accumulates(grow):
         raise ValueError(
@@ -118,6 +122,7 @@ def set_(
     overrides: Any = None,
     distribution: Distribution = erk,
     structure: Any = Unstructured(),
+    roles: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Sparse evolutionary training: `rigl` with random growth.
 
@@ -143,6 +148,7 @@ def set_(
         overrides=overrides,
         distribution=distribution,
         structure=structure,
+        roles=roles,
         grow=random_score,
     )
 
@@ -157,6 +163,7 @@ def static_sparse(
     overrides: Any = None,
     distribution: Distribution = erk,
     structure: Any = Unstructured(),
+    roles: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Random masks that never change: the baseline of sparse training.
 
@@ -181,6 +188,7 @@ def static_sparse(
         overrides=overrides,
         distribution=distribution,
         structure=structure,
+        roles=roles,
     )
 
 

@@ -460,7 +460,7 @@ REFUSED = {
     "groups that do not fit": (
         ("prune", "model", "-o", "o.npz", "--structure", "nm:3:7"),
         2,
-        r"fc/kernel: nm:3:7 .*\(20, 30\).*--exclude 'fc/kernel'",
+        r"fc/kernel: nm:3:7:-2 .*\(20, 30\).*--exclude 'fc/kernel'",
     ),
     "balanced groups": (
         ("plan", "model", "--structure", "nm:2:4:balanced"),
@@ -735,7 +735,14 @@ def test_structures_by_name():
     assert structure_for("block:1x16:balanced") == jaxprune.Block((1, 16), balanced=True)
     assert structure_for("channel:-1") == jaxprune.Channel(-1)
     assert structure_for("channel") == jaxprune.Channel(-1)
-    for text in ("unstructured", "nm:2:4", "block:1x16", "block:4:balanced", "channel:0"):
+    for text in (
+        "unstructured",
+        "nm:2:4",
+        "nm:2:4:-1",
+        "block:1x16",
+        "block:4:balanced",
+        "channel:0",
+    ):
         assert structure_text(structure_for(text)) == text
     for text in ("", "block", "nm:2", "nm:4:2", "unstructured:3", "nm:2:4:balanced", "channel:x"):
         with pytest.raises(typer.BadParameter, match="unstructured, nm:2:4, block:1x16"):

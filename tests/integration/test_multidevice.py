@@ -28,9 +28,19 @@ from jaxprune import NM, Block, Channel, Unstructured
 pytestmark = pytest.mark.slow
 
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
-STRUCTURES = combinations.STRUCTURES | {
-    "by rule": {"fc": NM(1, 2), ".*v": Block((2, 2)), "stack": Channel()}
+BY_ROLES = {  # in these, axes of a leaf are flattened across shards
+    "3:6 by roles": NM(3, 6),
+    "block by roles": Block((2, 3)),
+    "channel by roles": Channel(),
+    "slices by roles": Unstructured(),
 }
+ROLES = {
+    "conv": ("in", "window", "in", "out"),
+    "fc|odd": ("out", "in"),
+    "stack": ("stack", "out", "in"),
+}
+STRUCTURES = combinations.STRUCTURES | BY_ROLES
+STRUCTURES |= {"by rule": {"fc": NM(1, 2), ".*v": Block((2, 2)), "stack": Channel(axis=-1)}}
 # Every structure with a distribution other than uniform, if it has one, and every distribution.
 COVER = [
     ("2:4", "per slice"),
@@ -64,7 +74,8 @@ def make_params():
 
 
 def transform(structure, distribution, **options):
-    options |= {"exclude": "odd"} if structure in GROUPED else {}
+    options |= {"exclude": "odd"} if structure in (*GROUPED, "3:6 by roles") else {}
+    options |= {"roles": ROLES} if structure in BY_ROLES else {}
     options |= {"structure": STRUCTURES[structure], "distribution": DISTRIBUTIONS[distribution]}
     return jaxprune.prune(jaxprune.one_shot_schedule(0.5), **options)
 
@@ -263,7 +274,7 @@ TRAFFIC = {  # no unit crosses shards
     "unstructured": (Unstructured(), P("data", "model")),
     "one axis": (Unstructured(), P(("data", "model"))),
     "last axis": (Unstructured(), P(None, "model")),
-    "2:4": (NM(2, 4), P("data", "model")),
+    "2:4": (NM(2, 4, axis=-2), P("data", "model")),
     "block": (Block((2, 4)), P("data", "model")),
     "block one axis": (Block((2, 4)), P(("data", "model"))),
     "channel": (Channel(), P(None, ("data", "model"))),

@@ -45,7 +45,9 @@ TRANSFORMATIONS = {
     "prune": lambda: jaxprune.prune(SCHEDULE, inner=SGD),
     "prune erk": lambda: jaxprune.prune(SCHEDULE, inner=SGD, distribution=jaxprune.erk),
     "prune global": lambda: jaxprune.prune(HALF, inner=SGD, overrides={"fc/.*": 0.25}),
-    "prune NM packed": lambda: jaxprune.prune(HALF, inner=SGD, structure=NM(2, 4), packed=True),
+    "prune NM packed": lambda: jaxprune.prune(
+        HALF, inner=SGD, structure=NM(2, 4, axis=-2), packed=True
+    ),
     "prune movement": lambda: jaxprune.prune(SCHEDULE, inner=SGD, score=jaxprune.movement),
     "prune falling": lambda: jaxprune.prune(FALLING, inner=SGD, regrow="zero", ties="hashed"),
     "rigl": lambda: jaxprune.rigl(0.75, 5, inner=SGD, every=2),
@@ -54,7 +56,7 @@ TRANSFORMATIONS = {
         0.75, 5, inner=SGD, exclude="conv", overrides={"fc/kernel": 0.5}
     ),
     "set_": lambda: jaxprune.set_(0.8, 5, inner=SGD, every=1, distribution=jaxprune.uniform),
-    "static_sparse": lambda: jaxprune.static_sparse(0.5, inner=SGD, structure=Channel()),
+    "static_sparse": lambda: jaxprune.static_sparse(0.5, inner=SGD, structure=Channel(axis=-1)),
 }
 
 
@@ -89,6 +91,7 @@ ARGUMENTS = {
     "overrides": dict(overrides={"conv": 0.5}),
     "distribution": dict(distribution=jaxprune.global_pool),
     "structure": dict(structure=Block((2, 4))),
+    "roles": dict(roles={"fc/kernel": ("in", "out")}, distribution=jaxprune.erk),
     "score": dict(score=jaxprune.random_score),
     "packed": dict(packed=True),
     "regrow": dict(regrow="hold"),
@@ -113,6 +116,8 @@ INVALID = {
     "distribution": (SCHEDULE, dict(distribution="erk")),
     "structure": (SCHEDULE, dict(structure=NM(2, 4))),  # ends at 0.75, not at 0.5
     "shape": (HALF, dict(structure=NM(2, 5))),
+    "roles": (SCHEDULE, dict(roles={"fc/kernel": ("in", "outs")})),
+    "roles of no leaf": (SCHEDULE, dict(roles=jaxprune.torch_roles)),
     "score": (SCHEDULE, dict(score=lambda params: params)),
     "packed": (SCHEDULE, dict(packed=1)),
     "regrow": (SCHEDULE, dict(regrow="maybe")),
@@ -120,6 +125,7 @@ INVALID = {
     "ties": (SCHEDULE, dict(ties="random")),
     "seed": (SCHEDULE, dict(seed=0.5)),
     "axis_name": (SCHEDULE, dict(axis_name="data", distribution=jaxprune.erk)),
+    "axis_name and roles": (SCHEDULE, dict(axis_name="data", roles={".*": ("stack", "in", "out")})),
     "axis_name and structure": (SCHEDULE, dict(axis_name="data", structure=Channel())),
 }
 

@@ -1,0 +1,163 @@
+"""N:M, which keeps n of every m neighbouring weights: a structure that decides in groups."""
+
+import dataclasses
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprune._base.arguments import as_int
+from jaxprune._base.float_bits import order_key
+from jaxprune._base.sharding import merge_axis, split_axis
+from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
+from jaxprune._recipe.matrix_view import MatrixView
+from jaxprune._recipe.traits import Structure
+
+
+@dataclasses.dataclass(frozen=True)
+class NM:
+    """Keeps `n` of every `m` neighbouring inputs, the pattern of sparse matrix hardware.
+
+    While the sparsity of the schedule rises, every group of `m` keeps the same number of weights,
+    from `m` down to `n`. The final sparsity of the leaf must be exactly `1 - n / m`. Among equal
+    scores in a group, the lower index is kept.
+
+    Groups must lie along what a matrix product sums over. By default these are the axes whose role
+    is `"in"`, flattened in their order; see the argument `roles` of `prune`. Without roles, it is
+    axis -2 of a leaf of two axes, or of a convolution (a leaf named `kernel` or `w` whose parent is
+    named like `conv`). Other leaves are refused. So are leaves of two axes named `weight`, which
+    torch and Equinox store as (out, in).
+
+    Args:
+      n: how many weights each group keeps, in [1, m).
+      m: the size of a group.
+      axis: the axis along which neighbours form groups, such as -2 for the kernels of scanned
+        layers of shape (layers, in, out). Its length must be a multiple of `m`. None to go by
+        roles.
+
+    References:
+      Zhou et al., `Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch
+      <https://arxiv.org/abs/2102.04010>`_, 2021.
+
+    Example:
+      >>> import jaxprune
+      >>> w = jnp.array([[1.0], [-4.0], [3.0], [2.0]])
+      >>> masks = jaxprune.prune_params({"w": w}, 0.5, structure=NM(2, 4))[1]
+      >>> masks["w"][:, 0].tolist()
+      [False, True, True, False]
+    """
+
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
+    n: int
+    m: int
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        names = ("n", "m") if self.axis is None else ("n", "m", "axis")
+        for name in names:
+            object.__setattr__(self, name, as_int(f"NM: {name}", getattr(self, name)))
+        if not 1 <= self.n < self.m:
+            raise ValueError(
+                f"NM: n must be in [1, m), got n={self.n} of m={self.m}. NM(2, 4) keeps 2 of every "
+                "4."
+            )
+
+    @property
+    def decides_in_groups(self) -> bool:
+        """True: `keep_best` chooses within each group of `m`."""
+        return True
+
+    @property
+    def final_sparsity(self) -> Fraction:
+        """The fraction of zeros of the pattern, `1 - n / m`."""
+        return Fraction(self.m - self.n, self.m)
+
+    @property
+    def follows_roles(self) -> bool:
+        """Whether no axis is given."""
+        return self.axis is None
+
+    def for_leaf(self, leaf: AxesOf) -> Structure:
+        """The structure for a leaf whose axes are known: with an axis, or of several axes.
+
+        Raises:
+          ValueError: which axes are inputs is not known, or none is.
+        """
+        if self.axis is not None:
+            return self
+        named = dataclasses.replace(self, axis=-2)
+        roles = known_roles(leaf, f"{self!r} groups weights along inputs", named)
+        if roles is None:
+            return named
+        inputs = places(roles, "in")
+        if not inputs:
+            raise ValueError(f"{self!r} needs an axis of role 'in', but the roles are {roles}")
+        if len(inputs) == 1 or leaf.shape[inputs[-1]] % self.m == 0:
+            return dataclasses.replace(self, axis=inputs[-1] - len(roles))
+        others = tuple(axis for axis in range(len(roles)) if axis not in inputs)
+        return MatrixView(named, lead=(), rows=inputs, cols=others)
+
+    def n_units(self, shape: tuple[int, ...]) -> int:
+        """The number of weights."""
+        return math.prod(shape)
+
+    def n_groups(self, shape: tuple[int, ...]) -> int:
+        """The number of groups of `m`.
+
+        Raises:
+          ValueError: the leaf does not have the axis, or its length is not a multiple of `m`.
+        """
+        axis = axis_of(shape, self.axis, self, default=-2)
+        if shape[axis] % self.m:
+            name = axis if self.axis is None else self.axis
+            raise ValueError(
+                f"{self!r} needs an axis whose length is a multiple of {self.m}, but axis "
+                f"{name} of shape {shape} has length {shape[axis]}"
+            )
+        return math.prod(shape) // self.m
+
+    def unit_scores(self, scores: jax.Array) -> jax.Array:
+        """The scores unchanged."""
+        return scores
+
+    def unit_mask(self, mask: jax.Array) -> jax.Array:
+        """The mask unchanged."""
+        return mask
+
+    def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The mask unchanged."""
+        del shape
+        return unit_mask
+
+    def keep_best(self, scores: jax.Array, allowed: jax.Array, n_keep: jax.Array) -> jax.Array:
+        """Marks the `n_keep` largest scores of each group.
+
+        Args:
+          scores: one per weight.
+          allowed: the weights that may be kept; fewer are kept where a group allows fewer.
+          n_keep: how many each group keeps, an int32 scalar.
+
+        Returns:
+          A bool mask of the shape of `scores`.
+        """
+        axis = axis_of(scores.shape, self.axis, self, default=-2)
+        key = order_key(scores)
+        key = jnp.where(allowed.astype(bool), key, jnp.zeros_like(key))
+        groups = split_axis(key, axis, self.m)
+        place = lax.broadcasted_iota(jnp.int32, groups.shape, axis + 1)
+        rank = jnp.zeros(groups.shape, jnp.int32)
+        # Ranks by comparing with every other member: XLA fuses this, which it can't do with a sort.
+        for shift in range(1, self.m):
+            neighbour = jnp.roll(groups, shift, axis + 1)
+            has_lower_index = place >= shift
+            wins = (neighbour > groups) | ((neighbour == groups) & has_lower_index)
+            rank = rank + wins.astype(jnp.int32)
+        mask = merge_axis(rank < n_keep, scores)
+        return mask & allowed.astype(bool)
+
+
+# Its example runs, although by `__module__` it belongs to `jaxprune`.
+__test__ = {"NM": NM}
