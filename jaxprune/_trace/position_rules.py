@@ -115,19 +115,19 @@ def _gathered(
     )
     removed = (*numbers.collapsed_slice_dims, *batching)
     axes = [blank(size) for size in shape]
-    known = _known_positions(positions)
     for i, k in enumerate(numbers.start_index_map):
         if sizes[k] == array.shape[k]:
             continue
         if sizes[k] != 1:
             raise UnclearError("gather takes a part of an axis")
-        if known is None or len(batch_axes) > 1 or (batch_axes and k not in removed):
+        along = _known_along(positions, i)
+        if along is None or (len(along[1]) > 1 and k not in removed):
             view = _indexed(_indexed_axis(view, k, np.zeros(1, int)), k, positions, path)
             continue
-        selected = np.clip(known[..., i].reshape(-1), 0, array.shape[k] - 1)
-        view = _indexed_axis(view, k, selected)
-        if batch_axes:
-            axes[batch_axes[0]] = _sum(axes[batch_axes[0]], view.axes[k])
+        axis, selected = along
+        view = _indexed_axis(view, k, np.clip(selected, 0, array.shape[k] - 1))
+        if len(selected) > 1:
+            axes[batch_axes[axis]] = _sum(axes[batch_axes[axis]], view.axes[k])
             view = _replaced(view, k, ())
     for k, i in batching.items():
         # `i` counts the axes of the positions without their last one, as `batch_axes` does.
@@ -138,6 +138,22 @@ def _gathered(
         axes[position] = view.axes[k]
     rest = view.without_axes(removed)
     return None if rest is None else rest.with_axes(axes)
+
+
+def _known_along(positions: Value, i: int) -> tuple[int, np.ndarray] | None:
+    """Along which axis part `i` of the positions varies, and its values along that axis.
+
+    None if they are not constants, or vary along several axes.
+    """
+    known = _known_positions(positions)
+    if known is None:
+        return None
+    known = known[..., i]
+    for axis in range(max(known.ndim, 1)):
+        line = known[tuple(slice(None if k == axis else 1) for k in range(known.ndim))]
+        if (line == known).all():
+            return axis, line.reshape(-1)
+    return None
 
 
 def _indexed_axis(view: View, k: int, index: np.ndarray) -> View:
@@ -158,3 +174,32 @@ def _sum(a: Digits, b: Digits) -> Digits:
         steps[axis] = steps.get(axis, 0) + step
     mask = x.mask() & y.mask()
     return (Digit(x.size, steps, None if mask.all() else mask),)
+
+
+# Devices
+
+
+def device_part(array: Value, shape: tuple[int, ...], path: EquationPath) -> Value:
+    """The part of an array that one device of a `shard_map` has; where it lies is not known."""
+    device = Value(())
+    views = array.views
+    for k, size in enumerate(shape):
+        if size != array.shape[k]:
+            views = tuple(_sliced(view, k, size, device, path) for view in views)
+    return Value(shape, views, array.is_data)
+
+
+def all_gather(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Joins the parts that all devices have along an axis, or stacks them along a new one."""
+    axis, n = eqn.params["all_gather_dimension"], eqn.params["axis_size"]
+    views = []
+    for view in operands[0].views:
+        axes = list(view.axes)
+        if not eqn.params["tiled"]:
+            axes.insert(axis, blank(n))
+        else:
+            size = size_of(axes[axis])
+            steps = {k: np.arange(n) * size for digit in axes[axis] for k in digit.steps}
+            axes[axis] = (Digit(n, steps), *axes[axis])
+        views.append(view.with_axes(axes))
+    return [tuple(views)]

@@ -62,6 +62,15 @@ def squeeze(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Vie
     return [tuple(view for view in views if view is not None)]
 
 
+def reduction(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Removes axes of length 1. Sums and norms of several entries have no views."""
+    axes, shape = eqn.params["axes"], operands[0].shape
+    if any(shape[k] != 1 for k in axes):
+        return [()]
+    views = [view.without_axes(axes) for view in operands[0].views]
+    return [tuple(view for view in views if view is not None)]
+
+
 def broadcast_in_dim(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
     """Adds axes, along which the same entries repeat."""
     shape = eqn.outvars[0].aval.shape
@@ -150,18 +159,17 @@ def concatenate(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list
     return [tuple(views)]
 
 
+# Primitives whose results say too little about single entries of a leaf to be followed.
+ENDS = (
+    *("reduce_and", "reduce_or", "argmax", "argmin", "sort", "top_k", "approx_top_k"),
+    *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"),
+    *("reduce_window_max", "reduce_window_min", "reduce_window_sum"),
+)
 _ALSO_ELEMENTWISE = (
-    *(
-        "integer_pow",
-        "convert_element_type",
-        "real",
-        "imag",
-        "conj",
-        "complex",
-        "sharding_constraint",
-    ),
-    *("reshard", "mesh_cast", "pvary", "pcast", "layout_constraint", "shift_left", "copy_p"),
-    *("shift_right_arithmetic", "shift_right_logical", "population_count", "clz", "acosh", "atanh"),
+    *("integer_pow", "convert_element_type", "real", "imag", "conj", "complex", "copy_p"),
+    *("sharding_constraint", "reshard", "mesh_cast", "pvary", "pcast", "layout_constraint"),
+    *("ppermute", "shift_left", "shift_right_arithmetic", "shift_right_logical"),
+    *("population_count", "clz", "acosh", "atanh"),
 )
 VIEW_RULES: dict[str, ViewRule] = {
     **dict.fromkeys((*ELEMENTWISE, *_ALSO_ELEMENTWISE), elementwise),
@@ -169,6 +177,7 @@ VIEW_RULES: dict[str, ViewRule] = {
     "optimization_barrier": barrier,
     "transpose": transpose,
     "squeeze": squeeze,
+    **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"), reduction),
     "broadcast_in_dim": broadcast_in_dim,
     "reshape": reshape,
     "slice": slice_,
@@ -179,4 +188,6 @@ VIEW_RULES: dict[str, ViewRule] = {
     "dynamic_slice": positions.dynamic_slice,
     "dynamic_update_slice": positions.dynamic_update_slice,
     "gather": positions.gather,
+    "all_gather": positions.all_gather,
+    "all_gather_invariant": positions.all_gather,
 }

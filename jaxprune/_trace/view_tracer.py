@@ -15,8 +15,9 @@ import numpy as np
 
 from jaxprune._trace.leaf_views import Digits, UnclearError, Value, View, Views, blank
 from jaxprune._trace.operand_roles import PRODUCTS, OperandRoles
+from jaxprune._trace.position_rules import device_part
 from jaxprune._trace.tracer import EquationPath, is_literal, scan_counts
-from jaxprune._trace.view_rules import VIEW_RULES
+from jaxprune._trace.view_rules import ENDS, VIEW_RULES
 
 _MAX_VIEWS = 512  # of one array
 _MAX_KNOWN = 2**20  # entries of a constant that is evaluated, to know the positions it holds
@@ -124,7 +125,7 @@ class ViewTracer:
         try:
             if name not in VIEW_RULES:
                 reason = f"it passes through {name}, which has no rule in jaxprune"
-                raise UnclearError("" if name in _ENDS else reason)
+                raise UnclearError("" if name in ENDS else reason)
             results = VIEW_RULES[name](eqn, self._path, operands)
             return [_distinct(views) for views in results]
         except UnclearError as error:
@@ -256,6 +257,20 @@ class ViewTracer:
             self.mixed[self._path] = tuple(mixed)
         return [*carry, *results[len(carry) :]]
 
+    def shard_map(self, eqn: Any, operands: Sequence[Value]) -> list[Value]:
+        """Follows the program of one device, whose arrays are parts of those outside."""
+        inner = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
+        parts = [
+            device_part(operand, tuple(var.aval.shape), self._path)
+            for operand, var in zip(operands, inner.invars, strict=True)
+        ]
+        results = self.run_inner(eqn, "jaxpr", parts)
+        shapes = [tuple(var.aval.shape) for var in eqn.outvars]
+        return [
+            Value(shape, value.views if value.shape == shape else (), value.is_data)
+            for shape, value in zip(shapes, results, strict=True)
+        ]
+
     def cond(self, eqn: Any, operands: Sequence[Value]) -> list[Value]:
         """Follows every branch. A result has the views that it has in any branch."""
         which, *arguments = operands
@@ -328,10 +343,9 @@ def _distinct(views: Sequence[View]) -> Views:
     return tuple(views)
 
 
-# Primitives whose results say too little about single entries of a leaf to be followed.
-_ENDS = (
-    *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"),
-    *("argmax", "argmin", "sort", "top_k", "approx_top_k", "cumsum", "cumprod", "cummax", "cummin"),
-    *("cumlogsumexp", "reduce_window_max", "reduce_window_min", "reduce_window_sum"),
-)
-_CONTROL = {"scan": ViewTracer.scan, "while": ViewTracer.while_, "cond": ViewTracer.cond}
+_CONTROL = {
+    "scan": ViewTracer.scan,
+    "while": ViewTracer.while_,
+    "cond": ViewTracer.cond,
+    "shard_map": ViewTracer.shard_map,
+}

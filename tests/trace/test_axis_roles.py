@@ -98,6 +98,35 @@ def test_it_works_under_jit_and_on_a_function_that_fails_to_run():
     assert dict(roles[0]) == {"": ("in", "out")}
 
 
+def sharded_products(mesh):
+    """Products inside shard_map, of (apply_fn, shape of the param, roles)."""
+    part, shard = jax.sharding.PartitionSpec, jax.shard_map
+
+    def of(product, spec):
+        specs = (spec, part())
+        return shard(product, mesh=mesh, in_specs=specs, out_specs=part(), check_vma=False)
+
+    gathered = lambda w, x: x @ jax.lax.all_gather(w, "a", axis=0, tiled=True)
+    stacked = lambda w, x: jnp.einsum("bi,dio->bo", x, jax.lax.all_gather(w, "a")[:1])
+    ring = lambda w, x: x @ jax.lax.ppermute(w, "a", [(0, 1), (1, 0)])
+    experts = lambda w, x: x @ w[0]
+    return (
+        (of(lambda w, x: x @ w, part(None, "a")), (6, 4), ("in", "out")),
+        (of(gathered, part("a")), (6, 4), ("in", "out")),
+        (of(stacked, part(None, "a")), (6, 4), ("in", "out")),
+        (of(ring, part(None, "a")), (6, 4), ("in", "out")),
+        (of(experts, part("a")), (2, 6, 4), ("stack", "in", "out")),
+    )
+
+
+def test_products_on_the_parts_that_devices_have():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("a",))
+    for function, sizes, expected in sharded_products(mesh):
+        w = jax.ShapeDtypeStruct(sizes, jnp.float32)
+        roles = jaxprune.axis_roles(function, w, X)
+        assert (dict(roles), roles.without) == ({"": expected}, {})
+
+
 # A language model of 70B: 80 layers, each with kernels of its own, embed 8192, hidden 28672.
 
 

@@ -90,6 +90,7 @@ def unchanged(draw, shape):
         lambda x: x * np.ones(shape, np.float32) / jnp.linalg.norm(x),
         jax.jit(lambda x: x + 0.0),
         jax.checkpoint(lambda x: x * 1.0),
+        lambda x: x[None].sum(0),
         lambda x: jax.lax.cond(True, jnp.tanh, lambda x: x, x),
         lambda x: jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: x / 2, x),
     )
@@ -270,6 +271,15 @@ def test_positions_that_the_program_computes_are_not_known():
     [product] = products(lambda w, x, i: jnp.einsum("bi,bio->bo", x, w[i]), W, X, np.array([2, 1]))
     assert (product.view.indexed[0][0], product.view.looked_up) == (0, True)
     assert product.roles == ("stack", "in", "out")
+
+
+def test_positions_that_are_constants_along_one_axis_are_known():
+    columns, rows = np.array([[2, 0]]), np.array([[1], [3], [0]])
+    function = lambda w, x: jnp.einsum("bi,ioz->boz", x[:, :3], w[rows, columns])
+    [product] = products(function, jnp.ones((4, 3, 2)), X)
+    steps = [[digit.steps for digit in axis] for axis in product.view.axes]
+    np.testing.assert_array_equal(steps[0][0][0], [1, 3, 0])
+    np.testing.assert_array_equal(steps[1][0][1], [2, 0])
 
 
 def test_a_table_that_is_looked_up_becomes_data():
