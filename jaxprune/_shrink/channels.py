@@ -8,18 +8,20 @@ import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, rule_for
 from jaxprune._recipe.coupled import Coupled
+from jaxprune._shrink.balance import extra_units, tie
+from jaxprune._shrink.cut import units_of_labels
 from jaxprune._shrink.fit import accept
 from jaxprune._shrink.flax_sizes import Model, function_model, nnx_model
 from jaxprune._shrink.groups import Group, group_units
-from jaxprune._shrink.not_zero import producers, refuse_nonzero
-from jaxprune._shrink.report import AxisGroup, axis_group, refusals
+from jaxprune._shrink.not_zero import choose_pruned
+from jaxprune._shrink.report import AxisGroup, axis_groups, refusals
 from jaxprune._shrink.units import LeafAxis, Unit, units_of
 from jaxprune._trace.program import Program, program_of, trace
+from jaxprune._trace.tracer import LeafSlice, Tiling, Tracer
 
 _TAKEN = "another group has its leaves: a leaf is pruned along one axis, that of the larger group"
 _MIXED = "two axes of one leaf belong to it: only one axis of a leaf can be pruned"
 _SINGLE = "it has only one unit, which stays"
-_NO_WEIGHTS = "it has no weights that can be pruned"
 
 
 class ChannelGroups(dict[str, Coupled]):
@@ -64,7 +66,10 @@ def channel_groups(
     it. A hidden unit of a recurrent cell includes its columns in all gates, a head of attention its
     query, key and value. The score of a channel is the Euclidean norm of all these weights, and all
     leaves of a group share one budget, which counts channels. Weights that only read a channel,
-    such as its rows in the next kernel, are not pruned: they are multiplied by zeros.
+    such as its rows in the next kernel, are not pruned: they are multiplied by zeros. Channels that
+    are not zero when their weights are, such as those behind a sigmoid, are pruned where they are
+    read, in the rows of the next kernel. Where an axis is split into parts that must stay equally
+    long, channel i of each part belongs to one channel.
 
     If a leaf could lose indices along several axes, the group with more leaves takes it. Axes that
     `shrink` refuses are left out. So is the last layer, whose channels are the outputs.
@@ -134,19 +139,36 @@ def _coupled_structures(model: Model, param_paths: Iterable[str]) -> ChannelGrou
     params = {program.paths.index(path) for path in param_paths}
     weights = {i for i in params if jnp.issubdtype(program.leaves[i].dtype, jnp.inexact)}
     tracer = trace(program, lambda leaf, axis: None)
-    groups = group_units(units_of(tracer))
-    candidates = [group for group in groups if not group.reason]
-    for group in candidates:  # removing one unit shows whether the group can shrink at all
-        group.removed = _candidates([group])[:1]
-        if len(group.units) == 1:
-            group.refuse(_SINGLE)
-    refuse_nonzero(program, [group for group in candidates if group.removed], weights)
+
+    def groups_with(tilings: Sequence[Tiling]) -> list[Group]:
+        tie(tracer, tilings)
+        return _to_try(program, tracer, weights, tilings)
+
+    groups = accept(model, program, tracer, groups_with)
     structures: dict[str, Coupled] = {}
-    for component in _components(accept(model, program, tracer, candidates), weights):
-        structures |= _structures_of(program, component, weights)
+    for component in _components([group for group in groups if group.removed]):
+        structures |= _structures_of(program, component)
     if not structures:
         raise ValueError(f"channel_groups: no channels can be pruned: {refusals(program, groups)}.")
-    return ChannelGroups(structures, [axis_group(program, group) for group in groups])
+    return ChannelGroups(structures, axis_groups(program, groups))
+
+
+def _to_try(
+    program: Program, tracer: Tracer, weights: set[int], tilings: Sequence[Tiling]
+) -> list[Group]:
+    """The groups, each with a unit to remove, which shows whether the group can shrink at all."""
+    units_of_label = units_of_labels(tracer)
+    extra = extra_units(tracer.tilings, units_of_label)
+    groups = group_units(program, units_of(tracer))
+    for group in groups:
+        group.removed = []
+        if not group.reason:
+            candidates = _candidates([group])
+            group.removed = candidates[:1] + [u for u in candidates[1:-1] if u.label in extra]
+            if len(candidates) == 1:
+                group.refuse(_SINGLE)
+    choose_pruned(program, [group for group in groups if group.removed], weights, tilings)
+    return groups
 
 
 def _candidates(groups: Iterable[Group]) -> list[Unit]:
@@ -155,23 +177,22 @@ def _candidates(groups: Iterable[Group]) -> list[Unit]:
 
 
 class _Component(NamedTuple):
-    """Groups that share producers, so that they must be pruned by one decision.
+    """Groups that share pruned axes, so that they must be pruned by one decision.
 
     Attributes:
-      axes: the producers of all their units.
+      axes: the pruned axes of all of them.
       groups: the groups.
     """
 
-    axes: set[LeafAxis]
+    axes: frozenset[LeafAxis]
     groups: list[Group]
 
 
-def _components(groups: Iterable[Group], weights: set[int]) -> list[list[Unit]]:
-    """The units of groups in components. Each leaf is in one: the one with most axes takes it."""
+def _components(groups: Iterable[Group]) -> list[_Component]:
+    """Groups in components. Each leaf is in one at most: the one with most axes takes it."""
     components: list[_Component] = []
-    for group in groups:
-        axes = {axis for unit in _candidates([group]) for axis in producers(unit, weights)}
-        merged = _Component(axes, [group])
+    for group in _without_overlaps(groups):
+        merged = _Component(group.pruned, [group])
         separate = []
         for component in components:
             if component.axes & merged.axes:
@@ -181,27 +202,40 @@ def _components(groups: Iterable[Group], weights: set[int]) -> list[list[Unit]]:
         components = [*separate, merged]
     taken: set[int] = set()
     chosen = []
-    for axes, members in sorted(components, key=lambda component: -len(component.axes)):
-        leaves = {axis.leaf for axis in axes}
-        reason = ""
-        if not axes:
-            reason = _NO_WEIGHTS
-        elif len(leaves) < len(axes):
-            reason = _MIXED
-        elif leaves & taken:
-            reason = _TAKEN
-        if reason:
-            for group in members:
-                group.refuse(reason)
+    for component in sorted(components, key=lambda component: -len(component.axes)):
+        leaves = {axis.leaf for axis in component.axes}
+        if len(leaves) < len(component.axes) or leaves & taken:
+            for group in component.groups:
+                group.refuse(_TAKEN if leaves & taken else _MIXED)
         else:
             taken |= leaves
-            chosen.append(_candidates(members))
+            chosen.append(component)
     return chosen
 
 
-def _structures_of(program: Program, units: list[Unit], weights: set[int]) -> dict[str, Coupled]:
+def _without_overlaps(groups: Iterable[Group]) -> list[Group]:
+    """Groups that share no slice. Of those that do, the one with more axes is taken.
+
+    An axis of channels that is reshaped to heads and head_dim can lose either. Heads come first,
+    but an axis of less than four, such as the groups of a channel shuffle, comes last.
+    """
+    kept: list[tuple[int, Group]] = []
+    slices: set[LeafSlice] = set()
+    numbered = enumerate(groups)
+    for number, group in sorted(numbered, key=lambda g: (-len(g[1].axes), len(g[1].units) < 4)):
+        members = {m for unit in group.units for m in unit.members}
+        pruned = {m for m in members if LeafAxis(m.leaf, m.axis) in group.pruned}
+        if pruned & slices:
+            group.refuse(_TAKEN)
+        else:
+            slices |= pruned
+            kept.append((number, group))
+    return [group for _, group in sorted(kept, key=lambda pair: pair[0])]
+
+
+def _structures_of(program: Program, component: _Component) -> dict[str, Coupled]:
     """The structure of each leaf in a component."""
-    axes = sorted({axis for unit in units for axis in producers(unit, weights)})
+    axes, units = sorted(component.axes), _candidates(component.groups)
     unit_of = {axis: np.full(np.shape(program.leaves[axis.leaf])[axis.axis], -1) for axis in axes}
     for number, unit in enumerate(units):
         for member in unit.members:

@@ -8,20 +8,28 @@ from jaxprune._trace.traced_arrays import Axis
 from jaxprune._trace.tracer import Tracer
 
 
-def unit_of_labels(tracer: Tracer) -> np.ndarray:
-    """For each label of a traced program, the smallest label of its unit."""
-    n_labels = int(tracer.new_labels(1)[0])
-    return np.array(tracer.units.find_all(np.arange(n_labels)), np.int64)
+def units_of_labels(tracer: Tracer) -> np.ndarray:
+    """For each label of a traced program, the units that it goes with.
+
+    Returns:
+      int64[n_labels, n]; units are named by the smallest of their labels. A row with fewer than n
+      units ends with -1.
+    """
+    atoms = [tracer.units.atoms(label) for label in range(tracer.n_labels)]
+    table = np.full((len(atoms), max(map(len, atoms), default=1)), -1)
+    for k in range(table.shape[1]):
+        table[:, k] = [row[k] if k < len(row) else -1 for row in atoms]
+    return table
 
 
 class Cut:
     """Some units of a traced program, to be removed."""
 
-    def __init__(self, unit_of: np.ndarray, removed: Iterable[int]):
-        """Args: `unit_of_labels` of the program, and the units to remove."""
-        is_removed = np.zeros(len(unit_of), bool)
+    def __init__(self, units_of: np.ndarray, removed: Iterable[int]):
+        """Args: `units_of_labels` of the program, and the units to remove."""
+        is_removed = np.zeros(len(units_of) + 1, bool)  # the last entry is that of -1
         is_removed[list(removed)] = True
-        self._is_removed = is_removed[unit_of]
+        self._is_removed = np.asarray(is_removed[units_of].any(1))
 
     def length(self, axis: Axis) -> int:
         """How many indices of an axis are left."""

@@ -8,32 +8,51 @@ layers: usually, one more is needed for each kind of reason.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from jaxprune._shrink.cut import Cut, unit_of_labels
+from jaxprune._shrink.balance import cut_at
+from jaxprune._shrink.cut import Cut, units_of_labels
 from jaxprune._shrink.flax_sizes import Model
 from jaxprune._shrink.groups import Group, without_removed
 from jaxprune._shrink.same_program import Difference, differences
 from jaxprune._trace.program import Program
-from jaxprune._trace.tracer import EquationPath, Tracer
+from jaxprune._trace.tracer import EquationPath, Tiling, Tracer
 
 _FEW = 4  # groups that one difference is blamed on; more are halved
 
 
-def accept(model: Model, program: Program, tracer: Tracer, groups: Sequence[Group]) -> list[Group]:
-    """The groups whose units can be removed from the model together.
+def accept(
+    model: Model,
+    program: Program,
+    tracer: Tracer,
+    groups_with: Callable[[Sequence[Tiling]], list[Group]],
+) -> list[Group]:
+    """All groups of a model, with the units that can be removed from it together.
 
     The other groups are refused: they get a reason and a place, and nothing of them is removed.
+
+    Args:
+      model: the model.
+      program: its program.
+      tracer: that traced it.
+      groups_with: makes the groups, with the units to try, so that the parts of these tilings lose
+        equal numbers of units.
     """
-    fit = _Fit(model, program, tracer, groups)
-    candidates = [group for group in groups if group.removed]
-    fit.accepted(candidates)
-    fit.retry_together()
-    for number, difference in fit.refused.items():
+    imposed = [tiling for tiling in tracer.tilings if tiling.forced]
+    while True:
+        groups = groups_with(imposed)
+        fit = _Fit(model, program, tracer, groups)
+        seen = fit.try_all()
+        others = [tiling for tiling in tracer.tilings if not any(t is tiling for t in imposed)]
+        more = [tiling for difference in seen for tiling in cut_at(others, difference.path)]
+        if not more:
+            break
+        imposed += more
+    for number, difference in fit.refusals(seen).items():
         groups[number].refuse(difference.reason, difference.place)
-    return [group for group in candidates if group.removed]
+    return groups
 
 
 class _Fit:
@@ -46,9 +65,9 @@ class _Fit:
         self.refused: dict[int, Difference] = {}
         self._model, self._program, self._tracer = model, program, tracer
         self._groups = groups
-        self._number = {id(group): number for number, group in enumerate(groups)}
-        self._unit_of = unit_of_labels(tracer)
-        self._group_of = np.full(len(self._unit_of), -1)
+        self._candidates = [number for number, group in enumerate(groups) if group.removed]
+        self._units_of = units_of_labels(tracer)
+        self._group_of = np.full(len(self._units_of) + 1, -1)  # the last entry is that of no unit
         for number, group in enumerate(groups):
             self._group_of[[unit.label for unit in group.units]] = number
         self._order = {path: k for k, path in enumerate(tracer.equations)}
@@ -56,11 +75,17 @@ class _Fit:
         self._at: dict[EquationPath, frozenset[int]] = {}
         self._kept: list[int] = []
 
-    def accepted(self, groups: Iterable[Group]) -> None:
-        """Sorts groups into those that fit together and those that are refused."""
-        self._kept = self._solve([], [self._number[id(group)] for group in groups])
+    def try_all(self) -> list[Difference]:
+        """The differences with all groups that have units to remove."""
+        return self._check(self._candidates)
 
-    def retry_together(self) -> None:
+    def refusals(self, seen: list[Difference]) -> dict[int, Difference]:
+        """The groups that do not fit, each with a difference; `seen` is from `try_all`."""
+        self._kept = self._solve([], self._candidates, seen)
+        self._retry_together()
+        return self.refused
+
+    def _retry_together(self) -> None:
         """Tries refused groups together with refused neighbours: they may only fit together."""
         tried: set[frozenset[int]] = set()
         for number, difference in list(self.refused.items()):
@@ -77,7 +102,7 @@ class _Fit:
 
     def _check(self, numbers: Iterable[int]) -> list[Difference]:
         groups = [self._groups[number] for number in numbers]
-        cut = Cut(self._unit_of, [unit.label for group in groups for unit in group.removed])
+        cut = Cut(self._units_of, [unit.label for group in groups for unit in group.removed])
         small = without_removed(self._program, groups, shapes=True)
         return differences(self._model, self._program, self._tracer, cut, small)
 
@@ -163,6 +188,6 @@ class _Fit:
                 for axis in array.axes
                 if axis.labels is not None
             ]
-            groups = [np.unique(self._group_of[self._unit_of[axis]]) for axis in labels]
+            groups = [np.unique(self._group_of[self._units_of[axis]]) for axis in labels]
             self._at[path] = frozenset(n for part in groups for n in part.tolist() if n >= 0)
         return self._at[path]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._shrink.places import equation_at, place_of
 from jaxprune._shrink.units import LeafAxis, Unit
 from jaxprune._trace.program import Program
 from jaxprune._trace.tracer import SCANNED, WINDOW
@@ -29,6 +30,7 @@ class Group:
       axes: the param axes.
       units: in the order of their indices.
       removed: the units to remove.
+      pruned: the param axes along which pruning zeroes its units; see `not_zero`.
       reason: why none can be removed; empty if some can.
       place: where in the model the reason is; empty where that is unknown.
     """
@@ -36,7 +38,8 @@ class Group:
     axes: tuple[LeafAxis, ...]
     units: list[Unit]
     removed: list[Unit]
-    reason: str
+    pruned: frozenset[LeafAxis] = frozenset()
+    reason: str = ""
     place: str = ""
 
     def refuse(self, reason: str, place: str = "") -> None:
@@ -44,27 +47,31 @@ class Group:
         self.reason, self.place, self.removed = reason, place, []
 
 
-def group_units(units: Iterable[Unit]) -> list[Group]:
+def group_units(program: Program, units: Iterable[Unit]) -> list[Group]:
     """The groups that units form, each with the units that the network does not need.
 
     Axes that can never be pruned are left out: windows of convolutions, and those that `scan` loops
     over.
     """
-    by_axes: dict[tuple[LeafAxis, ...], list[Unit]] = {}
+    by_axes: dict[tuple[tuple[LeafAxis, ...], int], list[Unit]] = {}
     for unit in units:
-        by_axes.setdefault(unit.axes(), []).append(unit)
+        by_axes.setdefault((unit.axes(), unit.family), []).append(unit)
     groups = []
-    for axes, members in by_axes.items():
-        reasons = dict.fromkeys(reason for unit in members for reason in unit.reasons)
+    for (axes, _), members in by_axes.items():
+        reasons = {frozen.reason: frozen for unit in members for frozen in unit.reasons}
         if reasons.keys() & {WINDOW, SCANNED}:
             continue
-        if not reasons and not any(unit.contracted for unit in members):
-            reasons[NOT_CONTRACTED] = None
         removed = [unit for unit in members if is_removable(unit)]
         if len(removed) == len(members):  # an axis of length 0 would be of no use
             removed = removed[1:]
-        refused = not any(unit.is_candidate for unit in members)
-        groups.append(Group(axes, members, removed, "; ".join(reasons) if refused else ""))
+        group = Group(axes, members, removed)
+        if not reasons and not any(unit.contracted for unit in members):
+            group.refuse(NOT_CONTRACTED)
+        elif not any(unit.is_candidate for unit in members):
+            paths = [frozen.path for frozen in reasons.values() if frozen.path]
+            place = place_of(equation_at(program.jaxpr.jaxpr, paths[0])) if paths else ""
+            group.refuse("; ".join(reasons), place)
+        groups.append(group)
     return groups
 
 
@@ -81,11 +88,11 @@ def without_removed(program: Program, groups: Iterable[Group], *, shapes: bool =
       groups: with the units to remove.
       shapes: return `jax.ShapeDtypeStruct`s in place of the leaves that get smaller.
     """
-    removed: dict[LeafAxis, list[int]] = {}
+    removed: dict[LeafAxis, dict[int, None]] = {}
     for group in groups:
         for unit in group.removed:
             for leaf, axis, index in unit.members:
-                removed.setdefault(LeafAxis(leaf, axis), []).append(index)
+                removed.setdefault(LeafAxis(leaf, axis), {})[index] = None
     leaves = list(program.leaves)
     for (leaf, axis), indices in removed.items():
         x = leaves[leaf]
@@ -94,6 +101,6 @@ def without_removed(program: Program, groups: Iterable[Group], *, shapes: bool =
             shape[axis] -= len(indices)
             leaves[leaf] = jax.ShapeDtypeStruct(tuple(shape), x.dtype)
         else:  # by NumPy, which compiles nothing
-            smaller = np.delete(np.asarray(x), indices, axis)
+            smaller = np.delete(np.asarray(x), list(indices), axis)
             leaves[leaf] = jnp.asarray(smaller) if isinstance(x, jax.Array) else smaller
     return program.treedef.unflatten(leaves)

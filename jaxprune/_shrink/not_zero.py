@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune._shrink.cut import unit_of_labels
+from jaxprune._shrink.balance import tie
+from jaxprune._shrink.cut import units_of_labels
 from jaxprune._shrink.groups import Group
 from jaxprune._shrink.places import equation_at, place_of
-from jaxprune._shrink.units import LeafAxis, Unit, units_of
+from jaxprune._shrink.units import LeafAxis, units_of
 from jaxprune._trace.program import Program, trace
 from jaxprune._trace.traced_arrays import TracedArray
-from jaxprune._trace.tracer import EquationPath, KnownValues, Tracer
+from jaxprune._trace.tracer import EquationPath, KnownValues, Tiling, Tracer
 
 NOT_ZERO = "its units are not zero when all their weights are"
 
@@ -27,37 +28,63 @@ class _Loss(NamedTuple):
     value: float
 
 
-def refuse_nonzero(program: Program, groups: Sequence[Group], weights: set[int]) -> None:
-    """Refuses groups whose units are not zero when all weights that compute them are zero.
+def choose_pruned(
+    program: Program, groups: Sequence[Group], weights: set[int], tilings: Sequence[Tiling]
+) -> None:
+    """Chooses the axes along which pruning makes the units of each group zero.
+
+    These are the axes that compute the unit: columns of its kernel, entries of its bias. Where they
+    are not enough, as behind a sigmoid, they are the axes that read it: if the rows of the next
+    kernel are zero, nothing depends on the unit. Groups for which neither works are refused.
 
     Args:
       program: the model.
-      groups: each with units to try in `removed`.
+      groups: each with units to try in `removed`; they get their `pruned`.
       weights: the leaves that can be pruned.
+      tilings: whose parts are tied in the groups.
     """
-    tracer = trace(program, _zeros(program, groups, weights))
-    zero_units = {unit.members for unit in units_of(tracer) if unit.zero}
-    refused = [group for group in groups if any(u.members not in zero_units for u in group.removed)]
+    for group in groups:
+        axes = {axis for unit in group.units for axis in unit.axes() if axis.leaf in weights}
+        readers = {axis for unit in group.units for axis in unit.consumers}
+        group.pruned = frozenset(axes - readers)
+    tracer, refused = _nonzero(program, groups, tilings)
     if not refused:
         return
     losses = _losses(tracer, refused)
+    producers = [group.pruned for group in refused]
     for group in refused:
-        _refuse(program, group, weights, losses.get(group.removed[0].label))
+        readers = {axis for unit in group.units for axis in unit.consumers}
+        group.pruned = frozenset(axis for axis in readers if axis.leaf in weights)
+    still_refused = {id(group) for group in _nonzero(program, groups, tilings)[1]}
+    for group, axes in zip(refused, producers, strict=True):
+        if id(group) in still_refused or not group.pruned:
+            loss = losses.get(group.removed[0].label)
+            group.pruned = axes
+            _refuse(program, group, loss)
 
 
-def producers(unit: Unit, weights: set[int]) -> list[LeafAxis]:
-    """The param axes that compute a unit, without those that only read it."""
-    return [a for a in unit.axes() if a.leaf in weights and a not in unit.consumers]
+def _nonzero(
+    program: Program, groups: Sequence[Group], tilings: Sequence[Tiling]
+) -> tuple[Tracer, list[Group]]:
+    """The groups whose units are not zero when their pruned axes are, and the trace that shows it.
+
+    Labels have the same numbers in every trace of a program.
+    """
+    tracer = trace(program, _zeros(program, groups))
+    tie(tracer, tilings)
+    zero_units = {unit.label for unit in units_of(tracer) if unit.zero}
+    return tracer, [
+        group for group in groups if any(u.label not in zero_units for u in group.removed)
+    ]
 
 
-def _zeros(program: Program, groups: Iterable[Group], weights: set[int]) -> KnownValues:
-    """`KnownValues`: zero in the weights of the units to try, unknown elsewhere."""
+def _zeros(program: Program, groups: Iterable[Group]) -> KnownValues:
+    """Zero in the pruned axes of the units to try, unknown elsewhere."""
     zeros: dict[LeafAxis, list[int]] = {}
-    for unit in (unit for group in groups for unit in group.removed):
-        axes = set(producers(unit, weights))
-        for member in unit.members:
+    for group in groups:
+        for member in (member for unit in group.removed for member in unit.members):
             axis = LeafAxis(member.leaf, member.axis)
-            if axis in axes:
+            if axis in group.pruned:
                 zeros.setdefault(axis, []).append(member.position)
 
     def known(leaf: int, axis: int) -> np.ndarray | None:
@@ -71,8 +98,8 @@ def _zeros(program: Program, groups: Iterable[Group], weights: set[int]) -> Know
     return known
 
 
-def _refuse(program: Program, group: Group, weights: set[int], loss: _Loss | None) -> None:
-    if not any(producers(unit, weights) for unit in group.removed):
+def _refuse(program: Program, group: Group, loss: _Loss | None) -> None:
+    if not group.pruned:
         group.refuse("none of its weights can be pruned: they only read its units")
     elif loss is None:
         group.refuse(f"{NOT_ZERO}: a number that is not pruned is added to them")
@@ -88,15 +115,15 @@ def _refuse(program: Program, group: Group, weights: set[int], loss: _Loss | Non
 
 def _losses(tracer: Tracer, groups: Iterable[Group]) -> dict[int, _Loss]:
     """For each unit to try that is zero at some time, the last equation that makes it nonzero."""
-    unit_of = unit_of_labels(tracer)
-    wanted = np.zeros(len(unit_of), bool)
+    units_of = units_of_labels(tracer)
+    wanted = np.zeros(len(units_of) + 1, bool)  # the last entry is that of no unit
     wanted[[unit.label for group in groups for unit in group.removed]] = True
     losses: dict[int, _Loss] = {}
     for path, arrays in tracer.equations.items():
-        values = _values(arrays.results, unit_of, wanted)
+        values = _values(arrays.results, units_of, wanted)
         if not any(values.values()):
             continue
-        before = _values(arrays.operands, unit_of, wanted)
+        before = _values(arrays.operands, units_of, wanted)
         for unit, value in values.items():
             if value != 0 and before.get(unit) == 0:
                 losses[unit] = _Loss(path, value)
@@ -104,14 +131,14 @@ def _losses(tracer: Tracer, groups: Iterable[Group]) -> dict[int, _Loss]:
 
 
 def _values(
-    arrays: Sequence[TracedArray], unit_of: np.ndarray, wanted: np.ndarray
+    arrays: Sequence[TracedArray], units_of: np.ndarray, wanted: np.ndarray
 ) -> dict[int, float]:
     """The known values of units in some arrays; zero if they are zero in any of these."""
     values: dict[int, float] = {}
     for axis in (axis for array in arrays for axis in array.axes if axis.labels is not None):
-        units = unit_of[axis.labels]
+        units = units_of[axis.labels]
         known = axis.known_values()
-        for k in np.flatnonzero(wanted[units]).tolist():
-            unit = int(units[k])
+        for k, column in zip(*np.nonzero(wanted[units]), strict=True):
+            unit = int(units[k, column])
             values[unit] = 0.0 if values.get(unit) == 0 else float(known[k])
     return values

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxprune._base.paths import shown_path
 from jaxprune._shrink.groups import Group
+from jaxprune._shrink.units import LeafAxis
 from jaxprune._trace.program import Program
 
 
@@ -88,17 +89,34 @@ class ShrinkReport:
         return "\n".join([head, *lines])
 
 
-def axis_group(program: Program, group: Group) -> AxisGroup:
-    """A group for users: paths in place of leaf numbers, leaves of most axes first."""
+def axis_groups(program: Program, groups: Iterable[Group]) -> tuple[AxisGroup, ...]:
+    """Groups for users: paths in place of leaf numbers, leaves of most axes first.
+
+    An axis that is reshaped, say to heads and head_dim, can shrink in two ways, each of which is a
+    group. Where both are refused they are reported as one, and where one is not, it is reported.
+    """
+    ways: dict[tuple[LeafAxis, ...], list[Group]] = {}
+    for group in groups:
+        ways.setdefault(group.axes, []).append(group)
+    shown: list[AxisGroup] = []
+    for same_axes in ways.values():
+        possible = [group for group in same_axes if not group.reason]
+        for group in possible or same_axes[:1]:
+            reasons = dict.fromkeys(way.reason for way in same_axes if not possible)
+            shown.append(_axis_group(program, group, "; ".join(reasons)))
+    return tuple(shown)
+
+
+def _axis_group(program: Program, group: Group, reason: str) -> AxisGroup:
     axes = sorted(group.axes, key=lambda axis: -np.ndim(program.leaves[axis.leaf]))
     members = tuple((program.paths[leaf], axis) for leaf, axis in axes)
     size = len(group.units)
-    return AxisGroup(members, size, size - len(group.removed), group.reason, group.place)
+    return AxisGroup(members, size, size - len(group.removed), reason, group.place)
 
 
 def refusals(program: Program, groups: Iterable[Group]) -> str:
     """All refused groups, for an error."""
-    refused = [str(axis_group(program, group)) for group in groups if group.reason]
+    refused = [str(group) for group in axis_groups(program, groups) if group.reason]
     return "; ".join(refused) or "no product sums over any of them"
 
 
@@ -111,8 +129,7 @@ def report_of(
         if np.shape(old) != np.shape(new):
             shapes[path] = (tuple(np.shape(old)), tuple(np.shape(new)))
     before, now = (sum(math.prod(np.shape(x)) for x in tree) for tree in (program.leaves, leaves))
-    axis_groups = tuple(axis_group(program, group) for group in groups)
-    return ShrinkReport(axis_groups, shapes, before, now, difference)
+    return ShrinkReport(axis_groups(program, groups), shapes, before, now, difference)
 
 
 # Their examples run, although by `__module__` they belong to `jaxprune`.

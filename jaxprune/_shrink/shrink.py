@@ -6,20 +6,23 @@ run both models and compare the outputs.
 """
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.core
 
 from jaxprune._base.arguments import shown
+from jaxprune._shrink.balance import balance
+from jaxprune._shrink.cut import units_of_labels
 from jaxprune._shrink.fit import accept
 from jaxprune._shrink.flax_sizes import Model, function_model, nnx_model, resize_nnx
-from jaxprune._shrink.groups import group_units, without_removed
+from jaxprune._shrink.groups import Group, group_units, without_removed
 from jaxprune._shrink.outputs import largest_difference
 from jaxprune._shrink.report import ShrinkReport, refusals, report_of
 from jaxprune._shrink.units import units_of
 from jaxprune._trace.program import known_values, program_of, trace
+from jaxprune._trace.tracer import Tiling
 
 
 def shrink(
@@ -34,14 +37,16 @@ def shrink(
     is zero, and so are its bias and the scale and bias of the batch norm that follows. If all units
     of a group are zero, one of them stays.
 
+    An axis that the model splits into equal parts, such as the gates of a cell or the groups of a
+    grouped convolution, loses equal numbers of units in all parts.
+
     Groups of units that can't be removed safely are refused: they keep their size, and the report
-    gives the reason. Refused are
+    gives the reason and the place in the model. Refused are
 
     - axes under a LayerNorm, a mean or a softmax, which depend on how many entries there are;
     - axes whose length is part of a constant, such as head_dim of query and key in attention, which
       are scaled by 1 / sqrt(head_dim), and hard-coded lengths (compute them from array shapes);
     - axes that must be as long as an input, or as a constant array in the code (make it a param);
-    - channels of grouped convolutions, except depthwise ones;
     - axes that pass through a primitive for which jaxprune has no rule.
 
     The optimizer state does not fit the smaller params: initialize a new one.
@@ -121,9 +126,16 @@ def _shrink(model: Model, rtol: float | None) -> tuple[Any, ShrinkReport]:
             )
     program = program_of(model.apply_fn, model.variables, model.inputs)
     tracer = trace(program, known_values(program))
-    groups = group_units(units_of(tracer))
+    units_of_label = units_of_labels(tracer)
+
+    def groups_with(tilings: Sequence[Tiling]) -> list[Group]:
+        groups = group_units(program, units_of(tracer))
+        balance(groups, tilings, units_of_label)
+        return groups
+
+    groups = accept(model, program, tracer, groups_with)
     if all(group.reason for group in groups):
         raise ValueError(f"shrink: no axis of the params can shrink: {refusals(program, groups)}.")
-    small = without_removed(program, accept(model, program, tracer, groups))
+    small = without_removed(program, groups)
     difference = largest_difference(model, small, rtol)
     return small, report_of(program, groups, jax.tree_util.tree_leaves(small), difference)

@@ -1,12 +1,16 @@
 """Units of a traced program: which slices of params stay or go together, and what keeps them.
 
 The tracer records facts about labels. Here they become one `Unit` per set of joined labels that has
-a slice of a param in it.
+a slice of a param in it. A label with factors belongs to the unit of each of them.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from jaxprune._trace.tracer import LeafSlice, Tracer
+import numpy as np
+
+from jaxprune._shrink.cut import units_of_labels
+from jaxprune._trace.tracer import Frozen, LeafSlice, Tracer
 
 
 class LeafAxis(NamedTuple):
@@ -26,14 +30,17 @@ class Unit(NamedTuple):
       contracted: whether any product sums over it.
       zero: whether in every such product one factor is known to be zero there.
       consumers: the param axes that take it up: rows of the next kernel, not columns of its own.
+      family: for a unit of an axis that a reshape makes, such as a head, a number of that axis; -1
+        for any other.
     """
 
     label: int
     members: tuple[LeafSlice, ...]
-    reasons: tuple[str, ...]
+    reasons: tuple[Frozen, ...]
     contracted: bool
     zero: bool
     consumers: frozenset[LeafAxis]
+    family: int
 
     @property
     def is_candidate(self) -> bool:
@@ -47,53 +54,63 @@ class Unit(NamedTuple):
 
 def units_of(tracer: Tracer) -> list[Unit]:
     """The units of a traced program that have slices of params, in the order of the leaves."""
-    reasons, zero, consumers = _reasons(tracer), _zero(tracer), _consumers(tracer)
+    table = units_of_labels(tracer)
+    frozen, zero, consumers = _frozen(tracer, table), _zero(tracer, table), _consumers(tracer)
     members: dict[int, list[LeafSlice]] = {}
-    for label, member in enumerate(tracer.members):
-        members.setdefault(tracer.units.find(label), []).append(member)
+    consumed: dict[int, set[LeafAxis]] = {}
+    for units, member, is_consumer in zip(table.tolist(), tracer.members, consumers, strict=False):
+        for unit in units:
+            if unit >= 0:
+                members.setdefault(unit, []).append(member)
+                if is_consumer:
+                    axes = consumed.setdefault(unit, set())
+                    axes.add(LeafAxis(member.leaf, member.axis))
     return [
         Unit(
             label,
-            tuple(slices),
-            tuple(reasons.get(label, ())),
+            tuple(dict.fromkeys(slices)),
+            tuple(frozen.get(label, {}).values()),
             contracted=label in zero,
             zero=zero.get(label, False),
-            consumers=frozenset(consumers.get(label, ())),
+            consumers=frozenset(consumed.get(label, ())),
+            family=tracer.families.get(label, -1),
         )
         for label, slices in members.items()
     ]
 
 
-def _reasons(tracer: Tracer) -> dict[int, list[str]]:
-    """For each frozen unit, its reasons, each of them once."""
-    reasons: dict[int, dict[str, None]] = {}
-    for labels, reason in tracer.frozen:
-        for unit in set(tracer.units.find_all(labels)):
-            reasons.setdefault(unit, {})[reason] = None
-    return {unit: list(texts) for unit, texts in reasons.items()}
+def _frozen(tracer: Tracer, table: np.ndarray) -> dict[int, dict[str, Frozen]]:
+    """For each frozen unit, the first record of each of its reasons."""
+    frozen: dict[int, dict[str, Frozen]] = {}
+    for record in tracer.frozen:
+        for unit in np.unique(table[record.labels]).tolist():
+            if unit >= 0:
+                frozen.setdefault(unit, {}).setdefault(record.reason, record)
+    return frozen
 
 
-def _zero(tracer: Tracer) -> dict[int, bool]:
+def _zero(tracer: Tracer, table: np.ndarray) -> dict[int, bool]:
     """For each unit that a product sums over, whether each such product meets a zero there."""
-    zero: dict[int, bool] = {}
+    is_contracted = np.zeros(len(table) + 1, bool)  # the last entry is that of no unit
+    is_nonzero = np.zeros(len(table) + 1, bool)
     for contraction in tracer.contractions:
-        units = tracer.units.find_all(contraction.labels)
-        for unit, is_zero in zip(units, contraction.zero.tolist(), strict=True):
-            zero[unit] = zero.get(unit, True) and is_zero
-    return zero
+        units = table[contraction.labels]
+        is_contracted[units] = True
+        is_nonzero[units[~contraction.zero]] = True
+    return {unit: not is_nonzero[unit] for unit in np.flatnonzero(is_contracted[:-1]).tolist()}
 
 
-def _consumers(tracer: Tracer) -> dict[int, set[LeafAxis]]:
-    """For each unit, the param axes in it that a product with data sums over."""
-    summed = {
-        label
-        for contraction in tracer.contractions
-        if contraction.weight_labels is not None
-        for label in tracer.weight_sets.find_all(contraction.weight_labels)
-    }
-    consumers: dict[int, set[LeafAxis]] = {}
-    for label, member in enumerate(tracer.members):
-        if tracer.weight_sets.find(label) in summed:
-            axes = consumers.setdefault(tracer.units.find(label), set())
-            axes.add(LeafAxis(member.leaf, member.axis))
-    return consumers
+def _consumers(tracer: Tracer) -> list[bool]:
+    """Which of `Tracer.members` are read by a product with data, and make none of its results."""
+    sets = np.array(tracer.weight_sets.find_all(np.arange(tracer.n_labels)), np.int64)
+
+    def reached(arrays: Iterable[np.ndarray]) -> np.ndarray:
+        labels = np.zeros(len(sets), bool)
+        for array in arrays:
+            labels[sets[array]] = True
+        for reshaped, labels_before in reversed(tracer.weight_links):
+            labels[sets[labels_before[labels[sets[reshaped]]]]] = True
+        return labels[sets]
+
+    summed = [c.weight_labels for c in tracer.contractions if c.weight_labels is not None]
+    return (reached(summed) & ~reached(tracer.produced)).tolist()

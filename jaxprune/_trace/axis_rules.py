@@ -16,7 +16,13 @@ import numpy as np
 
 from jaxprune._trace import axis_shapes as shapes
 from jaxprune._trace.constant_folding import ELEMENTWISE, fold, numpy_function
-from jaxprune._trace.traced_arrays import Axis, TracedArray, common_known, fixed_array
+from jaxprune._trace.traced_arrays import (
+    Axis,
+    TracedArray,
+    common_known,
+    fixed_array,
+    zeros_of_product,
+)
 from jaxprune._trace.tracer import SCANNED, WINDOW, Rule, Tracer, scan_counts
 
 Arrays = Sequence[TracedArray]
@@ -60,10 +66,12 @@ def dot_general(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]
         tracer.contract(pair, (left.from_params, right.from_params), name)
     axes = []
     for i, k in zip(left_batch, right_batch, strict=True):
-        zero = left.axes[i].is_zero() | right.axes[k].is_zero()
-        axes.append(tracer.join([left.axes[i], right.axes[k]], name).with_zeros(zero))
+        known = zeros_of_product(left.axes[i].known_values(), right.axes[k].known_values())
+        axes.append(tracer.join([left.axes[i], right.axes[k]], name).with_known(known))
     for array, used in ((left, (*left_sum, *left_batch)), (right, (*right_sum, *right_batch))):
-        axes += [axis.zeros_only() for i, axis in enumerate(array.axes) if i not in used]
+        free = [axis for i, axis in enumerate(array.axes) if i not in used]
+        tracer.produce(array, free)
+        axes += [axis.zeros_only() for axis in free]
     if 0.0 in (left.single_value(), right.single_value()):
         zeros = [axis.with_zeros(np.ones(axis.size, bool)) for axis in axes]
         return [TracedArray(tuple(zeros), 0.0)]
@@ -81,17 +89,21 @@ def conv_general_dilated(tracer: Tracer, eqn: Any, operands: Arrays) -> list[Tra
         tracer.freeze(x.axes[k].labels, "a convolution slides along it")
     of_input, of_kernel, outputs = x.axes[channels_in], kernel.axes[into], kernel.axes[out]
     n_groups = eqn.params["feature_group_count"]
-    if eqn.params["batch_group_count"] != 1 or (n_groups > 1 and of_kernel.size > 1):
-        groups = max(n_groups, eqn.params["batch_group_count"])
-        reason = f"it has the channels of a convolution with {groups} groups that is not depthwise"
-        for axis in (of_input, of_kernel, outputs):
+    tracer.produce(kernel, [outputs])
+    if eqn.params["batch_group_count"] != 1:
+        reason = "it has the channels of a convolution with batch groups"
+        for axis in (x.axes[batch], of_input, of_kernel, outputs):
             tracer.freeze(axis.labels, reason)
         channels = Axis(outputs.size)
-    elif n_groups > 1:
+    elif n_groups > 1 and of_kernel.size == 1:
         channels = _depthwise(tracer, of_input, outputs)
     else:
+        # Each group reads its own channels, at the same indices of the kernel, and makes as many
+        # outputs as any other group.
+        repeated = of_kernel.take(np.tile(np.arange(of_kernel.size), n_groups))
         from_params = (x.from_params, kernel.from_params)
-        tracer.contract((of_input, of_kernel), from_params, eqn.primitive.name)
+        tracer.contract((of_input, repeated), from_params, eqn.primitive.name)
+        tracer.tile(outputs.labels, n_groups, forced=True)
         channels = outputs.zeros_only()
     axes = [Axis(size) for size in eqn.outvars[0].aval.shape]
     axes[numbers.out_spec[0]] = x.axes[batch].zeros_only()
@@ -103,7 +115,8 @@ def _depthwise(tracer: Tracer, channels_in: Axis, channels_out: Axis) -> Axis:
     """The output channels of a depthwise convolution: each input channel makes its own outputs."""
     source = np.repeat(np.arange(channels_in.size), channels_out.size // channels_in.size)
     channels = tracer.join([channels_in.take(source), channels_out], "a depthwise convolution")
-    return channels.with_zeros(channels_in.is_zero()[source] | channels_out.is_zero())
+    known = zeros_of_product(channels_in.known_values()[source], channels_out.known_values())
+    return channels.with_known(known)
 
 
 # Reductions
@@ -119,8 +132,14 @@ def reduction(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
     if name == "reduce_sum":
         axes = [axis.zeros_only() for axis in axes]
     elif name not in ("reduce_max", "reduce_min"):
-        axes = [axis.with_known(None) for axis in axes]
+        axes = [axis.with_known(_infinite(axis)) for axis in axes]
     return [TracedArray.of(axes) for _ in eqn.outvars]
+
+
+def _infinite(axis: Axis) -> np.ndarray:
+    """The known values of an axis that are not finite; NaN elsewhere."""
+    known = axis.known_values()
+    return np.where(np.isposinf(known), known, np.nan)
 
 
 def pooling(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
@@ -146,7 +165,9 @@ def cumulative(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
     results = []
     for array in operands:
         tracer.freeze(array.axes[k].labels, reason)
-        axes = [Axis(a.size) if i == k else a.with_known(None) for i, a in enumerate(array.axes)]
+        axes = [
+            Axis(a.size) if i == k else a.with_known(_infinite(a)) for i, a in enumerate(array.axes)
+        ]
         results.append(TracedArray.of(axes))
     return results
 

@@ -77,42 +77,37 @@ def _reshape_block(tracer: Tracer, block: list[Axis], sizes: list[int]) -> list[
     """Axes of these sizes from axes with as many entries."""
     if len(block) == len(sizes) == 1:
         return block
-    if len(sizes) == 1:
-        return [_merge(tracer, block)]
-    if len(block) == 1:
-        return _split(tracer, block[0], sizes)
-    for axis in block:
-        tracer.freeze(axis.labels, "a reshape cuts it up together with other axes")
-    return [Axis(size) for size in sizes]
+    merged = block[0] if len(block) == 1 else _merge(tracer, block)
+    return [merged] if len(sizes) == 1 else _split(tracer, merged, sizes)
 
 
 def _split(tracer: Tracer, axis: Axis, sizes: list[int]) -> list[Axis]:
-    """Several axes of one: only the first of them has labels; the others can't change their length.
-
-    The labels of all entries that share an index of the first axis are joined: they go together.
-    """
-    if axis.labels is None:
-        return [Axis(size) for size in sizes]
-    rows = axis.labels.reshape(sizes[0], -1)
-    for k in range(1, rows.shape[1]):
-        tracer.join_labels(rows[:, 0], rows[:, k])
-    values = axis.known_values().reshape(sizes[0], -1)
-    known = np.where((values == values[:, :1]).all(1), values[:, 0], np.nan)
-    return [Axis(sizes[0], rows[:, 0].copy(), known), *(Axis(size) for size in sizes[1:])]
+    """Several axes of one. A slice along one of them is known if all its entries are equal."""
+    labels: list[np.ndarray | None] = [None] * len(sizes)
+    if axis.labels is not None:
+        labels = tracer.split(axis.labels, sizes)
+    values = axis.known_values().reshape(sizes)
+    axes = []
+    for k, size in enumerate(sizes):
+        rows = np.moveaxis(values, k, 0).reshape(size, -1)
+        known = np.where((rows == rows[:, :1]).all(1), rows[:, 0], np.nan)
+        known[np.isposinf(rows).any(1)] = np.inf
+        axes.append(Axis(size, labels[k], known))
+    return axes
 
 
 def _merge(tracer: Tracer, block: list[Axis]) -> Axis:
-    """One axis of several, with the labels of the first that has any; the others must stay."""
+    """One axis of several: an index of it goes when its index of any of them goes."""
     sizes = [axis.size for axis in block]
-    labelled = [k for k, axis in enumerate(block) if axis.labels is not None]
-    for k in labelled[1:]:
-        tracer.freeze(block[k].labels, "a reshape merges it with an axis before it")
     indices = np.unravel_index(np.arange(math.prod(sizes)), sizes)  # of the old axes, by new index
     known = np.full(math.prod(sizes), np.nan)
     for axis, index in zip(block, indices, strict=True):
-        known = np.where(np.isnan(known), axis.known_values()[index], known)
-    labels = block[labelled[0]].labels if labelled else None
-    return Axis(known.size, None if labels is None else labels[indices[labelled[0]]], known)
+        values = axis.known_values()[index]
+        known = np.where(np.isnan(known) | np.isposinf(values), values, known)
+    pairs = zip(block, indices, strict=True)
+    parts = [axis.labels[index] for axis, index in pairs if axis.labels is not None]
+    labels = None if not parts else parts[0] if len(parts) == 1 else tracer.merge(parts)
+    return Axis(known.size, labels, known)
 
 
 def concatenate(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
@@ -170,7 +165,11 @@ def slice_(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
     """Takes a range of indices of each axis."""
     params, axes = eqn.params, operands[0].axes
     strides = params["strides"] or [1] * len(axes)
-    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    bounds = list(zip(params["start_indices"], params["limit_indices"], strides, strict=True))
+    for axis, (start, stop, stride) in zip(axes, bounds, strict=True):
+        size = stop - start
+        if stride == 1 and 0 < size < axis.size and axis.size % size == 0 == start % size:
+            tracer.tile(axis.labels, axis.size // size)
     return [TracedArray.of([a.take(slice(*b)) for a, b in zip(axes, bounds, strict=True)])]
 
 
@@ -178,6 +177,8 @@ def split(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
     """Cuts one axis into consecutive parts, one per result."""
     stops = np.cumsum(eqn.params["sizes"]).tolist()
     axes, k = list(operands[0].axes), eqn.params["axis"]
+    if len(set(eqn.params["sizes"])) == 1:
+        tracer.tile(axes[k].labels, len(stops))
     return [
         TracedArray.of([*axes[:k], axes[k].take(slice(start, stop)), *axes[k + 1 :]])
         for start, stop in zip([0, *stops[:-1]], stops, strict=True)

@@ -21,8 +21,8 @@ class Axis:
       labels: int64[size], one label per index; None where the length can't change, such as that of
         a batch axis.
       known: float64[size], for each index the one value that every entry of that slice holds,
-        whatever the inputs are; NaN where there is no such value or it is unknown. None means NaN
-        everywhere.
+        whatever the inputs are; NaN where there is no such value or it is unknown, and infinity
+        where it is not finite (see `constant_folding`). None means NaN everywhere.
     """
 
     size: int
@@ -53,8 +53,12 @@ class Axis:
         return self.with_known(np.where(zero, 0.0, np.nan) if zero.any() else None)
 
     def zeros_only(self) -> "Axis":
-        """The same axis, without the known values that are not zero."""
-        return self.with_zeros(self.is_zero())
+        """The same axis, without the known values that are finite and not zero."""
+        if self.known is None:
+            return self
+        return self.with_known(
+            np.where((self.known == 0) | np.isposinf(self.known), self.known, np.nan)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +114,17 @@ def slice_values(x: np.ndarray, axis: int) -> np.ndarray | None:
 
 
 def common_known(axes: Sequence[Axis]) -> np.ndarray:
-    """The known values on which axes of one length agree; NaN at every other index."""
+    """The known values on which axes of one length agree; NaN at every other index.
+
+    Infinite where any of them may not be finite.
+    """
     known = [axis.known_values() for axis in axes]
     agree = np.all([values == known[0] for values in known], axis=0)
-    return np.where(agree, known[0], np.nan)
+    infinite = np.any(np.isposinf(known), axis=0)
+    return np.where(infinite, np.inf, np.where(agree, known[0], np.nan))
+
+
+def zeros_of_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The known values of a product of two factors: zero where a factor is; infinite, or NaN."""
+    zero = np.where((a == 0) | (b == 0), 0.0, np.nan)
+    return np.where(np.isposinf(a) | np.isposinf(b), np.inf, zero)

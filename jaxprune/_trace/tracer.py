@@ -55,13 +55,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune._trace.traced_arrays import Axis, TracedArray, constant_array, fixed_array
+from jaxprune._trace.label_sets import LabelSets
+from jaxprune._trace.traced_arrays import (
+    Axis,
+    TracedArray,
+    constant_array,
+    fixed_array,
+    zeros_of_product,
+)
 
 # Reasons to freeze an axis, as users read them after its name: `w[0]: it must be ...`.
 FIXED_BY_INPUT = "it must be as long as an input or a constant array"
 FIXED_BY_OUTPUT = "it is an axis of the output"
 WINDOW = "it is a window axis of a convolution kernel"
 SCANNED = "scan loops over it"
+CUT_UP = "a reshape cuts it up together with other axes"
 
 # Of a leaf and an axis of it: `Axis.known` of that axis. Of axis -1: the value of a scalar leaf, in
 # an array of length 1.
@@ -88,10 +96,26 @@ class EquationArrays(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """Labels that must stay, and the reason."""
+    """Labels that must stay, the reason, and the equation, if any, that says so."""
 
     labels: np.ndarray
     reason: str
+    path: EquationPath = ()
+
+
+class Tiling(NamedTuple):
+    """An axis that is cut into parts of equal length.
+
+    Attributes:
+      parts: the labels, [number of parts, length of a part].
+      path: of the equation that cuts it.
+      forced: whether the parts must have equal lengths whatever the program is, as the groups of a
+        grouped convolution must; otherwise that depends on how the program computes the lengths.
+    """
+
+    parts: np.ndarray
+    path: EquationPath
+    forced: bool
 
 
 class Contraction(NamedTuple):
@@ -109,33 +133,6 @@ class Contraction(NamedTuple):
     weight_labels: np.ndarray | None
 
 
-class LabelSets:
-    """Disjoint sets of labels."""
-
-    def __init__(self) -> None:
-        self._parent: dict[int, int] = {}
-
-    def find(self, label: int) -> int:
-        """The smallest label of the set that a label is in."""
-        root = label
-        while (parent := self._parent.get(root, root)) != root:
-            root = parent
-        while (parent := self._parent.get(label, label)) != root:
-            self._parent[label], label = root, parent
-        return root
-
-    def find_all(self, labels: np.ndarray) -> list[int]:
-        """`find` of each label."""
-        return [self.find(label) for label in labels.tolist()]
-
-    def union(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Merges the sets of `a[i]` and `b[i]`, for every i."""
-        for i, j in zip(a.tolist(), b.tolist(), strict=True):
-            i, j = self.find(i), self.find(j)
-            if i != j:
-                self._parent[max(i, j)] = min(i, j)
-
-
 # What a primitive does to the axes: of the tracer, the equation and its operands, the results.
 Rule = Callable[["Tracer", Any, Sequence[TracedArray]], list[TracedArray]]
 
@@ -147,10 +144,15 @@ class Tracer:
       members: the slice of a param that each label was made for. Params come first, so label i
         belongs to `members[i]`; later labels belong to no param.
       units: labels that must stay or go together.
+      families: for each label that a split made, the first label of its axis.
       weight_sets: like `units`, but joined only by equations of params alone. They connect the
         parts of one effective kernel, such as a kernel and the norm that divides it.
       frozen: labels that must stay.
       contractions: axes that products sum over.
+      produced: labels of kernels along axes that their products do not sum over.
+      tilings: axes that are cut into parts of equal length.
+      weight_links: pairs of label arrays of reshaped weights: where a product sums over the first
+        label, it sums over the second, from which the first was made.
       equations: the operands and the results of every equation.
     """
 
@@ -160,6 +162,10 @@ class Tracer:
         self.weight_sets = LabelSets()
         self.frozen: list[Frozen] = []
         self.contractions: list[Contraction] = []
+        self.produced: list[np.ndarray] = []
+        self.tilings: list[Tiling] = []
+        self.weight_links: list[tuple[np.ndarray, np.ndarray]] = []
+        self.families: dict[int, int] = {}
         self.equations: dict[EquationPath, EquationArrays] = {}
         self._rules = rules
         self._n_labels = 0
@@ -226,12 +232,93 @@ class Tracer:
         self._n_labels += size
         return np.arange(self._n_labels - size, self._n_labels)
 
+    @property
+    def n_labels(self) -> int:
+        """How many labels there are: 0 to `n_labels - 1`."""
+        return self._n_labels
+
     def join_labels(self, a: np.ndarray, b: np.ndarray) -> None:
         """Joins the units of `a[i]` and `b[i]`, for every i."""
         if a is not b:
-            self.units.union(a, b)
+            for labels in self.units.union(a, b):
+                self.freeze(labels, CUT_UP)
             if self._from_params:
                 self.weight_sets.union(a, b)
+
+    def merge(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Labels of an axis that several axes were merged into.
+
+        Args:
+          parts: for each of the axes, its label at each index of the merged axis.
+
+        Returns:
+          New labels. An index of the merged axis goes when its index of any of the axes goes.
+        """
+        merged = self.new_labels(len(parts[0]))
+        for label, factors in zip(merged.tolist(), np.stack(parts, 1).tolist(), strict=True):
+            self.units.set_factors(label, tuple(factors))
+        if self._from_params:
+            self.weight_links += [(merged, part) for part in parts]
+        return merged
+
+    def split(self, labels: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray | None]:
+        """Labels of the axes that one axis was split into; None for an axis that must stay.
+
+        Removing an index of one of these axes removes every index of the old axis that is there.
+
+        Args:
+          labels: of the old axis.
+          sizes: the lengths of the new axes.
+        """
+        grid = np.array(self.units.find_all(labels)).reshape(sizes)
+        axes = self._factored(grid)
+        if self._from_params:
+            indices = np.unravel_index(np.arange(grid.size), grid.shape)
+            pairs = zip(axes, indices, strict=True)
+            self.weight_links += [(axis[i], labels) for axis, i in pairs if axis is not None]
+        return axes
+
+    def _factored(self, grid: np.ndarray) -> list[np.ndarray | None]:
+        """`split` of a grid of labels that represent their units."""
+        factors = [self.units.factors(label) for label in grid.ravel().tolist()]
+        if factors[0] is not None and len({len(f) if f else 0 for f in factors}) == 1:
+            roots = [self.units.find_all(np.array(f)) for f in zip(*factors, strict=True)]
+            by_factor = [self._factored(np.array(f).reshape(grid.shape)) for f in roots]
+            return [self._product(labels) for labels in zip(*by_factor, strict=True)]
+        axes: list[np.ndarray | None] = [None] * grid.ndim
+        varying = [k for k in range(grid.ndim) if (grid != grid.take([0], k)).any()]
+        if not varying:
+            self.freeze(grid.ravel(), CUT_UP)
+        elif len(varying) == 1:
+            axes[varying[0]] = np.moveaxis(grid, varying[0], 0).reshape(grid.shape[varying[0]], -1)[
+                :, 0
+            ]
+        else:
+            for k in varying:
+                labels = axes[k] = self.new_labels(grid.shape[k])
+                self.families |= dict.fromkeys(labels.tolist(), int(labels[0]))
+            self._set_factors(grid, axes)
+        return axes
+
+    def _set_factors(self, grid: np.ndarray, axes: Sequence[np.ndarray | None]) -> None:
+        """Gives each label of a grid its factors, the labels of the axes at its indices."""
+        indices = np.unravel_index(np.arange(grid.size), grid.shape)
+        pairs = zip(axes, indices, strict=True)
+        parts = [axis[i].tolist() for axis, i in pairs if axis is not None]
+        for label, *factors in zip(grid.ravel().tolist(), *parts, strict=True):
+            for conflict in self.units.set_factors(label, tuple(factors)):
+                self.freeze(conflict, CUT_UP)
+
+    def _product(self, labels: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        """Labels of an axis whose index goes when that of any of these goes."""
+        labelled = [part for part in labels if part is not None]
+        return labelled[0] if len(labelled) == 1 else self.merge(labelled) if labelled else None
+
+    def tile(self, labels: np.ndarray | None, n_parts: int, *, forced: bool = False) -> None:
+        """Records that an axis is cut into parts of equal length."""
+        if labels is not None and n_parts > 1:
+            parts = labels.reshape(n_parts, -1)
+            self.tilings.append(Tiling(parts, self._path, forced))
 
     def join(self, axes: Sequence[Axis], place: str) -> Axis:
         """Joins axes that must have the same length, and returns the joined axis.
@@ -254,7 +341,7 @@ class Tracer:
     def freeze(self, labels: np.ndarray | None, reason: str) -> None:
         """Records that units must stay. Users read the reason after the axis, as in `w[0]: ...`."""
         if labels is not None:
-            self.frozen.append(Frozen(labels, reason))
+            self.frozen.append(Frozen(labels, reason, self._path))
 
     def freeze_all(self, arrays: Iterable[TracedArray], reason: str) -> None:
         """Freezes all axes of these arrays."""
@@ -278,8 +365,13 @@ class Tracer:
         weight_labels = None
         if from_params[0] != from_params[1]:
             weight_labels = axes[from_params.index(True)].labels
-        zero = axes[0].is_zero() | axes[1].is_zero()
+        zero = zeros_of_product(axes[0].known_values(), axes[1].known_values()) == 0
         self.contractions.append(Contraction(labels, zero, weight_labels))
+
+    def produce(self, array: TracedArray, axes: Iterable[Axis]) -> None:
+        """Records axes of a factor that its product does not sum over, if it is a kernel."""
+        if array.from_params:
+            self.produced += [axis.labels for axis in axes if axis.labels is not None]
 
     def run_inner(
         self, eqn: Any, key: str, operands: Sequence[TracedArray], number: int = 0

@@ -121,14 +121,49 @@ def test_groups_that_only_fit_together_are_tried_together():
     assert ("bad", 1) in {member for group in report.refused for member in group.members}
 
 
-def test_reasons_name_what_makes_a_zero_something_else():
+def similarity(activation):
+    """Two hidden layers that are multiplied with each other, so that no weight reads them."""
+
+    def apply_fn(params, x):
+        left, right = activation(x, params["left"]), activation(x, params["right"])
+        return jnp.einsum("bh,bh->b", left, right) + parallel(a=same)[0](params, x).sum(-1)
+
+    params = {name: jnp.ones((3, 8)).at[0].set(2.0) for name in ("left", "right")}
+    return apply_fn, params | parallel(a=same)[1]
+
+
+@pytest.mark.parametrize(
+    "activation, made, primitive",
+    (
+        (lambda x, w: jax.nn.sigmoid(x @ w), "logistic makes 0.5 of zero", "logistic"),
+        (
+            lambda x, w: x @ (w / jnp.linalg.norm(w, axis=0)),
+            "div makes a value that is not finite, such as 0 / 0",
+            "div",
+        ),
+        (lambda x, w: jnp.log(jnp.abs(x @ w)), "log makes a value that is not finite", "log"),
+    ),
+    ids=("sigmoid", "norm", "log"),
+)
+def test_reasons_name_what_makes_a_zero_something_else(activation, made, primitive):
+    apply_fn, params = similarity(activation)
+    groups = jaxprune.channel_groups(apply_fn, params, X)
+    assert list(groups) == ["(params/)?a_in"]
+    (group,) = [g for g in groups.refused if ("left", 1) in g.members]
+    assert group.reason.startswith(f"its units are not zero when all their weights are: {made}")
+    assert group.place.startswith(f"{primitive}, test_refused.py:")
+
+
+def test_units_that_stay_nonzero_are_pruned_where_they_are_read():
     apply_fn, params = parallel(a=same, bad=squashed)
     groups = jaxprune.channel_groups(apply_fn, params, X)
-    (group,) = [g for g in groups.refused if ("bad_in", 1) in g.members]
-    assert group.reason.endswith(
-        "its units are not zero when all their weights are: logistic makes 0.5 of zero"
-    )
-    assert group.place.startswith("logistic, ")
+    assert {name: s.axis for name, s in groups.items()} == {
+        "(params/)?a_in": 1,
+        "(params/)?bad_out": 0,
+    }
+    sparse, _ = jaxprune.prune_params(params, 0.5, structure=groups, include=tuple(groups))
+    small, _ = jaxprune.shrink(apply_fn, sparse, X)
+    assert (small["bad_in"].shape, small["bad_out"].shape) == ((3, 4), (4, 2))
 
 
 def test_channel_groups_is_a_dict_that_survives_a_pickle():
