@@ -88,6 +88,11 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
     from jaxprune._report.metrics import metrics as metrics
     from jaxprune._report.plan import plan as plan
     from jaxprune._report.report import check as check, summarize as summarize
+    from jaxprune._report.sensitivity import (
+        Sensitivity as Sensitivity,
+        sensitivity as sensitivity,
+        sparsities_for as sparsities_for,
+    )
     from jaxprune._shrink.channels import (
         ChannelGroups as ChannelGroups,
         channel_groups as channel_groups,
@@ -155,6 +160,7 @@ _PUBLIC = {
     "_report.metrics": ("metrics",),
     "_report.plan": ("plan",),
     "_report.report": ("check", "summarize"),
+    "_report.sensitivity": ("Sensitivity", "sensitivity", "sparsities_for"),
     "_shrink.channels": ("ChannelGroups", "channel_groups", "channel_groups_nnx"),
     "_shrink.flax_sizes": ("shrunk_apply",),
     "_shrink.report": ("AxisGroup", "ShrinkReport"),
@@ -187,6 +193,7 @@ __all__ = [
     "PackedMatrix",
     "Progress",
     "PruneState",
+    "Sensitivity",
     "ShrinkReport",
     "SparsitySchedule",
     "Unstructured",
@@ -239,6 +246,7 @@ __all__ = [
     "save",
     "save_csr",
     "save_safetensors",
+    "sensitivity",
     "set_",
     "set_masks",
     "shrink",
@@ -246,6 +254,7 @@ __all__ = [
     "shrunk_apply",
     "sparsegpt",
     "sparsegpt_kernel",
+    "sparsities_for",
     "splice",
     "static_sparse",
     "straight_through",
@@ -267,6 +276,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is used, so that `import jaxprune` does not import JAX."""
+    if name == "plots":  # the only public module
+        return importlib.import_module("jaxprune.plots")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'jaxprune' has no attribute {name!r}")
     return getattr(importlib.import_module(f"jaxprune.{_MODULE_OF[name]}"), name)

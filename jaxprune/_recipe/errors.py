@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import BadValue, shown
-from jaxprune._base.paths import is_hashable, listed, rule_for, shown_path, spec_of
+from jaxprune._base.paths import is_hashable, is_model, listed, rule_for, shown_path, spec_of
 from jaxprune._recipe.choice import Choice, Specs
 from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.leaf_axes import AxesOf
@@ -38,7 +38,8 @@ def check_distribution(value: Any) -> None:
 
 def check_score_type(score: Any) -> None:
     """Raises a TypeError unless this is a score function or an accumulated score, with a hash."""
-    if isinstance(score, type) or not (callable(score) or accumulates(score)):
+    is_function = callable(score) and not isinstance(score, type) and not is_model(score)
+    if not is_function and not accumulates(score):
         needed = "a function such as jaxprune.magnitude, jaxprune.saliency or jaxprune.movement"
         raise _wrong_type("score", score, needed)
     if not is_hashable(score):

@@ -34,6 +34,13 @@ LAYERS = {"w": ones(4, 4), "v": ones(4, 4)}
 LINEN = linen.Dense(4)
 
 
+def total(params):
+    return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
+
+
+TABLE = jp.sensitivity(total, P, [0.5])
+
+
 def two_layers(params, x):
     return jax.nn.relu(x @ params["w"]) @ params["v"]
 
@@ -203,6 +210,17 @@ CALLS = {
     "to_bcoo": lambda v: jp.to_bcoo(v),
     "to_bcsr": lambda v: jp.to_bcsr(v),
     "to_csr": lambda v: jp.to_csr(v),
+    "sensitivity loss_fn": lambda v: jp.sensitivity(v, P, [0.5]),
+    "sensitivity params": lambda v: jp.sensitivity(total, v, [0.5]),
+    "sensitivity sparsities": lambda v: jp.sensitivity(total, P, v),
+    "sensitivity sparsity": lambda v: jp.sensitivity(total, P, [v]),
+    "sensitivity groups": lambda v: jp.sensitivity(total, P, [0.5], groups=v),
+    "sensitivity include": lambda v: jp.sensitivity(total, P, [0.5], include=v),
+    "sensitivity structure": lambda v: jp.sensitivity(total, P, [0.5], structure=v),
+    "sensitivity score": lambda v: jp.sensitivity(total, P, [0.5], score=v),
+    "sensitivity grads": lambda v: jp.sensitivity(total, P, [0.5], grads=v),
+    "sparsities_for sensitivity": lambda v: jp.sparsities_for(v, 0.5),
+    "sparsities_for target": lambda v: jp.sparsities_for(TABLE, v),
     "wanda params": lambda v: jp.wanda(v, {"w": X}, 0.5),
     "wanda inputs": lambda v: jp.wanda(P, v, 0.5),
     "wanda input": lambda v: jp.wanda(P, {"w": v}, 0.5),
@@ -247,6 +265,7 @@ OF_PYTHON = re.compile(
 )
 # Code of the user that fails, or that a message quotes: the error of that code is all there is.
 QUOTES = ("shrink", "channel_groups", "shrunk_apply", "packed_apply", "axis_roles")
+QUOTES += ("sensitivity score",)
 
 
 CALLED = ("packed_apply apply_fn", "shrunk_apply")  # with functions that do not take two arguments
