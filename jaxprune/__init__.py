@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         er as er,
         erk as erk,
         global_pool as global_pool,
+        l2_pool as l2_pool,
         min_density as min_density,
         normalized_pool as normalized_pool,
         per_slice as per_slice,
@@ -146,8 +147,8 @@ _PUBLIC = {
     "_calibration.moments": ("Moments", "moments"),
     "_files.interchange": ("save_csr", "save_safetensors", "to_bcoo", "to_bcsr", "to_csr"),
     "_files.save_load": ("load", "load_metadata", "save"),
-    "_recipe.distributions": ("Distribution", "er", "erk", "global_pool", "min_density")
-    + ("normalized_pool", "per_slice", "uniform"),
+    "_recipe.distributions": ("Distribution", "er", "erk", "global_pool", "l2_pool")
+    + ("min_density", "normalized_pool", "per_slice", "uniform"),
     "_recipe.nm": ("NM",),
     "_recipe.optax_schedules": ("from_optax_schedule",),
     "_recipe.role_table": ("AxisRoles",),
@@ -215,6 +216,7 @@ __all__ = [
     "global_pool",
     "gradient_magnitude",
     "keep_zeros",
+    "l2_pool",
     "linear_schedule",
     "linen_inputs",
     "load",

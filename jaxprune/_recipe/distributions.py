@@ -29,7 +29,8 @@ class Distribution:
     Attributes:
       name: its name in reports and errors.
       assign: `(leaves, minimum density of each leaf) -> Pools`.
-      normalized: whether scores are divided by the root mean square of their leaf.
+      normalized: what scores are divided by before leaves compete: False for nothing, True for the
+        root mean square of their leaf, `"l2"` for its Euclidean norm.
       floor: the minimum density of every leaf.
       stacked: rules, each with the axis whose slices are treated as leaves.
       pooled: whether weights of different leaves compete with each other in one pool.
@@ -46,7 +47,7 @@ class Distribution:
 
     name: str
     assign: Callable[[Sequence[LeafShape], Fraction], Pools]
-    normalized: bool = False
+    normalized: bool | str = False
     floor: Fraction = Fraction(0)
     stacked: tuple[tuple[Rule, int], ...] = ()
     pooled: bool = False
@@ -194,6 +195,14 @@ global_pool = Distribution("global_pool", _global, pooled=True, needs_whole_leav
 
 normalized_pool = Distribution("normalized_pool", _global, normalized=True, pooled=True)
 """All leaves compete in one pool by scores divided by the root mean square of their leaf."""
+
+l2_pool = Distribution("l2_pool", _global, normalized="l2", pooled=True)
+"""All leaves compete in one pool by scores divided by the Euclidean norm of their leaf.
+
+This is the global pruning of JaxPruner and nncf. The norm grows with the number of weights, so a
+large leaf loses more of its weights than a small one of the same scale; in `normalized_pool` both
+lose the same part.
+"""
 
 
 # Variants of a distribution

@@ -18,11 +18,11 @@ from jaxprune._recipe.choice import Choice, Specs
 from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.leaf_axes import AxesOf
 from jaxprune._recipe.pools import LeafShape
-from jaxprune._recipe.scores import accumulates
+from jaxprune._recipe.scores import accumulates, leaf_arguments
 from jaxprune._recipe.traits import Structure, traits_of
 
 # What users name in strings, as other libraries do.
-_DISTRIBUTIONS = ("uniform", "er", "erk", "global_pool", "normalized_pool")
+_DISTRIBUTIONS = ("uniform", "er", "erk", "global_pool", "l2_pool", "normalized_pool")
 _SCORES = ("magnitude", "saliency", "movement", "gradient_magnitude", "random_score")
 _STRUCTURES = ("Unstructured", "NM", "Block", "Channel")
 
@@ -192,12 +192,15 @@ def check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
         )
 
 
-def check_score(path: str, spec: jax.ShapeDtypeStruct, score: Any) -> None:
+def check_score(
+    path: str, spec: jax.ShapeDtypeStruct, score: Any, roles: tuple[str, ...] | None
+) -> None:
     """Raises where a score function does not return one score for each weight of a leaf."""
     if accumulates(score):
         return
+    about_leaf = leaf_arguments(score, path, roles)
     try:
-        out = _scores(score, spec)
+        out = _scores(score, spec, tuple(about_leaf.items()))
     except TypeError as error:
         raise TypeError(
             f"score: {getattr(score, '__name__', score)!r} fails on (params, grads, key) of "
@@ -215,8 +218,10 @@ def check_score(path: str, spec: jax.ShapeDtypeStruct, score: Any) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _scores(score: Any, spec: jax.ShapeDtypeStruct) -> Any:
+def _scores(score: Any, spec: jax.ShapeDtypeStruct, about_leaf: tuple[tuple[str, Any], ...]) -> Any:
     """The shape and dtype of the scores of a leaf; many leaves of a model are alike."""
+    if about_leaf:
+        score = functools.partial(score, **dict(about_leaf))
     return jax.eval_shape(score, spec, spec, jax.eval_shape(lambda: jax.random.key(0)))
 
 

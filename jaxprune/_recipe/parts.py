@@ -74,7 +74,7 @@ class PartRules(NamedTuple):
         """
         errors.check_leaf(path, spec)
         roles = None if self.roles is None else self.roles.of(path, spec.shape)
-        errors.check_score(path, spec, self.score)
+        errors.check_score(path, spec, self.score, roles)
         structure = self._structure(path, spec, use)
         axes = self._sliced(path, spec, structure, roles, use)
         shape = _without(spec.shape, axes)

@@ -2,13 +2,17 @@
 
 A score function computes the scores of one leaf, `(params, grads, key) -> scores`, arrays of one
 shape: `params` are the weights, `grads` their gradients (None where the caller has none), and `key`
-is a PRNG key for this leaf and step. An `Accumulated` score adds up over the steps instead.
+is a PRNG key for this leaf and step. If it declares the keyword arguments `path` or `roles`, it
+also gets the path of the leaf or the role of each of its axes. An `Accumulated` score adds up over
+the steps instead.
 
 Elementwise scores are never stored: they are computed again whenever the selection reads the
 weights. See `Score` for the attributes of a function, and `is_elementwise`.
 """
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -223,6 +227,38 @@ def accumulates(score: Any) -> bool:
 def reads_grads(score: Any) -> bool:
     """Whether a score may use gradients."""
     return getattr(score, "reads_grads", True)
+
+
+def leaf_arguments(
+    score: Any, path: str, roles: tuple[str, ...] | None
+) -> dict[str, str | tuple[str, ...] | None]:
+    """What a score function is told about its leaf: those of `path` and `roles` that it declares.
+
+    Args:
+      score: a score function, whose first three arguments are the params, the grads and the key.
+      path: of the leaf.
+      roles: the role of each of its axes; None where they are not known.
+
+    Example:
+      >>> leaf_arguments(lambda params, grads, key, path: abs(params), "fc/kernel", None)
+      {'path': 'fc/kernel'}
+    """
+    values = {"path": path, "roles": roles}
+    return {name: values[name] for name in _declared(score)}
+
+
+@functools.lru_cache(maxsize=256)
+def _declared(score: Any) -> tuple[str, ...]:
+    """Those of `path` and `roles` that a function declares after its first three arguments."""
+    try:
+        parameters = list(inspect.signature(score).parameters.values())
+    except (TypeError, ValueError):  # built-in functions have no signature
+        return ()
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    first = [p.name for p in parameters if p.kind in by_position][:3]
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [p.name for p in parameters if p.kind in by_name and p.name not in first]
+    return tuple(name for name in ("path", "roles") if name in names)
 
 
 def needs_key(score: Any) -> bool:

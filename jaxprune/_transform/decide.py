@@ -18,7 +18,7 @@ from jaxprune._base.counting import counting, is_wide, take
 from jaxprune._base.sharding import explicit_mesh, sharding_in
 from jaxprune._recipe.budget import Leaf
 from jaxprune._recipe.coupled import combined
-from jaxprune._recipe.scores import is_elementwise, magnitude, needs_key
+from jaxprune._recipe.scores import is_elementwise, leaf_arguments, magnitude, needs_key
 from jaxprune._topk.topk import select
 
 
@@ -36,14 +36,14 @@ class Rules(NamedTuple):
     Attributes:
       score: score function.
       ties: which of equal scores are kept, `"index"` or `"hashed"`; see `prune`.
-      normalized: divide the scores of each leaf by their root mean square.
+      normalized: what the scores of each leaf are divided by; see `Distribution`.
       axis_name: a mapped axis over which every leaf is split, or None; see `select`. Only for
         leaves that are one pool, or a part of one.
     """
 
     score: Callable[..., jax.Array] = magnitude
     ties: str = "index"
-    normalized: bool = False
+    normalized: bool | str = False
     axis_name: Any = None
 
 
@@ -148,16 +148,20 @@ class _Scored:
         return self.score(operand.param, operand.grad, key)
 
 
-def _weight_scores(operand: Operand, rules: Rules) -> jax.Array:
+def _weight_scores(case: _Case, rules: Rules) -> jax.Array:
     """One score per weight of a leaf, stored."""
-    scores = rules.score(operand.param, operand.grad, operand.key)
-    return _normalized(scores) if rules.normalized else scores
+    operand, leaf = case.operand, case.leaf
+    about_leaf = leaf_arguments(rules.score, leaf.path, leaf.roles)
+    return rules.score(operand.param, operand.grad, operand.key, **about_leaf)
 
 
-def _normalized(scores: jax.Array) -> jax.Array:
-    """float32 scores with a root mean square of 1; zeros stay zeros."""
+def _normalized(scores: jax.Array, rules: Rules) -> jax.Array:
+    """The scores of a leaf as they compete with those of others; zeros stay zeros."""
+    if not rules.normalized:
+        return scores
     scores = scores.astype(jnp.float32)
-    return scores / jnp.maximum(jnp.sqrt(jnp.mean(scores * scores)), jnp.finfo(jnp.float32).tiny)
+    total = jnp.sum if rules.normalized == "l2" else jnp.mean
+    return scores / jnp.maximum(jnp.sqrt(total(scores * scores)), jnp.finfo(jnp.float32).tiny)
 
 
 # Leaves that are one pool, or a part of one
@@ -256,14 +260,16 @@ def _units(members: Sequence[_Case], rules: Rules) -> Any:
     lead = members[0]
     if lead.leaf.traits.is_elementwise and _is_fused(lead.operand, rules):
         return lead.operand._replace(key=None)
-    return combined(
-        [case.leaf.structure.unit_scores(_weight_scores(case.operand, rules)) for case in members]
-    )
+    scores = [_normalized(_weight_scores(case, rules), rules) for case in members]
+    pairs = zip(members, scores, strict=True)
+    return combined([case.leaf.structure.unit_scores(of_weights) for case, of_weights in pairs])
 
 
 def _is_fused(operand: Operand, rules: Rules) -> bool:
     """Whether scores are computed again in every read of the weights, and never stored."""
-    return not rules.normalized and is_elementwise(rules.score, operand.param, operand.grad)
+    if rules.normalized or leaf_arguments(rules.score, "", None):
+        return False
+    return is_elementwise(rules.score, operand.param, operand.grad)
 
 
 def _allowed(members: Sequence[_Case]) -> Any:
@@ -280,7 +286,7 @@ def _allowed(members: Sequence[_Case]) -> Any:
 def _apart(case: _Case, n_keep: jax.Array, rules: Rules) -> tuple[jax.Array, jax.Array]:
     """Mask and threshold of a leaf that is several pools."""
     axes = case.leaf.axes
-    scores = rules.score(case.operand.param, case.operand.grad, case.operand.key)
+    scores = _weight_scores(case, rules)
     decide: Any = functools.partial(_decide_slice, case, rules.ties)
     if not axes:
         return decide(scores, case.allowed, take(n_keep, case.leaf.pools[0]))

@@ -102,8 +102,10 @@ def prune(
         layers or experts, are pools of their own, unless all leaves are one pool.
       score: how important each weight is: `(params, grads, key) -> scores` of one leaf, larger
         means keep. `grads` is `update(..., grads=grads)` if given; otherwise the incoming updates
-        if there is an `inner`, and None if not. Scores of simple elementwise functions are not
-        stored; set `score.elementwise` to True or False to decide that yourself.
+        if there is an `inner`, and None if not. A function that declares the keyword arguments
+        `path` or `roles` gets the path of the leaf or the roles of its axes, which are None where
+        they are not known. Scores of simple elementwise functions are not stored; set
+        `score.elementwise` to True or False to decide that yourself.
       packed: store masks at one bit per weight instead of one byte. `get_masks` and everything else
         work as before; `pack_masks` and `unpack_masks` convert the state in a checkpoint.
       regrow: whether a fire may keep weights again that were dropped. False: never. `"zero"`:

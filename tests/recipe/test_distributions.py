@@ -124,6 +124,30 @@ def test_a_normalized_pool_ranks_by_scores_over_their_root_mean_square():
     assert np.all(raw["fc"]) or np.sum(~np.asarray(raw["fc"])) < np.sum(~np.asarray(masks["fc"]))
 
 
+def test_an_l2_pool_ranks_by_scores_over_the_norm_of_their_leaf():
+    params = make_params()
+    params["fc"] = params["fc"] * 1000  # a scale that must not matter
+    _, masks = pruned(params, 0.7, distribution=jaxprune.l2_pool)
+    divided = []
+    for name in sorted(SHAPES):
+        w = np.asarray(params[name], np.float64).ravel()
+        divided.append(np.abs(w) / np.sqrt((w**2).sum()))
+    flat = np.concatenate(divided)
+    kept = np.concatenate([np.asarray(masks[n]).ravel() for n in sorted(SHAPES)])
+    expected = np.ones(flat.size, bool)
+    expected[np.argsort(flat)[: round_half_up(Fraction(7, 10) * flat.size)]] = False
+    assert np.sum(~kept) == np.sum(~expected)
+    assert np.sum(kept != expected) <= 2  # a division may round the other way
+
+
+def test_a_leaf_of_zeros_loses_its_weights_first_whatever_the_norm():
+    params = {"a": jnp.zeros((4, 4)), "b": jnp.ones((4, 4)), "c": jnp.ones((4,))}
+    for distribution in (jaxprune.l2_pool, jaxprune.normalized_pool):
+        _, masks = pruned(params, 0.5, distribution=distribution)
+        assert not masks["a"].any()
+        assert masks["b"].all()
+
+
 def test_a_leaf_is_never_below_its_least_density():
     params = make_params()
     params["fc"] = params["fc"] / 1000  # would lose everything

@@ -5,10 +5,18 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxprune
-from jaxprune._recipe.scores import accumulates, is_elementwise, needs_key, reads_grads
+from helpers import random_params
+from jaxprune._recipe.scores import (
+    accumulates,
+    is_elementwise,
+    leaf_arguments,
+    needs_key,
+    reads_grads,
+)
 
 TABLE = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -193,3 +201,76 @@ def test_each_seed_has_a_stream_of_its_own():
         for seed in (0, 1, 2**31, 2**32 - 1, np.uint32(7))
     ]
     assert len({np.asarray(mask).tobytes() for mask in masks}) == len(masks)
+
+
+# Scores that know their leaf
+
+ROLES = {"a/kernel": ("in", "out", "out")}
+
+
+def told(seen):
+    """A score that records what it is told, and keeps the second half of a leaf named b."""
+
+    def score(params, grads, key, *, path, roles=None):
+        seen[path] = roles
+        place = jnp.arange(params.size, dtype=jnp.float32).reshape(params.shape)
+        return 100 + place if path.startswith("b") else jnp.abs(params)
+
+    return score
+
+
+def told_params():
+    shapes = {"a": {"kernel": (8, 2, 3)}, "b": {"kernel": (8, 6)}, "c": (6,)}
+    return random_params(shapes)
+
+
+@pytest.mark.parametrize("distribution", (jaxprune.uniform, jaxprune.global_pool), ids=str)
+@pytest.mark.parametrize("roles", (None, ROLES), ids=("without roles", "roles"))
+def test_a_score_gets_the_path_and_the_roles_that_it_declares(distribution, roles):
+    seen, params = {}, told_params()
+    options = dict(score=told(seen), distribution=distribution, roles=roles)
+    masks = jax.jit(lambda p: jaxprune.prune_params(p, 0.5, **options))(params)[1]
+    assert seen == {"a/kernel": None if roles is None else ROLES["a/kernel"], "b/kernel": None}
+    if distribution is jaxprune.uniform:
+        assert not masks["b"]["kernel"][:4].any()
+        by_magnitude = jaxprune.prune_params(params, 0.5)[1]
+        np.testing.assert_array_equal(masks["a"]["kernel"], by_magnitude["a"]["kernel"])
+    else:  # places are larger than weights
+        assert not masks["a"]["kernel"].any()
+    assert masks["c"].all()
+
+
+def test_every_form_tells_the_score_about_its_leaf():
+    def by_path(params, grads, key, path, roles):
+        sign = 1 if roles == ("out", "in") else -1
+        return sign * params + 10 + len(path)
+
+    params, roles = told_params(), {"b/kernel": ("out", "in")}
+    masks = jaxprune.prune_params(params, 0.5, score=by_path, roles=roles)[1]
+    w = np.asarray(params["b"]["kernel"])
+    assert w[np.asarray(masks["b"]["kernel"])].min() > w[~np.asarray(masks["b"]["kernel"])].max()
+    schedule = jaxprune.one_shot_schedule(0.5)
+    for options in ({}, {"packed": True}, {"inner": optax.sgd(0.1)}):
+        tx = jaxprune.prune(schedule, score=by_path, roles=roles, **options)
+        _, state = jax.jit(tx.update)(params, tx.init(params), params)
+        jax.tree.map(np.testing.assert_array_equal, jaxprune.get_masks(state), masks)
+    tx = jaxprune.rigl(0.5, 2, every=1, inner=optax.sgd(0.1), grow=by_path, roles=roles)
+    jax.jit(tx.update)(params, tx.init(params), params)
+
+
+def test_only_arguments_that_are_declared_are_passed():
+    assert leaf_arguments(lambda p, g, key: p, "a", None) == {}
+    assert leaf_arguments(lambda p, g, key, roles: p, "a", ("in",)) == {"roles": ("in",)}
+    assert leaf_arguments(lambda path, roles, key: path, "a", None) == {}
+    assert leaf_arguments(lambda p, g, key, **more: p, "a", None) == {}
+    partial = functools.partial(told({}), path="mine")
+    assert leaf_arguments(partial, "a", None) == {"path": "a", "roles": None}
+    assert not any(leaf_arguments(score, "a", None) for score in (jaxprune.magnitude, abs, max))
+
+
+def test_a_score_that_needs_roles_fails_with_the_path_of_the_leaf():
+    def score(params, grads, key, roles):
+        return jnp.abs(params) / len(roles)
+
+    with pytest.raises(TypeError, match=r"a/kernel|b/kernel"):
+        jaxprune.prune(jaxprune.one_shot_schedule(0.5), score=score).init(told_params())
