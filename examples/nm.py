@@ -32,8 +32,8 @@ x_train, x_test, y_train, y_test = train_test_split(
 model = Mlp()
 params = model.init(jax.random.key(0), x_train[:1])
 
-# NM groups weights along what a product sums over. The kernels of these layers are (in, out), so that
-# is known; for attention, scanned layers or experts, pass roles=jaxprune.axis_roles(...). The
+# NM groups weights along what a product sums over. The kernels of these layers are (in, out), so
+# that is known; for attention, scanned layers or experts, pass roles=jaxprune.axis_roles(...). The
 # schedule must end at the sparsity of the pattern, which is 0.5 for 2:4.
 schedule = jaxprune.cubic_schedule(0.5, 100, 300, every=20)
 rules = {"structure": jaxprune.NM(2, 4), "exclude": ".*head/.*"}
