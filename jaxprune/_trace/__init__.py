@@ -16,5 +16,6 @@ Which axes of the params a product sums over:
 - `view_tracer`, `products`: follow a jaxpr and record every product of a param.
 - `use_roles`, `axis_roles`: the role that each axis of a leaf has in its products.
 
-`program` is the jaxpr of a model, and how to trace it. `model_arguments` checks arguments.
+`program` is the jaxpr of a model, and how to trace it. `model_arguments` checks arguments,
+`equations` reads constants and programs out of equations.
 """

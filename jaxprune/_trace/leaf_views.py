@@ -74,7 +74,7 @@ class View:
       axes: the digits of each axis of the array.
       start: int per leaf axis, the coordinate at index 0 but for the steps of the digits.
       loops: (path of the equation, digits) of each scan in whose body the array is one of many
-        slices: in iteration i the coordinates are larger by the steps at index i.
+        slices: in slice i the coordinates are larger by the steps at index i.
       inner: (path of the equation, digits) of axes that ended in a product with another param.
       indexed: (leaf axis, path of the equation) where the program computes the position of a slice,
         so that `start` is not known.

@@ -13,11 +13,13 @@ class OperandRoles(NamedTuple):
       positions: of each axis in the result; None where it is summed over.
       n_groups: of a convolution: its output channels are this many groups of neighbours, and each
         group sums over other input channels. 1 for other products.
+      is_weight: whether a param in this place is a kernel; False for the image of a convolution.
     """
 
     roles: tuple[str, ...]
     positions: tuple[int | None, ...]
     n_groups: int = 1
+    is_weight: bool = True
 
 
 Shape = Sequence[int]
@@ -67,20 +69,20 @@ def ragged_dot_general(eqn: Any, left: Shape, right: Shape) -> tuple[OperandRole
 
 
 def conv_general_dilated(eqn: Any, left: Shape, right: Shape) -> tuple[OperandRoles, OperandRoles]:
-    """A convolution. A param as its left factor is an image."""
+    """A convolution: of an image, the left factor, with a kernel."""
     params = eqn.params
     numbers = params["dimension_numbers"]
     n_groups = params["feature_group_count"] * params["batch_group_count"]
     factors = []
-    for spec, position, groups in (
-        (numbers.lhs_spec, numbers.out_spec[0], 1),
-        (numbers.rhs_spec, numbers.out_spec[1], n_groups),
+    for spec, position, is_weight in (
+        (numbers.lhs_spec, numbers.out_spec[0], False),
+        (numbers.rhs_spec, numbers.out_spec[1], True),
     ):
         out, into, *_ = spec
         role_of = {out: "out", into: "in"}
         roles = tuple(role_of.get(k, "window") for k in range(len(spec)))
         positions = tuple(position if k == out else None for k in range(len(spec)))
-        factors.append(OperandRoles(roles, positions, groups))
+        factors.append(OperandRoles(roles, positions, n_groups, is_weight))
     return factors[0], factors[1]
 
 

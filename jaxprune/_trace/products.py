@@ -21,7 +21,7 @@ import math
 from typing import Any
 
 from jaxprune._trace.leaf_views import Value, leaf_view
-from jaxprune._trace.view_tracer import Activations, ViewTracer, constant
+from jaxprune._trace.view_tracer import Activations, ViewTracer
 
 
 def products_of(jaxpr: Any, n_leaves: int) -> ViewTracer:
@@ -43,16 +43,15 @@ def products_of(jaxpr: Any, n_leaves: int) -> ViewTracer:
 
 def _followed(jaxpr: Any, n_leaves: int, activations: Activations) -> ViewTracer:
     """The tracer after it has followed a program."""
-    tracer = ViewTracer(activations)
     operands = []
     for k, var in enumerate(jaxpr.jaxpr.invars):
         shape = tuple(var.aval.shape)
         is_data = k >= n_leaves or k in activations.leaves
         has_view = not is_data and math.prod(shape) > 0
         operands.append(Value(shape, (leaf_view(k, shape),) if has_view else (), is_data))
-    consts = [constant(x, v.aval) for x, v in zip(jaxpr.consts, jaxpr.jaxpr.constvars, strict=True)]
-    if len(operands) == n_leaves:  # no inputs: arrays that the function closes over may be some
-        consts = [value._replace(is_data=bool(value.shape)) for value in consts]
+    # Without inputs, the arrays that the function closes over may be inputs.
+    tracer = ViewTracer(activations, constants_are_data=len(operands) == n_leaves)
+    consts = tracer.constants(jaxpr.jaxpr, jaxpr.consts)
     outputs = tracer.run(jaxpr.jaxpr, consts, operands)
     looked_up = tuple(view for x in outputs if x.is_data for view in x.views)
     if looked_up:

@@ -12,7 +12,17 @@ import numpy as np
 
 from jaxprune._trace import position_rules as positions
 from jaxprune._trace.constant_folding import ELEMENTWISE
-from jaxprune._trace.leaf_views import Digits, Value, View, Views, blank, reshaped, size_of, take
+from jaxprune._trace.leaf_views import (
+    Digits,
+    UnclearError,
+    Value,
+    View,
+    Views,
+    blank,
+    reshaped,
+    size_of,
+    take,
+)
 from jaxprune._trace.tracer import EquationPath
 
 ViewRule = Callable[[Any, EquationPath, Sequence[Value]], list[Views]]
@@ -90,6 +100,15 @@ def reshape(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Vie
     if order is not None:
         views = tuple(view.with_axes(view.axes[k] for k in order) for view in views)
     return [tuple(reshaped(view, shape) for view in views)]
+
+
+def bitcast(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Reads each entry as several of a narrower type, along a new last axis."""
+    shape = eqn.outvars[0].aval.shape
+    if len(shape) < len(operands[0].shape):
+        raise UnclearError("several entries are read as one of a wider type")
+    new = [blank(size) for size in shape[len(operands[0].shape) :]]
+    return [tuple(view.with_axes([*view.axes, *new]) for view in operands[0].views)]
 
 
 # Slices
@@ -180,6 +199,7 @@ VIEW_RULES: dict[str, ViewRule] = {
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"), reduction),
     "broadcast_in_dim": broadcast_in_dim,
     "reshape": reshape,
+    "bitcast_convert_type": bitcast,
     "slice": slice_,
     "split": split,
     "rev": rev,

@@ -5,14 +5,10 @@ given choice of params that count as data.
 """
 
 import dataclasses
-import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
+from jaxprune._trace.equations import constant, inner_program, known_result
 from jaxprune._trace.leaf_views import Digits, UnclearError, Value, View, Views, blank
 from jaxprune._trace.operand_roles import PRODUCTS, OperandRoles
 from jaxprune._trace.position_rules import device_part
@@ -20,7 +16,6 @@ from jaxprune._trace.tracer import EquationPath, is_literal, scan_counts
 from jaxprune._trace.view_rules import ENDS, VIEW_RULES
 
 _MAX_VIEWS = 512  # of one array
-_MAX_KNOWN = 2**20  # entries of a constant that is evaluated, to know the positions it holds
 
 
 class Product(NamedTuple):
@@ -73,11 +68,12 @@ class ViewTracer:
       unclear: path of an equation -> views that it ended because there is no rule for them.
     """
 
-    def __init__(self, activations: Activations):
+    def __init__(self, activations: Activations, *, constants_are_data: bool = False):
         self.products: dict[EquationPath, list[Product]] = {}
         self.mixed: dict[EquationPath, Views] = {}
         self.unclear: dict[EquationPath, Unclear] = {}
         self._activations = activations
+        self._constants_are_data = constants_are_data
         self._path: EquationPath = ()
 
     def run(self, jaxpr: Any, consts: Sequence[Value], operands: Sequence[Value]) -> list[Value]:
@@ -102,7 +98,7 @@ class ViewTracer:
         name = eqn.primitive.name
         if name in _CONTROL:
             return _CONTROL[name](self, eqn, operands)
-        inner = _inner_program(eqn, operands)
+        inner = inner_program(eqn, operands)
         if inner is not None:
             return self.run_inner(eqn, inner, operands)
         is_data = any(operand.is_data for operand in operands)
@@ -112,10 +108,11 @@ class ViewTracer:
                 views, is_data = self._product(eqn, operands)
             else:
                 views = self._moved(eqn, operands)
+            views = [self._distinct(result) for result in views]
         if is_data:
             self._record_mixed(operands, views)
         return [
-            Value(tuple(var.aval.shape), views[k], is_data, _known(eqn, operands, k))
+            Value(tuple(var.aval.shape), views[k], is_data, known_result(eqn, operands, k))
             for k, var in enumerate(eqn.outvars)
         ]
 
@@ -126,13 +123,23 @@ class ViewTracer:
             if name not in VIEW_RULES:
                 reason = f"it passes through {name}, which has no rule in jaxprune"
                 raise UnclearError("" if name in ENDS else reason)
-            results = VIEW_RULES[name](eqn, self._path, operands)
-            return [_distinct(views) for views in results]
+            return VIEW_RULES[name](eqn, self._path, operands)
         except UnclearError as error:
             if str(error):
                 views = tuple(view for operand in operands for view in operand.views)
                 self.unclear[self._path] = Unclear(views, str(error))
             return [()] * len(eqn.outvars)
+
+    def _distinct(self, views: Views) -> Views:
+        """The views without repetitions, and without those of which nothing is left."""
+        views = tuple(view for view in views if not view.is_empty())
+        if len(views) > 1:
+            views = tuple({view.key(): view for view in views}.values())
+        if len(views) > _MAX_VIEWS:
+            reason = f"it is a part of an array of more than {_MAX_VIEWS} parts"
+            self.unclear[self._path] = Unclear(views, reason)
+            return ()
+        return views
 
     def _record_mixed(self, operands: Sequence[Value], results: Sequence[Views]) -> None:
         """Records views that are not in the results, and in no product of this equation."""
@@ -153,7 +160,7 @@ class ViewTracer:
         self.products[self._path] = [
             Product(name, k, view, roles[k].roles, roles[k].n_groups, by_data or other.is_data)
             for k, (array, other) in enumerate(((left, right), (right, left)))
-            if not array.is_data or other.is_plain_data()
+            if (not array.is_data or other.is_plain_data()) and roles[k].is_weight
             for view in array.views
         ]
         if by_data or any(operand.is_data for operand in operands):
@@ -164,7 +171,7 @@ class ViewTracer:
             for k, array in enumerate((left, right))
             for view in array.views
         ]
-        return [_distinct(views)], False
+        return [tuple(views)], False
 
     def _multiplied(self, view: View, roles: OperandRoles, shape: tuple[int, ...]) -> View:
         """The view that a product of params has of one of its factors."""
@@ -188,10 +195,16 @@ class ViewTracer:
         outer_path, self._path = self._path, (*self._path, key, number)
         inner = getattr(jaxpr, "jaxpr", jaxpr)
         consts = getattr(jaxpr, "consts", ())
-        values = [constant(x, v.aval) for x, v in zip(consts, inner.constvars, strict=True)]
-        results = self.run(inner, values, operands)
+        results = self.run(inner, self.constants(inner, consts), operands)
         self._path = outer_path
         return results
+
+    def constants(self, jaxpr: Any, consts: Sequence[Any]) -> list[Value]:
+        """The arrays that a program closes over."""
+        values = [constant(x, var.aval) for x, var in zip(consts, jaxpr.constvars, strict=True)]
+        if not self._constants_are_data:
+            return values
+        return [value._replace(is_data=bool(value.shape)) for value in values]
 
     def scan(self, eqn: Any, operands: Sequence[Value]) -> list[Value]:
         """Follows the body of a loop over slices; their views note the loop."""
@@ -260,15 +273,19 @@ class ViewTracer:
     def shard_map(self, eqn: Any, operands: Sequence[Value]) -> list[Value]:
         """Follows the program of one device, whose arrays are parts of those outside."""
         inner = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
-        parts = [
-            device_part(operand, tuple(var.aval.shape), self._path)
-            for operand, var in zip(operands, inner.invars, strict=True)
-        ]
-        results = self.run_inner(eqn, "jaxpr", parts)
+        try:
+            parts = [
+                device_part(operand, tuple(var.aval.shape), self._path)
+                for operand, var in zip(operands, inner.invars, strict=True)
+            ]
+        except UnclearError as error:
+            views = tuple(view for operand in operands for view in operand.views)
+            self.unclear[self._path] = Unclear(views, str(error))
+            parts = [Value(tuple(v.aval.shape), (), True) for v in inner.invars]
         shapes = [tuple(var.aval.shape) for var in eqn.outvars]
         return [
             Value(shape, value.views if value.shape == shape else (), value.is_data)
-            for shape, value in zip(shapes, results, strict=True)
+            for shape, value in zip(shapes, self.run_inner(eqn, "jaxpr", parts), strict=True)
         ]
 
     def cond(self, eqn: Any, operands: Sequence[Value]) -> list[Value]:
@@ -278,14 +295,18 @@ class ViewTracer:
             self.run_inner(eqn, "branches", arguments, i)
             for i in range(len(eqn.params["branches"]))
         ]
-        results = []
-        for values in zip(*branches, strict=True):
-            is_data = any(value.is_data for value in values)
-            views = () if is_data else tuple(view for value in values for view in value.views)
-            if which.is_data:
-                views = tuple(dataclasses.replace(view, looked_up=True) for view in views)
-            results.append(Value(values[0].shape, _distinct(views), is_data or which.is_data))
-        return results
+        return [self._either(values, which) for values in zip(*branches, strict=True)]
+
+    def _either(self, values: Sequence[Value], which: Value) -> Value:
+        """One of several values; which one is chosen by another."""
+        is_data = which.is_data or any(value.is_data for value in values)
+        views = tuple(view for value in values for view in value.views)
+        if any(value.is_plain_data() for value in values):
+            self.mixed[self._path] = (*self.mixed.get(self._path, ()), *views)
+            return Value(values[0].shape, (), is_data)
+        if which.is_data:
+            views = tuple(dataclasses.replace(view, looked_up=True) for view in views)
+        return Value(values[0].shape, self._distinct(views), is_data)
 
 
 def _merged(before: Value, after: Value) -> Value:
@@ -294,53 +315,6 @@ def _merged(before: Value, after: Value) -> Value:
     if same and before.is_data >= after.is_data:
         return before
     return Value(before.shape, before.views if same else (), before.is_data or after.is_data)
-
-
-def _inner_program(eqn: Any, operands: Sequence[Value]) -> str | None:
-    """The param of a call that holds the program called, if its arrays have the same shapes."""
-    shapes = ([x.shape for x in operands], [tuple(var.aval.shape) for var in eqn.outvars])
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
-        inner = getattr(eqn.params.get(key), "jaxpr", eqn.params.get(key))
-        if hasattr(inner, "eqns"):
-            inner_shapes = [
-                [tuple(getattr(var.aval, "shape", ())) for var in variables]
-                for variables in (inner.invars, inner.outvars)
-            ]
-            return key if inner_shapes == [*shapes] else None
-    return None
-
-
-def constant(x: Any, aval: Any) -> Value:
-    """A constant of the program."""
-    dtype = getattr(aval, "dtype", None)
-    known = (lambda: np.asarray(x, dtype)) if np.isscalar(x) else (lambda: x)
-    return Value(tuple(aval.shape), known=known)
-
-
-def _known(eqn: Any, operands: Sequence[Value], number: int) -> Callable[[], Any] | None:
-    """Computes a result of an equation whose operands are all constants."""
-    functions = [operand.known for operand in operands]
-    if None in functions or math.prod(eqn.outvars[number].aval.shape) > _MAX_KNOWN:
-        return None
-
-    @functools.cache
-    def compute() -> Any:
-        values = [function() for function in functions if function is not None]
-        with jax.ensure_compile_time_eval():
-            results = eqn.primitive.bind(*values, **eqn.params)
-        return results[number] if eqn.primitive.multiple_results else results
-
-    return compute
-
-
-def _distinct(views: Sequence[View]) -> Views:
-    """The views without repetitions, and without those of which nothing is left."""
-    views = [view for view in views if not view.is_empty()]
-    if len(views) > 1:
-        views = list({view.key(): view for view in views}.values())
-    if len(views) > _MAX_VIEWS:
-        raise UnclearError(f"more than {_MAX_VIEWS} arrays are combined")
-    return tuple(views)
 
 
 _CONTROL = {

@@ -200,6 +200,10 @@ def one_kernel(name, kernel, roles="in out", sizes=(6, 8), **others):
     jax_layer(f"kernel_{name}", lambda p, x: x @ kernel(p), variables, expected, X)
 
 
+def unpacked(w):
+    return jax.lax.bitcast_convert_type(w, jnp.int4).reshape(6, 8).astype(jnp.float32)
+
+
 MASK = np.tri(6, 8)
 one_kernel("masked", lambda p: p["w"] * MASK)
 one_kernel("mask_leaf", lambda p: jnp.where(p["m"] > 0, p["w"], 0), m=((6, 8), "in out"))
@@ -226,6 +230,15 @@ one_kernel("while", lambda p: jax.lax.while_loop(lambda w: w.sum() > 1, lambda w
 one_kernel("jit", lambda p: jax.jit(lambda w: jax.checkpoint(jnp.tanh)(w))(p["w"]))
 one_kernel("squeezed", lambda p: p["w"][0, :, :, 0], "stack in out stack", (1, 6, 8, 1))
 one_kernel("updated", lambda p: p["w"].at[0].set(0.0))
+layer(
+    "jax_kernel_int4",  # two to a byte
+    lambda: Layer(
+        lambda p, x: x @ (unpacked(p["w"]) * p["scale"]),
+        {"w": jax.ShapeDtypeStruct((6, 4), jnp.uint8), "scale": shape(1, 8)},
+        (X,),
+        {"w": "in out"},
+    ),
+)
 for kind in ("jvp", "vjp"):
     jax_layer(
         f"custom_{kind}",

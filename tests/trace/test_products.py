@@ -331,3 +331,30 @@ def test_primitives_without_a_rule_end_a_view_and_say_so():
     assert not tracer.products
     reasons = [reason for _, reason in tracer.unclear.values()]
     assert reasons == ["it passes through cholesky, which has no rule in jaxprune"]
+
+
+def test_a_branch_of_data_makes_the_params_of_other_branches_data():
+    chosen = lambda p, x: jax.lax.cond(True, lambda: p[0], lambda: x) @ p[1] + (p[0] @ p[1])
+    found = products(chosen, [X, W[0]], X)
+    assert [(p.view.leaf, p.by_data) for p in found] == [(1, True)] * 2
+    by_input = lambda p, x: x @ jax.lax.switch(x[0, 0].astype(int), [lambda: p[0], lambda: p[1]])
+    found = products(by_input, [W[0], W[1]], X)
+    assert [(p.view.leaf, p.view.looked_up) for p in found] == [(0, True), (1, True)]
+
+
+def test_a_learned_image_is_no_kernel():
+    def generate(p, x):
+        image = jax.lax.conv_general_dilated(p["image"], p["kernel"], (1,), "SAME")
+        return image * x.sum()
+
+    found = products(generate, {"image": jnp.ones((1, 4, 5)), "kernel": W}, X)
+    assert [(p.view.leaf, p.roles) for p in found] == [(1, ("out", "in", "window"))]
+
+
+def test_an_array_of_very_many_parts_is_not_followed():
+    parts = lambda p, x: x @ jnp.concatenate([w[None] for w in p[0]] * 150)[:4] @ p[1]
+    tracer = traced(parts, [jnp.ones((4, 4)), jnp.ones((4, 4))], X)
+    [[product]] = tracer.products.values()
+    assert product.view.leaf == 1
+    [unclear] = tracer.unclear.values()
+    assert unclear.reason == "it is a part of an array of more than 512 parts"
