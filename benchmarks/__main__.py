@@ -23,6 +23,7 @@ from benchmarks import (
     bench_algorithms,
     bench_calibrate,
     bench_files,
+    bench_gpu_programs,
     bench_inference,
     bench_litert,
     bench_select,
@@ -42,6 +43,7 @@ _BENCHMARKS: dict[str, types.ModuleType] = {
     "calibrate": bench_calibrate,
     "algorithms": bench_algorithms,
     "files": bench_files,
+    "gpu_programs": bench_gpu_programs,
     "inference": bench_inference,
     "litert": bench_litert,
     "sharding": bench_sharding,
@@ -50,16 +52,23 @@ _BENCHMARKS: dict[str, types.ModuleType] = {
     "tpu": bench_tpu,
 }
 # These need packages that few people have installed, so they run only when they are named.
-_BY_REQUEST = {"litert", "tpu"}
+_BY_REQUEST = {"gpu_programs", "litert", "tpu"}
 _NAMES = ", ".join(_BENCHMARKS)
 _RESULTS = Path(__file__).parent / "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmarks named on the command line; returns 130 if interrupted, otherwise 0."""
+    """Runs the benchmarks named on the command line.
+
+    Returns:
+      0; 130 if interrupted; 1 if a benchmark can't run on this machine.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "which", nargs="*", metavar="NAME", help=f"{_NAMES} (default: all except litert and tpu)"
+        "which",
+        nargs="*",
+        metavar="NAME",
+        help=f"{_NAMES} (default: all except {', '.join(sorted(_BY_REQUEST))})",
     )
     parser.add_argument(
         "--quick", action="store_true", help="run tiny sizes and write to a temporary folder"
@@ -68,9 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", default="", help="run only the cases whose name contains this text"
     )
+    parser.add_argument(
+        "--target", help="of gpu_programs: h100, a100, or a file that describes a GPU to XLA"
+    )
     args = parser.parse_args(argv)
     if unknown := set(args.which) - set(_BENCHMARKS):
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: choose from {_NAMES}")
+    if args.target and "gpu_programs" not in args.which:
+        parser.error("--target is for gpu_programs: python -m benchmarks gpu_programs --target ...")
+    if "gpu_programs" in args.which and (reason := bench_gpu_programs.prepare(args.target)):
+        print(reason, file=sys.stderr)
+        return 1
     out = args.out or (Path(tempfile.mkdtemp()) if args.quick else _RESULTS)
     # When the output is piped, rich assumes 80 columns, which are too few for these tables.
     console = Console(width=None if sys.stdout.isatty() else 160)
