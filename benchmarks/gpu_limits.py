@@ -101,12 +101,12 @@ def tested_checks(rows: Sequence[Row]) -> list[Check]:
 
 def known_misses() -> dict[str, float]:
     """From the target of a check to the number with which it misses its limit."""
-    return json.loads(MISSES.read_text(encoding="utf-8"))
+    return json.loads(MISSES.read_text(encoding="utf-8")) if MISSES.exists() else {}
 
 
-def differences(checks: Sequence[Check]) -> list[str]:
+def differences(checks: Sequence[Check], known: dict[str, float]) -> list[str]:
     """What differs from the known misses, a line each; none if nothing does."""
-    known, lines = known_misses(), []
+    lines = []
     for check in checks:
         miss = known.get(check.target)
         if check.ok and miss is not None:
@@ -120,9 +120,9 @@ def differences(checks: Sequence[Check]) -> list[str]:
 
 def _main() -> None:
     rows = [row for some in tqdm(tested()) for row in some]
-    checks = tested_checks(rows)
-    print("\n".join(differences(checks)) or "no differences")
+    checks, old = tested_checks(rows), known_misses()
     write_json(MISSES, {c.target: round(c.measured, 3) for c in checks if not c.ok})
+    print("\n".join(differences(checks, old)) or "no differences")
 
 
 if __name__ == "__main__":

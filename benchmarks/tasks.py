@@ -66,7 +66,15 @@ def mlp(quick: bool, dtype: Any) -> Task:
 
 def transformer(quick: bool, dtype: Any) -> Task:
     """Four blocks of width 256 on 8 x 128 tokens of a vocabulary of 1,024; 3.4 million params."""
-    d, n_blocks, n_vocab, n_batch, n_seq = (16, 1, 32, 2, 8) if quick else (256, 4, 1024, 8, 128)
+    names = ("d", "n_blocks", "n_vocab", "n_batch", "n_seq")
+    sizes = (16, 1, 32, 2, 8) if quick else (256, 4, 1024, 8, 128)
+    return transformer_of(**dict(zip(names, sizes, strict=True)), n_heads=4, dtype=dtype)
+
+
+def transformer_of(
+    *, d: int, n_heads: int, n_blocks: int, n_vocab: int, n_batch: int, n_seq: int, dtype: Any
+) -> Task:
+    """Blocks of width `d` on `n_batch` x `n_seq` tokens: 12 d^2 weights each, and the embedding."""
     key = _keys()
     blocks = [
         {
@@ -81,7 +89,7 @@ def transformer(quick: bool, dtype: Any) -> Task:
     tokens = jax.random.randint(key(), (n_batch, n_seq + 1), 0, n_vocab)
 
     def attend(x: jax.Array, block: Any) -> jax.Array:
-        heads = (x @ block["qkv"]).reshape(*x.shape[:2], 3, 4, d // 4)
+        heads = (x @ block["qkv"]).reshape(*x.shape[:2], 3, n_heads, d // n_heads)
         q, k, v = (heads[:, :, i] for i in range(3))
         mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
         return mixed.reshape(x.shape) @ block["out"]
