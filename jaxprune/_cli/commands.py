@@ -4,36 +4,45 @@ Results are printed by `screen.py`, or here as JSON. Errors are raised; `options
 """
 
 import contextlib
+import functools
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._cli import screen
-from jaxprune._cli.planned import Rules, all_dtypes, planned
+from jaxprune._cli.planned import Part, Rules, planned
+from jaxprune._cli.pruning import decision_rules, pruned_leaf, with_shares
 from jaxprune._cli.stored_masks import mask_paths, read_masks, to_mask
 from jaxprune._cli.writing import check_exists, check_source, checked_output, write
 from jaxprune._files import footprint
 from jaxprune._files.any_kind import Source, open_source
-from jaxprune._files.leaves import is_stored
+from jaxprune._files.leaves import Leaf, is_stored
 from jaxprune._report.table import Report
-from jaxprune._transform.oneshot import prune_params
+from jaxprune._transform.decide import Rules as DecisionRules
 
 # The files
 
 
 @contextlib.contextmanager
-def _open_params(file: Path) -> Iterator[Source]:
-    """Opens the params of a file; in a checkpoint with `params` at its root, only those."""
+def _open_params(file: Path, leaves: Sequence[Leaf] | None = None) -> Iterator[Source]:
+    """Opens the params of a file; in a checkpoint with `params` at its root, only those.
+
+    Args:
+      file: or folder.
+      leaves: those that were in it before, which must not have changed.
+    """
     check_exists(file)
     with open_source(file) as source:
         params = [leaf.path for leaf in source.leaves if leaf.path.startswith("params/")]
-        yield source.only(params) if source.kind == "orbax" and params else source
+        if source.kind == "orbax" and params:
+            source = source.only(params)
+        if leaves is not None and tuple(leaves) != source.leaves:
+            raise ValueError(f"{file}: has changed while it was read. Start again.")
+        yield source
 
 
 # inspect
@@ -135,7 +144,7 @@ def _n_minus_zero(array: np.ndarray) -> int:
 def plan(file: Path, sparsity: float, rules: Rules, *, as_json: bool = False) -> None:
     """Prints what `prune` would do."""
     with _open_params(file) as source:
-        report = planned(source.leaves, sparsity, rules)
+        report = planned(source.leaves, sparsity, rules).report
     if as_json:
         print(json.dumps({"file": str(file)} | _as_dict(report), indent=1))
     else:
@@ -166,30 +175,34 @@ def prune(
 ) -> None:
     """Prunes the params of a file into another file, and prints what was done."""
     output = checked_output(file, out, kind, force=force)
+    decide = decision_rules(rules)
     with _open_params(file) as source:
-        report = planned(source.leaves, sparsity, rules)
-        chosen = {leaf.path for leaf in report.leaves if leaf.n_zero != 0}
+        plan, leaves = planned(source.leaves, sparsity, rules), source.leaves
         check_source(output, source)
-        with screen.progress(source, file.name) as arrays:
-            pruned = (
-                (path, _pruned(path, array, sparsity, rules) if path in chosen else array)
-                for path, array in arrays
-            )
-            written = write(output, source, pruned)
+    if plan.shared:
+        plan = with_shares(plan, decide, functools.partial(_read, file, leaves))
+    with _open_params(file, leaves) as source, screen.progress(source, file.name) as arrays:
+        pruned = (
+            (path, _pruned(path, array, plan.parts[path], decide) if path in plan.parts else array)
+            for path, array in arrays
+        )
+        written = write(output, source, pruned)
+    report = plan.report
     screen.print_written(file, written, _as_dict(report), report, as_json=as_json)
 
 
-def _pruned(path: str, array: np.ndarray, sparsity: float, rules: Rules) -> np.ndarray:
-    """A chosen leaf after pruning; the rules for other leaves do not matter here."""
-    overrides = rules.get("overrides") or {}
-    own_rules = {
-        "include": lambda path, leaf: True,
-        "overrides": {rule: x for rule, x in overrides.items() if re.fullmatch(rule, path)},
-        "structure": rules["structure"],
-    }
-    with all_dtypes():
-        params, _ = prune_params({path: array}, sparsity, **own_rules)
-        return np.asarray(jax.tree.leaves(params)[0])
+def _read(
+    file: Path, leaves: Sequence[Leaf], title: str, paths: Collection[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Some of the leaves of a file, which is opened once more."""
+    with _open_params(file, leaves) as source, screen.progress(source.only(paths), title) as arrays:
+        yield from arrays
+
+
+def _pruned(path: str, array: np.ndarray, part: Part, rules: DecisionRules) -> np.ndarray:
+    """A chosen leaf after pruning; the leaf itself where it keeps everything."""
+    del path  # for tests
+    return array if part.n_keep == part.n_units else pruned_leaf(part, array, rules)
 
 
 # export

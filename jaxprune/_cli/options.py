@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune._cli.interrupts import STOPPED, exit_if_program, ignore_ctrl_c_if_program
-from jaxprune._cli.words import WrongOption, rules_for, sparsity_for, told
+from jaxprune._cli.words import (
+    DISTRIBUTIONS,
+    SCORES,
+    TIES,
+    WrongOption,
+    rules_for,
+    sparsity_for,
+    told,
+)
 from jaxprune._files.formats import FORMATS
 
 
@@ -48,6 +56,9 @@ def _options() -> Any:
         structure=typer.Option(
             "unstructured", "--structure", help="nm:2:4[:axis], block:1x16[:balanced], channel:-1"
         ),
+        distribution=typer.Option("uniform", "--distribution", help="|".join(DISTRIBUTIONS)),
+        score=typer.Option("magnitude", "--score", help="|".join(SCORES)),
+        ties=typer.Option("index", "--ties", help="|".join(TIES)),
     )
 
 
@@ -80,13 +91,16 @@ def _add_plan(app: Any) -> None:
         exclude: list[str] | None = of.exclude,
         override: list[str] | None = of.override,
         structure: str = of.structure,
+        distribution: str = of.distribution,
+        score: str = of.score,
+        ties: str = of.ties,
         as_json: bool = of.as_json,
     ) -> None:
         """Shows what `prune` would do, without doing it."""
         with _exit_codes():
             from jaxprune._cli import commands
 
-            rules = rules_for(include, exclude, override, structure)
+            rules = rules_for(include, exclude, override, structure, distribution, score, ties)
             target = sparsity_for(sparsity, rules)
             commands.plan(file, target, rules, as_json=as_json)
 
@@ -103,6 +117,9 @@ def _add_prune(app: Any) -> None:
         exclude: list[str] | None = of.exclude,
         override: list[str] | None = of.override,
         structure: str = of.structure,
+        distribution: str = of.distribution,
+        score: str = of.score,
+        ties: str = of.ties,
         kind: str | None = of.kind,
         force: bool = of.force,
         as_json: bool = of.as_json,
@@ -111,7 +128,7 @@ def _add_prune(app: Any) -> None:
         with _exit_codes():
             from jaxprune._cli import commands
 
-            rules = rules_for(include, exclude, override, structure)
+            rules = rules_for(include, exclude, override, structure, distribution, score, ties)
             target = sparsity_for(sparsity, rules)
             commands.prune(file, out, target, rules, kind=kind, force=force, as_json=as_json)
 

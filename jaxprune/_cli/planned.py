@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from jaxprune._base.arguments import as_sparsity
+from jaxprune._base.paths import leaves_with_paths
 from jaxprune._cli.quantised import (
     BY_DEFAULT,
     default_for_quantised_weights,
@@ -15,33 +18,102 @@ from jaxprune._cli.quantised import (
 )
 from jaxprune._cli.words import in_options, wrong_option
 from jaxprune._files.leaves import Leaf
+from jaxprune._recipe import budget
+from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._report.plan import plan as plan_params
 from jaxprune._report.table import LeafReport, Report
 
 Rules = Mapping[str, Any]  # arguments of `prune_params` and `plan`
 
 
-def planned(leaves: Sequence[Leaf], sparsity: float, rules: Rules) -> Report:
-    """The plan of a file, in its order and in the words of the command line.
+class Part(NamedTuple):
+    """How one chosen leaf is pruned.
+
+    Attributes:
+      leaf: its structure, and its pools in the budget.
+      n_keep: how many units each of its pools keeps; None where the leaf shares its pool.
+      position: of the leaf in the tree, which decides its random numbers.
+      spec: its shape and dtype.
+      n_units: how many units the leaf has in each of its pools.
+    """
+
+    leaf: budget.Leaf
+    n_keep: tuple[int, ...] | None
+    position: int
+    spec: Any
+    n_units: tuple[int, ...]
+
+
+class Plan(NamedTuple):
+    """What happens to a file.
+
+    Attributes:
+      report: the table of all leaves, in the order of the file.
+      parts: the chosen leaves by path, in the order of the tree.
+      shared: how many units each pool of several leaves keeps, by its number in the budget.
+    """
+
+    report: Report
+    parts: dict[str, Part]
+    shared: dict[int, int]
+
+
+def planned(leaves: Sequence[Leaf], sparsity: float, rules: Rules) -> Plan:
+    """The plan of a file, in the words of the command line.
 
     Raises:
       WrongOption: the options do not fit the leaves.
     """
-    shapes: Any = {x.path: jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves}
+    rules = _complete(rules, leaves)
+    # The order of the tree that `load` returns, whose dicts JAX sorts level by level.
+    in_tree_order = sorted(leaves, key=lambda leaf: leaf.path.split("/"))
+    shapes: Any = OrderedDict(
+        (leaf.path, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)) for leaf in in_tree_order
+    )
     with all_dtypes(), wrong_option(rules):
-        report = plan_params(shapes, sparsity, **_complete(rules, leaves))
+        report = plan_params(shapes, sparsity, **rules)
+        chosen = _budget(shapes, sparsity, rules)
     row_of = {row.path: _row(row, rules) for row in report.leaves}
-    in_file_order = tuple(row_of[leaf.path] for leaf in leaves)  # JAX sorts keys of dicts
     notes = [in_options(note, rules) for note in report.notes]
     if line := quantised_line([leaf for leaf in leaves if row_of[leaf.path].n_zero == 0]):
         notes.append(line)
-    return dataclasses.replace(report, leaves=in_file_order, notes=tuple(notes))
+    rows = tuple(row_of[leaf.path] for leaf in leaves)
+    report = dataclasses.replace(report, leaves=rows, notes=tuple(notes))
+    return Plan(report, *_parts(chosen, list(shapes.values())))
 
 
-def _complete(rules: Rules, leaves: Sequence[Leaf]) -> dict[str, Any]:
+def _budget(shapes: Any, sparsity: float, rules: Rules) -> Budget:
+    """The budget that `prune_params` would compute."""
+    of_recipe = {name: value for name, value in rules.items() if name != "ties"}
+    recipe = Recipe.of((as_sparsity(sparsity, "sparsity"),), **of_recipe)
+    paths, specs, _ = leaves_with_paths(shapes)
+    return recipe.checked_budget(shapes, paths, specs)
+
+
+def _parts(chosen: Budget, specs: Sequence[Any]) -> tuple[dict[str, Part], dict[int, int]]:
+    """The chosen leaves by path, and the pools that several leaves share."""
+    n_keep = chosen.n_keep()[-1].tolist()
+    users: dict[int, int] = {}
+    for leaf in chosen.leaves:
+        for pool in set(leaf.pools):
+            users[pool] = users.get(pool, 0) + 1
+    parts, shared = {}, {}
+    for position, leaf in zip(chosen.chosen, chosen.leaves, strict=True):
+        is_shared = any(users[pool] > 1 for pool in leaf.pools)
+        if is_shared:
+            shared[leaf.pools[0]] = n_keep[leaf.pools[0]]
+        own = None if is_shared else tuple(n_keep[pool] for pool in leaf.pools)
+        n_units = tuple(chosen.pools.n_units[pool] for pool in leaf.pools)
+        if is_shared:
+            n_units = (leaf.structure.n_units(specs[position].shape),)
+        parts[chosen.paths[position]] = Part(leaf, own, position, specs[position], n_units)
+    return parts, shared
+
+
+def _complete(rules: Rules, leaves: Sequence[Leaf]) -> Rules:
     """The rules, with those that hold for files by default."""
     if rules.get("include") is not None or not any(is_small_float(x.dtype) for x in leaves):
-        return dict(rules)
+        return rules
     return {**rules, "exclude": (*rules.get("exclude", ()), default_for_quantised_weights)}
 
 

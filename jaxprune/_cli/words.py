@@ -5,13 +5,26 @@ code 2, and its message says what to type on the command line.
 """
 
 import contextlib
+import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 _STRUCTURES = (
     "unstructured, nm:2:4, block:1x16, block:1x16:balanced, channel:-1, or nm:2:4:-1 for axis -1"
 )
+# Names of options -> names of the library.
+DISTRIBUTIONS = {
+    "uniform": "uniform",
+    "erk": "erk",
+    "er": "er",
+    "global": "global_pool",
+    "normalized": "normalized_pool",
+    "l2": "l2_pool",
+}
+SCORES = {"magnitude": "magnitude", "random": "random_score"}
+TIES = ("index", "hashed")
+_POOLS = ("global", "normalized", "l2")  # distributions in which leaves compete with each other
 
 
 class WrongOption(Exception):
@@ -53,6 +66,10 @@ def in_options(text: str, rules: Mapping[str, Any]) -> str:
     if structure is not None:
         text = text.replace(repr(structure), structure_text(structure))
     text = re.sub(r"\bNM\(n=(\d+), m=(\d+), axis=(-?\d+)\)", r"nm:\1:\2:\3", text)
+    for option, name in DISTRIBUTIONS.items():
+        text = re.sub(rf"\bdistribution=(jaxprune\.)?{name}\b", f"--distribution {option}", text)
+        text = re.sub(rf"(?<=[( ]){name}(?=[),: ])", option, text)
+    text = re.sub(r"\bwith overrides\b", "with --override", text)
     return re.sub(r"(?<![\w-])(include|exclude|override)s?: (?=['\"])", r"--\1 ", text)
 
 
@@ -95,18 +112,44 @@ def _quoted(text: str) -> str:
 
 
 def rules_for(
-    include: list[str] | None, exclude: list[str] | None, override: list[str] | None, structure: str
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    override: Sequence[str] | None = None,
+    structure: str = "unstructured",
+    distribution: str = "uniform",
+    score: str = "magnitude",
+    ties: str = "index",
 ) -> dict[str, Any]:
     """The options as arguments of `prune_params` and `plan`."""
+    from jaxprune._recipe import distributions, scores
+
     for name, rules in (("include", include), ("exclude", exclude)):
         for rule in rules or ():
             _check_regex(f"--{name}", rule)
+    _check_name("--distribution", distribution, DISTRIBUTIONS)
+    _check_name("--score", score, SCORES)
+    _check_name("--ties", ties, TIES)
+    if ties == "hashed" and distribution in _POOLS:
+        raise _usage(
+            f"--ties hashed can't be used with --distribution {distribution}, where leaves compete "
+            "in one pool. Use --ties index."
+        )
     return {
         "include": include or None,
         "exclude": exclude or (),
         "overrides": dict(map(_override, override or ())) or None,
         "structure": structure_for(structure),
+        "distribution": getattr(distributions, DISTRIBUTIONS[distribution]),
+        "score": getattr(scores, SCORES[score]),
+        "ties": ties,
     }
+
+
+def _check_name(option: str, value: str, names: Collection[str]) -> None:
+    if value not in names:
+        close = difflib.get_close_matches(value, names, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise _usage(f"unknown {option} {_quoted(value)}.{hint} Write one of {', '.join(names)}.")
 
 
 def _check_regex(option: str, rule: str) -> None:

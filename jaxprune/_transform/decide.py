@@ -260,9 +260,17 @@ def _units(members: Sequence[_Case], rules: Rules) -> Any:
     lead = members[0]
     if lead.leaf.traits.is_elementwise and _is_fused(lead.operand, rules):
         return lead.operand._replace(key=None)
-    scores = [_normalized(_weight_scores(case, rules), rules) for case in members]
-    pairs = zip(members, scores, strict=True)
-    return combined([case.leaf.structure.unit_scores(of_weights) for case, of_weights in pairs])
+    return combined([_unit_scores(case, rules) for case in members])
+
+
+def _unit_scores(case: _Case, rules: Rules) -> jax.Array:
+    """One score per unit of a leaf, stored, as it competes with those of other leaves."""
+    return case.leaf.structure.unit_scores(_normalized(_weight_scores(case, rules), rules))
+
+
+def unit_scores(operand: Operand, leaf: Leaf, rules: Rules) -> jax.Array:
+    """One score per unit of a leaf that shares a pool, as it competes with those of others."""
+    return _unit_scores(_Case(operand, None, leaf, None), rules)
 
 
 def _is_fused(operand: Operand, rules: Rules) -> bool:

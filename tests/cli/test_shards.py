@@ -154,6 +154,15 @@ def file_size(path):
     return path.stat().st_size
 
 
+@pytest.mark.parametrize("name", ("global", "erk"))
+def test_budgets_span_all_shards(model, tmp_path, name):
+    write_file(tmp_path / "one.safetensors", joined(two_shards()))
+    words = ("-s", 0.5, "--distribution", name)
+    run("prune", model, "-o", tmp_path / "out", *words)
+    run("prune", tmp_path / "one.safetensors", "-o", tmp_path / "b.safetensors", *words)
+    assert joined(read_model(tmp_path / "out")[0]) == read_file(tmp_path / "b.safetensors")[0]
+
+
 def test_what_was_written_is_counted(model, tmp_path):
     out = tmp_path / "out"
     report = as_json("prune", model, "-o", out, "-s", 0.5)
@@ -399,16 +408,31 @@ def test_what_stops_the_writing_leaves_no_half_written_folder(
 
 
 def test_a_shard_that_changes_while_it_is_read_is_an_error(model, tmp_path, monkeypatch):
-    planned = commands.planned
+    write = commands.write
 
     def changing(*args):
         foreign_shard(model)
-        return planned(*args)
+        return write(*args)
 
-    monkeypatch.setattr(commands, "planned", changing)
+    monkeypatch.setattr(commands, "write", changing)
     _, error = run("prune", model, "-o", tmp_path / "out", "-s", 0.5, code=1)
     assert_names(error, model, f"{SECOND}:", "has changed")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_changes_after_the_plan_is_an_error(tmp_path, monkeypatch):
+    file, planned = tmp_path / "a.safetensors", commands.planned
+    write_file(file, {"w": random_tensor(0, "F32", (4, 8))})
+
+    def changing(*args):
+        plan = planned(*args)
+        write_file(file, {"w": random_tensor(0, "F32", (8, 4))})
+        return plan
+
+    monkeypatch.setattr(commands, "planned", changing)
+    _, error = run("prune", file, "-o", tmp_path / "b.safetensors", "-s", 0.5, code=1)
+    assert_says(error, f"{file}:", "has changed")
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_load_says_how_to_make_one_file_of_shards(model):
