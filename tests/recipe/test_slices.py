@@ -170,6 +170,21 @@ def test_outputs_of_every_layer_have_a_budget_of_their_own():
     assert (~kept).sum(1).tolist() == [4, 2, 4, 4]
 
 
+def test_in_a_pool_of_all_leaves_layers_do_not_share_their_outputs():
+    params = {name: x for name, x in make_params().items() if name != "fc"}
+    options = dict(structure=Channel(), distribution=jaxprune.global_pool, roles=ROLES)
+    _, masks = jaxprune.prune_params(params, 0.5, **options)
+    norms, kept = [], []
+    for name, axis in (("up", 1), ("deep", 0)):
+        w, mask = np.asarray(params[name], np.float64), np.asarray(masks[name])
+        assert np.all(mask.any(axis) == mask.all(axis))
+        norms.append(np.sqrt((w**2).sum(axis)).ravel())
+        kept.append(mask.any(axis).ravel())
+    norms, kept = np.concatenate(norms), np.concatenate(kept)
+    assert np.sum(~kept) == len(norms) // 2 == 31
+    assert norms[~kept].max() < norms[kept].min()
+
+
 # Erdos-Renyi by roles
 
 
