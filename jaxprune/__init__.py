@@ -99,7 +99,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         channel_groups as channel_groups,
         channel_groups_nnx as channel_groups_nnx,
     )
-    from jaxprune._shrink.flax_sizes import shrunk_apply as shrunk_apply
+    from jaxprune._shrink.flax_sizes import resize_nnx as resize_nnx, shrunk_apply as shrunk_apply
     from jaxprune._shrink.report import AxisGroup as AxisGroup, ShrinkReport as ShrinkReport
     from jaxprune._shrink.shrink import (
         shrink as shrink,
@@ -163,7 +163,7 @@ _PUBLIC = {
     "_report.report": ("check", "summarize"),
     "_report.sensitivity": ("Sensitivity", "sensitivity", "sparsities_for"),
     "_shrink.channels": ("ChannelGroups", "channel_groups", "channel_groups_nnx"),
-    "_shrink.flax_sizes": ("shrunk_apply",),
+    "_shrink.flax_sizes": ("resize_nnx", "shrunk_apply"),
     "_shrink.report": ("AxisGroup", "ShrinkReport"),
     "_shrink.shrink": ("shrink", "shrink_nnx"),
     "_state.convert": ("pack_masks", "set_masks", "unpack_masks"),
@@ -243,6 +243,7 @@ __all__ = [
     "prune",
     "prune_params",
     "random_score",
+    "resize_nnx",
     "rigl",
     "saliency",
     "save",

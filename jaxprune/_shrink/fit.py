@@ -15,7 +15,8 @@ import numpy as np
 from jaxprune._shrink.balance import cut_at
 from jaxprune._shrink.cut import Cut, units_of_labels
 from jaxprune._shrink.flax_sizes import Model
-from jaxprune._shrink.groups import Group, without_removed
+from jaxprune._shrink.groups import Group
+from jaxprune._shrink.removal import smaller_shapes
 from jaxprune._shrink.same_program import Difference, differences
 from jaxprune._trace.program import Program
 from jaxprune._trace.tracer import EquationPath, Tiling, Tracer
@@ -103,7 +104,7 @@ class _Fit:
     def _check(self, numbers: Iterable[int]) -> list[Difference]:
         groups = [self._groups[number] for number in numbers]
         cut = Cut(self._units_of, [unit.label for group in groups for unit in group.removed])
-        small = without_removed(self._program, groups, shapes=True)
+        small = smaller_shapes(self._program, groups)
         return differences(self._model, self._program, self._tracer, cut, small)
 
     def _solve(

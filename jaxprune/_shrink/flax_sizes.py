@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jaxprune._base.arguments import shown
+from jaxprune._base.paths import leaves_with_paths, listed
 from jaxprune._trace.model_arguments import check_arrays, check_function, check_module
 
 
@@ -65,7 +67,7 @@ def nnx_model(function: str, model: Any, inputs: Sequence[Any]) -> Model:
 
     def apply_resized(state: Any, *inputs: Any) -> Any:
         resized = nnx.merge(graphdef, state)
-        resize_nnx(resized)
+        set_nnx_sizes(resized)
         return resized(*inputs)
 
     return Model(apply_fn, apply_resized, state, inputs)
@@ -122,7 +124,8 @@ def _linen_sizes_from_params() -> Iterator[None]:
         layer = module
         if isinstance(module, nn.RNN) and context.method_name == "__call__":
             layer = module.cell  # its initialize_carry can't be intercepted
-        for name, value in _linen_sizes(nn, layer).items():
+        inputs = args[0] if args else kwargs.get("inputs")
+        for name, value in _linen_sizes(nn, layer, inputs).items():
             # Modules are frozen, but this one is a copy that lives for one call.
             object.__setattr__(layer, name, value)
         return call(*args, **kwargs)
@@ -136,8 +139,8 @@ def _linen_sizes_from_params() -> Iterator[None]:
 _HIDDEN_KERNELS = ("hi", "hn", "h", "hg")
 
 
-def _linen_sizes(nn: Any, layer: Any) -> dict[str, Any]:
-    """The attributes that a linen layer must have to accept the params that it is given."""
+def _linen_sizes(nn: Any, layer: Any, inputs: Any) -> dict[str, Any]:
+    """The attributes that a linen layer must have to accept its params and these inputs."""
     params = layer.variables.get("params", {}) if layer.scope is not None else {}
     if isinstance(layer, nn.Embed) and "embedding" in params:
         rows, features = _shape(params["embedding"])
@@ -156,22 +159,12 @@ def _linen_sizes(nn: Any, layer: Any) -> dict[str, Any]:
         return {"features": shape[len(shape) - len(layer.features) :]}
     if isinstance(layer, nn.ConvTranspose):
         return {"features": shape[-2 if layer.transpose_kernel else -1]}
-    if isinstance(layer, nn.Conv):
-        n_groups = _conv_groups(shape, layer.feature_group_count, layer.features)
+    if isinstance(layer, nn.Conv) and layer.feature_group_count == 1:
+        return {"features": shape[-1]}
+    if isinstance(layer, nn.Conv):  # each group reads as many channels as the kernel has
+        n_groups = inputs.shape[-1] // shape[-2]
         return {"features": shape[-1], "feature_group_count": n_groups}
     return {}
-
-
-def _conv_groups(shape: tuple[int, ...], n_groups: int, features: int) -> int:
-    """How many groups a convolution has with a smaller kernel.
-
-    Args:
-      shape: of the smaller kernel.
-      n_groups: how many groups it had before.
-      features: how many output channels it had before.
-    """
-    depthwise = n_groups > 1 and shape[-2] == 1
-    return shape[-1] // (features // n_groups) if depthwise else n_groups
 
 
 def _shape(param: Any) -> tuple[int, ...]:
@@ -182,7 +175,49 @@ def _shape(param: Any) -> tuple[int, ...]:
 # NNX
 
 
-def resize_nnx(model: Any) -> None:
+def resize_nnx(model: Any, state: Any) -> None:
+    """Loads the state of a shrunk NNX model into a fresh model, which takes its sizes, in place.
+
+    Args:
+      model: an `nnx.Module` with the layers of the model that was shrunk, in any sizes.
+      state: the state of a model after `shrink_nnx`, from `nnx.state(model)` or restored from a
+        checkpoint as nested dicts of arrays.
+
+    Raises:
+      TypeError: `model` is not an `nnx.Module`.
+      ValueError: the state lacks a leaf of the model, or has others.
+
+    Example:
+      >>> from flax import nnx
+      >>> import jax.numpy as jnp
+      >>> model = nnx.Linear(2, 8, rngs=nnx.Rngs(0))
+      >>> resize_nnx(model, {"kernel": jnp.ones((2, 5)), "bias": jnp.zeros(5)})
+      >>> model.out_features, model(jnp.ones((1, 2))).shape
+      (5, (1, 5))
+    """
+    from flax import nnx
+
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"resize_nnx: model must be an nnx.Module, got {shown(model)}. Pass the fresh model "
+            "first: resize_nnx(model, state)."
+        )
+    old_paths, _, treedef = leaves_with_paths(nnx.state(model))
+    paths, leaves, _ = leaves_with_paths(state)
+    if set(paths) != set(old_paths):
+        missing, unknown = set(old_paths) - set(paths), set(paths) - set(old_paths)
+        parts = [f"lacks {listed(sorted(missing))}"] if missing else []
+        parts += [f"has {listed(sorted(unknown))}, which the model lacks"] if unknown else []
+        raise ValueError(
+            f"resize_nnx: the state {' and '.join(parts)}. Pass a model with the layers of the one "
+            "that was shrunk, and the whole nnx.state of that model."
+        )
+    by_path = dict(zip(paths, leaves, strict=True))
+    nnx.update(model, treedef.unflatten([by_path[path] for path in old_paths]))
+    set_nnx_sizes(model)
+
+
+def set_nnx_sizes(model: Any) -> None:
     """Sets the sizes that the layers of an NNX model remember to those of their params."""
     from flax import nnx
 
@@ -205,6 +240,14 @@ def _nnx_sizes(nnx: Any, module: Any) -> dict[str, Any]:
     if isinstance(module, nnx.Embed):
         rows, features = _shape(module.embedding)
         return {"num_embeddings": rows, "features": features}
+    if isinstance(module, nnx.GroupNorm):
+        params = [x for x in (module.scale, module.bias) if getattr(x, "shape", None)]
+        sizes = [_shape(x)[-1] for x in params][:1]
+        return {
+            name: value
+            for size in sizes
+            for name, value in (("num_features", size), ("num_groups", size // module.group_size))
+        }
     if isinstance(module, (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm)):
         params = [getattr(module, name, None) for name in ("scale", "bias", "mean")]
         shapes = [_shape(x) for x in params if x is not None and getattr(x, "shape", None)]
@@ -239,8 +282,11 @@ def _nnx_kernel_sizes(nnx: Any, module: Any) -> dict[str, Any]:
         n_in, n_out = shape[-2:][::-1] if module.transpose_kernel else shape[-2:]
         return {"in_features": n_in, "out_features": n_out, "kernel_shape": shape}
     if isinstance(module, nnx.Conv):
-        # `kernel_shape` still has the number of output channels before the kernel was replaced.
-        n_groups = _conv_groups(shape, module.feature_group_count, module.kernel_shape[-1])
+        # `kernel_shape` is still that of the kernel before it was replaced. A depthwise layer has a
+        # group for each input channel, which makes as many outputs as before.
+        n_groups, old_shape = module.feature_group_count, module.kernel_shape
+        if n_groups > 1 and old_shape[-2] == 1:
+            n_groups = shape[-1] // (old_shape[-1] // n_groups)
         return {
             "in_features": shape[-2] * n_groups,
             "out_features": shape[-1],

@@ -8,11 +8,6 @@ program.
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxprune._shrink.places import equation_at, place_of
 from jaxprune._shrink.units import LeafAxis, Unit
@@ -78,29 +73,3 @@ def group_units(program: Program, units: Iterable[Unit]) -> list[Group]:
 def is_removable(unit: Unit) -> bool:
     """Whether the outputs are the same without a unit."""
     return unit.is_candidate and unit.zero
-
-
-def without_removed(program: Program, groups: Iterable[Group], *, shapes: bool = False) -> Any:
-    """The variables without the removed units.
-
-    Args:
-      program: that has the variables.
-      groups: with the units to remove.
-      shapes: return `jax.ShapeDtypeStruct`s in place of the leaves that get smaller.
-    """
-    removed: dict[LeafAxis, dict[int, None]] = {}
-    for group in groups:
-        for unit in group.removed:
-            for leaf, axis, index in unit.members:
-                removed.setdefault(LeafAxis(leaf, axis), {})[index] = None
-    leaves = list(program.leaves)
-    for (leaf, axis), indices in removed.items():
-        x = leaves[leaf]
-        if shapes:
-            shape = list(np.shape(x))
-            shape[axis] -= len(indices)
-            leaves[leaf] = jax.ShapeDtypeStruct(tuple(shape), x.dtype)
-        else:  # by NumPy, which compiles nothing
-            smaller = np.delete(np.asarray(x), list(indices), axis)
-            leaves[leaf] = jnp.asarray(smaller) if isinstance(x, jax.Array) else smaller
-    return program.treedef.unflatten(leaves)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune._base.paths import shown_path
+from jaxprune._shrink.costs import Cost, LayerCost, total
 from jaxprune._shrink.groups import Group
 from jaxprune._shrink.units import LeafAxis
 from jaxprune._trace.program import Program
@@ -61,6 +62,8 @@ class ShrinkReport:
       size: how many they have now.
       difference: the largest difference between the outputs of both models, relative to the largest
         output.
+      layers: the cost of each layer before and now: a `LayerCost` with a name and two `Cost`s of
+        numbers, bytes, and multiply-adds for the example inputs.
 
     Example:
       >>> report = ShrinkReport((), {}, size_before=10, size=4, difference=0.0)
@@ -75,6 +78,28 @@ class ShrinkReport:
     size_before: int
     size: int
     difference: float
+    layers: tuple[LayerCost, ...] = ()
+
+    @property
+    def cost_before(self) -> Cost:
+        """Numbers, bytes and multiply-adds of the whole model before."""
+        return total(layer.before for layer in self.layers)
+
+    @property
+    def cost(self) -> Cost:
+        """Numbers, bytes and multiply-adds of the whole model now."""
+        return total(layer.now for layer in self.layers)
+
+    def by_layer(self) -> str:
+        """A table of the layers: numbers, bytes and multiply-adds, before and now."""
+        rows = [["layer", "numbers", "bytes", "multiply-adds"]]
+        for name, before, now in self.layers:
+            numbers, n_bytes, work = zip(before, now, strict=True)
+            pairs = [f"{old:,} -> {new:,}" for old, new in (numbers, n_bytes, work)]
+            rows.append([name, *pairs])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+        return "\n".join(map("  ".join, lines))
 
     @property
     def refused(self) -> tuple[AxisGroup, ...]:
@@ -121,7 +146,11 @@ def refusals(program: Program, groups: Iterable[Group]) -> str:
 
 
 def report_of(
-    program: Program, groups: Sequence[Group], leaves: Sequence[Any], difference: float
+    program: Program,
+    groups: Sequence[Group],
+    leaves: Sequence[Any],
+    layers: Sequence[LayerCost],
+    difference: float,
 ) -> ShrinkReport:
     """The report about a model that was shrunk to these leaves."""
     shapes = {}
@@ -129,7 +158,8 @@ def report_of(
         if np.shape(old) != np.shape(new):
             shapes[path] = (tuple(np.shape(old)), tuple(np.shape(new)))
     before, now = (sum(math.prod(np.shape(x)) for x in tree) for tree in (program.leaves, leaves))
-    return ShrinkReport(axis_groups(program, groups), shapes, before, now, difference)
+    shown = axis_groups(program, groups)
+    return ShrinkReport(shown, shapes, before, now, difference, tuple(layers))
 
 
 # Their examples run, although by `__module__` they belong to `jaxprune`.

@@ -7,27 +7,51 @@ run both models and compare the outputs.
 
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.core
 
 from jaxprune._base.arguments import shown
+from jaxprune._base.paths import flattened
+from jaxprune._shrink.along import Carrier
 from jaxprune._shrink.balance import balance
+from jaxprune._shrink.costs import layer_costs
 from jaxprune._shrink.cut import units_of_labels
 from jaxprune._shrink.fit import accept
-from jaxprune._shrink.flax_sizes import Model, function_model, nnx_model, resize_nnx
-from jaxprune._shrink.groups import Group, group_units, without_removed
+from jaxprune._shrink.flax_sizes import Model, function_model, nnx_model, set_nnx_sizes
+from jaxprune._shrink.groups import Group, group_units
 from jaxprune._shrink.outputs import largest_difference
+from jaxprune._shrink.removal import removed_indices, without
 from jaxprune._shrink.report import ShrinkReport, refusals, report_of
 from jaxprune._shrink.units import units_of
 from jaxprune._trace.program import known_values, program_of, trace
 from jaxprune._trace.tracer import Tiling
 
 
+@overload
 def shrink(
     apply_fn: Callable[..., Any], variables: Any, *example_inputs: Any, rtol: float | None = None
-) -> tuple[Any, ShrinkReport]:
+) -> tuple[Any, ShrinkReport]: ...
+
+
+@overload
+def shrink(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    *example_inputs: Any,
+    rtol: float | None = None,
+    along: Any,
+) -> tuple[Any, ShrinkReport, Any]: ...
+
+
+def shrink(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    *example_inputs: Any,
+    rtol: float | None = None,
+    along: Any = None,
+) -> Any:
     """Removes zero units from all params, and checks that the outputs stay the same.
 
     A unit is a neuron, a channel, a hidden unit of a recurrent cell or a head of attention: one
@@ -49,7 +73,8 @@ def shrink(
     - axes that must be as long as an input, or as a constant array in the code (make it a param);
     - axes that pass through a primitive for which jaxprune has no rule.
 
-    The optimizer state does not fit the smaller params: initialize a new one.
+    A smaller leaf keeps its sharding. Optimizer states and averages of the params do not fit the
+    smaller params: pass them as `along`, or initialize new ones.
 
     Args:
       apply_fn: a function `(variables, *inputs) -> outputs` in inference mode, such as
@@ -59,14 +84,18 @@ def shrink(
       example_inputs: typical inputs, of any batch size, to run both models on.
       rtol: the largest difference of the outputs that is allowed, relative to the largest output;
         by default the square root of the machine epsilon. Both models run at full matmul precision.
+      along: a tree of more arrays from which to remove the same units, such as
+        `(opt_state, averages)`. A leaf in it belongs to a param if its path ends with that of the
+        param. A prune state in it gets smaller masks, and no `progress`.
 
     Returns:
       The smaller variables, to run with `shrunk_apply(apply_fn, variables, *inputs)`, and a report.
       In plain JAX, and with a linen model that declares the new sizes,
-      `apply_fn(variables, *inputs)` works too.
+      `apply_fn(variables, *inputs)` works too. With `along`, also its smaller tree.
 
     Raises:
-      ValueError: all groups are refused; or the outputs of the two models differ or contain NaN.
+      ValueError: all groups are refused; or the outputs of the two models differ or contain NaN; or
+        it is unclear what to remove from a leaf of `along`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -77,10 +106,15 @@ def shrink(
       >>> {name: leaf.shape for name, leaf in small.items()}
       {'b': (2,), 'v': (2, 2), 'w': (1, 2)}
     """
-    return _shrink(function_model("shrink", apply_fn, variables, example_inputs), rtol)
+    model = function_model("shrink", apply_fn, variables, example_inputs)
+    _check_values("along", along)
+    small, report, carrier = _shrink(model, rtol)
+    return (small, report) if along is None else (small, report, carrier.smaller(along))
 
 
-def shrink_nnx(model: Any, *example_inputs: Any, rtol: float | None = None) -> ShrinkReport:
+def shrink_nnx(
+    model: Any, *example_inputs: Any, rtol: float | None = None, along: Sequence[Any] = ()
+) -> ShrinkReport:
     """`shrink` for an NNX model, in place.
 
     Args:
@@ -88,6 +122,7 @@ def shrink_nnx(model: Any, *example_inputs: Any, rtol: float | None = None) -> S
         first.
       example_inputs: as for `shrink`.
       rtol: as for `shrink`.
+      along: more NNX objects to change in place, such as `[optimizer]` or a model of averages.
 
     Returns:
       The report. The model now has smaller params, and its layers remember the smaller sizes.
@@ -108,34 +143,65 @@ def shrink_nnx(model: Any, *example_inputs: Any, rtol: float | None = None) -> S
     """
     from flax import nnx
 
-    small, report = _shrink(nnx_model("shrink_nnx", model, example_inputs), rtol)
-    nnx.update(model, small)
-    resize_nnx(model)
+    program = nnx_model("shrink_nnx", model, example_inputs)
+    for x in along if isinstance(along, (list, tuple)) else [along]:
+        if x is along or not isinstance(x, (nnx.Module, nnx.Optimizer)):
+            raise TypeError(
+                f"shrink_nnx: along must be a list of NNX modules and optimizers, got {shown(x)}. "
+                "Pass along=[optimizer]; trees of arrays shrink along with jaxprune.shrink."
+            )
+    small, report, carrier = _shrink(program, rtol)
+    states = [carrier.smaller(nnx.state(x)) for x in along]
+    for x, state in zip([model, *along], [small, *states], strict=True):
+        nnx.update(x, state)
+        set_nnx_sizes(x)
     return report
 
 
-def _shrink(model: Model, rtol: float | None) -> tuple[Any, ShrinkReport]:
-    is_number = isinstance(rtol, numbers.Real) and not isinstance(rtol, bool)
-    if rtol is not None and not (is_number and rtol >= 0):
-        raise ValueError(f"shrink: rtol must be a number of at least 0, got {shown(rtol)}.")
-    for x in jax.tree.leaves((model.variables, model.inputs)):
-        if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
-            raise TypeError(
-                f"shrink: needs the values of variables and inputs, got {shown(x)}. Pass arrays, "
-                "outside jit."
-            )
+class _Shrunk(NamedTuple):
+    """Smaller variables, the report, and what removes the same units from other trees."""
+
+    variables: Any
+    report: ShrinkReport
+    carrier: Carrier
+
+
+def _shrink(model: Model, rtol: float | None) -> _Shrunk:
+    _check_arguments(model, rtol)
     program = program_of(model.apply_fn, model.variables, model.inputs)
     tracer = trace(program, known_values(program))
-    units_of_label = units_of_labels(tracer)
+    units_of_label, units = units_of_labels(tracer), units_of(tracer)
 
     def groups_with(tilings: Sequence[Tiling]) -> list[Group]:
-        groups = group_units(program, units_of(tracer))
+        groups = group_units(program, units)
         balance(groups, tilings, units_of_label)
         return groups
 
-    groups = accept(model, program, tracer, groups_with)
+    groups = groups_with(())
     if all(group.reason for group in groups):
         raise ValueError(f"shrink: no axis of the params can shrink: {refusals(program, groups)}.")
-    small = without_removed(program, groups)
+    groups = accept(model, program, tracer, groups_with)
+    removed = removed_indices(groups)
+    small = without(program, removed)
     difference = largest_difference(model, small, rtol)
-    return small, report_of(program, groups, jax.tree_util.tree_leaves(small), difference)
+    leaves = jax.tree_util.tree_leaves(small)
+    removed_units = [unit.label for group in groups for unit in group.removed]
+    layers = layer_costs(program, tracer, removed_units, leaves)
+    report = report_of(program, groups, leaves, layers, difference)
+    return _Shrunk(small, report, Carrier(program, removed))
+
+
+def _check_arguments(model: Model, rtol: float | None) -> None:
+    is_number = isinstance(rtol, numbers.Real) and not isinstance(rtol, bool)
+    if rtol is not None and not (is_number and rtol >= 0):
+        raise ValueError(f"shrink: rtol must be a number of at least 0, got {shown(rtol)}.")
+    _check_values("variables and inputs", (model.variables, model.inputs))
+
+
+def _check_values(arguments: str, tree: Any) -> None:
+    for x in flattened(tree)[0]:
+        if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
+            raise TypeError(
+                f"shrink: needs the values of {arguments}, got {shown(x)}. Pass arrays, "
+                "outside jit."
+            )

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "_report": ("_base", "_recipe", "_state", "_transform"),
     "_trace": ("_base", "_recipe"),
     "_calibration": ("_base", "_topk", "_recipe", "_state", "_trace"),
-    "_shrink": ("_base", "_recipe", "_trace"),
+    "_shrink": ("_base", "_recipe", "_state", "_trace"),
     "_files": ("_base", "_state"),
     "_blocks": ("_base", "_files"),
     "_cli": ("_base", "_recipe", "_state", "_transform", "_report", "_files"),

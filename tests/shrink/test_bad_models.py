@@ -90,6 +90,24 @@ MODELS = [
         ("shrink_nnx: model", "dict", "shrink(apply_fn, variables, x)"),
     ),
     case(
+        "shrink_nnx_along_a_tree",
+        lambda: jaxprune.shrink_nnx(linear(), X, along=[LAYERS]),
+        TypeError,
+        ("shrink_nnx: along", "dict", "along=[optimizer]"),
+    ),
+    case(
+        "shrink_nnx_along_one_object",
+        lambda: jaxprune.shrink_nnx(linear(), X, along=linear()),
+        TypeError,
+        ("shrink_nnx: along", "Linear", "along=[optimizer]"),
+    ),
+    case(
+        "resize_nnx_swapped",
+        lambda: jaxprune.resize_nnx(LAYERS, linear()),
+        TypeError,
+        ("resize_nnx: model", "dict", "resize_nnx(model, state)"),
+    ),
+    case(
         "channel_groups_swapped",
         lambda: jaxprune.channel_groups(LAYERS, two_layers, X),
         TypeError,

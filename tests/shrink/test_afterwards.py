@@ -1,0 +1,198 @@
+"""After shrinking: costs by layer, other trees that shrink along, shardings, fresh models."""
+
+import equinox as eqx
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import jaxprune
+
+X = jnp.ones((2, 3))
+
+
+def mlp(params, x):
+    return jax.nn.relu(x @ params["fc"]["w"] + params["fc"]["b"][None]) @ params["out"]
+
+
+def pruned_mlp(width=8):
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(3, width)).astype("f")
+    w[:, ::2] = 0
+    params = {
+        "fc": {"w": w, "b": np.zeros(width, "f")},
+        "out": rng.normal(size=(width, 4)).astype("f"),
+    }
+    params["fc"]["b"][1::2] = 1.0
+    return jax.tree.map(jnp.asarray, params)
+
+
+# The report
+
+
+def test_the_report_has_numbers_bytes_and_multiply_adds_by_layer():
+    _, report = jaxprune.shrink(mlp, pruned_mlp(), X)
+    assert {name: (before, now) for name, before, now in report.layers} == {
+        "fc": ((3 * 8 + 8, 4 * (3 * 8 + 8), 2 * 3 * 8), (3 * 4 + 4, 4 * (3 * 4 + 4), 2 * 3 * 4)),
+        "out": ((8 * 4, 4 * 8 * 4, 2 * 8 * 4), (4 * 4, 4 * 4 * 4, 2 * 4 * 4)),
+    }
+    assert (report.cost_before.numbers, report.cost.numbers) == (report.size_before, report.size)
+    assert report.cost.multiply_adds * 2 == report.cost_before.multiply_adds
+    lines = report.by_layer().splitlines()
+    assert lines[1].split() == ["fc", "32", "->", "16", "128", "->", "64", "48", "->", "24"]
+
+
+def test_multiply_adds_of_convolutions_and_loops_are_those_that_run():
+    def apply_fn(params, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, params["k"], (1, 1), "SAME", dimension_numbers=numbers)
+
+        def step(carry, _):
+            return jnp.tanh(carry @ params["h"]), None
+
+        h, _ = jax.lax.scan(step, jnp.maximum(y, 0).max((1, 2)), None, length=5)
+        return (h * h) @ params["o"] + jnp.einsum("bi,bi->b", h, h)[:, None]
+
+    params = {"k": jnp.ones((3, 3, 2, 4)), "h": jnp.ones((4, 4)), "o": jnp.ones((4, 1))}
+    _, report = jaxprune.shrink(apply_fn, params, jnp.ones((2, 5, 5, 2)))
+    work = {layer.name: layer.before.multiply_adds for layer in report.layers}
+    assert work["k"] == 2 * 5 * 5 * 4 * 9 * 2
+    assert work["h"] == 5 * 2 * 4 * 4
+    assert work["o"] == 2 * 4
+    assert work["(activations)"] == 2 * 4
+
+
+# Other trees
+
+
+@pytest.mark.parametrize("packed", (False, True))
+def test_moments_averages_and_masks_shrink_along(packed):
+    params = pruned_mlp(16)
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.0), inner=optax.adam(0.1), packed=packed)
+    state = jaxprune.set_masks(tx.init(params), jaxprune.masks_from_params(params))
+    moments = jax.tree.map(lambda p: jnp.arange(p.size, dtype=p.dtype).reshape(p.shape), params)
+    state = optax.tree_utils.tree_set(state, mu=moments)
+    small, report, (small_state, average) = jaxprune.shrink(
+        mlp, params, X, along=(state, {"average": moments})
+    )
+    shapes = jax.tree.map(jnp.shape, small)
+    assert jax.tree.map(jnp.shape, average["average"]) == shapes
+    np.testing.assert_array_equal(average["average"]["fc"]["w"], moments["fc"]["w"][:, 1::2])
+    np.testing.assert_array_equal(average["average"]["out"], moments["out"][1::2])
+    assert jax.tree.map(jnp.shape, jaxprune.get_masks(small_state)) == shapes
+    jaxprune.check(small, small_state)
+    grads = jax.tree.map(jnp.ones_like, small)
+    inner, _ = optax.adam(0.1).update(grads, small_state.inner_state, small)
+    assert jax.tree.map(jnp.shape, inner) == shapes
+    again = jaxprune.upgrade_state(tx, small, small_state)
+    assert again.progress is not None
+    assert report.shapes
+
+
+def test_a_leaf_of_another_shape_is_an_error_that_names_it():
+    params = pruned_mlp()
+    state = optax.adafactor(1e-3, min_dim_size_to_factor=2).init(params)
+    with pytest.raises(ValueError, match=r"v_row/.*: shrink: along has shape .* `along`"):
+        jaxprune.shrink(mlp, params, X, along=state)
+
+
+def test_along_changes_nothing_where_nothing_is_removed():
+    params = {"fc": {"w": jnp.ones((3, 8)), "b": jnp.ones(8)}, "out": jnp.ones((8, 4))}
+    state = optax.adam(0.1).init(params)
+    small, _, along = jaxprune.shrink(mlp, params, X, along=state)
+    assert jax.tree.all(jax.tree.map(np.array_equal, (small, along), (params, state)))
+
+
+# Shardings
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+def test_a_smaller_leaf_keeps_its_sharding():
+    mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
+    params = pruned_mlp(12)
+    columns = NamedSharding(mesh, PartitionSpec(None, "x"))
+    params["fc"]["w"] = jax.device_put(params["fc"]["w"], columns)
+    params["out"] = jax.device_put(params["out"], NamedSharding(mesh, PartitionSpec("x")))
+    params["fc"]["b"] = jax.device_put(params["fc"]["b"], NamedSharding(mesh, PartitionSpec("x")))
+    small, _ = jaxprune.shrink(mlp, params, X)
+    assert small["fc"]["w"].sharding == columns
+    assert small["out"].sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec("x")), 2)
+    params = jax.tree.map(lambda x: x, params)
+    params["fc"]["w"] = params["fc"]["w"].at[:, 1].set(0.0)
+    params["fc"]["b"] = params["fc"]["b"].at[1].set(0.0)
+    small, _ = jaxprune.shrink(mlp, params, X)
+    assert small["fc"]["w"].shape == (3, 5)
+    assert small["fc"]["w"].sharding.is_fully_replicated, "two devices do not divide five"
+
+
+# Fresh models
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.norm = nnx.GroupNorm(8, num_groups=4, rngs=rngs)
+        self.grouped = nnx.Conv(8, 8, (1, 1), feature_group_count=2, rngs=rngs)
+        self.last = nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.first(x)))
+        return self.last(nnx.relu(self.grouped(x)).max((1, 2)))
+
+
+def test_a_shrunk_state_loads_into_a_fresh_nnx_model_and_its_optimizer_goes_along():
+    model, x = Net(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
+    groups = jaxprune.channel_groups_nnx(model, x)
+    params, _ = jaxprune.prune_params(
+        nnx.state(model, nnx.Param), 0.5, structure=groups, include=tuple(groups)
+    )
+    nnx.update(model, params)
+    optimizer = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
+    average = nnx.clone(model)
+    before = model(x)
+    jaxprune.shrink_nnx(model, x, along=[optimizer, average])
+    assert (model.norm.num_groups, model.grouped.feature_group_count) == (2, 2)
+    assert (model.first.out_features, model.grouped.out_features) == (4, 4)
+    np.testing.assert_allclose(model(x), before, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(average(x), model(x))
+    for state in (nnx.state(model), nnx.to_pure_dict(nnx.state(model))):
+        fresh = Net(nnx.Rngs(3))
+        jaxprune.resize_nnx(fresh, state)
+        np.testing.assert_array_equal(fresh(x), model(x))
+        assert fresh.last.in_features == 4
+    optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
+
+
+def test_resize_nnx_names_leaves_that_do_not_fit():
+    model = nnx.Linear(2, 8, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"resize_nnx: the state lacks bias and has scale, which"):
+        jaxprune.resize_nnx(model, {"kernel": jnp.ones((2, 5)), "scale": jnp.ones(5)})
+
+
+def test_equinox_models_shrink():
+    model = eqx.nn.MLP(3, 2, 8, 2, key=jax.random.key(0))
+    arrays, static = eqx.partition(model, eqx.is_array)
+
+    def apply_fn(arrays, x):
+        return jax.vmap(eqx.combine(arrays, static))(x)
+
+    groups = jaxprune.channel_groups(apply_fn, arrays, X)
+    sparse, _ = jaxprune.prune_params(arrays, 0.5, structure=groups, include=tuple(groups))
+    small, _ = jaxprune.shrink(apply_fn, sparse, X)
+    assert [layer.weight.shape for layer in small.layers] == [(4, 3), (4, 4), (2, 4)]
+
+
+def test_haiku_models_are_refused_with_the_reason():
+    def net(x):
+        return hk.Linear(2)(jax.nn.relu(hk.Linear(8)(x)))
+
+    model = hk.without_apply_rng(hk.transform(net))
+    params = model.init(jax.random.key(0), X)
+    with pytest.raises(
+        ValueError, match=r"linear/w\[1\].*: the model fails .* does not match shape"
+    ):
+        jaxprune.channel_groups(model.apply, params, X)
