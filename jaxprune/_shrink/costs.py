@@ -84,7 +84,7 @@ def _layer(path: str) -> str:
 
 
 def _item_size(leaf: Any) -> int:
-    return np.dtype(getattr(leaf, "dtype", type(leaf))).itemsize
+    return (leaf.dtype if hasattr(leaf, "dtype") else np.dtype(type(leaf))).itemsize
 
 
 def _multiply_adds(eqn: Any, arrays: EquationArrays, cut: Cut) -> int:
