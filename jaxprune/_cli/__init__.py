@@ -3,6 +3,7 @@
 - `options`: their options and exit codes
 - `commands`: what each command does
 - `planned`: what happens to each leaf, from shapes and dtypes
+- `layout`: whether weights are (in, out) or (out, in)
 - `pruning`: prunes leaf by leaf, also where leaves compete in one pool
 - `quantised`: leaves quantised weights alone
 - `writing`: checks what is written over what, and writes

@@ -141,10 +141,12 @@ def _n_minus_zero(array: np.ndarray) -> int:
 # plan and prune
 
 
-def plan(file: Path, sparsity: float, rules: Rules, *, as_json: bool = False) -> None:
+def plan(
+    file: Path, sparsity: float, rules: Rules, layout: str = "auto", *, as_json: bool = False
+) -> None:
     """Prints what `prune` would do."""
     with _open_params(file) as source:
-        report = planned(source.leaves, sparsity, rules).report
+        report = planned(source, sparsity, rules, layout).report
     if as_json:
         print(json.dumps({"file": str(file)} | _as_dict(report), indent=1))
     else:
@@ -156,7 +158,7 @@ def _as_dict(report: Report) -> dict[str, Any]:
     rows = [
         {"path": r.path, "shape": list(r.shape), "dtype": r.dtype, "weights": r.size}
         | {"nonzero": None if r.n_zero is None else r.size - r.n_zero}
-        | {"sparsity": r.sparsity, "note": r.note}
+        | {"sparsity": r.sparsity, "note": r.note, "roles": r.roles}
         for r in report.leaves
     ]
     totals = {"weights": report.size, "nonzero": report.size - report.n_zero}
@@ -168,6 +170,7 @@ def prune(
     out: Path,
     sparsity: float,
     rules: Rules,
+    layout: str = "auto",
     *,
     kind: str | None = None,
     force: bool = False,
@@ -177,7 +180,7 @@ def prune(
     output = checked_output(file, out, kind, force=force)
     decide = decision_rules(rules)
     with _open_params(file) as source:
-        plan, leaves = planned(source.leaves, sparsity, rules), source.leaves
+        plan, leaves = planned(source, sparsity, rules, layout), source.leaves
         check_source(output, source)
     if plan.shared:
         plan = with_shares(plan, decide, functools.partial(_read, file, leaves))

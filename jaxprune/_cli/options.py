@@ -59,6 +59,11 @@ def _options() -> Any:
         distribution=typer.Option("uniform", "--distribution", help="|".join(DISTRIBUTIONS)),
         score=typer.Option("magnitude", "--score", help="|".join(SCORES)),
         ties=typer.Option("index", "--ties", help="|".join(TIES)),
+        layout=typer.Option(
+            "auto",
+            "--layout",
+            help="auto|jax|torch: jax is (in, out), torch (out, in).",
+        ),
     )
 
 
@@ -94,15 +99,17 @@ def _add_plan(app: Any) -> None:
         distribution: str = of.distribution,
         score: str = of.score,
         ties: str = of.ties,
+        layout: str = of.layout,
         as_json: bool = of.as_json,
     ) -> None:
         """Shows what `prune` would do, without doing it."""
         with _exit_codes():
             from jaxprune._cli import commands
 
-            rules = rules_for(include, exclude, override, structure, distribution, score, ties)
+            names = (structure, distribution, score, ties, layout)
+            rules = rules_for(include, exclude, override, *names)
             target = sparsity_for(sparsity, rules)
-            commands.plan(file, target, rules, as_json=as_json)
+            commands.plan(file, target, rules, layout, as_json=as_json)
 
 
 def _add_prune(app: Any) -> None:
@@ -120,6 +127,7 @@ def _add_prune(app: Any) -> None:
         distribution: str = of.distribution,
         score: str = of.score,
         ties: str = of.ties,
+        layout: str = of.layout,
         kind: str | None = of.kind,
         force: bool = of.force,
         as_json: bool = of.as_json,
@@ -128,9 +136,12 @@ def _add_prune(app: Any) -> None:
         with _exit_codes():
             from jaxprune._cli import commands
 
-            rules = rules_for(include, exclude, override, structure, distribution, score, ties)
+            names = (structure, distribution, score, ties, layout)
+            rules = rules_for(include, exclude, override, *names)
             target = sparsity_for(sparsity, rules)
-            commands.prune(file, out, target, rules, kind=kind, force=force, as_json=as_json)
+            commands.prune(
+                file, out, target, rules, layout, kind=kind, force=force, as_json=as_json
+            )
 
 
 def _add_export(app: Any) -> None:

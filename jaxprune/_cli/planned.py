@@ -10,6 +10,7 @@ import jax
 
 from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.paths import leaves_with_paths
+from jaxprune._cli.layout import with_layout
 from jaxprune._cli.quantised import (
     BY_DEFAULT,
     default_for_quantised_weights,
@@ -17,6 +18,7 @@ from jaxprune._cli.quantised import (
     quantised_line,
 )
 from jaxprune._cli.words import in_options, wrong_option
+from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
 from jaxprune._recipe import budget
 from jaxprune._recipe.budget import Budget, Recipe
@@ -58,12 +60,19 @@ class Plan(NamedTuple):
     shared: dict[int, int]
 
 
-def planned(leaves: Sequence[Leaf], sparsity: float, rules: Rules) -> Plan:
+def planned(source: Source, sparsity: float, rules: Rules, layout: str = "auto") -> Plan:
     """The plan of a file, in the words of the command line.
+
+    Args:
+      source: the file.
+      sparsity: fraction of zeros.
+      rules: arguments of `prune_params`.
+      layout: what `--layout` says.
 
     Raises:
       WrongOption: the options do not fit the leaves.
     """
+    leaves = source.leaves
     rules = _complete(rules, leaves)
     # The order of the tree that `load` returns, whose dicts JAX sorts level by level.
     in_tree_order = sorted(leaves, key=lambda leaf: leaf.path.split("/"))
@@ -71,15 +80,24 @@ def planned(leaves: Sequence[Leaf], sparsity: float, rules: Rules) -> Plan:
         (leaf.path, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)) for leaf in in_tree_order
     )
     with all_dtypes(), wrong_option(rules):
+        rules, layout_notes = with_layout(rules, layout, source, _chosen(shapes, rules, leaves))
         report = plan_params(shapes, sparsity, **rules)
         chosen = _budget(shapes, sparsity, rules)
     row_of = {row.path: _row(row, rules) for row in report.leaves}
-    notes = [in_options(note, rules) for note in report.notes]
+    notes = layout_notes + [in_options(note, rules) for note in report.notes]
     if line := quantised_line([leaf for leaf in leaves if row_of[leaf.path].n_zero == 0]):
         notes.append(line)
     rows = tuple(row_of[leaf.path] for leaf in leaves)
     report = dataclasses.replace(report, leaves=rows, notes=tuple(notes))
     return Plan(report, *_parts(chosen, list(shapes.values())))
+
+
+def _chosen(shapes: Any, rules: Rules, leaves: Sequence[Leaf]) -> list[Leaf]:
+    """The leaves that the rules choose."""
+    simple = {name: rules[name] for name in ("include", "exclude")}
+    chosen = _budget(shapes, 0.0, simple)
+    paths = {chosen.paths[i] for i in chosen.chosen}
+    return [leaf for leaf in leaves if leaf.path in paths]
 
 
 def _budget(shapes: Any, sparsity: float, rules: Rules) -> Budget:

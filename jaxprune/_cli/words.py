@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 _STRUCTURES = (
-    "unstructured, nm:2:4, block:1x16, block:1x16:balanced, channel:-1, or nm:2:4:-1 for axis -1"
+    "unstructured, nm:2:4, block:1x16, block:1x16:balanced or channel; nm:2:4:-1 and channel:-1 "
+    "for the axis -1"
 )
 # Names of options -> names of the library.
 DISTRIBUTIONS = {
@@ -24,6 +25,7 @@ DISTRIBUTIONS = {
 }
 SCORES = {"magnitude": "magnitude", "random": "random_score"}
 TIES = ("index", "hashed")
+LAYOUTS = ("auto", "jax", "torch")
 _POOLS = ("global", "normalized", "l2")  # distributions in which leaves compete with each other
 
 
@@ -65,6 +67,7 @@ def in_options(text: str, rules: Mapping[str, Any]) -> str:
     structure = rules.get("structure")
     if structure is not None:
         text = text.replace(repr(structure), structure_text(structure))
+    text = text.replace(" or what jaxprune.axis_roles returns", "")
     text = re.sub(r"\bNM\(n=(\d+), m=(\d+), axis=(-?\d+)\)", r"nm:\1:\2:\3", text)
     for option, name in DISTRIBUTIONS.items():
         text = re.sub(rf"\bdistribution=(jaxprune\.)?{name}\b", f"--distribution {option}", text)
@@ -94,6 +97,9 @@ def as_option(argument: str, value: Any) -> str:
         return " ".join(f"--override {_quoted(item)}" for item in items)
     if argument in ("sparsity", "final_sparsity"):
         return f"--sparsity {_number(value)}"
+    if argument == "roles":
+        layouts = {("out", "in"): "torch", ("in", "out"): "jax"}
+        return f"--layout {'|'.join(sorted({layouts.get(x, '...') for x in value.values()}))}"
     if argument == "structure":
         return f"--structure {'...' if isinstance(value, Mapping) else structure_text(value)}"
     return as_python(argument, value)
@@ -119,8 +125,9 @@ def rules_for(
     distribution: str = "uniform",
     score: str = "magnitude",
     ties: str = "index",
+    layout: str = "auto",
 ) -> dict[str, Any]:
-    """The options as arguments of `prune_params` and `plan`."""
+    """The options as arguments of `prune_params` and `plan`; `layout` is only checked."""
     from jaxprune._recipe import distributions, scores
 
     for name, rules in (("include", include), ("exclude", exclude)):
@@ -129,6 +136,7 @@ def rules_for(
     _check_name("--distribution", distribution, DISTRIBUTIONS)
     _check_name("--score", score, SCORES)
     _check_name("--ties", ties, TIES)
+    _check_name("--layout", layout, LAYOUTS)
     if ties == "hashed" and distribution in _POOLS:
         raise _usage(
             f"--ties hashed can't be used with --distribution {distribution}, where leaves compete "
@@ -226,7 +234,7 @@ def structure_for(text: str) -> Any:
             return Block(shape, balanced=bool(match[2]))
         reason = " (a block can't have a length of 0)"
     elif match := re.fullmatch(r"channel(?::(-?\d+))?", text):
-        return Channel(int(match[1] or -1))
+        return Channel(None if match[1] is None else int(match[1]))
     elif text.endswith(":balanced"):
         reason = " (only blocks can be balanced)"
     raise _usage(f"unknown --structure {_quoted(text)}{reason}. Write {_STRUCTURES}.")
@@ -248,7 +256,9 @@ def structure_text(structure: Any) -> str:
     if isinstance(structure, Block):
         lengths = "x".join(map(str, structure.shape))
         return f"block:{lengths}" + ":balanced" * structure.balanced
-    return f"channel:{structure.axis}" if isinstance(structure, Channel) else "unstructured"
+    if isinstance(structure, Channel):
+        return "channel" if structure.axis is None else f"channel:{structure.axis}"
+    return "unstructured"
 
 
 def _usage(text: str) -> Exception:

@@ -734,7 +734,7 @@ def test_structures_by_name():
     assert structure_for("block:1x16") == jaxprune.Block((1, 16))
     assert structure_for("block:1x16:balanced") == jaxprune.Block((1, 16), balanced=True)
     assert structure_for("channel:-1") == jaxprune.Channel(-1)
-    assert structure_for("channel") == jaxprune.Channel(-1)
+    assert structure_for("channel") == jaxprune.Channel()
     for text in (
         "unstructured",
         "nm:2:4",
