@@ -22,7 +22,12 @@ class FloatBits(NamedTuple):
     @property
     def nan_key(self) -> int:
         """The `order_key` of NaN, the largest that there is."""
-        return (self.sign | self.infinity) + 1
+        return self.sign + self.infinity + 1
+
+    @property
+    def lowest_key(self) -> int:
+        """The `order_key` of -inf, the smallest that there is."""
+        return self.sign - self.infinity
 
 
 def bits_of(dtype: Any) -> FloatBits:
@@ -47,8 +52,8 @@ def order_key(scores: jax.Array) -> jax.Array:
     layout = bits_of(scores.dtype)
     unsigned, sign = layout.unsigned, layout.unsigned(layout.sign)
     bits = lax.bitcast_convert_type(scores, unsigned)
-    bits = jnp.where(bits == sign, unsigned(0), bits)
-    key = jnp.where(bits >= sign, ~bits, bits | sign)
+    # The bits of -x are those of x and the sign bit, so their negative is `sign` minus those of x.
+    key = jnp.where(bits >= sign, unsigned(0) - bits, bits | sign)
     is_nan = (bits & unsigned(layout.sign - 1)) > unsigned(layout.infinity)
     return jnp.where(is_nan, unsigned(layout.nan_key), key)
 
@@ -61,9 +66,9 @@ def key_value(key: jax.Array, dtype: Any) -> jax.Array:
       dtype: one of those that `keyed_dtype` returns.
     """
     unsigned, sign, infinity = bits_of(dtype)
-    lowest = (2 * sign - 1) & ~(sign | infinity)
-    key = jnp.clip(key, key.dtype.type(lowest), key.dtype.type(sign | infinity)).astype(unsigned)
-    bits = jnp.where(key >= unsigned(sign), key & unsigned(sign - 1), ~key)
+    lowest, highest = key.dtype.type(sign - infinity), key.dtype.type(sign + infinity)
+    key = jnp.clip(key, lowest, highest).astype(unsigned)
+    bits = jnp.where(key >= unsigned(sign), key & unsigned(sign - 1), unsigned(0) - key)
     return lax.bitcast_convert_type(bits, dtype)
 
 

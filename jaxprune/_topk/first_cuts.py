@@ -87,7 +87,7 @@ def _samples(problem: Problem) -> tuple[np.ndarray, list[jax.Array]]:
     for stack in problem.stacks if problem.one_device else ():
         is_pool = all(problem.pools.sizes[pool] == stack.size for pool in stack.pool_of)
         if stack.size >= _SAMPLED and is_pool:
-            samples.append(problem.key_of(*jax.tree.map(_sample, stack.x)))
+            samples.append(problem.order_keys(jax.tree.map(_sample, stack.x)))
             sampled += stack.pool_of.tolist()
     return np.array(sampled, int), samples
 

@@ -17,7 +17,6 @@ from jaxprune._topk.ranks import (
     first_ranks,
     member_bases,
     member_sizes,
-    ranks_in_member,
     tie_order,
 )
 from jaxprune._topk.search import Cuts
@@ -56,41 +55,43 @@ def _stack_masks(
     )
     members = Members(base, size)
     cuts = Cuts(
-        pool_cuts.key.astype(size.dtype), cuts_in_members(pool_cuts.tie, members, problem.ties)
+        stack.form.cuts(pool_cuts.key), cuts_in_members(pool_cuts.tie, members, problem.ties)
     )
     if stack.is_sliced:
-        return [_mask(stack.operands[0], cuts, members, problem)]
+        return [_mask(stack, stack.operands[0], cuts, members, problem)]
     if len(stack.leaves) == 1:
         # Not from the rows: in the shape of the leaf, ranks need no division for each entry.
         operand = jax.tree.map(lambda x: x[None], stack.operands[0])
-        return [_mask(operand, cuts, members, problem)[0]]
+        return [_mask(stack, operand, cuts, members, problem)[0]]
     flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1), stack.x)
     # `cond` makes its result one buffer. Otherwise XLA computes, and compiles, the whole mask again
     # for every member that is sliced from it.
     masks = lax.cond(
-        jnp.any(pool_cuts.tie > 0),
-        lambda flat, cuts, members: _mask(flat, cuts, members, problem),
-        lambda flat, cuts, members: _mask_without_ties(flat, cuts, problem),
+        jnp.any(pool_cuts.tie > 1),
+        lambda flat, cuts, members: _mask(stack, flat, cuts, members, problem),
+        lambda flat, cuts, members: _mask_without_ties(stack, flat, cuts, problem),
         *(flat, cuts, members),
     )
     return [mask[: stack.size] for mask in masks]
 
 
-def _mask(operand: Any, cuts: Cuts, members: Members, problem: Problem) -> jax.Array:
+def _mask(stack: Stack, x: Any, cuts: Cuts, members: Members, problem: Problem) -> jax.Array:
     """Marks the entries of each member that its cuts keep, [n_members, ...]."""
-    x, among = operand
-    key = problem.key_of(x, among)
-    cut_key, cut_tie = (per_member(cut, key.ndim) for cut in cuts)
-    order = tie_order(ranks_in_member(key.shape, members.size), members.base, problem.ties)
-    mask = (key > cut_key) | ((key == cut_key) & (order >= cut_tie))
-    return mask if among is None else mask & among.astype(bool)
+    entry = problem.integers(stack, x, exact=True)
+    cut_key, cut_tie = (per_member(cut, entry.ndim) for cut in cuts)
+    order = tie_order(entry.shape, members, problem.ties)
+    return _among((entry > cut_key) | ((entry == cut_key) & (order > cut_tie)), x)
 
 
-def _mask_without_ties(operand: Any, cuts: Cuts, problem: Problem) -> jax.Array:
+def _mask_without_ties(stack: Stack, x: Any, cuts: Cuts, problem: Problem) -> jax.Array:
     """`_mask` if no cut divides tied entries: every entry with the key of the cut is kept."""
-    x, among = operand
-    key = problem.key_of(x, among)
-    mask = key >= per_member(cuts.key, key.ndim)
+    entry = problem.integers(stack, x, exact=True)
+    return _among(entry >= per_member(cuts.key, entry.ndim), x)
+
+
+def _among(mask: jax.Array, x: Any) -> jax.Array:
+    """The mask without the entries that may not be kept."""
+    _, among = x
     return mask if among is None else mask & among.astype(bool)
 
 

@@ -13,7 +13,7 @@ from jaxprune._base.counting import enable_x64
 from jaxprune._base.float_bits import order_key
 from jaxprune._topk.stacks import Pools, Stack
 
-KeyFunction = Callable[[Any, Any], jax.Array]
+ScoreFunction = Callable[[Any], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,10 +26,27 @@ class Problem:
 
     pools: Pools
     stacks: Sequence[Stack]
-    key_of: KeyFunction  # (operand, among) -> keys; see `key_function`
+    score: ScoreFunction  # operand -> scores; see `score_function`
     ties: str  # "index" or "hashed"
     one_device: bool  # whether axes may be merged at no cost
     axis_name: Any  # the mapped axis that every pool is spread over, or None
+
+    def integers(self, stack: Stack, x: Any, *, exact: bool = False) -> jax.Array:
+        """The signed integers of entries of a stack; see `KeyForm`.
+
+        Args:
+          stack: the stack.
+          x: `stack.x`, or the same in another shape: an operand, and `among` or None.
+          exact: make all NaNs equal.
+        """
+        operand, among = x
+        return stack.form.integers(self.score(operand), among, exact=exact)
+
+    def order_keys(self, x: Any) -> jax.Array:
+        """The keys of entries as pools measure them; 0 where an entry may not be kept."""
+        operand, among = x
+        key = order_key(self.score(operand)).astype(self.pools.pool_dtype)
+        return key if among is None else jnp.where(among.astype(bool), key, jnp.zeros_like(key))
 
     @property
     def n_parts(self) -> int:
@@ -51,21 +68,14 @@ def axis_length(axis_name: Any) -> int:
         ) from None
 
 
-def key_function(score: Callable[[Any], jax.Array], pools: Pools) -> KeyFunction:
-    """The map from an operand to its keys: integers that sort like its scores.
-
-    It takes the operand and an array that is nonzero where an entry may be kept, or None. An entry
-    that may not be kept has key 0, which is below the key of every score.
-    """
-    # `score` sees the caller's setting, though the key function is called within `counting`.
+def score_function(score: ScoreFunction, pools: Pools) -> ScoreFunction:
+    """The scores that are compared: those of `score`, in the common dtype if there is one."""
+    # `score` sees the caller's setting, though it is called within `counting`.
     x64 = jax.dtypes.canonicalize_dtype(np.int64) == np.int64
 
-    def key_of(operand: Any, among: Any) -> jax.Array:
+    def scores_of(operand: Any) -> jax.Array:
         with enable_x64(x64):
             scores = score(operand)
-        if pools.common_dtype is not None:
-            scores = scores.astype(pools.common_dtype)
-        key = order_key(scores).astype(pools.entry_dtype)
-        return key if among is None else jnp.where(among.astype(bool), key, pools.entry_dtype(0))
+        return scores if pools.common_dtype is None else scores.astype(pools.common_dtype)
 
-    return key_of
+    return scores_of

@@ -8,7 +8,7 @@ cut through the pool is translated for each member.
 Hashed ties compare a number that the rank is mapped to; different ranks map to different numbers.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def first_ranks(problem: Problem) -> jax.Array:
 
 def member_sizes(stack: Stack, pools: Pools) -> jax.Array:
     """The number of entries of each member, [n_members]."""
-    return jnp.full(stack.pool_of.shape, stack.size, pools.entry_dtype)
+    return jnp.full(stack.pool_of.shape, stack.size, pools.rank_dtype)
 
 
 def member_bases(stack: Stack, first_ranks: jax.Array) -> jax.Array:
@@ -69,7 +69,7 @@ def ranks_in_member(shape: tuple[int, ...], size: jax.Array) -> jax.Array:
 
     Args:
       shape: [n_members, ...].
-      size: [n_members], the number of entries. The ranks of padding go on below 1 and wrap.
+      size: [n_members], the number of entries. The ranks of padding are 0 and less.
     """
     rank = jnp.broadcast_to(per_member(size, len(shape)), shape)
     stride = 1
@@ -81,35 +81,43 @@ def ranks_in_member(shape: tuple[int, ...], size: jax.Array) -> jax.Array:
     return rank
 
 
-def tie_order(rank: jax.Array, base: jax.Array, ties: str) -> jax.Array:
-    """The numbers that tied entries are compared by; the higher one is kept.
+def tie_order(shape: tuple[int, ...], members: Members, ties: str) -> jax.Array:
+    """The signed numbers that tied entries are compared by; the higher one is kept.
 
     Args:
-      rank: [n_members, ...] from `ranks_in_member`.
-      base: [n_members] from `member_bases`.
+      shape: [n_members, ...].
+      members: where the entries of each member rank.
       ties: `"index"` compares ranks, `"hashed"` compares shuffled ones.
     """
-    return _shuffled(rank + per_member(base, rank.ndim)) if ties == "hashed" else rank
+    rank = ranks_in_member(shape, members.size)
+    if ties == "index":
+        return rank
+    in_pool = rank.astype(jnp.uint32) + per_member(members.base, len(shape)).astype(jnp.uint32)
+    return jnp.where(rank > 0, _signed(_shuffled(in_pool)), lowest_order(members, ties))
+
+
+def lowest_order(members: Members, ties: str) -> Any:
+    """A number below the tie order of every entry, and not above any cut of `cuts_in_members`."""
+    return np.int32(np.iinfo(np.int32).min) if ties == "hashed" else members.size.dtype.type(0)
 
 
 def cuts_in_members(cuts: jax.Array, members: Members, ties: str) -> jax.Array:
     """Translates cuts through the tie order of a pool into cuts through that of each member.
 
     Args:
-      cuts: [n_members, ...], those of the pool of each member.
+      cuts: [n_members, ...], those of the pool of each member, at least 1. An entry reaches a cut
+        if its number is at least as high.
       members: where the entries of each member rank.
       ties: which of equal scores are kept.
 
     Returns:
-      Cuts from 1, which all entries of a member reach, to `size + 1`, which none reaches.
+      Signed numbers. An entry reaches a cut if its `tie_order` is higher than the number.
     """
     if ties == "hashed":
-        return cuts.astype(members.size.dtype)
-    one = jnp.ones_like(cuts)
-    base, end = (
-        per_member(x.astype(cuts.dtype), cuts.ndim) for x in (members.base, members.size + 1)
-    )
-    inside = jnp.where(cuts > base, jnp.minimum(cuts - base, end), one)
+        return _signed((cuts - jnp.ones_like(cuts)).astype(jnp.uint32))
+    base, size = (per_member(x.astype(cuts.dtype), cuts.ndim) for x in (members.base, members.size))
+    below = cuts - jnp.ones_like(cuts)
+    inside = jnp.where(below > base, jnp.minimum(below - base, size), jnp.zeros_like(cuts))
     return inside.astype(members.size.dtype)
 
 
@@ -120,13 +128,17 @@ def cut_above_all(pool_sizes: jax.Array, ties: str) -> jax.Array:
     return pool_sizes + pool_sizes.dtype.type(1)
 
 
-def _shuffled(rank: jax.Array) -> jax.Array:
-    """Maps ranks by a fixed permutation of the 32-bit numbers; 0 stays 0.
+def _shuffled(h: jax.Array) -> jax.Array:
+    """Maps uint32 ranks by a fixed permutation of the 32-bit numbers; 0 stays 0.
 
     A multiplication by an odd number and a xor with the shifted number are invertible, so different
     ranks stay different. No rank below 2**31 is mapped to the largest number.
     """
-    h = rank.astype(jnp.uint32)
     for shift, factor in ((16, 0x9E3779B1), (15, 0x85EBCA77)):
         h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
-    return (h ^ (h >> jnp.uint32(16))).astype(rank.dtype)
+    return h ^ (h >> jnp.uint32(16))
+
+
+def _signed(numbers: jax.Array) -> jax.Array:
+    """Signed numbers that are ordered like the unsigned ones."""
+    return lax.bitcast_convert_type(numbers ^ jnp.uint32(2**31), jnp.int32)

@@ -4,8 +4,8 @@ A stack joins leaves of equal shape along a new first axis; each leaf is then a 
 On one device the remaining axes are merged into rows, which costs nothing there. With several
 devices an axis may be sharded, so every leaf is a stack of its own and keeps its axes.
 
-Keys and ranks of entries have 32 bits wherever the scores have at most 32. A leaf too long for that
-becomes a stack of its own slices along the first axis.
+Ranks within a member have 32 bits. A leaf too long for that becomes a stack of its own slices along
+the first axis; if a slice is still too long, ranks have 64.
 """
 
 import math
@@ -19,11 +19,12 @@ import numpy as np
 from jaxprune._base import counting
 from jaxprune._base.counting import as_rows
 from jaxprune._base.float_bits import keyed_dtype
+from jaxprune._topk.keys import KeyForm
 
 # Only leaves of at most this many entries are copied into a stack with others of their shape.
 _STACKED = 2**20
-# From this size on, the ranks within a member (padding included) would need more than 32 bits.
-LONG = 2**32 - 2**12
+# From this size on, the ranks within a member would need more than 31 bits.
+LONG = 2**31 - 1
 
 
 class Pools(NamedTuple):
@@ -37,7 +38,7 @@ class Pools(NamedTuple):
     common_dtype: np.dtype | None  # all scores are widened to it if one pool mixes several dtypes
     score_dtypes: tuple[np.dtype, ...]  # of each pool
     pool_dtype: Any  # unsigned integers that hold the keys, ranks and counts of a whole pool
-    entry_dtype: Any  # unsigned integers that hold the keys and ranks of one member
+    rank_dtype: Any  # signed integers that hold the ranks of one member
 
     @property
     def leaf_sizes(self) -> list[int]:
@@ -88,7 +89,7 @@ class Pools(NamedTuple):
             common_dtype=common,
             score_dtypes=tuple(score_dtypes),
             pool_dtype=jnp.uint64 if is_wide else jnp.uint32,
-            entry_dtype=jnp.uint64 if is_double or (is_wide and longest >= LONG) else jnp.uint32,
+            rank_dtype=jnp.int64 if is_wide and longest >= LONG else jnp.int32,
         )
 
 
@@ -100,6 +101,7 @@ class Stack(NamedTuple):
     pool_of: np.ndarray  # the pool of each member
     offsets: np.ndarray  # entries of its pool that come before each member
     size: int  # entries of each member
+    form: KeyForm
     x: Any  # the operands joined, [n_members, ...]
 
     @property
@@ -108,7 +110,9 @@ class Stack(NamedTuple):
         return len(self.pool_of) > len(self.leaves)
 
 
-def stacked(operands: Sequence[Any], pools: Pools, one_device: bool) -> list[Stack]:
+def stacked(
+    operands: Sequence[Any], forms: Sequence[KeyForm], pools: Pools, one_device: bool
+) -> list[Stack]:
     """Joins operands of equal shapes into stacks; leaves without entries are in none.
 
     Compile time then grows with the number of different shapes instead of the number of leaves.
@@ -135,5 +139,6 @@ def stacked(operands: Sequence[Any], pools: Pools, one_device: bool) -> list[Sta
         offsets = np.array([pools.offsets[leaf] + size * i for leaf, i in members])
         joined = tuple(operands[leaf] for leaf in leaves)
         x = joined[0] if n_slices > 1 else jax.tree.map(join, *joined)
-        stacks.append(Stack(tuple(leaves), joined, pool_of, offsets, size, x))
+        form = forms[leaves[0]]
+        stacks.append(Stack(tuple(leaves), joined, pool_of, offsets, size, form, x))
     return stacks

@@ -22,9 +22,11 @@ from jaxprune._base.arguments import as_array, is_int, kind_of, shown
 from jaxprune._base.counting import as_counts, counting
 from jaxprune._base.sharding import on_one_device
 from jaxprune._topk.kept import kept_masks, thresholds
-from jaxprune._topk.problem import Problem, axis_length, key_function
+from jaxprune._topk.keys import key_form
+from jaxprune._topk.problem import Problem, axis_length, score_function
 from jaxprune._topk.ranks import check_pool_sizes
 from jaxprune._topk.search import search
+from jaxprune._topk.signs import score_specs
 from jaxprune._topk.stacks import Pools, stacked
 
 
@@ -161,8 +163,7 @@ def select(
       are dropped. A threshold is inf if nothing is kept, and -inf if everything is.
     """
     pool_of = tuple(range(len(operands))) if pool_of is None else tuple(pool_of)
-    for x in operands:
-        spec = jax.eval_shape(score, x)
+    for spec in score_specs(score, operands):
         if not jnp.issubdtype(spec.dtype, jnp.floating):
             raise TypeError(
                 f"scores must be real floating point, got {spec.dtype} of shape {spec.shape}. Let "
@@ -191,15 +192,17 @@ def _select(
     one_device: bool,
     axis_name: Any,
 ) -> tuple[list[jax.Array], jax.Array]:
-    specs = [jax.eval_shape(score, x) for x in operands]
+    specs = score_specs(score, operands)
     pools = Pools.of(specs, pool_of, axis_length(axis_name))
     check_pool_sizes(pools, ties)
-    key_of = key_function(score, pools)
+    score = score_function(score, pools)
+    dtype, has_floor = pools.common_dtype, among is not None
+    forms = [key_form(spec.dtype, dtype, spec.has_sign, has_floor) for spec in specs]
     allowed: Sequence[Any] = [None] * len(operands) if among is None else among
     pairs = list(zip(operands, allowed, strict=True))
     with counting(pools.pool_dtype == jnp.uint64):
-        stacks = stacked(pairs, pools, one_device)
-        problem = Problem(pools, stacks, key_of, ties, one_device, axis_name)
+        stacks = stacked(pairs, forms, pools, one_device)
+        problem = Problem(pools, stacks, score, ties, one_device, axis_name)
         cuts = search(problem, n_keep, start)
         return kept_masks(cuts, problem), thresholds(cuts.key, pools)
 

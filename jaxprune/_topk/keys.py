@@ -1,0 +1,95 @@
+"""The integers that a pass compares: as little arithmetic for each entry as the scores allow.
+
+A pool measures its entries in `order_key`s, unsigned and the same for every leaf of the pool. A
+pass compares signed integers of the size of the scores instead, because processors without AVX-512
+have no unsigned comparison. They are made from the bits of a score by one `and` if it is known to
+be non-negative, else by a subtraction on either side of zero. What few entries need is moved into
+the cuts: a cut never lies above the smallest NaN, so NaNs need not be equal to be counted, and a
+cut below -inf is raised to -inf. `exact` integers, in which all NaNs are equal, serve where ties
+matter.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune._base.float_bits import bits_of, keyed_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyForm:
+    """How the scores of one leaf become signed integers.
+
+    Attributes:
+      dtype: the float dtype whose bits make the keys.
+      has_sign: whether a score may be negative. If not, NaNs and zeros may still have a sign bit.
+      has_floor: whether some entries may not be kept; they get the smallest integer, below the
+        integer of every score.
+    """
+
+    dtype: np.dtype
+    has_sign: bool
+    has_floor: bool
+
+    @property
+    def signed(self) -> Any:
+        """The signed integer type of the integers."""
+        return {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[self.dtype.itemsize]
+
+    @property
+    def _offset(self) -> int:
+        """How much an `order_key` exceeds the integer, besides the sign bit."""
+        return bits_of(self.dtype).lowest_key - self.has_floor if self.has_sign else 0
+
+    @property
+    def _nan(self) -> int:
+        """The integer of the smallest NaN."""
+        layout = bits_of(self.dtype)
+        return layout.nan_key - self._offset - layout.sign
+
+    def integers(self, scores: jax.Array, among: Any, *, exact: bool = False) -> jax.Array:
+        """Signed integers that sort like the scores, NaN highest, -0.0 equal to 0.0.
+
+        Args:
+          scores: in any dtype that `dtype` holds exactly.
+          among: nonzero where an entry may be kept, or None; not None if `has_floor`.
+          exact: make all NaNs equal.
+        """
+        layout, signed = bits_of(self.dtype), self.signed
+        bits = lax.bitcast_convert_type(scores.astype(self.dtype), signed)
+        lowest = signed(-layout.sign)
+        if self.has_sign:
+            # Below zero the bits rise with the magnitude. `start` moves -inf to the lowest integer,
+            # and NaNs with a sign bit past it, where they wrap to the highest ones.
+            start = signed(layout.sign - layout.infinity)
+            entry = jnp.where(bits < 0, (lowest - start) - bits, bits - start)
+            if exact or self.has_floor:
+                entry = jnp.minimum(entry, signed(self._nan - self.has_floor))
+            if self.has_floor:
+                entry = entry + signed(1)
+        else:
+            entry = bits & signed(layout.sign - 1)
+            if exact:
+                entry = jnp.minimum(entry, signed(self._nan))
+        return jnp.where(among.astype(bool), entry, lowest) if self.has_floor else entry
+
+    def cuts(self, keys: jax.Array) -> jax.Array:
+        """The integers of `order_key`s, which may be one too large, or smaller than any score's.
+
+        An entry is below a cut by key if its integer is below that of the cut.
+        """
+        layout = bits_of(self.dtype)
+        wide = keys.dtype.type
+        if self.has_sign:
+            keys = jnp.maximum(keys, wide(layout.lowest_key)) - wide(self._offset)
+        unsigned = keys.astype(layout.unsigned) ^ layout.unsigned(layout.sign)
+        return lax.bitcast_convert_type(unsigned, self.signed)
+
+
+def key_form(score_dtype: Any, common_dtype: Any, has_sign: bool, has_floor: bool) -> KeyForm:
+    """The form of scores of a dtype, widened to `common_dtype` unless that is None."""
+    return KeyForm(np.dtype(common_dtype or keyed_dtype(score_dtype)), has_sign, has_floor)
