@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base.arguments import check_key, shown
-from jaxprune._recipe.elementwise import is_elementwise_program
+from jaxprune._base.elementwise import is_elementwise_program
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -271,7 +271,7 @@ def is_elementwise(score: Any, params: Any, grads: Any) -> bool:
 
     The attribute `elementwise` of the score decides. A function without it is traced, and must
     consist of operations that give the same bits in every program; see
-    `jaxprune._recipe.elementwise`.
+    `jaxprune._base.elementwise`.
 
     Args:
       score: a score function.

@@ -10,6 +10,7 @@ array is sorted (but for a small sample of its keys), and only counts cross devi
 This module knows nothing of pruning: arrays in, masks out.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 
 from jaxprune._base.arguments import as_array, is_int, kind_of, shown
 from jaxprune._base.counting import as_counts, counting
+from jaxprune._base.elementwise import is_elementwise_program
 from jaxprune._base.sharding import on_one_device
 from jaxprune._topk.kept import kept_masks, thresholds
 from jaxprune._topk.keys import key_form
@@ -29,8 +31,16 @@ from jaxprune._topk.search import search
 from jaxprune._topk.signs import score_specs
 from jaxprune._topk.stacks import Pools, stacked
 
+Score = Callable[[jax.Array], jax.Array]
 
-def topk_mask(scores: jax.Array, n_keep: int | jax.Array, *, ties: str = "index") -> jax.Array:
+
+def topk_mask(
+    scores: jax.Array,
+    n_keep: int | jax.Array,
+    *,
+    score: Score | None = None,
+    ties: str = "index",
+) -> jax.Array:
     """Marks the `n_keep` largest scores; True means kept.
 
     Args:
@@ -38,6 +48,10 @@ def topk_mask(scores: jax.Array, n_keep: int | jax.Array, *, ties: str = "index"
         different subnormals are different on every backend.
       n_keep: exactly how many entries are True; a Python int, or a traced integer, which is
         clipped to [0, scores.size].
+      score: a function from `scores`, which may then have any dtype, to the scores to compare, of
+        the same shape; `score=jnp.abs` keeps the largest magnitudes. An elementwise function is
+        computed anew in every read and its result never stored: on a CPU this takes half the time
+        of `topk_mask(jnp.abs(w), n_keep)`. Any other function is called once.
       ties: which of equal scores are kept. `"index"`: those of lower row-major index, as in
         `jax.lax.top_k`. `"hashed"`: by a fixed shuffle of the indices, so that no part of the
         array is favoured (many bfloat16 weights are equal).
@@ -47,17 +61,21 @@ def topk_mask(scores: jax.Array, n_keep: int | jax.Array, *, ties: str = "index"
       array too.
 
     Raises:
-      TypeError: `scores` are not real floating point, or `n_keep` is not an integer.
-      ValueError: `n_keep` is a Python int outside [0, scores.size], or `ties` is unknown.
+      TypeError: `scores` are not real floating point, `n_keep` is not an integer, or `score` is not
+        a function to real floating point.
+      ValueError: `n_keep` is a Python int outside [0, scores.size], `ties` is unknown, or `score`
+        changes the shape.
 
     Example:
       >>> import jax.numpy as jnp
       >>> topk_mask(jnp.array([0.5, 2.0, 0.5, 1.0]), 3).tolist()
       [True, True, False, True]
+      >>> topk_mask(jnp.array([0.5, -2.0, 0.5, -1.0]), 2, score=jnp.abs).tolist()
+      [False, True, False, True]
     """
-    scores = _checked_scores("topk_mask: `scores`", scores)
-    _check_count("topk_mask: `n_keep`", n_keep, scores.size)
-    [mask], _ = select([scores], [n_keep], ties=check_ties(ties))
+    [operand], fused = _scored(["topk_mask: `scores`"], [scores], score)
+    _check_count("topk_mask: `n_keep`", n_keep, operand.size)
+    [mask], _ = select([operand], [n_keep], score=fused, ties=check_ties(ties))
     return mask
 
 
@@ -66,6 +84,7 @@ def topk_masks(
     n_keep: Sequence[int | jax.Array] | int | jax.Array,
     pool: str = "leaf",
     *,
+    score: Score | None = None,
     ties: str = "index",
 ) -> list[jax.Array]:
     """Marks the largest scores of each array, or of all arrays together; True means kept.
@@ -75,15 +94,18 @@ def topk_masks(
       n_keep: with `pool="leaf"` one count per array; with `pool="global"` one count for all.
       pool: `"leaf"` if scores compete within their own array, `"global"` if all compete together.
         In the global pool an earlier array wins a tie against a later one, unless ties are hashed.
+      score: a function from each array to its scores, as for `topk_mask`.
       ties: as for `topk_mask`.
 
     Returns:
       A list of bool arrays, shaped (and sharded) like `scores`.
 
     Raises:
-      TypeError: `scores` is not a list of real floating-point arrays, or a count is not an integer.
+      TypeError: `scores` is not a list of real floating-point arrays, a count is not an integer, or
+        `score` is not a function to real floating point.
       ValueError: `pool` or `ties` is unknown, the number of counts is wrong, a Python int count is
-        out of range, or ties are hashed in a pool of more than 2**31 - 2 entries.
+        out of range, `score` changes a shape, or ties are hashed in a pool of more than 2**31 - 2
+        entries.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,22 +121,24 @@ def topk_masks(
             f"{kind_of(scores)}. For one array, call topk_mask; for a tree, pass "
             "jax.tree.leaves(scores)."
         )
-    scores = [_checked_scores(f"topk_masks: scores[{i}]", s) for i, s in enumerate(scores)]
+    names = [f"topk_masks: scores[{i}]" for i in range(len(scores))]
+    operands, fused = _scored(names, scores, score)
     check_ties(ties)
     if not isinstance(pool, str) or pool not in ("leaf", "global"):
         raise ValueError(f'topk_masks: `pool` must be "leaf" or "global", got {shown(pool)}.')
     if pool == "global":
-        _check_count("topk_masks: `n_keep`", n_keep, sum(s.size for s in scores))
-        return select(scores, [n_keep], pool_of=(0,) * len(scores), ties=ties)[0]  # type: ignore[list-item]
+        _check_count("topk_masks: `n_keep`", n_keep, sum(x.size for x in operands))
+        pool_of = (0,) * len(operands)
+        return select(operands, [n_keep], score=fused, pool_of=pool_of, ties=ties)[0]  # type: ignore[list-item]
     is_list = isinstance(n_keep, (list, tuple)) or getattr(n_keep, "ndim", 0) == 1
     if not is_list or len(n_keep) != len(scores):  # type: ignore[arg-type]
         raise ValueError(
             f"topk_masks: `n_keep` must hold one count for each of the {len(scores)} arrays, got "
             f'{shown(n_keep)}. For one count over all arrays, pass pool="global".'
         )
-    for i, s in enumerate(scores):
-        _check_count(f"topk_masks: n_keep[{i}]", n_keep[i], s.size)  # type: ignore[index]
-    return select(scores, n_keep, ties=ties)[0]  # type: ignore[arg-type]
+    for i, x in enumerate(operands):
+        _check_count(f"topk_masks: n_keep[{i}]", n_keep[i], x.size)  # type: ignore[index]
+    return select(operands, n_keep, score=fused, ties=ties)[0]  # type: ignore[arg-type]
 
 
 def check_ties(ties: Any) -> str:
@@ -222,6 +246,59 @@ def _as_counts(n_keep: Any) -> jax.Array:
 def _as_int64(n: jax.Array) -> jax.Array:
     largest = min(int(jnp.iinfo(n.dtype).max), 2**63 - 1)
     return jnp.minimum(n, jnp.asarray(largest, n.dtype)).astype(jnp.int64)
+
+
+def _scored(
+    names: Sequence[str], arrays: Sequence[Any], score: Score | None
+) -> tuple[list[jax.Array], Score]:
+    """Checked operands for `select`, and the score function that it is to compute in its reads."""
+    if score is None:
+        return list(map(_checked_scores, names, arrays)), _identity
+    if not callable(score):
+        raise TypeError(
+            f"{names[0].split(':')[0] if names else 'topk_masks'}: `score` must be a function from "
+            f"an array to its scores, got {shown(score)}. Pass score=jnp.abs."
+        )
+    fix = "Pass one array of numbers, such as the weights of a layer."
+    operands = [as_array(name, x, fix) for name, x in zip(names, arrays, strict=True)]
+    for name, x in zip(names, operands, strict=True):
+        _check_score(name, score, x)
+    if all(_is_fused(score, x) for x in operands):
+        return operands, score
+    return [score(x) for x in operands], _identity
+
+
+def _check_score(name: str, score: Score, x: jax.Array) -> None:
+    """Raises if `score` does not map an array to real floating-point scores of its shape."""
+    spec = jax.eval_shape(score, x)
+    dtype, shape = getattr(spec, "dtype", None), getattr(spec, "shape", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{name}: `score` must return real floating point, got {dtype or kind_of(spec)}. Let "
+            "it return floats, such as jnp.abs(x).astype(jnp.float32)."
+        )
+    if shape != x.shape:
+        raise ValueError(
+            f"{name}: `score` must return one score for each of the {x.shape} entries, got shape "
+            f"{shape}. Pass an elementwise function, such as jnp.abs."
+        )
+
+
+def _is_fused(score: Score, x: jax.Array) -> bool:
+    """Whether a score has the same bits for an entry in whatever part of an array it is read."""
+    declared = getattr(score, "elementwise", None)
+    return is_elementwise_program(_Unary(score), x, None) if declared is None else bool(declared)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unary:
+    """A score of one array in the form of the scores of `prune`."""
+
+    score: Score
+
+    def __call__(self, params: Any, grads: Any, key: Any) -> jax.Array:
+        del grads, key
+        return self.score(params)
 
 
 def _checked_scores(name: str, scores: Any) -> jax.Array:

@@ -149,6 +149,36 @@ SELECTION = [
         ("ties", "Array([0., 1., 2.], dtype=float32)", '"index"'),
     ),
     case(
+        "score_number",
+        lambda: jaxprune.topk_mask(scores(), 1, score=3),
+        TypeError,
+        ("topk_mask: `score`", "3", "score=jnp.abs"),
+    ),
+    case(
+        "score_of_none",
+        lambda: jaxprune.topk_masks([scores(), None], [1, 1], score=jnp.abs),
+        TypeError,
+        ("topk_masks: scores[1]", "None", "array of numbers"),
+    ),
+    case(
+        "score_int",
+        lambda: jaxprune.topk_mask(scores(), 1, score=lambda x: x.astype(jnp.int32)),
+        TypeError,
+        ("topk_mask: `scores`", "int32", ".astype(jnp.float32)"),
+    ),
+    case(
+        "score_tuple",
+        lambda: jaxprune.topk_masks([scores()], [1], score=lambda x: (x, x)),
+        TypeError,
+        ("topk_masks: scores[0]", "tuple", ".astype(jnp.float32)"),
+    ),
+    case(
+        "score_shape",
+        lambda: jaxprune.topk_mask(scores(), 1, score=jnp.sum),
+        ValueError,
+        ("topk_mask: `scores`", ("(3,)", "()"), "jnp.abs"),
+    ),
+    case(
         "n_keep_key",
         lambda: jaxprune.topk_mask(scores(), jax.random.key(0)),
         TypeError,

@@ -250,6 +250,52 @@ def test_score_runs_inside_the_selection(getkey):
     np.testing.assert_array_equal(mask, oracle(jnp.abs(w * g), 10))
 
 
+SCORES = {  # computed in every read, or once
+    "abs": jnp.abs,
+    "square": jnp.square,
+    "affine": lambda x: x * 2 - 1,
+    "normalized": lambda x: jnp.abs(x) / jnp.max(jnp.abs(x)),
+    "by column": lambda x: jnp.abs(x) * jnp.arange(1.0, x.shape[-1] + 1),
+}
+
+
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+@pytest.mark.parametrize("shape", ((31, 33), (3, 5, 7)), ids=str)
+def test_a_score_function_selects_like_its_scores(score, shape):
+    leaves = [values("ties", shape, jnp.float32, key) for key in range(2)]
+    n_keep = leaves[0].size // 3
+    scores = [jax.jit(score)(leaf) for leaf in leaves]
+    mask = topk_mask(leaves[0], n_keep, score=score)
+    np.testing.assert_array_equal(mask, oracle(scores[0], n_keep))
+    for pool, count in (("leaf", [n_keep, 5]), ("global", n_keep)):
+        masks = topk_masks(leaves, count, pool, score=score)
+        want = topk_masks(scores, count, pool)
+        jax.tree.map(np.testing.assert_array_equal, masks, want)
+
+
+def test_a_score_function_may_take_any_dtype():
+    for w in (np.array([3, -4, 1], np.int32), np.array([3, 4j, 1], np.complex64)):
+        mask = topk_mask(w, 1, score=lambda x: jnp.abs(x).astype(jnp.float32))
+        assert mask.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("score", (jnp.abs, jnp.negative), ids=("magnitude", "signed"))
+@pytest.mark.parametrize("shape", ((31,), (1031,), (219, 600)), ids=str)
+def test_scores_in_a_pass_are_exact_for_every_kind_of_value(score, shape):
+    fn = jitted_score(score)
+    for kind in KINDS:
+        w = values(kind, shape, jnp.float32)
+        order = ranking(np.asarray(score(w)))
+        for n_keep in (0, 1, w.size // 3, w.size - 1, w.size):
+            want = first(n_keep, order, shape)
+            np.testing.assert_array_equal(fn(w, n_keep), want, err_msg=f"{kind} {n_keep}")
+
+
+@functools.cache
+def jitted_score(score):
+    return jax.jit(lambda w, n_keep: topk_mask(w, n_keep, score=score))
+
+
 def test_no_arrays_give_no_masks():
     assert topk_masks([], []) == []
 
