@@ -1,5 +1,6 @@
 """The cuts of the first pass: a guess. A bad guess costs more passes; the result is the same."""
 
+import functools
 import math
 from typing import Any
 
@@ -15,8 +16,9 @@ from jaxprune._topk.stacks import Pools
 N_CUTS = 7
 # Where the cuts of an interpolated pass lie around the expected place, in standard deviations.
 LADDER = np.array([-3.5, -1.1, -0.35, 0.0, 0.35, 1.1, 3.5], np.float32)
-# Leaves of at least this many entries are sampled for the first cuts, and the size of the sample.
-_SAMPLED, _SAMPLE = 2**17, 2**13
+# The size of the sample for the first cuts, by the least number of entries of a leaf. Smaller ones
+# are not sampled: sorting a sampled key takes as long as reading 200 entries once.
+_SAMPLES = ((2**26, 2**15), (2**22, 2**13), (2**19, 2**10), (2**15, 2**7))
 # The sample comes from about this many rows at most.
 _SAMPLED_ROWS = 2**10
 # Where the cuts of a warm start lie around the last threshold, as key distances of a float32: about
@@ -44,10 +46,9 @@ def first_cuts(fraction: jax.Array, problem: Problem, start: jax.Array | None) -
         warm = _warm_cuts(start, pools, jnp.zeros_like(cuts))
         is_usable = jnp.isfinite(start) & (start != 0)
         cuts = jnp.where(is_usable[:, None], warm, cuts)
-    sampled, samples = _samples(problem)
-    if samples:
-        quantiles = _quantile_cuts(jnp.concatenate(samples), 1 - fraction[sampled])
-        cuts = cuts.at[sampled].set(quantiles.astype(cuts.dtype))
+    for pools, keys in _samples(problem):
+        quantiles = _quantile_cuts(keys, 1 - fraction[pools])
+        cuts = cuts.at[pools].set(quantiles.astype(cuts.dtype))
     return cuts
 
 
@@ -76,24 +77,27 @@ def _warm_steps(dtype: Any, key_dtype: Any) -> np.ndarray:
     return np.array(steps, np.int64).astype(np.dtype(key_dtype))
 
 
-def _samples(problem: Problem) -> tuple[np.ndarray, list[jax.Array]]:
+def _samples(problem: Problem) -> list[tuple[np.ndarray, jax.Array]]:
     """Samples the keys of every large leaf that is a pool of its own, on one device.
 
     Returns:
-      The pools that are sampled, and arrays that hold `_SAMPLE` keys for each of them in turn.
+      Some pools, and as many keys for each of them, [pools, n]. No pool comes twice.
     """
-    sampled: list[int] = []
-    samples = []
+    samples: dict[int, list[tuple[np.ndarray, jax.Array]]] = {}
     for stack in problem.stacks if problem.one_device else ():
         is_pool = all(problem.pools.sizes[pool] == stack.size for pool in stack.pool_of)
-        if stack.size >= _SAMPLED and is_pool:
-            samples.append(problem.order_keys(jax.tree.map(_sample, stack.x)))
-            sampled += stack.pool_of.tolist()
-    return np.array(sampled, int), samples
+        n = next((n for least, n in _SAMPLES if stack.size >= least), 0)
+        if n and is_pool:
+            keys = problem.order_keys(jax.tree.map(functools.partial(_sample, n=n), stack.x))
+            samples.setdefault(n, []).append((stack.pool_of, keys))
+    return [
+        (np.concatenate([pools for pools, _ in of_size]), jnp.concatenate([k for _, k in of_size]))
+        for of_size in samples.values()
+    ]
 
 
-def _sample(x: jax.Array) -> jax.Array:
-    """Takes `_SAMPLE` entries of each member, spread over all of it: [n_members, _SAMPLE].
+def _sample(x: jax.Array, n: int) -> jax.Array:
+    """Takes `n` entries of each member, spread over all of it: [n_members, n].
 
     The stride has no common divisor with the row length, so every column is sampled. Whole rows are
     selected first: where memory is tiled, merging the axes of the whole array would copy it.
@@ -102,12 +106,12 @@ def _sample(x: jax.Array) -> jax.Array:
       x: [n_members, rows, row].
     """
     _, n_rows, row = x.shape
-    row_stride = -(-n_rows // max(_SAMPLED_ROWS, _SAMPLED // row))
+    row_stride = -(-n_rows // max(_SAMPLED_ROWS, 16 * n // row))
     flat = x[:, row_stride // 2 :: row_stride].reshape(len(x), -1)
-    stride = flat.shape[1] // _SAMPLE
+    stride = flat.shape[1] // n
     while math.gcd(stride, row) > 1:
         stride -= 1
-    return flat[:, stride // 2 : stride * _SAMPLE : stride]
+    return flat[:, stride // 2 : stride * n : stride]
 
 
 def _quantile_cuts(keys: jax.Array, fraction: jax.Array) -> jax.Array:

@@ -85,7 +85,9 @@ class KeyForm:
         layout = bits_of(self.dtype)
         wide = keys.dtype.type
         if self.has_sign:
-            keys = jnp.maximum(keys, wide(layout.lowest_key)) - wide(self._offset)
+            scored = jnp.maximum(keys, wide(layout.lowest_key)) - wide(self._offset)
+            is_floor = keys == wide(0) if self.has_floor else False
+            keys = jnp.where(is_floor, wide(0), scored)
         unsigned = keys.astype(layout.unsigned) ^ layout.unsigned(layout.sign)
         return lax.bitcast_convert_type(unsigned, self.signed)
 

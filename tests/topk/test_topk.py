@@ -236,12 +236,16 @@ def test_thresholds_at_the_ends_are_infinite():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 def test_only_entries_among_the_allowed_are_kept(dtype):
-    scores = values("ties", (3, 5, 7), dtype)
-    among = np.random.default_rng(1).random(scores.shape) < 0.4
-    ranked = np.where(among, np.asarray(scores).astype(np.float64), -np.inf)
-    for n_keep in (0, 5, int(among.sum()), scores.size):
-        [mask], _ = select([jnp.asarray(scores)], [n_keep], among=[jnp.asarray(among, jnp.uint8)])
-        np.testing.assert_array_equal(mask, oracle(ranked, n_keep) & among)
+    for kind in ("ties", "wild"):
+        scores = values(kind, (3, 5, 7), dtype)
+        among = np.random.default_rng(1).random(scores.shape) < 0.4
+        order = ranking(scores)
+        allowed_first = np.concatenate([order[among.ravel()[order]], order[~among.ravel()[order]]])
+        for n_keep in (0, 5, int(among.sum()) - 1, int(among.sum()), scores.size):
+            allowed = [jnp.asarray(among, jnp.uint8)]
+            [mask], _ = select([jnp.asarray(scores)], [n_keep], among=allowed)
+            want = first(n_keep, allowed_first, scores.shape) & among
+            np.testing.assert_array_equal(mask, want, err_msg=f"{kind} {n_keep}")
 
 
 def test_score_runs_inside_the_selection(getkey):
