@@ -204,14 +204,14 @@ def passes(n: int, dtype: str) -> list[Row]:
 
     It searches like sharded devices, without the sample that a single device takes first.
     """
-    from jaxprune._topk import search
+    from jaxprune._topk import count as counts
     from jaxprune._topk.topk import select
 
-    count, calls = search._count_reaching, []
+    count_members, calls = counts._count_members, []
     w = jnp.abs(jnp.asarray(weights("normal", n), dtype))
     last_threshold = select([w], [round(0.22 * n)])[1]
     rows = []
-    search._count_reaching = lambda *args: (calls.append(1), count(*args))[1]
+    counts._count_members = lambda *args: (calls.append(1), count_members(*args))[1]
     try:
         for start in (None, last_threshold):
             calls.clear()
@@ -219,7 +219,7 @@ def passes(n: int, dtype: str) -> list[Row]:
                 select([w], [round(0.2 * n)], start=start)
             rows.append({"start": "cold" if start is None else "warm", "passes": len(calls)})
     finally:
-        search._count_reaching = count
+        counts._count_members = count_members
     about = {"case": "passes", "n": n, "dtype": dtype, "how": "measured"}
     about["worst"] = most_passes_of(n, dtype)
     return [about | row for row in rows]

@@ -20,6 +20,7 @@ from jaxprune._base import counting
 from jaxprune._base.counting import as_rows
 from jaxprune._base.float_bits import keyed_dtype
 from jaxprune._topk.keys import KeyForm
+from jaxprune._topk.signs import ScoreSpec
 
 # Only leaves of at most this many entries are copied into a stack with others of their shape.
 _STACKED = 2**20
@@ -57,12 +58,12 @@ class Pools(NamedTuple):
 
     @staticmethod
     def of(
-        specs: Sequence[jax.ShapeDtypeStruct], pool_of: tuple[int, ...], n_parts: int = 1
+        specs: Sequence[ScoreSpec], pool_of: tuple[int, ...], n_parts: int = 1
     ) -> "Pools":
         """The pools of leaves whose scores have these shapes and dtypes.
 
         Args:
-          specs: shape and dtype of the scores of each leaf.
+          specs: of the scores of each leaf.
           pool_of: the pool of each leaf.
           n_parts: every pool has this many parts of equal size; `specs` describe one of them.
         """
