@@ -47,7 +47,8 @@ class Rules(NamedTuple):
         Raises:
           ValueError: a rule that matches nothing, or no leaf is chosen.
         """
-        include, exclude, _ = self.leaves
+        rules_of_leaves = self.leaves.spelled_for(paths)
+        include, exclude, _ = rules_of_leaves
         unmatched = [] if self.roles is None else self.roles.unmatched(paths)
         rules = {"structure": (), "roles": [(rule, ...) for rule in unmatched]}
         check_rules(UserRules(include, exclude, rules), params, paths, leaves)
@@ -58,7 +59,7 @@ class Rules(NamedTuple):
             )
         errors.check_variables(paths)
         specs = tuple(map(spec_of, leaves))
-        choices = self.leaves.choose(paths, specs, RuleUse())
+        choices = rules_of_leaves.choose(paths, specs, RuleUse())
         chosen = [i for i, choice in enumerate(choices) if choice.chosen]
         if paths and not chosen:
             raise errors.nothing_chosen(paths, choices, specs, include is None)
@@ -94,6 +95,6 @@ class Rules(NamedTuple):
             for rule, target in self.overrides
             if not (isinstance(rule, str) and any(re.fullmatch(rule, name) for name in slices))
         ]
-        include, exclude, _ = self.leaves
+        include, exclude, _ = self.leaves.spelled_for(paths)
         assigned = {"structure": (), "overrides": pairs}
         check_rules(UserRules(include, exclude, assigned), params, paths, leaves)

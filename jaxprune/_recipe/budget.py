@@ -22,6 +22,7 @@ from jaxprune._recipe.parts import Part, PartRules, joined
 from jaxprune._recipe.pools import LeafShape, Pools, largest_remainder, round_half_up
 from jaxprune._recipe.roles import RoleRules, as_roles
 from jaxprune._recipe.scores import magnitude
+from jaxprune._recipe.spelling import spelled_recipe
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import Structure, Traits, traits_of
 from jaxprune._recipe.unmatched import check_rules
@@ -132,6 +133,9 @@ class Recipe:
         Raises:
           ValueError: listing the rules that match nothing; and as `budget`.
         """
+        recipe = spelled_recipe(self, tuple(paths))
+        if recipe is not self:
+            return recipe.checked_budget(params, paths, leaves)
         assigned = dict(overrides=self.overrides, structure=self.structures[:-1])
         assigned |= dict(per_slice=self.distribution.stacked)
         slices = self._slices(paths, leaves)
@@ -164,7 +168,8 @@ class Recipe:
         Raises:
           ValueError: naming a leaf that can't be pruned, or when no leaf is chosen.
         """
-        return _budget(self, tuple(paths), tuple(map(spec_of, leaves)), n_parts)
+        paths = tuple(paths)
+        return _budget(spelled_recipe(self, paths), paths, tuple(map(spec_of, leaves)), n_parts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

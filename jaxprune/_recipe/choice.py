@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._base.paths import Rule, matches, rule_name
+from jaxprune._recipe.spelling import spelled_rules
 
 Specs = tuple[jax.ShapeDtypeStruct | None, ...]
 
@@ -167,6 +168,10 @@ class LeafRules(NamedTuple):
     include: tuple[Rule, ...] | None = None
     exclude: tuple[Rule, ...] = ()
     overrides: tuple[Rule, ...] = ()
+
+    def spelled_for(self, paths: Sequence[str]) -> "LeafRules":
+        """The rules in the spelling of the paths; see `jaxprune._recipe.spelling`."""
+        return LeafRules(*(spelled_rules(rules, paths) for rules in self))
 
     def choose(self, paths: Sequence[str], specs: Specs, use: RuleUse) -> tuple[Choice, ...]:
         """Decides whether each leaf of a tree is chosen; what is not an array never is."""
