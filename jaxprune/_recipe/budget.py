@@ -184,7 +184,6 @@ class Budget:
       leaves: how each leaf in `chosen` is decided.
       pools: the pools and their budgets. They list one entry for each leaf in `chosen`, or for each
         of its slices; coupled leaves have one entry together.
-      targets: the sparsity of each leaf in `chosen` at each fire.
       unused: one line for each rule that has no effect.
       n_asked: how many units the pools would drop in the end without a density floor.
       made_from: what the budget was made from.
@@ -194,7 +193,6 @@ class Budget:
     chosen: tuple[int, ...]
     leaves: tuple[Leaf, ...]
     pools: Pools
-    targets: tuple[tuple[Fraction, ...], ...]
     unused: tuple[str, ...]
     n_asked: int
     made_from: tuple[Recipe, tuple[str, ...], Specs, int] = dataclasses.field(repr=False)
@@ -248,7 +246,7 @@ class Budget:
             if len(pools) == 1 and len(members) > 1:
                 parts = [exact[i] for i in members]
                 total = round_half_up(sum(parts, Fraction(0)))
-                shares = largest_remainder(parts, total, [0] * len(members))
+                shares = largest_remainder(parts, total, [0] * len(members)).tolist()
                 for i, n in zip(members, shares, strict=True):
                     counts[i] = n
         return counts
@@ -274,7 +272,6 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
         chosen=chosen,
         leaves=_leaves(recipe, [paths[i] for i in chosen], parts, entries_of, pools),
         pools=pools,
-        targets=tuple(_mean_targets([entries[k] for k in indices]) for indices in entries_of),
         unused=(
             *rules.unused(use),
             *use.unused("structure", _rules(recipe.structures[:-1]), decides=True),
@@ -336,12 +333,3 @@ def _leaves(
         )
         for path, part, indices in zip(paths, parts, entries_of, strict=True)
     )
-
-
-def _mean_targets(entries: Sequence[LeafShape]) -> tuple[Fraction, ...]:
-    """The sparsity of a leaf at each fire: the mean of its slices, which have one size."""
-    targets = {entry.targets for entry in entries}
-    if len(targets) == 1:
-        return entries[0].targets
-    sums = [sum(column, Fraction(0)) for column in zip(*(e.targets for e in entries), strict=True)]
-    return tuple(total / len(entries) for total in sums)

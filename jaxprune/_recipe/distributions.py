@@ -120,30 +120,36 @@ def _by_weight(
                 "equal counts (NM, balanced blocks) cannot follow. Use distribution=uniform, or "
                 "give the leaf its own sparsity with overrides."
             )
-    columns = [_own_budget(leaf, floor) for leaf in leaves]
+    columns: list[Any] = [None] * len(leaves)
     if sharing:
         shares = _shares([leaves[i] for i in sharing], floor, weight)
         for i, column in zip(sharing, shares, strict=True):
             columns[i] = column
+    for i, leaf in enumerate(leaves):
+        columns[i] = _own_budget(leaf, floor) if columns[i] is None else columns[i]
     return _pools(range(len(leaves)), [leaf.n_units for leaf in leaves], columns, leaves)
 
 
 def _shares(
     leaves: Sequence[LeafShape], floor: Fraction, weight: Callable[[tuple[int, ...]], Fraction]
-) -> list[list[int]]:
-    """How many units each of these leaves drops at each fire."""
-    sizes = [leaf.n_units for leaf in leaves]
-    densities = Densities(sizes, [weight(leaf.kernel) for leaf in leaves], floor)
-    rows: list[list[int]] = []
-    previous = [0] * len(leaves)
+) -> np.ndarray:
+    """How many units each of these leaves drops at each fire: int64[n_leaves, n_fires]."""
+    kinds: dict[tuple[int, tuple[int, ...]], int] = {}  # a model has many leaves of few kinds
+    kind_of = [kinds.setdefault((leaf.n_units, leaf.kernel), len(kinds)) for leaf in leaves]
+    sizes = [n for n, _ in kinds]
+    n_of_kind = [n * count for n, count in zip(sizes, np.bincount(kind_of).tolist(), strict=True)]
+    densities = Densities(n_of_kind, [weight(kernel) for _, kernel in kinds], floor)
+    total = sum(n_of_kind)
+    rows: list[np.ndarray] = []
+    previous = np.zeros(len(leaves), np.int64)
     for target in leaves[0].targets:
-        n_drop = round_half_up(target * sum(sizes))
-        parts = [n * (1 - d) for n, d in zip(sizes, densities.at(sum(sizes) - n_drop), strict=True)]
-        if sum(previous) > n_drop:  # the sparsity of the schedule falls
-            previous = [0] * len(leaves)
-        previous = largest_remainder(parts, n_drop, previous)
+        n_drop = round_half_up(target * total)
+        parts = [n * (1 - d) for n, d in zip(sizes, densities.at(total - n_drop), strict=True)]
+        if previous.sum() > n_drop:  # the sparsity of the schedule falls
+            previous = np.zeros(len(leaves), np.int64)
+        previous = largest_remainder(parts, n_drop, previous, kind_of)
         rows.append(previous)
-    return [list(column) for column in zip(*rows, strict=True)]
+    return np.stack(rows, 1)
 
 
 erk = Distribution("erk", _erk)

@@ -74,22 +74,57 @@ def round_half_up(x: Fraction) -> int:
     return (2 * x.numerator + x.denominator) // (2 * x.denominator)
 
 
-def largest_remainder(parts: Sequence[Fraction], total: int, least: Sequence[int]) -> list[int]:
-    """Rounds `parts` to integers that sum to `total`, each at least its entry in `least`.
+def largest_remainder(
+    parts: Sequence[Fraction],
+    total: int,
+    least: Sequence[int] | np.ndarray,
+    part_of: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Rounds parts to integers that sum to `total`, each at least its entry in `least`.
 
     Parts with the largest remainders are rounded up; among equal ones, the first.
 
+    Args:
+      parts: the numbers to round.
+      total: their sum after rounding.
+      least: int[n].
+      part_of: the position in `parts` of each of the n numbers, where many are equal; None where
+        they are the parts in order.
+
+    Returns:
+      int64[n].
+
     Example:
       >>> largest_remainder([Fraction(3, 2), Fraction(3, 2), Fraction(2)], 5, [0, 0, 0])
-      [2, 1, 2]
+      array([2, 1, 2])
+      >>> largest_remainder([Fraction(3, 2), Fraction(2)], 5, [0, 0, 0], part_of=[0, 0, 1])
+      array([2, 1, 2])
     """
-    counts = [max(math.floor(part), low) for part, low in zip(parts, least, strict=True)]
-    by_remainder = sorted(range(len(parts)), key=lambda i: counts[i] - parts[i])
-    missing = min(total, sum(map(math.ceil, parts))) - sum(counts)
-    for i in by_remainder if missing > 0 else ():
-        if missing and counts[i] < math.ceil(parts[i]):
-            counts[i], missing = counts[i] + 1, missing - 1
-    for i in reversed(by_remainder):
-        while missing < 0 and counts[i] > least[i]:
-            counts[i], missing = counts[i] - 1, missing + 1
+    number = np.arange(len(parts)) if part_of is None else np.asarray(part_of)
+    low = np.asarray(least, np.int64)
+    highest = np.array([math.ceil(part) for part in parts], np.int64)[number]
+    counts = np.maximum(np.array([math.floor(part) for part in parts], np.int64)[number], low)
+    order = _by_remainder(parts, number, counts)
+    missing = min(total, int(highest.sum())) - int(counts.sum())
+    if missing > 0:
+        counts[order[(counts < highest)[order]][:missing]] += 1
+    elif missing < 0:
+        last_first = order[::-1]
+        spare = (counts - low)[last_first]
+        before = np.cumsum(spare) - spare
+        counts[last_first] -= np.clip(-missing - before, 0, spare)
     return counts
+
+
+def _by_remainder(parts: Sequence[Fraction], number: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The positions of `counts`, those that were rounded down most first, in order where equal."""
+    floors = np.array([math.floor(part) for part in parts], np.int64)
+    above = counts - floors[number]
+    n_above = int(above.max(initial=0)) + 1
+    pairs, pair_of = np.unique(number * n_above + above, return_inverse=True)  # a few differ
+    excess = [
+        int(floors[i]) + k - parts[i] for i, k in (divmod(x, n_above) for x in pairs.tolist())
+    ]
+    rank_of = {x: rank for rank, x in enumerate(sorted(set(excess)))}
+    ranks = np.array([rank_of[x] for x in excess], np.int64)
+    return np.argsort(ranks[pair_of.reshape(-1)], kind="stable")

@@ -29,6 +29,8 @@ from jaxprune._transform.decide import Operand, Rules, tighten
 from jaxprune._transform.inner import Wrapped, reset_grown
 from jaxprune._transform.settings import NEVER, Algorithm, Settings
 
+_MANY_POOLS = 1024  # a table of fewer is small whatever it holds
+
 
 class Inputs(NamedTuple):
     """What a fire reads and does not change; lists have one entry per pruned leaf.
@@ -195,6 +197,20 @@ def _index(settings: Settings, step: Any) -> Any:
     return jnp.maximum(settings.schedule.index(step), 0)
 
 
+def _row(table: np.ndarray, index: Any) -> jax.Array:
+    """One row of a table with a row for each fire and a column for each pool.
+
+    Thousands of slices have few different columns, so that the program stores each of them once.
+    """
+    if table.shape[1] < _MANY_POOLS:
+        return take(as_counts(table), index)
+    first: dict[bytes, int] = {}
+    columns = np.ascontiguousarray(table.T)
+    column_of = np.array([first.setdefault(column.tobytes(), len(first)) for column in columns])
+    different = np.unique(column_of, return_index=True)[1]
+    return take(take(as_counts(table[:, different]), index), column_of)
+
+
 # Gradual pruning
 
 
@@ -215,7 +231,7 @@ def _tighten(
     rules = Rules(score, settings.ties, recipe.distribution.normalized, settings.axis_name)
     index = _index(settings, inputs.step)
     operands = _operands(settings, score, inputs, budget.chosen)
-    n_keep = take(as_counts(budget.n_keep()), index)
+    n_keep = _row(budget.n_keep(), index)
     allowed = masks if settings.regrow == NEVER else None
     start = thresholds[np.array(budget.chosen)]
     return tighten(operands, allowed, n_keep, budget.leaves, rules, start)
@@ -266,8 +282,8 @@ def _swap(
     grow: Any = settings.recipe.score
     index = _index(settings, inputs.step)
     operands = _operands(settings, grow, inputs, budget.chosen)
-    n_swap = take(as_counts(swap_counts(settings, budget)), index)
-    n_keep = take(as_counts(budget.n_keep()), index)
+    n_swap = _row(swap_counts(settings, budget), index)
+    n_keep = _row(budget.n_keep(), index)
     with counting(is_wide(n_keep)):
         n_swap = jnp.where(settings.schedule.fires(inputs.step), n_swap, jnp.zeros_like(n_swap))
         n_stay = n_keep - n_swap

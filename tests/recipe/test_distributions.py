@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 import jaxprune
 from combinations import DISTRIBUTIONS, SHAPES, make_params
-from jaxprune._recipe.distributions import LeafShape, round_half_up
+from jaxprune._recipe.pools import LeafShape, largest_remainder, round_half_up
 
 
 def erk_oracle(shapes, sparsity, kernel=True):
@@ -122,6 +122,31 @@ def test_a_normalized_pool_ranks_by_scores_over_their_root_mean_square():
     assert differ <= 2  # a division may round the other way
     _, raw = pruned(params, 0.7, distribution=jaxprune.global_pool)
     assert np.all(raw["fc"]) or np.sum(~np.asarray(raw["fc"])) < np.sum(~np.asarray(masks["fc"]))
+
+
+def largest_remainder_oracle(parts, total, least):
+    counts = [max(math.floor(part), low) for part, low in zip(parts, least, strict=True)]
+    by_remainder = sorted(range(len(parts)), key=lambda i: counts[i] - parts[i])
+    missing = min(total, sum(map(math.ceil, parts))) - sum(counts)
+    for i in by_remainder:
+        if missing > 0 and counts[i] < math.ceil(parts[i]):
+            counts[i], missing = counts[i] + 1, missing - 1
+    for i in reversed(by_remainder):
+        while missing < 0 and counts[i] > least[i]:
+            counts[i], missing = counts[i] - 1, missing + 1
+    return counts
+
+
+@given(st.data())
+def test_parts_are_rounded_as_one_by_one(data):
+    parts = data.draw(st.lists(st.fractions(0, 9, max_denominator=6), min_size=1, max_size=4))
+    part_of = data.draw(st.lists(st.integers(0, len(parts) - 1), min_size=1, max_size=9))
+    least = [data.draw(st.integers(0, math.ceil(parts[i]) + 1)) for i in part_of]
+    total = data.draw(st.integers(0, 80))
+    expected = largest_remainder_oracle([parts[i] for i in part_of], total, least)
+    assert largest_remainder(parts, total, least, part_of).tolist() == expected
+    every = [parts[i] for i in part_of]
+    assert largest_remainder(every, total, least).tolist() == expected
 
 
 def test_an_l2_pool_ranks_by_scores_over_the_norm_of_their_leaf():

@@ -136,6 +136,22 @@ def test_a_run_with_budgets_of_slices_is_checked_to_the_end():
         jaxprune.check(params, fewer, done=True)
 
 
+def test_thousands_of_slices_are_stored_as_the_few_budgets_that_differ():
+    params = random_params({"w": (1100, 2, 5)}) | {"bias": ones(8)}
+    schedule = jaxprune.linear_schedule(0.5, 0, 100, 1)
+    options = dict(roles={"w": ("stack", "in", "out")}, overrides={"w/7": 0.25, "w/100": 0.75})
+    tx = jaxprune.prune(schedule, **options)
+    update, state = jax.jit(tx.update), tx.init(params)
+    lowered = update.lower(params, state, params).as_text()
+    assert max(map(len, lowered.splitlines())) < 50_000  # 1,100 positions, not 100 x 1,100 counts
+    for step in (0, 41, 100):
+        late = state._replace(prune_step=jnp.int32(step))
+        counts = n_zero(update(params, late, params)[1].masks["w"], (0,)).tolist()
+        target = schedule.targets[step]
+        final = dict.fromkeys(range(1100), target) | {7: target / 2, 100: target * 3 / 2}
+        assert counts == [half_up(final[i] * 10) for i in range(1100)]
+
+
 def test_a_restored_state_catches_up_with_the_budget_of_a_slice():
     params = make_params()
     before = jaxprune.prune(HALF, roles=ROLES)
