@@ -14,6 +14,7 @@ Which axes of the params a product sums over:
 - `leaf_views`: which entries of a leaf an array holds.
 - `view_rules`, `position_rules`: one rule per primitive. `operand_roles`: those of products.
 - `view_tracer`, `products`: follow a jaxpr and record every product of a param.
+- `trails`: which axes of their results are a stack of models.
 - `use_roles`, `axis_roles`: the role that each axis of a leaf has in its products.
 
 `program` is the jaxpr of a model, and how to trace it. `model_arguments` checks arguments,

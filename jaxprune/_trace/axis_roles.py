@@ -39,8 +39,11 @@ def axis_roles(apply_fn: Callable[..., Any], variables: Any, *inputs: Any) -> Ax
     - A convolution with groups: (..., in, out), where `in` has the inputs of one group. In
       particular, the kernel of a depthwise convolution is (window, window, in, out).
     - Two factors whose product is a kernel, as in x @ (w + a @ b), have the roles of (x @ a) @ b.
-    - `vmap` over params alone is not visible where all models have the same input: in the first
-      layer, the axis of the models is one more `"out"` axis. Afterwards it is a `"stack"` axis.
+    - Where all members of an ensemble, or all experts, have the same input, the first product has
+      an axis of members like any other axis of its result. It is a `"stack"` if each member has a
+      matrix of its own in the next product, and no other product comes in between.
+    - A multiplication followed by a sum is no product, nor is one with a kernel that was scaled by
+      data. Such kernels are reported as in no product.
 
     Args:
       apply_fn: a function `(variables, *inputs) -> outputs` of linen (`model.apply`), Haiku,

@@ -141,12 +141,14 @@ class Value(NamedTuple):
       views: the leaves that it holds entries of, if it is computed from params and constants alone,
         or is looked up in a param at a position that depends on an input.
       is_data: whether it depends on an input of the model.
+      trail: views of the results of earlier products that it is made of; see `trails`.
       known: computes the array if it is a constant; else None.
     """
 
     shape: tuple[int, ...]
     views: Views = ()
     is_data: bool = False
+    trail: Views = ()
     known: Callable[[], Any] | None = None
 
     def is_plain_data(self) -> bool:

@@ -21,7 +21,10 @@ import math
 from typing import Any
 
 from jaxprune._trace.leaf_views import Value, leaf_view
-from jaxprune._trace.view_tracer import Activations, ViewTracer
+from jaxprune._trace.tracer import EquationPath
+from jaxprune._trace.view_tracer import Activations, Product, ViewTracer
+
+Later = dict[tuple[EquationPath, int], set[str]]
 
 
 def products_of(jaxpr: Any, n_leaves: int) -> ViewTracer:
@@ -37,8 +40,20 @@ def products_of(jaxpr: Any, n_leaves: int) -> ViewTracer:
         leaves, products = _activations(tracer)
         new = Activations(activations.leaves | leaves, activations.products | products)
         if new == activations:
-            return tracer
+            break
         activations = new
+    for path, products in tracer.products.items():
+        tracer.products[path] = [_with_stacks(product, tracer.later, path) for product in products]
+    return tracer
+
+
+def _with_stacks(product: Product, later: Later, path: EquationPath) -> Product:
+    """A product with the role "stack" for axes whose indices the next products keep apart."""
+    roles = list(product.roles)
+    for k, position in enumerate(product.positions):
+        if roles[k] == "out" and position is not None and later.get((path, position)) == {"stack"}:
+            roles[k] = "stack"
+    return product._replace(roles=tuple(roles))
 
 
 def _followed(jaxpr: Any, n_leaves: int, activations: Activations) -> ViewTracer:

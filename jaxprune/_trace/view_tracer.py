@@ -8,8 +8,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from jaxprune._trace import trails
 from jaxprune._trace.equations import constant, inner_program, known_result
-from jaxprune._trace.leaf_views import Digits, UnclearError, Value, View, Views, blank
+from jaxprune._trace.leaf_views import Digits, UnclearError, Value, View, Views, blank, leaf_view
 from jaxprune._trace.operand_roles import PRODUCTS, OperandRoles
 from jaxprune._trace.position_rules import device_part
 from jaxprune._trace.tracer import EquationPath, is_literal, scan_counts
@@ -27,6 +28,7 @@ class Product(NamedTuple):
       view: which entries.
       roles: of each axis of that operand: "in" and "window" are summed over, "stack" is a batch
         axis, "out" is an axis of the result alone.
+      positions: where each axis of that operand is in the result; None where it is summed over.
       n_groups: groups of a convolution; 1 for other products.
       by_data: whether the other factor is data.
     """
@@ -35,6 +37,7 @@ class Product(NamedTuple):
     operand: int
     view: View
     roles: tuple[str, ...]
+    positions: tuple[int | None, ...]
     n_groups: int
     by_data: bool
 
@@ -66,15 +69,19 @@ class ViewTracer:
       mixed: path of an equation -> the views of params that became a part of data there, other than
         as factors of a product.
       unclear: path of an equation -> views that it ended because there is no rule for them.
+      later: (path of a product, axis of its result) -> the roles of that axis in the products that
+        come next; `trails` explains.
     """
 
     def __init__(self, activations: Activations, *, constants_are_data: bool = False):
         self.products: dict[EquationPath, list[Product]] = {}
         self.mixed: dict[EquationPath, Views] = {}
         self.unclear: dict[EquationPath, Unclear] = {}
+        self.later: dict[tuple[EquationPath, int], set[str]] = {}
         self._activations = activations
         self._constants_are_data = constants_are_data
         self._path: EquationPath = ()
+        self._results: list[EquationPath] = []  # the product that each trail starts from
 
     def run(self, jaxpr: Any, consts: Sequence[Value], operands: Sequence[Value]) -> list[Value]:
         """Follows a program, equation by equation, and returns its outputs."""
@@ -103,6 +110,7 @@ class ViewTracer:
             return self.run_inner(eqn, inner, operands)
         is_data = any(operand.is_data for operand in operands)
         views: list[Views] = [()] * len(eqn.outvars)
+        trail = views
         if any(operand.views for operand in operands):
             if name in PRODUCTS:
                 views, is_data = self._product(eqn, operands)
@@ -111,8 +119,11 @@ class ViewTracer:
             views = [self._distinct(result) for result in views]
         if is_data:
             self._record_mixed(operands, views)
+            trail = self._trails(eqn, operands)
         return [
-            Value(tuple(var.aval.shape), views[k], is_data, known_result(eqn, operands, k))
+            Value(
+                tuple(var.aval.shape), views[k], is_data, trail[k], known_result(eqn, operands, k)
+            )
             for k, var in enumerate(eqn.outvars)
         ]
 
@@ -158,7 +169,7 @@ class ViewTracer:
         name, by_data = eqn.primitive.name, self._path in self._activations.products
         roles = PRODUCTS[name](eqn, left.shape, right.shape)
         self.products[self._path] = [
-            Product(name, k, view, roles[k].roles, roles[k].n_groups, by_data or other.is_data)
+            Product(name, k, view, *roles[k][:3], by_data or other.is_data)
             for k, (array, other) in enumerate(((left, right), (right, left)))
             if (not array.is_data or other.is_plain_data()) and roles[k].is_weight
             for view in array.views
@@ -183,6 +194,22 @@ class ViewTracer:
             else:
                 axes[position] = digits
         return dataclasses.replace(view, axes=tuple(axes), inner=tuple(inner))
+
+    def _trails(self, eqn: Any, operands: Sequence[Value]) -> list[Views]:
+        """The trails of the results of an equation with data; see `trails`."""
+        name, shape = eqn.primitive.name, tuple(eqn.outvars[0].aval.shape)
+        if name not in PRODUCTS:
+            return trails.moved(eqn, self._path, operands)
+        roles = PRODUCTS[name](eqn, operands[0].shape, operands[1].shape)
+        weights = {product.operand for product in self.products.get(self._path, ())}
+        for k in (0, 1):
+            met = roles[k].roles if 1 - k in weights else None
+            for (number, axis), names in trails.met(operands[k].trail, met).items():
+                self.later.setdefault((self._results[number], axis), set()).update(names)
+        if not weights:
+            return [()]
+        self._results.append(self._path)
+        return [(leaf_view(len(self._results) - 1, shape),)]
 
     # Programs within programs
 
@@ -257,7 +284,7 @@ class ViewTracer:
         self, body: Callable[[Sequence[Value]], list[Value]], carry: Sequence[Value]
     ) -> list[Value]:
         """Follows the body until the carry has the same views before and after every step."""
-        carry = first = [value._replace(known=None) for value in carry]
+        carry = first = [value._replace(known=None, trail=()) for value in carry]
         while True:
             results = body(carry)
             merged = [_merged(*pair) for pair in zip(carry, results, strict=False)]
@@ -291,10 +318,8 @@ class ViewTracer:
     def cond(self, eqn: Any, operands: Sequence[Value]) -> list[Value]:
         """Follows every branch. A result has the views that it has in any branch."""
         which, *arguments = operands
-        branches = [
-            self.run_inner(eqn, "branches", arguments, i)
-            for i in range(len(eqn.params["branches"]))
-        ]
+        numbers = range(len(eqn.params["branches"]))
+        branches = [self.run_inner(eqn, "branches", arguments, i) for i in numbers]
         return [self._either(values, which) for values in zip(*branches, strict=True)]
 
     def _either(self, values: Sequence[Value], which: Value) -> Value:

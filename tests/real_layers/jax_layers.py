@@ -120,10 +120,25 @@ jax_layer(
     X,
 )
 jax_layer(
-    "latent_attention",  # the keys' factor is multiplied with the query, per head
+    "latent_attention",  # each head of the query has a matrix of its own, and meets nothing else
     lambda p, x: jnp.einsum("bthd,rhd->bthr", jnp.einsum("bte,ehd->bthd", x, p["q"]), p["k_up"]),
     {"q": (6, 2, 4), "k_up": (3, 2, 4)},
-    {"q": "in out out", "k_up": "out stack in"},
+    {"q": "in stack out", "k_up": "out stack in"},
+    X,
+)
+
+
+def relative_attention(p, x):
+    query, key = (jnp.einsum("bte,ehd->bthd", x, p[name]) for name in ("q", "k"))
+    by_content = jnp.einsum("bthd,bshd->bhts", query, key)
+    return by_content + jnp.einsum("bthd,shd->bhts", query, p["distances"])
+
+
+jax_layer(
+    "relative_attention",
+    relative_attention,
+    {"q": (6, 2, 4), "k": (6, 2, 4), "distances": (5, 2, 4)},
+    {"q": "in out out", "k": "in out out", "distances": "out stack in"},
     X,
 )
 
@@ -135,6 +150,12 @@ def experts_einsum(p, x):
     gates = jax.nn.softmax(x @ p["router"])
     hidden = jax.nn.relu(jnp.einsum("btd,edf->btef", x, p["up"]))
     return jnp.einsum("btef,efd,bte->btd", hidden, p["down"], gates)
+
+
+def experts_all(p, x):
+    gates = jax.nn.softmax(x @ p["router"])
+    hidden = jax.nn.relu(jnp.einsum("btd,edf->btef", x, p["up"])) * gates[..., None]
+    return jnp.einsum("btef,efd->bted", hidden, p["down"]).sum(2)
 
 
 def experts_dispatched(p, x):
@@ -170,7 +191,8 @@ EXPERTS = {"router": (6, 4), "up": (4, 6, 8), "down": (4, 8, 6)}
 EXPERT_ROLES = {"router": "in out", "up": "stack in out", "down": "stack in out"}
 for kind in (experts_dispatched, experts_ragged, experts_indexed, experts_mapped):
     jax_layer(kind.__name__, kind, EXPERTS, EXPERT_ROLES, X)
-# Every expert has the same input, and the second product sums over experts, too.
+jax_layer("experts_all", experts_all, EXPERTS, EXPERT_ROLES, X)
+# Here, the second product sums over experts, too.
 jax_layer(
     "experts_einsum",
     experts_einsum,

@@ -136,9 +136,9 @@ linen_layer(
     {f"VmapMlp_0/{path}": "stack in out" for path in TWO_LAYERS},
     shape(3, 2, 4),
 )
-linen_layer(  # the first layer is that of one network with three times the outputs
+linen_layer(
     "vmap_same_input",
     Ensemble(None),
-    {"VmapMlp_0/Dense_1/kernel": "out in out", "VmapMlp_0/Dense_0/kernel": "stack in out"},
+    {f"VmapMlp_0/{path}": "stack in out" for path in TWO_LAYERS},
     shape(2, 4),
 )
