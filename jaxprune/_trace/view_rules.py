@@ -13,6 +13,7 @@ import numpy as np
 from jaxprune._trace import position_rules as positions
 from jaxprune._trace.constant_folding import ELEMENTWISE
 from jaxprune._trace.leaf_views import (
+    Digit,
     Digits,
     UnclearError,
     Value,
@@ -178,22 +179,59 @@ def concatenate(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list
     return [tuple(views)]
 
 
+def stack(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Puts arrays next to each other along a new axis; each view is of one index of it."""
+    axis, n = eqn.params["axis"], len(operands)
+    if any(operand.is_plain_data() for operand in operands):
+        return [()]
+    views = []
+    for k, operand in enumerate(operands):
+        new = (Digit(n, present=np.arange(n) == k if n > 1 else None),)
+        views += [v.with_axes([*v.axes[:axis], new, *v.axes[axis:]]) for v in operand.views]
+    return [tuple(views)]
+
+
+def unstack(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Takes each index of an axis by itself."""
+    axis, results = eqn.params["axis"], []
+    for k in range(operands[0].shape[axis]):
+        indices = [np.arange(size) for size in operands[0].shape]
+        indices[axis] = np.array([k])
+        views = [view.without_axes([axis]) for view in _take_all(operands[0].views, indices)]
+        results.append(tuple(view for view in views if view is not None))
+    return results
+
+
+def tile(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
+    """Repeats axes."""
+    reps = eqn.params["reps"]
+    views = [
+        view.with_axes((*blank(n), *axis) for n, axis in zip(reps, view.axes, strict=True))
+        for view in operands[0].views
+    ]
+    return [tuple(views)]
+
+
 # Primitives whose results say too little about single entries of a leaf to be followed.
 ENDS = (
     *("reduce_and", "reduce_or", "argmax", "argmin", "sort", "top_k", "approx_top_k"),
     *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"),
     *("reduce_window_max", "reduce_window_min", "reduce_window_sum"),
 )
+_SCATTERED = ("add", "sub", "mul", "min", "max")
 _ALSO_ELEMENTWISE = (
     *("integer_pow", "convert_element_type", "real", "imag", "conj", "complex", "copy_p"),
     *("sharding_constraint", "reshard", "mesh_cast", "pvary", "pcast", "layout_constraint"),
+    *("relayout", "with_memory_space_constraint", "reduced_vary_cast", "vary_unreduced_cast"),
+    *("log2", "mulhi", "one_minus_square"),
     *("ppermute", "shift_left", "shift_right_arithmetic", "shift_right_logical"),
     *("population_count", "clz", "acosh", "atanh"),
 )
+_SCATTERS = ("scatter", *(f"scatter{sign}{op}" for sign in "_-" for op in _SCATTERED))
 VIEW_RULES: dict[str, ViewRule] = {
     **dict.fromkeys((*ELEMENTWISE, *_ALSO_ELEMENTWISE), elementwise),
-    **dict.fromkeys(("scatter", "scatter_add", "scatter-add", "scatter_mul"), positions.scatter),
-    "optimization_barrier": barrier,
+    **dict.fromkeys(("optimization_barrier", "device_put"), barrier),
+    **dict.fromkeys(_SCATTERS, positions.scatter),
     "transpose": transpose,
     "squeeze": squeeze,
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"), reduction),
@@ -205,6 +243,9 @@ VIEW_RULES: dict[str, ViewRule] = {
     "rev": rev,
     "pad": pad,
     "concatenate": concatenate,
+    "stack": stack,
+    "unstack": unstack,
+    "tile": tile,
     "dynamic_slice": positions.dynamic_slice,
     "dynamic_update_slice": positions.dynamic_update_slice,
     "gather": positions.gather,

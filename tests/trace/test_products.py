@@ -80,6 +80,10 @@ def joined(draw, shape):
         lambda xp, x: xp.concatenate([no_entry(xp, x), x], axis),
         lambda xp, x: xp.pad(x, widths, constant_values=-1),
         lambda xp, x: xp.broadcast_to(x[None], (2, *shape)),
+        lambda xp, x: xp.stack([no_entry(xp, x), x, no_entry(xp, x)], axis),
+        lambda xp, x: list(x)[-1],
+        lambda xp, x: xp.tile(x, (1,) * (len(shape) - 1) + (2,)),
+        lambda xp, x: xp.tile(x, (2,) + (1,) * len(shape)),
     )
     return draw(st.sampled_from(kinds))
 
