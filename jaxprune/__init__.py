@@ -105,6 +105,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         shrink as shrink,
         shrink_nnx as shrink_nnx,
     )
+    from jaxprune._state.choose import choose_schedule as choose_schedule
     from jaxprune._state.convert import (
         pack_masks as pack_masks,
         set_masks as set_masks,
@@ -166,6 +167,7 @@ _PUBLIC = {
     "_shrink.flax_sizes": ("resize_nnx", "shrunk_apply"),
     "_shrink.report": ("AxisGroup", "ShrinkReport"),
     "_shrink.shrink": ("shrink", "shrink_nnx"),
+    "_state.choose": ("choose_schedule",),
     "_state.convert": ("pack_masks", "set_masks", "unpack_masks"),
     "_state.masks": ("straight_through",),
     "_state.progress": ("Progress",),
@@ -206,6 +208,7 @@ __all__ = [
     "channel_groups_nnx",
     "check",
     "check_agreement",
+    "choose_schedule",
     "cubic_schedule",
     "equinox_roles",
     "er",

@@ -6,6 +6,7 @@ are host values and hashable, so that compiled functions take them as static arg
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -61,7 +62,7 @@ class Recipe:
     """What to prune and how, with all arguments checked.
 
     Attributes:
-      targets: the sparsity at each fire.
+      targets: the sparsity at each fire; those of several schedules follow each other.
       include: rules of the leaves to prune; None for the default.
       exclude: rules of the leaves to leave out.
       overrides: rules, each with a final sparsity of its own.
@@ -69,6 +70,7 @@ class Recipe:
       structures: rules, each with a structure. The first match decides; the last rule matches all.
       score: what a weight is worth; a `Score` or an `Accumulated`.
       roles: the roles of axes; None where none are given.
+      n_fires: how many fires each schedule of a list has; empty for a single schedule.
     """
 
     targets: tuple[Fraction, ...]
@@ -79,6 +81,7 @@ class Recipe:
     structures: tuple[tuple[Rule, Structure], ...]
     score: Any
     roles: RoleRules | None = None
+    n_fires: tuple[int, ...] = ()
 
     def __hash__(self) -> int:
         return self._hash
@@ -98,6 +101,7 @@ class Recipe:
         structure: Any = Unstructured(),
         score: Any = magnitude,
         roles: Any = None,
+        n_fires: tuple[int, ...] = (),
     ) -> "Recipe":
         """Checks the arguments of a user.
 
@@ -110,12 +114,25 @@ class Recipe:
             targets=targets,
             include=as_include(include),
             exclude=as_rules(() if exclude is None else exclude, "exclude"),
-            overrides=as_overrides(overrides, targets[-1]),
+            overrides=as_overrides(overrides, min(_finals(targets, n_fires))),
             distribution=distribution,
             structures=as_structures(structure),
             score=score,
             roles=as_roles(roles),
+            n_fires=n_fires,
         )
+
+    def by_schedule(self) -> list["Recipe"]:
+        """The recipe of each schedule of a list."""
+        ends = list(itertools.accumulate(self.n_fires))
+        parts = zip([0, *ends], ends, strict=False)
+        return [dataclasses.replace(self, targets=self.targets[a:b], n_fires=()) for a, b in parts]
+
+    @property
+    def last_rows(self) -> tuple[int, ...]:
+        """The row of the last fire of each schedule."""
+        lengths = self.n_fires or (len(self.targets),)
+        return tuple(end - 1 for end in itertools.accumulate(lengths))
 
     @property
     def part_rules(self) -> PartRules:
@@ -252,8 +269,29 @@ class Budget:
         return counts
 
 
+def _finals(targets: Sequence[Fraction], n_fires: Sequence[int]) -> list[Fraction]:
+    """The final sparsity of each schedule."""
+    return [targets[end - 1] for end in itertools.accumulate(n_fires or (len(targets),))]
+
+
+def _budget_of_list(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) -> Budget:
+    """The budget of a list of schedules: that of each, one after the other."""
+    budgets = [_budget(one, paths, specs, n_parts) for one in recipe.by_schedule()]
+    n_drop = np.concatenate([budget.pools.n_drop for budget in budgets])
+    n_drop.flags.writeable = False
+    targets = zip(*(budget.targets for budget in budgets), strict=True)
+    return dataclasses.replace(
+        budgets[0],
+        pools=budgets[0].pools._replace(n_drop=n_drop),
+        targets=tuple(tuple(itertools.chain(*parts)) for parts in targets),
+        made_from=(recipe, paths, specs, n_parts),
+    )
+
+
 @functools.lru_cache(maxsize=64)
 def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) -> Budget:
+    if recipe.n_fires:
+        return _budget_of_list(recipe, paths, specs, n_parts)
     errors.check_variables(paths)
     use = RuleUse()
     rules = LeafRules(recipe.include, recipe.exclude, _rules(recipe.overrides))

@@ -1,5 +1,6 @@
 """`plan`: what a transformation will do to a tree of params, from their shapes alone."""
 
+import dataclasses
 import functools
 import inspect
 import numbers
@@ -14,6 +15,7 @@ from jaxprune._base.paths import leaves_with_paths, rule_name
 from jaxprune._recipe.budget import Budget, Leaf, Recipe
 from jaxprune._recipe.choice import is_embedding
 from jaxprune._recipe.distributions import Distribution, uniform
+from jaxprune._recipe.schedule_list import ScheduleList
 from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
@@ -27,7 +29,7 @@ from jaxprune._transform.update import checked_budget, settings_of
 
 def plan(
     params: chex.ArrayTree,
-    schedule: SparsitySchedule | float | optax.GradientTransformation,
+    schedule: SparsitySchedule | Sequence[SparsitySchedule] | float | optax.GradientTransformation,
     *,
     inner: optax.GradientTransformation | None = None,
     include: Any = None,
@@ -51,7 +53,8 @@ def plan(
     Args:
       params: a tree of arrays or of `jax.ShapeDtypeStruct`. Nothing is computed.
       schedule: as in `prune`, or a final sparsity, or a transformation. A transformation has its
-        own arguments, so pass no others with it.
+        own arguments, so pass no others with it. Of a list of schedules, the table shows the first,
+        and the notes have the totals of the others.
       inner: as in `prune`, and so are all arguments after it. This one is checked, but changes no
         count.
       include: which leaves to prune.
@@ -101,9 +104,9 @@ def plan(
     return _planned(params, schedule)
 
 
-def _as_schedule(schedule: Any) -> SparsitySchedule:
-    """A schedule, or one that prunes once to a given sparsity."""
-    if isinstance(schedule, SparsitySchedule):
+def _as_schedule(schedule: Any) -> Any:
+    """The schedules of a user, or one that prunes once to a given sparsity."""
+    if isinstance(schedule, (SparsitySchedule, list)) or type(schedule) is tuple:
         return schedule
     if callable(getattr(schedule, "init", None)) and callable(getattr(schedule, "update", None)):
         raise TypeError(
@@ -132,6 +135,25 @@ def _check_alone(arguments: dict[str, Any]) -> None:
 def _planned(params: chex.ArrayTree, tx: Any) -> Report:
     """The plan of a transformation of jaxprune."""
     settings: Any = settings_of(tx)
+    if not isinstance(settings.schedule, ScheduleList):
+        return _planned_once(params, settings)
+    schedules = zip(settings.schedule.schedules, settings.recipe.by_schedule(), strict=True)
+    plans = [
+        _planned_once(params, settings._replace(schedule=schedule, recipe=recipe))
+        for schedule, recipe in schedules
+    ]
+    totals = [
+        f"schedule {i}: {plan.title.removeprefix('plan: ')}: {plan.n_zero:,} of {plan.size:,} "
+        f"weights are zero ({plan.sparsity:.2%})"
+        for i, plan in enumerate(plans)
+    ]
+    first = plans[0]
+    title = f"plan: schedule 0 of {len(plans)}: {first.title.removeprefix('plan: ')}"
+    return dataclasses.replace(first, title=title, notes=(*first.notes, *totals[1:]))
+
+
+def _planned_once(params: chex.ArrayTree, settings: Settings) -> Report:
+    """The plan of settings with a single schedule."""
     paths, leaves, _ = leaves_with_paths(params)
     budget = checked_budget(settings, params, paths, leaves)
     counts: list[int | None] = [0] * len(paths)
@@ -200,7 +222,7 @@ def _note(recipe: Recipe, budget: Budget, i: int, leaf: Leaf) -> str:
 
 def _when(settings: Settings, budget: Budget, expected: Forecast) -> str:
     """The sparsity to reach, and the steps at which masks change."""
-    schedule = settings.schedule
+    schedule: Any = settings.schedule
     final = f"{float(schedule.final_sparsity):.4g}"
     if expected.reached != expected.asked:
         final += f" (the density floor allows {float(expected.reached):.4g})"

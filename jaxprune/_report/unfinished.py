@@ -109,7 +109,7 @@ def _members(at: dict[str, Any], mask_paths: Sequence[str], state: PruneState) -
     """The members of a batched state; one for any other state."""
     batch = np.shape(unboxed(state.prune_step))
     n_leaves, n_members = len(mask_paths), int(np.prod(batch, dtype=np.int64))
-    fields = [np.asarray(unboxed(field)) for field in state.progress]
+    fields = [np.asarray(unboxed(field)) for field in state.progress._replace(choices=None)[:-1]]
     flat = [field.reshape(n_members, *field.shape[len(batch) :]) for field in fields]
     masked = zeros_in(state)
     zero = masked.copy()

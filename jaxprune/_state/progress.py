@@ -21,6 +21,22 @@ UNKNOWN = -1  # a count in `reached` that the next update finds out
 CAN_PASS_64_BITS = jax.__version_info__ >= (0, 8)
 
 
+class Choices(NamedTuple):
+    """The schedules of a list, and which of them a state follows; arrays only.
+
+    Attributes:
+      number: int32 scalar, which schedule is followed.
+      schedules: int32[n_schedules, 3], `Progress.schedule` of each.
+      due: int[n_schedules, n_leaves], `Progress.due` of each.
+      target: float32[n_schedules], `Progress.target` of each.
+    """
+
+    number: Any
+    schedules: Any
+    due: Any
+    target: Any
+
+
 class Progress(NamedTuple):
     """What the schedule asks for, and what the masks have reached. It holds only arrays.
 
@@ -42,6 +58,7 @@ class Progress(NamedTuple):
       lands: int32 scalar, 1 if dropped weights are zero in the params; 0 with `regrow="hold"` and
         `"train"`.
       exact: int32 scalar, 1 if masks drop exactly what is due at all times (`rigl`).
+      choices: what `choose_schedule` chooses from; None where there is one schedule.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -63,6 +80,7 @@ class Progress(NamedTuple):
     target: Any
     lands: Any
     exact: Any
+    choices: Choices | None = None
 
 
 def count_dtype(n: int) -> Any:

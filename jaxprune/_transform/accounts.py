@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._recipe.budget import Budget, Leaf
-from jaxprune._state.progress import UNKNOWN, Progress, count_dtype
+from jaxprune._recipe.schedule_list import ChosenSchedule, ScheduleList
+from jaxprune._state.progress import UNKNOWN, Choices, Progress, count_dtype
 from jaxprune._transform.settings import Settings
 
 
@@ -33,24 +34,31 @@ class Accounts(NamedTuple):
       pool_of: int32[n_leaves], the account of each leaf; -1 for a leaf that is not pruned.
       unit_size: int32[n_leaves], as in `Progress`.
       asked: int64[n_fires + 1, n_leaves], how many units each account drops before the first fire,
-        and from each fire on.
+        and from each fire on. The fires of several schedules follow each other.
+      last_rows: the row of the last fire of each schedule in `asked`.
       largest: the largest number of weights in a leaf, and of units in an account.
       size: the number of weights in pruned leaves.
-      target: the sparsity of the pruned leaves when the schedule is done.
+      targets: the sparsity of the pruned leaves when each schedule is done.
     """
 
     pool_of: np.ndarray
     unit_size: np.ndarray
     asked: np.ndarray
+    last_rows: tuple[int, ...]
     largest: tuple[int, int]
     size: int
-    target: float
+    targets: tuple[float, ...]
+
+
+def accounts_of(settings: Settings, budget: Budget) -> Accounts:
+    """The accounts of a tree with this budget."""
+    return _accounts_of(settings.is_exact, budget)
 
 
 @functools.lru_cache(maxsize=64)
-def accounts_of(settings: Settings, budget: Budget) -> Accounts:
-    """The accounts of a tree with this budget."""
-    _, paths, specs, n_parts = budget.made_from
+def _accounts_of(is_exact: bool, budget: Budget) -> Accounts:
+    """`accounts_of`; `is_exact` says that masks are sparse from the start."""
+    recipe, paths, specs, n_parts = budget.made_from
     shapes: list[Any] = [getattr(specs[i], "shape", ()) for i in budget.chosen]
     sizes = list(map(math.prod, shapes))
     n_leaves, n_fires = len(paths), len(budget.pools.n_drop)
@@ -70,11 +78,19 @@ def accounts_of(settings: Settings, budget: Budget) -> Accounts:
             unit_size[i] = is_counted
         elif not is_counted:
             unit_size[account] = 0
-    if settings.is_exact:  # sparse from the start
+    if is_exact:
         asked[0] = asked[1]
     largest = max(sizes, default=0) * n_parts, max(n_units)
-    target = sum(budget.n_zero(sizes)) / max(sum(sizes), 1)
-    return Accounts(pool_of, unit_size, asked, largest, sum(sizes), target)
+    finals = [sum(budget.n_zero(sizes, row)) for row in recipe.last_rows]
+    return Accounts(
+        pool_of,
+        unit_size,
+        asked,
+        tuple(row + 1 for row in recipe.last_rows),
+        largest,
+        sum(sizes),
+        tuple(n / max(sum(sizes), 1) for n in finals),
+    )
 
 
 def _is_one_pool_of_weights(leaf: Leaf, shape: tuple[int, ...]) -> bool:
@@ -85,7 +101,16 @@ def _is_one_pool_of_weights(leaf: Leaf, shape: tuple[int, ...]) -> bool:
 def no_progress(settings: Settings) -> Progress:
     """The progress for a tree of no leaves."""
     none = np.zeros(0, np.int32)
-    accounts = Accounts(none, none, np.zeros((1, 0), np.int64), (0, 0), 0, 0.0)
+    n_schedules = len(settings.recipe.last_rows)
+    accounts = Accounts(
+        none,
+        none,
+        np.zeros((1, 0), np.int64),
+        (0,) * n_schedules,
+        (0, 0),
+        0,
+        (0.0,) * n_schedules,
+    )
     return progress_at(settings, accounts, -1, first_counts(accounts))
 
 
@@ -129,8 +154,9 @@ def counts_of(accounts: Accounts, progress: Progress) -> Counts:
 def asked_at(settings: Settings, accounts: Accounts, step: Any) -> jax.Array:
     """How many units each account has to drop after update `step`: int[n_leaves]."""
     table = _ints(accounts.asked, accounts.largest[1])
+    schedule: Any = settings.schedule
     with counting(is_wide(table)):
-        return table[settings.schedule.index(step) + 1]
+        return table[schedule.index(step) + 1]
 
 
 def is_behind(settings: Settings, accounts: Accounts, step: Any, counts: Counts) -> jax.Array:
@@ -173,14 +199,14 @@ def next_progress(
     What does not change is taken from `old`, so that a donated buffer is used again.
     """
     new = progress_at(settings, accounts, step, counts)
-    others = [name for name in Progress._fields if name not in Counts._fields]
+    others = [n for n in Progress._fields if n not in (*Counts._fields, "choices")]
     kept = {}
     for name in others:
         value, before = getattr(new, name), getattr(old, name)
         with counting(is_wide(value)):
             before = jnp.asarray(before).astype(value.dtype)
             kept[name] = jnp.where(before == value, before, value)
-    return new._replace(**kept)
+    return new._replace(**kept, choices=old.choices)
 
 
 def progress_of_masks(settings: Settings, accounts: Accounts, zeros: jax.Array) -> Progress:
@@ -191,7 +217,8 @@ def progress_of_masks(settings: Settings, accounts: Accounts, zeros: jax.Array) 
       accounts: of the tree; each leaf is one.
       zeros: int[n_leaves], how many weights each mask drops.
     """
-    progress = progress_at(settings, accounts, settings.schedule.end_step, Counts(zeros, zeros))
+    schedule: Any = settings.schedule
+    progress = progress_at(settings, accounts, schedule.end_step, Counts(zeros, zeros))
     with counting(is_wide(zeros)):
         n_zero = jnp.sum(zeros).astype(jnp.float32)
         due, reached = jnp.copy(zeros), jnp.copy(zeros)  # a buffer can be donated only once
@@ -199,20 +226,48 @@ def progress_of_masks(settings: Settings, accounts: Accounts, zeros: jax.Array) 
 
 
 def progress_at(settings: Settings, accounts: Accounts, step: Any, counts: Counts) -> Progress:
-    """The progress after update `step`; after `init` for step -1."""
-    schedule = settings.schedule
-    left = len(schedule.targets) - 1 - schedule.index(step)
+    """The progress after update `step`; after `init` for step -1.
+
+    That of a list of schedules follows the first of them.
+    """
+    choices = None
+    if isinstance(settings.schedule, ScheduleList):
+        choices = _choices(settings.schedule, accounts)
+        settings = settings._replace(schedule=settings.schedule.at(0))
+    schedule: Any = settings.schedule
+    if isinstance(schedule, ChosenSchedule):
+        left = schedule.fires_left(step)
+        rows, targets = jnp.array(accounts.last_rows), jnp.array(accounts.targets, jnp.float32)
+        table = _ints(accounts.asked, accounts.largest[1])
+        with counting(is_wide(table)):
+            due = table[rows[schedule.number]]
+        target = targets[schedule.number]
+        steps = jnp.stack([schedule.begin_step, schedule.end_step, schedule.every])
+    else:
+        left = jnp.asarray(len(schedule.targets) - 1 - schedule.index(step), jnp.int32)
+        due = _ints(accounts.asked[-1], accounts.largest[1])
+        target = jnp.asarray(accounts.targets[0], jnp.float32)
+        steps = np.array([schedule.begin_step, schedule.end_step, schedule.every], np.int32)
     return Progress(
         pool_of=jnp.array(accounts.pool_of),
         zeros=counts.zeros,
-        due=_ints(accounts.asked[-1], accounts.largest[1]),
+        due=due,
         reached=counts.reached,
         unit_size=jnp.array(accounts.unit_size),
-        schedule=jnp.asarray(
-            np.array([schedule.begin_step, schedule.end_step, schedule.every], np.int32)
-        ),
+        schedule=jnp.asarray(steps),
         fires_left=jnp.asarray(left, jnp.int32),
-        target=jnp.asarray(accounts.target, jnp.float32),
+        target=target,
         lands=jnp.asarray(int(settings.lands), jnp.int32),
         exact=jnp.asarray(int(settings.is_exact), jnp.int32),
+        choices=choices,
+    )
+
+
+def _choices(schedules: ScheduleList, accounts: Accounts) -> Choices:
+    """What `choose_schedule` needs to know of each schedule; the first is chosen."""
+    return Choices(
+        number=jnp.zeros((), jnp.int32),
+        schedules=jnp.asarray(schedules.steps()),
+        due=_ints(accounts.asked[list(accounts.last_rows)], accounts.largest[1]),
+        target=jnp.asarray(accounts.targets, jnp.float32),
     )

@@ -15,6 +15,7 @@ from jaxprune._base.paths import (
     shown_path,
     spec_of,
 )
+from jaxprune._recipe.schedule_list import ScheduleList
 from jaxprune._state.bit_masks import bit_mask_shape
 from jaxprune._state.masks import wrong_shape
 from jaxprune._state.prune_state import PruneState
@@ -130,6 +131,25 @@ def check_state(tree: Tree, masks: list[Any], state: PruneState, bit_masks: bool
             f"prune_step in the state must be an int32 scalar, got {step.dtype} of shape "
             f"{step.shape}. Restore checkpoints into the dtypes of tx.init(params)."
         )
+
+
+def check_choices(schedule: Any, progress: Any) -> None:
+    """Raises where a state was made for another number of schedules."""
+    own = len(schedule.schedules) if isinstance(schedule, ScheduleList) else None
+    choices = getattr(progress, "choices", None)
+    n = None if choices is None else jnp.shape(choices.target)[-1]
+    if own == n:
+        return
+    names = [_n_schedules(count) for count in (n, own)]
+    raise ValueError(
+        f"the state was made for {names[0]}, but this transformation has {names[1]}. Start from "
+        "tx.init(params), or fit the old state to it: jaxprune.upgrade_state(tx, params, "
+        "opt_state)."
+    )
+
+
+def _n_schedules(n: int | None) -> str:
+    return "a single schedule" if n is None else f"a list of {n} schedules"
 
 
 def check_updates(chosen: Sequence[int], tree: Tree, updates: list[Any], name: str) -> None:

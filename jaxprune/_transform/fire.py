@@ -42,6 +42,7 @@ class Inputs(NamedTuple):
       grads: their gradients, or None.
       key: a PRNG key that the user chose, or None.
       step: updates applied so far.
+      progress: of the state, if it follows one of several schedules; else None.
     """
 
     scored: list[jax.Array]
@@ -49,6 +50,7 @@ class Inputs(NamedTuple):
     grads: list[jax.Array] | None
     key: Any
     step: Any
+    progress: Any = None
 
 
 class Fired(NamedTuple):
@@ -97,6 +99,7 @@ def fire(
     """
     if not budget.chosen or not settings.algorithm.changes:
         return before
+    settings = settings.followed(inputs.progress)
     trip = functools.partial(_trip, settings, budget, wrapped, inputs)
     carry = Carry(before, _is_due(settings, budget, inputs.step, before.counts))
     fired, _ = lax.while_loop(lambda carry: carry.due, trip, carry)
@@ -108,7 +111,8 @@ def fire(
 
 def _is_due(settings: Settings, budget: Budget, step: Any, counts: Counts | None) -> Any:
     """Whether the masks change at this step: the schedule fires, or they are behind it."""
-    due = settings.schedule.fires(step)
+    schedule: Any = settings.schedule
+    due = schedule.fires(step)
     if counts is None:
         return due
     return due | is_behind(settings, accounts_of(settings, budget), step, counts)
@@ -176,7 +180,8 @@ def _violations_now(
     has just set the masks, so only the fires of the schedule count.
     """
     count = count_violations(inputs.params, masks).astype(like.dtype)
-    counts = (inputs.step > 0) & settings.schedule.fires(inputs.step)
+    schedule: Any = settings.schedule
+    counts = (inputs.step > 0) & schedule.fires(inputs.step)
     count = jnp.where(counts, count, 0)
     return count if settings.axis_name is None else lax.psum(count, settings.axis_name)
 
@@ -193,8 +198,9 @@ def _operands(settings: Settings, score: Any, inputs: Inputs, chosen: Sequence[i
 
 
 def _index(settings: Settings, step: Any) -> Any:
-    """Which fire of the schedule this is."""
-    return jnp.maximum(settings.schedule.index(step), 0)
+    """Which fire of the schedule this is: a row of the budget."""
+    schedule: Any = settings.schedule
+    return jnp.maximum(schedule.index(step), 0)
 
 
 def _row(table: np.ndarray, index: Any) -> jax.Array:
@@ -285,7 +291,8 @@ def _swap(
     n_swap = _row(swap_counts(settings, budget), index)
     n_keep = _row(budget.n_keep(), index)
     with counting(is_wide(n_keep)):
-        n_swap = jnp.where(settings.schedule.fires(inputs.step), n_swap, jnp.zeros_like(n_swap))
+        schedule: Any = settings.schedule
+        n_swap = jnp.where(schedule.fires(inputs.step), n_swap, jnp.zeros_like(n_swap))
         n_stay = n_keep - n_swap
     stay, thresholds = tighten(operands, masks, n_stay, budget.leaves)
     dropped = [~mask for mask in stay]

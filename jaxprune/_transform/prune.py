@@ -1,7 +1,7 @@
 """`prune`, which users chain with an optimizer or wrap around it."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -10,7 +10,8 @@ import optax
 from jaxprune._base.arguments import as_flag, as_seed, shown
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
-from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
+from jaxprune._recipe.schedule_list import ScheduleList, as_schedule
+from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import traits_of
@@ -43,7 +44,7 @@ def _all_but_the_schedule_by_name(function: Callable[P, T]) -> Callable[P, T]:
 
 @_all_but_the_schedule_by_name
 def prune(
-    schedule: SparsitySchedule,
+    schedule: SparsitySchedule | Sequence[SparsitySchedule],
     *,
     inner: optax.GradientTransformation | None = None,
     include: Any = None,
@@ -82,7 +83,8 @@ def prune(
 
     Args:
       schedule: when to fire, and the sparsity to reach. Steps count the updates of this
-        transformation.
+        transformation. Or a list of schedules, which share one compiled program: a state follows
+        the first until `choose_schedule` chooses another, and members of a `vmap` may differ.
       inner: the optimizer to wrap.
       include: which leaves to prune: a regex that must match the whole `/`-joined path, a function
         `(path, shape_and_dtype) -> bool`, or a sequence of these. The default is every leaf of
@@ -148,17 +150,25 @@ def prune(
       >>> optax.apply_updates(params, updates)["kernel"].tolist()
       [[2.5, 0.0], [0.0, -2.5]]
     """
-    check_schedule(schedule)
-    regrow = _checked_regrow(regrow, schedule)
+    checked = as_schedule(schedule)
+    regrow = _checked_regrow(regrow, checked)
     packed = as_flag("packed", packed)
     recipe = Recipe.of(
-        schedule.targets, include, exclude, overrides, distribution, structure, score, roles
+        checked.targets,
+        include,
+        exclude,
+        overrides,
+        distribution,
+        structure,
+        score,
+        roles,
+        n_fires=checked.n_fires if isinstance(checked, ScheduleList) else (),
     )
     if axis_name is not None:
         _check_axis_name(axis_name)
         _check_split(recipe, structure)
     settings = Settings(
-        schedule,
+        checked,
         recipe,
         TIGHTEN,
         bit_masks=packed,
@@ -170,7 +180,7 @@ def prune(
     return transformation(settings, inner)
 
 
-def _checked_regrow(regrow: Any, schedule: SparsitySchedule) -> str:
+def _checked_regrow(regrow: Any, schedule: SparsitySchedule | ScheduleList) -> str:
     """The user's `regrow` as one of the constants in `settings.py`."""
     is_flag = isinstance(regrow, (bool, np.bool_))
     if not is_flag and not (isinstance(regrow, str) and regrow in (ZERO, HOLD, TRAIN)):

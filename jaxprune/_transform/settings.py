@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxprune._recipe.budget import Recipe
+from jaxprune._recipe.schedule_list import ChosenSchedule, ScheduleList
 from jaxprune._recipe.schedules import SparsitySchedule
+from jaxprune._state.progress import Progress
 
 # What a fire may do with dropped weights, and what they do until then.
 NEVER = "never"  # they stay dropped, and zero
@@ -42,7 +44,8 @@ class Settings(NamedTuple):
     """What a transformation does; host values, hashable.
 
     Attributes:
-      schedule: when it fires, and which fraction is zero then.
+      schedule: when it fires, and which fraction is zero then; or a list of schedules. While an
+        update is traced, `followed` puts the one that the state follows in its place.
       recipe: what is pruned and how.
       algorithm: how masks begin and change.
       bit_masks: masks are stored at one bit per weight.
@@ -54,7 +57,7 @@ class Settings(NamedTuple):
       axis_name: a mapped axis over which every leaf is split, or None.
     """
 
-    schedule: SparsitySchedule
+    schedule: SparsitySchedule | ScheduleList | ChosenSchedule
     recipe: Recipe
     algorithm: Algorithm
     bit_masks: bool = False
@@ -63,6 +66,13 @@ class Settings(NamedTuple):
     seed: int = 0
     swap_fractions: tuple[float, ...] = ()
     axis_name: Any = None
+
+    def followed(self, progress: Progress | None) -> "Settings":
+        """The settings with the one schedule that a state with this progress follows."""
+        if not isinstance(self.schedule, ScheduleList):
+            return self
+        choices: Any = getattr(progress, "choices", None)
+        return self._replace(schedule=self.schedule.at(choices.number))
 
     @property
     def lands(self) -> bool:

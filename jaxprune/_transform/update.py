@@ -16,6 +16,7 @@ from jaxprune._base.paths import leaves_with_paths, shape_of, spec_of
 from jaxprune._base.sharding import everywhere, typed_like
 from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.errors import check_shuffled
+from jaxprune._recipe.schedule_list import ScheduleList
 from jaxprune._recipe.scores import accumulates, reads_grads, required_grads
 from jaxprune._state.bit_masks import bits_typed_like, from_bits, full_bits, widths_of
 from jaxprune._state.masks import keep, land
@@ -32,7 +33,14 @@ from jaxprune._transform.accounts import (
     progress_at,
     progress_of_masks,
 )
-from jaxprune._transform.checks import Tree, check_state, check_updates, checked, parallel
+from jaxprune._transform.checks import (
+    Tree,
+    check_choices,
+    check_state,
+    check_updates,
+    checked,
+    parallel,
+)
 from jaxprune._transform.fire import Fired, Inputs, fire
 from jaxprune._transform.inner import Wrapped, as_optimizer
 from jaxprune._transform.settings import TRAIN, Settings
@@ -129,6 +137,11 @@ def _first_progress(
         n_parts = 1
     accounts = accounts_of(settings, settings.recipe.budget(paths, leaves, n_parts))
     if not CAN_PASS_64_BITS and jnp.int64 in map(count_dtype, accounts.largest):
+        if isinstance(settings.schedule, ScheduleList):
+            raise ValueError(
+                "schedule: a list of schedules needs counts of 64 bits for this tree, got JAX "
+                f"{jax.__version__}. Update to JAX 0.8 or newer, or pass one schedule."
+            )
         return None
     if not settings.algorithm.budgeted:
         return progress_of_masks(settings, accounts, zeros_of(masks))
@@ -167,6 +180,7 @@ def _update(
     masks = parallel(tree, state.masks, "masks in the state")
     u_leaves = parallel(tree, updates, "updates", holes=True)
     check_state(tree, masks, state, settings.bit_masks)
+    check_choices(settings.schedule, state.progress)
     budget = settings.recipe.budget(tree.paths, tree.leaves, _n_parts(settings))
     record_pruned(tree.paths, budget.chosen)
     check_updates(budget.chosen, tree, u_leaves, "update")
@@ -190,7 +204,8 @@ def _update(
     progress = state.progress
     if fired.counts is not None and settings.algorithm.budgeted:
         accounts = accounts_of(settings, budget)
-        progress = next_progress(settings, accounts, state.prune_step, fired.counts, progress)
+        followed = settings.followed(progress)
+        progress = next_progress(followed, accounts, state.prune_step, fired.counts, progress)
         progress = jax.tree.map(lambda x: everywhere(x, inputs.params), progress)
     return tree.treedef.unflatten(_replaced(u_leaves, budget, emitted)), PruneState(
         prune_step=jnp.asarray(optax.safe_increment(state.prune_step)),
@@ -244,7 +259,8 @@ def _inputs(
 ) -> tuple[Inputs, Any]:
     """What a fire reads, and the next `score_state`."""
     score, params = transform.settings.recipe.score, _chosen(tree.leaves, budget)
-    inputs = Inputs(params, params, grads, transform.key, state.prune_step)
+    follows = state.progress if isinstance(transform.settings.schedule, ScheduleList) else None
+    inputs = Inputs(params, params, grads, transform.key, state.prune_step, follows)
     if not accumulates(score):
         return inputs, state.score_state
     sums = parallel(tree, state.score_state, "score_state in the state")

@@ -28,6 +28,7 @@ STATE = jp.prune(HALF).init(P)
 DENSE = ADAM.init(P)
 MASKS = jp.get_masks(STATE)
 X = ones(2, 4)
+LISTED = jp.prune([HALF, HALF]).init(P)
 PACKED = jp.pack_matrix(np.eye(4, dtype=np.float32))
 PRUNING = optax.chain(ADAM, jp.prune(HALF))
 LAYERS = {"w": ones(4, 4), "v": ones(4, 4)}
@@ -83,6 +84,9 @@ CALLS = {
     "prune structures": lambda v: jp.prune(HALF, structure={"w": v}),
     "prune roles": lambda v: jp.prune(HALF, roles=v),
     "prune roles of a rule": lambda v: jp.prune(HALF, roles={"w": v}),
+    "prune schedules": lambda v: jp.prune([HALF, v]),
+    "choose_schedule opt_state": lambda v: jp.choose_schedule(v, 0),
+    "choose_schedule index": lambda v: jp.choose_schedule(LISTED, v),
     "prune score": lambda v: jp.prune(HALF, score=v),
     "prune packed": lambda v: jp.prune(HALF, packed=v),
     "prune regrow": lambda v: jp.prune(HALF, regrow=v),

@@ -1,0 +1,133 @@
+"""Several schedules in one program, one of which is chosen by a number in the state.
+
+The tables of all schedules follow each other, so that a fire is a row: schedule 1 begins where
+schedule 0 ends. `ScheduleList.at` returns the schedule with a number that may be traced; it has the
+methods of a `SparsitySchedule` that an update calls.
+"""
+
+import dataclasses
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenSchedule:
+    """One schedule of a list; every field is an int32 scalar that may be traced.
+
+    Attributes:
+      number: of the schedule in its list.
+      begin_step: its first fire.
+      end_step: its last fire.
+      every: steps between fires.
+      first_row: the row of its first fire.
+      n_fires: how many fires it has.
+    """
+
+    number: Any
+    begin_step: Any
+    end_step: Any
+    every: Any
+    first_row: Any
+    n_fires: Any
+
+    def fires(self, step: Any) -> Any:
+        """Whether the schedule fires at `step`."""
+        on_grid = (step - self.begin_step) % self.every == 0
+        inside = (step >= self.begin_step) & (step < self.end_step)
+        return (on_grid & inside) | (step == self.end_step)
+
+    def index(self, step: Any) -> Any:
+        """The row of the latest fire at a step; -1 before the first."""
+        last = self.n_fires - 1
+        number = (step - self.begin_step) // self.every
+        number = jnp.where(step >= self.end_step, last, number)
+        return jnp.where(step < self.begin_step, -1, self.first_row + number)
+
+    @property
+    def last_row(self) -> Any:
+        """The row of the last fire."""
+        return self.first_row + self.n_fires - 1
+
+    def fires_left(self, step: Any) -> Any:
+        """How many fires come after a step."""
+        row = self.index(step)
+        return jnp.where(row < 0, self.n_fires, self.last_row - row)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleList:
+    """Schedules that `choose_schedule` chooses from; a hashable host value.
+
+    Attributes:
+      schedules: at least one.
+
+    Example:
+      >>> from jaxprune import linear_schedule, one_shot_schedule
+      >>> both = ScheduleList((one_shot_schedule(0.5, 3), linear_schedule(0.9, 0, 20, every=10)))
+      >>> both.n_fires
+      (1, 3)
+      >>> chosen = both.at(1)
+      >>> [int(chosen.index(step)) for step in (0, 9, 10, 20, 99)]  # row 0 belongs to the first
+      [1, 1, 2, 3, 3]
+    """
+
+    schedules: tuple[SparsitySchedule, ...]
+
+    @property
+    def may_fall(self) -> bool:
+        """Whether the targets of any schedule may fall."""
+        return any(schedule.may_fall for schedule in self.schedules)
+
+    @property
+    def targets(self) -> tuple[Fraction, ...]:
+        """The targets of all schedules, one after the other."""
+        return tuple(target for schedule in self.schedules for target in schedule.targets)
+
+    @property
+    def n_fires(self) -> tuple[int, ...]:
+        """How many fires each schedule has."""
+        return tuple(len(schedule.targets) for schedule in self.schedules)
+
+    def steps(self) -> np.ndarray:
+        """The first fire, the last, and the steps between fires of each: int32[n_schedules, 3]."""
+        rows = [(s.begin_step, s.end_step, s.every) for s in self.schedules]
+        return np.array(rows, np.int32)
+
+    def at(self, number: Any) -> ChosenSchedule:
+        """The schedule with a number, an int32 scalar; the nearest where there is none."""
+        number = jnp.clip(jnp.asarray(number, jnp.int32), 0, len(self.schedules) - 1)
+        n_fires = np.array(self.n_fires, np.int32)
+        table = np.column_stack([self.steps(), np.cumsum(n_fires) - n_fires, n_fires])
+        row: jax.Array = jnp.asarray(table, jnp.int32)[number]
+        return ChosenSchedule(number, *row)
+
+
+def as_schedule(schedule: Any, also: str = "") -> SparsitySchedule | ScheduleList:
+    """The user's schedule, or list of schedules.
+
+    Args:
+      schedule: what the user passed.
+      also: what else the caller accepts, for errors.
+
+    Raises:
+      TypeError: neither a schedule nor a sequence of them.
+      ValueError: an empty list.
+    """
+    if isinstance(schedule, SparsitySchedule):
+        return schedule
+    if not isinstance(schedule, (list, tuple)) or hasattr(schedule, "_fields"):
+        check_schedule(schedule, also)
+    if not schedule:
+        raise ValueError(
+            "schedule must hold at least one schedule, got an empty list. Pass "
+            "[jaxprune.cubic_schedule(0.9, begin_step=..., end_step=...), ...]."
+        )
+    for member in schedule:
+        check_schedule(member)
+    return ScheduleList(tuple(schedule))
