@@ -37,7 +37,16 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         linen_inputs as linen_inputs,
         nnx_inputs as nnx_inputs,
     )
+    from jaxprune._calibration.inputs_of_leaves import LayerInputs as LayerInputs
+    from jaxprune._calibration.layer_inputs import (
+        layer_inputs as layer_inputs,
+        layer_inputs_nnx as layer_inputs_nnx,
+    )
     from jaxprune._calibration.moments import Moments as Moments, moments as moments
+    from jaxprune._calibration.stored_inputs import (
+        load_inputs as load_inputs,
+        save_inputs as save_inputs,
+    )
     from jaxprune._files.interchange import (
         save_csr as save_csr,
         save_safetensors as save_safetensors,
@@ -145,6 +154,9 @@ _PUBLIC = {
     "_blocks.packed_matrix": ("PackedMatrix", "pack_matrix", "packed_matmul", "unpack_matrix"),
     "_calibration.calibrate": ("sparsegpt", "sparsegpt_kernel", "wanda", "wanda_kernel"),
     "_calibration.inputs": ("linen_inputs", "nnx_inputs"),
+    "_calibration.inputs_of_leaves": ("LayerInputs",),
+    "_calibration.layer_inputs": ("layer_inputs", "layer_inputs_nnx"),
+    "_calibration.stored_inputs": ("load_inputs", "save_inputs"),
     "_calibration.moments": ("Moments", "moments"),
     "_files.interchange": ("save_csr", "save_safetensors", "to_bcoo", "to_bcsr", "to_csr"),
     "_files.save_load": ("load", "load_metadata", "save"),
@@ -192,6 +204,7 @@ __all__ = [
     "Channel",
     "ChannelGroups",
     "Distribution",
+    "LayerInputs",
     "Moments",
     "PackedMatrix",
     "Progress",
@@ -220,9 +233,12 @@ __all__ = [
     "gradient_magnitude",
     "keep_zeros",
     "l2_pool",
+    "layer_inputs",
+    "layer_inputs_nnx",
     "linear_schedule",
     "linen_inputs",
     "load",
+    "load_inputs",
     "load_metadata",
     "load_packed",
     "magnitude",
@@ -251,6 +267,7 @@ __all__ = [
     "saliency",
     "save",
     "save_csr",
+    "save_inputs",
     "save_safetensors",
     "sensitivity",
     "set_",

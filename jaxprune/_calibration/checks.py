@@ -177,15 +177,41 @@ def check_mapping(function: str, inputs: Any) -> None:
     if not isinstance(inputs, Mapping) or not all(isinstance(path, str) for path in inputs):
         raise TypeError(
             f"{function}: `inputs` must map the paths of kernels to their inputs, got "
-            f"{shown(inputs)}. Collect them with jaxprune.linen_inputs or "
+            f"{shown(inputs)}. Collect them with jaxprune.layer_inputs, jaxprune.linen_inputs or "
             "jaxprune.nnx_inputs."
         )
 
 
+def by_paths(inputs: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """The inputs by the paths that the params have.
+
+    `layer_inputs` of the variables of a linen model has paths that begin with `params/`.
+    """
+    own = set(paths)
+    return {_own_path(path, own): value for path, value in inputs.items()}
+
+
+def _own_path(path: str, own: set[str]) -> str:
+    shorter = path.removeprefix("params/")
+    return shorter if shorter in own and path not in own else path
+
+
 def check_paths(
-    function: str, inputs: Mapping[str, Any], paths: Sequence[str], chosen: Sequence[str]
+    function: str,
+    inputs: Mapping[str, Any],
+    paths: Sequence[str],
+    chosen: Sequence[str],
+    reasons: Mapping[str, str],
 ) -> None:
-    """Checks that inputs are given for paths of the params only, and for every chosen one."""
+    """Checks that inputs are given for paths of the params only, and for every chosen one.
+
+    Args:
+      function: the public function, for errors.
+      inputs: by path.
+      paths: of all leaves.
+      chosen: the paths of those to prune.
+      reasons: path -> why there are no inputs, where `layer_inputs` says so.
+    """
     if unknown := [path for path in inputs if path not in paths]:
         raise ValueError(
             f"{function}: there are inputs for {listed(unknown)}, but the params have the paths "
@@ -193,9 +219,13 @@ def check_paths(
             "params, such as variables['params']."
         )
     if missing := [path for path in chosen if path not in inputs]:
+        own = {_own_path(path, set(paths)): reason for path, reason in reasons.items()}
+        known = [f"{shown_path(path)}: {own[path]}" for path in missing[:8] if own.get(path)]
+        why = "Either these are in no product, or the layers did not run."
+        if known:
+            why = f"The reasons are: {'; '.join(known)}."
         rules = [rule_for(path) for path in missing[:8]]
         raise ValueError(
-            f"{function}: there are no inputs for {listed(missing)}. Either these are not layers "
-            "of type Dense or Linear, or the layers did not run. Leave them out with "
+            f"{function}: there are no inputs for {listed(missing)}. {why} Leave them out with "
             f"exclude={rules}, or pass their inputs."
         )

@@ -153,7 +153,8 @@ def _without_roles(path: str, shape: tuple[int, ...], reason: str) -> BadValue:
         problem = f"which axes of shape {shape} the product sums over is not known."
     return BadValue(
         f"{shown_path(path)}: {problem}",
-        "Pass {roles}, or leave the leaf out with {exclude}.",
+        "Collect the inputs with jaxprune.layer_inputs, which knows the roles, or pass {roles}; or "
+        "leave the leaf out with {exclude}.",
         roles={rule_for(path): _example(shape)},
         exclude=rule_for(path),
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, spec_of
 from jaxprune._calibration.checks import (
+    by_paths,
     check_block_size,
     check_damping,
     check_kernel,
@@ -155,7 +156,9 @@ def prune_tree(
     rules = Rules.of(include, exclude, targets.overrides, roles)
     paths, leaves, treedef = leaves_with_paths(params)
     chosen = rules.chosen(params, paths, leaves)
-    check_paths(solver.name, inputs, paths, [paths[i] for i in chosen])
+    reasons = getattr(inputs, "without", {})
+    inputs = by_paths(inputs, paths)
+    check_paths(solver.name, inputs, paths, [paths[i] for i in chosen], reasons)
     kernels = {i: check_kernel(paths[i], leaves[i]) for i in chosen}
     views = rules.views({paths[i]: kernel.shape for i, kernel in kernels.items()})
     rules.check_overrides(params, paths, leaves, views)

@@ -65,6 +65,24 @@ class Digit:
 Digits = tuple[Digit, ...]  # of one axis; axes of length 1 may have none
 
 
+class Lookup(NamedTuple):
+    """A slice whose position only the running program knows.
+
+    Attributes:
+      path: of the equation.
+      axis: of the array from which it is taken.
+      digits: of that axis. They say what a position adds to the coordinates.
+      size: how many indices the slice takes.
+      n_positions: how many positions the equation reads at.
+    """
+
+    path: EquationPath
+    axis: int
+    digits: Digits
+    size: int
+    n_positions: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
     """Where the entries of an array come from in a leaf of the params.
@@ -79,6 +97,7 @@ class View:
       indexed: (leaf axis, path of the equation) where the program computes the position of a slice,
         so that `start` is not known.
       looked_up: whether such a position depends on an input of the model.
+      lookups: what `indexed` leaves out: how the coordinates follow from the positions.
     """
 
     leaf: int
@@ -88,6 +107,7 @@ class View:
     inner: tuple[tuple[EquationPath, Digits], ...] = ()
     indexed: tuple[tuple[int, EquationPath], ...] = ()
     looked_up: bool = False
+    lookups: tuple[Lookup, ...] = ()
 
     def with_axes(self, axes: Iterable[Digits]) -> "View":
         """The same view with other axes."""
@@ -116,7 +136,8 @@ class View:
             for parts in (self.loops, self.inner)
         )
         axes = tuple(map(_digits_key, self.axes))
-        return (self.leaf, axes, self.start, loops, inner, self.indexed, self.looked_up)
+        lookups = tuple((where[:2], _digits_key(where.digits)) for where in self.lookups)
+        return (self.leaf, axes, self.start, loops, inner, self.indexed, self.looked_up, lookups)
 
 
 def _digits_key(digits: Digits) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ They have the signature of all rules of views; see `view_rules`, which has the t
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxprune._trace.leaf_views import (
     Digit,
     Digits,
+    Lookup,
     UnclearError,
     Value,
     View,
@@ -54,16 +56,21 @@ def _sliced(
     if n is not None:
         index = np.full(n, -1)
         index[start : start + size] = np.arange(size)
-    view = _indexed_axis(view, k, index)
-    return view if known is not None or n is not None else _indexed(view, k, position, path)
+    sliced = _indexed_axis(view, k, index)
+    if known is not None or n is not None:
+        return sliced
+    return _indexed(sliced, Lookup(path, k, view.axes[k], size, 1), position)
 
 
-def _indexed(view: View, k: int, position: Value, path: EquationPath) -> View:
-    """Notes that the start along the leaf axes of array axis `k` is computed by the program."""
-    axes = {axis for digit in view.axes[k] for axis in digit.steps}
-    indexed = view.indexed + tuple((axis, path) for axis in sorted(axes))
-    looked_up = view.looked_up or position.is_data
-    return dataclasses.replace(view, indexed=indexed, looked_up=looked_up)
+def _indexed(view: View, lookup: Lookup, position: Value) -> View:
+    """Notes that the start of a slice is computed by the program."""
+    axes = {axis for digit in lookup.digits for axis in digit.steps}
+    return dataclasses.replace(
+        view,
+        indexed=view.indexed + tuple((axis, lookup.path) for axis in sorted(axes)),
+        looked_up=view.looked_up or position.is_data,
+        lookups=(*view.lookups, lookup),
+    )
 
 
 def dynamic_slice(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
@@ -122,7 +129,9 @@ def _gathered(
             raise UnclearError("gather takes a part of an axis")
         along = _known_along(positions, i)
         if along is None or (len(along[1]) > 1 and k not in removed):
-            view = _indexed(_indexed_axis(view, k, np.zeros(1, int)), k, positions, path)
+            n_positions = math.prod(shape[axis] for axis in batch_axes)
+            lookup = Lookup(path, k, view.axes[k], 1, n_positions)
+            view = _indexed(_indexed_axis(view, k, np.zeros(1, int)), lookup, positions)
             continue
         axis, selected = along
         view = _indexed_axis(view, k, np.clip(selected, 0, array.shape[k] - 1))

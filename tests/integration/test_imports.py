@@ -25,9 +25,9 @@ MAY_IMPORT = {
     "_transform": ("_base", "_topk", "_recipe", "_state"),
     "_report": ("_base", "_recipe", "_state", "_transform"),
     "_trace": ("_base", "_recipe"),
-    "_calibration": ("_base", "_topk", "_recipe", "_state", "_trace"),
-    "_shrink": ("_base", "_recipe", "_state", "_trace"),
     "_files": ("_base", "_state"),
+    "_calibration": ("_base", "_topk", "_recipe", "_state", "_trace", "_files"),
+    "_shrink": ("_base", "_recipe", "_state", "_trace"),
     "_blocks": ("_base", "_files"),
     "_cli": ("_base", "_recipe", "_state", "_transform", "_report", "_files"),
     "__init__": ("_base", "_topk", "_recipe", "_state", "_transform", "_report", "_trace")

@@ -240,6 +240,18 @@ CALLS = {
     "sparsegpt_kernel block_size": lambda v: jp.sparsegpt_kernel(P["w"], X, 0.5, block_size=v),
     "sparsegpt_kernel damping": lambda v: jp.sparsegpt_kernel(P["w"], X, 0.5, damping=v),
     "moments": lambda v: jp.moments(v),
+    "layer_inputs apply_fn": lambda v: jp.layer_inputs(v, LAYERS, X),
+    "layer_inputs variables": lambda v: jp.layer_inputs(two_layers, v, X),
+    "layer_inputs batch": lambda v: jp.layer_inputs(two_layers, LAYERS, v),
+    "layer_inputs batches": lambda v: jp.layer_inputs(two_layers, LAYERS, batches=v),
+    "layer_inputs include": lambda v: jp.layer_inputs(two_layers, LAYERS, X, include=v),
+    "layer_inputs progress": lambda v: jp.layer_inputs(two_layers, LAYERS, X, progress=v),
+    "layer_inputs diagonal": lambda v: jp.layer_inputs(two_layers, LAYERS, X, diagonal=v),
+    "layer_inputs_nnx model": lambda v: jp.layer_inputs_nnx(v, X),
+    "layer_inputs_nnx batch": lambda v: jp.layer_inputs_nnx(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), v),
+    "load_inputs": lambda v: jp.load_inputs(v),
+    "save_inputs path": lambda v: jp.save_inputs(v, jp.LayerInputs({}, jp.AxisRoles({}))),
+    "save_inputs inputs": lambda v: jp.save_inputs("inputs.npz", v),
     "linen_inputs model": lambda v: jp.linen_inputs(
         v, {"params": {"kernel": X.T @ X, "bias": P["b"]}}, X
     ),
@@ -272,7 +284,7 @@ OF_PYTHON = re.compile(
 )
 # Code of the user that fails, or that a message quotes: the error of that code is all there is.
 QUOTES = ("shrink", "channel_groups", "shrunk_apply", "packed_apply", "axis_roles")
-QUOTES += ("sensitivity score",)
+QUOTES += ("sensitivity score", "layer_inputs")
 
 
 CALLED = ("packed_apply apply_fn", "shrunk_apply")  # with functions that do not take two arguments
@@ -327,7 +339,7 @@ def test_no_error_about_a_traced_value_comes_from_below_jaxprune(folder, name):
 NOT_CALLED = {"AxisGroup", "ChannelGroups", "Distribution", "Moments", "PackedMatrix", "Progress"}
 NOT_CALLED |= {"PruneState", "ShrinkReport"}
 NOT_CALLED |= {"Unstructured", "er", "erk", "global_pool", "movement", "normalized_pool", "uniform"}
-NOT_CALLED |= {"equinox_roles", "l2_pool", "torch_roles"}
+NOT_CALLED |= {"LayerInputs", "equinox_roles", "l2_pool", "torch_roles"}
 
 
 def test_every_public_function_takes_part():

@@ -1,0 +1,62 @@
+"""The batches of a user, and the progress bar around them."""
+
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import Any
+
+from jaxprune._base.arguments import shown
+
+
+def as_bool(argument: str, value: Any) -> bool:
+    """A bool of the user, checked."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False, got {shown(value)}.")
+    return value
+
+
+def as_batches(
+    function: str, batch: Sequence[Any], batches: Any, progress: Any
+) -> Iterable[tuple[Any, ...]]:
+    """The batches of a user, each as a tuple of arguments, with a progress bar around them.
+
+    Raises:
+      TypeError: both or none are given, or `batches` are not several.
+    """
+    if progress is not None:
+        as_bool("progress", progress)
+    if batches is None:
+        if not batch:
+            raise TypeError(
+                f"{function}: needs the inputs of the model, got none. Pass one batch after the "
+                "variables, or batches=[...]."
+            )
+        batches = [tuple(batch)]
+    elif batch:
+        raise TypeError(
+            f"{function}: got one batch and batches=. Pass one batch after the variables, or "
+            "batches=, not both."
+        )
+    is_one = hasattr(batches, "shape") or isinstance(batches, (str, bytes, Mapping))
+    if is_one or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"{function}: batches must be an iterable of batches, got {shown(batches)}. Pass one "
+            "batch after the variables, or a list of arrays or of tuples of arguments."
+        )
+    n = len(batches) if isinstance(batches, Sized) else None
+    items = _with_progress(function, batches, n, progress)
+    return (item if isinstance(item, tuple) else (item,) for item in items)
+
+
+def _with_progress(
+    function: str, batches: Iterable[Any], n: int | None, progress: bool | None
+) -> Iterable[Any]:
+    if progress is False or (progress is None and n == 1):
+        return batches
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        if progress is None:
+            return batches
+        text = f"{function}: progress=True needs tqdm, which is not installed: pip install tqdm."
+        raise ModuleNotFoundError(text, name="tqdm") from None
+    is_hidden = None if progress is None else False  # None: hidden unless stderr is a terminal
+    return tqdm(batches, desc=function, total=n, unit="batch", disable=is_hidden)

@@ -1,0 +1,132 @@
+"""`layer_inputs`: what Wanda and SparseGPT need of the inputs of every param, of any function.
+
+The jaxpr of the function says which products the params are in (`_trace`); `product_plans` says
+where the moments of each product's inputs belong, and `collector` adds them up while the function
+runs. This module has the public functions, `collection` compiles the collector.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from jaxprune._base.paths import as_rules, leaves_with_paths
+from jaxprune._calibration.batches import as_batches, as_bool
+from jaxprune._calibration.collection import collect
+from jaxprune._calibration.inputs_of_leaves import LayerInputs
+from jaxprune._recipe.choice import LeafRules
+from jaxprune._recipe.user_rules import as_include
+from jaxprune._trace.model_arguments import check_function, check_module
+
+
+def layer_inputs(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    *batch: Any,
+    batches: Iterable[Any] | None = None,
+    include: Any = None,
+    exclude: Any = (),
+    diagonal: bool = False,
+    progress: bool | None = None,
+) -> LayerInputs:
+    """Runs a model, and collects the second moments of what each param is multiplied with.
+
+    It works for any JAX function: linen, NNX (`layer_inputs_nnx`), Equinox, Haiku; dense layers,
+    einsum, attention, convolutions, experts, layers in a `scan`, under `jit`, `remat` and `vmap`.
+    The program of the function says which params are in products, and on which axes. Inputs may be
+    sharded: they stay where they are, and only moments cross devices.
+
+    Slices of a leaf, such as experts or layers of a `scan`, have moments of their own, those of an
+    expert from the tokens that reached it. If a leaf is used several times, its moments are added.
+
+    Args:
+      apply_fn: a function `(variables, *batch) -> outputs`, such as `model.apply`. Pass keyword
+        arguments through a lambda.
+      variables: its first argument: a tree of arrays, such as params or an Equinox module.
+      batch: its other arguments, for one batch.
+      batches: instead of `batch`, an iterable of batches; each is an array, or a tuple of
+        arguments. The moments of all batches are added.
+      include: leaves to collect inputs for, as in `prune`.
+      exclude: leaves to leave out, as in `prune`. A Gram matrix of n inputs has n * n entries.
+      diagonal: collect only the sum of squares of each input, which is enough for `wanda`.
+      progress: whether to show a progress bar, which needs tqdm. By default, it is shown in a
+        terminal if there are several batches.
+
+    Returns:
+      A mapping from the path of each leaf to the `Moments` of its inputs, with the roles of its
+      axes. Pass it to `wanda` and `sparsegpt`. Add those of other batches with `a + b`.
+
+    Raises:
+      TypeError: as for `axis_roles`; or neither or both of `batch` and `batches`.
+      ValueError: no param is in a product, or `include` and `exclude` match nothing.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> def mlp(params, x):
+      ...     return jax.nn.relu(x @ params["w"] + params["b"]) @ params["v"].T
+      >>> params = {"w": jnp.ones((3, 8)), "b": jnp.ones(8), "v": jnp.ones((2, 8))}
+      >>> inputs = layer_inputs(mlp, params, jnp.ones((4, 3)))
+      >>> {path: (float(m.count), m.gram.shape) for path, m in inputs.items()}
+      {'v': (4.0, (8, 8)), 'w': (4.0, (3, 3))}
+      >>> inputs.roles["v"]  # so that wanda(params, inputs, 0.5) needs no roles
+      ('out', 'in')
+    """
+    check_function("layer_inputs", apply_fn)
+    rules = LeafRules(as_include(include), as_rules(() if exclude is None else exclude, "exclude"))
+    return collect(
+        apply_fn,
+        variables,
+        as_batches("layer_inputs", batch, batches, progress),
+        rules,
+        diagonal=as_bool("diagonal", diagonal),
+    )
+
+
+def layer_inputs_nnx(
+    model: Any,
+    *batch: Any,
+    batches: Iterable[Any] | None = None,
+    include: Any = None,
+    exclude: Any = (),
+    diagonal: bool = False,
+    progress: bool | None = None,
+) -> LayerInputs:
+    """`layer_inputs` for an NNX model, with the paths of `nnx.state(model, nnx.Param)`.
+
+    A copy of the model runs, so that its statistics and counters do not change. Call `model.eval()`
+    first to collect the inputs that layers get at inference.
+
+    Args:
+      model: an `nnx.Module`.
+      batch: arguments of its call, for one batch.
+      batches: as in `layer_inputs`.
+      include: as in `layer_inputs`.
+      exclude: as in `layer_inputs`.
+      diagonal: as in `layer_inputs`.
+      progress: as in `layer_inputs`.
+
+    Returns:
+      As `layer_inputs`.
+
+    Raises:
+      TypeError, ValueError: as for `layer_inputs`; or the first argument is not an NNX module.
+
+    Example:
+      >>> from flax import nnx
+      >>> import jax.numpy as jnp
+      >>> model = nnx.MultiHeadAttention(4, 32, decode=False, rngs=nnx.Rngs(0))
+      >>> inputs = layer_inputs_nnx(model, jnp.ones((1, 5, 32)))
+      >>> inputs["out/kernel"].gram.shape, inputs.roles["out/kernel"]
+      ((32, 32), ('in', 'in', 'out'))
+    """
+    from flax import nnx
+
+    check_module("layer_inputs_nnx", model)
+    rules = LeafRules(as_include(include), as_rules(() if exclude is None else exclude, "exclude"))
+    graphdef, state = nnx.split(model)
+    return collect(
+        lambda state, *args: nnx.merge(graphdef, state)(*args),
+        state,
+        as_batches("layer_inputs_nnx", batch, batches, progress),
+        rules,
+        diagonal=as_bool("diagonal", diagonal),
+        params=leaves_with_paths(nnx.state(model, nnx.Param))[0],
+    )

@@ -1,0 +1,111 @@
+"""Files that hold `LayerInputs`: one `.npz` of NumPy, with the roles as JSON."""
+
+import json
+import os
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxprune._base.arguments import as_file_path, shown
+from jaxprune._calibration.inputs_of_leaves import LayerInputs
+from jaxprune._calibration.moments import Moments
+from jaxprune._files.atomic import atomic_file
+from jaxprune._recipe.roles import AxisRoles
+
+_ABOUT = "layer_inputs"  # the array with the JSON text
+
+
+def save_inputs(path: str | os.PathLike[str], inputs: LayerInputs) -> None:
+    """Writes what `layer_inputs` returned to a `.npz` file; `load_inputs` reads it.
+
+    Args:
+      path: of the file. An existing file is replaced.
+      inputs: of `layer_inputs`.
+
+    Raises:
+      TypeError: `inputs` are not `LayerInputs`, or `path` is not a path.
+      OSError: the file can't be written.
+
+    Example:
+      >>> import jax.numpy as jnp, tempfile
+      >>> import jaxprune
+      >>> params = {"fc": {"kernel": jnp.ones((3, 2))}}
+      >>> inputs = jaxprune.layer_inputs(lambda p, x: x @ p["fc"]["kernel"], params, jnp.eye(3))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_inputs(f"{folder}/inputs.npz", inputs)
+      ...     load_inputs(f"{folder}/inputs.npz")["fc/kernel"].gram.shape
+      (3, 3)
+    """
+    if not isinstance(inputs, LayerInputs):
+        raise TypeError(
+            f"save_inputs: inputs must come from jaxprune.layer_inputs, got {shown(inputs)}. Pass "
+            "the file first: save_inputs(path, inputs)."
+        )
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(inputs)):
+        raise TypeError("save_inputs: inputs are traced values. Call it outside jit.")
+    about = {
+        "roles": dict(inputs.roles),
+        "without_roles": inputs.roles.without,
+        "shapes": inputs.roles.shapes,
+        "without": inputs.without,
+    }
+    arrays = {_ABOUT: np.array(json.dumps(about))}
+    for name, moments in inputs.items():
+        arrays[f"count/{name}"] = np.asarray(moments.count)
+        arrays[f"gram/{name}"] = np.asarray(moments.gram)
+    with (
+        atomic_file(as_file_path("save_inputs", path)) as file,
+        zipfile.ZipFile(file, "w") as archive,
+    ):
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def load_inputs(path: str | os.PathLike[str]) -> LayerInputs:
+    """Reads what `save_inputs` wrote.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      TypeError: `path` is not a path.
+      ValueError: the file was not written by `save_inputs`.
+      OSError: the file can't be read.
+
+    Example:
+      >>> import jax.numpy as jnp, tempfile
+      >>> import jaxprune
+      >>> inputs = jaxprune.layer_inputs(
+      ...     lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.eye(3)
+      ... )
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_inputs(f"{folder}/inputs.npz", inputs)
+      ...     load_inputs(f"{folder}/inputs.npz").roles["w"]
+      ('in', 'out')
+    """
+    path = as_file_path("load_inputs", path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file. Check the path.")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays[_ABOUT]))
+            moments = {
+                name.removeprefix("gram/"): Moments(
+                    jnp.asarray(arrays["count/" + name.removeprefix("gram/")]),
+                    jnp.asarray(arrays[name]),
+                )
+                for name in arrays.files
+                if name.startswith("gram/")
+            }
+            shapes = {name: tuple(shape) for name, shape in about["shapes"].items()}
+            roles = AxisRoles(about["roles"], about["without_roles"], shapes)
+            return LayerInputs(moments, roles, about["without"])
+    except (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"load_inputs: {path} was not written by jaxprune.save_inputs, or is damaged. Write it "
+            "again with save_inputs(path, inputs)."
+        ) from error
