@@ -182,7 +182,7 @@ def _narrow(
     # One reduction over the cuts and both ends makes all four fields: one kernel instead of eight.
     cuts = jnp.concatenate([old.lo[:, None], cuts, old.hi[:, None]], axis=1)
     counts = jnp.concatenate([old.n_lo[:, None], counts, old.n_hi[:, None]], axis=1)
-    column = np.arange(N_CUTS + 2)
+    column = np.arange(N_CUTS + 2)[None]
     is_used = ~is_done[:, None] | (column == 0) | (column == N_CUTS + 1)
     enough = (counts >= n_keep[:, None]) & is_used & (column <= N_CUTS)
     few = (counts <= n_keep[:, None]) & is_used & (column > 0)
