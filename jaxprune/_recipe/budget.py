@@ -279,11 +279,9 @@ def _budget_of_list(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_part
     budgets = [_budget(one, paths, specs, n_parts) for one in recipe.by_schedule()]
     n_drop = np.concatenate([budget.pools.n_drop for budget in budgets])
     n_drop.flags.writeable = False
-    targets = zip(*(budget.targets for budget in budgets), strict=True)
     return dataclasses.replace(
         budgets[0],
         pools=budgets[0].pools._replace(n_drop=n_drop),
-        targets=tuple(tuple(itertools.chain(*parts)) for parts in targets),
         made_from=(recipe, paths, specs, n_parts),
     )
 

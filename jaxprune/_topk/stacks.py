@@ -57,9 +57,7 @@ class Pools(NamedTuple):
         ]
 
     @staticmethod
-    def of(
-        specs: Sequence[ScoreSpec], pool_of: tuple[int, ...], n_parts: int = 1
-    ) -> "Pools":
+    def of(specs: Sequence[ScoreSpec], pool_of: tuple[int, ...], n_parts: int = 1) -> "Pools":
         """The pools of leaves whose scores have these shapes and dtypes.
 
         Args:
