@@ -37,7 +37,11 @@ except ImportError as error:
 import jaxprune  # noqa: E402
 from jaxprune._cli.options import add_commands  # noqa: E402
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: importing rich takes longer than all else
+)
 add_commands(app)
 
 
@@ -56,7 +60,7 @@ def main(
 ) -> None:
     """Pruning for JAX: inspects, prunes and converts files of params.
 
-    Exit codes: 0 success, 1 an error, 2 a wrong option, 130 Ctrl-C.
+    Exit codes: 0 success, 1 an error, 2 a wrong option, 3 a failed check, 130 Ctrl-C.
     """
 
 

@@ -13,7 +13,7 @@ from jaxprune._cli.options import add_commands  # noqa: E402
 
 def run(*words, code=0):
     """Standard output and error of a command."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     add_commands(app)
     out, error = io.StringIO(), io.StringIO()
     streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(error)

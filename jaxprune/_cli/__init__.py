@@ -6,6 +6,7 @@
 - `layout`: whether weights are (in, out) or (out, in)
 - `pruning`: prunes leaf by leaf, also where leaves compete in one pool
 - `quantised`: leaves quantised weights alone
+- `training_state`: which leaves are params, masks or optimizer state
 - `writing`: checks what is written over what, and writes
 - `screen`: prints tables, progress and results
 - `words`: translates between options and arguments of the library

@@ -6,7 +6,7 @@ Results are printed by `screen.py`, or here as JSON. Errors are raised; `options
 import contextlib
 import functools
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from jaxprune._cli import screen
 from jaxprune._cli.planned import Part, Rules, planned
 from jaxprune._cli.pruning import decision_rules, pruned_leaf, with_shares
 from jaxprune._cli.stored_masks import mask_paths, read_masks, to_mask
+from jaxprune._cli.training_state import MASKS, OPTIMIZER, OTHER, PARAMS, groups_of
+from jaxprune._cli.words import FailedCheck
 from jaxprune._cli.writing import check_exists, check_source, checked_output, write
 from jaxprune._files import footprint
 from jaxprune._files.any_kind import Source, open_source
@@ -29,7 +31,7 @@ from jaxprune._transform.decide import Rules as DecisionRules
 
 @contextlib.contextmanager
 def _open_params(file: Path, leaves: Sequence[Leaf] | None = None) -> Iterator[Source]:
-    """Opens the params of a file; in a checkpoint with `params` at its root, only those.
+    """Opens the params of a file; of a checkpoint, which may hold a training state, only those.
 
     Args:
       file: or folder.
@@ -37,9 +39,9 @@ def _open_params(file: Path, leaves: Sequence[Leaf] | None = None) -> Iterator[S
     """
     check_exists(file)
     with open_source(file) as source:
-        params = [leaf.path for leaf in source.leaves if leaf.path.startswith("params/")]
-        if source.kind == "orbax" and params:
-            source = source.only(params)
+        if source.kind == "orbax":
+            groups = groups_of(source)
+            source = source.only([path for path, group in groups.items() if group == PARAMS])
         if leaves is not None and tuple(leaves) != source.leaves:
             raise ValueError(f"{file}: has changed while it was read. Start again.")
         yield source
@@ -48,34 +50,69 @@ def _open_params(file: Path, leaves: Sequence[Leaf] | None = None) -> Iterator[S
 # inspect
 
 
-def inspect(file: Path, *, quick: bool = False, as_json: bool = False) -> None:
-    """Prints what is in a file: counts, structures, sizes in other formats, and problems."""
+def inspect(file: Path, *, quick: bool = False, check: bool = False, as_json: bool = False) -> None:
+    """Prints what is in a file: counts, structures, sizes in other formats, and problems.
+
+    Raises:
+      FailedCheck: with `check`, weights that the masks in the file drop are not zero.
+      ValueError: with `check`, the file has no masks.
+    """
     check_exists(file)
     formats = footprint.QUICK if quick else footprint.QUICK + footprint.SLOW
     with open_source(file) as source:
         bit_masks = read_masks(source, mask_paths(source.leaves))
-    rows, problems = [], []
-    with open_source(file) as source:  # once more: most kinds of file can be read only once
-        with screen.progress(source, file.name) as arrays:
-            for path, array in arrays:
-                mask = to_mask(bit_masks[path], array.shape) if path in bit_masks else None
-                rows.append(_inspected(path, array, formats))
-                problems += _problems(path, array, mask)
-        kind, n_file_bytes = source.kind, _file_bytes(file, source)
-    n, n_nonzero = (sum(row[name] for row in rows) for name in ("weights", "nonzero"))
-    report = {
-        "file": str(file),
-        "kind": kind,
-        "file_bytes": n_file_bytes,
-        "bytes": {name: sum(row["bytes"][name] for row in rows) for name in formats},
-        "total": {"weights": n, "nonzero": n_nonzero, "sparsity": 1 - n_nonzero / max(n, 1)},
-        "leaves": rows,
-        "warnings": problems,
-    }
+    if check and not bit_masks:
+        raise ValueError(
+            f"{file}: has no masks, so --check can't tell which weights must be zero. Save the "
+            "optimizer state with the params, or leave the option out."
+        )
+    report, leaks = _inspection(file, formats, bit_masks)
     if as_json:
         print(json.dumps(report, indent=1))
     else:
         screen.print_inspection(report)
+    if check and leaks:
+        leaky = "1 leaf has" if len(leaks) == 1 else f"{len(leaks)} leaves have"
+        raise FailedCheck(f"{file}: {leaky} dropped weights that are not zero.")
+
+
+def _inspection(
+    file: Path, formats: tuple[str, ...], bit_masks: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Any], list[str]]:
+    """The report of `inspect`, and a line for each leaf whose dropped weights are not zero."""
+    rows, problems, leaks = [], [], []
+    with open_source(file) as source:  # once more: most kinds of file can be read only once
+        groups = groups_of(source)
+        with screen.progress(source, file.name) as arrays:
+            for path, array in arrays:
+                rows.append(_inspected(path, array, formats) | {"group": groups[path]})
+                problems += _problems(path, array)
+                if path in bit_masks:
+                    leaks += _leaks(path, array, to_mask(bit_masks[path], array.shape))
+        kind, n_file_bytes = source.kind, _file_bytes(file, source)
+    params = [row for row in rows if row["group"] == PARAMS]
+    report = {
+        "file": str(file),
+        "kind": kind,
+        "file_bytes": n_file_bytes,
+        "bytes": {name: sum(row["bytes"][name] for row in params) for name in formats},
+        "total": _total(params),
+        "groups": {name: _total([r for r in rows if r["group"] == name]) for name in _GROUPS},
+        "leaves": rows,
+        "warnings": problems + leaks,
+    }
+    return report, leaks
+
+
+_GROUPS = (PARAMS, MASKS, OPTIMIZER, OTHER)
+
+
+def _total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counts of some leaves together."""
+    n, n_nonzero = (sum(row[name] for row in rows) for name in ("weights", "nonzero"))
+    n_bytes = sum(row["bytes"]["dense"] for row in rows)
+    counts = {"leaves": len(rows), "weights": n, "nonzero": n_nonzero}
+    return {**counts, "sparsity": 1 - n_nonzero / max(n, 1), "dense_bytes": n_bytes}
 
 
 def _file_bytes(file: Path, source: Source) -> int:
@@ -104,8 +141,8 @@ def _inspected(path: str, array: np.ndarray, formats: tuple[str, ...]) -> dict[s
     }
 
 
-def _problems(path: str, array: np.ndarray, mask: np.ndarray | None) -> list[str]:
-    """What is wrong with a leaf, one line for each problem."""
+def _problems(path: str, array: np.ndarray) -> list[str]:
+    """What is wrong with the values of a leaf, one line for each problem."""
     lines = []
     if n_minus := _n_minus_zero(array):
         lines.append(
@@ -114,12 +151,18 @@ def _problems(path: str, array: np.ndarray, mask: np.ndarray | None) -> list[str
         )
     if n_not_finite := _n_not_finite(array):
         lines.append(f"{path}: {n_not_finite:,} entries are NaN or infinite.")
-    if mask is not None and (n_wrong := int(np.count_nonzero(_nonzero(array) & ~mask))):
-        lines.append(
-            f"{path}: {n_wrong:,} of {int(np.sum(~mask)):,} weights that the masks in the file "
-            "drop are not zero. Make jaxprune.prune the last link of the chain."
-        )
     return lines
+
+
+def _leaks(path: str, array: np.ndarray, mask: np.ndarray) -> list[str]:
+    """A line where dropped weights are not zero."""
+    n_wrong = int(np.count_nonzero(_nonzero(array) & ~mask))
+    if not n_wrong:
+        return []
+    return [
+        f"{path}: {n_wrong:,} of {int(np.sum(~mask)):,} weights that the masks in the file drop "
+        "are not zero. Make jaxprune.prune the last link of the chain."
+    ]
 
 
 def _nonzero(array: np.ndarray) -> np.ndarray:

@@ -1,22 +1,24 @@
 """The commands `inspect`, `plan`, `prune` and `export`: their options, and their exit codes.
 
 `commands.py` does the work and is imported when a command runs, so that `--help` does not load JAX.
-Exit codes: 1 for an error, 2 for a wrong option, 130 for Ctrl-C.
+Exit codes: 1 for an error, 2 for a wrong option, 3 for a failed check, 130 for Ctrl-C.
 """
 
 import contextlib
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxprune._cli.interrupts import STOPPED, exit_if_program, ignore_ctrl_c_if_program
 from jaxprune._cli.words import (
     DISTRIBUTIONS,
+    LAYOUTS,
     SCORES,
     TIES,
+    FailedCheck,
     WrongOption,
     rules_for,
     sparsity_for,
@@ -31,40 +33,69 @@ def add_commands(app: Any) -> None:
         add(app)
 
 
+_FILE = "A .safetensors, .zst or .npz file, a folder of shards with its index, or an orbax folder."
+_STRUCTURES = ("unstructured", "nm:2:4", "nm:4:8", "block:1x16", "block:1x16:balanced", "channel")
+
+
 def _options() -> Any:
     """The options that several commands share, as defaults of their parameters."""
     import typer
 
+    def choice(default: str | None, name: str, values: Iterable[str], about: str) -> Any:
+        complete = [value for value in values]
+        return typer.Option(
+            default,
+            name,
+            help=about,
+            autocompletion=lambda incomplete: [x for x in complete if x.startswith(incomplete)],
+        )
+
+    def repeated(name: str, about: str) -> Any:
+        return typer.Option(None, name, help=f"{about} Can be repeated.", show_default=False)
+
     return types.SimpleNamespace(
-        file=typer.Argument(..., help="A .safetensors, .zst or .npz file, or an orbax folder."),
-        out=typer.Option(..., "--out", "-o", help="File to write; its suffix sets the format."),
-        kind=typer.Option(None, "--format", help="|".join(FORMATS)),
+        file=typer.Argument(..., help=_FILE, show_default=False),
+        out=typer.Option(
+            ...,
+            "--out",
+            "-o",
+            help="File to write; its suffix sets the format. Shards: a folder.",
+        ),
+        kind=choice(None, "--format", FORMATS, "|".join(FORMATS)),
         force=typer.Option(False, "--force", help="Replace an existing file."),
         as_json=typer.Option(False, "--json", help="Print JSON."),
         sparsity=typer.Option(
             None, "--sparsity", "-s", help="Fraction of zeros, in [0, 1). nm:2:4 implies 0.5."
         ),
-        include=typer.Option(
-            None, "--include", help="Regex for whole paths of leaves to prune. Can be repeated."
+        include=repeated("--include", "Regex for whole paths of leaves to prune."),
+        exclude=repeated("--exclude", "Regex for leaves not to prune."),
+        override=repeated("--override", "REGEX=SPARSITY, for some leaves."),
+        structure=choice(
+            "unstructured",
+            "--structure",
+            _STRUCTURES,
+            "nm:2:4[:AXIS], block:1x16[:balanced] or channel[:AXIS]; without an axis by --layout.",
         ),
-        exclude=typer.Option(
-            None, "--exclude", help="Regex for leaves not to prune. Can be repeated."
+        distribution=choice(
+            "uniform",
+            "--distribution",
+            DISTRIBUTIONS,
+            f"How sparsity is spread over leaves: {'|'.join(DISTRIBUTIONS)}",
         ),
-        override=typer.Option(
-            None, "--override", help="REGEX=SPARSITY, for some leaves. Can be repeated."
-        ),
-        structure=typer.Option(
-            "unstructured", "--structure", help="nm:2:4[:axis], block:1x16[:balanced], channel:-1"
-        ),
-        distribution=typer.Option("uniform", "--distribution", help="|".join(DISTRIBUTIONS)),
-        score=typer.Option("magnitude", "--score", help="|".join(SCORES)),
-        ties=typer.Option("index", "--ties", help="|".join(TIES)),
-        layout=typer.Option(
+        score=choice("magnitude", "--score", SCORES, f"What is kept: {'|'.join(SCORES)}"),
+        ties=choice("index", "--ties", TIES, f"Which of equal scores are kept: {'|'.join(TIES)}"),
+        layout=choice(
             "auto",
             "--layout",
-            help="auto|jax|torch: jax is (in, out), torch (out, in).",
+            LAYOUTS,
+            "auto|jax|torch: weights are (in, out) in jax, (out, in) in torch.",
         ),
     )
+
+
+def _examples(*lines: str) -> str:
+    """The examples below the help of a command, which are not wrapped."""
+    return "\b\nExamples:\n" + "\n".join(f"  jaxprune {line}" for line in lines)
 
 
 def _add_inspect(app: Any) -> None:
@@ -72,23 +103,34 @@ def _add_inspect(app: Any) -> None:
 
     of = _options()
 
-    @app.command("inspect")
+    examples = _examples("inspect model.safetensors", "inspect checkpoints/ --quick --check")
+
+    @app.command("inspect", epilog=examples)
     def command(
         file: Path = of.file,
         quick: bool = typer.Option(False, "--quick", help="Leave out the formats that compress."),
+        check: bool = typer.Option(
+            False,
+            "--check",
+            help="Exit with 3 if weights that the masks in the file drop are not zero.",
+        ),
         as_json: bool = of.as_json,
     ) -> None:
         """Shows how sparse each leaf of a file is, its size in other formats, and any problems."""
         with _exit_codes():
             from jaxprune._cli import commands
 
-            commands.inspect(file, quick=quick, as_json=as_json)
+            commands.inspect(file, quick=quick, check=check, as_json=as_json)
 
 
 def _add_plan(app: Any) -> None:
     of = _options()
 
-    @app.command("plan")
+    examples = _examples(
+        "plan model.safetensors -s 0.9", "plan model/ --structure nm:2:4 --exclude '.*embed.*'"
+    )
+
+    @app.command("plan", epilog=examples)
     def command(
         file: Path = of.file,
         sparsity: float | None = of.sparsity,
@@ -115,7 +157,13 @@ def _add_plan(app: Any) -> None:
 def _add_prune(app: Any) -> None:
     of = _options()
 
-    @app.command("prune")
+    examples = _examples(
+        "prune model.safetensors -s 0.9 -o small.safetensors.zst",
+        "prune model.safetensors --structure nm:2:4 -o sparse.safetensors",
+        "prune model/ -s 0.5 --distribution global -o pruned/",
+    )
+
+    @app.command("prune", epilog=examples)
     def command(
         file: Path = of.file,
         out: Path = of.out,
@@ -132,7 +180,7 @@ def _add_prune(app: Any) -> None:
         force: bool = of.force,
         as_json: bool = of.as_json,
     ) -> None:
-        """Prunes a file by magnitude into another file, one leaf at a time."""
+        """Prunes a file into another file, one leaf at a time."""
         with _exit_codes():
             from jaxprune._cli import commands
 
@@ -147,7 +195,11 @@ def _add_prune(app: Any) -> None:
 def _add_export(app: Any) -> None:
     of = _options()
 
-    @app.command("export")
+    examples = _examples(
+        "export small.safetensors.zst -o dense.npz", "export checkpoints/ -o model.safetensors"
+    )
+
+    @app.command("export", epilog=examples)
     def command(
         file: Path = of.file,
         out: Path = of.out,
@@ -176,10 +228,11 @@ def _exit_codes() -> Iterator[None]:
     except BrokenPipeError:  # `jaxprune inspect FILE | head`
         _discard_output()
         raise typer.Exit(1) from None
-    except (ValueError, TypeError, OSError, ImportError, WrongOption) as error:
+    except (ValueError, TypeError, OSError, ImportError, WrongOption, FailedCheck) as error:
         ignore_ctrl_c_if_program()
         typer.echo(f"jaxprune: {_told(error)}", err=True)
-        raise typer.Exit(2 if isinstance(error, WrongOption) else 1) from None
+        code = {WrongOption: 2, FailedCheck: 3}.get(type(error), 1)
+        raise typer.Exit(code) from None
     if is_stopped:  # the interrupt is freed by now, and with it what it kept from being cleaned up
         exit_if_program()
         typer.echo(STOPPED, err=True)

@@ -12,11 +12,11 @@ from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._cli.layout import with_layout
 from jaxprune._cli.quantised import (
-    BY_DEFAULT,
     default_for_quantised_weights,
     is_small_float,
     quantised_line,
 )
+from jaxprune._cli.training_state import OutsideParams, groups_of
 from jaxprune._cli.words import in_options, wrong_option
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
@@ -73,7 +73,7 @@ def planned(source: Source, sparsity: float, rules: Rules, layout: str = "auto")
       WrongOption: the options do not fit the leaves.
     """
     leaves = source.leaves
-    rules = _complete(rules, leaves)
+    rules = _complete(rules, source)
     # The order of the tree that `load` returns, whose dicts JAX sorts level by level.
     in_tree_order = sorted(leaves, key=lambda leaf: leaf.path.split("/"))
     shapes: Any = OrderedDict(
@@ -128,17 +128,24 @@ def _parts(chosen: Budget, specs: Sequence[Any]) -> tuple[dict[str, Part], dict[
     return parts, shared
 
 
-def _complete(rules: Rules, leaves: Sequence[Leaf]) -> Rules:
+def _complete(rules: Rules, source: Source) -> Rules:
     """The rules, with those that hold for files by default."""
-    if rules.get("include") is not None or not any(is_small_float(x.dtype) for x in leaves):
-        return rules
-    return {**rules, "exclude": (*rules.get("exclude", ()), default_for_quantised_weights)}
+    defaults: list[Any] = []
+    outside = OutsideParams(groups_of(source))
+    if outside.groups:
+        defaults.append(outside)
+    if rules.get("include") is None and any(is_small_float(x.dtype) for x in source.leaves):
+        defaults.append(default_for_quantised_weights)
+    return {**rules, "exclude": (*rules.get("exclude", ()), *defaults)}
 
 
 def _row(row: LeafReport, rules: Rules) -> LeafReport:
     """A row of the plan in the words of the command line."""
-    is_default = row.note == f"excluded by {BY_DEFAULT}"
-    note = f"dtype {row.dtype}" if is_default else in_options(row.note, rules)
+    note = in_options(row.note, rules)
+    for rule in rules["exclude"]:
+        if row.note == f"excluded by {getattr(rule, '__name__', '')}":
+            is_state = isinstance(rule, OutsideParams)
+            note = rule.groups[row.path] if is_state else f"dtype {row.dtype}"
     return dataclasses.replace(row, note=note)
 
 

@@ -29,7 +29,7 @@ def console(*, err: bool = False) -> Any:
 
 @contextlib.contextmanager
 def progress(source: Source, name: str) -> Iterator[Iterator[tuple[str, Any]]]:
-    """The paths and arrays of a source, with a bar on a terminal that counts bytes.
+    """The paths and arrays of a source, with a bar on a terminal: bytes, and time left.
 
     Ctrl-C raises after the current leaf at the latest.
     """
@@ -39,7 +39,14 @@ def progress(source: Source, name: str) -> Iterator[Iterator[tuple[str, Any]]]:
         interrupts = stack.enter_context(ctrl_c_raises())
         advance: Callable[[str], Any] = lambda path: None
         if screen.is_terminal:
-            bar = import_extra("rich.progress", "cli").Progress(console=screen, transient=True)
+            rich = import_extra("rich.progress", "cli")
+            columns = (
+                rich.TextColumn("{task.description}"),
+                rich.BarColumn(),
+                rich.DownloadColumn(binary_units=True),
+                rich.TimeRemainingColumn(),
+            )
+            bar = rich.Progress(*columns, console=screen, transient=True)
             stack.enter_context(bar)
             task = bar.add_task(name, total=sum(sizes.values()))
             advance = lambda path: bar.advance(task, sizes[path])
@@ -61,7 +68,8 @@ def print_inspection(report: Mapping[str, Any]) -> None:
 
     screen = console()
     title = Text(f"{report['file']}: {report['kind']}, {report['file_bytes']:,} bytes")
-    sizes = Table(title="Bytes by format")
+    others = {name: x for name, x in report["groups"].items() if name != "params" and x["leaves"]}
+    sizes = Table(title="Bytes by format" + ", of the params" * bool(others))
     sizes.add_column("format")
     sizes.add_column("bytes", justify="right")
     sizes.add_column("smaller", justify="right")
@@ -69,6 +77,10 @@ def print_inspection(report: Mapping[str, Any]) -> None:
         ratio = report["bytes"]["dense"] / max(n_bytes, 1)
         sizes.add_row(_FORMAT_LABELS.get(name, name), f"{n_bytes:,}", f"{ratio:.2f}x")
     screen.print(_widest_table(screen, title, _leaf_rows(report)))
+    for name, group in others.items():
+        counts = f"{group['leaves']:,} leaves, {group['weights']:,} entries"
+        line = f"{name}: {counts}, {group['dense_bytes']:,} bytes; not in the total"
+        screen.print(Text(line), soft_wrap=True)
     screen.print(sizes)
     for line in report["warnings"]:
         screen.print(Text(f"warning: {line}"), soft_wrap=True)

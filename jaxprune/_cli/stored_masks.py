@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from jaxprune._cli.training_state import is_mask
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
 from jaxprune._state.bit_masks import bit_mask_shape
@@ -27,10 +28,9 @@ def mask_paths(leaves: Sequence[Leaf]) -> dict[str, str]:
       {'params/w': 'opt_state/1/masks/w'}
     """
     param_of_mask = {
-        mask.path: match[1]
+        mask.path: re.sub(r"(?:.*/)?masks/", "", mask.path, count=1)
         for mask in leaves
-        if (match := re.fullmatch(r"(?:.*/)?masks/(.*)", mask.path))
-        and mask.dtype in (np.dtype(np.uint8), np.dtype(bool))
+        if is_mask(mask)
     }
     endings = _Endings(param_of_mask.values())
     for leaf in leaves:

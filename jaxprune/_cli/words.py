@@ -33,6 +33,10 @@ class WrongOption(Exception):
     """A wrong option; the message is in the words of the command line."""
 
 
+class FailedCheck(Exception):
+    """A file fails the check that the user asked for."""
+
+
 @contextlib.contextmanager
 def wrong_option(rules: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Makes a `ValueError` or `TypeError` in the block a `WrongOption`.

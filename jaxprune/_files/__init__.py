@@ -11,6 +11,7 @@
     npz.py          NumPy's `.npz`, written and read one array at a time
     orbax.py        orbax checkpoints, read a group of leaves at a time
     any_kind.py     opens any of these kinds of file, and writes any but checkpoints
+    other_formats.py   files of other kinds: what they are, and what to do instead
     formats.py      the formats that can be written, and their suffixes
     footprint.py    how many bytes an array would take in each format; writes nothing
     stream.py       the bytes of a file in order, with zstd decompressed

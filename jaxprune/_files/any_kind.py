@@ -22,6 +22,7 @@ from jaxprune._files.leaf_files import LeafReader, open_leaves, save_leaves
 from jaxprune._files.leaves import Leaf
 from jaxprune._files.npz import is_zip, open_npz, write_npz
 from jaxprune._files.orbax import Checkpoint
+from jaxprune._files.other_formats import check_format
 from jaxprune._files.shard_index import Index, find_index, read_index
 from jaxprune._files.shards import read_shards, write_shards
 
@@ -84,7 +85,7 @@ def open_source(path: Path) -> Iterator[Source]:
     elif path.is_dir():
         checkpoint = Checkpoint(path)
         yield Source("orbax", checkpoint.leaves, checkpoint.arrays)
-    elif is_zip(path):
+    elif _is_npz(path):
         with open_npz(path) as archive:
             yield Source("npz", archive.leaves, archive.arrays)
     else:
@@ -92,6 +93,12 @@ def open_source(path: Path) -> Iterator[Source]:
             kind = "jaxprune" if reader.about else "safetensors"
             read = functools.partial(_read_only, reader)
             yield Source(kind, reader.leaves, read, reader.metadata)
+
+
+def _is_npz(path: Path) -> bool:
+    """Whether a file is an `.npz`; raises where it is of a kind that is not supported."""
+    check_format(path)
+    return is_zip(path)
 
 
 def _read_only(reader: LeafReader, leaves: Sequence[Leaf]) -> Iterator[tuple[str, np.ndarray]]:

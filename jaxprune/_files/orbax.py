@@ -1,4 +1,7 @@
-"""Orbax checkpoints, read one group of leaves at a time; only what is asked for is read."""
+"""Orbax checkpoints, read one group of leaves at a time; only what is asked for is read.
+
+A step of a trainer may hold several items, such as params and optimizer state, as a tree each.
+"""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -14,28 +17,51 @@ from jaxprune._files.dtypes import dtype_of
 from jaxprune._files.extras import import_extra
 from jaxprune._files.leaf_files import memory_bytes
 from jaxprune._files.leaves import Leaf
+from jaxprune._files.other_formats import folder_hint
 
 _GROUP_BYTES = 2**26  # read by one restore: each takes some milliseconds, so small leaves share one
 _ITEM_NAMES = ("default", "params", "state")  # folders that may hold the tree of a checkpoint
 
 
 class Checkpoint:
-    """A checkpoint that is open.
+    """A checkpoint that is open: the tree of a step, or the trees of all its items.
+
+    The paths of several items begin with their names, as in `model_params/fc/kernel`.
+
+    Attributes:
+      leaves: the arrays of numbers or bools, in the order of the trees, without their data.
+    """
+
+    def __init__(self, path: Path):
+        folders = _tree_folders(path)
+        prefixes = [f"{folder.name}/" if len(folders) > 1 else "" for folder in folders]
+        self._trees = [Tree(path, *pair) for pair in zip(folders, prefixes, strict=True)]
+        self.leaves = tuple(leaf for tree in self._trees for leaf in tree.leaves)
+
+    def arrays(self, leaves: Sequence[Leaf]) -> Iterator[tuple[str, np.ndarray]]:
+        """The path and the array of each of these leaves."""
+        chosen = set(leaves)
+        for tree in self._trees:
+            yield from tree.arrays([leaf for leaf in tree.leaves if leaf in chosen])
+
+
+class Tree:
+    """One tree of a checkpoint.
 
     Attributes:
       leaves: the arrays of numbers or bools, in the order of the tree, without their data.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, folder: Path, prefix: str):
+        self._path, self._folder = path, folder
         self._ocp = import_extra("orbax.checkpoint", "demo")
-        self._folder = _tree_folder(path)
         tree = self._read_metadata()
         with _errors(path):
             paths, self._metadata, self._treedef = leaves_with_paths(tree)
         self._position_of = {}  # in the tree, by path
         leaves = []
-        for position, (name, about) in enumerate(zip(paths, self._metadata, strict=True)):
+        names = [prefix + name for name in _without_value(paths)]
+        for position, (name, about) in enumerate(zip(names, self._metadata, strict=True)):
             safetensors.check_name(path, name)
             shape, dtype = getattr(about, "shape", None), getattr(about, "dtype", None)
             if shape is None or dtype is None:
@@ -119,25 +145,47 @@ def _groups(leaves: Sequence[Leaf]) -> Iterator[list[Leaf]]:
         yield group
 
 
-def _tree_folder(path: Path) -> Path:
-    """The folder of the tree, given the folder of all steps, of one step, or of the tree itself.
+def _without_value(paths: Sequence[str]) -> list[str]:
+    """Paths as rules see them: without the last key `value` where a variable of NNX has no other.
+
+    Example:
+      >>> _without_value(["fc/kernel/value", "cache/key", "cache/value"])
+      ['fc/kernel', 'cache/key', 'cache/value']
+    """
+    n_children: dict[str, int] = {}
+    for path in paths:
+        keys = path.split("/")
+        for n in range(1, len(keys)):
+            parent = "/".join(keys[:n])
+            n_children[parent] = n_children.get(parent, 0) + 1
+    return [
+        path.removesuffix("/value") if n_children.get(path.removesuffix("/value")) == 1 else path
+        for path in paths
+    ]
+
+
+def _tree_folders(path: Path) -> list[Path]:
+    """The folders of the trees, given the folder of all steps, of one step, or of a tree itself.
 
     Among several steps it is the last one.
     """
     folder = path.absolute()
     for _ in range(3):
         if (folder / "_METADATA").is_file():
-            return folder
+            return [folder]
         inner = sorted(p for p in folder.iterdir() if p.is_dir())
         steps = sorted((p for p in inner if p.name.isdecimal()), key=lambda p: int(p.name))
-        items = [p for name in _ITEM_NAMES for p in inner if p.name == name]
-        items = items or [p for p in inner if (p / "_METADATA").is_file()]
-        if not steps and len(items) > 1 and items[0].name not in _ITEM_NAMES:
+        items = [p for p in inner if (p / "_METADATA").is_file()]
+        if len(items) > 1 and not steps:
+            if (folder / "_CHECKPOINT_METADATA").is_file():
+                return items
             names = listed([p.name for p in items])
             raise ValueError(f"{path}: holds several trees: {names}. Give the folder of one tree.")
+        items = items or [p for name in _ITEM_NAMES for p in inner if p.name == name]
         if not (steps or items):
             break
         folder = steps[-1] if steps else items[0]
     raise ValueError(
-        f"{path}: is a folder, but no orbax checkpoint. Give a file, or the folder of a checkpoint."
+        f"{path}: is a folder, but no orbax checkpoint{folder_hint(path)}. Give a file, the folder "
+        "of a checkpoint, or that of shards with their index."
     )

@@ -254,14 +254,14 @@ def test_a_checkpoint_is_read_a_group_of_leaves_at_a_time(tmp_path, monkeypatch)
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "a", {"params": weights, "rest": [half, 4.5]})
     monkeypatch.setattr(orbax, "_GROUP_BYTES", 2 * 64)
-    read, restored = [], orbax.Checkpoint._restore
+    read, restored = [], orbax.Tree._restore
 
     def logged(self, positions):
         leaves = restored(self, positions)
         read.append([name for name, place in self._position_of.items() if place in positions])
         return leaves
 
-    monkeypatch.setattr(orbax.Checkpoint, "_restore", logged)
+    monkeypatch.setattr(orbax.Tree, "_restore", logged)
     with open_source(tmp_path / "a") as source:
         arrays = dict(source.arrays())
     pairs = [["params/w0", "params/w1"], ["params/w2", "params/w3"]]

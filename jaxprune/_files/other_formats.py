@@ -1,0 +1,76 @@
+"""Files that jaxprune does not read: what they are, and what to do instead."""
+
+from pathlib import Path
+
+from jaxprune._files.stream import ZSTD_MAGIC
+
+_PICKLE = (
+    "a PyTorch checkpoint. Loading one runs code, so jaxprune does not. Convert it in PyTorch: "
+    "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+)
+_MSGPACK = (
+    "a msgpack file of Flax. Convert it: jaxprune.save_safetensors('model.safetensors', "
+    "flax.serialization.msgpack_restore(open(path, 'rb').read()))"
+)
+_GGUF = "a GGUF file, whose weights are quantised. Prune the model before it is converted to GGUF"
+_ONNX = "an ONNX model. Prune the params that it was exported from, and export it again"
+_HDF5 = "an HDF5 file. Load it with Keras or h5py, and write it with jaxprune.save_safetensors"
+_TFLITE = "a TFLite model. Prune the params that it was converted from, and convert them again"
+_BY_MAGIC = {b"GGUF": _GGUF, b"\x89HDF": _HDF5, b"\x80\x02": _PICKLE, b"\x80\x04": _PICKLE}
+_BY_SUFFIX = {
+    ".bin": _PICKLE,
+    ".pt": _PICKLE,
+    ".pth": _PICKLE,
+    ".ckpt": _PICKLE,
+    ".msgpack": _MSGPACK,
+    ".gguf": _GGUF,
+    ".onnx": _ONNX,
+    ".h5": _HDF5,
+    ".hdf5": _HDF5,
+    ".tflite": _TFLITE,
+}
+_ZIP = b"PK\x03\x04"
+
+
+def check_format(path: Path) -> None:
+    """Raises where a file is of a kind that is not supported.
+
+    The content decides where it shows the format, and the suffix of the name otherwise.
+
+    Raises:
+      ValueError: says which kind it is, and what to do.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     _ = Path(folder, "model").write_bytes(b"GGUF....")
+      ...     check_format(Path(folder, "model"))
+      Traceback (most recent call last):
+      ...
+      ValueError: .../model: is a GGUF file, whose weights are quantised. ...
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(ZSTD_MAGIC) or head[8:9] == b"{":  # a header of safetensors is JSON
+        return
+    kind = next((kind for magic, kind in _BY_MAGIC.items() if head.startswith(magic)), None)
+    if kind is None and head[4:8] == b"TFL3":
+        kind = _TFLITE
+    if kind is None and head.startswith(_ZIP):
+        kind = _PICKLE if path.suffix in (".bin", ".pt", ".pth", ".ckpt") else None
+    elif kind is None:
+        kind = _BY_SUFFIX.get(path.suffix)
+    if kind is not None:
+        raise ValueError(f"{path}: is {kind}.")
+
+
+def folder_hint(path: Path) -> str:
+    """What a folder is that no command reads; empty where that is not known."""
+    names = sorted(p.name for p in path.iterdir())
+    if weights := [name for name in names if name.endswith((".safetensors", ".zst", ".npz"))]:
+        return f", and has no index of shards; it has the file {path / weights[0]}"
+    if "saved_model.pb" in names:
+        return ", but a SavedModel of TensorFlow"
+    if other := [name for name in names if Path(name).suffix in _BY_SUFFIX]:
+        return f"; it has {path / other[0]}, which jaxprune does not read"
+    return ""

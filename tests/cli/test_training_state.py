@@ -1,0 +1,181 @@
+"""Files that hold a whole training state: the params are found, and nothing else is pruned."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxprune
+from helpers import assert_says, stepper
+from jaxprune._cli.training_state import groups_of
+from jaxprune._files.any_kind import Source
+from jaxprune._files.leaves import Leaf
+from jaxprune._files.orbax import _without_value
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+from cli_command import as_json, run
+
+F4, U1, I4 = np.dtype("f4"), np.dtype("u1"), np.dtype("i4")
+
+
+def groups(kind, *leaves):
+    return groups_of(Source(kind, tuple(leaves), lambda _: iter(())))
+
+
+def leaf(path, dtype=F4, shape=(8, 8)):
+    return Leaf(path, shape, dtype)
+
+
+# The paths of training states as libraries name them, by group.
+STATES = {
+    "linen TrainState": {
+        "params": ["params/fc/kernel", "params/fc/bias"],
+        "optimizer state": ["opt_state/0/mu/fc/kernel", "opt_state/0/count"],
+        "masks": ["opt_state/1/masks/fc/kernel"],
+        "other": ["step", "batch_stats/bn/mean", "ema_params/fc/kernel"],
+    },
+    "nested TrainState": {
+        "params": ["state/params/w"],
+        "optimizer state": ["state/opt_state/inner_state/0/nu/w"],
+        "masks": ["state/opt_state/masks/w"],
+    },
+    "google-tunix": {
+        "params": ["model_params/layers/0/attn/q/w"],
+        "optimizer state": ["optimizer_state/opt_state/0/mu/layers/0/attn/q/w"],
+    },
+    "NNX": {
+        "params": ["model/fc/kernel"],
+        "optimizer state": ["optimizer/opt_state/0/mu/fc/kernel", "optimizer/step"],
+        "other": ["rngs/count"],
+    },
+    "params at the root": {"params": ["fc/kernel", "x/w"], "masks": ["masks/fc/kernel"]},
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("kind", ("orbax", "npz"))
+def test_the_groups_of_a_training_state(name, kind):
+    expected = {path: group for group, paths in STATES[name].items() for path in paths}
+    leaves = [leaf(path, U1 if group == "masks" else F4) for path, group in expected.items()]
+    assert groups(kind, *leaves) == expected
+
+
+def test_a_file_of_params_has_no_groups():
+    plain = [leaf("model/fc/kernel"), leaf("head/kernel"), leaf("masks/w"), leaf("step", I4)]
+    assert set(groups("npz", *plain).values()) == {"params"}
+    linen = groups("orbax", leaf("params/fc/kernel"), leaf("batch_stats/bn/mean"))
+    assert list(linen.values()) == ["params", "other"]
+
+
+def test_a_variable_of_nnx_has_no_key_value():
+    """C7."""
+    paths = ["fc/kernel/value", "attention/key/kernel/value", "attention/value/kernel/value"]
+    expected = ["fc/kernel", "attention/key/kernel", "attention/value/kernel"]
+    assert _without_value(paths) == expected
+    cache = ["cache/key", "cache/value"]
+    assert _without_value(cache) == cache
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    """A step of a trainer that keeps an NNX model and its optimizer as two items (C8)."""
+    ocp = pytest.importorskip("orbax.checkpoint")
+    folder = tmp_path_factory.mktemp("f") / "run"
+    model = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+    state = nnx.state(model)
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.adam(0.1))
+    params = jax.tree.map(lambda x: x, nnx.to_pure_dict(state))
+    opt_state = tx.init(params)
+    _, opt_state, sparse = stepper(tx)(params, opt_state, params)
+    nnx.replace_by_pure_dict(state, sparse)
+    with ocp.CheckpointManager(folder, item_names=("model_params", "optimizer_state")) as manager:
+        manager.save(
+            7,
+            args=ocp.args.Composite(
+                model_params=ocp.args.PyTreeSave(state),
+                optimizer_state=ocp.args.PyTreeSave(opt_state),
+            ),
+        )
+        manager.wait_until_finished()
+    return folder, state
+
+
+def test_the_params_of_a_trainer_are_found(trainer, tmp_path):
+    """C7, C8 and C9."""
+    folder, state = trainer
+    for path in (folder, folder / "7"):
+        report = as_json("plan", path, "-s", 0.9)
+        in_python = [row.path for row in jaxprune.plan(state, 0.9).leaves]
+        assert [row["path"] for row in report["leaves"]] == [f"model_params/{p}" for p in in_python]
+    report = as_json("inspect", folder, "--quick")
+    assert report["total"]["weights"] == 8 * 4 + 4
+    assert report["groups"]["masks"]["weights"] == 8 * 4 + 4
+    assert report["groups"]["optimizer state"]["weights"] >= 2 * (8 * 4 + 4)
+    assert report["warnings"] == []
+    kernel = [r for r in report["leaves"] if r["path"] == "model_params/kernel"]
+    assert [row["group"] for row in kernel] == ["params"]
+    text, _ = run("inspect", folder, "--quick")
+    assert_says(text, "masks: 2 leaves, 36 entries", "not in the total", "of the params")
+    run("prune", folder, "-o", tmp_path / "a.npz", "-s", 0.75)
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert set(arrays) == {"model_params/kernel", "model_params/bias"}
+        assert np.count_nonzero(arrays["model_params/kernel"]) == 8
+    run("inspect", folder, "--quick", "--check")
+
+
+def state_file(path, kernel, *, with_masks=True):
+    kernel = np.asarray(kernel, np.float32)
+    arrays = {
+        "params/fc/kernel": kernel,
+        "opt_state/0/mu/fc/kernel": np.full_like(kernel, 0.5),
+        "step": np.arange(1),
+    }
+    if with_masks:
+        arrays["opt_state/1/masks/fc/kernel"] = (kernel < 8).astype(np.uint8)
+    np.savez(path, **arrays)
+    return arrays
+
+
+def test_a_failed_check_is_exit_code_3(tmp_path):
+    kernel = np.arange(1.0, 17).reshape(4, 4)
+    state_file(tmp_path / "leaky.npz", kernel)
+    state_file(tmp_path / "good.npz", np.where(kernel < 8, kernel, 0))
+    out, error = run("inspect", tmp_path / "leaky.npz", "--quick", "--check", code=3)
+    assert_says(out, "9 of 9 weights", "masks", "not zero")
+    assert_says(error, f"{tmp_path / 'leaky.npz'}:", "1 leaf has dropped weights")
+    report = as_json("inspect", tmp_path / "leaky.npz", "--quick", "--check", code=3)
+    assert len(report["warnings"]) == 1
+    run("inspect", tmp_path / "leaky.npz", "--quick")
+    run("inspect", tmp_path / "good.npz", "--quick", "--check")
+
+
+def test_a_check_needs_masks(tmp_path):
+    state_file(tmp_path / "a.npz", np.ones((4, 4)), with_masks=False)
+    _, error = run("inspect", tmp_path / "a.npz", "--check", code=1)
+    assert_says(error, f"{tmp_path / 'a.npz'}:", "no masks", "--check", "optimizer state")
+
+
+def test_moments_and_masks_in_a_file_are_kept_and_not_pruned(tmp_path):
+    before = state_file(tmp_path / "a.npz", np.arange(1.0, 17).reshape(4, 4))
+    report = as_json("prune", tmp_path / "a.npz", "-o", tmp_path / "b.npz", "-s", 0.5)
+    notes = {row["path"]: row["note"] for row in report["leaves"]}
+    assert notes == {
+        "params/fc/kernel": "",
+        "opt_state/0/mu/fc/kernel": "optimizer state",
+        "opt_state/1/masks/fc/kernel": "masks",
+        "step": "other",
+    }
+    with np.load(tmp_path / "b.npz") as after:
+        assert np.count_nonzero(after["params/fc/kernel"]) == 8
+        for path in before.keys() - {"params/fc/kernel"}:
+            np.testing.assert_array_equal(after[path], before[path])
+    text, _ = run("inspect", tmp_path / "a.npz", "--quick")
+    assert_says(text, "optimizer state: 1 leaves, 16 entries", "masks: 1 leaves")
+
+
+def test_masks_of_other_dtypes_are_params():
+    assert groups("npz", leaf("masks/w", jnp.dtype("float32")))["masks/w"] == "params"

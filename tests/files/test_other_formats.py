@@ -1,0 +1,78 @@
+"""Files and folders of kinds that are not supported: what they are, and what to do instead."""
+
+import zipfile
+
+import numpy as np
+import pytest
+
+import jaxprune
+from helpers import assert_says, says
+from jaxprune._files.interchange import save_safetensors
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+pytest.importorskip("zstandard")
+
+from cli_command import as_json, run
+
+OTHERS = {
+    "model.pt": (b"\x80\x02}q\x00.", ("PyTorch", "weights_only=True", "safetensors")),
+    "pytorch_model.bin": (b"\x80\x02}q\x00.", ("PyTorch", "runs code")),
+    "model.pth": (b"anything", ("PyTorch", "safetensors")),
+    "flax_model.msgpack": (b"\x81\xa6params", ("msgpack", "jaxprune.save_safetensors")),
+    "model.onnx": (b"\x08\x07\x12\x07pytorch", ("ONNX", "export it again")),
+    "model.gguf": (b"GGUF\x03\x00\x00\x00", ("GGUF", "before")),
+    "renamed.safetensors": (b"GGUF\x03\x00\x00\x00", ("GGUF",)),
+    "model.h5": (b"\x89HDF\r\n\x1a\n", ("HDF5", "Keras")),
+    "model.tflite": (b"\x1c\x00\x00\x00TFL3", ("TFLite",)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_file_of_another_kind_is_refused_with_what_to_do(tmp_path, name):
+    data, said = OTHERS[name]
+    file = tmp_path / name
+    file.write_bytes(data)
+    for words in (("inspect",), ("prune", "-o", tmp_path / "out.zst", "-s", 0.5)):
+        _, error = run(words[0], file, *words[1:], code=1)
+        assert_says(error, f"{file}:", *said)
+        assert len(error.splitlines()) == 1
+    with pytest.raises(ValueError, match=says(f"{file}:", *said)):
+        jaxprune.load(file)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_zip_of_pytorch_is_no_npz(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02.")
+    _, error = run("inspect", tmp_path / "model.pt", code=1)
+    assert_says(error, f"{tmp_path / 'model.pt'}:", "PyTorch")
+
+
+@pytest.mark.parametrize("name", ("model.bin", "model.pt", "model.onnx", "params"))
+def test_the_content_counts_and_not_the_name(tmp_path, name):
+    w = np.eye(8, dtype=np.float32)
+    save_safetensors(tmp_path / name, {"w": w})
+    assert as_json("inspect", tmp_path / name, "--quick")["kind"] == "safetensors"
+    jaxprune.save(tmp_path / name, {"w": w})
+    assert as_json("inspect", tmp_path / name, "--quick")["kind"] == "jaxprune"
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    (
+        ("model.safetensors", ("no index of shards", "it has the file")),
+        ("saved_model.pb", ("SavedModel",)),
+        ("pytorch_model.bin", ("pytorch_model.bin", "does not read")),
+        ("readme.txt", ("no orbax checkpoint", "shards with their index")),
+    ),
+)
+def test_a_folder_of_another_kind_is_refused_with_what_to_do(tmp_path, name, said):
+    pytest.importorskip("orbax.checkpoint")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / name).write_bytes(b"x")
+    _, error = run("inspect", folder, code=1)
+    assert_says(error, f"{folder}:", "folder")
+    assert all(part in error for part in said)
+    assert len(error.splitlines()) == 1
