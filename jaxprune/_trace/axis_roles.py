@@ -63,7 +63,7 @@ def axis_roles(apply_fn: Callable[..., Any], variables: Any, *inputs: Any) -> Ax
       >>> def mlp(params, x):
       ...     return jax.nn.relu(x @ params["w"] + params["b"]) @ params["v"].T
       >>> params = {"w": jnp.ones((3, 8)), "b": jnp.ones(8), "v": jnp.ones((2, 8))}
-      >>> print(axis_roles(mlp, params, jax.ShapeDtypeStruct((4, 3), jnp.float32)))
+      >>> print(axis_roles(mlp, params, jax.ShapeDtypeStruct((3,), jnp.float32)))
       leaf  shape  roles    note
       b     8               in no product
       v     2x8    out, in
@@ -101,7 +101,8 @@ def axis_roles_nnx(model: Any, *inputs: Any) -> AxisRoles:
     check_module("axis_roles_nnx", model)
     check_arrays("axis_roles_nnx: inputs", inputs)
     graphdef, state = nnx.split(model)
-    program = array_program(lambda state, *x: nnx.merge(graphdef, state)(*x), state, inputs)
+    apply_fn = lambda state, *x: nnx.merge(graphdef, state)(*x)
+    program = array_program(apply_fn, state, inputs, "model(*inputs)")
     params = set(leaves_with_paths(nnx.state(model, nnx.Param))[0])
     return roles_of(program, trace_products(program), params)
 

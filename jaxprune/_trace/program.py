@@ -31,20 +31,30 @@ class Program(NamedTuple):
     jaxpr: Any
 
 
-def program_of(apply_fn: Callable[..., Any], variables: Any, inputs: Sequence[Any]) -> Program:
-    """The program of `apply_fn(variables, *inputs)`."""
+def program_of(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    inputs: Sequence[Any],
+    call: str = "apply_fn(variables, *inputs)",
+) -> Program:
+    """The program of `apply_fn(variables, *inputs)`, which users write as `call`."""
     paths, leaves, treedef = leaves_with_paths(variables)
     try:
         jaxpr = jax.make_jaxpr(apply_fn)(variables, *inputs)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise TypeError(
-            f"apply_fn fails on these variables and {len(inputs)} inputs, with {_summary(error)}. "
-            "Try the call first: apply_fn(variables, *inputs). Keyword arguments go into a lambda."
+            f"{call.partition('(')[0]} fails on these variables and {len(inputs)} inputs, with "
+            f"{_summary(error)}. Try the call first: {call}. Keyword arguments go into a lambda."
         ) from error
     return Program(paths, leaves, treedef, jaxpr)
 
 
-def array_program(apply_fn: Callable[..., Any], variables: Any, inputs: Sequence[Any]) -> Program:
+def array_program(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    inputs: Sequence[Any],
+    call: str = "apply_fn(variables, *inputs)",
+) -> Program:
     """The program of a model whose variables may have leaves that are not arrays.
 
     The functions and numbers among the leaves of an Equinox module are parts of the program, not
@@ -59,7 +69,7 @@ def array_program(apply_fn: Callable[..., Any], variables: Any, inputs: Sequence
             replaced[k] = value
         return apply_fn(treedef.unflatten(replaced), *inputs)
 
-    program = program_of(apply_to_arrays, [leaves[k] for k in arrays], inputs)
+    program = program_of(apply_to_arrays, [leaves[k] for k in arrays], inputs, call)
     return program._replace(paths=[paths[k] for k in arrays])
 
 

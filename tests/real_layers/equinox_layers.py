@@ -7,9 +7,16 @@ import jax.numpy as jnp
 from real_layers.table import KEY, Layer, layer, shape
 
 
+def as_float32(leaf):
+    """The leaves of Equinox are float64 where JAX uses 64 bits."""
+    is_float = eqx.is_inexact_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+    return shape(*leaf.shape) if is_float else leaf
+
+
 def equinox_layer(name, make_model, roles, *inputs, call=lambda model, *x: model(*x)):
     def make():
-        return Layer(call, eqx.filter_eval_shape(make_model, KEY), inputs, roles)
+        model = eqx.filter_eval_shape(make_model, KEY)
+        return Layer(call, jax.tree.map(as_float32, model), inputs, roles)
 
     layer(f"equinox_{name}", make)
 
@@ -29,7 +36,7 @@ def one_after_another(model, x):
 
 
 def unroll(cell, xs):
-    state = jnp.zeros(4)
+    state = jnp.zeros(4, jnp.float32)
     state = (state, state) if isinstance(cell, eqx.nn.LSTMCell) else state
     return jax.lax.scan(lambda state, x: (cell(x, state), None), state, xs)[0]
 

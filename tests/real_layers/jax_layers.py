@@ -19,7 +19,7 @@ X = shape(2, 5, 6)  # batch, time, embed
 
 
 def rms_norm(x, scale):
-    return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * (1 + scale)
+    return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * (1 + scale[None, None])
 
 
 def tunix_attention(p, x):
@@ -237,7 +237,10 @@ one_kernel(
     g=((1, 8), ""),
 )
 one_kernel("unit", lambda p: p["w"] / jnp.abs(p["w"]))
-one_kernel("standardized", lambda p: (p["w"] - p["w"].mean(0)) / p["w"].std(0))
+one_kernel(
+    "standardized",
+    lambda p: (p["w"] - p["w"].mean(0, keepdims=True)) / p["w"].std(0, keepdims=True),
+)
 one_kernel("row_scale", lambda p: p["s"] * p["w"], s=((6, 1), "in out"))
 one_kernel("lora", lambda p: p["w"] + p["a"] @ p["b"], a=((6, 2), "in out"), b=((2, 8), "in out"))
 one_kernel("two_factors", lambda p: p["w"].T @ p["b"], "out in", (2, 6), b=((2, 8), "in out"))
@@ -285,7 +288,9 @@ jax_layer(
 )
 jax_layer(
     "while_loop",
-    lambda p, x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ p["w"] + p["b"], x),
+    lambda p, x: jax.lax.while_loop(
+        lambda x: x.sum() < 9, lambda x: x @ p["w"] + p["b"][None, None], x
+    ),
     {"w": (6, 6), "b": (6,)},
     {"w": "in out"},
     X,
@@ -316,7 +321,7 @@ jax_layer(
 jax_layer(
     "learned_queries",
     lambda p, x: (
-        p["latents"]
+        p["latents"][None]
         + jax.nn.softmax((p["latents"] @ p["q"]) @ (x @ p["k"]).swapaxes(1, 2)) @ (x @ p["v"])
     ),
     {"latents": (3, 6), "q": (6, 4), "k": (6, 4), "v": (6, 6)},
