@@ -108,14 +108,21 @@ def _with_groups(roles: list[str], product: Product, shape: Sequence[int]) -> tu
         roles[len(roles) - 1 - roles[::-1].index(_GROUPS)] = "out"
     roles = ["stack" if role == _GROUPS else role for role in roles]
     # An axis of length 1 that a reshape or an index has removed is the one that is missing.
-    missing = [role for role in ("in", "out") if role not in roles]
-    if product.primitive != "conv_general_dilated" and "in" in missing:
-        missing.remove("in")  # the other factor of the sum is an axis of this one
-    for role in missing:
-        removed = [k for k, name in enumerate(roles) if name == "stack" and shape[k] == 1]
-        if removed:
-            roles[removed[-1]] = role
+    removed = [k for k, role in enumerate(roles) if role == "stack" and shape[k] == 1]
+    for k, role in zip(removed, _missing(roles, product), strict=False):
+        roles[k] = role
     return tuple(roles)
+
+
+def _missing(roles: Sequence[str], product: Product) -> list[str]:
+    """The roles of axes of the operand that no axis of the leaf has."""
+    rest, missing = list(roles), []
+    for role in product.roles:
+        if role in rest:
+            rest.remove(role)
+        elif role != "stack":
+            missing.append(role)
+    return missing if "out" in (*roles, *missing) else [*missing, "out"]
 
 
 def _inner_axes(product: Product, n_axes: int) -> list[list[object]]:

@@ -1,5 +1,6 @@
 """The roles of the axes of params: a table of real layers, and cases worked out by hand."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,56 @@ def test_the_roles_of_real_layers(name):
     layer = LAYERS[name]()
     roles = jaxprune.axis_roles(layer.apply_fn, layer.variables, *layer.inputs)
     assert {path: " ".join(names) for path, names in roles.items()} == layer.roles
+
+
+# Models side by side, or one after another: every leaf has one more axis, which is a stack.
+
+
+def is_array(leaf):
+    return hasattr(leaf, "dtype")
+
+
+def stacked(tree, axis):
+    """The shapes of three such trees in one: along an axis, or the last if there are fewer."""
+    sizes = lambda x: (*x.shape[:axis], 3, *x.shape[axis:])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(sizes(x), x.dtype), tree)
+
+
+def side_by_side(function, variables, axis):
+    axes = jax.tree.map(lambda x: min(axis, x.ndim), variables)
+
+    def mapped(variables, *inputs):
+        of_inputs = [None if x is None else 0 for x in inputs]
+        return jax.vmap(function, in_axes=(axes, *of_inputs))(variables, *inputs)
+
+    return mapped
+
+
+def one_after_another(function):
+    return lambda variables, *inputs: jax.lax.map(
+        lambda x: function(x[0], *x[1]), (variables, inputs)
+    )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_stacked_models_have_one_more_axis(name):
+    layer = LAYERS[name]()
+    arrays, rest = eqx.partition(layer.variables, is_array)
+
+    def function(arrays, *inputs):
+        outputs = layer.apply_fn(eqx.combine(arrays, rest), *inputs)
+        return [x for x in jax.tree.leaves(outputs) if is_array(x)]
+
+    expected = {path: text.split() for path, text in layer.roles.items()}
+    axis = 0 if name == "jax_experts_ragged" else 1  # JAX has no other vmap of ragged_dot
+    for apply_fn, k in (
+        (side_by_side(function, arrays, axis), axis),
+        (one_after_another(function), 0),
+    ):
+        inputs = stacked(layer.inputs, 0)
+        roles = jaxprune.axis_roles(apply_fn, stacked(arrays, k), *inputs)
+        with_stack = {path: (*r[:k], "stack", *r[k:]) for path, r in expected.items()}
+        assert dict(roles) == with_stack
 
 
 def reasons(name):
