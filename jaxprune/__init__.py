@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         layer_inputs_nnx as layer_inputs_nnx,
     )
     from jaxprune._calibration.moments import Moments as Moments, moments as moments
+    from jaxprune._calibration.sequential import prune_sequentially as prune_sequentially
     from jaxprune._calibration.stored_inputs import (
         load_inputs as load_inputs,
         save_inputs as save_inputs,
@@ -156,6 +157,7 @@ _PUBLIC = {
     "_calibration.inputs": ("linen_inputs", "nnx_inputs"),
     "_calibration.inputs_of_leaves": ("LayerInputs",),
     "_calibration.layer_inputs": ("layer_inputs", "layer_inputs_nnx"),
+    "_calibration.sequential": ("prune_sequentially",),
     "_calibration.stored_inputs": ("load_inputs", "save_inputs"),
     "_calibration.moments": ("Moments", "moments"),
     "_files.interchange": ("save_csr", "save_safetensors", "to_bcoo", "to_bcsr", "to_csr"),
@@ -261,6 +263,7 @@ __all__ = [
     "polynomial_schedule",
     "prune",
     "prune_params",
+    "prune_sequentially",
     "random_score",
     "resize_nnx",
     "rigl",

@@ -42,21 +42,37 @@ def as_batches(
             "batch after the variables, or a list of arrays or of tuples of arguments."
         )
     n = len(batches) if isinstance(batches, Sized) else None
-    items = _with_progress(function, batches, n, progress)
+    items = progress_bar(function, batches, n, progress)
     return (item if isinstance(item, tuple) else (item,) for item in items)
 
 
-def _with_progress(
-    function: str, batches: Iterable[Any], n: int | None, progress: bool | None
+def progress_bar(
+    function: str,
+    items: Iterable[Any],
+    n: int | None,
+    progress: bool | None,
+    unit: str = "batch",
 ) -> Iterable[Any]:
+    """The items, with a progress bar around them.
+
+    Args:
+      function: the public function, which is the title of the bar.
+      items: what to go through.
+      n: how many there are, if known.
+      progress: True or False; None for a bar in a terminal where there are several items.
+      unit: the name of an item.
+
+    Raises:
+      ModuleNotFoundError: tqdm is not installed, and `progress` is True.
+    """
     if progress is False or (progress is None and n == 1):
-        return batches
+        return items
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
         if progress is None:
-            return batches
+            return items
         text = f"{function}: progress=True needs tqdm, which is not installed: pip install tqdm."
         raise ModuleNotFoundError(text, name="tqdm") from None
     is_hidden = None if progress is None else False  # None: hidden unless stderr is a terminal
-    return tqdm(batches, desc=function, total=n, unit="batch", disable=is_hidden)
+    return tqdm(items, desc=function, total=n, unit=unit, disable=is_hidden)

@@ -57,7 +57,6 @@ class Rules(NamedTuple):
                 f"roles: they are for other leaves than {listed(paths)}. Call axis_roles on the "
                 "same model, or write the roles by hand, like {'.*kernel': ('in', 'out')}."
             )
-        errors.check_variables(paths)
         specs = tuple(map(spec_of, leaves))
         choices = rules_of_leaves.choose(paths, specs, RuleUse())
         chosen = [i for i, choice in enumerate(choices) if choice.chosen]

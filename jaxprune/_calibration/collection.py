@@ -5,7 +5,7 @@ have, and runs them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,48 +55,85 @@ def collect(
     totals, collection = None, None
     for batch in batches:
         check_arrays("layer_inputs: inputs", batch)
-        key = jax.tree.structure(batch), tuple(map(_spec, jax.tree.leaves(batch)))
+        key = shape_key(batch)
         if key not in collections:
-            collections[key] = Collection(apply_fn, variables, batch, rules, diagonal, params)
+            trace = ModelTrace.of(apply_fn, variables, batch, rules, params)
+            collections[key] = Collection(trace, trace.leaves, diagonal)
         collection = collections[key]
-        totals = collection.add(totals, collection.program.leaves, batch)
+        totals = collection.add(totals, collection.trace.program.leaves, batch)
     if collection is None or totals is None:
         raise ValueError("layer_inputs: batches is empty. Pass at least one batch.")
     return collection.result(totals)
 
 
-def _spec(x: Any) -> Any:
-    return (jnp.shape(x), jnp.result_type(x), getattr(x, "sharding", None))
+def shape_key(batch: Any) -> Any:
+    """A hashable value that is equal for batches of the same structure, shapes and shardings."""
+    specs = [
+        (jnp.shape(x), jnp.result_type(x), getattr(x, "sharding", None))
+        for x in jax.tree.leaves(batch)
+    ]
+    return jax.tree.structure(batch), tuple(specs)
+
+
+class ModelTrace(NamedTuple):
+    """A model that was traced for one shape of its inputs.
+
+    Attributes:
+      program: of the model.
+      roles: of its leaves.
+      leaves: path -> the products of the leaf, for each that was chosen.
+      without: path of a leaf that was chosen -> why its inputs can't be collected.
+    """
+
+    program: Program
+    roles: AxisRoles
+    leaves: dict[str, LeafPlans]
+    without: dict[str, str]
+
+    @staticmethod
+    def of(
+        apply_fn: Callable[..., Any],
+        variables: Any,
+        batch: Sequence[Any],
+        rules: LeafRules,
+        params: Sequence[str] | None = None,
+    ) -> "ModelTrace":
+        """Traces a model.
+
+        Args:
+          apply_fn: the model.
+          variables: its first argument.
+          batch: its other arguments.
+          rules: which leaves are chosen.
+          params: the paths of the leaves that are params; None means all.
+
+        Raises:
+          ValueError: nothing can be collected.
+        """
+        program = array_program(apply_fn, variables, batch)
+        tracer = trace_products(program)
+        roles = roles_of(program, tracer, params)
+        chosen = _chosen(program, rules, params)
+        leaves, without = _plans(program, tracer, roles, chosen)
+        if not leaves:
+            raise _nothing(program.paths, without)
+        return ModelTrace(program, roles, leaves, without)
 
 
 class Collection:
     """A compiled function that adds the moments of a batch, for one shape of inputs.
 
-    Attributes:
-      program: of the model.
-      roles: of its leaves.
-      leaves: path -> the products of the leaf.
-      without: path of a leaf that was asked for -> why its inputs can't be collected.
+    Args:
+      trace: of the model.
+      paths: of the leaves to collect moments for.
+      diagonal: whether to collect only diagonals.
     """
 
-    def __init__(
-        self,
-        apply_fn: Callable[..., Any],
-        variables: Any,
-        batch: Sequence[Any],
-        rules: LeafRules,
-        diagonal: bool,
-        params: Sequence[str] | None,
-    ):
-        self.program = program = array_program(apply_fn, variables, batch)
-        tracer = trace_products(program)
-        self.roles = roles_of(program, tracer, params)
-        chosen = _chosen(program, rules, params)
-        self.leaves, self.without = _plans(program, tracer, self.roles, chosen)
-        if not self.leaves:
-            raise _nothing(program.paths, self.without)
+    def __init__(self, trace: ModelTrace, paths: Iterable[str], diagonal: bool):
+        self.trace = trace
+        self._leaves = {path: trace.leaves[path] for path in paths}
         plans: dict[EquationPath, list[Any]] = {}
-        for leaf in self.leaves.values():
+        for leaf in self._leaves.values():
             for where, several in leaf.plans.items():
                 plans.setdefault(where, []).extend(several)
         self._collector, self._diagonal = Collector(plans, diagonal), diagonal
@@ -105,7 +142,7 @@ class Collection:
     def zeros(self) -> Totals:
         """Moments of no inputs."""
         totals = {}
-        for path, (view, _) in self.leaves.items():
+        for path, (view, _) in self._leaves.items():
             shape = (view.n_matrices, view.n_rows)
             shape = shape if self._diagonal else (*shape, view.n_rows)
             totals[path] = Second(jnp.zeros(shape[0], jnp.float32), jnp.zeros(shape, jnp.float32))
@@ -117,7 +154,7 @@ class Collection:
         return self._add(totals, list(leaves), jax.tree.leaves(batch))
 
     def _added(self, totals: Totals, leaves: list[Any], inputs: list[Any]) -> Totals:
-        jaxpr = self.program.jaxpr
+        jaxpr = self.trace.program.jaxpr
         operands = [
             jnp.asarray(x, var.aval.dtype)
             for x, var in zip([*leaves, *inputs], jaxpr.jaxpr.invars, strict=True)
@@ -128,10 +165,10 @@ class Collection:
         """The moments with the axes that `Moments` have."""
         moments = {}
         for path, (count, gram) in sorted(totals.items()):
-            view = self.leaves[path].view
+            view = self._leaves[path].view
             slices = (*view.stack, view.n_groups) if view.n_groups > 1 else view.stack
             moments[path] = Moments(count.reshape(slices), gram.reshape(*slices, *gram.shape[1:]))
-        return LayerInputs(moments, self.roles, self.without)
+        return LayerInputs(moments, self.trace.roles, self.trace.without)
 
 
 def _chosen(program: Program, rules: LeafRules, params: Sequence[str] | None) -> list[int]:
@@ -177,7 +214,7 @@ def _plans(
 def _check_equations(jaxpr: Any, leaf: LeafPlans) -> None:
     """Raises an UnclearError where the moments of a product can't be collected."""
     for where, plans in leaf.plans.items():
-        *outer, eqn = _equations_to(jaxpr, where)
+        *outer, eqn = equations_to(jaxpr, where)
         names = {e.primitive.name for e in outer} & {"shard_map", "xla_pmap"}
         if names:
             raise UnclearError(f"it is used inside {names.pop()}; call layer_inputs without it")
@@ -185,13 +222,13 @@ def _check_equations(jaxpr: Any, leaf: LeafPlans) -> None:
             if reason := why_not(eqn, plan):
                 raise UnclearError(reason)
             for lookup, _, _ in plan.lookups:
-                *around, _ = _equations_to(jaxpr, lookup)
+                *around, _ = equations_to(jaxpr, lookup)
                 loops = [e for e in around if e.primitive.name in ("scan", "while", "cond")]
                 if not all(any(loop is e for e in outer) for loop in loops):
                     raise UnclearError("its position is computed in a loop or a branch before")
 
 
-def _equations_to(jaxpr: Any, path: EquationPath) -> list[Any]:
+def equations_to(jaxpr: Any, path: EquationPath) -> list[Any]:
     """The equation at a path, after those that it is inside of."""
     equations: list[Any] = []
     for start in range(0, len(path), 3):

@@ -32,6 +32,7 @@ from jaxprune._calibration.moments import layer_gram, layer_squares
 from jaxprune._calibration.sparsegpt_solver import prune_by_sparsegpt, rows_per_block
 from jaxprune._calibration.targets import Target, Targets
 from jaxprune._calibration.wanda_solver import prune_by_wanda
+from jaxprune._recipe.errors import check_variables
 from jaxprune._state.masks import full_mask
 
 Pruned = tuple[jax.Array, jax.Array]  # a kernel and its mask
@@ -155,6 +156,7 @@ def prune_tree(
         roles = getattr(inputs, "roles", None)
     rules = Rules.of(include, exclude, targets.overrides, roles)
     paths, leaves, treedef = leaves_with_paths(params)
+    check_variables(paths)
     chosen = rules.chosen(params, paths, leaves)
     reasons = getattr(inputs, "without", {})
     inputs = by_paths(inputs, paths)

@@ -252,6 +252,15 @@ CALLS = {
     "load_inputs": lambda v: jp.load_inputs(v),
     "save_inputs path": lambda v: jp.save_inputs(v, jp.LayerInputs({}, jp.AxisRoles({}))),
     "save_inputs inputs": lambda v: jp.save_inputs("inputs.npz", v),
+    "prune_sequentially method": lambda v: jp.prune_sequentially(
+        v, two_layers, LAYERS, X, sparsity=0.5
+    ),
+    "prune_sequentially apply_fn": lambda v: jp.prune_sequentially(
+        jp.wanda, v, LAYERS, X, sparsity=0.5
+    ),
+    "prune_sequentially blocks": lambda v: jp.prune_sequentially(
+        jp.wanda, two_layers, LAYERS, X, sparsity=0.5, blocks=v
+    ),
     "linen_inputs model": lambda v: jp.linen_inputs(
         v, {"params": {"kernel": X.T @ X, "bias": P["b"]}}, X
     ),

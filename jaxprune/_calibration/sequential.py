@@ -1,0 +1,257 @@
+"""Prunes a model layer by layer, with the inputs that the pruned layers before it produce.
+
+`steps` orders the leaves as their products run. For each step, the model runs once, the moments of
+the step's leaves are collected, and these leaves are pruned.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune._base.arguments import shown
+from jaxprune._base.paths import as_rules, leaves_with_paths, rule_for, spec_of
+from jaxprune._calibration.batches import as_batches, progress_bar
+from jaxprune._calibration.calibrate import wanda
+from jaxprune._calibration.checks import check_paths
+from jaxprune._calibration.chosen import Rules
+from jaxprune._calibration.collection import Collection, ModelTrace, shape_key
+from jaxprune._calibration.inputs_of_leaves import LayerInputs
+from jaxprune._calibration.kernel_view import KernelView
+from jaxprune._calibration.moments import Moments
+from jaxprune._calibration.steps import Part, steps_of
+from jaxprune._calibration.targets import Target, as_targets
+from jaxprune._recipe.roles import AxisRoles
+from jaxprune._state.masks import full_mask
+from jaxprune._trace.model_arguments import check_function
+
+
+def prune_sequentially(
+    method: Callable[..., Any],
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    *batch: Any,
+    batches: Iterable[Any] | None = None,
+    sparsity: float | None = None,
+    nm: tuple[int, int] | None = None,
+    include: Any = None,
+    exclude: Any = (),
+    overrides: Mapping[Any, Any] | None = None,
+    blocks: Sequence[Any] | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+    """Prunes a model layer by layer, each with the inputs that the pruned layers before it produce.
+
+    This is what the papers of Wanda and SparseGPT do. `wanda` and `sparsegpt` alone prune all
+    layers with the inputs that the dense model produces.
+
+    Leaves are pruned in the order in which their products run. Leaves that share their input, such
+    as query, key and value, are pruned together. Layers of a `scan` are pruned one after another.
+    The model runs once for each of these steps, on all batches.
+
+    Args:
+      method: `wanda` or `sparsegpt`.
+      apply_fn: a function `(variables, *batch) -> outputs`, as in `layer_inputs`.
+      variables: its first argument.
+      batch: its other arguments, for one batch.
+      batches: instead of `batch`, an iterable of batches, as in `layer_inputs`.
+      sparsity: fraction of zeros, in [0, 1).
+      nm: (n, m) instead of `sparsity`.
+      include: leaves to prune, as in `prune`.
+      exclude: leaves to leave out, as in `prune`.
+      overrides: as in `wanda`.
+      blocks: regexes, such as `[".*layers_0/.*", ".*layers_1/.*"]`. All leaves that match the same
+        one are pruned together, with inputs from before the first of them was pruned: fewer runs,
+        and what the authors' code does with each transformer block.
+      progress: whether to show a progress bar, as in `layer_inputs`.
+      options: other arguments of the method, such as `damping`.
+
+    Returns:
+      The variables, and bool masks (True = kept) at every leaf.
+
+    Raises:
+      TypeError, ValueError: as for `layer_inputs` and for the method.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxprune
+      >>> def mlp(params, x):
+      ...     return jax.nn.relu(x @ params["w"]) @ params["v"]
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> w, v, x = (jax.random.normal(key, (8, 8)) for key in keys)
+      >>> params, masks = prune_sequentially(
+      ...     jaxprune.sparsegpt, mlp, {"w": w, "v": v}, x, sparsity=0.5
+      ... )
+      >>> int((params["v"] == 0).sum())
+      32
+    """
+    function = "prune_sequentially"
+    if not callable(method) or isinstance(method, type):
+        raise TypeError(
+            f"{function}: method must be jaxprune.wanda or jaxprune.sparsegpt, got "
+            f"{shown(method)}. Pass it first: {function}(wanda, apply_fn, variables, x)."
+        )
+    check_function(function, apply_fn)
+    items = list(as_batches(function, batch, batches, False))
+    if not items:
+        raise ValueError(f"{function}: batches is empty. Pass at least one batch.")
+    targets = as_targets(sparsity, nm, overrides)
+    rules = Rules.of(include, exclude, targets.overrides, None)
+    model = _Model(apply_fn, variables, items, rules, diagonal=method is wanda)
+    views = model.views(rules)
+    block_rules = as_rules(() if blocks is None else blocks, "blocks")
+    steps = steps_of(model.first, list(views), block_rules)
+    prune = _Pruner(method, options, model)
+    for step in progress_bar(function, steps, len(steps), progress, unit="step"):
+        inputs = model.inputs([part.path for part in step])
+        for part in step:
+            view = views[part.path]
+            leaf_targets = targets.of(part.path, spec_of(model.leaf(part.path)), view)
+            prune.part(part, inputs[part.path], view, leaf_targets)
+    return prune.result()
+
+
+# Collecting and pruning
+
+
+class _Model:
+    """The model with its current params, and the batches."""
+
+    def __init__(
+        self,
+        apply_fn: Callable[..., Any],
+        variables: Any,
+        batches: Sequence[tuple[Any, ...]],
+        rules: Rules,
+        *,
+        diagonal: bool,
+    ):
+        self.variables = variables
+        self._batches, self._diagonal = batches, diagonal
+        self._traces: dict[Any, ModelTrace] = {}
+        for batch in batches:
+            if (key := shape_key(batch)) not in self._traces:
+                self._traces[key] = ModelTrace.of(apply_fn, variables, batch, rules.leaves)
+        self.first = next(iter(self._traces.values()))
+        self._leaves = list(self.first.program.leaves)
+        self._collections: dict[Any, Collection] = {}
+
+    def leaf(self, path: str) -> Any:
+        """The current value of a leaf."""
+        return self._leaves[self.first.program.paths.index(path)]
+
+    def set(self, path: str, leaf: jax.Array) -> None:
+        """Replaces a leaf."""
+        self._leaves[self.first.program.paths.index(path)] = leaf
+
+    def views(self, rules: Rules) -> dict[str, KernelView]:
+        """How each chosen leaf forms matrices, after a check that there are inputs for all."""
+        paths, leaves, _ = leaves_with_paths(self.variables)
+        chosen = [paths[i] for i in rules.chosen(self.variables, paths, leaves)]
+        trace = self.first
+        check_paths("prune_sequentially", trace.leaves, paths, chosen, trace.without)
+        views = {path: trace.leaves[path].view for path in chosen}
+        rules.check_overrides(self.variables, paths, leaves, views)
+        return views
+
+    def inputs(self, paths: Sequence[str]) -> LayerInputs:
+        """The moments of these leaves over all batches, with the current params."""
+        totals = collection = None
+        for batch in self._batches:
+            key = shape_key(batch)
+            trace, paths_key = self._traces[key], (key, tuple(sorted(set(paths))))
+            if paths_key not in self._collections:
+                self._collections[paths_key] = Collection(trace, paths_key[1], self._diagonal)
+            collection = self._collections[paths_key]
+            totals = collection.add(totals, self._leaves, batch)
+        assert collection is not None  # there are batches
+        assert totals is not None
+        return collection.result(totals)
+
+
+class _Pruner:
+    """Prunes parts of leaves, and collects their masks."""
+
+    def __init__(self, method: Callable[..., Any], options: Mapping[str, Any], model: _Model):
+        self._method, self._options, self._model = method, options, model
+        self._masks: dict[str, jax.Array] = {}
+
+    def part(
+        self, part: Part, moments: Moments, view: KernelView, targets: Sequence[Target]
+    ) -> None:
+        """Prunes a part of a leaf; each slice has a target."""
+        leaf = jnp.asarray(self._model.leaf(part.path))
+        mask = self._masks.get(part.path, full_mask(leaf, bool))
+        numbers = range(len(targets)) if part.slices is None else part.slices
+        by_target: dict[Target, list[int]] = {}
+        for number in numbers:
+            by_target.setdefault(targets[number], []).append(number)
+        for target, slices in by_target.items():
+            for box in _boxes(slices, view.stack):
+                leaf, mask = self._box(part.path, leaf, mask, moments, view, target, box)
+        self._model.set(part.path, leaf)
+        self._masks[part.path] = mask
+
+    def _box(
+        self,
+        path: str,
+        leaf: jax.Array,
+        mask: jax.Array,
+        moments: Moments,
+        view: KernelView,
+        target: Target,
+        box: Sequence[Sequence[int]],
+    ) -> tuple[jax.Array, jax.Array]:
+        """Prunes the slices at these indices of each stack axis."""
+        stack = view.axes("stack")
+        index: list[Any] = [np.arange(n) for n in view.shape]
+        for axis, indices in zip(stack, box, strict=True):
+            index[axis] = np.asarray(indices)
+        where = np.ix_(*index)
+        lead = np.ix_(*map(np.asarray, box)) if box else ()
+        count, gram = (jnp.asarray(x)[lead] if box else x for x in moments)
+        how = {"nm": target.nm} if target.nm else {"sparsity": target.sparsity}
+        new, masks = self._method(
+            {path: leaf[where] if stack else leaf},
+            {path: Moments(count, gram)},
+            **how,
+            include=rule_for(path),
+            roles=AxisRoles({path: view.roles}),
+            **self._options,
+        )
+        if not stack:
+            return new[path], masks[path]
+        return leaf.at[where].set(new[path]), mask.at[where].set(masks[path])
+
+    def result(self) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+        """The variables and the masks."""
+        paths, leaves, treedef = leaves_with_paths(self._model.variables)
+        masks = [
+            self._masks[path] if path in self._masks else full_mask(leaf, bool)
+            for path, leaf in zip(paths, leaves, strict=True)
+        ]
+        leaves = [
+            self._model.leaf(path) if path in self._masks else leaf
+            for path, leaf in zip(paths, leaves, strict=True)
+        ]
+        return treedef.unflatten(leaves), treedef.unflatten(masks)
+
+
+def _boxes(numbers: Sequence[int], stack: Sequence[int]) -> list[list[list[int]]]:
+    """Slices by number as products of indices along each stack axis: one product if they form one.
+
+    Example:
+      >>> _boxes([2, 3], (2, 2)), _boxes([0, 3], (2, 2))
+      ([[[1], [0, 1]]], [[[0], [0]], [[1], [1]]])
+    """
+    if not stack:
+        return [[]]
+    indices = np.stack(np.unravel_index(numbers, stack), axis=1)
+    axes = [sorted(set(column.tolist())) for column in indices.T]
+    if np.prod([len(axis) for axis in axes]) == len(numbers):
+        return [axes]
+    return [[[int(k)] for k in row] for row in indices]
