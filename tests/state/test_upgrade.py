@@ -1,5 +1,7 @@
 """`upgrade_state` fits states of older releases, whatever form a checkpoint gives them."""
 
+import functools
+
 import chex
 import flax.serialization
 import jax
@@ -41,7 +43,9 @@ def make_params():
     return random_params(SHAPES)
 
 
-def trained(tx):
+@functools.cache
+def trained(form):
+    tx = FORMS[form]
     params, state = make_params(), tx.init(make_params())
     for t in range(6):
         updates, state = jax.jit(tx.update)(grads_at(params, t), state, params)
@@ -90,7 +94,7 @@ SAVED = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_saved_state_becomes_the_state_that_was_saved(form, saved):
     tx = FORMS[form]
-    params, state = trained(tx)
+    params, state = trained(form)
     upgraded = jaxprune.upgrade_state(tx, params, SAVED[saved](state))
     assert jax.tree.structure(upgraded) == jax.tree.structure(state)
     chex.assert_trees_all_equal_shapes_and_dtypes(upgraded, state)
