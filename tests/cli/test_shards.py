@@ -435,6 +435,19 @@ def test_a_file_that_changes_after_the_plan_is_an_error(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_the_last_shard_is_read_to_its_end(model, tmp_path):
+    """A shard may be compressed; damage is seen at its end, and then nothing is written."""
+    zstandard = pytest.importorskip("zstandard")
+    data = zstandard.ZstdCompressor(write_checksum=True).compress((model / SECOND).read_bytes())
+    (model / SECOND).write_bytes(data)
+    run("export", model, "-o", tmp_path / "good")
+    assert joined(read_model(tmp_path / "good")[0]) == joined(two_shards())
+    (model / SECOND).write_bytes(data + b"x")
+    _, error = run("export", model, "-o", tmp_path / "out", code=1)
+    assert_names(error, model, f"{SECOND}:", "damaged")
+    assert not (tmp_path / "out").exists()
+
+
 def test_load_says_how_to_make_one_file_of_shards(model):
     with pytest.raises(IsADirectoryError, match="jaxprune export"):
         jaxprune.load(model)

@@ -4,18 +4,20 @@ import contextlib
 import errno
 import functools
 import gc
+import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 
 import jaxprune
 from helpers import says
-from jaxprune._files import any_kind, atomic, interchange, safetensors
+from jaxprune._files import any_kind, atomic, interchange, safetensors, shards
 from jaxprune._files.interchange import save_csr, save_safetensors
 from jaxprune._files.leaves import Leaf
 from jaxprune._files.save_load import save
@@ -42,6 +44,28 @@ def written_as(kind):
     return write
 
 
+_SOURCES = tempfile.TemporaryDirectory(prefix="jaxprune-shards-")
+
+
+@functools.cache
+def model_in_shards(seed):
+    """A folder with two shards, their index and another file."""
+    folder, parts = pathlib.Path(_SOURCES.name, str(seed)), {}
+    folder.mkdir()
+    for i, (path, array) in enumerate(leaves_of(tree(seed))):
+        parts[path] = f"m-{i}-of-2.safetensors"
+        save_safetensors(folder / parts[path], {path: array})
+    (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    (folder / "config.json").write_text(f'{{"seed": {seed}}}')
+    return folder
+
+
+def write_in_shards(out, params):
+    seed = next(i for i in (0, 1) if np.array_equal(tree(i)["head"], params["head"]))
+    with any_kind.open_source(model_in_shards(seed)) as source:
+        any_kind.write(out, "shards", source.leaves, source.arrays(), index=source.shards)
+
+
 WRITERS = {
     "save": save,
     "save plain": lambda out, params: save(out, params, level=None),
@@ -49,6 +73,7 @@ WRITERS = {
     "save_csr": save_csr,
     "by leaves": written_as("jaxprune"),
     "npz by leaves": written_as("npz"),
+    "shards": write_in_shards,
 }
 writers = pytest.mark.parametrize("writer", WRITERS)
 
@@ -165,7 +190,8 @@ def test_any_call_of_the_system_that_fails(earlier, monkeypatch, writer, name, k
     assert contents(out.parent) == after
 
 
-TRACED = {module.__file__ for module in (atomic, any_kind, interchange, safetensors, contextlib)}
+MODULES = (atomic, any_kind, interchange, safetensors, shards, contextlib)
+TRACED = {module.__file__ for module in MODULES}
 
 
 def interrupted_at(n, write):
@@ -199,7 +225,8 @@ def interrupted_at(n, write):
 def test_ctrl_c_at_any_line(earlier, monkeypatch, writer):
     out, write, before, after = earlier(writer)
     monkeypatch.setattr(os, "fsync", lambda number: None)  # slow, and without effect here
-    every = 23 if writer == "save_csr" else 1  # a folder takes 1,400 lines, and 20 ms each time
+    # A folder takes 1,400 lines, and 20 ms each time.
+    every = 23 if writer in ("save_csr", "shards") else 1
     n = 0
     while interrupted_at(n, write):
         now = contents(out.parent)

@@ -59,6 +59,13 @@ def test_a_file_that_is_loaded_and_saved_is_the_same_file(tmp_path_factory, file
 @pytest.mark.parametrize("code", N_BITS)
 def test_the_safetensors_library_reads_what_is_written(tmp_path, code):
     library = pytest.importorskip("safetensors")
+    is_new = code.startswith(("F4", "F6", "C64")) or code in (
+        "F8_E8M0",
+        "F8_E4M3FNUZ",
+        "F8_E5M2FNUZ",
+    )
+    if is_new and library.__version__ < "0.8":
+        pytest.skip("the installed safetensors does not know this dtype yet")
     tensors = {"w": random_tensor(0, code, (4, 8)), "b": random_tensor(1, "F32", (3,))}
     write_file(tmp_path / "a", tensors)
     jaxprune.save_safetensors(tmp_path / "b", jaxprune.load(tmp_path / "a"))
