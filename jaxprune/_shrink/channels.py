@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, rule_for
 from jaxprune._recipe.coupled import Coupled
+from jaxprune._shrink.allow import allowed
 from jaxprune._shrink.balance import extra_units, tie
 from jaxprune._shrink.cut import units_of_labels
 from jaxprune._shrink.fit import accept
@@ -57,7 +58,10 @@ class ChannelGroups(dict[str, Coupled]):
 
 
 def channel_groups(
-    apply_fn: Callable[..., Any], variables: Any, *example_inputs: Any
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    *example_inputs: Any,
+    allow: Sequence[str] = (),
 ) -> ChannelGroups:
     """A structure that prunes whole channels, so that `shrink` can remove them.
 
@@ -78,6 +82,7 @@ def channel_groups(
       apply_fn: as for `shrink`, in inference mode.
       variables: as for `shrink`; their values do not matter.
       example_inputs: as for `shrink`.
+      allow: as for `shrink`: groups that can only be removed with it are offered, too.
 
     Returns:
       A dict from a regex for each leaf to its structure. Pass it twice, as `structure` and as
@@ -104,15 +109,18 @@ def channel_groups(
     model = function_model("channel_groups", apply_fn, variables, example_inputs)
     paths = leaves_with_paths(variables)[0]
     param_paths = [path for path in paths if path.startswith("params/")]
-    return _coupled_structures(model, param_paths or paths)
+    return _coupled_structures(model, param_paths or paths, allow)
 
 
-def channel_groups_nnx(model: Any, *example_inputs: Any) -> ChannelGroups:
+def channel_groups_nnx(
+    model: Any, *example_inputs: Any, allow: Sequence[str] = ()
+) -> ChannelGroups:
     """`channel_groups` for an NNX model, with the paths that `nnx.Optimizer` uses.
 
     Args:
       model: an `nnx.Module` in inference mode: call `model.eval()` first.
       example_inputs: arguments of its call.
+      allow: as for `channel_groups`.
 
     Returns:
       As `channel_groups`.
@@ -131,20 +139,24 @@ def channel_groups_nnx(model: Any, *example_inputs: Any) -> ChannelGroups:
     from flax import nnx
 
     program = nnx_model("channel_groups_nnx", model, example_inputs)
-    return _coupled_structures(program, leaves_with_paths(nnx.state(model, nnx.Param))[0])
+    paths = leaves_with_paths(nnx.state(model, nnx.Param))[0]
+    return _coupled_structures(program, paths, allow)
 
 
-def _coupled_structures(model: Model, param_paths: Iterable[str]) -> ChannelGroups:
+def _coupled_structures(
+    model: Model, param_paths: Iterable[str], allow: Sequence[str]
+) -> ChannelGroups:
+    allow_means = allowed("channel_groups", allow)
     program = program_of(model.apply_fn, model.variables, model.inputs)
     params = {program.paths.index(path) for path in param_paths}
     weights = {i for i in params if jnp.issubdtype(program.leaves[i].dtype, jnp.inexact)}
-    tracer = trace(program, lambda leaf, axis: None)
+    tracer = trace(program, lambda leaf, axis: None, freeze_sums=not allow_means)
 
     def groups_with(tilings: Sequence[Tiling]) -> list[Group]:
         tie(tracer, tilings)
         return _to_try(program, tracer, weights, tilings)
 
-    groups = accept(model, program, tracer, groups_with)
+    groups = accept(model, program, tracer, groups_with, allow_means=allow_means)
     structures: dict[str, Coupled] = {}
     for component in _components([group for group in groups if group.removed]):
         structures |= _structures_of(program, component)
@@ -167,7 +179,13 @@ def _to_try(
             group.removed = candidates[:1] + [u for u in candidates[1:-1] if u.label in extra]
             if len(candidates) == 1:
                 group.refuse(_SINGLE)
-    choose_pruned(program, [group for group in groups if group.removed], weights, tilings)
+    choose_pruned(
+        program,
+        [group for group in groups if group.removed],
+        weights,
+        tilings,
+        freeze_sums=tracer.freeze_sums,
+    )
     return groups
 
 

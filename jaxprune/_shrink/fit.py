@@ -29,6 +29,8 @@ def accept(
     program: Program,
     tracer: Tracer,
     groups_with: Callable[[Sequence[Tiling]], list[Group]],
+    *,
+    allow_means: bool = False,
 ) -> list[Group]:
     """All groups of a model, with the units that can be removed from it together.
 
@@ -40,11 +42,13 @@ def accept(
       tracer: that traced it.
       groups_with: makes the groups, with the units to try, so that the parts of these tilings lose
         equal numbers of units.
+      allow_means: whether means may run over fewer entries, although that changes the function.
+        The groups for which this is so get `changes`.
     """
     imposed = [tiling for tiling in tracer.tilings if tiling.forced]
     while True:
         groups = groups_with(imposed)
-        fit = _Fit(model, program, tracer, groups)
+        fit = _Fit(model, program, tracer, groups, allow_means)
         seen = fit.try_all()
         others = [tiling for tiling in tracer.tilings if not any(t is tiling for t in imposed)]
         more = [tiling for difference in seen for tiling in cut_at(others, difference.path)]
@@ -53,6 +57,8 @@ def accept(
         imposed += more
     for number, difference in fit.refusals(seen).items():
         groups[number].refuse(difference.reason, difference.place)
+    for number, difference in fit.changes().items():
+        groups[number].changes = f"{difference.reason} ({difference.place})"
     return groups
 
 
@@ -62,10 +68,17 @@ class _Fit:
     Groups go by their number: their index in `groups`.
     """
 
-    def __init__(self, model: Model, program: Program, tracer: Tracer, groups: Sequence[Group]):
+    def __init__(
+        self,
+        model: Model,
+        program: Program,
+        tracer: Tracer,
+        groups: Sequence[Group],
+        allow_means: bool,
+    ):
         self.refused: dict[int, Difference] = {}
         self._model, self._program, self._tracer = model, program, tracer
-        self._groups = groups
+        self._groups, self._allow_means = groups, allow_means
         self._candidates = [number for number, group in enumerate(groups) if group.removed]
         self._units_of = units_of_labels(tracer)
         self._group_of = np.full(len(self._units_of) + 1, -1)  # the last entry is that of no unit
@@ -86,6 +99,13 @@ class _Fit:
         self._retry_together()
         return self.refused
 
+    def changes(self) -> dict[int, Difference]:
+        """The groups that fit only because means may run over fewer entries."""
+        if not self._allow_means:
+            return {}
+        means = [d for d in self._differences(self._kept) if d.is_mean]
+        return {number: d for d in means for number in self._nearest(d, self._kept)}
+
     def _retry_together(self) -> None:
         """Tries refused groups together with refused neighbours: they may only fit together."""
         tried: set[frozenset[int]] = set()
@@ -102,6 +122,11 @@ class _Fit:
                         del self.refused[accepted]
 
     def _check(self, numbers: Iterable[int]) -> list[Difference]:
+        """The differences that are not allowed, without the units of some groups."""
+        seen = self._differences(numbers)
+        return [d for d in seen if not (d.is_mean and self._allow_means)]
+
+    def _differences(self, numbers: Iterable[int]) -> list[Difference]:
         groups = [self._groups[number] for number in numbers]
         cut = Cut(self._units_of, [unit.label for group in groups for unit in group.removed])
         small = smaller_shapes(self._program, groups)

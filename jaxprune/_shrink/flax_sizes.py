@@ -148,6 +148,10 @@ def _linen_sizes(nn: Any, layer: Any, inputs: Any) -> dict[str, Any]:
     if isinstance(layer, nn.RNNCellBase):
         kernels = [dict(params[name]).get("kernel") for name in _HIDDEN_KERNELS if name in params]
         return {"features": _shape(kernels[0])[0]} if kernels else {}
+    if isinstance(layer, nn.MultiHeadDotProductAttention) and {"query", "out"} <= set(params):
+        query, out = (_shape(params[name]["kernel"]) for name in ("query", "out"))
+        sizes = {"num_heads": query[-2], "qkv_features": query[-2] * query[-1]}
+        return sizes | {"out_features": out[-1]}
     if "kernel" not in params:
         return {}
     shape = _shape(params["kernel"])

@@ -28,6 +28,7 @@ class Group:
       pruned: the param axes along which pruning zeroes its units; see `not_zero`.
       reason: why none can be removed; empty if some can.
       place: where in the model the reason is; empty where that is unknown.
+      changes: how the function changes without the units to remove; empty if it does not.
     """
 
     axes: tuple[LeafAxis, ...]
@@ -36,6 +37,7 @@ class Group:
     pruned: frozenset[LeafAxis] = frozenset()
     reason: str = ""
     place: str = ""
+    changes: str = ""
 
     def refuse(self, reason: str, place: str = "") -> None:
         """Keeps all units, for a reason that users can read."""

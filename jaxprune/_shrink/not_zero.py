@@ -29,7 +29,12 @@ class _Loss(NamedTuple):
 
 
 def choose_pruned(
-    program: Program, groups: Sequence[Group], weights: set[int], tilings: Sequence[Tiling]
+    program: Program,
+    groups: Sequence[Group],
+    weights: set[int],
+    tilings: Sequence[Tiling],
+    *,
+    freeze_sums: bool = True,
 ) -> None:
     """Chooses the axes along which pruning makes the units of each group zero.
 
@@ -42,12 +47,13 @@ def choose_pruned(
       groups: each with units to try in `removed`; they get their `pruned`.
       weights: the leaves that can be pruned.
       tilings: whose parts are tied in the groups.
+      freeze_sums: as for `trace`.
     """
     for group in groups:
         axes = {axis for unit in group.units for axis in unit.axes() if axis.leaf in weights}
         readers = {axis for unit in group.units for axis in unit.consumers}
         group.pruned = frozenset(axes - readers)
-    tracer, refused = _nonzero(program, groups, tilings)
+    tracer, refused = _nonzero(program, groups, tilings, freeze_sums)
     if not refused:
         return
     losses = _losses(tracer, refused)
@@ -55,7 +61,7 @@ def choose_pruned(
     for group in refused:
         readers = {axis for unit in group.units for axis in unit.consumers}
         group.pruned = frozenset(axis for axis in readers if axis.leaf in weights)
-    still_refused = {id(group) for group in _nonzero(program, groups, tilings)[1]}
+    still_refused = {id(group) for group in _nonzero(program, groups, tilings, freeze_sums)[1]}
     for group, axes in zip(refused, producers, strict=True):
         if id(group) in still_refused or not group.pruned:
             loss = losses.get(group.removed[0].label)
@@ -64,13 +70,13 @@ def choose_pruned(
 
 
 def _nonzero(
-    program: Program, groups: Sequence[Group], tilings: Sequence[Tiling]
+    program: Program, groups: Sequence[Group], tilings: Sequence[Tiling], freeze_sums: bool
 ) -> tuple[Tracer, list[Group]]:
     """The groups whose units are not zero when their pruned axes are, and the trace that shows it.
 
     Labels have the same numbers in every trace of a program.
     """
-    tracer = trace(program, _zeros(program, groups))
+    tracer = trace(program, _zeros(program, groups), freeze_sums=freeze_sums)
     tie(tracer, tilings)
     zero_units = {unit.label for unit in units_of(tracer) if unit.zero}
     return tracer, [

@@ -14,7 +14,7 @@ import jax
 
 from jaxprune._trace.tracer import EquationPath
 
-_JAX = str(Path(jax.__file__).parent)
+_JAX = (str(Path(jax.__file__).parent), str(Path(__file__).parent))
 _PACKAGES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
 
 
@@ -48,7 +48,7 @@ def place_of(eqn: Any) -> str:
 
 
 def lines_of(eqn: Any) -> list[Line]:
-    """The lines that called an equation, innermost first, without those of JAX."""
+    """The lines that called an equation, innermost first, without those of JAX and jaxprune."""
     traceback = eqn.source_info.traceback
     return _outside_jax(
         Line(frame.file_name, getattr(frame, "start_line", 0) or frame.line_num)
@@ -57,7 +57,7 @@ def lines_of(eqn: Any) -> list[Line]:
 
 
 def lines_of_error(error: BaseException) -> list[Line]:
-    """The lines of a Python traceback, innermost first, without those of JAX."""
+    """The lines of a Python traceback, innermost first, without those of JAX and jaxprune."""
     lines, traceback = [], error.__traceback__
     while traceback is not None:
         lines.append(Line(traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))

@@ -25,6 +25,8 @@ class AxisGroup:
       reason: why none could be removed; empty if the group was not refused.
       place: where in the model the reason is: the primitive, the module and the line; empty where
         that is unknown.
+      changes: how the function changes without the removed units, which only `allow` permits; empty
+        if it does not.
 
     Example:
       >>> print(AxisGroup((("fc/kernel", 1),), 4, 4, "it is an axis of the output"))
@@ -38,6 +40,7 @@ class AxisGroup:
     kept: int
     reason: str = ""
     place: str = ""
+    changes: str = ""
 
     @property
     def name(self) -> str:
@@ -48,6 +51,8 @@ class AxisGroup:
 
     def __str__(self) -> str:
         place = f" ({self.place})" if self.place else ""
+        if self.changes:
+            return f"{self.name}: the function changes: {self.changes}"
         return f"{self.name}: {self.reason}{place}" if self.reason else self.name
 
 
@@ -136,7 +141,8 @@ def _axis_group(program: Program, group: Group, reason: str) -> AxisGroup:
     axes = sorted(group.axes, key=lambda axis: -np.ndim(program.leaves[axis.leaf]))
     members = tuple((program.paths[leaf], axis) for leaf, axis in axes)
     size = len(group.units)
-    return AxisGroup(members, size, size - len(group.removed), reason, group.place)
+    kept = size - len(group.removed)
+    return AxisGroup(members, size, kept, reason, group.place, group.changes)
 
 
 def refusals(program: Program, groups: Iterable[Group]) -> str:

@@ -11,6 +11,7 @@ units that can't be removed. What follows from a difference is left out: an equa
 if one of its operands already differs.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from jaxprune._trace.traced_arrays import TracedArray
 from jaxprune._trace.tracer import EquationPath, Tracer, is_literal
 
 _CHANGES = "the program changes with the length of this axis"
+MEAN = "a mean runs over it, as in LayerNorm and RMSNorm"
 _HARD_CODED = "a size is hard-coded in the model"
 
 # Params of equations that contain no length, so that they must be equal in both programs.
@@ -42,11 +44,13 @@ class Difference(NamedTuple):
       reason: for users.
       place: the primitive and the line of the model, for users; empty where they are unknown.
       path: of the equation that shows it, or where the model raised an error; empty if unknown.
+      is_mean: whether it is only that a mean divides by another number of entries.
     """
 
     reason: str
     place: str
     path: EquationPath
+    is_mean: bool = False
 
 
 def differences(
@@ -123,6 +127,7 @@ class _Comparison(NamedTuple):
         new_var = dict(zip(old.constvars, new.constvars, strict=False))
         new_var |= zip(old.invars, new.invars, strict=True)
         misshapen: set[Any] = set()  # variables whose shape is not the expected one
+        sums: dict[Any, Any] = {}  # variable -> the equation that makes it by a sum
         for number, (old_eqn, new_eqn) in enumerate(zip(old.eqns, new.eqns, strict=False)):
             path = (*outer_path, number)
             if old_eqn.primitive.name != new_eqn.primitive.name:
@@ -131,10 +136,15 @@ class _Comparison(NamedTuple):
                 return
             # An equation is compared if its operands have the expected shapes.
             if not any(not is_literal(x) and x in misshapen for x in old_eqn.invars):
-                self._compare_equations(old_eqn, new_eqn, new_var, path)
+                if _is_mean(old_eqn, new_eqn, sums):
+                    place = place_of(old_eqn)
+                    self.differences.append(Difference(MEAN, place, path, is_mean=True))
+                else:
+                    self._compare_equations(old_eqn, new_eqn, new_var, path)
             if self._wrong_shape(new_eqn, path):
                 misshapen.update(old_eqn.outvars)
             new_var |= zip(old_eqn.outvars, new_eqn.outvars, strict=False)
+            _follow_sum(old_eqn, sums)
         if complete and len(old.eqns) != len(new.eqns):
             self.differences.append(Difference(_CHANGES, "", outer_path))
 
@@ -185,6 +195,36 @@ class _Comparison(NamedTuple):
             self.cut.length(axis.take(slice(old_start))) == new_start
             for (old_start, new_start), axis in zip(starts, operand.axes, strict=True)
         )
+
+
+def _follow_sum(eqn: Any, sums: dict[Any, Any]) -> None:
+    """Adds the result of an equation to `sums` if it is a sum, or a sum in another shape."""
+    operand = eqn.invars[0] if eqn.invars else None
+    if eqn.primitive.name == "reduce_sum":
+        sums[eqn.outvars[0]] = eqn
+    elif eqn.primitive.name in _SAME_VALUES and not is_literal(operand) and operand in sums:
+        sums[eqn.outvars[0]] = sums[operand]
+
+
+_SAME_VALUES = ("broadcast_in_dim", "reshape", "squeeze", "convert_element_type")
+
+
+def _is_mean(old: Any, new: Any, sums: dict[Any, Any]) -> bool:
+    """Whether two equations divide the same sum by its number of entries, which differs.
+
+    Args:
+      old: equation of the larger program.
+      new: equation of the smaller program, with the same primitive.
+      sums: variable of the larger program -> the equation that makes it by a sum.
+    """
+    if old.primitive.name != "div" or is_literal(old.invars[0]) or not is_literal(old.invars[1]):
+        return False
+    of_sum = sums.get(old.invars[0])
+    if of_sum is None or not is_literal(new.invars[1]):
+        return False
+    shape = of_sum.invars[0].aval.shape
+    n_entries = math.prod(shape[k] for k in of_sum.params["axes"])
+    return float(old.invars[1].val) == n_entries != float(new.invars[1].val)
 
 
 def _operands_differ(old: Any, new: Any, new_var: dict[Any, Any]) -> str:

@@ -5,6 +5,7 @@ check that the model without them is the same program (`same_program`), cut them
 run both models and compare the outputs.
 """
 
+import math
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
@@ -14,6 +15,7 @@ import jax.core
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.paths import flattened
+from jaxprune._shrink.allow import allowed
 from jaxprune._shrink.along import Carrier
 from jaxprune._shrink.balance import balance
 from jaxprune._shrink.costs import layer_costs
@@ -31,7 +33,11 @@ from jaxprune._trace.tracer import Tiling
 
 @overload
 def shrink(
-    apply_fn: Callable[..., Any], variables: Any, *example_inputs: Any, rtol: float | None = None
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    *example_inputs: Any,
+    rtol: float | None = None,
+    allow: Sequence[str] = (),
 ) -> tuple[Any, ShrinkReport]: ...
 
 
@@ -42,6 +48,7 @@ def shrink(
     *example_inputs: Any,
     rtol: float | None = None,
     along: Any,
+    allow: Sequence[str] = (),
 ) -> tuple[Any, ShrinkReport, Any]: ...
 
 
@@ -51,6 +58,7 @@ def shrink(
     *example_inputs: Any,
     rtol: float | None = None,
     along: Any = None,
+    allow: Sequence[str] = (),
 ) -> Any:
     """Removes zero units from all params, and checks that the outputs stay the same.
 
@@ -87,6 +95,10 @@ def shrink(
       along: a tree of more arrays from which to remove the same units, such as
         `(opt_state, averages)`. A leaf in it belongs to a param if its path ends with that of the
         param. A prune state in it gets smaller masks, and no `progress`.
+      allow: `("layer_norm",)` also removes zero units over which a sum or a mean runs, as LayerNorm
+        and RMSNorm do over the residual stream of a transformer. This changes the function: the
+        norm then divides by fewer entries. The report says which groups these are (`changes`) and
+        by how much the outputs differ (`difference`), which has no limit unless `rtol` is given.
 
     Returns:
       The smaller variables, to run with `shrunk_apply(apply_fn, variables, *inputs)`, and a report.
@@ -108,12 +120,16 @@ def shrink(
     """
     model = function_model("shrink", apply_fn, variables, example_inputs)
     _check_values("along", along)
-    small, report, carrier = _shrink(model, rtol)
+    small, report, carrier = _shrink(model, rtol, allow)
     return (small, report) if along is None else (small, report, carrier.smaller(along))
 
 
 def shrink_nnx(
-    model: Any, *example_inputs: Any, rtol: float | None = None, along: Sequence[Any] = ()
+    model: Any,
+    *example_inputs: Any,
+    rtol: float | None = None,
+    along: Sequence[Any] = (),
+    allow: Sequence[str] = (),
 ) -> ShrinkReport:
     """`shrink` for an NNX model, in place.
 
@@ -123,6 +139,7 @@ def shrink_nnx(
       example_inputs: as for `shrink`.
       rtol: as for `shrink`.
       along: more NNX objects to change in place, such as `[optimizer]` or a model of averages.
+      allow: as for `shrink`.
 
     Returns:
       The report. The model now has smaller params, and its layers remember the smaller sizes.
@@ -150,7 +167,7 @@ def shrink_nnx(
                 f"shrink_nnx: along must be a list of NNX modules and optimizers, got {shown(x)}. "
                 "Pass along=[optimizer]; trees of arrays shrink along with jaxprune.shrink."
             )
-    small, report, carrier = _shrink(program, rtol)
+    small, report, carrier = _shrink(program, rtol, allow)
     states = [carrier.smaller(nnx.state(x)) for x in along]
     for x, state in zip([model, *along], [small, *states], strict=True):
         nnx.update(x, state)
@@ -166,10 +183,11 @@ class _Shrunk(NamedTuple):
     carrier: Carrier
 
 
-def _shrink(model: Model, rtol: float | None) -> _Shrunk:
+def _shrink(model: Model, rtol: float | None, allow: Sequence[str]) -> _Shrunk:
+    allow_means = allowed("shrink", allow)
     _check_arguments(model, rtol)
     program = program_of(model.apply_fn, model.variables, model.inputs)
-    tracer = trace(program, known_values(program))
+    tracer = trace(program, known_values(program), freeze_sums=not allow_means)
     units_of_label, units = units_of_labels(tracer), units_of(tracer)
 
     def groups_with(tilings: Sequence[Tiling]) -> list[Group]:
@@ -180,10 +198,11 @@ def _shrink(model: Model, rtol: float | None) -> _Shrunk:
     groups = groups_with(())
     if all(group.reason for group in groups):
         raise ValueError(f"shrink: no axis of the params can shrink: {refusals(program, groups)}.")
-    groups = accept(model, program, tracer, groups_with)
+    groups = accept(model, program, tracer, groups_with, allow_means=allow_means)
     removed = removed_indices(groups)
     small = without(program, removed)
-    difference = largest_difference(model, small, rtol)
+    limit = math.inf if allow_means and rtol is None else rtol
+    difference = largest_difference(model, small, limit)
     leaves = jax.tree_util.tree_leaves(small)
     removed_units = [unit.label for group in groups for unit in group.removed]
     layers = layer_costs(program, tracer, removed_units, leaves)

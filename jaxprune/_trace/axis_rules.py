@@ -125,7 +125,7 @@ def _depthwise(tracer: Tracer, channels_in: Axis, channels_out: Axis) -> Axis:
 def reduction(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
     """Freezes the axes reduced over: a mean or a norm changes with the number of entries."""
     name, reduced = eqn.primitive.name, eqn.params["axes"]
-    for k in reduced:
+    for k in reduced if name != "reduce_sum" or tracer.freeze_sums else ():
         reason = f"{name} runs over it: a norm, a mean or a softmax depends on every entry"
         tracer.freeze(operands[0].axes[k].labels, reason)
     axes = [axis for k, axis in enumerate(operands[0].axes) if k not in reduced]

@@ -80,15 +80,16 @@ def _summary(error: Exception) -> str:
     return f"{name}: {line}" if is_plain else name
 
 
-def trace(program: Program, known: KnownValues) -> Tracer:
+def trace(program: Program, known: KnownValues, *, freeze_sums: bool = True) -> Tracer:
     """The tracer after it has followed a program from its params to its outputs.
 
     Args:
       program: the program.
       known: which values of the params are known; see `known_values`.
+      freeze_sums: whether axes that a sum or a mean runs over must stay.
     """
     jaxpr = program.jaxpr.jaxpr
-    tracer = Tracer(RULES)
+    tracer = Tracer(RULES, freeze_sums=freeze_sums)
     shapes = [tuple(var.aval.shape) for var in jaxpr.invars]
     n_leaves = len(program.leaves)
     params = [tracer.param(leaf, shape, known) for leaf, shape in enumerate(shapes[:n_leaves])]

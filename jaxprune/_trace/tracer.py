@@ -156,7 +156,9 @@ class Tracer:
       equations: the operands and the results of every equation.
     """
 
-    def __init__(self, rules: dict[str, Rule]):
+    def __init__(self, rules: dict[str, Rule], *, freeze_sums: bool = True):
+        """Args: the rules; whether axes that a sum or a mean runs over must stay."""
+        self.freeze_sums = freeze_sums
         self.members: list[LeafSlice] = []
         self.units = LabelSets()
         self.weight_sets = LabelSets()

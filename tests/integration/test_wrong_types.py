@@ -271,6 +271,8 @@ CALLS = {
     "shrink example_inputs": lambda v: jp.shrink(two_layers, LAYERS, v),
     "shrink rtol": lambda v: jp.shrink(two_layers, LAYERS, X, rtol=v),
     "shrink_nnx": lambda v: jp.shrink_nnx(v, X),
+    "shrink allow": lambda v: jp.shrink(two_layers, LAYERS, X, allow=v),
+    "channel_groups allow": lambda v: jp.channel_groups(two_layers, LAYERS, X, allow=v),
     "shrink along": lambda v: jp.shrink(two_layers, LAYERS, X, along=v),
     "resize_nnx model": lambda v: jp.resize_nnx(v, LAYERS),
     "resize_nnx state": lambda v: jp.resize_nnx(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), v),

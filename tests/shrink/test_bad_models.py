@@ -84,6 +84,18 @@ MODELS = [
         ("shrink: rtol", "'1e-3'", "number"),
     ),
     case(
+        "shrink_allow_a_name",
+        lambda: jaxprune.shrink(two_layers, LAYERS, X, allow="layer_norm"),
+        ValueError,
+        ("shrink: allow", "'layer_norm'", "allow=('layer_norm',)"),
+    ),
+    case(
+        "channel_groups_allow_an_unknown_name",
+        lambda: jaxprune.channel_groups(two_layers, LAYERS, X, allow=("softmax",)),
+        ValueError,
+        ("channel_groups: allow", "'softmax'", "allow=('layer_norm',)"),
+    ),
+    case(
         "shrink_nnx_a_function",
         lambda: jaxprune.shrink_nnx(LAYERS, X),
         TypeError,

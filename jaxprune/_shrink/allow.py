@@ -1,0 +1,22 @@
+"""`allow`: cuts that change the function, which users may ask for."""
+
+from collections.abc import Sequence
+
+from jaxprune._base.arguments import shown
+
+LAYER_NORM = "layer_norm"
+
+
+def allowed(function: str, allow: Sequence[str]) -> bool:
+    """Whether means may run over fewer entries, from the argument `allow` of a public function.
+
+    Raises:
+      ValueError: it is not a sequence of known names.
+    """
+    names = [] if isinstance(allow, str) or not isinstance(allow, Sequence) else list(allow)
+    if (allow and not names) or any(name != LAYER_NORM for name in names):
+        raise ValueError(
+            f"{function}: allow must be a tuple of names, of which there is one, {LAYER_NORM!r}, "
+            f"got {shown(allow)}. Pass allow=({LAYER_NORM!r},), or leave it out."
+        )
+    return bool(names)
