@@ -13,8 +13,9 @@ def allowed(function: str, allow: Sequence[str]) -> bool:
     Raises:
       ValueError: it is not a sequence of known names.
     """
-    names = [] if isinstance(allow, str) or not isinstance(allow, Sequence) else list(allow)
-    if (allow and not names) or any(name != LAYER_NORM for name in names):
+    names = allow if isinstance(allow, (tuple, list)) else [allow]
+    is_known = [isinstance(name, str) and name == LAYER_NORM for name in names]
+    if names is not allow or not all(is_known):
         raise ValueError(
             f"{function}: allow must be a tuple of names, of which there is one, {LAYER_NORM!r}, "
             f"got {shown(allow)}. Pass allow=({LAYER_NORM!r},), or leave it out."

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from jaxprune._shrink.groups import Group
-from jaxprune._trace.tracer import EquationPath, Tiling, Tracer
+from jaxprune._trace.records import EquationPath, Tiling
+from jaxprune._trace.tracer import Tracer
 
 
 def tie(tracer: Tracer, tilings: Iterable[Tiling]) -> None:

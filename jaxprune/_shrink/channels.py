@@ -18,7 +18,8 @@ from jaxprune._shrink.not_zero import choose_pruned
 from jaxprune._shrink.report import AxisGroup, axis_groups, refusals
 from jaxprune._shrink.units import LeafAxis, Unit, units_of
 from jaxprune._trace.program import Program, program_of, trace
-from jaxprune._trace.tracer import LeafSlice, Tiling, Tracer
+from jaxprune._trace.records import LeafSlice, Tiling
+from jaxprune._trace.tracer import Tracer
 
 _TAKEN = "another group has its leaves: a leaf is pruned along one axis, that of the larger group"
 _MIXED = "two axes of one leaf belong to it: only one axis of a leaf can be pruned"

@@ -15,7 +15,8 @@ import numpy as np
 from jaxprune._base.paths import shown_path
 from jaxprune._shrink.cut import Cut, units_of_labels
 from jaxprune._trace.program import Program
-from jaxprune._trace.tracer import EquationArrays, EquationPath, Tracer, is_literal
+from jaxprune._trace.records import EquationArrays, EquationPath
+from jaxprune._trace.tracer import Tracer, is_literal
 
 ACTIVATIONS = "(activations)"  # products without a param, such as attention weights times values
 

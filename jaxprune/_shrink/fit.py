@@ -19,7 +19,8 @@ from jaxprune._shrink.groups import Group
 from jaxprune._shrink.removal import smaller_shapes
 from jaxprune._shrink.same_program import Difference, differences
 from jaxprune._trace.program import Program
-from jaxprune._trace.tracer import EquationPath, Tiling, Tracer
+from jaxprune._trace.records import EquationPath, Tiling
+from jaxprune._trace.tracer import Tracer
 
 _FEW = 4  # groups that one difference is blamed on; more are halved
 

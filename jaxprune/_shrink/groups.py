@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from jaxprune._shrink.places import equation_at, place_of
 from jaxprune._shrink.units import LeafAxis, Unit
 from jaxprune._trace.program import Program
-from jaxprune._trace.tracer import SCANNED, WINDOW
+from jaxprune._trace.records import SCANNED, WINDOW
 
 NOT_CONTRACTED = "no product sums over it"
 

@@ -15,8 +15,9 @@ from jaxprune._shrink.groups import Group
 from jaxprune._shrink.places import equation_at, place_of
 from jaxprune._shrink.units import LeafAxis, units_of
 from jaxprune._trace.program import Program, trace
+from jaxprune._trace.records import EquationPath, KnownValues, Tiling
 from jaxprune._trace.traced_arrays import TracedArray
-from jaxprune._trace.tracer import EquationPath, KnownValues, Tiling, Tracer
+from jaxprune._trace.tracer import Tracer
 
 NOT_ZERO = "its units are not zero when all their weights are"
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxprune._trace.tracer import EquationPath
+from jaxprune._trace.records import EquationPath
 
 _JAX = (str(Path(jax.__file__).parent), str(Path(__file__).parent))
 _PACKAGES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})

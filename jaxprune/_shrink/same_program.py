@@ -22,8 +22,9 @@ from jaxprune._shrink.cut import Cut
 from jaxprune._shrink.flax_sizes import Model
 from jaxprune._shrink.places import lines_of_error, model_line, place_of
 from jaxprune._trace.program import Program, to_numpy
+from jaxprune._trace.records import EquationPath
 from jaxprune._trace.traced_arrays import TracedArray
-from jaxprune._trace.tracer import EquationPath, Tracer, is_literal
+from jaxprune._trace.tracer import Tracer, is_literal
 
 _CHANGES = "the program changes with the length of this axis"
 MEAN = "a mean runs over it, as in LayerNorm and RMSNorm"

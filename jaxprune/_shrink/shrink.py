@@ -28,7 +28,7 @@ from jaxprune._shrink.removal import removed_indices, without
 from jaxprune._shrink.report import ShrinkReport, refusals, report_of
 from jaxprune._shrink.units import units_of
 from jaxprune._trace.program import known_values, program_of, trace
-from jaxprune._trace.tracer import Tiling
+from jaxprune._trace.records import Tiling
 
 
 @overload

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxprune._shrink.cut import units_of_labels
-from jaxprune._trace.tracer import Frozen, LeafSlice, Tracer
+from jaxprune._trace.records import Frozen, LeafSlice
+from jaxprune._trace.tracer import Tracer
 
 
 class LeafAxis(NamedTuple):

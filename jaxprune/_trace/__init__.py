@@ -5,7 +5,8 @@ It does so in two ways. Start with `tracer` and with `products`, which explain h
 Which axes must have equal lengths (for `shrink`):
 
 - `traced_arrays`: what is known about one array.
-- `tracer`: follows a jaxpr and records which axes are joined, frozen and summed over.
+- `tracer`: follows a jaxpr and records which axes are joined, frozen and summed over; `records` has
+  the form of what it records, `label_sets` what must stay or go together.
 - `axis_rules`, `axis_shapes`: one rule per primitive.
 - `constant_folding`: elementwise primitives in NumPy, for values that are known.
 

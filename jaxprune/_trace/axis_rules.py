@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxprune._trace import axis_shapes as shapes
 from jaxprune._trace.constant_folding import ELEMENTWISE, fold, numpy_function
+from jaxprune._trace.records import SCANNED, WINDOW
 from jaxprune._trace.traced_arrays import (
     Axis,
     TracedArray,
@@ -23,7 +24,7 @@ from jaxprune._trace.traced_arrays import (
     fixed_array,
     zeros_of_product,
 )
-from jaxprune._trace.tracer import SCANNED, WINDOW, Rule, Tracer, scan_counts
+from jaxprune._trace.tracer import Rule, Tracer, scan_counts
 
 Arrays = Sequence[TracedArray]
 

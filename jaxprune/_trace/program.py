@@ -10,8 +10,9 @@ import numpy as np
 from jaxprune._base.paths import leaves_with_paths, spec_of
 from jaxprune._trace.axis_rules import RULES
 from jaxprune._trace.products import products_of
+from jaxprune._trace.records import FIXED_BY_OUTPUT, KnownValues
 from jaxprune._trace.traced_arrays import fixed_array, slice_values
-from jaxprune._trace.tracer import FIXED_BY_OUTPUT, KnownValues, Tracer
+from jaxprune._trace.tracer import Tracer
 from jaxprune._trace.view_tracer import ViewTracer
 
 

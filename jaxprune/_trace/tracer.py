@@ -13,6 +13,11 @@ have none either.)
 joins them: label by label, it puts the two into one set. Such a set of labels is a unit. The slices
 of params in a unit can only be removed together.
 
+**Factors.** Where an axis is split, as (2, 12) -> (2, 3, 4) splits the second, no index of it can
+be removed alone, but every fourth can, or four neighbours: its labels get the labels of the two new
+axes as factors, and go when one of their factors goes (see `label_sets`). Merging axes does the
+reverse.
+
 **Frozen units.** A unit that meets something whose length can't change is frozen, with a reason
 that users can read: it is joined to an axis without labels, a mean runs over it, or it passes
 through a primitive without a rule.
@@ -51,11 +56,22 @@ records facts; what they mean for removing units is decided in `units` and `grou
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxprune._trace.label_sets import LabelSets
+from jaxprune._trace.records import (
+    CUT_UP,
+    FIXED_BY_INPUT,
+    Contraction,
+    EquationArrays,
+    EquationPath,
+    Frozen,
+    KnownValues,
+    LeafSlice,
+    Tiling,
+)
 from jaxprune._trace.traced_arrays import (
     Axis,
     TracedArray,
@@ -63,75 +79,6 @@ from jaxprune._trace.traced_arrays import (
     fixed_array,
     zeros_of_product,
 )
-
-# Reasons to freeze an axis, as users read them after its name: `w[0]: it must be ...`.
-FIXED_BY_INPUT = "it must be as long as an input or a constant array"
-FIXED_BY_OUTPUT = "it is an axis of the output"
-WINDOW = "it is a window axis of a convolution kernel"
-SCANNED = "scan loops over it"
-CUT_UP = "a reshape cuts it up together with other axes"
-
-# Of a leaf and an axis of it: `Axis.known` of that axis. Of axis -1: the value of a scalar leaf, in
-# an array of length 1.
-KnownValues = Callable[[int, int], np.ndarray | None]
-# Where an equation is: its number in the program. For an equation of an inner program, such as the
-# body of a loop, the path of the outer equation, the name of the param that holds the inner program
-# and its number there come first.
-EquationPath = tuple[int | str, ...]
-
-
-class LeafSlice(NamedTuple):
-    """The slice of a leaf of the params at one position of one axis."""
-
-    leaf: int
-    axis: int
-    position: int
-
-
-class EquationArrays(NamedTuple):
-    """The operands and the results of an equation."""
-
-    operands: list[TracedArray]
-    results: list[TracedArray]
-
-
-class Frozen(NamedTuple):
-    """Labels that must stay, the reason, and the equation, if any, that says so."""
-
-    labels: np.ndarray
-    reason: str
-    path: EquationPath = ()
-
-
-class Tiling(NamedTuple):
-    """An axis that is cut into parts of equal length.
-
-    Attributes:
-      parts: the labels, [number of parts, length of a part].
-      path: of the equation that cuts it.
-      forced: whether the parts must have equal lengths whatever the program is, as the groups of a
-        grouped convolution must; otherwise that depends on how the program computes the lengths.
-    """
-
-    parts: np.ndarray
-    path: EquationPath
-    forced: bool
-
-
-class Contraction(NamedTuple):
-    """An axis that a product sums over.
-
-    Attributes:
-      labels: of the axis, in either factor.
-      zero: bool, for each index whether one of the factors is known to be zero there.
-      weight_labels: the labels in the factor that is computed from params alone; None where both
-        factors are, or none.
-    """
-
-    labels: np.ndarray
-    zero: np.ndarray
-    weight_labels: np.ndarray | None
-
 
 # What a primitive does to the axes: of the tracer, the equation and its operands, the results.
 Rule = Callable[["Tracer", Any, Sequence[TracedArray]], list[TracedArray]]
