@@ -90,12 +90,7 @@ def prune_sequentially(
       32
     """
     function = "prune_sequentially"
-    if not callable(method) or isinstance(method, type):
-        raise TypeError(
-            f"{function}: method must be jaxprune.wanda or jaxprune.sparsegpt, got "
-            f"{shown(method)}. Pass it first: {function}(wanda, apply_fn, variables, x)."
-        )
-    check_function(function, apply_fn)
+    _check_functions(function, method, apply_fn)
     items = list(as_batches(function, batch, batches, False))
     if not items:
         raise ValueError(f"{function}: batches is empty. Pass at least one batch.")
@@ -113,6 +108,25 @@ def prune_sequentially(
             leaf_targets = targets.of(part.path, spec_of(model.leaf(part.path)), view)
             prune.part(part, inputs[part.path], view, leaf_targets)
     return prune.result()
+
+
+def _check_functions(function: str, method: Any, apply_fn: Any) -> None:
+    """Raises a TypeError unless both are functions."""
+    call = f"{function}(wanda, model.apply, variables, x)"
+    try:
+        check_function(function, method)
+    except TypeError:
+        raise TypeError(
+            f"{function}: method must be jaxprune.wanda or jaxprune.sparsegpt, got "
+            f"{shown(method)}. Pass it first: {call}."
+        ) from None
+    try:
+        check_function(function, apply_fn)
+    except TypeError:
+        raise TypeError(
+            f"{function}: apply_fn must be a function (variables, *batch) -> outputs, got "
+            f"{shown(apply_fn)}. Pass it second: {call}."
+        ) from None
 
 
 # Collecting and pruning

@@ -6,7 +6,7 @@ from typing import Any
 from jaxprune._base.arguments import shown
 from jaxprune._base.paths import leaves_with_paths, shown_path, spec_of
 
-_FOR_NNX = {"axis_roles": "axis_roles_nnx"}
+_FOR_NNX = {name: f"{name}_nnx" for name in ("axis_roles", "layer_inputs")}
 
 
 def check_function(function: str, apply_fn: Any) -> None:

@@ -295,10 +295,14 @@ OF_PYTHON = re.compile(
 )
 # Code of the user that fails, or that a message quotes: the error of that code is all there is.
 QUOTES = ("shrink", "channel_groups", "shrunk_apply", "packed_apply", "axis_roles")
-QUOTES += ("sensitivity score", "layer_inputs")
+QUOTES += ("sensitivity score", "layer_inputs", "prune_sequentially")
 
 
-CALLED = ("packed_apply apply_fn", "shrunk_apply")  # with functions that do not take two arguments
+CALLED = (
+    "packed_apply apply_fn",
+    "shrunk_apply",
+    "prune_sequentially method",
+)  # with functions that do not take two arguments
 FAILS_ITSELF = {(name, kind) for name in CALLED for kind in ("function", "equinox")}
 
 
@@ -348,7 +352,7 @@ def test_no_error_about_a_traced_value_comes_from_below_jaxprune(folder, name):
 
 # Values, and classes of results, which nobody calls.
 NOT_CALLED = {"AxisGroup", "ChannelGroups", "Distribution", "Moments", "PackedMatrix", "Progress"}
-NOT_CALLED |= {"PruneState", "ShrinkReport"}
+NOT_CALLED |= {"PruneState", "Sensitivity", "ShrinkReport"}
 NOT_CALLED |= {"Unstructured", "er", "erk", "global_pool", "movement", "normalized_pool", "uniform"}
 NOT_CALLED |= {"LayerInputs", "equinox_roles", "l2_pool", "torch_roles"}
 
