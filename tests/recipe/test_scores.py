@@ -226,6 +226,7 @@ def told_params():
 
 @pytest.mark.parametrize("distribution", (jaxprune.uniform, jaxprune.global_pool), ids=str)
 @pytest.mark.parametrize("roles", (None, ROLES), ids=("without roles", "roles"))
+@pytest.mark.filterwarnings("ignore:jaxprune.prune_params")  # outside jit it sees the emptied leaf
 def test_a_score_gets_the_path_and_the_roles_that_it_declares(distribution, roles):
     seen, params = {}, told_params()
     options = dict(score=told(seen), distribution=distribution, roles=roles)

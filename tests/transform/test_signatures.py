@@ -70,6 +70,7 @@ GIVEN = {
     "overrides": {"a": 0.25},
     "distribution": jaxprune.uniform,
     "structure": jaxprune.Channel(),
+    "roles": {"a": ("in", "out")},
 }
 AS_RIGL = {  # the function, and the same by `rigl`
     "set_": (
