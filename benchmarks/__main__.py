@@ -26,6 +26,7 @@ from benchmarks import (
     bench_gpu_programs,
     bench_inference,
     bench_litert,
+    bench_minilm,
     bench_select,
     bench_sharding,
     bench_shrink,
@@ -50,9 +51,10 @@ _BENCHMARKS: dict[str, types.ModuleType] = {
     "scale_plan": scale_plan,
     "shrink": bench_shrink,
     "tpu": bench_tpu,
+    "minilm": bench_minilm,
 }
 # These need packages that few people have installed, so they run only when they are named.
-_BY_REQUEST = {"gpu_programs", "litert", "tpu"}
+_BY_REQUEST = {"gpu_programs", "litert", "minilm", "tpu"}
 _NAMES = ", ".join(_BENCHMARKS)
 _RESULTS = Path(__file__).parent / "results"
 
