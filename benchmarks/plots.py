@@ -24,6 +24,7 @@ def draw(name: str, rows: Sequence[Row], json_path: Path) -> list[Path]:
         "select": {"": _against_size, "-inputs": _inputs},
         "step": {"": _overhead},
         "algorithms": {"": _algorithms},
+        "minilm": {"": _minilm},
     }.get(name, {})
     files = []
     for suffix, plot in plots.items():
@@ -142,3 +143,49 @@ def _algorithms(rows: Sequence[Row]) -> Any:
     axes.set_xlabel("test accuracy, mean and standard deviation over seeds")
     axes.legend(frameon=False)
     return figure
+
+
+def _minilm(rows: Sequence[Row]) -> Any:
+    """Cosine to the dense embeddings by target, a marker for each method; lines span the draws."""
+    shown = [r for r in rows if r["case"] == "quality"]
+    if not shown:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure((9, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    targets = list(dict.fromkeys(r["target"] for r in shown))
+    methods = list(dict.fromkeys(r["method"] for r in shown))
+    for axes, kind in zip(panels, ("same", "other"), strict=True):
+        for k, method in enumerate(methods):
+            for i, target in enumerate(targets):
+                values = [
+                    r[f"cosine_{kind}_kind"]
+                    for r in shown
+                    if (r["target"], r["method"]) == (target, method)
+                ]
+                if not values:
+                    continue
+                x, style = i + (k - (len(methods) - 1) / 2) * 0.15, _MARKERS[k]
+                axes.plot([x, x], [min(values), max(values)], color=style["color"])
+                mean = sum(values) / len(values)
+                axes.plot(x, mean, linestyle="", label=method if i == 0 else None, **style)
+        axes.set_xticks(range(len(targets)), targets)
+        axes.set(
+            xlabel="zeros", title=f"Text of {'the same' if kind == 'same' else 'another'} kind"
+        )
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("mean cosine to the dense embedding")
+    panels[0].legend(loc="lower left", fontsize="small")
+    return figure
+
+
+# Colours of Okabe and Ito, which the colour-blind can tell apart.
+_MARKERS = (
+    {"color": "#000000", "marker": "o"},
+    {"color": "#E69F00", "marker": "s"},
+    {"color": "#56B4E9", "marker": "^"},
+    {"color": "#0072B2", "marker": "v"},
+    {"color": "#D55E00", "marker": "D"},
+)
