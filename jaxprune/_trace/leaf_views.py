@@ -37,11 +37,14 @@ class Digit:
       steps: leaf axis -> int64[size], what each index adds to the coordinate along that leaf axis.
       present: bool[size], at which indices there are entries of the leaf; at the others there is
         something else, such as another part of a concatenation. None means everywhere.
+      unknown: leaf axes along which the coordinate depends on the index in a way that only the
+        running program knows.
     """
 
     size: int
     steps: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
     present: np.ndarray | None = None
+    unknown: frozenset[int] = frozenset()
 
     def mask(self) -> np.ndarray:
         """`present` as an array, also where it is None."""
@@ -51,10 +54,12 @@ class Digit:
         """The digit after indexing it; index -1 is an entry that is not from the leaf."""
         present = self.mask()[index] & (index >= 0)
         steps = {axis: step[index] for axis, step in self.steps.items()}
-        return Digit(len(index), steps, None if present.all() else present)
+        return Digit(len(index), steps, None if present.all() else present, self.unknown)
 
     def varies(self, axis: int) -> bool:
         """Whether the coordinate along a leaf axis depends on the index."""
+        if axis in self.unknown and self.size > 1:
+            return True
         step = self.steps.get(axis)
         if step is None:
             return False
@@ -146,6 +151,7 @@ def _digits_key(digits: Digits) -> tuple[object, ...]:
             digit.size,
             tuple((axis, step.tobytes()) for axis, step in sorted(digit.steps.items())),
             None if digit.present is None else digit.present.tobytes(),
+            digit.unknown,
         )
         for digit in digits
     )
@@ -212,7 +218,8 @@ def table(digits: Digits) -> Digit:
         present &= digit.mask()[index]
         for axis, step in digit.steps.items():
             steps[axis] = steps.get(axis, 0) + step[index]
-    return Digit(size, steps, None if present.all() else present)
+    unknown = frozenset().union(*(digit.unknown for digit in digits))
+    return Digit(size, steps, None if present.all() else present, unknown)
 
 
 def take(digits: Digits, index: np.ndarray) -> Digits:
@@ -264,8 +271,8 @@ def _cut(digit: Digit, size: int) -> tuple[Digit, Digit]:
         if (present & (matrix != high[axis][:, None] + low[axis])).any():
             raise UnclearError("a reshape cuts up an axis in which entries were rearranged")
     return (
-        Digit(len(rows), high, None if rows.all() else rows),
-        Digit(size, low, None if columns.all() else columns),
+        Digit(len(rows), high, None if rows.all() else rows, digit.unknown),
+        Digit(size, low, None if columns.all() else columns, digit.unknown),
     )
 
 

@@ -62,6 +62,12 @@ def _sliced(
     return _indexed(sliced, Lookup(path, k, view.axes[k], size, 1), position)
 
 
+def _unknown(lookup: Lookup, size: int) -> Digits:
+    """An axis of positions that are not known, along which the coordinates of a view vary."""
+    axes = frozenset(axis for digit in lookup.digits for axis in digit.steps)
+    return (Digit(size, unknown=axes),)
+
+
 def _indexed(view: View, lookup: Lookup, position: Value) -> View:
     """Notes that the start of a slice is computed by the program."""
     axes = {axis for digit in lookup.digits for axis in digit.steps}
@@ -131,6 +137,8 @@ def _gathered(
         if along is None or (len(along[1]) > 1 and k not in removed):
             n_positions = math.prod(shape[axis] for axis in batch_axes)
             lookup = Lookup(path, k, view.axes[k], 1, n_positions)
+            for axis in batch_axes:
+                axes[axis] = _sum(axes[axis], _unknown(lookup, shape[axis]))
             view = _indexed(_indexed_axis(view, k, np.zeros(1, int)), lookup, positions)
             continue
         axis, selected = along
@@ -182,7 +190,7 @@ def _sum(a: Digits, b: Digits) -> Digits:
     for axis, step in y.steps.items():
         steps[axis] = steps.get(axis, 0) + step
     mask = x.mask() & y.mask()
-    return (Digit(x.size, steps, None if mask.all() else mask),)
+    return (Digit(x.size, steps, None if mask.all() else mask, x.unknown | y.unknown),)
 
 
 # Devices

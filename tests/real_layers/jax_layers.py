@@ -280,6 +280,36 @@ jax_layer(
     X,
 )
 jax_layer(
+    "outputs_indexed",
+    lambda p, x, ids: jnp.einsum("bte,eo->bto", x, p["w"][:, ids[0]]),
+    {"w": (6, 9)},
+    {"w": "in out"},
+    X,
+    IDS,
+)
+jax_layer(
+    "inputs_indexed",
+    lambda p, x, ids: x[..., ids[0]] @ p["w"][ids[0]],
+    {"w": (6, 9)},
+    {"w": "in out"},
+    X,
+    IDS,
+)
+jax_layer(
+    "tensor_product",
+    lambda p, x: x @ jnp.kron(p["a"], p["b"]),
+    {"a": (2, 4), "b": (3, 5)},
+    {"a": "in out", "b": "in out"},
+    X,
+)
+jax_layer(
+    "three_factors",
+    lambda p, x: jnp.einsum("bti,ir,ro->bto", x, p["a"], p["b"]),
+    {"a": (6, 2), "b": (2, 8)},
+    {"a": "in out", "b": "in out"},
+    X,
+)
+jax_layer(
     "fori_loop",
     lambda p, x: jax.lax.fori_loop(0, 3, lambda i, x: x @ p["w"][i], x),
     {"w": (3, 6, 6)},
