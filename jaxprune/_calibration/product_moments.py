@@ -100,11 +100,17 @@ def _dot_general(
         x = jnp.sum(
             x, axis=tuple(axis_of[k] for k in plan.repeated), keepdims=True, dtype=jnp.float32
         )
-    summed, batch = ([axis_of[k] for k in axes] for axes in (plan.summed, plan.batch))
+    summed = [axis_of[k] for k in plan.summed]
+    batch = [axis_of[k] for k in plan.batch if k in axis_of]
     rows = [k for k in range(x.ndim) if k not in (*summed, *batch)]
     gram = _product(x, rows, summed, batch, diagonal)
+    # The members of an ensemble may have the same inputs; then only the param has their axis.
+    sizes = [operands[own].shape[k] for k in plan.batch]
+    of_inputs = [n if k in axis_of else 1 for k, n in zip(plan.batch, sizes, strict=True)]
+    rest = gram.shape[len(batch) :]
+    gram = jnp.broadcast_to(gram.reshape(*of_inputs, *rest), (*sizes, *rest))
     count = math.prod(x.shape[k] for k in rows)
-    return _flat(gram, count, math.prod(x.shape[k] for k in batch), len(plan.rows), diagonal)
+    return _flat(gram, count, math.prod(sizes), len(plan.rows), diagonal)
 
 
 def _flat(gram: jax.Array, count: Any, n_batch: int, n_rows: int, diagonal: bool) -> Second:

@@ -24,6 +24,8 @@ from moments_oracle import Oracle, Traced
 
 # What the oracle does not follow: products of two params, and two weights in a byte.
 NOT_FOLLOWED = {"jax_kernel_int4", "jax_kernel_lora", "jax_kernel_two_factors"}
+# Entries that are looked up at many positions: the moments of their only leaf can't be collected.
+NOT_FOLLOWED |= {"jax_outputs_indexed", "jax_inputs_indexed"}
 WITHOUT = {  # in no product with inputs, or in one whose inputs can't be told apart
     "jax_experts_indexed": {"up", "down"},
     "jax_kernel_lora": {"b"},
