@@ -15,8 +15,13 @@ from jax.sharding import Mesh, NamedSharding
 # --- trees
 
 
+def on_device(values, dtype=jnp.float32):
+    """An array of these numbers; `jnp.asarray(values, dtype)` compiles a program for each shape."""
+    return jnp.asarray(np.asarray(values).astype(dtype))
+
+
 def ones(*shape, dtype=jnp.float32):
-    return jnp.ones(shape, dtype)
+    return on_device(np.ones(shape), dtype)
 
 
 def random_params(shapes, dtype=jnp.float32, seed=0, *, values=lambda normal: normal):
@@ -34,7 +39,7 @@ def random_params(shapes, dtype=jnp.float32, seed=0, *, values=lambda normal: no
     def draw(node):
         if isinstance(node, dict):
             return {name: draw(below) for name, below in node.items()}
-        return jnp.asarray(values(rng.normal(size=node)), dtype)
+        return on_device(values(rng.normal(size=node)), dtype)
 
     return draw(shapes)
 
@@ -45,7 +50,7 @@ def grads_at(params, t):
 
     def grad(p):
         is_float = jnp.issubdtype(p.dtype, jnp.inexact)
-        return jnp.asarray(rng.normal(size=p.shape) * is_float, p.dtype)
+        return on_device(rng.normal(size=p.shape) * is_float, p.dtype)
 
     return jax.tree.map(grad, params)
 

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 import jaxprune
+from helpers import on_device
 
 SCHEDULE = jaxprune.cubic_schedule(0.5, 1, 5, 2)
 N_ZERO = 12  # of the 24 weights of every kernel
@@ -49,7 +50,7 @@ few_kinds = pytest.mark.parametrize(
 def make_params(dtypes=(jnp.float32,), seed=0):
     """A kernel and a bias of each dtype; multiples of 1/8, so that narrow ones hold them too."""
     rng = np.random.default_rng(seed)
-    leaf = lambda shape, dtype: jnp.asarray(rng.integers(1, 16, shape) / 8, dtype)
+    leaf = lambda shape, dtype: on_device(rng.integers(1, 16, shape) / 8, dtype)
     return {np.dtype(d).name: {"kernel": leaf((4, 6), d), "bias": leaf(6, d)} for d in dtypes}
 
 

@@ -21,7 +21,16 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from helpers import assert_dropped_are_plus_zero, bits, by_path, half_up, n_dropped, quadratic, says
+from helpers import (
+    assert_dropped_are_plus_zero,
+    bits,
+    by_path,
+    half_up,
+    n_dropped,
+    on_device,
+    quadratic,
+    says,
+)
 
 BEGIN, END, EVERY = 2, 9, 3  # fires at 2, 5, 8 and, off the grid, 9
 INITIAL, FINAL = Fraction(1, 4), Fraction(3, 4)
@@ -57,7 +66,7 @@ def make_params(dtype="float32", seed=0):
         "empty": np.zeros((0, 3)),
         "scale": np.full((), 2.0),
     }
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), leaves)
+    return jax.tree.map(lambda x: on_device(x, dtype), leaves)
 
 
 SIZES = {"fc/kernel": 40, "constant": 12}  # the weights that are pruned of it
