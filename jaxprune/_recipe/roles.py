@@ -141,7 +141,8 @@ class RoleRules:
     def exempt(self) -> list[str]:
         """The regexes that need not match: the paths of single leaves, and ready-made rules."""
         ready_made = [rule for rule, choices in self.rules if (rule, choices) in _READY_MADE]
-        return [*map(rule_for, self._roles_of), *ready_made]
+        names = [name for path in self._roles_of for name in _names_of(path)]
+        return [*map(rule_for, names), *ready_made]
 
     def knows(self, paths: Sequence[str]) -> bool:
         """Whether there is a rule, exact or ready-made ones included, for one of these paths."""

@@ -398,3 +398,6 @@ def test_roles_of_hidden_leaves_need_not_match():
         {"w": False, "v": True, "b": True},
     )
     assert tx.init(KERNEL).inner_state.masks["v"].shape == (8, 8)
+    read = AxisRoles({"params/w": ("in", "out", "out")})
+    tx = optax.masked(jaxprune.prune(HALF, roles=read), {"w": False, "v": True, "b": True})
+    assert tx.init(KERNEL).inner_state.masks["v"].shape == (8, 8)
