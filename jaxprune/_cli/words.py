@@ -72,6 +72,8 @@ def in_options(text: str, rules: Mapping[str, Any]) -> str:
     if structure is not None:
         text = text.replace(repr(structure), structure_text(structure))
     text = text.replace(" or what jaxprune.axis_roles returns", "")
+    unknown = "Give the roles of axes, --layout ..., or name"
+    text = text.replace(unknown, "Leave the leaf out with --exclude, or name")
     text = re.sub(r"\bNM\(n=(\d+), m=(\d+), axis=(-?\d+)\)", r"nm:\1:\2:\3", text)
     for option, name in DISTRIBUTIONS.items():
         text = re.sub(rf"\bdistribution=(jaxprune\.)?{name}\b", f"--distribution {option}", text)
