@@ -141,7 +141,7 @@ def _complete(rules: Rules, source: Source) -> Rules:
 
 def _row(row: LeafReport, rules: Rules) -> LeafReport:
     """A row of the plan in the words of the command line."""
-    note = in_options(row.note, rules)
+    note = in_options(row.note, rules) if row.note else ""
     for rule in rules["exclude"]:
         if row.note == f"excluded by {getattr(rule, '__name__', '')}":
             is_state = isinstance(rule, OutsideParams)

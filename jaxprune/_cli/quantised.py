@@ -56,12 +56,16 @@ def quantised_line(leaves: Sequence[Leaf]) -> str | None:
     weights: list[Leaf] = []
     n_scales = 0
     for siblings in by_parent.values():
-        scales = [leaf for leaf in siblings if _SCALE.fullmatch(_split(leaf.path)[1])]
-        rest = [leaf for leaf in siblings if leaf not in scales]
-        points = [leaf for leaf in rest if _ZERO_POINT.fullmatch(_split(leaf.path)[1])]
-        quantised = [x for x in rest if x not in points and _is_quantised(x, bool(scales))]
+        names = [_split(leaf.path)[1] for leaf in siblings]
+        has_scale = any(map(_SCALE.fullmatch, names))
+        quantised, n_others = [], 0
+        for leaf, name in zip(siblings, names, strict=True):
+            if _SCALE.fullmatch(name) or _ZERO_POINT.fullmatch(name):
+                n_others += 1
+            elif _is_quantised(leaf, has_scale):
+                quantised.append(leaf)
         weights += quantised
-        n_scales += len(scales + points) if quantised else 0
+        n_scales += n_others if quantised else 0
     if not weights:
         return None
     kinds = ", ".join(sorted({leaf.dtype.name for leaf in weights}))

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 import jaxprune
-from helpers import assert_says
+from helpers import assert_says, n_calls
+from jaxprune._files.any_kind import Source
 from jaxprune._files.interchange import save_safetensors
+from jaxprune._files.leaves import Leaf
 from safetensors_files import N_BITS, random_tensor, read_file, write_file
 
 pytest.importorskip("typer")
@@ -16,6 +18,8 @@ pytest.importorskip("rich")
 pytest.importorskip("zstandard")
 
 from cli_command import as_json, run
+from jaxprune._cli.planned import planned
+from jaxprune._cli.words import rules_for
 
 # Dtypes that are pruned by default where a leaf has two axes.
 PRUNED = {"F16", "BF16", "F32", "F64", "C64"}
@@ -221,3 +225,19 @@ def test_inspect_counts_every_dtype(tmp_path):
         assert row["dtype"] == array.dtype.name
         with np.errstate(invalid="ignore"):
             assert row["nonzero"] == int(np.sum(array != 0))
+
+
+def test_planning_is_linear_work():
+    """Names without a parent, of which each might be the scale of another."""
+    work = []
+    for n in (100, 200):
+        weights = [Leaf(f"l{i}.weight", (8, 8), np.dtype("f4")) for i in range(n)]
+        quantised = [Leaf(f"q{i}_w", (8, 8), np.dtype("i1")) for i in range(n)]
+        scales = [Leaf(f"q{i}_scale", (8,), np.dtype("f4")) for i in range(n)]
+        leaves = (*weights, *quantised, *scales)
+        source = Source("safetensors", leaves, lambda _: iter(()), {"format": "pt"})
+        rules = rules_for(structure="nm:2:4")
+        [line] = [x for x in planned(source, 0.5, rules).report.notes if "quantised" in x]
+        assert_says(line, f"{n} weights", f"{n} scales or zero points")
+        work.append(n_calls(planned, source, 0.5, rules))
+    assert work[1] < 2.2 * work[0]

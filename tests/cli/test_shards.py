@@ -451,3 +451,38 @@ def test_the_last_shard_is_read_to_its_end(model, tmp_path):
 def test_load_says_how_to_make_one_file_of_shards(model):
     with pytest.raises(IsADirectoryError, match="jaxprune export"):
         jaxprune.load(model)
+
+
+# --- an index is not trusted
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.floats(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+file_names = st.sampled_from((SECOND, "model-00001-of-00002.safetensors", "x", "", "/", ".."))
+entries = st.dictionaries(
+    st.sampled_from((*joined(two_shards()), "new", "", "\x1b", "a" * 5000)),
+    file_names | json_values,
+    max_size=6,
+)
+
+
+@given(st.fixed_dictionaries({}, optional={"metadata": json_values, "weight_map": entries}))
+def test_any_index_is_read_or_refused_with_a_line(tmp_path_factory, index):
+    folder = tmp_path_factory.mktemp("f") / "model"
+    write_model(folder, two_shards())
+    (folder / INDEX).write_text(json.dumps(index))
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        assert set(shard_index.read_index(folder / INDEX).names) == set(joined(two_shards()))
+
+
+@given(st.binary(max_size=64), st.integers(0, 200))
+def test_any_bytes_in_an_index_are_refused_with_a_line(tmp_path_factory, data, place):
+    folder = tmp_path_factory.mktemp("f") / "model"
+    write_model(folder, two_shards())
+    before = (folder / INDEX).read_bytes()
+    place = min(place, len(before))
+    (folder / INDEX).write_bytes(before[:place] + data + before[place + len(data) :])
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        shard_index.read_index(folder / INDEX)
