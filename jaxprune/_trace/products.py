@@ -48,11 +48,19 @@ def products_of(jaxpr: Any, n_leaves: int) -> ViewTracer:
 
 
 def _with_stacks(product: Product, later: Later, path: EquationPath) -> Product:
-    """A product with the role "stack" for axes whose indices the next products keep apart."""
+    """A product with the role "stack" for axes whose indices the next products keep apart.
+
+    These must sum over another axis of the same kernel: over the outputs of each member.
+    """
     roles = list(product.roles)
-    for k, position in enumerate(product.positions):
-        if roles[k] == "out" and position is not None and later.get((path, position)) == {"stack"}:
-            roles[k] = "stack"
+    of_axis = {
+        k: later.get((path, position), set())
+        for k, position in enumerate(product.positions)
+        if roles[k] == "out" and position is not None
+    }
+    if any("in" in names for names in of_axis.values()):
+        for k, names in of_axis.items():
+            roles[k] = "stack" if names == {"stack"} else "out"
     return product._replace(roles=tuple(roles))
 
 

@@ -7,8 +7,9 @@ all see the same tokens.
 
 To see this, the result of each product with a param has a trail: a view of the whole result, which
 follows it through elementwise functions and whatever else moves entries, up to the next products.
-An "out" axis whose indices all end as batch axes of products with params is a "stack" instead. The
-heads of attention are not, because queries are multiplied with keys, which are data.
+An "out" axis that is only a batch axis in products with params, which sum over another "out" axis
+of the same kernel, is a "stack" instead. The heads of attention are not, because queries are
+multiplied with keys, which are data.
 """
 
 from collections.abc import Sequence

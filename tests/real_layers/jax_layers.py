@@ -141,6 +141,20 @@ jax_layer(
     {"q": "in out out", "k": "in out out", "distances": "out stack in"},
     X,
 )
+jax_layer(
+    "state_space",  # each channel of the result meets weights of its own, but is a single output
+    lambda p, x: jnp.exp(jnp.einsum("btc,cn->btcn", jax.nn.softplus(x @ p["dt"]), p["a"])),
+    {"dt": (6, 4), "a": (4, 3)},
+    {"dt": "in out"},
+    X,
+)
+jax_layer(
+    "filters",
+    lambda p, x: jnp.einsum("btc,cst->bsc", x @ p["w"], p["filters"]),
+    {"w": (6, 4), "filters": (4, 3, 5)},
+    {"w": "in out", "filters": "stack out in"},
+    X,
+)
 
 
 # Experts
