@@ -10,6 +10,10 @@ on inputs of the same distribution that no method has seen: median, minimum and 
 Magnitude ranks all weights of the layer together, for 2:4 those of each group. Counts and zeros are
 checked first. A time is one call, given the moments of the inputs. Moments of independent inputs
 carry no information, so Wanda and SparseGPT lose to magnitude there.
+
+And what do they cost? SparseGPT of a 1024 x 4096 kernel is timed beside the authors' algorithm in
+PyTorch, if that is installed (`pip install torch`), and collecting the inputs of a transformer
+block beside a forward pass and the Gram products alone.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import numpy as np
 from rich.table import Table
 
 import jaxprune
+from benchmarks.calibrate_costs import compare_collecting, compare_with_torch
 from benchmarks.common import Case, Check, Row, interleaved
 from jaxprune import Moments, moments, sparsegpt_kernel, wanda_kernel
 
@@ -137,9 +142,19 @@ def _ratio(errors: Sequence[float], base_errors: Sequence[float]) -> float:
 
 
 def cases(quick: bool) -> list[Case]:
-    """Every kind of inputs at every target; tiny sizes if `quick`."""
+    """Every kind of inputs at every target, and what the functions cost; tiny sizes if `quick`."""
     sizes, n_seeds = ((64, 32, 128), 2) if quick else ((1024, 1024, 4096), 3)
-    return [
+    kernel = (64, 32) if quick else (1024, 4096)
+    block = (32, 2, 64, 64) if quick else (512, 8, 2048, 2048)
+    costs = [
+        Case(
+            f"calibrate sparsegpt {name}",
+            functools.partial(compare_with_torch, TARGETS[name], *kernel),
+        )
+        for name in ("50%", "2:4")
+    ]
+    costs.append(Case("calibrate collect", functools.partial(compare_collecting, *block)))
+    return costs + [
         Case(
             f"calibrate {kind} {target}",
             functools.partial(compare, kind, target, sizes, n_seeds),
@@ -151,9 +166,9 @@ def cases(quick: bool) -> list[Case]:
 
 def checks(rows: Sequence[Row]) -> list[Check]:
     """A method beats the simpler one where its moments carry information, at its worst target."""
-    targets = []
+    targets = cost_checks(rows)
     for kind in KINDS:
-        kind_rows = [r for r in rows if r["inputs"] == kind]
+        kind_rows = [r for r in rows if r.get("inputs") == kind]
         wanda = [r["x_magnitude"] for r in kind_rows if r["method"] == WANDA]
         sparsegpt = [r["x_wanda"] for r in kind_rows if r["method"] == SPARSEGPT]
         if wanda and "outliers" in kind:  # Wanda knows the norms of the inputs
@@ -163,8 +178,42 @@ def checks(rows: Sequence[Row]) -> list[Check]:
     return targets
 
 
+def cost_checks(rows: Sequence[Row]) -> list[Check]:
+    """SparseGPT is not slower than PyTorch; collecting costs few forward passes and the Grams."""
+    targets = []
+    for target in {r["target"]: None for r in rows if r["case"] == "sparsegpt"}:
+        of_target = [r for r in rows if r["case"] == "sparsegpt" and r["target"] == target]
+        ms = {r["method"]: r["median_ms"] for r in of_target}
+        if "torch" in ms:
+            name = f"time, sparsegpt / torch, {target}"
+            targets.append(Check(name, 1.0, ms["jaxprune"] / ms["torch"]))
+    ms = {r["method"]: r["median_ms"] for r in rows if r["case"] == "collect"}
+    if ms:
+        passes = (ms["collect"] - ms["grams"]) / ms["forward"]
+        targets.append(Check("forward passes to collect, without the Grams", 2.5, passes))
+    return targets
+
+
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Errors by kind of inputs and target, and the times of Wanda and SparseGPT."""
+    """Errors by kind of inputs and target, the times of Wanda and SparseGPT, and other costs."""
+    costs = [r for r in rows if r["case"] != "layer"]
+    layers = [r for r in rows if r["case"] == "layer"]
+    return [*_cost_table(costs), *_layer_table(layers)]
+
+
+def _cost_table(rows: Sequence[Row]) -> list[Table]:
+    if not rows:
+        return []
+    table = Table(title="SparseGPT of one kernel, and collecting the inputs of a block, ms")
+    for column in ("case", "target", "method", "median", "min", "max"):
+        table.add_column(column, justify="right")
+    for r in rows:
+        ms = (f"{r[f'{name}_ms']:.1f}" for name in ("median", "min", "max"))
+        table.add_row(r["case"], r.get("target", ""), r["method"], *ms)
+    return [table]
+
+
+def _layer_table(rows: Sequence[Row]) -> list[Table]:
     if not rows:
         return []
     table = Table(title="Relative output error on unseen inputs (x magnitude), ms")

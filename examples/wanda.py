@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import jaxprune
-from jaxprune import linen_inputs, sparsegpt, wanda
+from jaxprune import layer_inputs, sparsegpt, wanda
 
 STEPS = 600
 BATCH = 64
@@ -58,11 +58,10 @@ for step in range(STEPS):
     batch = jax.random.choice(jax.random.key(step), len(x_train), (BATCH,))
     params, opt_state = train_step(params, opt_state, x_train[batch], y_train[batch])
 
-# No training from here on: each layer is pruned with the inputs that it gets.
-inputs = linen_inputs(model, {"params": params}, x_train[:CALIBRATION])
-del inputs["head/kernel"]
+# No training from here on: each layer is pruned with the moments of the inputs that it gets.
+inputs = layer_inputs(lambda p, x: model.apply({"params": p}, x), params, x_train[:CALIBRATION])
 # With equal inputs, Wanda scores weights by |w|: this is N:M pruning by magnitude.
-equal_inputs = {path: jnp.ones((1, x.shape[-1])) for path, x in inputs.items()}
+equal_inputs = {path: jnp.ones((1, len(m.gram))) for path, m in inputs.items()}
 METHODS = {
     "magnitude": lambda sparsity=None, nm=None: (
         wanda(params, equal_inputs, nm=nm, **RULES)
@@ -79,13 +78,19 @@ def accuracy(params):
 
 
 def output_error(pruned):
-    """Mean over the pruned layers of |X (W - W')|^2 / |X W|^2."""
+    """Mean over the pruned layers of |X (W - W')|^2 / |X W|^2, from their moments X^T X."""
     errors = []
-    for path, x in inputs.items():
+    for path, moments in inputs.items():
         layer = path.split("/")[0]
-        old, new = params[layer]["kernel"], pruned[layer]["kernel"]
-        errors.append(jnp.sum((x @ (old - new)) ** 2) / jnp.sum((x @ old) ** 2))
+        if layer != "head":
+            old, new = params[layer]["kernel"], pruned[layer]["kernel"]
+            errors.append(energy(old - new, moments.gram) / energy(old, moments.gram))
     return jnp.mean(jnp.stack(errors))
+
+
+def energy(kernel, gram):
+    """|X W|^2."""
+    return jnp.sum(kernel * (gram @ kernel))
 
 
 print(f"dense: test accuracy {accuracy(params):.3f}\n")

@@ -290,6 +290,15 @@ def test_calibrate_compares_the_errors_of_the_three_methods():
     assert bench_calibrate.tables(rows)
 
 
+def test_calibrate_times_sparsegpt_and_collecting():
+    rows = bench_calibrate.compare_with_torch({"nm": (2, 4)}, 16, 8)
+    rows += bench_calibrate.compare_collecting(8, 2, 16, 8)
+    methods = {row["method"] for row in rows} - {"torch"}
+    assert methods == {"jaxprune", "forward", "grams", "collect", "collect diagonals"}
+    assert bench_calibrate.checks(rows)
+    assert bench_calibrate.tables(rows)
+
+
 @pytest.mark.slow
 def test_shrink_writes_the_network_before_and_after(tmp_path):
     assert cli.main(["shrink", "--quick", "--out", str(tmp_path), "--only", "transformer"]) == 0
