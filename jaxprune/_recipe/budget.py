@@ -7,10 +7,9 @@ are host values and hashable, so that compiled functions take them as static arg
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,42 +18,16 @@ from jaxprune._base.paths import Rule, as_rules, spec_of
 from jaxprune._recipe import errors
 from jaxprune._recipe.choice import Choice, LeafRules, RuleUse, Specs
 from jaxprune._recipe.distributions import Distribution, uniform
+from jaxprune._recipe.leaf import Leaf, leaves_of
 from jaxprune._recipe.parts import Part, PartRules, joined
 from jaxprune._recipe.pools import LeafShape, Pools, largest_remainder, round_half_up
 from jaxprune._recipe.roles import RoleRules, as_roles
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.spelling import spelled_recipe
 from jaxprune._recipe.structures import Unstructured
-from jaxprune._recipe.traits import Structure, Traits, traits_of
+from jaxprune._recipe.traits import Structure
 from jaxprune._recipe.unmatched import check_rules
 from jaxprune._recipe.user_rules import UserRules, as_include, as_overrides, as_structures
-
-
-class Leaf(NamedTuple):
-    """How one pruned leaf is decided.
-
-    Attributes:
-      structure: what a unit is.
-      axes: the axes whose slices are pools of their own; none for a leaf in one pool.
-      pools: the pool of the leaf, or of each slice in row-major order.
-      floor: how many units the leaf keeps at least, whatever the budget of its pool is.
-      path: of the leaf.
-      roles: the role of each of its axes; None where they are not known.
-      overrides: the index of the override of the leaf, or of each slice; None where it has none.
-    """
-
-    structure: Structure = Unstructured()
-    axes: tuple[int, ...] = ()
-    pools: tuple[int, ...] = (0,)
-    floor: int = 0
-    path: str = ""
-    roles: tuple[str, ...] | None = None
-    overrides: tuple[int | None, ...] = (None,)
-
-    @property
-    def traits(self) -> Traits:
-        """What the structure of the leaf can do."""
-        return traits_of(self.structure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +279,7 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
     return Budget(
         choices=choices,
         chosen=chosen,
-        leaves=_leaves(recipe, [paths[i] for i in chosen], parts, entries_of, pools),
+        leaves=leaves_of(recipe.distribution, [paths[i] for i in chosen], parts, entries_of, pools),
         pools=pools,
         unused=(
             *rules.unused(use),
@@ -345,27 +318,3 @@ def _pools(distribution: Distribution, entries: Sequence[LeafShape]) -> Pools:
     n_drop = np.array(pools.n_drop, np.int64)
     n_drop.flags.writeable = False
     return pools._replace(n_drop=n_drop)
-
-
-def _leaves(
-    recipe: Recipe,
-    paths: Sequence[str],
-    parts: Sequence[Part],
-    entries_of: Sequence[range],
-    pools: Pools,
-) -> tuple[Leaf, ...]:
-    """How each chosen leaf is decided, from its part, the places of its entries, and the pools."""
-    is_shared = len(set(pools.pool_of)) < len(pools.pool_of)
-    least = recipe.distribution.floor if is_shared else Fraction(0)
-    return tuple(
-        Leaf(
-            structure=part.structure,
-            axes=part.axes,
-            pools=tuple(pools.pool_of[k] for k in indices),
-            floor=math.ceil(part.entries[0].n_units * least),
-            path=path,
-            roles=part.roles,
-            overrides=part.overrides,
-        )
-        for path, part, indices in zip(paths, parts, entries_of, strict=True)
-    )

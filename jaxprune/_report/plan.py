@@ -12,9 +12,10 @@ import optax
 
 from jaxprune._base.arguments import as_sparsity, shown
 from jaxprune._base.paths import leaves_with_paths, rule_name
-from jaxprune._recipe.budget import Budget, Leaf, Recipe
+from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.choice import is_embedding
 from jaxprune._recipe.distributions import Distribution, uniform
+from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.schedule_list import ScheduleList
 from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
 from jaxprune._recipe.scores import magnitude

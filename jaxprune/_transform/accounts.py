@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.counting import counting, is_wide
-from jaxprune._recipe.budget import Budget, Leaf
+from jaxprune._recipe.budget import Budget
+from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.schedule_list import ChosenSchedule, ScheduleList
 from jaxprune._state.progress import UNKNOWN, Choices, Progress, count_dtype
 from jaxprune._transform.settings import Settings

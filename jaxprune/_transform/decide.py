@@ -16,8 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune._base.counting import counting, is_wide, take
 from jaxprune._base.sharding import explicit_mesh, sharding_in
-from jaxprune._recipe.budget import Leaf
 from jaxprune._recipe.coupled import combined
+from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.scores import is_elementwise, leaf_arguments, magnitude, needs_key
 from jaxprune._topk.topk import select
 
