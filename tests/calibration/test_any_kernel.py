@@ -11,6 +11,7 @@ import jaxprune
 from calibration_oracles import correlated, normal, sparsegpt_oracle, wanda_oracle
 from helpers import bits, says
 from jaxprune import Moments, moments, sparsegpt, wanda
+from jaxprune._calibration import sparsegpt_solver
 
 METHODS = {"wanda": (wanda, wanda_oracle), "sparsegpt": (sparsegpt, sparsegpt_oracle)}
 TARGETS = ({"sparsity": 0.5}, {"nm": (2, 4)})
@@ -160,8 +161,8 @@ def test_moments_in_chunks_of_slices_are_those_of_all_at_once(monkeypatch):
     leaf, given = normal(5, 8, 6), jax.vmap(moments)(inputs_of(5, 8))
     how = {"sparsity": 0.5, "roles": {"w": ("stack", "in", "out")}}
     expected = sparsegpt({"w": leaf}, {"w": given}, **how)
-    monkeypatch.setattr("jaxprune._calibration.sparsegpt_solver._MAX_ENTRIES", 250)  # two slices
-    jax.clear_caches()
+    monkeypatch.setattr(sparsegpt_solver, "_MAX_ENTRIES", 250)  # two slices
+    sparsegpt_solver.prune_by_sparsegpt.clear_cache()
     got = sparsegpt({"w": leaf}, {"w": given}, **how)
     np.testing.assert_array_equal(got[1]["w"], expected[1]["w"])
     np.testing.assert_allclose(got[0]["w"], expected[0]["w"], rtol=1e-5)  # fused differently
