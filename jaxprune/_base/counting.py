@@ -110,7 +110,16 @@ def count_each(flags: Sequence[jax.Array], dtype: Any, is_local: bool) -> jax.Ar
 
 def count_rows(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """`count_each` of members that are already in rows, [n_members, rows, row]."""
-    row_counts = _reduced([flag.astype(jnp.uint32) for flag in flags], 2)
+    return sum_rows(count_in_rows(flags), dtype)
+
+
+def count_in_rows(flags: Sequence[jax.Array]) -> list[jax.Array]:
+    """The number of true entries of every row, uint32[n_members, rows] for each of the flags."""
+    return list(_reduced([flag.astype(jnp.uint32) for flag in flags], 2))
+
+
+def sum_rows(row_counts: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """The sums of counts of rows, [n_members, n_flags]."""
     return jnp.stack(_reduced([count.astype(dtype) for count in row_counts], 1), axis=1)
 
 

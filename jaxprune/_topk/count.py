@@ -6,16 +6,23 @@ nothing for each entry.
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.counting import count_each, count_rows, per_member
+from jaxprune._base.counting import (
+    count_each,
+    count_in_rows,
+    count_rows,
+    per_member,
+    sum_rows,
+)
 from jaxprune._base.sharding import SumOnce, in_lanes, summed_in_shards
+from jaxprune._topk.candidates import Gathered
 from jaxprune._topk.first_cuts import N_CUTS
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.ranks import (
@@ -32,44 +39,100 @@ from jaxprune._topk.stacks import Stack
 Compare = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def keys_reaching(cuts: jax.Array, problem: Problem) -> jax.Array:
-    """How many entries of each pool have a key that reaches each cut, [n_pools, N_CUTS].
+class Counted(NamedTuple):
+    """What a pass counts.
+
+    Attributes:
+      counts: [n_pools, N_CUTS], how many entries reach each cut.
+      rows: of some stacks, for each cut, how many entries of each row lie below it.
+      in_rows: the positions of these stacks.
+    """
+
+    counts: jax.Array
+    rows: list[list[jax.Array]]
+    in_rows: Sequence[int]
+
+
+def keys_reaching(cuts: jax.Array, problem: Problem, in_rows: Sequence[int] = ()) -> Counted:
+    """How many entries of each pool have a key that reaches each cut.
 
     Entries below a cut are counted, and subtracted: an integer can be below the smallest cut, but
     not all cuts can be one less.
+
+    Args:
+      cuts: [n_pools, N_CUTS].
+      problem: the selection.
+      in_rows: positions of the stacks whose rows are counted, too.
     """
     # The barrier ties the read to the loop's own values. Without it XLA computes keys once outside
     # the loop and keeps them: several times the memory, and slower.
     xs, cuts = lax.optimization_barrier(([stack.x for stack in problem.stacks], cuts))
-    integers, member_cuts = [], []
-    for stack, x in zip(problem.stacks, xs, strict=True):
-        integers.append(problem.integers(stack, x))
-        member_cuts.append(stack.form.cuts(cuts[stack.pool_of]))
-    n_below = _pool_counts(integers, member_cuts, operator.lt, problem)
-    sizes = np.array(problem.pools.sizes)[:, None] * problem.n_parts
-    reaching = jnp.asarray(sizes, n_below.dtype) - n_below
-    return reaching + _padding_below(member_cuts, problem) if problem.one_device else reaching
+    integers = [problem.integers(*pair) for pair in zip(problem.stacks, xs, strict=True)]
+    sizes = np.array(problem.pools.sizes) * problem.n_parts
+    return _keys_reaching(cuts, integers, jnp.asarray(sizes, cuts.dtype), problem, in_rows)
 
 
-def _padding_below(member_cuts: list[jax.Array], problem: Problem) -> jax.Array:
+def keys_reaching_in(
+    cuts: jax.Array, gathered: dict[int, Gathered], n_lo: jax.Array, problem: Problem
+) -> Counted:
+    """`keys_reaching` where some stacks are only read in gathered rows.
+
+    Args:
+      cuts: [n_pools, N_CUTS], inside the brackets that the rows were gathered for.
+      gathered: the gathered rows of stacks, by position.
+      n_lo: how many entries reach the lower end of these brackets, [n_pools].
+      problem: the selection.
+    """
+    xs, cuts = lax.optimization_barrier(([stack.x for stack in problem.stacks], cuts))
+    integers, total = [], np.array(problem.pools.sizes)
+    is_gathered = np.zeros(total.shape, bool)
+    for i, (stack, x) in enumerate(zip(problem.stacks, xs, strict=True)):
+        is_gathered[stack.pool_of] = i in gathered
+        integers.append(gathered[i].integers if i in gathered else problem.integers(stack, x))
+    total = jnp.where(is_gathered, n_lo, jnp.asarray(total, n_lo.dtype))
+    return _keys_reaching(cuts, integers, total, problem, (), skip=gathered)
+
+
+def _keys_reaching(
+    cuts: jax.Array,
+    integers: list[jax.Array],
+    total: jax.Array,
+    problem: Problem,
+    in_rows: Sequence[int],
+    skip: Container[int] = (),
+) -> Counted:
+    member_cuts = [stack.form.cuts(cuts[stack.pool_of]) for stack in problem.stacks]
+    below = _pool_counts(integers, member_cuts, operator.lt, problem, in_rows)
+    reaching = total[:, None] - below.counts
+    if problem.one_device:
+        reaching += _padding_below(member_cuts, problem, skip)
+    return below._replace(counts=reaching)
+
+
+def _padding_below(
+    member_cuts: list[jax.Array], problem: Problem, skip: Container[int]
+) -> jax.Array:
     """How many entries that only pad the rows of a stack lie below each cut, [n_pools, N_CUTS]."""
     total: Any = np.uint32(0)
-    for stack, cuts in zip(problem.stacks, member_cuts, strict=True):
+    for i, (stack, cuts) in enumerate(zip(problem.stacks, member_cuts, strict=True)):
         shape = jax.tree.leaves(stack.x)[0].shape
         n_padding = 0 if stack.is_sliced else math.prod(shape[1:]) - stack.size
-        if n_padding:
+        if n_padding and i not in skip:
             zeros = jax.tree.map(lambda x: jnp.zeros((1, 1, 1), x.dtype), stack.x)
             is_below = (problem.integers(stack, zeros)[0] < cuts).astype(problem.pools.pool_dtype)
             total += _by_pool([is_below * is_below.dtype.type(n_padding)], [stack], problem)
     return total * problem.n_parts
 
 
-def ties_reaching(cuts: jax.Array, tied_key: jax.Array, problem: Problem) -> jax.Array:
+def ties_reaching(
+    cuts: jax.Array, tied_key: jax.Array, gathered: dict[int, Gathered], problem: Problem
+) -> Counted:
     """How many entries with the tied key of their pool reach each cut through the tie order.
 
     Args:
       cuts: [n_pools, N_CUTS], through the tie order of each pool.
       tied_key: [n_pools].
+      gathered: the rows to read of some stacks, by position.
       problem: the selection.
     """
     xs = [stack.x for stack in problem.stacks]
@@ -78,59 +141,72 @@ def ties_reaching(cuts: jax.Array, tied_key: jax.Array, problem: Problem) -> jax
         (xs, sizes, cuts, tied_key, first_ranks(problem))
     )
     orders, member_cuts = [], []
-    for stack, x, size in zip(problem.stacks, xs, sizes, strict=True):
+    for i, (stack, x, size) in enumerate(zip(problem.stacks, xs, sizes, strict=True)):
         members = Members(member_bases(stack, first), size)
-        integers = problem.integers(stack, x, exact=True)
+        if i in gathered:
+            integers, order = gathered[i].integers, gathered[i].ranks()
+        else:
+            integers = problem.integers(stack, x, exact=True)
+            order = tie_order(integers.shape, members, problem.ties)
         tied = per_member(stack.form.cuts(tied_key[stack.pool_of]), integers.ndim)
-        order = tie_order(integers.shape, members, problem.ties)
         orders.append(jnp.where(integers == tied, order, lowest_order(members, problem.ties)))
         member_cuts.append(cuts_in_members(cuts[stack.pool_of], members, problem.ties))
     return _pool_counts(orders, member_cuts, operator.gt, problem)
 
 
 def _pool_counts(
-    numbers: list[jax.Array], member_cuts: list[jax.Array], compare: Compare, problem: Problem
-) -> jax.Array:
-    """Counts how many numbers of each pool compare with each of its cuts, [n_pools, N_CUTS].
+    numbers: list[jax.Array],
+    member_cuts: list[jax.Array],
+    compare: Compare,
+    problem: Problem,
+    in_rows: Sequence[int] = (),
+) -> Counted:
+    """Counts how many numbers of each pool compare with each of its cuts.
 
     Args:
       numbers: of each stack, [n_members, ...].
       member_cuts: of each stack, [n_members, N_CUTS].
       compare: a comparison of an entry with a cut.
       problem: the selection.
+      in_rows: positions of the stacks whose rows are counted, too; all lie on one device.
     """
+    rows: list[list[jax.Array]] = []
 
     def add_up(
         numbers: list[jax.Array], once: SumOnce | None, member_cuts: list[jax.Array]
     ) -> jax.Array:
         counts = []
         for i, stack in enumerate(problem.stacks):
-            args = numbers[i], member_cuts[i], compare, stack, problem
-            count = _count_members(*args, once is not None)
+            flags = _flags(numbers[i], member_cuts[i], compare)
+            if i in in_rows:
+                rows.append(count_in_rows(flags))
+                count = sum_rows(rows[-1], problem.pools.pool_dtype)
+            else:
+                count = _count_members(flags, stack, problem, once is not None)
             counts.append(count if once is None else once(i, count))
         return _by_pool(counts, problem.stacks, problem)
 
     counts = summed_in_shards(add_up, numbers, member_cuts)
     if problem.axis_name is None:
-        return counts
+        return Counted(counts, rows, in_rows)
     add = lambda x: lax.psum(x, problem.axis_name)
-    return in_lanes(add, counts, max(problem.pools.sizes), problem.n_parts, counts.dtype)
+    most = max(problem.pools.sizes)
+    return Counted(in_lanes(add, counts, most, problem.n_parts, counts.dtype), rows, in_rows)
+
+
+def _flags(numbers: jax.Array, cuts: jax.Array, compare: Compare) -> list[jax.Array]:
+    """Compares the numbers of each member with each of its cuts, [n_members, N_CUTS]."""
+    return [compare(numbers, per_member(cuts[:, j], numbers.ndim)) for j in range(N_CUTS)]
 
 
 def _count_members(
-    numbers: jax.Array,
-    cuts: jax.Array,
-    compare: Compare,
-    stack: Stack,
-    problem: Problem,
-    in_shard: bool,
+    flags: list[jax.Array], stack: Stack, problem: Problem, in_shard: bool
 ) -> jax.Array:
-    """Counts how many numbers of each member compare with each of its cuts, [n_members, N_CUTS].
+    """Counts the true entries of each member, [n_members, N_CUTS].
 
     The slices of a long leaf are counted as one member: they belong to the same pool.
     """
     dtype = problem.pools.pool_dtype
-    flags = [compare(numbers, per_member(cuts[:, j], numbers.ndim)) for j in range(N_CUTS)]
     if stack.is_sliced:
         flags = [jnp.expand_dims(flag, 0) for flag in flags]
     elif problem.one_device:

@@ -8,7 +8,7 @@ of these tied entries in the same way; if there are none, it makes no pass.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,16 @@ from jax import lax
 
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.float_bits import bits_of
-from jaxprune._topk.count import keys_reaching, ties_reaching
+from jaxprune._topk.candidates import (
+    Gathered,
+    Rows,
+    all_rows,
+    gather,
+    large_stacks,
+    most_candidates,
+    narrowed_rows,
+)
+from jaxprune._topk.count import Counted, keys_reaching, keys_reaching_in, ties_reaching
 from jaxprune._topk.first_cuts import LADDER, N_CUTS, first_cuts
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.ranks import cut_above_all
@@ -72,46 +81,114 @@ def search(problem: Problem, n_keep: jax.Array, start: jax.Array | None) -> Cuts
     opening = _clip_inside(whole, first_cuts(fraction.astype(jnp.float32), problem, start))
     if problem.axis_name is not None:
         opening = lax.pmax(opening, problem.axis_name)
-    by_key = _narrowed(whole, opening, n_keep, lambda cuts: keys_reaching(cuts, problem))
+    large = large_stacks(problem)
+    state = SearchState(whole, opening, [all_rows(problem.stacks[i]) for i in large])
+    count = lambda cuts: keys_reaching(cuts, problem, large)
+    by_key, rows = _narrowed(state, n_keep, count, problem, most_candidates(problem, large))
+    gathered: dict[int, Gathered] = {}
+    if large:
+        for i, stack_rows in zip(large, rows, strict=True):
+            pool_of = problem.stacks[i].pool_of
+            lo, hi, n_keep_inside = (
+                x[pool_of] for x in (by_key.lo, by_key.hi, n_keep - by_key.n_hi)
+            )
+            gathered[i] = gather(problem.stacks[i], stack_rows, lo, hi, n_keep_inside, problem)
+        by_key = _narrowed_in(gathered, by_key, n_keep, problem)
+    return _with_ties(by_key, gathered, n_keep, problem)
+
+
+def _narrowed_in(
+    gathered: dict[int, Gathered], bracket: Bracket, n_keep: jax.Array, problem: Problem
+) -> Bracket:
+    """Narrows the brackets further by reading the gathered rows, and all of the other stacks."""
+    opening = _next_cuts(bracket, n_keep, jnp.zeros(n_keep.shape, bool))
+    count = lambda cuts: keys_reaching_in(cuts, gathered, bracket.n_lo, problem)
+    return _narrowed(SearchState(bracket, opening, []), n_keep, count, problem)[0]
+
+
+def _with_ties(
+    by_key: Bracket, gathered: dict[int, Gathered], n_keep: jax.Array, problem: Problem
+) -> Cuts:
+    """The cuts that the brackets of keys give, after a search through the order of ties."""
+    one, zero = jnp.ones_like(n_keep), jnp.zeros_like(n_keep)
     is_exact = by_key.is_exact(n_keep)
     # Elsewhere a single key is left, and more entries have it than may be kept.
     key = jnp.where(is_exact, by_key.exact_end(n_keep), by_key.lo)
-    n_tied = jnp.where(is_exact, one, by_key.n_lo - by_key.n_hi)
-    n_keep_tied = jnp.where(is_exact, one, n_keep - by_key.n_hi)
-    end = cut_above_all(whole.n_lo, problem.ties)
-    tied = Bracket(lo=one, hi=end, n_lo=n_tied, n_hi=jnp.zeros_like(one))
+    sizes = jnp.asarray(np.array(problem.pools.sizes), n_keep.dtype)
+    end = cut_above_all(sizes * n_keep.dtype.type(problem.n_parts), problem.ties)
+    n_tied, n_keep_tied, lo = by_key.n_lo - by_key.n_hi, n_keep - by_key.n_hi, one
+    for i, rows in gathered.items():
+        pool_of = problem.stacks[i].pool_of
+        of_pools = (lo, end, n_tied, n_keep_tied)
+        in_row = rows.bracket_of_row(n_keep_tied[pool_of])
+        lo, end, n_tied, n_keep_tied = (
+            old.at[pool_of].set(jnp.where(rows.is_tied, new, old[pool_of]))
+            for old, new in zip(of_pools, in_row, strict=True)
+        )
+    tied = Bracket(
+        lo=jnp.where(is_exact, one, lo),
+        hi=end,
+        n_lo=jnp.where(is_exact, one, n_tied),
+        n_hi=zero,
+    )
+    n_keep_tied = jnp.where(is_exact, one, n_keep_tied)
     opening = _next_cuts(tied, n_keep_tied, jnp.zeros(one.shape, bool))
-    by_tie = _narrowed(tied, opening, n_keep_tied, lambda cuts: ties_reaching(cuts, key, problem))
+    count = lambda cuts: ties_reaching(cuts, key, gathered, problem)
+    by_tie, _ = _narrowed(SearchState(tied, opening, []), n_keep_tied, count, problem)
     return Cuts(key, by_tie.exact_end(n_keep_tied))
 
 
+class SearchState(NamedTuple):
+    """The carry of a search loop.
+
+    Attributes:
+      bracket: where the search stands.
+      cuts: those of the next pass, [n_pools, N_CUTS].
+      rows: the rows of each large stack.
+    """
+
+    bracket: Bracket
+    cuts: jax.Array
+    rows: list[Rows]
+
+
 def _narrowed(
-    bracket: Bracket,
-    opening: jax.Array,
+    state: SearchState,
     n_keep: jax.Array,
-    count: Callable[[jax.Array], jax.Array],
-) -> Bracket:
+    count: Callable[[jax.Array], Counted],
+    problem: Problem,
+    rest: Any = 0,
+) -> tuple[Bracket, list[Rows]]:
     """Narrows every bracket until one of its ends is exact, or nothing lies between the two.
 
     Args:
-      bracket: the brackets to start from.
-      opening: the cuts of the first pass, [n_pools, N_CUTS].
+      state: where to start.
       n_keep: how many entries are to reach the cut, [n_pools].
-      count: how many entries reach each cut, [n_pools, N_CUTS]; one read of the data.
+      count: counts how many entries reach each cut; one read of the data.
+      problem: the selection.
+      rest: brackets with at most so many entries need not be narrowed further, [n_pools].
     """
 
     def is_done(bracket: Bracket) -> jax.Array:
         return bracket.is_exact(n_keep) | (bracket.hi - bracket.lo <= jnp.ones_like(bracket.lo))
 
-    def one_pass(state: tuple[Bracket, jax.Array]) -> tuple[Bracket, jax.Array]:
-        old, cuts = state
-        new = _narrow(old, cuts, count(cuts), n_keep, is_done(old))
+    def one_pass(state: SearchState) -> SearchState:
+        old, counted = state.bracket, count(state.cuts)
+        new, enough, few = _narrow(old, state.cuts, counted.counts, n_keep, is_done(old))
         n_sections = jnp.full_like(old.lo, N_CUTS + 1)
         narrowed_little = (new.hi - new.lo) > (old.hi - old.lo) // n_sections
-        return new, _next_cuts(new, n_keep, narrowed_little)
+        rows = []
+        for i, before, row_counts in zip(counted.in_rows, state.rows, counted.rows, strict=True):
+            pool_of = problem.stacks[i].pool_of
+            rows.append(narrowed_rows(before, row_counts, enough[pool_of], few[pool_of]))
+        return SearchState(new, _next_cuts(new, n_keep, narrowed_little), rows)
 
-    is_unfinished = lambda state: jnp.any(~is_done(state[0]))
-    return lax.while_loop(is_unfinished, one_pass, (bracket, opening))[0]
+    def is_unfinished(state: SearchState) -> jax.Array:
+        n_inside = state.bracket.n_lo - state.bracket.n_hi
+        return jnp.any(~is_done(state.bracket) & (n_inside > jnp.asarray(rest, n_inside.dtype)))
+
+    state = lax.while_loop(is_unfinished, one_pass, state)
+    return state.bracket, state.rows
 
 
 def _whole_bracket(problem: Problem, n_keep: jax.Array) -> tuple[Bracket, jax.Array]:
@@ -169,8 +246,10 @@ def _clip_inside(b: Bracket, cuts: jax.Array) -> jax.Array:
 
 def _narrow(
     old: Bracket, cuts: jax.Array, counts: jax.Array, n_keep: jax.Array, is_done: jax.Array
-) -> Bracket:
-    """The brackets after one pass. Those that are done stay the same.
+) -> tuple[Bracket, jax.Array, jax.Array]:
+    """The brackets after one pass, and which cuts may be their lower and their upper ends.
+
+    Those that are done stay the same.
 
     Args:
       old: the brackets before the pass.
@@ -198,7 +277,7 @@ def _narrow(
         lambda a, b: tuple(f(x, y) for f, x, y in zip(_ENDS, a, b, strict=True)),
         (1,),
     )
-    return Bracket(lo, hi, n_lo, n_hi)
+    return Bracket(lo, hi, n_lo, n_hi), enough[:, 1:-1], few[:, 1:-1]
 
 
 # How the fields of a bracket follow from the cuts that are candidates for them.

@@ -13,6 +13,7 @@ from hypothesis import given, strategies as st
 
 from jaxprune._base.counting import enable_x64
 from jaxprune._base.float_bits import order_key
+from jaxprune._topk import candidates
 from jaxprune._topk.topk import select, topk_mask, topk_masks
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.float8_e4m3b11fnuz)
@@ -111,6 +112,29 @@ def test_selection_from_sampled_leaves_is_exact(shape, dtype, monkeypatch):
             want = first(n_keep, order_a, shape)
             np.testing.assert_array_equal(mask_a, want, err_msg=f"{kind} {n_keep}")
             np.testing.assert_array_equal(mask_b, first(n_keep // 2, order_b, shape))
+
+
+@pytest.mark.parametrize("score", (None, jnp.abs), ids=("signed", "magnitude"))
+@pytest.mark.parametrize("shape", ((219, 600), (131_101,)), ids=str)
+def test_a_search_that_ends_in_gathered_rows_is_exact(shape, score, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    jax.clear_caches()
+    monkeypatch.setattr(candidates, "_MANY_ROWS", 100)
+    fn = jax.jit(lambda a, b, c, n: topk_masks([a, b, c], [n, n // 2, 5], score=score))
+    small = values("ties", (31,), jnp.float32)  # a leaf that is read whole
+    magnitude = np.asarray if score is None else np.abs
+    try:
+        for kind in KINDS:
+            a, b = values(kind, shape, jnp.float32), values(kind, shape, jnp.float32, key=1)
+            order_a, order_b = ranking(magnitude(a)), ranking(magnitude(b))
+            for n_keep in (0, 1, a.size // 10, a.size // 2, a.size - 1, a.size):
+                mask_a, mask_b, mask_c = fn(a, b, small, n_keep)
+                want = first(n_keep, order_a, shape)
+                np.testing.assert_array_equal(mask_a, want, err_msg=f"{kind} {n_keep}")
+                np.testing.assert_array_equal(mask_b, first(n_keep // 2, order_b, shape))
+                np.testing.assert_array_equal(mask_c, oracle(magnitude(small), 5))
+    finally:
+        jax.clear_caches()
 
 
 @given(
