@@ -31,6 +31,7 @@ def moved(eqn: Any, path: tuple[int | str, ...], operands: Sequence[Value]) -> l
         results = VIEW_RULES[name](eqn, path, followed)
     except UnclearError:
         return [()] * n_results
+    results = [tuple(view for view in trail if not view.is_empty()) for trail in results]
     return [trail if len(trail) <= _MAX_TRAILS else () for trail in results]
 
 

@@ -149,6 +149,13 @@ jax_layer(
     X,
 )
 jax_layer(
+    "associative_scan",  # it makes slices of length 0
+    lambda p, x: jax.lax.associative_scan(jnp.add, x @ p["w"] + jnp.cumsum(p["b"], 2), axis=1),
+    {"w": (6, 4), "b": (1, 1, 4)},
+    {"w": "in out"},
+    X,
+)
+jax_layer(
     "filters",
     lambda p, x: jnp.einsum("btc,cst->bsc", x @ p["w"], p["filters"]),
     {"w": (6, 4), "filters": (4, 3, 5)},

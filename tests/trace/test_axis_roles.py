@@ -108,6 +108,7 @@ def test_leaves_that_cannot_be_followed_say_why():
     assert reason(both_sides, (3, 3), (6, 3), (3, 6)) == (
         "it is multiplied by other params on both sides"
     )
+    assert reason(lambda p, x: x @ p["w"][:0].T, (6, 6)) == "in no product"
     three_ways = lambda p, x: [x @ p["w"], x @ p["w"].T, jax.vmap(jnp.dot)(x, p["w"][:2])]
     assert reason(three_ways, (6, 6)).startswith("used in 3 ways: (in, out), ")
 
