@@ -15,11 +15,7 @@ def units_of_labels(tracer: Tracer) -> np.ndarray:
       int64[n_labels, n]; units are named by the smallest of their labels. A row with fewer than n
       units ends with -1.
     """
-    atoms = [tracer.units.atoms(label) for label in range(tracer.n_labels)]
-    table = np.full((len(atoms), max(map(len, atoms), default=1)), -1)
-    for k in range(table.shape[1]):
-        table[:, k] = [row[k] if k < len(row) else -1 for row in atoms]
-    return table
+    return tracer.units.atoms_of_all(tracer.n_labels)
 
 
 class Cut:

@@ -51,7 +51,7 @@ def choose_pruned(
       freeze_sums: as for `trace`.
     """
     for group in groups:
-        axes = {axis for unit in group.units for axis in unit.axes() if axis.leaf in weights}
+        axes = {axis for axis in group.axes if axis.leaf in weights}
         readers = {axis for unit in group.units for axis in unit.consumers}
         group.pruned = frozenset(axes - readers)
     tracer, refused = _nonzero(program, groups, tilings, freeze_sums)

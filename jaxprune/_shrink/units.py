@@ -103,7 +103,7 @@ def _zero(tracer: Tracer, table: np.ndarray) -> dict[int, bool]:
 
 def _consumers(tracer: Tracer) -> list[bool]:
     """Which of `Tracer.members` are read by a product with data, and make none of its results."""
-    sets = np.array(tracer.weight_sets.find_all(np.arange(tracer.n_labels)), np.int64)
+    sets = tracer.weight_sets.roots(tracer.n_labels)
 
     def reached(arrays: Iterable[np.ndarray]) -> np.ndarray:
         labels = np.zeros(len(sets), bool)

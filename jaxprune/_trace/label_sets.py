@@ -30,6 +30,24 @@ class LabelSets:
         """`find` of each label."""
         return [self.find(label) for label in labels.tolist()]
 
+    def roots(self, n_labels: int) -> np.ndarray:
+        """`find` of the labels 0 to `n_labels - 1`, faster than one by one: int64[n_labels]."""
+        parent = np.arange(n_labels)
+        parent[list(self._parent)] = list(self._parent.values())
+        while (parent != (parent := parent[parent])).any():
+            pass
+        return parent
+
+    def atoms_of_all(self, n_labels: int) -> np.ndarray:
+        """`atoms` of the labels 0 to `n_labels - 1`; rows with fewer than others end with -1."""
+        roots = self.roots(n_labels)
+        atoms = {root: self.atoms(root) for root in self._factors if root < n_labels}
+        table = np.full((n_labels, max(map(len, atoms.values()), default=1)), -1)
+        table[:, 0] = np.arange(n_labels)
+        for root, row in atoms.items():
+            table[root, : len(row)] = row
+        return table[roots]
+
     def factors(self, label: int) -> Factors | None:
         """The factors of a label; None if it is an atom."""
         return self._factors.get(self.find(label))
