@@ -104,6 +104,23 @@ def test_several_refused_groups_have_a_reason_each():
         assert reason in group.reason
 
 
+def test_parts_of_equal_length_beside_a_refused_layer_shrink():
+    def apply_fn(params, x):
+        left, right = jnp.split(jnp.tanh(x @ params["w"]), 2, -1)
+        y = left @ params["u"] + right @ params["v"]
+        return y + hard_coded(jnp.tanh(x @ params["bad"])) @ params["out"]
+
+    shapes = {"w": (3, 8), "u": (4, 2), "v": (4, 2), "bad": (3, 8), "out": (8, 2)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    groups = jaxprune.channel_groups(apply_fn, params, X)
+    assert set(groups) == {"(params/)?w"}
+    assert any("hard-coded" in group.reason for group in groups.refused)
+    params["w"] = params["w"].at[:, jnp.array([0, 1, 5])].set(0.0)
+    small, report = jaxprune.shrink(apply_fn, params | {"bad": jnp.zeros((3, 8))}, X)
+    assert (small["w"].shape, small["bad"].shape) == ((3, 6), (3, 8))
+    assert any("hard-coded" in group.reason for group in report.refused)
+
+
 def test_groups_that_only_fit_together_are_tried_together():
     def apply_fn(params, x):
         left, right = x @ params["left"], x @ params["right"]

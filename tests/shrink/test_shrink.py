@@ -70,6 +70,45 @@ class Transformer(nn.Module):
         return nn.Dense(3)(nn.LayerNorm()(x))
 
 
+class UNet(nn.Module):
+    """Feature maps of the same size are joined across the network."""
+
+    @nn.compact
+    def __call__(self, x):
+        wide = nn.relu(nn.Conv(4, (3, 3))(x))
+        deep = nn.relu(nn.Conv(8, (3, 3))(nn.max_pool(wide, (2, 2), (2, 2))))
+        up = nn.ConvTranspose(4, (2, 2), (2, 2))(deep)
+        return nn.Conv(3, (1, 1))(nn.relu(jnp.concatenate([up, wide], -1)))
+
+
+class GroupNorms(nn.Module):
+    """A residual between GroupNorms of two channels in each group, which lose whole groups."""
+
+    @nn.compact
+    def __call__(self, x):
+        def norm():
+            return nn.GroupNorm(num_groups=None, group_size=2)
+
+        x = nn.Conv(8, (3, 3))(x)
+        x = x + nn.Conv(8, (1, 1))(nn.relu(norm()(x)))
+        return nn.Dense(3)(nn.relu(norm()(x)).mean((1, 2)))
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return x + nn.Dense(6)(nn.relu(nn.Dense(8)(x))), None
+
+
+class Scanned(nn.Module):
+    """Blocks in a scan: the params of all blocks are slices of one leaf."""
+
+    @nn.compact
+    def __call__(self, x):
+        blocks = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        return nn.Dense(3)(blocks(name="blocks")(nn.Dense(6)(x), None)[0])
+
+
 PICTURE, SEQUENCE = (2, 4, 4, 3), (2, 5, 7)
 LINEN = {  # model, shape of the input, shapes of kernels after half of the channels were removed
     "mlp": (Mlp, (2, 5), {"Dense_0": (5, 3), "Dense_1": (3, 2), "Dense_2": (2, 3)}),
@@ -97,6 +136,23 @@ LINEN = {  # model, shape of the input, shapes of kernels after half of the chan
         | {f"LSTMCell_0/i{gate}": (4, 2) for gate in "ifgo"}
         | {f"LSTMCell_0/h{gate}": (2, 2) for gate in "ifgo"}
         | {"Dense_0": (2, 11)},
+    ),
+    "unet": (
+        UNet,
+        PICTURE,
+        {"Conv_0": (3, 3, 3, 2), "Conv_1": (3, 3, 2, 4), "ConvTranspose_0": (2, 2, 4, 2)}
+        | {"Conv_2": (1, 1, 4, 3)},
+    ),
+    "group_norms": (
+        GroupNorms,
+        PICTURE,
+        {"Conv_0": (3, 3, 3, 4), "Conv_1": (1, 1, 4, 4), "Dense_0": (4, 3)},
+    ),
+    "scanned": (
+        Scanned,
+        SEQUENCE,
+        {"Dense_1": (7, 3), "Dense_0": (3, 3)}
+        | {"blocks/Dense_1": (3, 3, 4), "blocks/Dense_0": (3, 4, 3)},
     ),
     "transformer": (
         Transformer,
