@@ -72,6 +72,11 @@ def in_options(text: str, rules: Mapping[str, Any]) -> str:
     if structure is not None:
         text = text.replace(repr(structure), structure_text(structure))
     text = text.replace(" or what jaxprune.axis_roles returns", "")
+    text = re.sub(
+        r"choose another structure for (it|them) with --structure \.\.\.",
+        "choose another --structure",
+        text,
+    )
     unknown = "Give the roles of axes, --layout ..., or name"
     text = text.replace(unknown, "Leave the leaf out with --exclude, or name")
     text = re.sub(r"\bNM\(n=(\d+), m=(\d+), axis=(-?\d+)\)", r"nm:\1:\2:\3", text)
@@ -205,6 +210,11 @@ def sparsity_for(sparsity: float | None, rules: dict[str, Any]) -> float:
     from jaxprune._recipe.nm import NM
 
     structure = rules["structure"]
+    if sparsity == 0 and rules["overrides"]:
+        raise _usage(
+            "--override changes the sparsity of leaves that --sparsity prunes, so --sparsity must "
+            "be above 0. To prune only these leaves, name them with --include."
+        )
     if sparsity is not None:
         return _checked("--sparsity", sparsity)
     if isinstance(structure, NM):

@@ -181,10 +181,21 @@ def _check_files(path: Path, names_of: Mapping[str, set[str]]) -> None:
         if (match := _SERIES.fullmatch(p.name)) and match[1] in series and p.name not in names_of
     )
     if foreign:
+        names = listed(list(map(shown_file, foreign)))
         raise ValueError(
-            f"{path}: does not name {listed(foreign)}, which have the names of its shards. They "
-            "may belong to another model: move them away, or correct the index."
+            f"{path}: does not name {names}, which have the names of its shards. They may belong "
+            "to another model: move them away, or correct the index."
         )
+
+
+def shown_file(name: str) -> str:
+    r"""The name of a file for a terminal: without escape codes.
+
+    Example:
+      >>> shown_file("a.bin"), shown_file("\x1b[2J")
+      ('a.bin', "'\\x1b[2J'")
+    """
+    return name if name.isprintable() else ascii(name)
 
 
 def _read_shard(path: Path, file: str, names: set[str]) -> Shard:

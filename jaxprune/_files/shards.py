@@ -18,7 +18,7 @@ from jaxprune._files.atomic import atomic_file, atomic_folder, errors_of
 from jaxprune._files.interchange import write_safetensors
 from jaxprune._files.leaf_files import open_leaves
 from jaxprune._files.leaves import Leaf
-from jaxprune._files.shard_index import SUFFIX, Index, n_bytes_in_file
+from jaxprune._files.shard_index import SUFFIX, Index, n_bytes_in_file, shown_file
 
 # Files that may hold weights. Beside pruned shards they would be mistaken for pruned weights.
 _WEIGHTS = (
@@ -70,9 +70,10 @@ def check_new_folder(index: Index, out: Path) -> None:
     new = {shard.name for shard in index.shards} | {index.path.name}
     names = sorted(path.name for path in out.iterdir()) if out.exists() else []
     if others := [name for name in names if _holds_weights(name) and name not in new]:
+        shown = listed(list(map(shown_file, others)))
         raise FileExistsError(
-            f"{out}: has other weights, which would not be replaced: {listed(others)}. Choose "
-            "another folder, or delete them."
+            f"{out}: has other weights, which would not be replaced: {shown}. Choose another "
+            "folder, or delete them."
         )
 
 
@@ -105,7 +106,7 @@ def write_shards(out: Path, index: Index, arrays: Iterable[tuple[str, np.ndarray
         for name in copied:
             _copy(index.folder / name, folder / name)
         next(each, None)  # so that the source checks its end
-    return left_out
+    return list(map(shown_file, left_out))
 
 
 def _index_text(index: Index) -> str:

@@ -395,6 +395,8 @@ def test_nothing_is_replaced_without_force(model, tmp_path):
         _, error = run(*words, code=1)
         assert_says(error, f"{out}:", "exists", "--force")
         assert out.read_text() == "old"
+    _, error = run("export", model, "-o", model, "--format", "npz", code=1)
+    assert_says(error, f"{model}:", "is the file that is read", "--force")
     run("export", model, "-o", out, "--force")
     assert out.read_bytes()[:2] == b"PK"
     run("prune", model, "-o", model, "-s", 0.5, "--force")  # overwrites its own input
@@ -447,6 +449,11 @@ REFUSED = {
         2,
         r"--override '\*' .*regular expression",
     ),
+    "an override of nothing": (
+        ("plan", "model", "-s", "0", "--override", "head=0.5"),
+        2,
+        "--override .* --sparsity must be above 0.* --include",
+    ),
     "no leaf": (
         ("plan", "model", "-s", "0.9", "--include", "x"),
         2,
@@ -455,7 +462,7 @@ REFUSED = {
     "an axis that is not there": (
         ("plan", "model", "-s", "0.5", "--structure", "channel:7"),
         2,
-        r"fc/kernel: channel:7 .*\(20, 30\).*--exclude 'fc/kernel'",
+        r"fc/kernel: channel:7 .*\(20, 30\).*--exclude 'fc/kernel'.*another --structure[.]",
     ),
     "groups that do not fit": (
         ("prune", "model", "-o", "o.npz", "--structure", "nm:3:7"),

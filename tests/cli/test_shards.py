@@ -207,6 +207,16 @@ def test_files_with_other_weights_are_not_copied(model, tmp_path):
     assert set(files_in(tmp_path / "out")) == {INDEX, *shard_names, *EXTRAS}
 
 
+def test_names_of_files_are_shown_without_escape_codes(model, tmp_path):
+    (model / "\x1b[2J.bin").write_bytes(b"weights")
+    text, _ = run("prune", model, "-o", tmp_path / "out", "-s", 0.5)
+    assert_says(text, r"\x1b[2J.bin")
+    assert "\x1b" not in text
+    (model / "model-\x1b-of-00002.safetensors").write_bytes(b"no series")
+    (model / "model-00001-of-00002.safetensors").rename(model / "x")
+    assert "\x1b" not in run("inspect", model, code=1)[1]
+
+
 def test_shards_that_are_links_are_read(model, tmp_path):
     """Caches of downloads keep the files elsewhere, and link to them."""
     (tmp_path / "blobs").mkdir()
