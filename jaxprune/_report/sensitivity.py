@@ -31,6 +31,7 @@ from jaxprune._base.paths import (
 )
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import round_half_up
+from jaxprune._recipe.roles import AxisRoles, RoleRules
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._transform.oneshot import prune_params
@@ -88,6 +89,7 @@ def sensitivity(
     exclude: Any = (),
     structure: Any = Unstructured(),
     score: Any = magnitude,
+    roles: Any = None,
     grads: Any = None,
 ) -> Sensitivity:
     """The loss with each leaf pruned alone, at each of several sparsities.
@@ -107,6 +109,7 @@ def sensitivity(
       exclude: which leaves to leave out.
       structure: what is kept or dropped together.
       score: how important each weight is.
+      roles: what each axis of a leaf does, as `axis_roles` returns it.
       grads: gradients with the structure of the params, for scores that need them.
 
     Returns:
@@ -135,13 +138,15 @@ def sensitivity(
             "sensitivity: params and grads must be arrays, got a traced value. Call it outside jit."
         )
     largest = (as_sparsity(tried[-1], "sparsities"),)
-    recipe = Recipe.of(largest, include, exclude, structure=structure, score=score)
+    recipe = Recipe.of(largest, include, exclude, structure=structure, score=score, roles=roles)
     chosen = [paths[i] for i in recipe.checked_budget(params, paths, leaves).chosen]
     members = _members(groups, chosen)
     loss = _Loss(loss_fn, params)
     by_path = dict(zip(paths, leaves, strict=True))
     grads_of = None if grads is None else _grads_by_path(grads, paths)
-    prune = functools.partial(_prune_group, structure=_lenient(structure), score=score)
+    prune = functools.partial(
+        _prune_group, rules=recipe.roles, structure=_lenient(structure), score=score
+    )
     losses = np.zeros((len(members), len(tried)))
     n_zero = np.zeros((len(members), len(tried)), np.int64)
     for i, group in enumerate(members.values()):
@@ -157,15 +162,27 @@ def _prune_group(
     by_path: Mapping[str, Any],
     grads_of: Mapping[str, Any] | None,
     sparsity: float,
+    rules: RoleRules | None,
     **options: Any,
 ) -> tuple[dict[str, Any], int]:
     """The leaves of a group, pruned, and how many of their weights are dropped."""
     grads = None if grads_of is None else {path: grads_of[path] for path in group}
     leaves = {path: by_path[path] for path in group}
+    roles = None if rules is None else _roles_of(rules, leaves)
     pruned: Any
     masks: Any
-    pruned, masks = prune_params(leaves, sparsity, include=_everything, grads=grads, **options)
+    pruned, masks = prune_params(
+        leaves, sparsity, include=_everything, grads=grads, roles=roles, **options
+    )
     return pruned, sum(mask.size - int(jnp.sum(mask)) for mask in masks.values())
+
+
+def _roles_of(rules: RoleRules, leaves: Mapping[str, Any]) -> AxisRoles | None:
+    """The roles of some leaves; None where none of them has any."""
+    roles = {path: rules.of(path, leaf.shape) for path, leaf in leaves.items()}
+    known = {path: axes for path, axes in roles.items() if axes is not None}
+    without = {path: rules.reason(path) for path in roles if path not in known}
+    return AxisRoles(known, without) if known else None
 
 
 def _grads_by_path(grads: Any, paths: Sequence[str]) -> dict[str, Any]:

@@ -222,6 +222,7 @@ CALLS = {
     "sensitivity include": lambda v: jp.sensitivity(total, P, [0.5], include=v),
     "sensitivity structure": lambda v: jp.sensitivity(total, P, [0.5], structure=v),
     "sensitivity score": lambda v: jp.sensitivity(total, P, [0.5], score=v),
+    "sensitivity roles": lambda v: jp.sensitivity(total, P, [0.5], roles=v),
     "sensitivity grads": lambda v: jp.sensitivity(total, P, [0.5], grads=v),
     "sparsities_for sensitivity": lambda v: jp.sparsities_for(v, 0.5),
     "sparsities_for target": lambda v: jp.sparsities_for(TABLE, v),

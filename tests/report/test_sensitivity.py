@@ -66,6 +66,16 @@ def test_each_leaf_is_pruned_alone(options):
                 assert table.n_zero[i, j] == int(jnp.sum(~by_path(masks)[rule]))
 
 
+def test_roles_say_along_which_axis_groups_lie():
+    params = make_params()
+    roles = {"layer0/kernel": ("out", "in"), "(layer1/kernel|head)": ("in", "out")}
+    table = sensitivity(loss, params, [0.5], structure=NM(2, 4), roles=roles)
+    for i, (rule, axis) in enumerate({"head": 0, "layer0/kernel": 1, "layer1/kernel": 0}.items()):
+        pruned, _ = jaxprune.prune_params(params, 0.5, include=rule, structure=NM(2, 4, axis=axis))
+        assert table.rules[i] == rule
+        assert table.losses[i, 0] == float(jax.jit(loss)(pruned))
+
+
 def test_groups_are_pruned_together_and_the_first_match_counts():
     params = make_params()
     table = sensitivity(loss, params, [0.5], groups=["layer0/.*", ".*kernel"])
