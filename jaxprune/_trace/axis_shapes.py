@@ -48,13 +48,15 @@ def reshape(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
     """Splits and merges axes.
 
     Old and new axes are matched in the smallest blocks of equal size: (2, 12) -> (2, 3, 4) has the
-    blocks 2 -> 2 and 12 -> 3, 4. Axes of length 1 belong to no block.
+    blocks 2 -> 2 and 12 -> 3, 4. Axes of length 1 belong to no block. The equation may permute the
+    axes first, as `vmap` of a convolution does.
     """
+    order = eqn.params.get("dimensions") or range(len(operands[0].axes))
     shape = [int(size) for size in eqn.outvars[0].aval.shape]
     if 0 in shape:
         tracer.freeze_all(operands, "it belongs to an empty array that is reshaped")
         return [fixed_array(shape)]
-    old_axes = [axis for axis in operands[0].axes if axis.size != 1]
+    old_axes = [operands[0].axes[k] for k in order if operands[0].axes[k].size != 1]
     new_sizes = [size for size in shape if size != 1]
     reshaped: list[Axis] = []
     while old_axes or new_sizes:
@@ -138,6 +140,39 @@ def _chain(tracer: Tracer, parts: Sequence[Axis]) -> Axis:
                 tracer.freeze(labels, reason)
         chained.append(labels)
     return Axis(size, np.concatenate(chained), known)
+
+
+def stack(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Joins the axes of arrays that are put next to each other along a new axis."""
+    axes = []
+    for k in range(len(operands[0].axes)):
+        parts = [array.axes[k] for array in operands]
+        axes.append(tracer.join(parts, "stack").with_known(common_known(parts)))
+    values = np.array([array.single_value() for array in operands])
+    axes.insert(eqn.params["axis"], Axis(len(operands), None, values))
+    return [TracedArray.of(axes)]
+
+
+def unstack(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Takes each index of an axis by itself: the number of results can't change."""
+    k, axes = eqn.params["axis"], list(operands[0].axes)
+    taken = axes.pop(k)
+    tracer.freeze(taken.labels, "unstack makes an array of each index of it")
+    values = taken.known_values() if not axes else np.full(taken.size, np.nan)
+    return [TracedArray(tuple(axes), float(value)) for value in values]
+
+
+def tile(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
+    """Repeats axes. An axis of length 1 becomes a new one, as in `broadcast_in_dim`."""
+    axes = []
+    for axis, n in zip(operands[0].axes, eqn.params["reps"], strict=True):
+        labels = None if axis.labels is None else np.tile(axis.labels, n)
+        if axis.size == 1 and n > 1:
+            labels = tracer.new_labels(n)
+        axes.append(
+            axis if n == 1 else Axis(axis.size * n, labels, np.tile(axis.known_values(), n))
+        )
+    return [TracedArray.of(axes)]
 
 
 def pad(tracer: Tracer, eqn: Any, operands: Arrays) -> list[TracedArray]:
