@@ -163,6 +163,8 @@ def _coupled_structures(
         structures |= _structures_of(program, component)
     if not structures:
         raise ValueError(f"channel_groups: no channels can be pruned: {refusals(program, groups)}.")
+    for group in groups:  # the units to try are still there
+        group.removed = []
     return ChannelGroups(structures, axis_groups(program, groups))
 
 

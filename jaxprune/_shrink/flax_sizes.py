@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.paths import leaves_with_paths, listed
+from jaxprune._shrink.haiku_sizes import haiku_sizes_from_params
 from jaxprune._trace.model_arguments import check_arrays, check_function, check_module
 
 
@@ -82,7 +83,8 @@ def shrunk_apply(apply_fn: Callable[..., Any], variables: Any, *args: Any, **kwa
     `Dense`, `DenseGeneral`, `Conv`, `ConvTranspose` and `Embed` layers take their number of
     features from their kernels, also inside attention and recurrent cells. `nn.RNN` makes its first
     carry as large as its cell is now. If you loop over a cell yourself, make a first carry of that
-    size. A function that does not use linen is simply called.
+    size. `Linear` layers and convolutions of Haiku take their sizes from their params, too. A
+    function that uses neither is simply called.
 
     Args:
       apply_fn: `model.apply`, or a function that calls it.
@@ -105,7 +107,7 @@ def shrunk_apply(apply_fn: Callable[..., Any], variables: Any, *args: Any, **kwa
       [[3.0, 3.0]]
     """
     check_function("shrunk_apply", apply_fn)
-    with _linen_sizes_from_params():
+    with _linen_sizes_from_params(), haiku_sizes_from_params():
         return apply_fn(variables, *args, **kwargs)
 
 

@@ -186,13 +186,26 @@ def test_equinox_models_shrink():
     assert [layer.weight.shape for layer in small.layers] == [(4, 3), (4, 4), (2, 4)]
 
 
-def test_haiku_models_are_refused_with_the_reason():
+def test_haiku_models_shrink_but_for_params_whose_shape_is_in_the_code():
     def net(x):
-        return hk.Linear(2)(jax.nn.relu(hk.Linear(8)(x)))
+        x = jax.nn.relu(hk.Conv1D(8, 3)(x))
+        x = jax.nn.relu(hk.Conv1D(8, 1, feature_group_count=2)(x))
+        x = jax.nn.relu(hk.Linear(6)(x))
+        return hk.Linear(2)(x * hk.get_parameter("scale", [6], init=jnp.ones))
 
     model = hk.without_apply_rng(hk.transform(net))
-    params = model.init(jax.random.key(0), X)
-    with pytest.raises(
-        ValueError, match=r"linear/w\[1\].*: the model fails .* does not match shape"
-    ):
-        jaxprune.channel_groups(model.apply, params, X)
+    x = jnp.ones((2, 5, 3))
+    params = model.init(jax.random.key(0), x)
+    groups = jaxprune.channel_groups(model.apply, params, x)
+    sparse, _ = jaxprune.prune_params(params, 0.5, structure=groups, include=tuple(groups))
+    small, _ = jaxprune.shrink(model.apply, sparse, x)
+    assert {name: leaf["w"].shape for name, leaf in small.items() if "w" in leaf} == {
+        "conv1_d": (3, 3, 4),
+        "conv1_d_1": (1, 2, 4),
+        "linear": (4, 6),
+        "linear_1": (6, 2),
+    }
+    assert jaxprune.shrunk_apply(model.apply, small, x).shape == (2, 5, 2)
+    (group,) = [g for g in groups.refused if ("linear/w", 1) in g.members]
+    assert "does not match shape" in group.reason
+    assert "test_afterwards.py:" in group.place
