@@ -15,6 +15,9 @@ from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
 from jaxprune._recipe.matrix_view import MatrixView
 from jaxprune._recipe.traits import Structure
 
+# Groups of at most so many are compared member by member: the program grows with the square.
+_UNROLLED = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class NM:
@@ -147,16 +150,32 @@ class NM:
         key = order_key(scores)
         key = jnp.where(allowed.astype(bool), key, jnp.zeros_like(key))
         groups = split_axis(key, axis, self.m)
-        place = lax.broadcasted_iota(jnp.int32, groups.shape, axis + 1)
-        rank = jnp.zeros(groups.shape, jnp.int32)
-        # Ranks by comparing with every other member: XLA fuses this, which it can't do with a sort.
-        for shift in range(1, self.m):
-            neighbour = jnp.roll(groups, shift, axis + 1)
-            has_lower_index = place >= shift
-            wins = (neighbour > groups) | ((neighbour == groups) & has_lower_index)
-            rank = rank + wins.astype(jnp.int32)
+        rank = _ranks_in_groups(groups, axis + 1)
         mask = merge_axis(rank < n_keep, scores)
         return mask & allowed.astype(bool)
+
+
+def _ranks_in_groups(groups: jax.Array, axis: int) -> jax.Array:
+    """How many of the other members along an axis beat each member; of equal ones, the first does.
+
+    Ranks come from comparing with every other member: XLA fuses this, which it can't do with a
+    sort. Members of small groups are compared one by one, because XLA CPU does not vectorise the
+    comparison of an array with a broadcast slice of itself along the last axis.
+    """
+    m = groups.shape[axis]
+    members = [lax.slice_in_dim(groups, i, i + 1, axis=axis) for i in range(m)]
+    if m <= _UNROLLED:
+        ranks = []
+        for i, member in enumerate(members):
+            wins = [other >= member for other in members[:i]]
+            wins += [other > member for other in members[i + 1 :]]
+            ranks.append(sum(won.astype(jnp.int32) for won in wins))
+        return jnp.concatenate(ranks, axis)
+    place = lax.broadcasted_iota(jnp.int32, groups.shape, axis)
+    rank = jnp.zeros(groups.shape, jnp.int32)
+    for i, member in enumerate(members):
+        rank += jnp.where(place > i, member >= groups, member > groups).astype(jnp.int32)
+    return rank
 
 
 # Its example runs, although by `__module__` it belongs to `jaxprune`.
