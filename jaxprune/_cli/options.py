@@ -41,18 +41,6 @@ def _options() -> Any:
     """The options that several commands share, as defaults of their parameters."""
     import typer
 
-    def choice(default: str | None, name: str, values: Iterable[str], about: str) -> Any:
-        complete = [value for value in values]
-        return typer.Option(
-            default,
-            name,
-            help=about,
-            autocompletion=lambda incomplete: [x for x in complete if x.startswith(incomplete)],
-        )
-
-    def repeated(name: str, about: str) -> Any:
-        return typer.Option(None, name, help=f"{about} Can be repeated.", show_default=False)
-
     return types.SimpleNamespace(
         file=typer.Argument(..., help=_FILE, show_default=False),
         out=typer.Option(
@@ -61,36 +49,48 @@ def _options() -> Any:
             "-o",
             help="File to write; its suffix sets the format. Shards: a folder.",
         ),
-        kind=choice(None, "--format", FORMATS, "|".join(FORMATS)),
+        kind=_choice(None, "--format", FORMATS, "|".join(FORMATS)),
         force=typer.Option(False, "--force", help="Replace an existing file."),
         as_json=typer.Option(False, "--json", help="Print JSON."),
         sparsity=typer.Option(
             None, "--sparsity", "-s", help="Fraction of zeros, in [0, 1). nm:2:4 implies 0.5."
         ),
-        include=repeated("--include", "Regex for whole paths of leaves to prune."),
-        exclude=repeated("--exclude", "Regex for leaves not to prune."),
-        override=repeated("--override", "REGEX=SPARSITY, for some leaves."),
-        structure=choice(
-            "unstructured",
-            "--structure",
-            _STRUCTURES,
-            "nm:2:4[:AXIS], block:1x16[:balanced] or channel[:AXIS]; without an axis by --layout.",
-        ),
-        distribution=choice(
-            "uniform",
-            "--distribution",
-            DISTRIBUTIONS,
-            f"How sparsity is spread over leaves: {'|'.join(DISTRIBUTIONS)}",
-        ),
-        score=choice("magnitude", "--score", SCORES, f"What is kept: {'|'.join(SCORES)}"),
-        ties=choice("index", "--ties", TIES, f"Which of equal scores are kept: {'|'.join(TIES)}"),
-        layout=choice(
-            "auto",
-            "--layout",
-            LAYOUTS,
-            "auto|jax|torch: weights are (in, out) in jax, (out, in) in torch.",
-        ),
+        include=_repeated("--include", "Regex for whole paths of leaves to prune."),
+        exclude=_repeated("--exclude", "Regex for leaves not to prune."),
+        override=_repeated("--override", "REGEX=SPARSITY, for some leaves."),
+        **_ways_to_prune(),
     )
+
+
+def _ways_to_prune() -> dict[str, Any]:
+    """The options that say how leaves are pruned, each a word of a few."""
+    structure = "nm:2:4[:AXIS], block:1x16[:balanced], channel[:AXIS]; without AXIS by --layout."
+    layout = "auto|jax|torch: weights are (in, out) in jax, (out, in) in torch."
+    distribution = f"How sparsity is spread over leaves: {'|'.join(DISTRIBUTIONS)}"
+    ties = f"Which of equal scores are kept: {'|'.join(TIES)}"
+    return {
+        "structure": _choice("unstructured", "--structure", _STRUCTURES, structure),
+        "distribution": _choice("uniform", "--distribution", DISTRIBUTIONS, distribution),
+        "score": _choice("magnitude", "--score", SCORES, f"What is kept: {'|'.join(SCORES)}"),
+        "ties": _choice("index", "--ties", TIES, ties),
+        "layout": _choice("auto", "--layout", LAYOUTS, layout),
+    }
+
+
+def _choice(default: str | None, name: str, values: Iterable[str], about: str) -> Any:
+    """An option whose values a shell completes."""
+    import typer
+
+    words = list(values)
+    complete = lambda incomplete: [word for word in words if word.startswith(incomplete)]
+    return typer.Option(default, name, help=about, autocompletion=complete)
+
+
+def _repeated(name: str, about: str) -> Any:
+    """An option that can be given several times."""
+    import typer
+
+    return typer.Option(None, name, help=f"{about} Can be repeated.", show_default=False)
 
 
 def _examples(*lines: str) -> str:
