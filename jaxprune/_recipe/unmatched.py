@@ -14,6 +14,7 @@ from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import Rule, hidden_paths, listed, rule_for, shown_path, spec_of
 from jaxprune._recipe.choice import Choice, LeafRules, RuleUse, Specs
 from jaxprune._recipe.roles import RoleRules
+from jaxprune._recipe.spelling import spelled
 from jaxprune._recipe.user_rules import UserRules
 
 
@@ -215,9 +216,10 @@ def _fixed(rule: str, paths: Sequence[str]) -> str | None:
         rule.removesuffix("/value"),
         rule.removeprefix("params/"),
     ]
-    for candidate in candidates:
-        if candidate and _matching(candidate, paths):
-            return candidate
+    for candidate in filter(None, candidates):
+        fixed = spelled(candidate, paths)
+        if isinstance(fixed, str) and _matching(fixed, paths):
+            return fixed
     folders = {"/".join(_keys(path)[:i]) for path in paths for i in range(1, len(_keys(path)))}
     texts = {f"{folder}/.*": f"{rule_for(folder)}/.*" for folder in sorted(folders)}
     texts |= {path: rule_for(path) for path in paths if path}

@@ -74,6 +74,14 @@ def test_a_rule_that_matches_in_neither_spelling_is_shown_as_it_was_written():
         jaxprune.plan(DOTS, 0.5, overrides={"encoder/fc/bias": 0.5})
 
 
+def test_a_suggestion_is_in_the_spelling_of_the_paths():
+    with pytest.raises(ValueError, match=says("'encoder/fc' matches no leaf")) as caught:
+        jaxprune.plan(DOTS, 0.5, exclude="encoder/fc")
+    assert r"exclude='encoder\\.fc\\..*'" in str(caught.value)
+    with pytest.raises(ValueError, match=says("exclude='encoder/fc/.*'")):
+        jaxprune.plan(SLASHES, 0.5, exclude=r"encoder\.fc")
+
+
 def test_training_and_pruning_once_follow_the_same_spelling():
     params = {
         path: jnp.asarray(np.random.default_rng(0).normal(size=shape))
