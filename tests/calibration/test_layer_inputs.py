@@ -15,7 +15,7 @@ from jax.sharding import AxisType, PartitionSpec as P
 from real_layers import LAYERS
 
 import jaxprune
-from calibration_oracles import correlated, normal
+from calibration_oracles import correlated, normal, wanda_oracle
 from helpers import assert_same, make_mesh, says
 from jaxprune import layer_inputs, layer_inputs_nnx, moments, sparsegpt, wanda
 from jaxprune._calibration.kernel_view import KernelView
@@ -265,6 +265,27 @@ def test_inputs_survive_a_file(tmp_path):
 
 
 # Pruning with them.
+
+
+PRUNED = ("equinox_attention", "haiku_conv", "jax_experts_ragged", "linen_conv_groups")
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_wanda_of_real_layers_is_its_oracle_on_the_matrices(name):
+    layer, variables, batch = real_case(name)
+    inputs = layer_inputs(layer.apply_fn, variables, *batch)
+    program = array_program(layer.apply_fn, variables, batch)
+    leaves = dict(zip(program.paths, map(np.asarray, program.leaves), strict=True))
+    params = {path: normal(*leaves[path].shape) for path in inputs}  # without ties
+    _, masks = wanda(params, inputs, 0.5)
+    for path, leaf in params.items():
+        gram = np.asarray(inputs[path].gram)
+        view = view_of(leaf, inputs.roles[path], gram)
+        gram = gram.reshape(view.n_matrices, *gram.shape[-2:])
+        matrices, mask = view.matrices(leaf), view.matrices(np.asarray(masks[path]))
+        for i, matrix in enumerate(matrices):
+            roots = np.sqrt(np.diagonal(gram[i]))  # one row of inputs with these norms
+            np.testing.assert_array_equal(mask[i], wanda_oracle(matrix, roots[None], 0.5)[1])
 
 
 class Model(nn.Module):
