@@ -172,6 +172,41 @@ def test_a_while_loop_of_unknown_length_looks_up_its_layers():
     np.testing.assert_array_equal(gram, [x.T @ x, hidden.T @ hidden, np.zeros((4, 4))])
 
 
+def test_products_with_parts_of_the_rows_fill_parts_of_the_moments():
+    x, params = integers(5, 6), {"w": integers(6, 3)}
+    blocks = np.kron(np.eye(3), np.ones((2, 2))) * np.asarray(x.T @ x)  # 3 parts of 2 inputs
+
+    def sliced(p, x):
+        return [x[:, i : i + 2] @ p["w"][i : i + 2] for i in (0, 2, 4)]
+
+    def batched(p, x):
+        return jnp.einsum("bgi,gio->bgo", x.reshape(5, 3, 2), p["w"].reshape(3, 2, 3))
+
+    def looped(p, x):
+        def add(i, total):
+            part = lax.dynamic_slice(x, (0, 2 * i), (5, 2))
+            return total + part @ lax.dynamic_slice(p["w"], (2 * i, 0), (2, 3))
+
+        return lax.fori_loop(0, 3, add, jnp.zeros((5, 3)))
+
+    def scanned(p, x):
+        parts = x.reshape(5, 3, 2).swapaxes(0, 1), p["w"].reshape(3, 2, 3)
+        return lax.scan(lambda total, xw: (total + xw[0] @ xw[1], None), jnp.zeros((5, 3)), parts)
+
+    for model in (sliced, batched, looped, scanned):
+        np.testing.assert_array_equal(layer_inputs(model, params, x)["w"].gram, blocks)
+
+
+def test_groups_of_outputs_with_inputs_of_their_own_have_moments_of_their_own():
+    x, params = integers(5, 3, 4), {"w": integers(4, 6)}
+    inputs = layer_inputs(
+        lambda p, x: jnp.einsum("bgi,igo->bgo", x, p["w"].reshape(4, 3, 2)), params, x
+    )
+    count, gram = inputs["w"]
+    assert count.tolist() == [5, 5, 5]
+    np.testing.assert_array_equal(gram, jnp.einsum("bgi,bgk->gik", x, x))
+
+
 # Batches.
 
 
