@@ -37,7 +37,7 @@ def masks(n: int, dtype: str) -> list[Row]:
     calls, failures = _that_run(methods(w, n_keep, only_jaxprune=True) | _sorts(w, n_keep))
     times = interleaved(calls, rounds=_ROUNDS, slow=5.0)
     about = {"case": "mask", "n": n, "dtype": dtype}
-    rows = [about | {"method": name, "error": reason} for name, reason in failures.items()]
+    rows = [about | {"method": name, "failed": reason} for name, reason in failures.items()]
     for name, timing in times.items():
         row = about | {"method": name, "gigabytes": w.nbytes / 1e9} | timing._asdict()
         row["x_jaxprune"] = timing.median_ms / times[COLD].median_ms
