@@ -11,9 +11,9 @@ of compiling. All other numbers are read from the compiled programs.
 - layer: Wanda, SparseGPT and `packed_matmul` of one kernel of 4096 x 11008.
 - fire: the firing step of the 70B transformer of `scale_plan`, on 256 devices.
 
-Devices are one or eight, on Auto and Explicit axes. All programs are compiled for an H100; those of
-float32 also for an A100, on the three places where a leaf is on one device or sharded. `--target`
-compiles everything for one of them, or for a GPU described in a file.
+Devices are one or eight, on Auto and Explicit axes. `--target` compiles every program for an H100,
+an A100 or a GPU described in a file, with both dtypes on all of these. Without it, a part of that
+is compiled: what differs most on an H100, and float32 on an A100.
 
 Bytes are for each weight that a device holds. The bytes of a pass follow from the shapes that its
 kernels read and write. Without a GPU, XLA compiles `sort` to a slower algorithm with other scratch
@@ -39,12 +39,12 @@ from benchmarks.gpu_limits import worst_checks
 from benchmarks.gpu_reading import about, place, rows_of, step_row
 from benchmarks.gpu_targets import A100, H100, Target
 
-_DTYPES = ("float32", "bfloat16")
-_PLACES = ((1, AUTO), (8, AUTO), (8, EXPLICIT), (1, EXPLICIT))
 _POD = 256
-# For each target: dtypes and places. `prepare` chooses another target.
-_ALL = (_DTYPES, _PLACES)
-_chosen: dict[Target, Any] = {H100: _ALL, A100: (_DTYPES[:1], _PLACES[:3])}
+_PLACES = ((1, AUTO), (8, AUTO), (8, EXPLICIT), (1, EXPLICIT))
+_ALL = tuple((dtype, *where) for dtype in ("float32", "bfloat16") for where in _PLACES)
+_OTHERS = (("float32", 1, AUTO), ("float32", 8, EXPLICIT))
+# For each target: dtype, number of devices and axes of its programs. `prepare` chooses another.
+_chosen: dict[Target, Any] = {H100: (*_ALL[:3], ("bfloat16", 1, AUTO)), A100: _OTHERS}
 # The results that hold the number of passes.
 _PASSES = Path(__file__).parent / "results" / "scale_plan-cpu.json"
 
@@ -95,19 +95,17 @@ def cases(quick: bool) -> list[Case]:
         run = partial(step_row, H100, "unstructured", 1, AUTO, "float32")
         return [Case("step unstructured", lambda: [run()])]
     all_cases = []
-    for target, (dtypes, places) in _chosen.items():
-        for n_devices, axes in places:
-            for dtype in dtypes:
-                where = f"{target.name} {n_devices} {axes.name} {dtype}"
-                compare = (target, dtype) == (H100, "float32")
-                run = partial(masks, target, n_devices, axes, dtype, compare=compare)
-                all_cases.append(Case(f"mask {where}", run))
-                for kind in gpu_kinds.STEPS:
-                    step = partial(step_row, target, kind, n_devices, axes, dtype)
-                    all_cases.append(Case(f"step {kind} {where}", lambda step=step: [step()]))
-        for dtype in dtypes:
-            name = f"layer {target.name} 1 Auto {dtype}"
-            all_cases.append(Case(name, partial(layers, target, dtype)))
+    for target, combinations in _chosen.items():
+        for dtype, n_devices, axes in combinations:
+            where = f"{target.name} {n_devices} {axes.name} {dtype}"
+            compare = (target, dtype) == (H100, "float32")
+            run = partial(masks, target, n_devices, axes, dtype, compare=compare)
+            all_cases.append(Case(f"mask {where}", run))
+            for kind in gpu_kinds.STEPS:
+                step = partial(step_row, target, kind, n_devices, axes, dtype)
+                all_cases.append(Case(f"step {kind} {where}", lambda step=step: [step()]))
+            if (n_devices, axes) == (1, AUTO):
+                all_cases.append(Case(f"layer {where}", partial(layers, target, dtype)))
     layouts = [name for name in scale_plan.LAYOUTS if name.startswith("stacked")]
     target = next(iter(_chosen))
     return all_cases + [

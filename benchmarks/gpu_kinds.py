@@ -45,7 +45,7 @@ _HALF = jaxprune.cubic_schedule(0.5, begin_step=0, end_step=10_000, every=100)
 _KEEP = 0.2
 
 # The names of masks that are not made by sorting.
-OWN_MASKS = ("topk_mask(scores)", "topk_mask(abs(w))")
+OWN_MASKS = ("topk_mask(scores)", "topk_mask(w, score=jnp.abs)", "topk_mask(abs(w))")
 
 
 class Place(NamedTuple):
@@ -185,14 +185,16 @@ def masks(where: Place, dtype: str, *, sorting: bool) -> dict[str, Program]:
     n_keep = round(_KEEP * math.prod(shape))
     n_weights = math.prod(w.sharding.shard_shape(shape))
 
-    def of_scores(scores: jax.Array) -> jax.Array:
-        return jaxprune.topk_mask(scores, n_keep)
-
-    by_name: dict[str, Any] = {OWN_MASKS[0]: of_scores}
-    names = {"jaxprune": OWN_MASKS[1], "sort": "jnp.sort", "top_k": "lax.top_k"}
-    by_name |= {names.get(name, name): method for name, method in methods(n_keep).items()}
-    chosen = by_name if sorting else OWN_MASKS
-    return {name: Program(by_name[name], (w,), n_weights) for name in chosen}
+    by_name: dict[str, Any] = {
+        OWN_MASKS[0]: partial(jaxprune.topk_mask, n_keep=n_keep),
+        OWN_MASKS[1]: partial(jaxprune.topk_mask, n_keep=n_keep, score=jnp.abs),
+        OWN_MASKS[2]: lambda w: jaxprune.topk_mask(jnp.abs(w), n_keep),
+    }
+    if sorting:
+        sorts = methods(n_keep)
+        by_name |= {"argsort": sorts["argsort"], "jnp.sort": sorts["sort"]}
+        by_name["lax.top_k"] = sorts["top_k"]
+    return {name: Program(method, (w,), n_weights) for name, method in by_name.items()}
 
 
 def layers(where: Place, dtype: str) -> dict[str, Program]:

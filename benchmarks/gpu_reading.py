@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -64,8 +64,10 @@ def numbers(built: Compiled, program: Program) -> Row:
 def _by_region(all_regions: Sequence[Region], program: Program) -> Row:
     """Kernels and bytes of the entry, of the trip of a fire, and of a pass of the search.
 
-    In a step a pass is a loop in the loop of the fire, and elsewhere the innermost loop.
+    In a step a pass is a loop in the loop of the fire, and elsewhere the innermost loop. There may
+    be a search among keys and one among ties: each number of a pass is the larger one.
     """
+    most = partial(max, default=0)
     deepest = max(region.depth for region in all_regions)
     passes = [r for r in all_regions if r.depth >= (2 if program.is_step else max(deepest, 1))]
     fire = [r for r in all_regions if r.depth == 1] if program.is_step else []
@@ -75,11 +77,11 @@ def _by_region(all_regions: Sequence[Region], program: Program) -> Row:
         "fire_kernels": sum(len(r.kernels) for r in fire),
         "fire_bytes_per_weight": sum(r.n_read + r.n_written for r in fire) / n,
         "searches": len(passes),
-        "pass_kernels": max((len(r.kernels) for r in passes), default=0),
-        "pass_read_per_weight": sum(r.n_read for r in passes) / n,
-        "pass_written_per_weight": sum(r.n_written for r in passes) / n,
-        "pass_collectives": max((len(r.collectives) for r in passes), default=0),
-        "pass_collective_bytes": sum(size for r in passes for _, size in r.collectives),
+        "pass_kernels": most(len(r.kernels) for r in passes),
+        "pass_read_per_weight": most(r.n_read / n for r in passes),
+        "pass_written_per_weight": most(r.n_written / n for r in passes),
+        "pass_collectives": most(len(r.collectives) for r in passes),
+        "pass_collective_bytes": most(sum(k for _, k in r.collectives) for r in passes),
     }
 
 
@@ -99,7 +101,7 @@ def step_row(target: Target, kind: str, n_devices: int, axes: Any, dtype: str) -
     return row
 
 
-@functools.cache
+@cache
 def _alone(target: Target, kind: str, n_devices: int, axes: Any, dtype: str) -> int:
     """Kernels of the step of adamw alone, with the params of a kind."""
     program = gpu_kinds.reference(kind, place(target, n_devices, axes), dtype)

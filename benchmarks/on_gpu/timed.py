@@ -48,7 +48,7 @@ def masks(n: int, dtype: str) -> list[Row]:
 
 
 def _mask(w: jax.Array, n_keep: int) -> jax.Array:
-    return jaxprune.topk_mask(jnp.abs(w), n_keep)
+    return jaxprune.topk_mask(w, n_keep, score=jnp.abs)
 
 
 @jax.jit

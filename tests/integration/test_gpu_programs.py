@@ -81,7 +81,8 @@ def test_a_step_is_read_next_to_its_optimizer():
     program = gpu_kinds.step("unstructured", where, "float32")
     hlo = jax.jit(program.function).lower(*program.arguments).compile().as_text()
     row = gpu_reading.numbers(gpu_reading.Compiled(hlo, 10**6, 1.0, 2.0), program)
-    assert (row["weights"], row["temp_per_weight"], row["searches"]) == (10**7, 0.1, 1)
+    assert (row["weights"], row["temp_per_weight"]) == (10**7, 0.1)
+    assert row["searches"] >= 1
     assert min(row[f"{part}_kernels"] for part in ("entry", "fire", "pass")) > 0
     assert row["pass_read_per_weight"] >= 4  # the weights at least
 
