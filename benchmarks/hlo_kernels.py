@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
@@ -91,6 +91,13 @@ def n_bytes(result: str) -> int:
         math.ceil(_bits(dtype) * math.prod(int(n) for n in shape.split(",") if n) / 8)
         for dtype, shape in _ARRAY.findall(result)
     )
+
+
+def workspace(all_regions: Iterable[Region]) -> int:
+    """Bytes of the largest scratch memory that a library call asks for, as an array of int8."""
+    calls = [k for r in all_regions for k in r.kernels if k.opcode == "custom-call"]
+    scratch = [size for call in calls for size in re.findall(r"\bs8\[(\d+)\]", call.result)]
+    return max(map(int, scratch), default=0)
 
 
 def _bits(dtype: str) -> int:

@@ -67,6 +67,13 @@ def test_kernels_and_bytes_are_those_of_the_loop_in_which_they_are():
     assert not entry.collectives
 
 
+def test_the_scratch_memory_of_a_library_is_told_apart():
+    product = '(f32[4,4]{1,0}, s8[4096]{0}) custom-call(%a, %b), custom_call_target="cublas"'
+    text = TEXT.replace("s32[7]{0} copy(%constant_1)", product)
+    assert hlo_kernels.workspace(hlo_kernels.regions(text)) == 4096
+    assert hlo_kernels.workspace(hlo_kernels.regions(TEXT)) == 0
+
+
 @pytest.mark.parametrize(
     "text, size",
     (("f32[8,4]{1,0}", 128), ("(pred[3]{0}, /*index=1*/bf16[2,2]{1,0}, token[])", 11))
