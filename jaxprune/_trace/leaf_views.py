@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxprune._trace.tracer import EquationPath
 
-_MAX_TABLE = 2**22  # entries of a merged axis that no longer has digits
+MAX_TABLE = 2**23  # entries of a table; a longer axis can be followed as long as it has digits
 
 
 class UnclearError(Exception):
@@ -132,7 +132,8 @@ class View:
 
     def is_empty(self) -> bool:
         """Whether no entry of the array is from the leaf."""
-        return any(not digit.mask().any() for axis in self.axes for digit in axis)
+        digits = [digit for axis in self.axes for digit in axis]
+        return any(d.size == 0 or (d.present is not None and not d.present.any()) for d in digits)
 
     def key(self) -> tuple[object, ...]:
         """A hashable value that is equal for equal views."""
@@ -209,7 +210,7 @@ def table(digits: Digits) -> Digit:
         return digits[0]
     shape = [digit.size for digit in digits]
     size = math.prod(shape)
-    if size > _MAX_TABLE:
+    if size > MAX_TABLE:
         raise UnclearError(f"a merged axis of length {size} is cut at another place")
     indices = np.unravel_index(np.arange(size), shape) if digits else ()
     steps: dict[int, np.ndarray] = {}
@@ -222,8 +223,27 @@ def table(digits: Digits) -> Digit:
     return Digit(size, steps, None if present.all() else present, unknown)
 
 
-def take(digits: Digits, index: np.ndarray) -> Digits:
-    """An axis after indexing it with an integer array; index -1 is not from the leaf."""
+def index_range(start: int, stop: int, step: int = 1) -> np.ndarray:
+    """The indices of a slice, for `take`.
+
+    Raises:
+      UnclearError: there are too many.
+    """
+    size = len(range(start, stop, step))
+    if size > MAX_TABLE:
+        raise UnclearError(f"{size} entries of a longer axis are taken")
+    return np.arange(start, stop, step)
+
+
+def take(digits: Digits, index: np.ndarray | None) -> Digits:
+    """An axis after indexing it.
+
+    Args:
+      digits: of the axis.
+      index: integers, where -1 is an entry that is not from the leaf. None takes the whole axis.
+    """
+    if index is None:
+        return digits
     size = size_of(digits)
     if len(index) == size and np.array_equal(index, np.arange(size)):
         return digits
@@ -259,6 +279,9 @@ def split(digits: Digits, sizes: Sequence[int]) -> list[Digits]:
 
 def _cut(digit: Digit, size: int) -> tuple[Digit, Digit]:
     """A digit cut in two, the second of this size."""
+    if not digit.steps and digit.present is None:
+        rows = digit.size // size
+        return Digit(rows, unknown=digit.unknown), Digit(size, unknown=digit.unknown)
     present = digit.mask().reshape(-1, size)
     rows, columns = np.any(present, axis=1), np.any(present, axis=0)
     if (present != rows[:, None] & columns).any():

@@ -19,6 +19,7 @@ from jaxprune._trace.leaf_views import (
     View,
     Views,
     blank,
+    index_range,
     size_of,
     table,
     take,
@@ -52,9 +53,9 @@ def _sliced(
     length = size_of(view.axes[k])
     known = _known_positions(position)
     start = 0 if known is None else int(np.clip(known, 0, (n or length) - size))
-    index = np.arange(start, start + size)
+    index = index_range(start, start + size)
     if n is not None:
-        index = np.full(n, -1)
+        index = np.full_like(index_range(0, n), -1)
         index[start : start + size] = np.arange(size)
     sliced = _indexed_axis(view, k, index)
     if known is not None or n is not None:

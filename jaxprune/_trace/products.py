@@ -20,9 +20,9 @@ program is followed again with what was found, until nothing changes.
 import math
 from typing import Any
 
-from jaxprune._trace.leaf_views import Value, leaf_view
+from jaxprune._trace.leaf_views import MAX_TABLE, Value, View, leaf_view
 from jaxprune._trace.tracer import EquationPath
-from jaxprune._trace.view_tracer import Activations, Product, ViewTracer
+from jaxprune._trace.view_tracer import Activations, Product, Unclear, ViewTracer
 
 Later = dict[tuple[EquationPath, int], set[str]]
 
@@ -67,13 +67,19 @@ def _with_stacks(product: Product, later: Later, path: EquationPath) -> Product:
 def _followed(jaxpr: Any, n_leaves: int, activations: Activations) -> ViewTracer:
     """The tracer after it has followed a program."""
     operands = []
+    too_long = []
     for k, var in enumerate(jaxpr.jaxpr.invars):
         shape = tuple(var.aval.shape)
         is_data = k >= n_leaves or k in activations.leaves
-        has_view = not is_data and math.prod(shape) > 0
+        if not is_data and max(shape, default=0) > MAX_TABLE:
+            too_long.append(View(k, (), ()))
+        has_view = not is_data and math.prod(shape) > 0 and max(shape, default=1) <= MAX_TABLE
         operands.append(Value(shape, (leaf_view(k, shape),) if has_view else (), is_data))
     # Without inputs, the arrays that the function closes over may be inputs.
     tracer = ViewTracer(activations, constants_are_data=len(operands) == n_leaves)
+    if too_long:
+        reason = f"it has an axis of more than {MAX_TABLE:,} entries"
+        tracer.unclear[()] = Unclear(tuple(too_long), reason)
     consts = tracer.constants(jaxpr.jaxpr, jaxpr.consts)
     outputs = tracer.run(jaxpr.jaxpr, consts, operands)
     looked_up = tuple(view for x in outputs if x.is_data for view in x.views)

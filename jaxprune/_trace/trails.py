@@ -15,10 +15,15 @@ multiplied with keys, which are data.
 from collections.abc import Sequence
 from typing import Any
 
-from jaxprune._trace.leaf_views import Digits, UnclearError, Value, Views
+from jaxprune._trace.leaf_views import MAX_TABLE, Digits, UnclearError, Value, Views, leaf_view
 from jaxprune._trace.view_rules import VIEW_RULES
 
 _MAX_TRAILS = 4  # of one array; a residual stream is a sum of the results of all layers
+
+
+def start(number: int, shape: tuple[int, ...]) -> Views:
+    """The trail of the result of a product, which is given a number."""
+    return () if max(shape, default=0) > MAX_TABLE else (leaf_view(number, shape),)
 
 
 def moved(eqn: Any, path: tuple[int | str, ...], operands: Sequence[Value]) -> list[Views]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune._trace import position_rules as positions
+from jaxprune._trace import position_rules
 from jaxprune._trace.constant_folding import ELEMENTWISE
 from jaxprune._trace.leaf_views import (
+    MAX_TABLE,
     Digit,
     Digits,
     UnclearError,
@@ -20,6 +21,7 @@ from jaxprune._trace.leaf_views import (
     View,
     Views,
     blank,
+    index_range,
     reshaped,
     size_of,
     take,
@@ -50,7 +52,9 @@ def _broadcast(view: View, shape: Sequence[int]) -> View:
 
 
 def _repeated(digits: Digits, size: int) -> Digits:
-    return digits if size_of(digits) == size else take(digits, np.zeros(size, int))
+    if size_of(digits) == size:
+        return digits
+    return take(digits, np.zeros(size, int)) if size <= MAX_TABLE else blank(size)
 
 
 def barrier(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
@@ -115,9 +119,14 @@ def bitcast(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Vie
 # Slices
 
 
-def _take_all(views: Views, indices: Sequence[np.ndarray]) -> Views:
-    """The views after indexing each axis by an array of its own."""
+def _take_all(views: Views, indices: Sequence[np.ndarray | None]) -> Views:
+    """The views after indexing each axis by an array of its own; None takes the whole axis."""
     return tuple(view.with_axes(map(take, view.axes, indices)) for view in views)
+
+
+def _along(axis: int, n_axes: int, index: np.ndarray) -> list[np.ndarray | None]:
+    """An index for one axis, and None for the others."""
+    return [index if k == axis else None for k in range(n_axes)]
 
 
 def slice_(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
@@ -125,25 +134,28 @@ def slice_(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[View
     params, shape = eqn.params, operands[0].shape
     strides = params["strides"] or [1] * len(shape)
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-    return [_take_all(operands[0].views, [np.arange(*bound) for bound in bounds])]
+    indices = [
+        None if bound == (0, size, 1) else index_range(*bound)
+        for bound, size in zip(bounds, shape, strict=True)
+    ]
+    return [_take_all(operands[0].views, indices)]
 
 
 def split(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
     """Cuts one axis into consecutive parts, one per result."""
-    sizes, axis = eqn.params["sizes"], eqn.params["axis"]
-    results = []
-    for stop, size in zip(np.cumsum(sizes).tolist(), sizes, strict=True):
-        indices = [np.arange(size) for size in operands[0].shape]
-        indices[axis] = np.arange(stop - size, stop)
-        results.append(_take_all(operands[0].views, indices))
-    return results
+    sizes, axis, n_axes = eqn.params["sizes"], eqn.params["axis"], len(operands[0].shape)
+    parts = zip(np.cumsum(sizes).tolist(), sizes, strict=True)
+    indices = [_along(axis, n_axes, index_range(stop - size, stop)) for stop, size in parts]
+    return [_take_all(operands[0].views, index) for index in indices]
 
 
 def rev(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
     """Reverses axes."""
-    indices = [np.arange(size) for size in operands[0].shape]
-    for k in eqn.params["dimensions"]:
-        indices[k] = indices[k][::-1]
+    reverse = eqn.params["dimensions"]
+    indices = [
+        index_range(size - 1, -1, -1) if k in reverse else None
+        for k, size in enumerate(operands[0].shape)
+    ]
     return [_take_all(operands[0].views, indices)]
 
 
@@ -151,15 +163,21 @@ def pad(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
     """Adds entries that are not from the leaf around and between those that are."""
     if operands[1].is_plain_data():
         return [()]
-    indices = []
-    config = zip(eqn.params["padding_config"], operands[0].shape, strict=True)
-    for size, ((low, _, between), n) in zip(eqn.outvars[0].aval.shape, config, strict=True):
-        index = np.full(size, -1)
-        positions = low + np.arange(n) * (between + 1)
-        inside = (positions >= 0) & (positions < size)
-        index[positions[inside]] = np.arange(n)[inside]
-        indices.append(index)
+    config = eqn.params["padding_config"]
+    indices = list(map(_padded, operands[0].shape, eqn.outvars[0].aval.shape, config))
     return [_take_all(operands[0].views, indices)]
+
+
+def _padded(n: int, size: int, config: tuple[int, int, int]) -> np.ndarray | None:
+    """Which of `n` indices each of `size` indices is after padding; -1 for padding."""
+    low, _, between = config
+    if n == size and (low, between) == (0, 0):
+        return None
+    index = np.full_like(index_range(0, size), -1)
+    places = low + index_range(0, n) * (between + 1)
+    inside = (places >= 0) & (places < size)
+    index[places[inside]] = np.arange(n)[inside]
+    return index
 
 
 def concatenate(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Views]:
@@ -170,12 +188,12 @@ def concatenate(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list
     views: list[View] = []
     start = 0
     for operand in operands:
-        indices = [np.arange(size) for size in shape]
-        indices[axis] = np.full(shape[axis], -1)
-        size = operand.shape[axis]
-        indices[axis][start : start + size] = np.arange(size)
-        start += size
-        views += _take_all(operand.views, indices)
+        stop = start + operand.shape[axis]
+        if operand.views:
+            index = index_range(0, shape[axis])
+            index = np.where((index >= start) & (index < stop), index - start, -1)
+            views += _take_all(operand.views, _along(axis, len(shape), index))
+        start = stop
     return [tuple(views)]
 
 
@@ -195,8 +213,7 @@ def unstack(eqn: Any, path: EquationPath, operands: Sequence[Value]) -> list[Vie
     """Takes each index of an axis by itself."""
     axis, results = eqn.params["axis"], []
     for k in range(operands[0].shape[axis]):
-        indices = [np.arange(size) for size in operands[0].shape]
-        indices[axis] = np.array([k])
+        indices = _along(axis, len(operands[0].shape), np.array([k]))
         views = [view.without_axes([axis]) for view in _take_all(operands[0].views, indices)]
         results.append(tuple(view for view in views if view is not None))
     return results
@@ -231,7 +248,7 @@ _SCATTERS = ("scatter", *(f"scatter{sign}{op}" for sign in "_-" for op in _SCATT
 VIEW_RULES: dict[str, ViewRule] = {
     **dict.fromkeys((*ELEMENTWISE, *_ALSO_ELEMENTWISE), elementwise),
     **dict.fromkeys(("optimization_barrier", "device_put"), barrier),
-    **dict.fromkeys(_SCATTERS, positions.scatter),
+    **dict.fromkeys(_SCATTERS, position_rules.scatter),
     "transpose": transpose,
     "squeeze": squeeze,
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"), reduction),
@@ -246,9 +263,9 @@ VIEW_RULES: dict[str, ViewRule] = {
     "stack": stack,
     "unstack": unstack,
     "tile": tile,
-    "dynamic_slice": positions.dynamic_slice,
-    "dynamic_update_slice": positions.dynamic_update_slice,
-    "gather": positions.gather,
-    "all_gather": positions.all_gather,
-    "all_gather_invariant": positions.all_gather,
+    "dynamic_slice": position_rules.dynamic_slice,
+    "dynamic_update_slice": position_rules.dynamic_update_slice,
+    "gather": position_rules.gather,
+    "all_gather": position_rules.all_gather,
+    "all_gather_invariant": position_rules.all_gather,
 }

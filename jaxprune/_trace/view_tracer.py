@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jaxprune._trace import trails
 from jaxprune._trace.equations import constant, inner_program, known_result
-from jaxprune._trace.leaf_views import Digits, UnclearError, Value, View, Views, blank, leaf_view
+from jaxprune._trace.leaf_views import Digits, UnclearError, Value, View, Views, blank
 from jaxprune._trace.operand_roles import PRODUCTS, OperandRoles
 from jaxprune._trace.position_rules import device_part
 from jaxprune._trace.tracer import EquationPath, is_literal, scan_counts
@@ -209,7 +209,7 @@ class ViewTracer:
         if not weights:
             return [()]
         self._results.append(self._path)
-        return [(leaf_view(len(self._results) - 1, shape),)]
+        return [trails.start(len(self._results) - 1, shape)]
 
     # Programs within programs
 
@@ -300,15 +300,13 @@ class ViewTracer:
     def shard_map(self, eqn: Any, operands: Sequence[Value]) -> list[Value]:
         """Follows the program of one device, whose arrays are parts of those outside."""
         inner = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
+        local = [tuple(var.aval.shape) for var in inner.invars]
         try:
-            parts = [
-                device_part(operand, tuple(var.aval.shape), self._path)
-                for operand, var in zip(operands, inner.invars, strict=True)
-            ]
+            parts = [device_part(*x, self._path) for x in zip(operands, local, strict=True)]
         except UnclearError as error:
             views = tuple(view for operand in operands for view in operand.views)
             self.unclear[self._path] = Unclear(views, str(error))
-            parts = [Value(tuple(v.aval.shape), (), True) for v in inner.invars]
+            parts = [Value(shape, (), True) for shape in local]
         shapes = [tuple(var.aval.shape) for var in eqn.outvars]
         return [
             Value(shape, value.views if value.shape == shape else (), value.is_data)

@@ -216,6 +216,28 @@ def test_a_model_of_70b_is_followed_as_shapes():
     assert roles.without["embed"] == "only indexed"
 
 
+def test_arrays_too_large_for_tables_are_followed_or_reported():
+    """Flattened kernels and batches of billions of entries; no table of them is made."""
+    big = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.int8)
+    leaves = {"w": big(2**17, 2**17), "table": big(2**24, 8), "cut": big(2**17, 2**17)}
+
+    def function(p, x):
+        padded = jnp.pad(p["w"].reshape(-1), (0, 0)).reshape(2**17, 2**17)
+        y = jnp.broadcast_to(x, (2**12, *x.shape)).reshape(-1, 2**17) @ padded
+        y = jnp.concatenate([y.reshape(-1)[::-1], y.reshape(-1)[1:]])
+        part = p["cut"].reshape(-1)[5 : 5 + 2**30].reshape(2**17, -1)
+        return y.sum() + p["table"][x[0, 0]].sum(), x @ part
+
+    roles = jaxprune.axis_roles(function, leaves, big(2**8, 2**17))
+    assert dict(roles) == {"w": ("in", "out")}
+    floats = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float16), leaves)
+    reasons = jaxprune.axis_roles(function, floats, big(2**8, 2**17)).without
+    assert reasons == {
+        "cut": "1073741824 entries of a longer axis are taken",
+        "table": "it has an axis of more than 8,388,608 entries",
+    }
+
+
 MISTAKES = [
     case(
         "swapped",
