@@ -416,10 +416,10 @@ CONFORMING = {
 every_conforming = pytest.mark.parametrize("create", CONFORMING.values(), ids=CONFORMING)
 
 
-@every_conforming
-def test_an_update_keeps_every_type_of_the_state_and_compiles_once(create):
+@pytest.mark.parametrize("kind", LIKE_OTHERS)  # test_conformance.py has the others
+def test_an_update_keeps_every_type_of_the_state_and_compiles_once(kind):
     params = small_params()
-    tx = create(optax.sgd(0.5, momentum=0.5))
+    tx = KINDS[kind](optax.sgd(0.5, momentum=0.5))
     traces = []
     update = jax.jit(lambda g, s, p: (traces.append(1), tx.update(g, s, p))[1])
     state = tx.init(params)

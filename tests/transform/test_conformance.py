@@ -81,7 +81,10 @@ def test_unknown_extra_args_are_ignored_and_a_second_call_compiles_nothing(creat
     tx, step = compiled(create)
     params, state = make_params(), tx.init(make_params())
     for _ in range(3):
-        _, state, params = step(params, state, params)
+        _, new, params = step(params, state, params)
+        chex.assert_trees_all_equal_structs(new, state)
+        assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)  # weak types too
+        state = new
     assert step._cache_size() == 1
 
 
