@@ -191,7 +191,7 @@ def test_haiku_models_shrink_but_for_params_whose_shape_is_in_the_code():
         x = jax.nn.relu(hk.Conv1D(8, 3)(x))
         x = jax.nn.relu(hk.Conv1D(8, 1, feature_group_count=2)(x))
         x = jax.nn.relu(hk.Linear(6)(x))
-        return hk.Linear(2)(x * hk.get_parameter("scale", [6], init=jnp.ones))
+        return hk.Linear(2)(x * hk.get_parameter("scale", [1, 1, 6], init=jnp.ones))
 
     model = hk.without_apply_rng(hk.transform(net))
     x = jnp.ones((2, 5, 3))

@@ -14,15 +14,15 @@ X = jax.random.normal(jax.random.key(0), (2, 3, 5))
 
 def layer_norm(p, x):
     x = x - x.mean(-1, keepdims=True)
-    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["scale"]
+    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["scale"][None, None]
 
 
 def rms_norm(p, x):
-    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["scale"]
+    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["scale"][None, None]
 
 
 def unit_norm(p, x):
-    return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6) * p["scale"]
+    return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6) * p["scale"][None, None]
 
 
 def stream(norm):

@@ -15,7 +15,7 @@ X = jnp.asarray(np.random.default_rng(9).integers(-2, 3, (3, 6)), jnp.float32)
 
 
 def dense(p, x):
-    return jax.nn.relu(x @ p["w"] + p["b"])
+    return jax.nn.relu(x @ p["w"] + p["b"][None])
 
 
 def residual(p, x):
@@ -50,12 +50,12 @@ def shifted(p, x):
 
 
 def weight_norm(p, x):
-    return x @ (p["w"] / jnp.linalg.norm(p["w"], axis=0) * p["b"])
+    return x @ (p["w"] / jnp.linalg.norm(p["w"], axis=0, keepdims=True) * p["b"][None])
 
 
 def safe_weight_norm(p, x):
-    norm = jnp.linalg.norm(p["w"], axis=0)
-    return x @ (p["w"] / jnp.where(norm == 0, 1.0, norm) * p["b"])
+    norm = jnp.linalg.norm(p["w"], axis=0, keepdims=True)
+    return x @ (p["w"] / jnp.where(norm == 0, 1.0, norm) * p["b"][None])
 
 
 def ratio(p, x):
@@ -71,7 +71,7 @@ def power(p, x):
 
 
 def sigmoid(p, x):
-    return jax.nn.sigmoid(x @ p["w"] + p["b"])
+    return jax.nn.sigmoid(x @ p["w"] + p["b"][None])
 
 
 # Each block, its number of outputs for a width, and whether it maps integers to integers.
@@ -121,7 +121,7 @@ def check_laws(blocks, width, seed):
     apply_fn, params = network([*blocks, dense], width, seed)
     run = jax.jit(apply_fn)
     exact = all(BLOCKS[block][1] for block in blocks)
-    x = X if exact else X + np.sqrt(np.array([2, 3, 5, 7, 11, 13], "f"))  # no sum of them is zero
+    x = X if exact else X + np.sqrt(np.array([[2, 3, 5, 7, 11, 13]], "f"))  # no sum of them is zero
     assert np.isfinite(run(params, x)).all()
     groups = jaxprune.channel_groups(apply_fn, params, x)
     sparse, _ = jaxprune.prune_params(params, 0.5, structure=groups, include=tuple(groups))

@@ -154,7 +154,7 @@ def similarity(activation):
     (
         (lambda x, w: jax.nn.sigmoid(x @ w), "logistic makes 0.5 of zero", "logistic"),
         (
-            lambda x, w: x @ (w / jnp.linalg.norm(w, axis=0)),
+            lambda x, w: x @ (w / jnp.linalg.norm(w, axis=0, keepdims=True)),
             "div makes a value that is not finite, such as 0 / 0",
             "div",
         ),

@@ -72,7 +72,7 @@ def second_factor(p, x):
 
 
 def to_picture(p, x):
-    return conv(relu((x @ p["w"] + p["b"]).reshape(len(x), 2, 2, -1)), p["k"])
+    return conv(relu((x @ p["w"] + p["b"][None]).reshape(len(x), 2, 2, -1)), p["k"])
 
 
 def depth_to_space(p, x):
@@ -107,7 +107,7 @@ def whole_groups(p, x):
     y = conv(x, p["k"]).reshape(*x.shape[:3], -1, 2)
     y = y - y.mean((1, 2, 4), keepdims=True)
     y = y * lax.rsqrt((y * y).mean((1, 2, 4), keepdims=True) + 1e-5)
-    y = y.reshape(*x.shape[:3], -1) * p["scale"] + p["bias"]
+    y = y.reshape(*x.shape[:3], -1) * p["scale"][None, None, None] + p["bias"][None, None, None]
     return conv(relu(y), p["o"])
 
 
@@ -147,8 +147,8 @@ def multi_query(p, x):
 
 def gru(p, x):
     def step(h, x):
-        xr, xz, xn = jnp.split(x @ p["wi"] + p["bi"], 3, -1)
-        hr, hz, hn = jnp.split(h @ p["wh"] + p["bh"], 3, -1)
+        xr, xz, xn = jnp.split(x @ p["wi"] + p["bi"][None], 3, -1)
+        hr, hz, hn = jnp.split(h @ p["wh"] + p["bh"][None], 3, -1)
         z = sigmoid(xz + hz)
         h = (1 - z) * jnp.tanh(xn + sigmoid(xr + hr) * hn) + z * h
         return h, h
@@ -161,7 +161,7 @@ def lstm(order):
     def apply_fn(p, x):
         def step(carry, x):
             c, h = carry
-            parts = jnp.split(x @ p["wi"] + h @ p["wh"] + p["b"], 4, -1)
+            parts = jnp.split(x @ p["wi"] + h @ p["wh"] + p["b"][None], 4, -1)
             gates = dict(zip(order, parts, strict=True))
             c = sigmoid(gates["f"]) * c + sigmoid(gates["i"]) * jnp.tanh(gates["g"])
             h = sigmoid(gates["o"]) * jnp.tanh(c)
