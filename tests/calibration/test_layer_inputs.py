@@ -179,6 +179,9 @@ def test_products_with_parts_of_the_rows_fill_parts_of_the_moments():
     def sliced(p, x):
         return [x[:, i : i + 2] @ p["w"][i : i + 2] for i in (0, 2, 4)]
 
+    def indexed(p, x):
+        return [x[:, 2 * i : 2 * i + 2] @ p["w"].reshape(3, 2, 3)[i] for i in range(3)]
+
     def batched(p, x):
         return jnp.einsum("bgi,gio->bgo", x.reshape(5, 3, 2), p["w"].reshape(3, 2, 3))
 
@@ -193,7 +196,7 @@ def test_products_with_parts_of_the_rows_fill_parts_of_the_moments():
         parts = x.reshape(5, 3, 2).swapaxes(0, 1), p["w"].reshape(3, 2, 3)
         return lax.scan(lambda total, xw: (total + xw[0] @ xw[1], None), jnp.zeros((5, 3)), parts)
 
-    for model in (sliced, batched, looped, scanned):
+    for model in (sliced, indexed, batched, looped, scanned):
         np.testing.assert_array_equal(layer_inputs(model, params, x)["w"].gram, blocks)
 
 
