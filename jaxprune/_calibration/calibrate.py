@@ -115,17 +115,17 @@ def wanda(
 
     Args:
       params: any tree, such as `variables["params"]` or `nnx.state(model, nnx.Param)`.
-      inputs: path of a kernel -> the inputs of its layer, or their `Moments`; see `linen_inputs`.
-        Inputs of a leaf with stack axes have these axes first.
+      inputs: what `layer_inputs` returns; or a mapping from the path of each kernel to the inputs
+        of its layer, or their `Moments`. Inputs of a leaf with stack axes have these axes first.
       sparsity: fraction of zeros, in [0, 1).
       include: leaves to prune, as in `prune`. Each of them needs inputs.
       exclude: leaves to leave out, as in `prune`.
       overrides: regex -> another sparsity for the leaves that it matches, or (n, m). The slices of
         a leaf with stack axes have the paths `w_up/0`, `w_up/1`, and so on.
       nm: (n, m) instead of `sparsity`. Groups of m lie along the `"in"` axes, flattened in order.
-      roles: of the axes of each leaf, as in `prune`. Without roles, leaves must have two axes and
-        are taken as (in, out); leaves named `weight` are refused, since torch and Equinox store
-        them as (out, in).
+      roles: of the axes of each leaf, as in `prune`; those of `layer_inputs` are the default.
+        Without roles, leaves must have two axes and are taken as (in, out); leaves named `weight`
+        are refused, since torch and Equinox store them as (out, in).
 
     Returns:
       The params, and bool masks (True = kept) at every leaf.
@@ -166,8 +166,8 @@ def sparsegpt(
     """Prunes every kernel of a model with `sparsegpt_kernel`.
 
     Every layer is fitted to the inputs that you pass, which the dense model produced. To fit each
-    layer to the outputs of the pruned layers before it, as the paper does, prune one layer at a
-    time with `include=`, and collect the inputs again after each.
+    layer to the outputs of the pruned layers before it, as the paper does, call
+    `prune_sequentially`.
 
     Args:
       params: any tree, such as `variables["params"]` or `nnx.state(model, nnx.Param)`.
