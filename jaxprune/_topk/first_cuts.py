@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxprune._base.float_bits import bits_of, order_key
 from jaxprune._topk.problem import Problem
-from jaxprune._topk.stacks import Pools
+from jaxprune._topk.stacks import Pools, Stack
 
 # Cuts counted in one read. XLA CPU fuses up to 15 reduction operands; 7 cost about one memory read.
 N_CUTS = 7
@@ -78,22 +78,47 @@ def _warm_steps(dtype: Any, key_dtype: Any) -> np.ndarray:
 
 
 def _samples(problem: Problem) -> list[tuple[np.ndarray, jax.Array]]:
-    """Samples the keys of every large leaf that is a pool of its own, on one device.
+    """Samples the keys of large pools: leaves of their own, or one pool of all leaves.
+
+    Only on one device, where rows may be picked at no cost.
 
     Returns:
       Some pools, and as many keys for each of them, [pools, n]. No pool comes twice.
     """
+    if not problem.one_device:
+        return []
+    if len(problem.pools.sizes) == 1:
+        return _sample_of_all(problem)
     samples: dict[int, list[tuple[np.ndarray, jax.Array]]] = {}
-    for stack in problem.stacks if problem.one_device else ():
+    for stack in problem.stacks:
         is_pool = all(problem.pools.sizes[pool] == stack.size for pool in stack.pool_of)
-        n = next((n for least, n in _SAMPLES if stack.size >= least), 0)
+        n = _sample_size(stack.size)
         if n and is_pool:
-            keys = problem.order_keys(jax.tree.map(functools.partial(_sample, n=n), stack.x))
-            samples.setdefault(n, []).append((stack.pool_of, keys))
+            samples.setdefault(n, []).append((stack.pool_of, _sampled_keys(stack, n, problem)))
     return [
         (np.concatenate([pools for pools, _ in of_size]), jnp.concatenate([k for _, k in of_size]))
         for of_size in samples.values()
     ]
+
+
+def _sample_of_all(problem: Problem) -> list[tuple[np.ndarray, jax.Array]]:
+    """`_samples` where all leaves are one pool: from each leaf a share that its size deserves."""
+    [size] = problem.pools.sizes
+    n = _sample_size(size)
+    stacks = [stack for stack in problem.stacks if stack.size * n >= size and not stack.is_sliced]
+    keys = [_sampled_keys(stack, stack.size * n // size, problem) for stack in stacks]
+    joined = [k.reshape(1, -1) for k in keys]
+    return [(np.zeros(1, int), jnp.concatenate(joined, axis=1))] if joined else []
+
+
+def _sample_size(size: int) -> int:
+    """How many of so many entries to sample; 0 if none."""
+    return next((n for least, n in _SAMPLES if size >= least), 0)
+
+
+def _sampled_keys(stack: Stack, n: int, problem: Problem) -> jax.Array:
+    """The keys of `n` entries of each member of a stack, [n_members, n]."""
+    return problem.order_keys(jax.tree.map(functools.partial(_sample, n=n), stack.x))
 
 
 def _sample(x: jax.Array, n: int) -> jax.Array:

@@ -114,6 +114,20 @@ def test_selection_from_sampled_leaves_is_exact(shape, dtype, monkeypatch):
             np.testing.assert_array_equal(mask_b, first(n_keep // 2, order_b, shape))
 
 
+def test_a_global_pool_of_sampled_leaves_is_exact(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    fn = jax.jit(lambda leaves, n: topk_masks(leaves, n, pool="global"))
+    shapes = ((40, 600), (40, 600), (31,), (16_411,))
+    for kind in KINDS:
+        leaves = [values(kind, shape, jnp.float32, key) for key, shape in enumerate(shapes)]
+        whole = np.concatenate([leaf.reshape(-1) for leaf in leaves])
+        order = ranking(whole)
+        for n_keep in (0, 1, whole.size // 10, whole.size - 1):
+            flat = np.concatenate([np.asarray(mask).reshape(-1) for mask in fn(leaves, n_keep)])
+            want = first(n_keep, order, whole.shape)
+            np.testing.assert_array_equal(flat, want, err_msg=f"{kind} {n_keep}")
+
+
 @pytest.mark.parametrize("score", (None, jnp.abs), ids=("signed", "magnitude"))
 @pytest.mark.parametrize("shape", ((219, 600), (131_101,)), ids=str)
 def test_a_search_that_ends_in_gathered_rows_is_exact(shape, score, monkeypatch):
