@@ -1,8 +1,7 @@
 """Finds out which axes of a model must have equal lengths, by following its jaxpr.
 
 Neuron 1 of a hidden layer is column 1 of one kernel, entry 1 of its bias and row 1 of the next
-kernel. Nobody declares that; it follows from the program. The tracer reads it off in one pass over
-the equations, without running them, for any JAX function.
+kernel. That follows from the program. The tracer reads it off in one pass over the equations.
 
 **Labels.** Every index of every param axis gets an integer, its label. Each equation passes the
 labels of its operands on to its results, so that each axis of each intermediate array has labels
@@ -13,10 +12,9 @@ have none either.)
 joins them: label by label, it puts the two into one set. Such a set of labels is a unit. The slices
 of params in a unit can only be removed together.
 
-**Factors.** Where an axis is split, as (2, 12) -> (2, 3, 4) splits the second, no index of it can
-be removed alone, but every fourth can, or four neighbours: its labels get the labels of the two new
-axes as factors, and go when one of their factors goes (see `label_sets`). Merging axes does the
-reverse.
+**Factors.** Where an axis is split, as in (12,) -> (3, 4), no index of it can be removed alone, but
+every fourth can, or four neighbours: its labels get those of the two new axes as factors, and go
+when one of them goes (see `label_sets`). Merging axes does the reverse.
 
 **Frozen units.** A unit that meets something whose length can't change is frozen, with a reason
 that users can read: it is joined to an axis without labels, a mean runs over it, or it passes
@@ -50,8 +48,8 @@ and the equations do this to the hidden axis (? is unknown):
 The units are {0, 2, 4} and {1, 3, 5}. The second is not frozen, and it is zero in the only product
 that sums over it: w[:, 1], b[1] and v[1] can be removed without changing the output.
 
-What a primitive does to the axes is a function in a table, `axis_rules.RULES`. The tracer only
-records facts; what they mean for removing units is decided in `units` and `groups`.
+What a primitive does to the axes is a function in a table, `axis_rules.RULES`. What the records
+mean for removing units is decided in `_shrink`.
 """
 
 import dataclasses
@@ -101,10 +99,10 @@ class Tracer:
       weight_links: pairs of label arrays of reshaped weights: where a product sums over the first
         label, it sums over the second, from which the first was made.
       equations: the operands and the results of every equation.
+      freeze_sums: whether axes that a sum or a mean runs over must stay.
     """
 
     def __init__(self, rules: dict[str, Rule], *, freeze_sums: bool = True):
-        """Args: the rules; whether axes that a sum or a mean runs over must stay."""
         self.freeze_sums = freeze_sums
         self.members: list[LeafSlice] = []
         self.units = LabelSets()
@@ -219,10 +217,9 @@ class Tracer:
           labels: of the old axis.
           sizes: the lengths of the new axes.
         """
-        grid = np.array(self.units.find_all(labels)).reshape(sizes)
-        axes = self._factored(grid)
+        axes = self._factored(np.array(self.units.find_all(labels)).reshape(sizes))
         if self._from_params:
-            indices = np.unravel_index(np.arange(grid.size), grid.shape)
+            indices = np.unravel_index(np.arange(len(labels)), sizes)
             pairs = zip(axes, indices, strict=True)
             self.weight_links += [(axis[i], labels) for axis, i in pairs if axis is not None]
         return axes
@@ -266,8 +263,7 @@ class Tracer:
     def tile(self, labels: np.ndarray | None, n_parts: int, *, forced: bool = False) -> None:
         """Records that an axis is cut into parts of equal length."""
         if labels is not None and n_parts > 1:
-            parts = labels.reshape(n_parts, -1)
-            self.tilings.append(Tiling(parts, self._path, forced))
+            self.tilings.append(Tiling(labels.reshape(n_parts, -1), self._path, forced))
 
     def join(self, axes: Sequence[Axis], place: str) -> Axis:
         """Joins axes that must have the same length, and returns the joined axis.
