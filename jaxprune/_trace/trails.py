@@ -18,7 +18,7 @@ from typing import Any
 from jaxprune._trace.leaf_views import MAX_TABLE, Digits, UnclearError, Value, Views, leaf_view
 from jaxprune._trace.view_rules import VIEW_RULES
 
-_MAX_TRAILS = 4  # of one array; a residual stream is a sum of the results of all layers
+_MAX_TRAILS = 12  # of one array; a residual stream is a sum of the results of all layers
 
 
 def start(number: int, shape: tuple[int, ...]) -> Views:

@@ -169,7 +169,7 @@ class ViewTracer:
         name, by_data = eqn.primitive.name, self._path in self._activations.products
         roles = PRODUCTS[name](eqn, left.shape, right.shape)
         self.products[self._path] = [
-            Product(name, k, view, *roles[k][:3], by_data or other.is_data)
+            Product(name, k, view, *roles[k][:3], other.is_data or (by_data and bool(other.views)))
             for k, (array, other) in enumerate(((left, right), (right, left)))
             if (not array.is_data or other.is_plain_data()) and roles[k].is_weight
             for view in array.views

@@ -226,12 +226,13 @@ def test_arrays_too_large_for_tables_are_followed_or_reported():
         y = jnp.broadcast_to(x, (2**12, *x.shape)).reshape(-1, 2**17) @ padded
         y = jnp.concatenate([y.reshape(-1)[::-1], y.reshape(-1)[1:]])
         part = p["cut"].reshape(-1)[5 : 5 + 2**30].reshape(2**17, -1)
-        return y.sum() + p["table"][x[0, 0]].sum(), x @ part
+        return y.sum() + p["table"][x[0, 0].astype(jnp.int32)].sum(), x @ part
 
     roles = jaxprune.axis_roles(function, leaves, big(2**8, 2**17))
     assert dict(roles) == {"w": ("in", "out")}
-    floats = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float16), leaves)
-    reasons = jaxprune.axis_roles(function, floats, big(2**8, 2**17)).without
+    as_float = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float16)
+    floats = jax.tree.map(as_float, leaves)
+    reasons = jaxprune.axis_roles(function, floats, as_float(big(2**8, 2**17))).without
     assert reasons == {
         "cut": "1073741824 entries of a longer axis are taken",
         "table": "it has an axis of more than 8,388,608 entries",
