@@ -77,7 +77,9 @@ def unfinished(paths: Sequence[str], leaves: Sequence[Any], state: PruneState) -
             name = _name(mask_paths, np.flatnonzero(member.progress.pool_of == account))
             in_masks |= dict.fromkeys(_masks_lack(name, member, int(account)))
             in_params |= dict.fromkeys(_params_lack(name, member, int(account)))
-    left = max((int(member.progress.fires_left) for member in members), default=0)
+    # A schedule of sparsity 0, as for masks that a user has set, has nothing left to do.
+    asked = [member.progress for member in members if np.any(member.progress.due)]
+    left = max((int(progress.fires_left) for progress in asked), default=0)
     return Unfinished(left, tuple(in_masks), tuple(in_params))
 
 

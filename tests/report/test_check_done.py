@@ -132,7 +132,7 @@ def test_dense_params_are_not_judged(form):
     target=st.sampled_from((0.0, 0.3, 0.75)),
     interrupted=st.integers(0, 12),
 )
-def test_done_means_that_no_fire_is_left(steps, target, interrupted):
+def test_done_means_that_no_fire_is_left_that_drops_weights(steps, target, interrupted):
     begin, length, every = steps
     schedule = jaxprune.linear_schedule(target, begin, begin + length, every)
     tx = optax.chain(sgd(), jaxprune.prune(schedule, distribution=jaxprune.erk))
@@ -143,7 +143,7 @@ def test_done_means_that_no_fire_is_left(steps, target, interrupted):
         params = optax.apply_updates(params, updates)
     left = sum(step >= interrupted for step in schedule.fire_steps)
     assert jaxprune.metrics(state)["prune/fires_left"] == left
-    if not left:
+    if not left or not target:  # a schedule of sparsity 0 promises nothing
         jaxprune.check(params, state, done=True)
         return
     with pytest.raises(ValueError, match=f"{left} fires? (is|are) left"):
@@ -222,3 +222,13 @@ def test_masks_of_leaves_that_are_not_pruned_do_not_count():
         assert applied["w"].tolist()[0][0] == 0
     assert jaxprune.metrics(state)["prune/n_zero"] == 2
     assert "prune/sparsity/lora_b" not in jaxprune.metrics(state, per_leaf=True)
+
+
+def test_a_schedule_that_asks_for_nothing_is_done_with_the_masks_that_were_set():
+    params = {"kernel": jnp.array([[0.0, 2.0], [3.0, 0.0]]), "bias": jnp.ones(2)}
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.0, 5))
+    state = jaxprune.set_masks(tx.init(params), jaxprune.masks_from_params(params))
+    jaxprune.check(params, state, done=True)
+    params["kernel"] = jnp.ones((2, 2))
+    with pytest.raises(ValueError, match="kernel: 2 of 2 dropped weights are not zero"):
+        jaxprune.check(params, state, done=True)
