@@ -27,6 +27,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_every_case_runs_and_is_exact(run, capsys):
     status, written = run()
     assert status == 0
