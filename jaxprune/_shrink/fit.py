@@ -5,6 +5,10 @@ is blamed on the groups whose units are on the axes of the equation that shows i
 The other groups are then tried without the blamed ones, and the blamed ones on their own. So groups
 that only fit together stay together, and the number of trials does not grow with the number of
 layers: usually, one more is needed for each kind of reason.
+
+The parts of an axis that is cut evenly may only fit if they lose equal numbers of units. So if a
+part is refused by the equation that cuts the axis, everything is tried again with equal numbers.
+That equation may only be reached once other groups, which make the model fail before, are refused.
 """
 
 import itertools
@@ -50,13 +54,15 @@ def accept(
     while True:
         groups = groups_with(imposed)
         fit = _Fit(model, program, tracer, groups, allow_means)
-        seen = fit.try_all()
         others = [tiling for tiling in tracer.tilings if not any(t is tiling for t in imposed)]
+        seen = fit.try_all()
         more = [tiling for difference in seen for tiling in cut_at(others, difference.path)]
+        refused = {} if more else fit.refusals(seen)
+        more = more or fit.tilings_of_refused(others)
         if not more:
             break
         imposed += more
-    for number, difference in fit.refusals(seen).items():
+    for number, difference in refused.items():
         groups[number].refuse(difference.reason, difference.place)
     for number, difference in fit.changes().items():
         groups[number].changes = f"{difference.reason} ({difference.place})"
@@ -99,6 +105,21 @@ class _Fit:
         self._kept = self._solve([], self._candidates, seen)
         self._retry_together()
         return self.refused
+
+    def tilings_of_refused(self, tilings: Iterable[Tiling]) -> list[Tiling]:
+        """The tilings whose parts were refused by the equation that cuts them.
+
+        These parts may fit together. `try_all` does not show such tilings if the model fails before
+        it reaches them.
+        """
+        return [
+            tiling
+            for tiling in tilings
+            if any(
+                cut_at([tiling], difference.path) and number in self._groups_of(tiling.parts)
+                for number, difference in self.refused.items()
+            )
+        ]
 
     def changes(self) -> dict[int, Difference]:
         """The groups that fit only because means may run over fewer entries."""
@@ -209,12 +230,16 @@ class _Fit:
         """The groups that have units on the axes of an equation."""
         if path not in self._at:
             arrays = self._tracer.equations[path]
-            labels = [
-                axis.labels
+            groups = [
+                self._groups_of(axis.labels)
                 for array in (*arrays.operands, *arrays.results)
                 for axis in array.axes
                 if axis.labels is not None
             ]
-            groups = [np.unique(self._group_of[self._units_of[axis]]) for axis in labels]
-            self._at[path] = frozenset(n for part in groups for n in part.tolist() if n >= 0)
+            self._at[path] = frozenset().union(*groups)
         return self._at[path]
+
+    def _groups_of(self, labels: np.ndarray) -> frozenset[int]:
+        """The groups that have units with these labels."""
+        numbers = np.unique(self._group_of[self._units_of[labels]])
+        return frozenset(number for number in numbers.tolist() if number >= 0)

@@ -121,6 +121,61 @@ def test_parts_of_equal_length_beside_a_refused_layer_shrink():
     assert any("hard-coded" in group.reason for group in report.refused)
 
 
+def split(n_parts):
+    """Cuts hidden units into equal parts, each of which has a kernel."""
+    return lambda p, h: sum(
+        part @ p[f"part{i}"] for i, part in enumerate(jnp.split(h, n_parts, -1))
+    )
+
+
+def sliced(p, h):
+    n = h.shape[-1] // 2
+    return h[:, :n] @ p["part0"] + h[:, n:] @ p["part1"]
+
+
+def joined_and_split(p, h):
+    both = jnp.concatenate([h, jnp.tanh(X @ p["b"])], -1)
+    return split(2)(p, both)
+
+
+CUTS = {"halves": (split(2), 2), "thirds": (split(3), 3), "slices": (sliced, 2)}
+CUTS["joined"] = (joined_and_split, 1)  # both parts are whole layers
+
+
+@pytest.mark.parametrize("order", ("bad worse cut", "bad cut worse", "cut bad worse"))
+@pytest.mark.parametrize("name", CUTS)
+def test_parts_of_equal_length_shrink_wherever_refused_layers_are(name, order):
+    cut, n_parts = CUTS[name]
+
+    def apply_fn(p, x):
+        y = 0.0
+        for layer in order.split():
+            h = jnp.tanh(x @ p[layer])
+            if layer == "cut":
+                y = y + cut(p, h)
+            else:
+                y = y + hard_coded(h) @ p[f"{layer}_out"]
+        return y
+
+    params = {"bad": jnp.ones((3, 8)), "worse": jnp.ones((3, 8)), "cut": jnp.ones((3, 4 * n_parts))}
+    params |= {"bad_out": jnp.ones((8, 2)), "worse_out": jnp.ones((8, 2))}
+    params |= {f"part{i}": jnp.ones((4, 2)) for i in range(max(n_parts, 2))}
+    params |= {"b": jnp.ones((3, 4))} if name == "joined" else {}
+    groups = jaxprune.channel_groups(apply_fn, params, X)
+    cut_leaves = {"cut", "b"} & params.keys()
+    assert set(groups) == {f"(params/)?{leaf}" for leaf in cut_leaves}
+    for layer in ("bad", "worse"):
+        (group,) = [g for g in groups.refused if (layer, 1) in g.members]
+        assert group.members == ((layer, 1), (f"{layer}_out", 0))
+        assert "hard-coded? TypeError" in group.reason
+    sparse, _ = jaxprune.prune_params(params, 0.5, structure=groups, include=tuple(groups))
+    small, _ = jaxprune.shrink(apply_fn, sparse, X)
+    shapes = {path: leaf.shape for path, leaf in params.items()}
+    shapes |= {leaf: (3, shapes[leaf][1] // 2) for leaf in cut_leaves}
+    shapes |= {path: (2, 2) for path in params if path.startswith("part")}
+    assert {path: leaf.shape for path, leaf in small.items()} == shapes
+
+
 def test_groups_that_only_fit_together_are_tried_together():
     def apply_fn(params, x):
         left, right = x @ params["left"], x @ params["right"]
@@ -213,7 +268,7 @@ class Blocks(nn.Module):
         return nn.Dense(3)(x)
 
 
-def trials(monkeypatch, model, x):
+def trials(monkeypatch, apply_fn, variables, x):
     """How often `channel_groups` makes a smaller program of a model, and its groups."""
     count = []
 
@@ -223,8 +278,7 @@ def trials(monkeypatch, model, x):
 
     differences_before = fit.differences
     monkeypatch.setattr(fit, "differences", differences)
-    variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    groups = jaxprune.channel_groups(model.apply, variables, x)
+    groups = jaxprune.channel_groups(apply_fn, variables, x)
     monkeypatch.setattr(fit, "differences", differences_before)
     return len(count), groups
 
@@ -232,12 +286,41 @@ def trials(monkeypatch, model, x):
 @pytest.mark.parametrize("attention", (False, True))
 def test_the_number_of_trials_does_not_grow_with_the_number_of_layers(monkeypatch, attention):
     x = jnp.ones((2, 5, 3))
-    good, _ = trials(monkeypatch, Blocks(3, attention=attention), x)
-    few, _ = trials(monkeypatch, Blocks(2, 1, attention), x)
-    many, groups = trials(monkeypatch, Blocks(6, 4, attention), x)
+
+    def trials_of(model):
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        return trials(monkeypatch, model.apply, variables, x)
+
+    good, _ = trials_of(Blocks(3, attention=attention))
+    few, _ = trials_of(Blocks(2, 1, attention))
+    many, groups = trials_of(Blocks(6, 4, attention))
     assert many <= few + 2
     assert good <= (5 if attention else 1)
     hard_coded = [g for g in groups.refused if "hard-coded" in g.reason]
     assert [g.members[0][0] for g in hard_coded] == ["params/Dense_10/kernel"]
     scaled = [g for g in groups.refused if "a constant is computed" in g.reason]
     assert len(scaled) == (6 if attention else 0)
+
+
+def test_the_number_of_trials_is_linear_in_refused_layers_and_cuts(monkeypatch):
+    def trials_of(n):
+        branches = {f"{kind}{i}": kind for i in range(n) for kind in ("bad", "cut")}
+
+        def apply_fn(p, x):
+            y = 0.0
+            for name, kind in branches.items():
+                h = jnp.tanh(x @ p[f"{name}_in"])
+                if kind == "bad":
+                    y = y + hard_coded(h) @ p[f"{name}_out"]
+                else:
+                    y = y + split(2)({f"part{k}": p[f"{name}_out{k}"] for k in range(2)}, h)
+            return y
+
+        params = {f"{name}_in": jnp.ones((3, 8)) for name in branches}
+        params |= {f"bad{i}_out": jnp.ones((8, 2)) for i in range(n)}
+        params |= {f"cut{i}_out{k}": jnp.ones((4, 2)) for i in range(n) for k in range(2)}
+        count, groups = trials(monkeypatch, apply_fn, params, X)
+        assert set(groups) == {f"(params/)?cut{i}_in" for i in range(n)}
+        return count
+
+    assert trials_of(6) <= 2 * trials_of(3) + 2
