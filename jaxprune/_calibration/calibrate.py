@@ -118,14 +118,16 @@ def wanda(
       inputs: what `layer_inputs` returns; or a mapping from the path of each kernel to the inputs
         of its layer, or their `Moments`. Inputs of a leaf with stack axes have these axes first.
       sparsity: fraction of zeros, in [0, 1).
-      include: leaves to prune, as in `prune`. Each of them needs inputs.
+      include: leaves to prune, as in `prune`. Each of them needs inputs, unless it has no weights.
       exclude: leaves to leave out, as in `prune`.
       overrides: regex -> another sparsity for the leaves that it matches, or (n, m). The slices of
         a leaf with stack axes have the paths `w_up/0`, `w_up/1`, and so on.
       nm: (n, m) instead of `sparsity`. Groups of m lie along the `"in"` axes, flattened in order.
-      roles: of the axes of each leaf, as in `prune`; those of `layer_inputs` are the default.
-        Without roles, leaves must have two axes and are taken as (in, out); leaves named `weight`
-        are refused, since torch and Equinox store them as (out, in).
+      roles: of the axes of each leaf, as in `prune`. Leaves to which you give none have those of
+        `layer_inputs`. Where an axis is `"out"` there, such as that of experts that all get the
+        same inputs, pass `"stack"` to prune each of its indices as a kernel of its own. Without
+        roles, leaves must have two axes and are taken as (in, out); leaves named `weight` are
+        refused, since torch and Equinox store them as (out, in).
 
     Returns:
       The params, and bool masks (True = kept) at every leaf.

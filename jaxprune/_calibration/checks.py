@@ -219,13 +219,20 @@ def check_paths(
             "params, such as variables['params']."
         )
     if missing := [path for path in chosen if path not in inputs]:
-        own = {_own_path(path, set(paths)): reason for path, reason in reasons.items()}
-        known = [f"{shown_path(path)}: {own[path]}" for path in missing[:8] if own.get(path)]
-        why = "Either these are in no product, or the layers did not run."
-        if known:
-            why = f"The reasons are: {'; '.join(known)}."
-        rules = [rule_for(path) for path in missing[:8]]
-        raise ValueError(
-            f"{function}: there are no inputs for {listed(missing)}. {why} Leave them out with "
-            f"exclude={rules}, or pass their inputs."
-        )
+        raise _missing_inputs(function, missing, paths, reasons)
+
+
+def _missing_inputs(
+    function: str, missing: Sequence[str], paths: Sequence[str], reasons: Mapping[str, str]
+) -> ValueError:
+    """The error about leaves without inputs, each with the reason if it is known."""
+    own = {_own_path(path, set(paths)): reason for path, reason in reasons.items()}
+    unknown = "in no product, or its layer did not run"
+    leaves = [f"{shown_path(path)} ({own.get(path) or unknown})" for path in missing[:8]]
+    more = f", and {len(missing) - 8} more" if len(missing) > 8 else ""
+    rules = [rule_for(path) for path in missing[:8]]
+    it, its, rule = ("it", "its", repr(rules[0])) if len(missing) == 1 else ("them", "their", rules)
+    return ValueError(
+        f"{function}: there are no inputs for {', '.join(leaves)}{more}. Leave {it} out with "
+        f"exclude={rule}, or pass {its} inputs."
+    )

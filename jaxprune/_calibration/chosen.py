@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import BadValue
-from jaxprune._base.paths import Rule, as_rules, listed, spec_of
+from jaxprune._base.paths import Rule, as_rules, listed, rule_for, shown_path, spec_of
 from jaxprune._calibration.kernel_view import KernelView, view_of
 from jaxprune._recipe import errors
 from jaxprune._recipe.choice import LeafRules, RuleUse
+from jaxprune._recipe.role_table import AxisRoles
 from jaxprune._recipe.roles import RoleRules, as_roles
 from jaxprune._recipe.unmatched import check_rules
 from jaxprune._recipe.user_rules import UserRules, as_include
@@ -64,16 +65,25 @@ class Rules(NamedTuple):
             raise errors.nothing_chosen(paths, choices, specs, include is None)
         return chosen
 
-    def views(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, KernelView]:
+    def views(
+        self, shapes: Mapping[str, tuple[int, ...]], collected: AxisRoles | None
+    ) -> dict[str, KernelView]:
         """How each chosen leaf forms matrices, by path.
+
+        Args:
+          shapes: of the chosen leaves, by path.
+          collected: the roles from `layer_inputs`, for leaves to which the user gives none.
 
         Raises:
           ValueError: listing all leaves whose roles are not known.
         """
         views, misfits = {}, []
+        known = as_roles(collected)
         for path, shape in shapes.items():
             try:
-                views[path] = view_of(path, shape, self.roles)
+                is_given = self.roles is not None and self.roles.of(path, shape) is not None
+                roles = self.roles if is_given or known is None else known
+                views[path] = view_of(path, shape, roles)
             except BadValue as error:
                 misfits.append((path, error))
         if misfits:
@@ -86,14 +96,50 @@ class Rules(NamedTuple):
         paths: Sequence[str],
         leaves: Sequence[Any],
         views: Mapping[str, KernelView],
+        *,
+        finds_roles: bool = False,
     ) -> None:
-        """Raises where an override matches no leaf and no slice of a leaf."""
+        """Raises where an override matches no leaf and no slice of a leaf.
+
+        Args:
+          params: the tree.
+          paths: of its leaves.
+          leaves: of the tree.
+          views: how the leaves that are pruned form matrices.
+          finds_roles: whether the function takes no roles from the user.
+        """
         slices = [name for path, view in views.items() for name in view.slice_paths(path)]
         pairs = [
             (rule, target.sparsity)
             for rule, target in self.overrides
             if not (isinstance(rule, str) and any(re.fullmatch(rule, name) for name in slices))
         ]
+        for rule, _ in pairs:
+            if isinstance(rule, str) and not any(re.fullmatch(rule, path) for path in paths):
+                _check_not_a_slice(rule, views, finds_roles)
         include, exclude, _ = self.leaves.spelled_for(paths)
         assigned = {"structure": (), "overrides": pairs}
         check_rules(UserRules(include, exclude, assigned), params, paths, leaves)
+
+
+def _check_not_a_slice(rule: str, views: Mapping[str, KernelView], finds_roles: bool) -> None:
+    """Raises where a regex names an index of an axis that is not a stack axis."""
+    for path, view in views.items():
+        outs = view.axes("out")
+        if view.stack or len(outs) < 2:
+            continue
+        if not any(re.fullmatch(rule, f"{path}/{k}") for k in range(view.shape[outs[0]])):
+            continue
+        roles = list(view.roles)
+        roles[outs[0]] = "stack"
+        fix = "To prune its slices one by one, pass {roles}; or override the leaf: {overrides}."
+        if finds_roles:
+            fix = "Override the whole leaf, {overrides}, or call wanda or sparsegpt with {roles}."
+        raise BadValue(
+            f"overrides: {rule!r} matches no leaf. {shown_path(path)} has no slices, since no axis "
+            f"has the role 'stack': its roles are {view.roles}, and all of its weights share their "
+            "inputs.",
+            fix,
+            roles={rule_for(path): tuple(roles)},
+            overrides={rule_for(path): ...},
+        )

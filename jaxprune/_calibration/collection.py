@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxprune._base.paths import listed, spec_of
 from jaxprune._calibration.collector import Collector, Totals
-from jaxprune._calibration.inputs_of_leaves import LayerInputs
+from jaxprune._calibration.inputs_of_leaves import LayerInputs, counts_nothing
 from jaxprune._calibration.kernel_view import KernelView
 from jaxprune._calibration.moments import Moments
 from jaxprune._calibration.product_moments import Second, why_not
@@ -49,21 +50,41 @@ def collect(
       params: the paths of the leaves that are params; None means all.
 
     Raises:
-      ValueError: there is no batch, or nothing to collect.
+      ValueError: there is no batch, no batch has inputs for any leaf, or nothing to collect.
     """
     collections: dict[Any, Collection] = {}
     totals, collection = None, None
+    empty_batch: Any = ()  # None as soon as a batch is not empty
     for batch in batches:
         check_arrays("layer_inputs: inputs", batch)
         key = shape_key(batch)
         if key not in collections:
             trace = ModelTrace.of(apply_fn, variables, batch, rules, params)
             collections[key] = Collection(trace, trace.leaves, diagonal)
+            is_empty = has_empty_array(batch) and empty_batch is not None
+            empty_batch = batch if is_empty else None
         collection = collections[key]
         totals = collection.add(totals, collection.trace.program.leaves, batch)
     if collection is None or totals is None:
         raise ValueError("layer_inputs: batches is empty. Pass at least one batch.")
-    return collection.result(totals)
+    inputs = collection.result(totals)
+    if empty_batch is not None and counts_nothing(inputs):
+        raise no_inputs("layer_inputs", empty_batch)
+    return inputs
+
+
+def has_empty_array(batch: Any) -> bool:
+    """Whether an array of a batch has no entries, as in a batch without rows."""
+    return any(0 in jnp.shape(x) for x in jax.tree.leaves(batch))
+
+
+def no_inputs(function: str, batch: Any) -> ValueError:
+    """The error about batches without any input for any leaf; `batch` is one of them."""
+    shapes = ", ".join(str(jnp.shape(x)) for x in jax.tree.leaves(batch))
+    return ValueError(
+        f"{function}: no leaf got any inputs: the batches have no rows, got inputs of shape "
+        f"{shapes}. Pass batches with at least one row."
+    )
 
 
 def shape_key(batch: Any) -> Any:
@@ -138,6 +159,8 @@ class Collection:
                 plans.setdefault(where, []).extend(several)
         self._collector, self._diagonal = Collector(plans, diagonal), diagonal
         self._add = jax.jit(self._added, donate_argnums=0)
+        # Under vmap, the results are larger than the totals, which can't be donated to them.
+        self._add_traced = jax.jit(self._added)
 
     def zeros(self) -> Totals:
         """Moments of no inputs."""
@@ -151,7 +174,9 @@ class Collection:
     def add(self, totals: Totals | None, leaves: Sequence[Any], batch: Any) -> Totals:
         """The moments with those of one more batch; the old ones are given up."""
         totals = self.zeros() if totals is None else totals
-        return self._add(totals, list(leaves), jax.tree.leaves(batch))
+        operands = totals, list(leaves), jax.tree.leaves(batch)
+        is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(operands))
+        return (self._add_traced if is_traced else self._add)(*operands)
 
     def _added(self, totals: Totals, leaves: list[Any], inputs: list[Any]) -> Totals:
         jaxpr = self.trace.program.jaxpr
@@ -244,8 +269,8 @@ def equations_to(jaxpr: Any, path: EquationPath) -> list[Any]:
 def _nothing(paths: Sequence[str], without: Mapping[str, str]) -> ValueError:
     """The error about a model of which no inputs can be collected."""
     reasons = [f"{listed([path])} ({reason})" for path, reason in without.items() if reason]
-    problem = f": {', '.join(reasons[:8])}" if reasons else f", got {listed(paths)}"
+    problem = f": {', '.join(reasons[:8])}" if reasons else f" {listed(paths)}: in no product"
     return ValueError(
-        f"layer_inputs: none of the params that are pruned is in a product{problem}. Check with "
+        f"layer_inputs: no inputs can be collected for the params{problem}. Check with "
         "jaxprune.axis_roles what the model does with its params."
     )

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
 from jaxprune._base.paths import listed
 from jaxprune._calibration.moments import Moments
@@ -78,6 +80,21 @@ class LayerInputs(Mapping[str, Moments]):
     def __repr__(self) -> str:
         rows = [f"{path}: {tuple(m.gram.shape)}" for path, m in self.items()]
         return f"LayerInputs({', '.join(rows)})"
+
+
+def counts_nothing(inputs: LayerInputs) -> bool:
+    """Whether no leaf got any input. Counts that can't be read here are taken as not 0."""
+    return not any(_may_be_positive(count) for count, _ in inputs.values())
+
+
+def _may_be_positive(count: Any) -> bool:
+    """Whether a count of inputs is not 0 everywhere, or can't be read here."""
+    if isinstance(count, Tracer):
+        return True
+    if isinstance(count, jax.Array):
+        can_be_read = count.is_fully_addressable or count.is_fully_replicated
+        return not can_be_read or bool(np.asarray(count).any())
+    return bool(np.any(count))
 
 
 def _flatten(inputs: LayerInputs) -> tuple[Any, Any]:

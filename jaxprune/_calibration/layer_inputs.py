@@ -56,7 +56,8 @@ def layer_inputs(
 
     Raises:
       TypeError: as for `axis_roles`; or neither or both of `batch` and `batches`.
-      ValueError: no param is in a product, or `include` and `exclude` match nothing.
+      ValueError: no param is in a product, all batches are without rows, or `include` and `exclude`
+        match nothing.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -5,6 +5,7 @@ targets)` that prunes one leaf with one pattern. This module finds the leaves, t
 targets.
 """
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.paths import leaves_with_paths, spec_of
+from jaxprune._base.paths import leaves_with_paths, shape_of, spec_of
 from jaxprune._calibration.checks import (
     by_paths,
     check_block_size,
@@ -27,8 +28,9 @@ from jaxprune._calibration.checks import (
     kernel_error,
 )
 from jaxprune._calibration.chosen import Rules
+from jaxprune._calibration.inputs_of_leaves import LayerInputs, counts_nothing
 from jaxprune._calibration.kernel_view import KernelView
-from jaxprune._calibration.moments import layer_gram, layer_squares
+from jaxprune._calibration.moments import check_params, layer_gram, layer_squares, per_slice
 from jaxprune._calibration.sparsegpt_solver import prune_by_sparsegpt, rows_per_block
 from jaxprune._calibration.targets import Target, Targets
 from jaxprune._calibration.wanda_solver import prune_by_wanda
@@ -151,24 +153,32 @@ def prune_tree(
     roles: Any,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
     """Prunes each chosen leaf of a tree."""
+    check_params(solver.name, params)
     check_mapping(solver.name, inputs)
-    if roles is None:
-        roles = getattr(inputs, "roles", None)
+    collected_roles = getattr(inputs, "roles", None)
+    roles = collected_roles if roles is None else roles
     rules = Rules.of(include, exclude, targets.overrides, roles)
     paths, leaves, treedef = leaves_with_paths(params)
     check_variables(paths)
-    chosen = rules.chosen(params, paths, leaves)
+    # A leaf without weights has nothing to prune, and needs no inputs.
+    chosen = [i for i in rules.chosen(params, paths, leaves) if math.prod(shape_of(leaves[i]))]
+    if isinstance(inputs, LayerInputs) and counts_nothing(inputs):
+        raise ValueError(
+            f"{solver.name}: no leaf got any inputs: all counts of `inputs` are 0. Collect them "
+            "from batches with at least one row."
+        )
     reasons = getattr(inputs, "without", {})
     inputs = by_paths(inputs, paths)
     check_paths(solver.name, inputs, paths, [paths[i] for i in chosen], reasons)
     kernels = {i: check_kernel(paths[i], leaves[i]) for i in chosen}
-    views = rules.views({paths[i]: kernel.shape for i, kernel in kernels.items()})
+    views = rules.views({paths[i]: x.shape for i, x in kernels.items()}, collected_roles)
     rules.check_overrides(params, paths, leaves, views)
     masks = [full_mask(leaf, bool) for leaf in leaves]
     for i, kernel in kernels.items():
         path, view = paths[i], views[paths[i]]
         leaf_targets = targets.of(path, spec_of(leaves[i]), view)
-        leaves[i], masks[i] = _prune_leaf(solver, path, kernel, inputs[path], view, leaf_targets)
+        of_leaf = per_slice(path, inputs[path], view, collected_roles)
+        leaves[i], masks[i] = _prune_leaf(solver, path, kernel, of_leaf, view, leaf_targets)
     return treedef.unflatten(leaves), treedef.unflatten(masks)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune._base.paths import flattened
 from jaxprune._calibration.checks import (
     check_finite,
     check_gram,
@@ -14,6 +15,7 @@ from jaxprune._calibration.checks import (
     check_layer_inputs,
 )
 from jaxprune._calibration.kernel_view import KernelView
+from jaxprune._recipe.role_table import AxisRoles
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -93,6 +95,50 @@ def layer_squares(path: str | None, inputs: Any, view: KernelView) -> tuple[Kern
         squares = jax.vmap(squares_of)(check_layer_inputs(where, inputs, view))
     order = view.row_order()
     return view, check_finite(where, squares if order is None else squares[:, order])
+
+
+def check_params(function: str, params: Any) -> None:
+    """Raises a TypeError if the params are moments: two arguments in the wrong order."""
+    leaves, _ = flattened(params, is_leaf=lambda x: isinstance(x, Moments))
+    if any(isinstance(x, Moments) for x in leaves):
+        raise TypeError(
+            f"{function}: params must be a tree of weights, got the moments of inputs. Pass the "
+            f"params first: {function}(params, inputs, 0.5)."
+        )
+
+
+def per_slice(path: str, inputs: Any, view: KernelView, collected: AxisRoles | None) -> Any:
+    """The moments of a leaf, repeated for slices that share their input.
+
+    The model's trace calls an axis `"out"` if all of its indices share their input, such as
+    experts that all get every token. Users may call it `"stack"`, to prune each index as a matrix
+    of its own.
+
+    Args:
+      path: of the leaf.
+      inputs: of the leaf.
+      view: of the leaf, with the user's roles.
+      collected: the roles with which `layer_inputs` collected the moments, if it did.
+    """
+    collected = collected or AxisRoles({})
+    names = [name for name in (path, f"params/{path}") if name in collected]
+    known = collected[names[0]] if names else view.roles
+    if not isinstance(inputs, Moments) or known == view.roles or len(known) != len(view.roles):
+        return inputs
+    roles = list(zip(known, view.roles, strict=True))
+    if any(a != b and (a, b) != ("out", "stack") for a, b in roles):
+        return inputs  # not only axes that the model's trace calls "out"
+    n_rows = view.n_rows
+    slices = KernelView(view.shape, tuple(known)).stack
+    count, gram = jnp.asarray(inputs.count), jnp.asarray(inputs.gram)
+    inner = gram.shape[len(slices) :]
+    if count.shape != slices or inner not in ((n_rows,), (n_rows, n_rows)):
+        return inputs
+    index = tuple(slice(None) if a == "stack" else None for a, b in roles if b == "stack")
+    return Moments(
+        jnp.broadcast_to(count[index], view.stack),
+        jnp.broadcast_to(gram[index], (*view.stack, *inner)),
+    )
 
 
 def _where(path: str | None) -> str:

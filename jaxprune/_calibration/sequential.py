@@ -4,6 +4,8 @@
 the step's leaves are collected, and these leaves are pruned.
 """
 
+import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,13 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import shown
-from jaxprune._base.paths import as_rules, leaves_with_paths, rule_for, spec_of
+from jaxprune._base.paths import as_rules, leaves_with_paths, rule_for, shape_of, spec_of
 from jaxprune._calibration.batches import as_batches, progress_bar
-from jaxprune._calibration.calibrate import wanda
+from jaxprune._calibration.calibrate import sparsegpt, wanda
 from jaxprune._calibration.checks import check_paths
 from jaxprune._calibration.chosen import Rules
-from jaxprune._calibration.collection import Collection, ModelTrace, shape_key
-from jaxprune._calibration.inputs_of_leaves import LayerInputs
+from jaxprune._calibration.collection import (
+    Collection,
+    ModelTrace,
+    has_empty_array,
+    no_inputs,
+    shape_key,
+)
+from jaxprune._calibration.inputs_of_leaves import LayerInputs, counts_nothing
 from jaxprune._calibration.kernel_view import KernelView
 from jaxprune._calibration.moments import Moments
 from jaxprune._calibration.steps import Part, steps_of
@@ -91,6 +99,7 @@ def prune_sequentially(
     """
     function = "prune_sequentially"
     _check_functions(function, method, apply_fn)
+    _check_options(function, method, options)
     items = list(as_batches(function, batch, batches, False))
     if not items:
         raise ValueError(f"{function}: batches is empty. Pass at least one batch.")
@@ -99,6 +108,7 @@ def prune_sequentially(
     model = _Model(apply_fn, variables, items, rules, diagonal=method is wanda)
     views = model.views(rules)
     block_rules = as_rules(() if blocks is None else blocks, "blocks")
+    model.check_inputs(function, list(views))
     steps = steps_of(model.first, list(views), block_rules)
     prune = _Pruner(method, options, model)
     for step in progress_bar(function, steps, len(steps), progress, unit="step"):
@@ -120,12 +130,44 @@ def _check_functions(function: str, method: Any, apply_fn: Any) -> None:
             f"{function}: method must be jaxprune.wanda or jaxprune.sparsegpt, got "
             f"{shown(method)}. Pass it first: {call}."
         ) from None
+    problem = (
+        f"{function}: apply_fn must be a function (variables, *batch) -> outputs, got "
+        f"{shown(apply_fn)}. Pass it second: {call}."
+    )
+    if apply_fn is wanda or apply_fn is sparsegpt:
+        raise TypeError(problem)
     try:
         check_function(function, apply_fn)
     except TypeError:
+        raise TypeError(problem) from None
+
+
+def _check_options(function: str, method: Any, options: Mapping[str, Any]) -> None:
+    """Raises a TypeError unless the method can be called as `_Pruner` does, with these options."""
+    if "roles" in options:
         raise TypeError(
-            f"{function}: apply_fn must be a function (variables, *batch) -> outputs, got "
-            f"{shown(apply_fn)}. Pass it second: {call}."
+            f"{function}: it takes no roles, got roles={shown(options['roles'])}. It finds the "
+            "roles in the program of the model: leave roles out, or call "
+            "wanda(params, layer_inputs(apply_fn, params, x), 0.5, roles=...)."
+        )
+    try:
+        signature = inspect.signature(method)
+    except ValueError:  # functions without a signature
+        return
+    name = getattr(method, "__name__", shown(method))
+    try:
+        signature.bind({}, {}, sparsity=0.5, include="", roles=None)
+    except TypeError:
+        raise TypeError(
+            f"{function}: method must be jaxprune.wanda or jaxprune.sparsegpt, or take the same "
+            f"arguments, got {name}. Pass it first: {function}(wanda, model.apply, variables, x)."
+        ) from None
+    try:
+        signature.bind({}, {}, sparsity=0.5, include="", roles=None, **options)
+    except TypeError as error:
+        raise TypeError(
+            f"{function}: {name} does not take these options, got {', '.join(options)}: {error}. "
+            f"Remove what is not an argument of {name}."
         ) from None
 
 
@@ -165,12 +207,19 @@ class _Model:
     def views(self, rules: Rules) -> dict[str, KernelView]:
         """How each chosen leaf forms matrices, after a check that there are inputs for all."""
         paths, leaves, _ = leaves_with_paths(self.variables)
-        chosen = [paths[i] for i in rules.chosen(self.variables, paths, leaves)]
+        indices = rules.chosen(self.variables, paths, leaves)
+        chosen = [paths[i] for i in indices if math.prod(shape_of(leaves[i]))]
         trace = self.first
         check_paths("prune_sequentially", trace.leaves, paths, chosen, trace.without)
         views = {path: trace.leaves[path].view for path in chosen}
-        rules.check_overrides(self.variables, paths, leaves, views)
+        rules.check_overrides(self.variables, paths, leaves, views, finds_roles=True)
         return views
+
+    def check_inputs(self, function: str, paths: Sequence[str]) -> None:
+        """Raises where the batches have no inputs for any of these leaves."""
+        is_suspect = paths and all(map(has_empty_array, self._batches))
+        if is_suspect and counts_nothing(self.inputs(paths)):
+            raise no_inputs(function, self._batches[0])
 
     def inputs(self, paths: Sequence[str]) -> LayerInputs:
         """The moments of these leaves over all batches, with the current params."""

@@ -131,6 +131,7 @@ def sensitivity(
       >>> sparsities_for(table, 0.25)
       {'a': 0.5, 'b': 0.0}
     """
+    _check_loss_fn(loss_fn)
     tried = _sparsities(sparsities)
     paths, leaves, treedef = leaves_with_paths(params)
     if any(isinstance(x, jax.core.Tracer) for x in (*leaves, *flattened(grads)[0])):
@@ -241,6 +242,15 @@ def _lenient(structure: Any) -> Any:
     return {functools.partial(matches, rule): value for rule, value in structure.items()}
 
 
+def _check_loss_fn(loss_fn: Any) -> None:
+    """Raises a TypeError unless the loss is a function."""
+    if not callable(loss_fn) or isinstance(loss_fn, type) or is_model(loss_fn):
+        raise TypeError(
+            f"sensitivity: loss_fn must be a function params -> loss, got {shown(loss_fn)}. Pass "
+            "it first: sensitivity(lambda params: loss(params, batch), params, (0.5, 0.8))."
+        )
+
+
 class _Loss:
     """The loss of a user, compiled once.
 
@@ -249,11 +259,6 @@ class _Loss:
     """
 
     def __init__(self, loss_fn: Callable[[Any], Any], params: Any):
-        if not callable(loss_fn) or isinstance(loss_fn, type) or is_model(loss_fn):
-            raise TypeError(
-                f"sensitivity: loss_fn must be a function params -> loss, got {shown(loss_fn)}. "
-                "Write lambda params: loss(params, batch)."
-            )
         self._compiled = jax.jit(loss_fn)
         try:
             out = jax.eval_shape(loss_fn, params)

@@ -10,7 +10,16 @@ import pytest
 import jaxprune
 from calibration_oracles import correlated, normal, sparsegpt_oracle, wanda_oracle
 from helpers import bits, says
-from jaxprune import Moments, moments, sparsegpt, wanda
+from jaxprune import (
+    Moments,
+    layer_inputs,
+    moments,
+    prune_sequentially,
+    sparsegpt,
+    sparsegpt_kernel,
+    wanda,
+    wanda_kernel,
+)
 from jaxprune._calibration import sparsegpt_solver
 
 METHODS = {"wanda": (wanda, wanda_oracle), "sparsegpt": (sparsegpt, sparsegpt_oracle)}
@@ -245,3 +254,50 @@ def test_errors_name_the_leaf_and_what_to_type_instead(name):
 def test_overrides_must_be_a_mapping():
     with pytest.raises(TypeError, match=says("overrides", "0.5")):
         wanda({"w": np.ones((4, 4))}, {"w": X}, 0.5, overrides=0.5)
+
+
+@pytest.mark.parametrize("diagonal", (False, True))
+@pytest.mark.parametrize("equation, roles", (("bi,eio->ebo", "sio"), ("bi,ieo->ebo", "iso")))
+def test_slices_that_share_their_input_are_pruned_one_by_one_with_roles(equation, roles, diagonal):
+    words = {"s": "stack", "i": "in", "o": "out"}
+    axis = roles.index("s")
+    kernels = normal(3, 8, 4)
+    transposed = jnp.asarray(normal(8, 8, key=3))  # has the roles of `layer_inputs`
+    params = {"experts": jnp.moveaxis(jnp.asarray(kernels), 0, axis), "v": transposed}
+    params["b"] = jnp.ones(4)
+    x = jnp.asarray(normal(16, 8, key=2))
+
+    def model(p, x):
+        return jnp.einsum(equation, x, p["experts"]) + p["b"], x @ p["v"].T
+
+    inputs = layer_inputs(model, params, x, diagonal=diagonal)
+    assert "stack" not in inputs.roles["experts"]
+    for function, of_kernel in ((wanda, wanda_kernel), (sparsegpt, sparsegpt_kernel)):
+        if function is sparsegpt and diagonal:
+            continue
+        how = {"overrides": {"experts/1": 0.75}, "roles": {"experts": [words[r] for r in roles]}}
+        new, masks = function(params, inputs, 0.5, **how)
+        assert masks["b"].all()
+        _, mask = of_kernel(transposed.T, x, 0.5)
+        np.testing.assert_array_equal(masks["v"].T, mask)
+        for k, sparsity in enumerate((0.5, 0.75, 0.5)):
+            expected, mask = of_kernel(jnp.asarray(kernels[k]), x, sparsity)
+            np.testing.assert_array_equal(jnp.take(masks["experts"], k, axis), mask)
+            np.testing.assert_allclose(
+                jnp.take(new["experts"], k, axis), expected, rtol=1e-4, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("shape", ((0, 4), (8, 0)), ids=str)
+@pytest.mark.parametrize("function", (wanda, sparsegpt))
+def test_a_kernel_without_weights_needs_no_inputs(function, shape):
+    params = {"empty": jnp.zeros(shape), "w": jnp.asarray(normal(8, 4))}
+    x = jnp.asarray(normal(16, 8, key=2))
+    new, masks = function(params, {"w": x}, 0.5)
+    assert new["empty"].shape == masks["empty"].shape == shape
+    assert int(masks["w"].sum()) == 16
+    alone, masks = function({"empty": params["empty"]}, {}, 0.5)
+    assert alone["empty"].shape == masks["empty"].shape == shape
+    new, masks = prune_sequentially(function, lambda p, x: x @ p["w"], params, x, sparsity=0.5)
+    assert masks["empty"].shape == shape
+    assert int(masks["w"].sum()) == 16

@@ -11,6 +11,35 @@ from helpers import ones
 
 X = ones(2, 4)
 MODEL = linen.Dense(4)
+PARAMS = {"w": ones(4, 4), "b": ones(4)}
+INDEXED = {"w": ones(4, 4), "v": ones(4, 4)}
+EXPERTS = {"experts": ones(3, 4, 2), "b": ones(2)}
+
+
+def dense(params, x):
+    return x @ params["w"] + params["b"]
+
+
+def experts(params, x):
+    return jnp.einsum("bi,eio->ebo", x, params["experts"]) + params["b"]
+
+
+def both_ways(params, x):
+    return x @ params["w"] + x @ params["w"].T
+
+
+def sequentially(method=jaxprune.wanda, apply_fn=dense, params=PARAMS, x=X, **options):
+    return jaxprune.prune_sequentially(method, apply_fn, params, x, sparsity=0.5, **options)
+
+
+def counts_of_nothing():
+    return jax.tree.map(jnp.zeros_like, jaxprune.layer_inputs(dense, PARAMS, X))
+
+
+def prune_experts(overrides):
+    inputs = jaxprune.layer_inputs(experts, EXPERTS, X)
+    return jaxprune.sparsegpt(EXPERTS, inputs, 0.5, overrides=overrides)
+
 
 CALIBRATION = [
     case(
@@ -66,6 +95,88 @@ CALIBRATION = [
         lambda: jaxprune.wanda({"w": ones(4, 4)}, {0: jnp.float32(1.0)}, 0.5),
         TypeError,
         ("wanda: `inputs`", "{0: ", "paths of kernels"),
+    ),
+    case(
+        "inputs_before_params",
+        lambda: jaxprune.wanda(jaxprune.layer_inputs(dense, PARAMS, X), PARAMS, 0.5),
+        TypeError,
+        ("wanda: params", "the moments of inputs", "wanda(params, inputs, 0.5)"),
+    ),
+    case(
+        "no_rows",
+        lambda: jaxprune.layer_inputs(dense, PARAMS, batches=[ones(0, 4), ones(0, 4)]),
+        ValueError,
+        ("layer_inputs: no leaf", "(0, 4)", "at least one row"),
+    ),
+    case(
+        "no_rows_for_sequential",
+        lambda: sequentially(x=ones(0, 4)),
+        ValueError,
+        ("prune_sequentially: no leaf", "(0, 4)", "at least one row"),
+    ),
+    case(
+        "counts_of_nothing",
+        lambda: jaxprune.wanda(PARAMS, counts_of_nothing(), 0.5),
+        ValueError,
+        ("wanda: no leaf", "0", "at least one row"),
+    ),
+    case(
+        "leaf_used_in_two_ways",
+        lambda: jaxprune.layer_inputs(both_ways, PARAMS, X, include="w"),
+        ValueError,
+        ("layer_inputs: no inputs", "w (used in two ways", "jaxprune.axis_roles"),
+    ),
+    case(
+        "indexed_leaf",
+        lambda: sequentially(apply_fn=lambda p, i: p["w"][i] @ p["v"], params=INDEXED, x=0),
+        ValueError,
+        ("prune_sequentially: there are no inputs for w", "(only indexed)", "exclude='w'"),
+    ),
+    case(
+        "slice_of_a_leaf_without_slices",
+        lambda: prune_experts({"experts/1": 0.75}),
+        ValueError,
+        (
+            "overrides: 'experts/1'",
+            "('out', 'in', 'out')",
+            "roles={'experts': ('stack', 'in', 'out')}",
+        ),
+    ),
+    case(
+        "slice_after_the_last",
+        lambda: prune_experts({"experts/3": 0.75}),
+        ValueError,
+        ("overrides: 'experts/3'", "matches no leaf", "overrides={'experts': 0.75}"),
+    ),
+    case(
+        "slice_for_sequential",
+        lambda: sequentially(apply_fn=experts, params=EXPERTS, overrides={"experts/1": 0.75}),
+        ValueError,
+        ("overrides: 'experts/1'", "('out', 'in', 'out')", "call wanda or sparsegpt with roles="),
+    ),
+    case(
+        "roles_for_sequential",
+        lambda: sequentially(roles={"w": ("in", "out")}),
+        TypeError,
+        ("prune_sequentially: it takes no roles", "{'w': ('in', 'out')}", "leave roles out"),
+    ),
+    case(
+        "option_of_no_method",
+        lambda: sequentially(dampin=0.1),
+        TypeError,
+        ("prune_sequentially: wanda", "dampin", "Remove"),
+    ),
+    case(
+        "magnitudes_for_sequential",
+        lambda: sequentially(jaxprune.prune_params),
+        TypeError,
+        ("prune_sequentially: method", "prune_params", "prune_sequentially(wanda, model.apply,"),
+    ),
+    case(
+        "method_after_the_model",
+        lambda: sequentially(dense, jaxprune.wanda),
+        TypeError,
+        ("prune_sequentially: apply_fn", "wanda", "prune_sequentially(wanda, model.apply,"),
     ),
 ]
 

@@ -616,7 +616,7 @@ BAD = {
     ),
     "a_leaf_without_inputs": (
         lambda: sparsegpt(TREE, X, 0.5),
-        ("sparsegpt:", "emb", "exclude=['emb']"),
+        ("sparsegpt:", "emb", "exclude='emb'"),
     ),
     "no_dense_ran": (
         lambda: linen_inputs(nn.Embed(3, 2), {"params": {"embedding": ones(3, 2)}}, jnp.array([1])),

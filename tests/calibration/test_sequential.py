@@ -188,7 +188,7 @@ BAD = {
         lambda: prune_sequentially(
             wanda, chain_with_table, {**layers(1), "table": X}, X, sparsity=0.5
         ),
-        ("prune_sequentially:", "table: in no product", "exclude=['table']"),
+        ("prune_sequentially:", "table (in no product)", "exclude='table'"),
     ),
     "an override that matches nothing": (
         lambda: prune_sequentially(wanda, chain, layers(1), X, sparsity=0.5, overrides={"k": 0.5}),

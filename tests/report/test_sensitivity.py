@@ -217,6 +217,12 @@ BAD = [
         ("sensitivity: loss_fn", "KeyError", "loss_fn(params)"),
     ),
     case(
+        "params_before_the_loss",
+        lambda: sensitivity({"w": 1.0}, loss, [0.5]),
+        TypeError,
+        ("sensitivity: loss_fn", "{'w': 1.0}", "Pass it first: sensitivity(lambda params"),
+    ),
+    case(
         "no_sparsities",
         lambda: sensitivity(loss, make_params(), []),
         TypeError,
