@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import BadValue
-from jaxprune._base.paths import Rule, as_rules, listed, rule_for, shown_path, spec_of
+from jaxprune._base.paths import Rule, as_rules, rule_for, shown_path, spec_of
 from jaxprune._calibration.kernel_view import KernelView, view_of
 from jaxprune._recipe import errors
 from jaxprune._recipe.choice import LeafRules, RuleUse
@@ -50,14 +50,9 @@ class Rules(NamedTuple):
         """
         rules_of_leaves = self.leaves.spelled_for(paths)
         include, exclude, _ = rules_of_leaves
-        unmatched = [] if self.roles is None else self.roles.unmatched(paths)
-        rules = {"structure": (), "roles": [(rule, ...) for rule in unmatched]}
-        check_rules(UserRules(include, exclude, rules), params, paths, leaves)
-        if self.roles is not None and paths and not self.roles.knows(paths):
-            raise ValueError(
-                f"roles: they are for other leaves than {listed(paths)}. Call axis_roles on the "
-                "same model, or write the roles by hand, like {'.*kernel': ('in', 'out')}."
-            )
+        check_rules(
+            UserRules(include, exclude, {"structure": ()}, self.roles), params, paths, leaves
+        )
         specs = tuple(map(spec_of, leaves))
         choices = rules_of_leaves.choose(paths, specs, RuleUse())
         chosen = [i for i, choice in enumerate(choices) if choice.chosen]
@@ -108,7 +103,7 @@ class Rules(NamedTuple):
           views: how the leaves that are pruned form matrices.
           finds_roles: whether the function takes no roles from the user.
         """
-        slices = [name for path, view in views.items() for name in view.slice_paths(path)]
+        slices = {name: path for path, view in views.items() for name in view.slice_paths(path)}
         pairs = [
             (rule, target.sparsity)
             for rule, target in self.overrides
@@ -119,7 +114,8 @@ class Rules(NamedTuple):
                 _check_not_a_slice(rule, views, finds_roles)
         include, exclude, _ = self.leaves.spelled_for(paths)
         assigned = {"structure": (), "overrides": pairs}
-        check_rules(UserRules(include, exclude, assigned), params, paths, leaves)
+        rules = UserRules(include, exclude, assigned, slices=slices)
+        check_rules(rules, params, paths, leaves)
 
 
 def _check_not_a_slice(rule: str, views: Mapping[str, KernelView], finds_roles: bool) -> None:

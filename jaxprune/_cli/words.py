@@ -57,6 +57,16 @@ def told(error: Exception) -> str:
     return error.told(as_option) if isinstance(error, BadArgument) else str(error)
 
 
+# Regexes of what errors suggest about roles and slices, which have no options.
+_ONLY_IN_PYTHON = (
+    r" To prune a leaf, give the roles of its axes, --layout \.{4}",
+    r" Write \{\*\*roles, \.{3}\} to keep the roles of the other leaves\.",
+    r" jaxprune\.axis_roles reads them from the model\.",
+    r"; to keep all weights of a slice, pass roles= and overrides=\{'.*?': 0\}",
+    r"; its slices have sparsities .*?, or with per_slice",
+)
+
+
 def in_options(text: str, rules: Mapping[str, Any]) -> str:
     """A message of the library, with options in place of arguments.
 
@@ -71,14 +81,14 @@ def in_options(text: str, rules: Mapping[str, Any]) -> str:
     structure = rules.get("structure")
     if structure is not None:
         text = text.replace(repr(structure), structure_text(structure))
-    text = text.replace(" or what jaxprune.axis_roles returns", "")
+    for suggestion in _ONLY_IN_PYTHON:
+        text = re.sub(suggestion, "", text)
+    text = text.replace("Or give axis=, which must be", "Or name")
     text = re.sub(
         r"choose another structure for (it|them) with --structure \.\.\.",
         "choose another --structure",
         text,
     )
-    unknown = "Give the roles of axes, --layout ..., or name"
-    text = text.replace(unknown, "Leave the leaf out with --exclude, or name")
     text = re.sub(r"\bNM\(n=(\d+), m=(\d+), axis=(-?\d+)\)", r"nm:\1:\2:\3", text)
     for option, name in DISTRIBUTIONS.items():
         text = re.sub(rf"\bdistribution=(jaxprune\.)?{name}\b", f"--distribution {option}", text)

@@ -146,25 +146,46 @@ def nothing_chosen(
 def together(errors: Sequence[tuple[str, BadValue]]) -> BadValue:
     """One error about all leaves that have the problem of the first, with one suggestion.
 
+    Problems are the same if their suggestions have a sentence in common.
+
     Args:
       errors: paths of leaves, and the errors about them, which begin with the path.
     """
-    suggestion = errors[0][1].suggestion
-    alike = [(path, error) for path, error in errors if error.suggestion == suggestion]
-    if len(alike) == 1:
-        return alike[0][1]
+    shared = set(_sentences(errors[0][1].suggestion))
+    alike = [pair for pair in errors if shared & set(_sentences(pair[1].suggestion))]
+    if len(alike) < 2:
+        return errors[0][1]
     paths_of: dict[str, list[str]] = {}
     for path, error in alike:
         problem = error.problem.removeprefix(f"{shown_path(path)}: ")
         paths_of.setdefault(problem, []).append(path)
     problems = [f"{listed(paths)}: {problem}" for problem, paths in paths_of.items()]
-    more = [f"And {len(problems) - 8} more problems."] if len(problems) > 8 else []
+    others = [path for paths in list(paths_of.values())[8:] for path in paths]
+    more = [f"And {len(problems) - 8} more problems, of {listed(others)}."] if others else []
+    names = dict.fromkeys(name for _, error in alike for name in error.arguments)
     arguments = {
-        name: _joined([error.arguments[name] for _, error in alike])
-        for name in alike[0][1].arguments
+        name: _joined([error.arguments[name] for _, error in alike if name in error.arguments])
+        for name in names
     }
+    suggestion = _joined_sentences([error.suggestion for _, error in alike])
     suggestion = suggestion.replace(" it ", " them ").replace("the leaf", "these leaves")
     return BadValue(" ".join([*problems[:8], *more]), suggestion, **arguments)
+
+
+def _sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[^.]\.) ", text)
+
+
+def _joined_sentences(texts: Sequence[str]) -> str:
+    """The sentences of all texts, each once; one that precedes a shared sentence still does."""
+    joined: list[str] = []
+    for text in dict.fromkeys(texts):
+        place = 0
+        for sentence in _sentences(text):
+            if sentence not in joined:
+                joined.insert(place, sentence)
+            place = joined.index(sentence) + 1
+    return " ".join(joined)
 
 
 def _joined(values: Sequence[Any]) -> Any:

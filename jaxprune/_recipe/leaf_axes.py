@@ -9,6 +9,13 @@ from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import rule_for, shown_path
+from jaxprune._recipe.choice import is_embedding
+
+_LEAVE_OUT = "Embeddings, and leaves without roles, are usually left out: {exclude}."
+_GIVE_ROLES = "To prune a leaf, give the roles of its axes, {roles}."
+_KEEP_ROLES = "Write {{**roles, ...}} to keep the roles of the other leaves."
+_READ_ROLES = "jaxprune.axis_roles reads them from the model."
+_ORDERS = "for (in, out) or (layers, in, out)"
 
 
 class AxesOf(NamedTuple):
@@ -55,34 +62,45 @@ def is_in_out(path: str, n_axes: int) -> bool:
     return name in ("kernel", "w") and bool(parents) and "conv" in parents[-1].lower()
 
 
-def known_roles(leaf: AxesOf, purpose: str, with_axis: Any) -> tuple[str, ...] | None:
+def known_roles(
+    leaf: AxesOf, purpose: str, axis_meaning: str, with_axis: Any
+) -> tuple[str, ...] | None:
     """The roles of a leaf; None where it is taken as (..., in, out), and where it has no matrix.
 
     Args:
       leaf: with or without roles.
       purpose: what the structure does, for the error.
+      axis_meaning: which axis the argument `axis` of the structure must name, for the error.
       with_axis: the structure with the axis that a leaf (..., in, out) has, for the error.
 
     Raises:
-      ValueError: it is not known which axes are inputs and outputs.
+      ValueError: it is not known which axes are inputs and outputs. The suggestion is made of
+        sentences, so that one error can be about leaves that need different ones.
     """
     n_axes = len(leaf.shape)
     if leaf.roles is not None:
         return leaf.roles
     if n_axes < 2 or (is_in_out(leaf.path, n_axes) and not leaf.reason):
         return None
-    why = f"it is not known which of its {n_axes} axes are inputs and which are outputs"
+    why = f"it is not known which of its {n_axes} axes {leaf.shape} are inputs and which outputs"
     if leaf.reason:
         why = f"the leaf has no roles ({leaf.reason})"
     elif n_axes == 2:
         why = "a leaf named weight may be (out, in), as in torch and Equinox, or (in, out)"
-    raise BadValue(
-        f"{shown_path(leaf.path)}: {purpose}, but {why}.",
-        "Give the roles of axes, {roles} or what jaxprune.axis_roles returns, or name the axis, "
-        "such as {structure} where the axes are (..., in, out).",
-        roles={rule_for(leaf.path): ("out", "in") if n_axes == 2 and not leaf.reason else ...},
-        structure=with_axis,
-    )
+    is_table = is_embedding(leaf.path)
+    out_in = n_axes == 2 and (is_table or not leaf.reason)
+    arguments: dict[str, Any] = {"roles": {rule_for(leaf.path): ("out", "in") if out_in else ...}}
+    suggestion = [_GIVE_ROLES, _KEEP_ROLES if leaf.reason else _READ_ROLES]
+    if leaf.reason or is_table:
+        suggestion.insert(0, _LEAVE_OUT)
+        arguments = {"exclude": rule_for(leaf.path), **arguments}
+    if not is_table:
+        suggestion.append(
+            f"Or give axis=, which must be {axis_meaning}: for example, {{structure}} {_ORDERS}."
+        )
+        arguments["structure"] = with_axis
+    problem = f"{shown_path(leaf.path)}: {purpose}, but {why}."
+    raise BadValue(problem, " ".join(suggestion), **arguments)
 
 
 def axis_of(shape: tuple[int, ...], axis: int | None, structure: Any, default: int) -> int:

@@ -92,7 +92,12 @@ class NM:
         if self.axis is not None:
             return self
         named = dataclasses.replace(self, axis=-2)
-        roles = known_roles(leaf, f"{self!r} groups weights along inputs", named)
+        roles = known_roles(
+            leaf,
+            f"{self!r} groups weights along inputs",
+            "the axis that is summed over",
+            named,
+        )
         if roles is None:
             return named
         inputs = places(roles, "in")

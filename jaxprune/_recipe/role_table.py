@@ -18,7 +18,8 @@ class AxisRoles(Mapping[str, tuple[str, ...]]):
       roles: path of a leaf -> the role of each of its axes: `"in"`, `"window"`, `"out"` or
         `"stack"`.
       without: path of a leaf that has no roles -> the reason, for errors and the table.
-      shapes: path -> shape of the leaf, for the table.
+      shapes: path -> shape of the leaf, for the table. A leaf to prune that has the same sizes in
+        another order is refused; other sizes are allowed.
 
     Raises:
       TypeError, ValueError: something else than roles, naming the leaf.

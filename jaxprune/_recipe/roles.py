@@ -12,7 +12,7 @@ import functools
 import re
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import BadValue, shown
 from jaxprune._base.paths import as_rules, rule_for, shown_path
@@ -56,7 +56,26 @@ path contains "conv". For a stack, write a rule before these,
 _READY_MADE = frozenset((*torch_roles.items(), *equinox_roles.items()))
 
 
+def _is_ready_made(rule: str, choices: tuple[tuple[str, ...], ...]) -> bool:
+    """Whether the rule is that of a library, in either spelling of `jaxprune._recipe.spelling`."""
+    return any((text, choices) in _READY_MADE for text in (rule, rule.replace(r"\.", "/")))
+
+
 # The argument
+
+
+class RoleMisfit(NamedTuple):
+    """A rule whose tuples of roles fit none of the leaves that it matches.
+
+    Attributes:
+      rule: the regex.
+      choices: its tuples of roles.
+      leaves: the shape of each leaf that it matches, by path.
+    """
+
+    rule: str
+    choices: tuple[tuple[str, ...], ...]
+    leaves: dict[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +86,7 @@ class RoleRules:
       exact: the roles of single leaves, by path.
       without: the leaves that have no roles, and why.
       rules: regexes, each with roles for one or more numbers of axes.
+      shapes: the shapes that `axis_roles` saw, where they are known, by path.
 
     Example:
       >>> rules = as_roles({".*weight": ("out", "in")})
@@ -77,13 +97,14 @@ class RoleRules:
     exact: tuple[tuple[str, tuple[str, ...]], ...] = ()
     without: tuple[tuple[str, str], ...] = ()
     rules: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = ()
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __hash__(self) -> int:
         return self._hash
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.exact, self.without, self.rules))
+        return hash((self.exact, self.without, self.rules, self.shapes))
 
     @property
     def has_stacks(self) -> bool:
@@ -94,6 +115,10 @@ class RoleRules:
     @functools.cached_property
     def _roles_of(self) -> dict[str, tuple[str, ...]]:
         return dict(self.exact)
+
+    @functools.cached_property
+    def _shape_of(self) -> dict[str, tuple[int, ...]]:
+        return dict(self.shapes)
 
     @functools.cached_property
     def _reason_of(self) -> dict[str, str]:
@@ -110,13 +135,16 @@ class RoleRules:
           shape: of the leaf.
 
         Raises:
-          ValueError: `axis_roles` saw a leaf with another number of axes at this path.
+          ValueError: `axis_roles` saw a leaf with another number of axes at this path, or with the
+            same sizes in another order.
         """
         for name in _names_of(path):
             if name in self._roles_of:
                 roles = self._roles_of[name]
                 if len(roles) != len(shape):
                     raise _other_n_axes(path, roles, shape)
+                if _is_reordered(self._shape_of.get(name, shape), shape):
+                    raise _other_order(path, self._shape_of[name], shape)
                 return roles
         for rule, choices in self.rules:
             if self._is_match(rule, path):
@@ -134,13 +162,35 @@ class RoleRules:
         return [
             rule
             for rule, choices in self.rules
-            if (rule, choices) not in _READY_MADE
+            if not _is_ready_made(rule, choices)
             and not any(self._is_match(rule, path) for path in paths)
         ]
 
+    def misfits(self, shapes: Mapping[str, Sequence[int]]) -> list[RoleMisfit]:
+        """The regexes that match leaves, but have roles for other numbers of axes than all of them.
+
+        Ready-made rules are exempt, as in `unmatched`.
+
+        Args:
+          shapes: the shape of each leaf, by path.
+
+        Example:
+          >>> rules = as_roles({".*w": ("out", "in", "window"), ".*": ("in", "out")})
+          >>> [misfit.rule for misfit in rules.misfits({"fc/w": (8, 4), "fc/b": (4,)})]
+          ['.*w']
+        """
+        misfits = []
+        for rule, choices in self.rules:
+            if _is_ready_made(rule, choices):
+                continue
+            leaves = {path: tuple(shapes[path]) for path in shapes if self._is_match(rule, path)}
+            if leaves and not {len(x) for x in leaves.values()} & {len(x) for x in choices}:
+                misfits.append(RoleMisfit(rule, choices, leaves))
+        return misfits
+
     def exempt(self) -> list[str]:
         """The regexes that need not match: the paths of single leaves, and ready-made rules."""
-        ready_made = [rule for rule, choices in self.rules if (rule, choices) in _READY_MADE]
+        ready_made = [rule for rule, choices in self.rules if _is_ready_made(rule, choices)]
         names = [name for path in self._roles_of for name in _names_of(path)]
         return [*map(rule_for, names), *ready_made]
 
@@ -169,6 +219,17 @@ def _other_n_axes(path: str, roles: tuple[str, ...], shape: Sequence[int]) -> Ba
     )
 
 
+def _is_reordered(seen: Sequence[int], shape: Sequence[int]) -> bool:
+    return tuple(seen) != tuple(shape) and sorted(seen) == sorted(shape)
+
+
+def _other_order(path: str, seen: Sequence[int], shape: Sequence[int]) -> BadValue:
+    return BadValue(
+        f"{shown_path(path)}: axis_roles saw shape {tuple(seen)}, but this leaf has the same sizes "
+        f"in another order, {tuple(shape)}. Call axis_roles again with the model of these params."
+    )
+
+
 def as_roles(roles: Any) -> RoleRules | None:
     """The argument `roles`, checked.
 
@@ -193,7 +254,8 @@ def as_roles(roles: Any) -> RoleRules | None:
     if roles is None or isinstance(roles, RoleRules):
         return roles
     if isinstance(roles, AxisRoles):
-        return RoleRules(tuple(roles.items()), tuple(roles.without.items()))
+        shapes = tuple(roles.shapes.items())
+        return RoleRules(tuple(roles.items()), tuple(roles.without.items()), shapes=shapes)
     if not isinstance(roles, Mapping):
         raise _not_a_mapping(roles)
     if not roles:

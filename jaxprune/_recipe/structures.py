@@ -222,7 +222,7 @@ class Channel:
         """
         if self.axis is not None:
             return self
-        roles = known_roles(leaf, f"{self!r} drops outputs", Channel(-1))
+        roles = known_roles(leaf, f"{self!r} drops outputs", "the axis of outputs", Channel(-1))
         if roles is None:
             return dataclasses.replace(self, axis=-1)
         if "out" not in roles:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import Rule, hidden_paths, listed, rule_for, shown_path, spec_of
 from jaxprune._recipe.choice import Choice, LeafRules, RuleUse, Specs
-from jaxprune._recipe.roles import RoleRules
+from jaxprune._recipe.role_checks import check_known, check_numbers_of_axes
+from jaxprune._recipe.slice_hints import slice_hint
 from jaxprune._recipe.spelling import spelled
 from jaxprune._recipe.user_rules import UserRules
 
@@ -23,7 +24,8 @@ def check_rules(rules: UserRules, params: Any, paths: Sequence[str], leaves: Seq
 
     Allowed are rules whose leaves are taken by earlier rules or left out by the user's own rules.
     The rules of coupled channels are checked as a whole: one of them must match. So are roles that
-    `axis_roles` or the layout of another library give.
+    `axis_roles` or the layout of another library give. A rule of `roles` must also have roles for
+    the number of axes of a leaf that it matches.
 
     Args:
       rules: what the user gave.
@@ -39,10 +41,13 @@ def check_rules(rules: UserRules, params: Any, paths: Sequence[str], leaves: Seq
         return
     is_hidden = _HiddenLeaves(params, paths)
     if rules.roles is not None:
-        _check_roles(rules.roles, paths, is_hidden)
-    if problems := _unmatched(rules, paths, is_hidden):
+        check_known(rules.roles, paths, is_hidden)
+    specs = tuple(map(spec_of, leaves))
+    if problems := _unmatched(rules, paths, specs, is_hidden):
         raise _unmatched_error(problems, paths)
-    if problems := _without_effect(rules, paths, tuple(map(spec_of, leaves)), is_hidden):
+    if rules.roles is not None:
+        check_numbers_of_axes(rules.roles, paths, specs, is_hidden)
+    if problems := _without_effect(rules, paths, specs, is_hidden):
         fix = "Remove the rule, or name every leaf to prune with {include}."
         raise BadValue(_listed(problems), fix, include=("...", problems[0].rule))
 
@@ -56,6 +61,7 @@ class _Problem(NamedTuple):
       value: what it assigns; None for `include` and `exclude`.
       reason: why it has no effect.
       fix: a regex to write instead, or None.
+      is_slice: whether the rule names a slice of a leaf, so that no path is a remedy.
     """
 
     argument: str
@@ -63,6 +69,7 @@ class _Problem(NamedTuple):
     value: Any
     reason: str
     fix: str | None
+    is_slice: bool = False
 
 
 class _HiddenLeaves:
@@ -96,7 +103,7 @@ def _keys(path: str) -> list[str]:
 
 
 def _unmatched(
-    rules: UserRules, paths: Sequence[str], is_hidden: Callable[[str], bool]
+    rules: UserRules, paths: Sequence[str], specs: Specs, is_hidden: Callable[[str], bool]
 ) -> list[_Problem]:
     """The regexes that match no path."""
 
@@ -111,31 +118,25 @@ def _unmatched(
         if not isinstance(rule, str) or rule in exempt or is_matched(rule):
             continue
         if argument != "overrides" or not _matching(rule, list(rules.slices)):
-            problems.append(_no_leaf(argument, rule, value, paths))
+            hint = slice_hint(argument, rule, dict(zip(paths, specs, strict=True)), rules.slices)
+            problems.append(_no_leaf(argument, rule, value, paths, hint))
     role_rules = [] if rules.roles is None else rules.roles.unmatched(paths)
     problems += [_no_leaf("roles", rule, ..., paths) for rule in role_rules if not is_hidden(rule)]
     return problems
 
 
-def _no_leaf(argument: str, rule: str, value: Any, paths: Sequence[str]) -> _Problem:
-    """The problem of a regex that matches no path."""
+def _no_leaf(
+    argument: str, rule: str, value: Any, paths: Sequence[str], slice_hint: str = ""
+) -> _Problem:
+    """The problem of a regex that matches no path; a hint if it names a slice of a leaf."""
+    if slice_hint:
+        reason = f"matches no leaf ({slice_hint})"
+        return _Problem(argument, rule, value, reason, None, is_slice=True)
     fix = _fixed(rule, paths)
     nearest = _nearest(rule, fix, paths)
     verb = "path is" if len(nearest) == 1 else "paths are"
     reason = f"matches no leaf (the nearest {verb} {listed(nearest)})"
     return _Problem(argument, rule, value, reason, fix)
-
-
-def _check_roles(roles: RoleRules, paths: Sequence[str], is_hidden: Callable[[str], bool]) -> None:
-    """Raises where roles that are exempt from checks of single rules hold for no leaf at all."""
-    exempt = roles.exempt()
-    if not exempt or roles.knows(paths) or any(map(is_hidden, exempt)):
-        return
-    known = listed([path for path, _ in roles.exact]) if roles.exact else "leaves named weight"
-    raise BadValue(
-        f"roles: none of the leaves {listed(paths)} has roles; these are the roles of {known}. "
-        "Call axis_roles with the model of these params, or write {'.*kernel': ('in', 'out')}."
-    )
 
 
 def _without_effect(
@@ -189,6 +190,8 @@ def _unmatched_error(problems: Sequence[_Problem], paths: Sequence[str]) -> BadV
             arguments[argument] = fixes[0] if len(fixes) == 1 else fixes
         elif fixed:
             arguments[argument] = {p.fix: _literal(p.value) for p in fixed}
+    if all(problem.is_slice for problem in problems):
+        return BadValue(_listed(problems))
     problem = f"{_listed(problems)} A regex matches the whole path"
     if not arguments:
         return BadValue(f"{problem}, for example {rule_for(paths[0]) or '.*'!r}.")

@@ -1,5 +1,7 @@
 """Files of PyTorch hold (out, in), those of JAX (in, out): what is pruned must not depend on it."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -198,6 +200,12 @@ def test_leaves_that_the_layout_does_not_cover_are_named(tmp_path):
     assert_says(error, "experts.gate_up:", "layout torch does not show", "nm:2:4:-2", "--exclude")
     assert "roles=" not in error
     assert "..., or" not in error
+    assert not re.search(r"axis=|\*\*roles|\.\.\.\.", error)
+    for option in ("--exclude", "--override"):
+        rule = "experts.gate_up/1" + ("=0.5" if option == "--override" else "")
+        _, error = run("plan", words[1], "-s", 0.5, option, rule, code=2)
+        assert_says(error, "'experts.gate_up/1' matches no leaf", "one leaf")
+        assert not re.search("roles|per_slice|overrides", error)
     assert as_json(*words, "--exclude", "experts.*")["nonzero"] == 32 + 128
 
 

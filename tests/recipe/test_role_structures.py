@@ -1,5 +1,6 @@
 """Structures by roles: every leaf is decided as the matrix or the stack of matrices it is."""
 
+import re
 from fractions import Fraction
 
 import jax
@@ -11,8 +12,16 @@ from hypothesis import given, settings, strategies as st
 
 import jaxprune
 from bad_input import assert_error, case
-from helpers import grads_at, ones, random_params
-from jaxprune import NM, AxisRoles, Block, Channel, Unstructured, torch_roles
+from helpers import assert_says, grads_at, ones, random_params
+from jaxprune import (
+    NM,
+    AxisRoles,
+    Block,
+    Channel,
+    Unstructured,
+    equinox_roles,
+    torch_roles,
+)
 from jaxprune._recipe.pools import round_half_up
 
 HALF = jaxprune.one_shot_schedule(0.5)
@@ -187,6 +196,7 @@ def test_leaves_of_unknown_axes_are_refused_together(structure):
         "q": {"kernel": ones(16, 8, 8)},
         "up": ones(4, 16, 8),
         "fc": {"weight": ones(8, 8), "kernel": ones(8, 8)},
+        "wte": {"weight": ones(8, 8)},
         "b": ones(8),
     }
     for run in (jaxprune.plan, lambda p, s, **k: jaxprune.prune(HALF, **k).init(p)):
@@ -194,11 +204,37 @@ def test_leaves_of_unknown_axes_are_refused_together(structure):
             lambda run=run: run(tree, 0.5, structure=structure),
             ValueError,
             (
-                ("q/kernel, up: ", "fc/weight: "),
-                ("3 axes", "weight may be (out, in)"),
-                ("roles={", "'fc/weight': ('out', 'in')", "axis_roles", "axis=-"),
+                ("q/kernel: ", "up: ", "fc/weight, wte/weight: "),
+                ("3 axes (16, 8, 8)", "3 axes (4, 16, 8)", "weight may be (out, in)"),
+                ("exclude='wte/weight'", "roles={", "'fc/weight': ('out', 'in')", "axis_roles"),
+                ("axis=, which must be", "for (in, out) or (layers, in, out)"),
             ),
         )
+
+
+@pytest.mark.parametrize("reason", ("only indexed", "used in two ways: (out, in) and (in, out)"))
+def test_embeddings_are_left_out_first(reason):
+    tree = {"Embed_0": {"embedding": ones(8, 4)}, "q": ones(4, 2, 4), "b": ones(4)}
+    roles = AxisRoles({"b": ("out",)}, {"Embed_0/embedding": reason})
+    with pytest.raises(ValueError, match=r"Embed_0/embedding: .*q: ") as error:
+        jaxprune.plan(tree, 0.5, structure=NM(2, 4), roles=roles)
+    text = str(error.value)
+    assert_says(text, reason, "'Embed_0/embedding': ('out', 'in')", "'q': ...", "{**roles, ...}")
+    assert text.index("exclude='Embed_0/embedding'") < text.index("roles={")
+    del tree["q"]
+    assert_error(
+        lambda: jaxprune.plan(tree, 0.5, structure=NM(2, 4), roles=roles),
+        ValueError,
+        ("Embed_0/embedding: ", reason, ("left out: exclude='Embed_0/embedding'", "roles={")),
+    )
+
+
+def test_one_error_lists_all_leaves_of_unknown_axes():
+    tree = {f"w{i}": ones(i, 4, 8) for i in range(1, 12)} | {"b": ones(4)}
+    with pytest.raises(ValueError, match="w9") as error:
+        jaxprune.plan(tree, 0.5, structure=NM(2, 4))
+    problem = error.value.problem
+    assert all(re.search(rf"\b{name}\b", problem) for name in tree if name != "b")
 
 
 def test_names_that_are_taken_as_in_out():
@@ -361,6 +397,22 @@ BAD = [
         ("w: ", ("2 axes", "(16, 8, 8)"), "axis_roles"),
     ),
     case(
+        "rule_for_other_numbers_of_axes",
+        lambda: planned(roles={"v": ("out", "in", "in"), "w": [("in",), ("out", "in")]}),
+        ValueError,
+        (
+            ("roles: 'v'", "'w'"),
+            ("('out', 'in', 'in')", "v of shape (8, 8)", "1 or 2 roles", "w of shape (16, 8, 8)"),
+            ("roles={'v': ('in', 'out'), 'w': ('in', 'out', 'out')}", "remove"),
+        ),
+    ),
+    case(
+        "same_sizes_in_another_order",
+        lambda: planned(roles=AxisRoles({"w": ("in", "out", "out")}, {}, {"w": (8, 16, 8)})),
+        ValueError,
+        ("w: ", ("axis_roles saw shape (8, 16, 8)", "(16, 8, 8)"), "axis_roles again"),
+    ),
+    case(
         "rule_that_matches_nothing",
         lambda: planned(roles={**IN_OUT, "ww": ("in", "out")}),
         ValueError,
@@ -390,6 +442,33 @@ BAD = [
 @pytest.mark.parametrize("call, kind, parts", BAD)
 def test_errors_say_which_leaf_and_what_to_write(call, kind, parts):
     assert_error(call, kind, parts)
+
+
+@pytest.mark.parametrize(
+    "roles",
+    (
+        {".*": ("in", "out", "out"), "v": [("in",), ("in", "out")]},
+        {".*": ("in", "out"), "w": ("in", "out", "out")},
+        AxisRoles(IN_OUT, {}, {"w": (16, 8, 8), "v": (4, 2)}),
+        AxisRoles(IN_OUT, {}, {"w": (16, 8, 4), "v": (8, 8)}),  # other widths
+    ),
+)
+def test_rules_that_fit_some_leaf_are_allowed(roles):
+    assert planned(roles=roles).n_zero == (16 * 8 * 8 + 8 * 8) // 2
+
+
+@pytest.mark.parametrize("roles", (torch_roles, equinox_roles))
+@pytest.mark.parametrize("path", ("norm/weight", "norm.weight"))
+def test_ready_made_roles_need_not_fit(roles, path):
+    tree = {path: ones(8), "v": ones(8, 8)}
+    assert jaxprune.plan(tree, 0.5, structure=NM(2, 4), roles=roles).n_zero == 32
+
+
+def test_roles_may_fit_a_hidden_leaf_only():
+    tx = optax.masked(
+        jaxprune.prune(HALF, roles={".": ("in", "out", "out")}), {"w": False, "v": True, "b": True}
+    )
+    assert tx.init(KERNEL).inner_state.masks["v"].shape == (8, 8)
 
 
 def test_roles_of_hidden_leaves_need_not_match():

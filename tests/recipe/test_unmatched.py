@@ -122,6 +122,58 @@ def test_the_error_survives_pickling():
     assert type(copy) is type(error.value)
 
 
+# --- slices
+
+
+STACKED = {"experts": ones(4, 2, 4), "w": ones(4, 4), "b": ones(4)}
+STACK = {"experts": ("stack", "in", "out")}
+SLICES = {
+    "index": (
+        dict(roles=STACK, overrides={"experts/7": 0.75}),
+        ("overrides: 'experts/7'", "has slices experts/0 to experts/3"),
+    ),
+    "indices": (
+        dict(roles=STACK, overrides={"experts/[5-7]": 0.75}),
+        ("has slices experts/0 to experts/3",),
+    ),
+    "per_slice": (
+        dict(distribution=per_slice({"experts": 1}), overrides={"experts/2": 0.75}),
+        ("has slices experts/0 to experts/1",),
+    ),
+    "no roles": (
+        dict(overrides={"experts/1": 0.75}),
+        ("experts is one leaf", "roles= in which an axis is 'stack'", "per_slice"),
+    ),
+    "exclude": (
+        dict(roles=STACK, exclude="experts/2"),
+        ("exclude takes whole leaves", "overrides={'experts/2': 0}"),
+    ),
+    "include": (dict(include="experts/2"), ("include takes whole leaves",)),
+    "structure": (dict(structure={"experts/2": Channel()}), ("structure takes whole leaves",)),
+}
+
+
+@pytest.mark.parametrize("rules, parts", SLICES.values(), ids=SLICES)
+def test_a_slice_is_not_answered_with_the_whole_leaf(rules, parts):
+    with pytest.raises(ValueError, match=says(*parts)) as error:
+        jaxprune.plan(STACKED, 0.5, **rules)
+    assert_says(str(error.value), "matches no leaf")
+    for word in ("'experts'", "write", "nearest"):
+        assert word not in str(error.value)
+
+
+def test_a_sparsity_of_zero_keeps_a_slice():
+    """What the error about `exclude` suggests."""
+    report = jaxprune.plan(STACKED, 0.5, roles=STACK, overrides={"experts/2": 0})
+    assert {leaf.path: leaf.n_zero for leaf in report.leaves} == {"b": 0, "experts": 12, "w": 8}
+
+
+def test_other_rules_are_still_answered_beside_slices():
+    with pytest.raises(ValueError, match="experts is one leaf") as error:
+        jaxprune.plan(STACKED, 0.5, exclude=("experts/2", "ww"))
+    assert error.value.arguments == {"exclude": "w"}
+
+
 # --- what is allowed
 
 
