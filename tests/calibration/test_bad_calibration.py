@@ -146,7 +146,7 @@ CALIBRATION = [
         "slice_after_the_last",
         lambda: prune_experts({"experts/3": 0.75}),
         ValueError,
-        ("overrides: 'experts/3'", "matches no leaf", "overrides={'experts': 0.75}"),
+        ("overrides: 'experts/3'", "experts is one leaf", "roles= in which an axis is 'stack'"),
     ),
     case(
         "slice_for_sequential",

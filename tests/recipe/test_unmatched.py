@@ -158,7 +158,7 @@ def test_a_slice_is_not_answered_with_the_whole_leaf(rules, parts):
     with pytest.raises(ValueError, match=says(*parts)) as error:
         jaxprune.plan(STACKED, 0.5, **rules)
     assert_says(str(error.value), "matches no leaf")
-    for word in ("'experts'", "write", "nearest"):
+    for word in ("'experts'", "write", "nearest", "whole path"):
         assert word not in str(error.value)
 
 
