@@ -63,7 +63,7 @@ def layer_inputs(
       >>> import jax, jax.numpy as jnp
       >>> def mlp(params, x):
       ...     return jax.nn.relu(x @ params["w"] + params["b"]) @ params["v"].T
-      >>> params = {"w": jnp.ones((3, 8)), "b": jnp.ones(8), "v": jnp.ones((2, 8))}
+      >>> params = {"w": jnp.ones((3, 8)), "b": jnp.ones((1, 8)), "v": jnp.ones((2, 8))}
       >>> inputs = layer_inputs(mlp, params, jnp.ones((4, 3)))
       >>> {path: (float(m.count), m.gram.shape) for path, m in inputs.items()}
       {'v': (4.0, (8, 8)), 'w': (4.0, (3, 3))}
