@@ -113,3 +113,29 @@ def test_the_speed_table_is_what_the_benchmark_wrote():
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     for line in speed_rows():
         assert line in readme, line
+
+
+def minilm_rows():
+    """The lines of the guide's table, from the results of `python -m benchmarks minilm`."""
+    results = json.loads((ROOT / "benchmarks/results/minilm-cpu.json").read_text())["rows"]
+    for target in ("50%", "60%", "70%", "2:4"):
+        for kind in ("same", "other"):
+            cells = []
+            for method in ("magnitude", "wanda", "sparsegpt"):
+                cosines = [
+                    row[f"cosine_{kind}_kind"]
+                    for row in results
+                    if (row.get("target"), row.get("method")) == (target, method)
+                ]
+                assert len(cosines) == (1 if method == "magnitude" else 3)
+                assert max(cosines) - min(cosines) < 0.01
+                cells.append(f"{sum(cosines) / len(cosines):.3f}")
+            assert cells == sorted(cells)
+            yield f"| {target} | {kind} kind | {' | '.join(cells)} |"
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
+def test_the_table_of_the_sentence_encoder_is_what_the_benchmark_wrote():
+    guide = (ROOT / "docs/guide.md").read_text(encoding="utf-8").splitlines()
+    for line in minilm_rows():
+        assert line in guide, line
