@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
+from jaxprune._recipe.schedules import SparsitySchedule, check_schedule, fires_at, latest_fire
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +38,12 @@ class ChosenSchedule:
 
     def fires(self, step: Any) -> Any:
         """Whether the schedule fires at `step`."""
-        on_grid = (step - self.begin_step) % self.every == 0
-        inside = (step >= self.begin_step) & (step < self.end_step)
-        return (on_grid & inside) | (step == self.end_step)
+        return fires_at(step, self.begin_step, self.end_step, self.every)
 
     def index(self, step: Any) -> Any:
         """The row of the latest fire at a step; -1 before the first."""
         last = self.n_fires - 1
-        number = (step - self.begin_step) // self.every
-        number = jnp.where(step >= self.end_step, last, number)
+        number = latest_fire(step, self.begin_step, self.end_step, self.every, last)
         return jnp.where(step < self.begin_step, -1, self.first_row + number)
 
     @property

@@ -87,9 +87,7 @@ class SparsitySchedule:
     def fires(self, step: Any) -> Any:
         """Whether the schedule fires at `step`: a bool for an int, else a bool array."""
         step = _checked_step("fires", step)
-        begin, end = self.begin_step, self.end_step
-        on_grid = (step >= begin) & (step < end) & ((step - begin) % self.every == 0)
-        return on_grid | (step == end)
+        return fires_at(step, self.begin_step, self.end_step, self.every)
 
     def index(self, step: Any) -> Any:
         """The number of the latest fire at a step, an int or an array; -1 before the first."""
@@ -100,7 +98,7 @@ class SparsitySchedule:
                 return -1
             return last if step >= self.end_step else (step - self.begin_step) // self.every
         step = jnp.asarray(_checked_step("index", step))
-        fired = jnp.where(step >= self.end_step, last, (step - self.begin_step) // self.every)
+        fired = latest_fire(step, self.begin_step, self.end_step, self.every, last)
         return jnp.where(step < self.begin_step, -1, fired)
 
     def sparsity(self, step: Any) -> Any:
@@ -304,6 +302,18 @@ def fire_grid(begin_step: int, end_step: int, every: int) -> tuple[int, ...]:
       (10, 20, 25)
     """
     return (*range(begin_step, end_step, every), end_step)
+
+
+def fires_at(step: Any, begin_step: Any, end_step: Any, every: Any) -> Any:
+    """Whether a schedule with these steps fires at `step`; all of them may be traced."""
+    inside = (step >= begin_step) & (step < end_step)
+    on_grid = inside & ((step - begin_step) % every == 0)
+    return on_grid | (step == end_step)
+
+
+def latest_fire(step: Any, begin_step: Any, end_step: Any, every: Any, last: Any) -> jax.Array:
+    """The number of the latest fire, of `last + 1`, at a step that is not before the first."""
+    return jnp.where(step >= end_step, last, (step - begin_step) // every)
 
 
 def check_schedule(schedule: Any, also: str = "") -> None:

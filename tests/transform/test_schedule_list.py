@@ -288,4 +288,5 @@ def test_a_state_of_another_list_can_be_upgraded():
     old = jaxprune.prune(SCHEDULES[0]).init(make_params())
     tx = jaxprune.prune(SCHEDULES)
     state = jaxprune.upgrade_state(tx, make_params(), old)
-    tx.update(make_params(), choose_schedule(state, 1), make_params())
+    _, state = tx.update(make_params(), choose_schedule(state, 1), make_params())
+    assert int(state.progress.choices.number) == 1
