@@ -1,13 +1,14 @@
 """`python -m benchmarks [NAME ...]` runs benchmarks, prints their tables and saves the results.
 
 Each benchmark writes `NAME-BACKEND.json` and plots beside it. The JSON file is rewritten after
-every case, so pressing Ctrl-C keeps the results so far.
+every case, so pressing Ctrl-C keeps the results so far; `--resume` runs the cases that are missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 import tempfile
 import types
@@ -80,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--only", default="", help="run only the cases whose name contains this text"
     )
     parser.add_argument(
+        "--resume", action="store_true", help="keep the cases that the file has, run the others"
+    )
+    parser.add_argument(
         "--target", help="of gpu_programs: h100, a100, or a file that describes a GPU to XLA"
     )
     args = parser.parse_args(argv)
@@ -94,32 +98,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     # When the output is piped, rich assumes 80 columns, which are too few for these tables.
     console = Console(width=None if sys.stdout.isatty() else 160)
     for name in args.which or (n for n in _BENCHMARKS if n not in _BY_REQUEST):
-        if not run(name, out, console, quick=args.quick, only=args.only):
+        if not run(name, out, console, quick=args.quick, only=args.only, resume=args.resume):
             return 130
     return 0
 
 
-def run(name: str, out: Path, console: Console, *, quick: bool, only: str = "") -> bool:
+def run(
+    name: str,
+    out: Path,
+    console: Console,
+    *,
+    quick: bool,
+    only: str = "",
+    resume: bool = False,
+) -> bool:
     """Runs one benchmark and writes its results; returns False if it was interrupted."""
     bench = _BENCHMARKS[name]
     path = out / f"{name}-{jax.default_backend()}.json"
-    rows: list[Row] = []
+    rows, earlier = _earlier_run(path) if resume else ([], [])
+    done = {row.get("case_name") for row in rows}
     reason = why_no_torch() if name == "select" else ""
     notes = [reason] if reason else []
-    machine = environment()
+    facts: Row = {"quick": quick, "environment": environment()}
+    if earlier:
+        facts["earlier_environments"] = earlier
+    cases = [case for case in bench.cases(quick) if only in case.name and case.name not in done]
     finished = False
     with contextlib.suppress(KeyboardInterrupt):
-        for case in tqdm([c for c in bench.cases(quick) if only in c.name], desc=name):
+        for case in tqdm(cases, desc=name):
             measured = case.rows()
             notes += [row["note"] for row in measured if row["case"] == "note"]
-            load = {"load_average": load_average()[:1]}
-            rows += [row | load for row in measured if row["case"] != "note"]
-            _write(
-                path, name, machine, rows, notes, bench.checks(rows), finished=False, quick=quick
-            )
+            about = {"case_name": case.name, "load_average": load_average()[:1]}
+            rows += [row | about for row in measured if row["case"] != "note"]
+            _write(path, name, rows, bench.checks(rows), {"finished": False, **facts}, notes)
         finished = True
     checks = bench.checks(rows)
-    _write(path, name, machine, rows, notes, checks, finished=finished, quick=quick)
+    _write(path, name, rows, checks, {"finished": finished, **facts}, notes)
     for table in [*bench.tables(rows), _targets(checks)]:
         console.print(table)
     plot_files = plots.draw(name, rows, path)
@@ -128,18 +142,25 @@ def run(name: str, out: Path, console: Console, *, quick: bool, only: str = "") 
     return finished
 
 
+def _earlier_run(path: Path) -> tuple[list[Row], list[Row]]:
+    """The rows of the file at `path`, and the environments in which they were measured."""
+    if not path.exists():
+        return [], []
+    content = json.loads(path.read_text())
+    return content["rows"], [*content.get("earlier_environments", []), content["environment"]]
+
+
 def _write(
     path: Path,
     name: str,
-    machine: Row,
     rows: Sequence[Row],
-    notes: Sequence[str],
     checks: Sequence[Check],
-    **facts: bool,
+    facts: Row,
+    notes: Sequence[str],
 ) -> None:
     targets = [{**check._asdict(), "ok": check.ok} for check in checks]
-    content = {"benchmark": name, **facts, "environment": machine, "notes": notes}
-    write_json(path, content | {"targets": targets, "rows": rows})
+    content = {"benchmark": name, **facts, "notes": notes, "targets": targets, "rows": rows}
+    write_json(path, content)
 
 
 def _targets(checks: Sequence[Check]) -> Table:

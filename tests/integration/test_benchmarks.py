@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -213,6 +214,32 @@ def test_an_interrupt_keeps_what_was_measured(monkeypatch, tmp_path):
     result = written(tmp_path, "select")
     assert not result["finished"]
     assert [r["method"] for r in result["rows"]] == ["read"]
+
+
+def test_resume_keeps_finished_cases_and_runs_the_others(monkeypatch, tmp_path):
+    runs = []
+
+    def case(name):
+        def rows():
+            runs.append(name)
+            return [{"case": "size", "name": name}]
+
+        return common.Case(name, rows)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    bench = types.SimpleNamespace(checks=lambda rows: [], tables=lambda rows: [])
+    monkeypatch.setitem(cli._BENCHMARKS, "made", bench)
+    bench.cases = lambda quick: [case("first"), common.Case("second", interrupted)]
+    assert cli.main(["made", "--out", str(tmp_path)]) == 130
+    bench.cases = lambda quick: [case("first"), case("second")]
+    assert cli.main(["made", "--out", str(tmp_path), "--resume"]) == 0
+    assert runs == ["first", "second"]
+    result = written(tmp_path, "made")
+    assert [row["name"] for row in result["rows"]] == ["first", "second"]
+    assert result["finished"]
+    assert len(result["earlier_environments"]) == 1
 
 
 def test_a_result_file_is_replaced_atomically(tmp_path):
