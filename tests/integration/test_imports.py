@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "_cli": ("_base", "_recipe", "_state", "_transform", "_report", "_files"),
     "__init__": ("_base", "_topk", "_recipe", "_state", "_transform", "_report", "_trace")
     + ("_calibration", "_shrink", "_files", "_blocks"),
-    "plots": ("_base", "_files", "_report"),
+    "plots": ("_base", "_recipe", "_files", "_report"),
     "demo": ("__init__", "_files"),
     "__main__": ("__init__", "_cli", "demo"),
 }

@@ -1,0 +1,145 @@
+"""Wrong input to the functions in `jaxprune.plots`."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune
+from bad_input import assert_error, case
+from jaxprune import plots
+
+METRICS = {"prune/step": 1, "prune/sparsity": 0.5, "prune/sparsity_all": 0.4, "prune/target": 0.9}
+KERNEL = np.ones((2, 3), np.float32)
+CASES = [
+    case(
+        "schedule_is_a_number",
+        lambda: plots.schedule_curve(0.9),
+        TypeError,
+        ("schedule_curve: schedule", "0.9", "cubic_schedule(0.9"),
+    ),
+    case(
+        "history_is_one_entry",
+        lambda: plots.sparsity_curve(METRICS),
+        TypeError,
+        ("sparsity_curve: history", "dict", "history.append"),
+    ),
+    case(
+        "history_is_empty",
+        lambda: plots.sparsity_curve([]),
+        ValueError,
+        ("sparsity_curve: history", "[]", "history.append"),
+    ),
+    case(
+        "entry_is_a_number",
+        lambda: plots.sparsity_curve([METRICS, 0.5]),
+        TypeError,
+        ("history[1]", "0.5", "history.append"),
+    ),
+    case(
+        "entry_without_a_name",
+        lambda: plots.sparsity_curve([METRICS, {"prune/step": 2}]),
+        ValueError,
+        ("history[1]", ("'prune/sparsity'", "['prune/step']"), "jaxprune.metrics"),
+    ),
+    case(
+        "metrics_of_a_batched_state",
+        lambda: plots.sparsity_curve([METRICS | {"prune/sparsity": jnp.zeros(3)}]),
+        TypeError,
+        ("history[0]['prune/sparsity']", "(3,)", "value[0]"),
+    ),
+    case(
+        "no_leaves_were_logged",
+        lambda: plots.sparsity_curve([METRICS], per_leaf=True),
+        ValueError,
+        ("per_leaf", "history[0]", "per_leaf=True"),
+    ),
+    case(
+        "report_is_a_tree",
+        lambda: plots.leaf_bars({"fc": KERNEL}),
+        TypeError,
+        ("report['fc']", "array", "jaxprune.plan"),
+    ),
+    case(
+        "report_is_a_number",
+        lambda: plots.leaf_bars(0.5),
+        TypeError,
+        ("leaf_bars: report must", "0.5", "jaxprune.summarize"),
+    ),
+    case(
+        "weights_are_a_number",
+        lambda: plots.weight_histogram(0.5, KERNEL),
+        ValueError,
+        ("before", "0.5", "Pass params"),
+    ),
+    case(
+        "weights_are_integers",
+        lambda: plots.weight_histogram(KERNEL, np.arange(6)),
+        ValueError,
+        ("after", "float", "Pass params"),
+    ),
+    case(
+        "weights_of_another_tree",
+        lambda: plots.weight_histogram({"a": KERNEL, "b": KERNEL}, {"a": KERNEL}),
+        ValueError,
+        ("weight_histogram: b", ("6 weights", "no such leaf"), "the same model"),
+    ),
+    case(
+        "weights_that_are_not_finite",
+        lambda: plots.weight_histogram({"a": KERNEL}, {"a": KERNEL * np.nan}),
+        ValueError,
+        ("after: a", "6 of 6", "nan_to_num"),
+    ),
+    case(
+        "bins_are_a_float",
+        lambda: plots.weight_histogram(KERNEL, KERNEL, bins=10.0),
+        TypeError,
+        ("bins", "10.0", "bins=100"),
+    ),
+    case(
+        "no_bins",
+        lambda: plots.weight_histogram(KERNEL, KERNEL, bins=0),
+        ValueError,
+        ("bins", "0", "bins=100"),
+    ),
+    case(
+        "mask_of_floats",
+        lambda: plots.mask_image(KERNEL),
+        TypeError,
+        ("mask_image: mask", "float32 of shape (2, 3)", "weights != 0"),
+    ),
+    case(
+        "mask_is_a_tree",
+        lambda: plots.mask_image({"fc": KERNEL != 0}),
+        TypeError,
+        ("mask_image: mask", "dict", "get_masks"),
+    ),
+    case(
+        "bit_mask",
+        lambda: plots.mask_image(np.array([[255, 3]], np.uint8)),
+        ValueError,
+        ("mask_image: mask", ("3", "255"), "get_masks"),
+    ),
+    case(
+        "mask_without_entries",
+        lambda: plots.mask_image(np.ones((0, 3), bool)),
+        ValueError,
+        ("mask_image: mask", "(0, 3)", None),
+    ),
+    case(
+        "sensitivity_is_a_tree",
+        lambda: plots.sensitivity_map({"a": 0.5}),
+        TypeError,
+        ("sensitivity_map: sensitivity", "{'a': 0.5}", "jaxprune.sensitivity"),
+    ),
+]
+
+
+@pytest.mark.parametrize("call, kind, parts", CASES)
+def test_wrong_input_raises(call, kind, parts):
+    assert_error(call, kind, parts)
+
+
+def test_a_missing_matplotlib_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'jaxprune\[plots\]'"):
+        plots.schedule_curve(jaxprune.one_shot_schedule(0.5))
