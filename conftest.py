@@ -15,7 +15,7 @@ import traceback
 import pytest
 
 pytest.register_assert_rewrite("bad_input", "combinations", "helpers")  # shared by tests/
-collect_ignore = ["docs/conf.py"]  # Sphinx runs it
+collect_ignore = ["docs/conf.py", "docs/extension"]  # Sphinx runs them
 LIBRARIES = ("jax", "optax", "flax", "equinox", "haiku")
 # Why examples of the documentation are skipped in a mode.
 _TABLES = {"x64": "its tables say float32"}

@@ -139,18 +139,17 @@ def polynomial_schedule(
     initial_sparsity: float = 0.0,
     power: float = 3,
 ) -> SparsitySchedule:
-    r"""Gradual pruning along a polynomial: fast at first, while many weights are redundant.
+    """Gradual pruning along a polynomial: fast at first, while many weights are redundant.
 
-    .. math::
-      s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^p
+    The sparsity at step t is `s1 + (s0 - s1) * (1 - (t - t0) / (t1 - t0)) ** p`.
 
     Args:
-      final_sparsity: :math:`s_f`, the fraction of zeros from `end_step` on, in [0, 1).
-      begin_step: :math:`t_0`, the step of the first fire.
-      end_step: :math:`t_1`, the step of the last fire, which need not be on the grid.
+      final_sparsity: `s1`, the fraction of zeros from `end_step` on, in [0, 1).
+      begin_step: `t0`, the step of the first fire.
+      end_step: `t1`, the step of the last fire, which need not be on the grid.
       every: steps between fires.
-      initial_sparsity: :math:`s_i`, reached at `begin_step`; at most `final_sparsity`.
-      power: :math:`p` > 0. Integers up to 100 are evaluated exactly, in rational arithmetic, and
+      initial_sparsity: `s0`, reached at `begin_step`; at most `final_sparsity`.
+      power: `p` > 0. Integers up to 100 are evaluated exactly, in rational arithmetic, and
         all other powers in double precision.
 
     Returns:

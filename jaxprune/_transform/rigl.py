@@ -34,14 +34,12 @@ def rigl(
     roles: Any = None,
     grow: Any = gradient_magnitude,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Trains sparse from the start, and regularly swaps the smallest weights for others.
+    """Trains sparse from the start, and regularly swaps the smallest weights for others.
 
     The first masks are random. At steps `every, 2 * every, ...` the smallest kept weights of each
     leaf are dropped, and as many others grow where the gradient is largest. The fraction of kept
-    weights that is swapped decreases to zero at `end_step`:
-
-    .. math::
-      f_t = \frac{\alpha}{2} \left(1 + \cos \frac{\pi t}{t_{end}}\right)
+    weights that is swapped decreases to zero at `end_step`; at step t it is
+    `drop_fraction / 2 * (1 + cos(pi * t / end_step))`.
 
     The number of kept weights never changes. A weight that grows starts at zero, with zero moments
     in the optimizer, and is trained from the next step on.
@@ -55,7 +53,7 @@ def rigl(
       end_step: the step from which masks no longer change.
       inner: the optimizer. The incoming updates must be gradients, of dropped weights too.
       every: steps between swaps; the paper used 100.
-      drop_fraction: :math:`\alpha`, in [0, 1]; the schedule of swaps starts at this fraction of the
+      drop_fraction: in [0, 1]; the schedule of swaps starts at this fraction of the
         kept weights.
       key: PRNG key of the first masks and of random growth; `jax.random.key(0)` by default.
       include: which leaves to prune, as in `prune`; so are the next five arguments.

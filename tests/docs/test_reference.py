@@ -1,0 +1,38 @@
+"""The reference documents every public name, once."""
+
+import collections
+import pathlib
+import re
+
+import jaxprune
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs/reference").glob("*.md"))
+DIRECTIVE = re.compile(r"^\.\. (?:(current)module|auto\w+):: ([\w.]+)", re.MULTILINE)
+
+
+def documented():
+    """How often the reference documents each name."""
+    names = []
+    for page in PAGES:
+        for is_module, name in DIRECTIVE.findall(page.read_text(encoding="utf-8")):
+            if is_module:
+                module = name
+            else:
+                names.append(f"{module}.{name}")
+    return collections.Counter(names)
+
+
+def test_every_public_name_is_documented_once():
+    modules = {"jaxprune": jaxprune, "jaxprune.plots": jaxprune.plots}
+    public = [f"{name}.{x}" for name, module in modules.items() for x in module.__all__]
+    expected = dict.fromkeys(public, 1)
+    assert documented() == expected, "each name needs one line `.. autofunction::` or `autoclass::`"
+
+
+def test_the_overview_links_every_page_of_the_reference():
+    overview = (ROOT / "docs/reference/index.md").read_text(encoding="utf-8")
+    for page in PAGES:
+        if page.name != "index.md":
+            assert f"({page.name})" in overview
+            assert re.search(rf"^{page.stem}$", overview, re.MULTILINE)
