@@ -100,9 +100,14 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
     from jaxprune._report.plan import plan as plan
     from jaxprune._report.report import check as check, summarize as summarize
     from jaxprune._report.sensitivity import (
-        Sensitivity as Sensitivity,
         sensitivity as sensitivity,
         sparsities_for as sparsities_for,
+    )
+    from jaxprune._report.sensitivity_table import Sensitivity as Sensitivity
+    from jaxprune._report.table import (
+        LeafReport as LeafReport,
+        PoolReport as PoolReport,
+        Report as Report,
     )
     from jaxprune._shrink.channels import (
         ChannelGroups as ChannelGroups,
@@ -176,7 +181,9 @@ _PUBLIC = {
     "_report.metrics": ("metrics",),
     "_report.plan": ("plan",),
     "_report.report": ("check", "summarize"),
-    "_report.sensitivity": ("Sensitivity", "sensitivity", "sparsities_for"),
+    "_report.sensitivity": ("sensitivity", "sparsities_for"),
+    "_report.sensitivity_table": ("Sensitivity",),
+    "_report.table": ("LeafReport", "PoolReport", "Report"),
     "_shrink.channels": ("ChannelGroups", "channel_groups", "channel_groups_nnx"),
     "_shrink.flax_sizes": ("resize_nnx", "shrunk_apply"),
     "_shrink.report": ("AxisGroup", "ShrinkReport"),
@@ -207,10 +214,13 @@ __all__ = [
     "ChannelGroups",
     "Distribution",
     "LayerInputs",
+    "LeafReport",
     "Moments",
     "PackedMatrix",
+    "PoolReport",
     "Progress",
     "PruneState",
+    "Report",
     "Sensitivity",
     "ShrinkReport",
     "SparsitySchedule",

@@ -29,7 +29,7 @@ from jaxprune._report.plotted import (
     named_reports,
     weights_by_path,
 )
-from jaxprune._report.sensitivity import Sensitivity
+from jaxprune._report.sensitivity_table import Sensitivity
 from jaxprune._report.table import Report
 
 __all__ = [

@@ -23,7 +23,6 @@ from jaxprune._cli.writing import check_exists, check_source, checked_output, wr
 from jaxprune._files import footprint
 from jaxprune._files.any_kind import Source, open_source
 from jaxprune._files.leaves import Leaf, is_stored
-from jaxprune._report.table import Report
 from jaxprune._transform.decide import Rules as DecisionRules
 
 # The files
@@ -191,21 +190,9 @@ def plan(
     with _open_params(file) as source:
         report = planned(source, sparsity, rules, layout).report
     if as_json:
-        print(json.dumps({"file": str(file)} | _as_dict(report), indent=1))
+        print(json.dumps({"file": str(file)} | report.to_dict(), indent=1))
     else:
         screen.console().print(report)
-
-
-def _as_dict(report: Report) -> dict[str, Any]:
-    """A report for JSON."""
-    rows = [
-        {"path": r.path, "shape": list(r.shape), "dtype": r.dtype, "weights": r.size}
-        | {"nonzero": None if r.n_zero is None else r.size - r.n_zero}
-        | {"sparsity": r.sparsity, "note": r.note, "roles": r.roles}
-        for r in report.leaves
-    ]
-    totals = {"weights": report.size, "nonzero": report.size - report.n_zero}
-    return {**totals, "sparsity": report.sparsity, "leaves": rows, "notes": list(report.notes)}
 
 
 def prune(
@@ -234,7 +221,7 @@ def prune(
         )
         written = write(output, source, pruned)
     report = plan.report
-    screen.print_written(file, written, _as_dict(report), report, as_json=as_json)
+    screen.print_written(file, written, report.to_dict(), report, as_json=as_json)
 
 
 def _read(

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxprune._base.arguments import is_int, shown
 from jaxprune._base.paths import shown_path
+from jaxprune._base.text_table import Table
 from jaxprune._recipe.role_words import as_role_tuple
 
 
@@ -77,14 +78,42 @@ class AxisRoles(Mapping[str, tuple[str, ...]]):
         return super().__eq__(other)
 
     def __repr__(self) -> str:
-        table = [("leaf", "shape", "roles", "note"), *self._rows()]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        rows = [[cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in table]
-        return "\n".join("  ".join(row).rstrip() for row in rows)
+        return self._table().text()
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def _table(self) -> Table:
+        return Table(("leaf", "shape", "roles", "note"), self._rows())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as a dictionary for JSON.
+
+        Returns:
+          `leaves`, each with `path`, `shape`, `roles` and `note`, the reason why a leaf has no
+          roles. What is not known is None.
+
+        Example:
+          >>> AxisRoles({"kernel": ("in", "out")}).to_dict()
+          {'leaves': [{'path': 'kernel', 'shape': None, 'roles': ['in', 'out'], 'note': ''}]}
+        """
+        leaves = []
+        for path in self._paths():
+            shape, roles = self._shapes.get(path), self._roles.get(path)
+            leaves.append(
+                {"path": path, "shape": None if shape is None else list(shape)}
+                | {"roles": None if roles is None else list(roles)}
+                | {"note": self._without.get(path, "")}
+            )
+        return {"leaves": leaves}
+
+    def _paths(self) -> list[str]:
+        """The leaves of the table: in the order of the tree where the shapes show it."""
+        paths = dict.fromkeys((*self._shapes, *self._roles, *self._without))
+        return [path for path in paths if path in self._roles or path in self._without]
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
-        """The cells of the table: in the order of the tree where the shapes show it."""
-        paths = dict.fromkeys((*self._shapes, *self._roles, *self._without))
+        """The cells of the table."""
         return [
             (
                 shown_path(path),
@@ -92,8 +121,7 @@ class AxisRoles(Mapping[str, tuple[str, ...]]):
                 ", ".join(self._roles.get(path, ())),
                 self._without.get(path, ""),
             )
-            for path in paths
-            if path in self._roles or path in self._without
+            for path in self._paths()
         ]
 
 

@@ -5,7 +5,6 @@ Han et al., `Learning both Weights and Connections for Efficient Neural Networks
 <https://arxiv.org/abs/1506.02626>`_, 2015, choose sparsities by layer in this way.
 """
 
-import dataclasses
 import functools
 import math
 import re
@@ -34,49 +33,8 @@ from jaxprune._recipe.distributions import round_half_up
 from jaxprune._recipe.roles import AxisRoles, RoleRules
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
+from jaxprune._report.sensitivity_table import Sensitivity
 from jaxprune._transform.oneshot import prune_params
-
-
-@dataclasses.dataclass(frozen=True)
-class Sensitivity:
-    """The loss with each group of leaves pruned alone; `print` shows it as a table.
-
-    Attributes:
-      rules: a regex for each group; for a single leaf, one that matches its path alone.
-      sparsities: the sparsities that were tried, rising.
-      losses: float64[n_groups, n_sparsities].
-      dense_loss: the loss with nothing pruned.
-      sizes: int64[n_groups], the number of weights in each group.
-      n_zero: int64[n_groups, n_sparsities], how many of them were zero.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> table = sensitivity(lambda p: jnp.sum(p["w"]), {"w": jnp.ones((2, 2))}, (0.25, 0.5))
-      >>> table.losses.tolist(), table.dense_loss, table.n_zero.tolist()
-      ([[3.0, 2.0]], 4.0, [[1, 2]])
-    """
-
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
-    rules: tuple[str, ...]
-    sparsities: tuple[float, ...]
-    losses: np.ndarray
-    dense_loss: float
-    sizes: np.ndarray
-    n_zero: np.ndarray
-
-    def __repr__(self) -> str:
-        header = ["leaf", "weights", *(f"{sparsity:.1%}" for sparsity in self.sparsities)]
-        rows = [
-            [rule, f"{size:,}", *(f"{loss:.4g}" for loss in losses)]
-            for rule, size, losses in zip(self.rules, self.sizes, self.losses, strict=True)
-        ]
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = [f"sensitivity: loss with one leaf pruned; {self.dense_loss:.4g} with none"]
-        for row in (header, *rows):
-            first, *others = (cell.rjust(w) for cell, w in zip(row, widths, strict=True))
-            lines.append("  ".join([first.strip().ljust(widths[0]), *others]))
-        return "\n".join(lines)
 
 
 def sensitivity(
@@ -368,7 +326,3 @@ def _as_float(n_zero: int, size: int) -> float:
         if round_half_up(Fraction(str(sparsity)) * size) == n_zero:
             return sparsity
     return n_zero / max(size, 1)
-
-
-# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
-__test__ = {"Sensitivity": Sensitivity}

@@ -1,4 +1,4 @@
-"""A table of leaves: `print` shows it as plain text, and rich as one of its tables.
+"""A table of leaves, as text, as HTML, as a dictionary, and as one of the tables of rich.
 
 It knows how many weights of each leaf are zero, and nothing else about pruning.
 """
@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from jaxprune._base.paths import shown_path, spec_of
+from jaxprune._base.text_table import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,13 @@ class LeafReport:
         because the leaf shares a pool with others.
       note: why the leaf is not pruned, or what decides its sparsity.
       roles: the role of each axis, for a leaf that is pruned by them; else None.
+
+    Example:
+      >>> LeafReport("fc/kernel", (80, 40), "float32", size=3_200, n_zero=2_880).sparsity
+      0.9
     """
+
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     path: str
     shape: tuple[int, ...]
@@ -37,6 +44,24 @@ class LeafReport:
         """Fraction of zeros, 0 for an empty leaf; None where it is not known."""
         return None if self.n_zero is None else self.n_zero / max(self.size, 1)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The leaf as a dictionary for JSON, as in `Report.to_dict`.
+
+        Example:
+          >>> LeafReport("b", (4,), "float32", size=4, n_zero=3).to_dict()["nonzero"]
+          1
+        """
+        return {
+            "path": self.path,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "weights": self.size,
+            "nonzero": None if self.n_zero is None else self.size - self.n_zero,
+            "sparsity": self.sparsity,
+            "note": self.note,
+            "roles": None if self.roles is None else list(self.roles),
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class PoolReport:
@@ -46,7 +71,15 @@ class PoolReport:
       paths: of the leaves.
       size: number of weights in all of them.
       n_zero: how many of them will be zero.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune
+      >>> params = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 4))}
+      >>> jaxprune.plan(params, 0.75, distribution=jaxprune.global_pool).pools
+      (PoolReport(paths=('a', 'b'), size=32, n_zero=24),)
     """
+
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     paths: tuple[str, ...]
     size: int
@@ -55,14 +88,25 @@ class PoolReport:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A table of leaves; `print` shows it as text.
+    """A table of leaves, as `plan` and `summarize` return it.
+
+    `print` shows it as text of at most 80 columns, folding long paths and notes. A notebook shows
+    it as a table.
 
     Attributes:
       title: the first line.
       leaves: one row per leaf, in the order of the tree.
       notes: lines below the table, such as rules that have no effect.
       pools: the leaves whose `n_zero` is None, by the pool that they share.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune
+      >>> report = jaxprune.plan({"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}, 0.75)
+      >>> {leaf.path: leaf.sparsity for leaf in report.leaves}, report.n_zero
+      ({'bias': 0.0, 'kernel': 0.75}, 24)
     """
+
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     title: str
     leaves: tuple[LeafReport, ...]
@@ -103,24 +147,45 @@ class Report:
         return rows
 
     def __str__(self) -> str:
-        header = self._header
-        table = [header, *self._rows()]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = []
-        for row in table:
-            cells = [
-                cell.rjust(width) if name in _NUMBERS else cell.ljust(width)
-                for cell, width, name in zip(row, widths, header, strict=True)
-            ]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join([self.title, *lines, *self.notes])
+        return self._table().text()
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def _table(self) -> Table:
+        return Table(self._header, self._rows(), self.title, self.notes, _NUMBERS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as a dictionary for JSON.
+
+        `pandas.DataFrame(report.to_dict()["leaves"])` is the table, without its last row.
+
+        Returns:
+          `title`, `weights`, `nonzero` and `sparsity` of all leaves, `leaves`, `pools` and `notes`.
+          A leaf has `path`, `shape`, `dtype`, `weights`, `nonzero`, `sparsity`, `note` and `roles`,
+          with None for what is not known; a pool has `paths`, `weights` and `nonzero`.
+
+        Example:
+          >>> import jax.numpy as jnp, jaxprune
+          >>> report = jaxprune.summarize({"kernel": jnp.eye(4)})
+          >>> report.to_dict()["leaves"][0]["nonzero"]
+          4
+        """
+        total = {"weights": self.size, "nonzero": self.size - self.n_zero}
+        pools = [
+            {"paths": list(pool.paths), "weights": pool.size, "nonzero": pool.size - pool.n_zero}
+            for pool in self.pools
+        ]
+        leaves = [leaf.to_dict() for leaf in self.leaves]
+        content = {"leaves": leaves, "pools": pools, "notes": list(self.notes)}
+        return {"title": self.title, **total, "sparsity": self.sparsity, **content}
 
     def __rich__(self) -> Any:
         from rich.console import Group
-        from rich.table import Table
+        from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = Table(title=self.title)
+        table = RichTable(title=self.title)
         for name in self._header:
             side = "right" if name in _NUMBERS else "left"
             table.add_column(name, justify=side, overflow="fold")
@@ -162,3 +227,7 @@ def leaf_report(
     if spec is None:
         return LeafReport(path, (), type(leaf).__name__, 1, n_zero, note)
     return LeafReport(path, spec.shape, spec.dtype.name, spec.size, n_zero, note, roles)
+
+
+# Their examples run, although by `__module__` they belong to `jaxprune`.
+__test__ = {"LeafReport": LeafReport, "PoolReport": PoolReport, "Report": Report}

@@ -15,7 +15,13 @@ from jaxprune._shrink.fit import accept
 from jaxprune._shrink.flax_sizes import Model, function_model, nnx_model
 from jaxprune._shrink.groups import Group, group_units
 from jaxprune._shrink.not_zero import choose_pruned
-from jaxprune._shrink.report import AxisGroup, axis_groups, refusals
+from jaxprune._shrink.report import (
+    AxisGroup,
+    axis_groups,
+    groups_html,
+    groups_text,
+    refusals,
+)
 from jaxprune._shrink.units import LeafAxis, Unit, units_of
 from jaxprune._trace.program import Program, program_of, trace
 from jaxprune._trace.records import LeafSlice, Tiling
@@ -51,11 +57,29 @@ class ChannelGroups(dict[str, Coupled]):
         """The groups that can't be pruned, each with its reason and its place in the model."""
         return tuple(group for group in self.groups if group.reason)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The groups as a dictionary for JSON, refused ones included.
+
+        Example:
+          >>> ChannelGroups({}, ()).to_dict()
+          {'groups': []}
+        """
+        return {"groups": [group.to_dict() for group in self.groups]}
+
     def __str__(self) -> str:
-        lines = [f"{group.size:,} units  {group}" for group in self.groups]
+        return "\n".join([self._head, *groups_text(self._sizes, self.groups)])
+
+    def _repr_html_(self) -> str:
+        return groups_html(self._head, self._sizes, self.groups)
+
+    @property
+    def _head(self) -> str:
         n_refused = len(self.refused)
-        head = f"channel_groups: {len(self.groups) - n_refused} groups, and {n_refused} refused"
-        return "\n".join([head, *lines])
+        return f"channel_groups: {len(self.groups) - n_refused} groups, and {n_refused} refused"
+
+    @property
+    def _sizes(self) -> list[str]:
+        return [f"{group.size:,} units" for group in self.groups]
 
 
 def channel_groups(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune._base.paths import shown_path
+from jaxprune._base.text_table import Table, folded
 from jaxprune._shrink.costs import Cost, LayerCost, total
 from jaxprune._shrink.groups import Group
 from jaxprune._shrink.units import LeafAxis
@@ -55,6 +56,19 @@ class AxisGroup:
             return f"{self.name}: the function changes: {self.changes}"
         return f"{self.name}: {self.reason}{place}" if self.reason else self.name
 
+    def to_dict(self) -> dict[str, Any]:
+        """The group as a dictionary for JSON.
+
+        Example:
+          >>> AxisGroup((("fc/kernel", 1),), 4, 4, "it is an axis of the output").to_dict()[
+          ...     "members"
+          ... ]
+          [['fc/kernel', 1]]
+        """
+        members = [[path, axis] for path, axis in self.members]
+        words = {"reason": self.reason, "place": self.place, "changes": self.changes}
+        return {"members": members, "size": self.size, "kept": self.kept, **words}
+
 
 @dataclasses.dataclass(frozen=True)
 class ShrinkReport:
@@ -97,14 +111,43 @@ class ShrinkReport:
 
     def by_layer(self) -> str:
         """A table of the layers: numbers, bytes and multiply-adds, before and now."""
-        rows = [["layer", "numbers", "bytes", "multiply-adds"]]
+        header = ("layer", "numbers", "bytes", "multiply-adds")
+        rows = []
         for name, before, now in self.layers:
-            numbers, n_bytes, work = zip(before, now, strict=True)
-            pairs = [f"{old:,} -> {new:,}" for old, new in (numbers, n_bytes, work)]
+            pairs = [f"{old:,} -> {new:,}" for old, new in zip(before, now, strict=True)]
             rows.append([name, *pairs])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-        return "\n".join(map("  ".join, lines))
+        return Table(header, rows, numbers=header[1:], flexible=("layer",)).text()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as a dictionary for JSON.
+
+        `pandas.DataFrame(report.to_dict()["layers"])` is the table of `by_layer`.
+
+        Returns:
+          `size_before`, `size`, `difference`, `groups`, `shapes` (path to the shape before and now)
+          and `layers`, each with its `name` and its `numbers`, `bytes` and `multiply_adds`, also
+          before. A difference that is not finite is None.
+
+        Example:
+          >>> ShrinkReport((), {}, size_before=10, size=4, difference=0.0).to_dict()["size"]
+          4
+        """
+        shapes = {path: [list(shape) for shape in pair] for path, pair in self.shapes.items()}
+        layers = [
+            {"name": name}
+            | {f"{unit}_before": n for unit, n in before._asdict().items()}
+            | now._asdict()
+            for name, before, now in self.layers
+        ]
+        difference = float(self.difference)
+        return {
+            "size_before": self.size_before,
+            "size": self.size,
+            "difference": difference if math.isfinite(difference) else None,
+            "groups": [group.to_dict() for group in self.groups],
+            "shapes": shapes,
+            "layers": layers,
+        }
 
     @property
     def refused(self) -> tuple[AxisGroup, ...]:
@@ -112,11 +155,38 @@ class ShrinkReport:
         return tuple(group for group in self.groups if group.reason)
 
     def __str__(self) -> str:
-        head = f"shrink: {self.size_before:,} numbers before, {self.size:,} now"
-        sizes = [f"{group.size} -> {group.kept}" for group in self.groups]
-        width = max(map(len, sizes), default=0)
-        lines = [f"{n:>{width}}  {group}" for n, group in zip(sizes, self.groups, strict=True)]
-        return "\n".join([head, *lines])
+        return "\n".join([self._head, *groups_text(self._sizes, self.groups)])
+
+    def _repr_html_(self) -> str:
+        return groups_html(self._head, self._sizes, self.groups)
+
+    @property
+    def _head(self) -> str:
+        return f"shrink: {self.size_before:,} numbers before, {self.size:,} now"
+
+    @property
+    def _sizes(self) -> list[str]:
+        return [f"{group.size} -> {group.kept}" for group in self.groups]
+
+
+def groups_text(sizes: Sequence[str], groups: Sequence[AxisGroup]) -> list[str]:
+    """The lines of a report, with the size of each group at the left; long ones are folded."""
+    width = max(map(len, sizes), default=0)
+    indent = " " * (width + 2)
+    return [
+        line
+        for size, group in zip(sizes, groups, strict=True)
+        for line in folded(f"{size:>{width}}  {group}", indent=indent)
+    ]
+
+
+def groups_html(head: str, sizes: Sequence[str], groups: Sequence[AxisGroup]) -> str:
+    """The same as HTML for a notebook."""
+    rows = [
+        (size, group.name, group.reason or group.changes, group.place)
+        for size, group in zip(sizes, groups, strict=True)
+    ]
+    return Table(("units", "axes", "reason", "place"), rows, head, numbers=("units",)).html()
 
 
 def axis_groups(program: Program, groups: Iterable[Group]) -> tuple[AxisGroup, ...]:

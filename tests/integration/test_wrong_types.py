@@ -353,7 +353,7 @@ def test_no_error_about_a_traced_value_comes_from_below_jaxprune(folder, name):
 
 # Values, and classes of results, which nobody calls.
 NOT_CALLED = {"AxisGroup", "ChannelGroups", "Distribution", "Moments", "PackedMatrix", "Progress"}
-NOT_CALLED |= {"PruneState", "Sensitivity", "ShrinkReport"}
+NOT_CALLED |= {"LeafReport", "PoolReport", "PruneState", "Report", "Sensitivity", "ShrinkReport"}
 NOT_CALLED |= {"Unstructured", "er", "erk", "global_pool", "movement", "normalized_pool", "uniform"}
 NOT_CALLED |= {"LayerInputs", "equinox_roles", "l2_pool", "torch_roles"}
 

@@ -1,0 +1,87 @@
+"""`Sensitivity`, the table that `sensitivity` computes and `sparsities_for` reads."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from jaxprune._base.text_table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """The loss with each group of leaves pruned alone; `print` shows it as a table.
+
+    Attributes:
+      rules: a regex for each group; for a single leaf, one that matches its path alone.
+      sparsities: the sparsities that were tried, rising.
+      losses: float64[n_groups, n_sparsities].
+      dense_loss: the loss with nothing pruned.
+      sizes: int64[n_groups], the number of weights in each group.
+      n_zero: int64[n_groups, n_sparsities], how many of them were zero.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune
+      >>> loss = lambda params: jnp.sum(params["w"])
+      >>> table = jaxprune.sensitivity(loss, {"w": jnp.ones((2, 2))}, (0.25, 0.5))
+      >>> table.losses.tolist(), table.dense_loss, table.n_zero.tolist()
+      ([[3.0, 2.0]], 4.0, [[1, 2]])
+    """
+
+    __module__ = "jaxprune"  # for pickles, wherever this file lives
+
+    rules: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    losses: np.ndarray
+    dense_loss: float
+    sizes: np.ndarray
+    n_zero: np.ndarray
+
+    def __repr__(self) -> str:
+        return self._table().text()
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def _table(self) -> Table:
+        header = ["leaf", "weights", *(f"{sparsity:.1%}" for sparsity in self.sparsities)]
+        rows = [
+            [rule, f"{size:,}", *(f"{loss:.4g}" for loss in losses)]
+            for rule, size, losses in zip(self.rules, self.sizes, self.losses, strict=True)
+        ]
+        title = f"sensitivity: loss with one leaf pruned; {self.dense_loss:.4g} with none"
+        return Table(header, rows, title, numbers=header[1:], n_fixed=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as a dictionary for JSON.
+
+        `pandas.DataFrame(table.to_dict()["rows"])` has one row for each leaf and sparsity.
+
+        Returns:
+          `dense_loss` and `rows`, each with `rule`, `weights`, `sparsity`, `n_zero` and `loss`. A
+          loss that is not finite is None, because JSON has no other number for it.
+
+        Example:
+          >>> import jax.numpy as jnp, jaxprune
+          >>> loss = lambda params: jnp.sum(params["w"])
+          >>> table = jaxprune.sensitivity(loss, {"w": jnp.ones((2, 2))}, (0.25, 0.5))
+          >>> table.to_dict()["rows"][1]
+          {'rule': 'w', 'weights': 4, 'sparsity': 0.5, 'n_zero': 2, 'loss': 2.0}
+        """
+        rows = [
+            {"rule": rule, "weights": int(self.sizes[i]), "sparsity": float(sparsity)}
+            | {"n_zero": int(self.n_zero[i, k]), "loss": _finite(self.losses[i, k])}
+            for i, rule in enumerate(self.rules)
+            for k, sparsity in enumerate(self.sparsities)
+        ]
+        return {"dense_loss": _finite(self.dense_loss), "rows": rows}
+
+
+def _finite(loss: Any) -> float | None:
+    """A loss for JSON."""
+    return float(loss) if math.isfinite(loss) else None
+
+
+# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
+__test__ = {"Sensitivity": Sensitivity}
