@@ -1,4 +1,7 @@
-"""The numbers in the README are those of the JSON files of the benchmarks and the demo."""
+"""The numbers in the README, and on pages that have its longer tables, are those of the JSON files.
+
+What to choose and what pruning gains have tests of their own: test_choosing.py and test_payoff.py.
+"""
 
 import json
 import math
@@ -7,10 +10,55 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+needs_results = pytest.mark.skipif(
+    not (ROOT / "benchmarks").exists(), reason="an installed copy has no results"
+)
+
+
+def lines_of(page):
+    return (ROOT / page).read_text(encoding="utf-8").splitlines()
+
+
+def words_of(page):
+    """A page as one line, so that line breaks do not matter."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+@needs_results
+def test_the_table_of_the_readme_is_what_the_benchmarks_wrote():
+    from benchmarks import payoff
+
+    measured = {}
+    for line in payoff.wide()[2:]:
+        _, _, structure, _, bits, kilobytes, speeds, _ = (c.strip() for c in line.split("|"))
+        warm, _ = speeds.split(" / ")
+        measured[structure] = f"| {bits} | {kilobytes} | {warm} |"
+    names = {
+        "dense": "dense",
+        "unstructured": "90 % of the weights pruned",
+        "units": "90 % pruned as whole units, removed",
+        "small dense": "small dense network of the same size",
+    }
+    for structure, name in names.items():
+        assert f"| {name} {measured[structure]}" in lines_of("README.md")
+
+
+@needs_results
+def test_the_three_figures_of_the_readme_are_what_the_benchmarks_wrote():
+    from benchmarks import payoff
+
+    readme = words_of("README.md")
+    smaller = next(line for line in payoff.files() if line.startswith("| jaxprune.save |"))
+    assert f"files {smaller.split('|')[3].strip()} times smaller" in readme
+    rows = {row["kind"]: row["mean"] for row in payoff.read("paper-quality-wide")["summary"]}
+    assert f"worse by {rows['units'] - rows['dense']:.2f} bits per byte" in readme
+    assert f"worse by {rows['small dense'] - rows['dense']:.2f} (" in readme
+    units = next(line for line in payoff.wide() if "| units |" in line)
+    assert f"runs {units.split('|')[-2].split('/')[0].strip()} times faster on one core" in readme
 
 
 def demo_rows():
-    """The lines of the README's table, from the results of `python -m jaxprune demo`."""
+    """The lines of the demo's table, from the results of `python -m jaxprune demo`."""
     rows = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["summary"]
 
     def accuracy(row):
@@ -30,7 +78,7 @@ def demo_rows():
 
 
 def speed_rows():
-    """The lines of the README's speed table, from the results of `python -m benchmarks select`."""
+    """The lines of the speed table, from the results of `python -m benchmarks select`."""
     results = json.loads((ROOT / "benchmarks/results/select-cpu.json").read_text())
     rows = [row for row in results["rows"] if row["case"] == "size" and row["keep"] == 0.2]
 
@@ -46,7 +94,7 @@ def speed_rows():
 
 
 def step_rows():
-    """The lines of the README's step table, from the results of `python -m benchmarks step`."""
+    """The lines of the step table, from the results of `python -m benchmarks step`."""
     results = json.loads((ROOT / "benchmarks/results/step-cpu.json").read_text())
     rows = [row for row in results["rows"] if row["case"] == "step" and not row["seeds"]]
     for task in ("update 1e+07", "mlp", "transformer", "lstm"):
@@ -57,31 +105,31 @@ def step_rows():
             yield f"| {name} | {dtype} | {quiet} | {mine['chain']['x_amortised']:.2f} |"
 
 
-@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
+@needs_results
 def test_the_step_table_is_what_the_benchmark_wrote():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    page = lines_of("docs/performance.md")
     for line in step_rows():
-        assert line in readme, line
+        assert line in page, line
 
 
-@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
+@needs_results
 def test_what_is_said_of_tpus_is_what_the_benchmark_wrote():
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    page = words_of("docs/performance.md")
     results = json.loads((ROOT / "benchmarks/results/tpu-cpu.json").read_text())["rows"]
     rows = [row for row in results if row["case"] == "mask"]
     of = lambda shape: {r["method"]: r for r in rows if (r["shape"], r["dtype"]) == shape}
     one, many = of(([4096, 4096], "float32")), of(([8192, 28_672], "bfloat16"))
     held = {name: r["temp_bytes_per_weight"] for name, r in one.items()}
-    assert f"they hold {held.pop('jaxprune'):.2f} bytes a weight" in readme
+    assert f"they hold {held.pop('jaxprune'):.2f} bytes a weight" in page
     assert {round(x) for x in held.values()} == {8}
-    assert "`lax.top_k` hold 8." in readme
+    assert "`lax.top_k` hold 8." in page
     sent = {name: r["bytes"] for name, r in many.items()}
-    assert f"{sent.pop('jaxprune')} bytes cross between chips a pass" in readme
-    assert {f"gather {x / 1e6:.0f} MB on each" in readme for x in sent.values()} == {True}
+    assert f"{sent.pop('jaxprune')} bytes cross between chips a pass" in page
+    assert {f"gather {x / 1e6:.0f} MB on each" in page for x in sent.values()} == {True}
 
 
 def algorithm_rows():
-    """The lines of the README's table, from the results of `python -m benchmarks algorithms`."""
+    """The lines of the table of algorithms, from the results of its benchmark."""
     rows = json.loads((ROOT / "benchmarks/results/algorithms-cpu.json").read_text())["rows"]
     cells = {
         (r["method"], r["sparsity"]): f"{100 * r['mean']:.1f} ± {100 * r['spread']:.1f}"
@@ -94,25 +142,40 @@ def algorithm_rows():
     yield f"| dense | {cells['dense', 0.0]} | | |"
 
 
-@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
+@needs_results
 def test_the_algorithm_table_is_what_the_benchmark_wrote():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    page = lines_of("docs/performance.md")
     for line in algorithm_rows():
-        assert line in readme, line
+        assert line in page, line
 
 
-@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
+@needs_results
 def test_the_demo_table_is_what_the_demo_wrote():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    page = lines_of("docs/paper.md")
     for line in demo_rows():
-        assert line in readme, line
+        assert line in page, line
 
 
-@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
+@needs_results
 def test_the_speed_table_is_what_the_benchmark_wrote():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    page = lines_of("docs/performance.md")
     for line in speed_rows():
-        assert line in readme, line
+        assert line in page, line
+
+
+@needs_results
+def test_the_table_of_files_is_what_the_benchmark_wrote():
+    rows = json.loads((ROOT / "benchmarks/results/files-cpu.json").read_text())["rows"]
+    of = {
+        (r["method"], r["sparsity"]): r
+        for r in rows
+        if (r["case"], r.get("n"), r.get("dtype")) == ("file", 10**7, "float32")
+    }
+    page = lines_of("docs/performance.md")
+    for sparsity in (0.8, 0.9, 0.95):
+        ours, npz = of["jaxprune.save", sparsity], of["np.savez_compressed", sparsity]
+        line = f"| {100 * sparsity:g} % | {ours['smaller']:.1f} times | {npz['smaller']:.1f} times "
+        assert line + f"| {ours['x_npz_load']:.1f} times as fast |" in page
 
 
 def minilm_rows():
@@ -134,8 +197,8 @@ def minilm_rows():
             yield f"| {target} | {kind} kind | {' | '.join(cells)} |"
 
 
-@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="an installed copy has no results")
+@needs_results
 def test_the_table_of_the_sentence_encoder_is_what_the_benchmark_wrote():
-    guide = (ROOT / "docs/guide.md").read_text(encoding="utf-8").splitlines()
+    guide = lines_of("docs/guide.md")
     for line in minilm_rows():
         assert line in guide, line

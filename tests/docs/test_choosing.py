@@ -1,0 +1,119 @@
+"""The figures of docs/start/choosing.md are those of the JSON files."""
+
+import json
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "benchmarks").exists(), reason="an installed copy has no results"
+)
+
+
+def results(name):
+    return json.loads((ROOT / f"benchmarks/results/{name}-cpu.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The page as one line, so that line breaks do not matter."""
+    return " ".join((ROOT / "docs/start/choosing.md").read_text(encoding="utf-8").split())
+
+
+def lines():
+    return (ROOT / "docs/start/choosing.md").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize(
+    "study, network, digits",
+    (
+        ("paper-lstm", "LSTM, 239,377 parameters", 2),
+        ("paper-cnn-plain", "CNN, 183,394 parameters", 1),
+    ),
+)
+def test_quality_at_each_sparsity(study, network, digits):
+    sparse = [r for r in results(study)["summary"] if r["kind"] in ("dense", "sparse")]
+    means = {r["sparsity"]: f"{r['mean']:.{digits}f}" for r in sparse}
+    head = next(line for line in lines() if line.startswith("| network | measure | dense |"))
+    row = next(line for line in lines() if line.startswith(f"| {network} |"))
+    columns = [cell.strip() for cell in head.split("|")[3:-1]]
+    for column, cell in zip(columns, row.split("|")[3:-1], strict=True):
+        sparsity = 0.0 if column == "dense" else float(column.removesuffix(" %")) / 100
+        assert cell.strip() == means.get(sparsity, ""), column
+
+
+def test_the_table_of_schedules(page):
+    rows = {r["name"]: r for r in results("paper-findings")["summary"]}
+    names = {
+        "gradual": "cubic, from 10 to 60 % of the steps",
+        "from 0% to 30% of the steps": "cubic, from 0 to 30 % of the steps",
+        "from 30% to 90% of the steps": "cubic, from 30 to 90 % of the steps",
+        "from 0% to 99% of the steps": "cubic, from 0 to 99 % of the steps",
+        "one-shot at 0%": "one shot at step 0",
+        "one-shot at 60%": "one shot at 60 % of the steps",
+        "one-shot at 90%": "one shot at 90 % of the steps",
+    }
+    for name, shown in names.items():
+        r, gradual = rows[name], rows["gradual"]
+        difference = r["mean"] - gradual["mean"]
+        variance = (r["sd"] ** 2 + gradual["sd"] ** 2) / r["n"]
+        verdict = "tie" if difference**2 <= 4 * variance else f"**{difference:+.3f}**"
+        line = f"| {shown} | {r['mean']:.3f} ± {r['sd']:.3f} |"
+        assert line + (f" {verdict} |" if difference else "") in page
+
+
+def test_other_findings(page):
+    rows = {r["name"]: r for r in results("paper-findings")["summary"]}
+    worse = {name: r["mean"] - rows["gradual"]["mean"] for name, r in rows.items()}
+    assert f"better than `uniform` by {-worse['ERK']:.3f} bits" in page
+    assert f"`global_pool` was better by {-worse['global']:.3f}" in page
+    assert f"half of the window, cost {worse['every 1000 steps']:.3f} bits" in page
+    assert f"({rows['regrowth']['mean']:.3f} ± {rows['regrowth']['sd']:.3f})" in page
+
+
+def test_figures_of_the_algorithms(page):
+    rows = results("algorithms")["rows"]
+    at_95 = {
+        r["method"]: f"{100 * r['mean']:.1f} ± {100 * r['spread']:.1f}"
+        for r in rows
+        if r["sparsity"] == 0.95
+    }
+    for method, shown in {
+        "magnitude, ERK": "`erk`",
+        "magnitude, global": "`global_pool`",
+        "magnitude, normalized global": "`normalized_pool`",
+        "magnitude, uniform": "`uniform`",
+    }.items():
+        assert f"| {shown} | {at_95[method]} |" in page
+    assert f"`movement` ({at_95['movement, ERK']})" in page
+    assert f"not better ({at_95['saliency, ERK']})" in page
+    assert f"SET {at_95['SET, ERK']}, RigL {at_95['RigL, ERK']}" in page
+    channels, single = (at_95[f"{name}, uniform"].split()[0] for name in ("channels", "magnitude"))
+    assert f"uniformly left {channels} % accuracy, single weights {single} %" in page
+
+
+def test_the_table_of_structures():
+    from benchmarks import payoff
+
+    shown = ("dense", "unstructured", "blocks 1x16", "N:M", "units", "small dense")
+    for line in payoff.wide()[2:]:
+        _, _, structure, _, bits, kilobytes, speeds, _ = (c.strip() for c in line.split("|"))
+        if structure in shown:
+            name = structure.replace("small dense", "small dense, trained at that size")
+            warm = speeds.split(" / ")[0]
+            assert f"| {name} | {bits} | {kilobytes} | {warm} |" in lines()
+
+
+def test_the_sentence_encoder(page):
+    rows = results("minilm")["rows"]
+    for target, shown in {"50%": "50 %", "70%": "70 %", "2:4": "2:4"}.items():
+        cells = []
+        for method in ("magnitude", "wanda", "sparsegpt"):
+            cosines = [
+                r["cosine_same_kind"]
+                for r in rows
+                if (r.get("target"), r.get("method")) == (target, method)
+            ]
+            cells.append(f"{sum(cosines) / len(cosines):.3f}")
+        assert f"| {shown} | {' | '.join(cells)} |" in page
