@@ -55,8 +55,17 @@ def zeros_in(state: PruneState) -> np.ndarray:
 
 
 def false_in(flags: Any, n_batch_axes: int = 0) -> np.ndarray:
-    """How many entries are False, for each index of the leading axes: int64."""
+    """How many entries are False, for each index of the leading axes: int64.
+
+    Raises:
+      ValueError: the flags are traced.
+    """
     flags = jnp.asarray(flags)
+    if isinstance(flags, jax.core.Tracer):
+        raise ValueError(
+            "masks are counted on the host, but these are traced by jit, vmap or grad. Set, splice "
+            "or upgrade the state outside the compiled function, and pass the result to it."
+        )
     size = int(np.prod(flags.shape[n_batch_axes:], dtype=np.int64))
     dtype = count_dtype(size)
     with counting(dtype == jnp.int64):

@@ -245,6 +245,12 @@ STATES = [
         ("b:", "float32", "swap"),
     ),
     case(
+        "set_traced_masks",
+        lambda: jax.jit(jaxprune.set_masks)(start(), jaxprune.get_masks(start())),
+        ValueError,
+        (None, ("counted on the host", "traced"), "outside the compiled function"),
+    ),
+    case(
         "summarize_a_file",
         lambda: jaxprune.summarize("model.zst"),
         TypeError,
