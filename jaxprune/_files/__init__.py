@@ -1,10 +1,11 @@
 """Every file that jaxprune writes or reads.
 
-    save_load.py    `save` and `load`: params to one compact file and back
+    save_load.py    `save` and `load`: params to one compact file and back; `load` reads shards, too
     leaf_files.py   that file, written and read one leaf at a time
     leaves.py       one leaf as tensors: dense, or the values that are not zero and their positions
     safetensors.py  the safetensors format: a header and the tensors that it describes
-    shards.py       models in several safetensors files, read and written one tensor at a time
+    shards.py       writes models in several safetensors files (shards), one tensor at a time
+    shard_reader.py    reads them one tensor at a time, like `leaf_files.py` one file
     shard_index.py  which tensor is in which of these files, checked against the files
     dtypes.py       the dtypes of safetensors, also those of which several entries share a byte
     interchange.py  params for other programs: `save_safetensors`, SciPy's CSR, BCOO, BCSR

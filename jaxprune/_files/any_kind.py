@@ -24,7 +24,8 @@ from jaxprune._files.npz import is_zip, open_npz, write_npz
 from jaxprune._files.orbax import Checkpoint
 from jaxprune._files.other_formats import check_format
 from jaxprune._files.shard_index import Index, find_index, read_index
-from jaxprune._files.shards import read_shards, write_shards
+from jaxprune._files.shard_reader import read_shards
+from jaxprune._files.shards import write_shards
 
 
 class Source(NamedTuple):

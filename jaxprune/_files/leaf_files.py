@@ -143,16 +143,7 @@ class LeafReader:
         header = safetensors.read_header(stream)
         self.about, self.leaves = _read_leaves(stream.path, header)
         self.metadata = {name: text for name, text in header.metadata.items() if name != _ENTRY}
-        sizes = [leaf.n_bytes for leaf in self.leaves]
-        if max_bytes is None:
-            limit, needed = memory_bytes(), max(sizes, default=0)
-        else:
-            limit, needed = max_bytes, sum(sizes)
-        if needed > limit:
-            raise ValueError(
-                f"{stream.path}: holds {needed:,} bytes of params, over the limit of {limit:,}. "
-                f"If you trust the file, pass max_bytes={needed} to jaxprune.load."
-            )
+        check_memory(stream.path, self.leaves, max_bytes)
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """The path and the array of each leaf; can be iterated once.
@@ -186,6 +177,33 @@ class LeafReader:
         return values.view(leaf.dtype).reshape(leaf.shape)
 
 
+def check_memory(path: Path, leaves: Sequence[Leaf], max_bytes: int | None) -> None:
+    """Raises where the params need too much memory.
+
+    Args:
+      path: of the file, for the error.
+      leaves: of the file.
+      max_bytes: most bytes that all leaves together may take; by default each leaf alone must fit
+        into the memory of this machine.
+
+    Example:
+      >>> check_memory(Path("a"), [Leaf("w", (4,), np.dtype("float32"))], 15)
+      Traceback (most recent call last):
+      ...
+      ValueError: a: holds 16 bytes of params, over the limit of 15. ...
+    """
+    sizes = [leaf.n_bytes for leaf in leaves]
+    if max_bytes is None:
+        limit, needed = memory_bytes(), max(sizes, default=0)
+    else:
+        limit, needed = max_bytes, sum(sizes)
+    if needed > limit:
+        raise ValueError(
+            f"{path}: holds {needed:,} bytes of params, over the limit of {limit:,}. If you trust "
+            f"it, pass max_bytes={needed} to jaxprune.load."
+        )
+
+
 @contextlib.contextmanager
 def open_leaves(path: str | os.PathLike[str], max_bytes: int | None = None) -> Iterator[LeafReader]:
     """Opens a file of `save`, or any safetensors file in zstd or plain, to read it by leaves.
@@ -198,7 +216,6 @@ def open_leaves(path: str | os.PathLike[str], max_bytes: int | None = None) -> I
     Raises:
       ValueError: not a safetensors file, or damaged, or too large.
       FileNotFoundError: the file does not exist.
-      IsADirectoryError: it is a folder.
 
     Example:
       >>> import tempfile
@@ -209,11 +226,6 @@ def open_leaves(path: str | os.PathLike[str], max_bytes: int | None = None) -> I
       ((3,), [[0.0, 0.0, 0.0]])
     """
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(
-            f"{path}: is a folder. Pass one file that jaxprune.save or safetensors wrote; read a "
-            "checkpoint with the library that wrote it, or convert it with `jaxprune export`."
-        )
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file. Check the path.")
     check_format(path)

@@ -66,11 +66,16 @@ def check_format(path: Path) -> None:
 
 def folder_hint(path: Path) -> str:
     """What a folder is that no command reads; empty where that is not known."""
+    if weights := files_of_params(path):
+        return f", and has no index of shards; it has the file {weights[0]}"
     names = sorted(p.name for p in path.iterdir())
-    if weights := [name for name in names if name.endswith((".safetensors", ".zst", ".npz"))]:
-        return f", and has no index of shards; it has the file {path / weights[0]}"
     if "saved_model.pb" in names:
         return ", but a SavedModel of TensorFlow"
     if other := [name for name in names if Path(name).suffix in _BY_SUFFIX]:
         return f"; it has {path / other[0]}, which jaxprune does not read"
     return ""
+
+
+def files_of_params(folder: Path) -> list[Path]:
+    """The files in a folder that may be files of params, by their suffixes."""
+    return sorted(p for p in folder.iterdir() if p.name.endswith((".safetensors", ".zst", ".npz")))

@@ -17,8 +17,9 @@ import numpy as np
 from jaxprune._base.arguments import as_file_path, is_int, shown
 from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
 from jaxprune._files.dtypes import dtype_of
-from jaxprune._files.leaf_files import memory_bytes, open_leaves, save_leaves
+from jaxprune._files.leaf_files import memory_bytes, save_leaves
 from jaxprune._files.leaves import Leaf, is_stored
+from jaxprune._files.shard_reader import open_params
 from jaxprune._state.prune_state import masks_by_path
 
 
@@ -128,15 +129,16 @@ def load_metadata(path: str | os.PathLike[str]) -> FileMetadata:
     and a tree of dicts has an order of its own.
 
     Args:
-      path: of the file. Only its header is read.
+      path: of the file, of the index of shards, or of its folder. Only headers are read.
 
     Returns:
-      A named tuple: `metadata`, a dict of strings, and `order`, a tuple of paths.
+      A named tuple: `metadata`, a dict of strings, and `order`, a tuple of paths. Of shards, the
+      leaves of one follow those of another, and the first one wins where their metadata differ.
 
     Raises:
       ValueError: the file is damaged.
-      FileNotFoundError: the file does not exist.
-      IsADirectoryError: it is a folder.
+      FileNotFoundError: the file or a shard does not exist.
+      IsADirectoryError: it is a folder without an index of shards.
       ImportError: `zstandard` is not installed.
 
     Example:
@@ -148,18 +150,20 @@ def load_metadata(path: str | os.PathLike[str]) -> FileMetadata:
       >>> about
       FileMetadata(metadata={'by': 'me'}, order=('a', 'b'))
     """
-    with open_leaves(as_file_path("load_metadata", path)) as reader:
-        return FileMetadata(reader.metadata, tuple(leaf.path for leaf in reader.leaves))
+    with open_params(as_file_path("load_metadata", path)) as reader:
+        return FileMetadata(dict(reader.metadata), tuple(leaf.path for leaf in reader.leaves))
 
 
 def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | None = None) -> Any:
-    """Reads the params of a file that `save` wrote, or of any safetensors file, bit by bit.
+    """Reads the params of a file that `save` wrote, or of safetensors files, bit by bit.
 
-    The file is not trusted: sizes, shapes, dtypes and bit counts are checked before memory is
-    allocated for them, and zstd's checksum afterwards.
+    A model in several safetensors files (shards) is read as one, by its index. Files are not
+    trusted: sizes, shapes, dtypes and bit counts are checked before memory is allocated for them,
+    and zstd's checksum afterwards.
 
     Args:
-      path: of the file.
+      path: of the file, of the index of shards (`model.safetensors.index.json`), or of the folder
+        that holds it.
       like: a tree of arrays or `jax.ShapeDtypeStruct`s, whose structure the result has. Without it,
         paths are split at `/`, and lists come back as dicts with keys "0", "1", ...
       max_bytes: most memory that the params may take, in bytes; by default the memory of this
@@ -171,10 +175,10 @@ def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | Non
       that array.
 
     Raises:
-      ValueError: the file is cut off, damaged or too large; or its paths, shapes or dtypes are not
-        those of `like`.
-      FileNotFoundError: the file does not exist.
-      IsADirectoryError: it is a folder.
+      ValueError: a file is cut off, damaged or too large; its paths, shapes or dtypes are not those
+        of `like`; or a shard does not hold exactly the tensors that the index says.
+      FileNotFoundError: the file or a shard does not exist.
+      IsADirectoryError: it is a folder without an index of shards.
       ImportError: `zstandard` is not installed.
 
     Example:
@@ -189,7 +193,7 @@ def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | Non
     path = as_file_path("load", path)
     if max_bytes is not None and (not is_int(max_bytes) or max_bytes < 0):
         raise ValueError(f"max_bytes must be an integer of at least 0, got {shown(max_bytes)}.")
-    with open_leaves(path, memory_bytes() if max_bytes is None else max_bytes) as reader:
+    with open_params(path, memory_bytes() if max_bytes is None else max_bytes) as reader:
         if like is None:
             _check_nesting(path, [leaf.path for leaf in reader.leaves])
             return nested(reader.arrays())

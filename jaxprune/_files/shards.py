@@ -1,4 +1,4 @@
-"""Models in several safetensors files, read and written one tensor at a time.
+"""Writes models in several safetensors files, one tensor at a time.
 
 The result is a folder like the one that was read: shards of the same names, an index of its own,
 and copies of the other files, such as the configuration and the tokenizer.
@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,6 @@ import numpy as np
 from jaxprune._base.paths import listed
 from jaxprune._files.atomic import atomic_file, atomic_folder, errors_of
 from jaxprune._files.interchange import write_safetensors
-from jaxprune._files.leaf_files import open_leaves
-from jaxprune._files.leaves import Leaf
 from jaxprune._files.shard_index import SUFFIX, Index, n_bytes_in_file, shown_file
 
 # Files that may hold weights. Beside pruned shards they would be mistaken for pruned weights.
@@ -36,24 +34,6 @@ _WEIGHTS = (
     ".onnx_data",
     SUFFIX,
 )
-
-
-def read_shards(index: Index, leaves: Sequence[Leaf]) -> Iterator[tuple[str, np.ndarray]]:
-    """The path and the array of each of these leaves, one shard after the other.
-
-    Raises:
-      ValueError: a shard is damaged, or has changed since the index was read.
-    """
-    paths = {leaf.path for leaf in leaves}
-    for shard in index.shards:
-        if paths.isdisjoint(leaf.path for leaf in shard.leaves):
-            continue
-        with open_leaves(index.folder / shard.name) as reader:
-            if reader.leaves != shard.leaves:
-                raise ValueError(
-                    f"{index.folder / shard.name}: has changed while it was read. Start again."
-                )
-            yield from ((path, array) for path, array in reader.arrays() if path in paths)
 
 
 def check_new_folder(index: Index, out: Path) -> None:
