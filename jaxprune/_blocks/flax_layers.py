@@ -1,9 +1,8 @@
 """Flax models that run from packed kernels, with their code unchanged.
 
-`pack_kernels` packs the kernels of params in memory, and `load_packed` those of a file that `save`
-wrote. `packed_apply` runs a linen model with them: its `Dense` layers and LSTM cells call
-`packed_matmul`. `pack_linear` replaces the `Linear` layers of an NNX model, including those inside
-recurrent cells.
+`pack_kernels` packs the kernels of params in memory, `load_packed` those of a file. `packed_apply`
+runs a linen model with them: its `Dense` layers and LSTM cells call `packed_matmul`. `pack_linear`
+replaces the `Linear` layers of an NNX model, including those inside recurrent cells.
 """
 
 import functools
@@ -18,10 +17,9 @@ import numpy as np
 from jaxprune._base.arguments import as_file_path, is_int, shown
 from jaxprune._base.paths import as_rules, is_model, leaves_with_paths, listed, matches, spec_of
 from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_matmul
-from jaxprune._files.leaf_files import open_leaves
 from jaxprune._files.save_load import nested
-
-# Packing
+from jaxprune._files.shard_reader import open_params
+from jaxprune._recipe.spelling import spelled_rules
 
 
 def pack_kernels(
@@ -50,8 +48,8 @@ def pack_kernels(
       >>> list(pack_kernels({"fc": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}}))
       ['fc/kernel']
     """
-    rules = _rules(include)
     paths, leaves, _ = leaves_with_paths(params)
+    rules = spelled_rules(_rules(include), paths)
     packed = {}
     for path, leaf in zip(paths, leaves, strict=True):
         spec = spec_of(leaf)
@@ -86,13 +84,13 @@ def load_packed(
     block: tuple[int, int] = (1, 16),
     batch: int = 1,
 ) -> tuple[Any, dict[str, PackedMatrix]]:
-    """Reads a file that `save` wrote, and packs the matrices that match the rules.
+    """Reads a file as `load` does, and packs the matrices that match the rules.
 
     Only one dense kernel is in memory at a time, so a sparse model takes about as much memory as
     its file takes on disk. The file is not trusted, as for `load`.
 
     Args:
-      path: of the file.
+      path: as for `load`.
       include: as for `prune`; only 2-D leaves are packed.
       block: as for `pack_matrix`.
       batch: as for `pack_matrix`.
@@ -102,8 +100,8 @@ def load_packed(
       `packed_apply`.
 
     Raises:
-      ValueError: the file is damaged, or no 2-D leaf matches `include`.
-      FileNotFoundError: the file does not exist.
+      ValueError: a file is damaged, or no 2-D leaf matches `include`.
+      FileNotFoundError, IsADirectoryError: there is no such file, shard or index.
 
     Example:
       >>> import jaxprune, tempfile
@@ -116,11 +114,11 @@ def load_packed(
       ({'fc': {'bias': array([1., 1.])}}, (2, 1, 16))
     """
     path = as_file_path("load_packed", path)
-    rules = _rules(include)
     rest: dict[str, np.ndarray] = {}
     packed: dict[str, PackedMatrix] = {}
-    with open_leaves(path) as reader:
+    with open_params(path) as reader:
         paths = [leaf.path for leaf in reader.leaves]
+        rules = spelled_rules(_rules(include), paths)
         for name, array in reader.arrays():
             spec = jax.ShapeDtypeStruct(array.shape, array.dtype)
             if _is_chosen(rules, name, spec):
@@ -289,13 +287,16 @@ def pack_linear(
             f"pack_linear: model must be an nnx.Module, got {shown(model)}. For params, call "
             "jaxprune.pack_kernels(params)."
         )
-    rules = _rules(include)
+    layers = {
+        "/".join(map(str, (*path, "kernel"))): (path, module)
+        for path, module in list(nnx.iter_graph(model))
+        if type(module) is nnx.Linear
+    }
+    rules = spelled_rules(_rules(include), list(layers))
     chosen = {}
-    for path, module in list(nnx.iter_graph(model)):
-        if type(module) is nnx.Linear:
-            name, kernel = "/".join(map(str, (*path, "kernel"))), _value(module.kernel)
-            if any(matches(rule, name, jax.typeof(kernel)) for rule in rules):
-                chosen[name] = path, module
+    for name, (path, layer) in layers.items():
+        if _is_chosen(rules, name, jax.typeof(_value(layer.kernel))):
+            chosen[name] = path, layer
     if not chosen or any(not path for path, _ in chosen.values()):
         raise ValueError(
             f"nothing to pack: include={include!r} matches no nnx.Linear inside the model. For a "

@@ -1,6 +1,5 @@
 """Which leaves of a model are pruned with calibration data, and how they form matrices."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from jaxprune._recipe import errors
 from jaxprune._recipe.choice import LeafRules, RuleUse
 from jaxprune._recipe.role_table import AxisRoles
 from jaxprune._recipe.roles import RoleRules, as_roles
+from jaxprune._recipe.spelling import is_matched, spelled, spelled_pairs, spelled_roles
 from jaxprune._recipe.unmatched import check_rules
 from jaxprune._recipe.user_rules import UserRules, as_include
 
@@ -37,6 +37,12 @@ class Rules(NamedTuple):
         leaf_rules = LeafRules(as_include(include), exclude)
         return Rules(leaf_rules, tuple(overrides), as_roles(roles))
 
+    def spelled_for(self, paths: Sequence[str]) -> "Rules":
+        """The rules in the spelling of the paths, apart from the overrides, which name slices."""
+        return self._replace(
+            leaves=self.leaves.spelled_for(paths), roles=spelled_roles(self.roles, paths)
+        )
+
     def chosen(self, params: Any, paths: Sequence[str], leaves: Sequence[Any]) -> list[int]:
         """The indices of the leaves to prune, after a check that no rule is useless.
 
@@ -48,13 +54,12 @@ class Rules(NamedTuple):
         Raises:
           ValueError: a rule that matches nothing, or no leaf is chosen.
         """
-        rules_of_leaves = self.leaves.spelled_for(paths)
-        include, exclude, _ = rules_of_leaves
+        include, exclude, _ = self.leaves
         check_rules(
             UserRules(include, exclude, {"structure": ()}, self.roles), params, paths, leaves
         )
         specs = tuple(map(spec_of, leaves))
-        choices = rules_of_leaves.choose(paths, specs, RuleUse())
+        choices = self.leaves.choose(paths, specs, RuleUse())
         chosen = [i for i, choice in enumerate(choices) if choice.chosen]
         if paths and not chosen:
             raise errors.nothing_chosen(paths, choices, specs, include is None)
@@ -82,10 +87,10 @@ class Rules(NamedTuple):
             except BadValue as error:
                 misfits.append((path, error))
         if misfits:
-            raise errors.together(misfits)
+            raise errors.together(misfits, len(shapes))
         return views
 
-    def check_overrides(
+    def checked_overrides(
         self,
         params: Any,
         paths: Sequence[str],
@@ -93,8 +98,8 @@ class Rules(NamedTuple):
         views: Mapping[str, KernelView],
         *,
         finds_roles: bool = False,
-    ) -> None:
-        """Raises where an override matches no leaf and no slice of a leaf.
+    ) -> tuple[tuple[Rule, Any], ...]:
+        """The overrides in the spelling of the paths of the leaves and their slices.
 
         Args:
           params: the tree.
@@ -102,20 +107,25 @@ class Rules(NamedTuple):
           leaves: of the tree.
           views: how the leaves that are pruned form matrices.
           finds_roles: whether the function takes no roles from the user.
+
+        Raises:
+          ValueError: an override matches no leaf and no slice of a leaf.
         """
         slices = {name: path for path, view in views.items() for name in view.slice_paths(path)}
+        overrides = spelled_pairs(self.overrides, (*paths, *slices))
         pairs = [
             (rule, target.sparsity)
-            for rule, target in self.overrides
-            if not (isinstance(rule, str) and any(re.fullmatch(rule, name) for name in slices))
+            for rule, target in overrides
+            if not (isinstance(rule, str) and is_matched(rule, slices))
         ]
         for rule, _ in pairs:
-            if isinstance(rule, str) and not any(re.fullmatch(rule, path) for path in paths):
+            if isinstance(rule, str) and not is_matched(rule, paths):
                 _check_not_a_slice(rule, views, finds_roles)
-        include, exclude, _ = self.leaves.spelled_for(paths)
+        include, exclude, _ = self.leaves
         assigned = {"structure": (), "overrides": pairs}
         rules = UserRules(include, exclude, assigned, slices=slices)
         check_rules(rules, params, paths, leaves)
+        return overrides
 
 
 def _check_not_a_slice(rule: str, views: Mapping[str, KernelView], finds_roles: bool) -> None:
@@ -124,7 +134,8 @@ def _check_not_a_slice(rule: str, views: Mapping[str, KernelView], finds_roles: 
         outs = view.axes("out")
         if view.stack or len(outs) < 2:
             continue
-        if not any(re.fullmatch(rule, f"{path}/{k}") for k in range(view.shape[outs[0]])):
+        names = [f"{path}/{k}" for k in range(view.shape[outs[0]])]
+        if not is_matched(str(spelled(rule, names)), names):
             continue
         roles = list(view.roles)
         roles[outs[0]] = "stack"

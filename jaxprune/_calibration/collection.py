@@ -199,6 +199,7 @@ class Collection:
 def _chosen(program: Program, rules: LeafRules, params: Sequence[str] | None) -> list[int]:
     """The leaves to collect inputs for, after a check that no rule is useless."""
     paths, leaves = program.paths, program.leaves
+    rules = rules.spelled_for(paths)
     assigned: dict[str, Any] = {"structure": ()}
     check_rules(UserRules(rules.include, rules.exclude, assigned), leaves, paths, leaves)
     choices = rules.choose(paths, tuple(map(spec_of, leaves)), RuleUse())

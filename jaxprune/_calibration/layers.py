@@ -160,6 +160,7 @@ def prune_tree(
     rules = Rules.of(include, exclude, targets.overrides, roles)
     paths, leaves, treedef = leaves_with_paths(params)
     check_variables(paths)
+    rules = rules.spelled_for(paths)
     # A leaf without weights has nothing to prune, and needs no inputs.
     chosen = [i for i in rules.chosen(params, paths, leaves) if math.prod(shape_of(leaves[i]))]
     if isinstance(inputs, LayerInputs) and counts_nothing(inputs):
@@ -172,7 +173,8 @@ def prune_tree(
     check_paths(solver.name, inputs, paths, [paths[i] for i in chosen], reasons)
     kernels = {i: check_kernel(paths[i], leaves[i]) for i in chosen}
     views = rules.views({paths[i]: x.shape for i, x in kernels.items()}, collected_roles)
-    rules.check_overrides(params, paths, leaves, views)
+    overrides = rules.checked_overrides(params, paths, leaves, views)
+    targets = targets._replace(overrides=overrides)
     masks = [full_mask(leaf, bool) for leaf in leaves]
     for i, kernel in kernels.items():
         path, view = paths[i], views[paths[i]]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import shown
-from jaxprune._base.paths import as_rules, leaves_with_paths, rule_for, shape_of, spec_of
+from jaxprune._base.paths import Rule, as_rules, leaves_with_paths, rule_for, shape_of, spec_of
 from jaxprune._calibration.batches import as_batches, progress_bar
 from jaxprune._calibration.calibrate import sparsegpt, wanda
 from jaxprune._calibration.checks import check_paths
@@ -33,6 +33,7 @@ from jaxprune._calibration.moments import Moments
 from jaxprune._calibration.steps import Part, steps_of
 from jaxprune._calibration.targets import Target, as_targets
 from jaxprune._recipe.roles import AxisRoles
+from jaxprune._recipe.spelling import spelled_rules
 from jaxprune._state.masks import full_mask
 from jaxprune._trace.model_arguments import check_function
 
@@ -106,8 +107,10 @@ def prune_sequentially(
     targets = as_targets(sparsity, nm, overrides)
     rules = Rules.of(include, exclude, targets.overrides, None)
     model = _Model(apply_fn, variables, items, rules, diagonal=method is wanda)
-    views = model.views(rules)
+    views, of_leaves_and_slices = model.checked(rules)
+    targets = targets._replace(overrides=of_leaves_and_slices)
     block_rules = as_rules(() if blocks is None else blocks, "blocks")
+    block_rules = spelled_rules(block_rules, model.first.program.paths)
     model.check_inputs(function, list(views))
     steps = steps_of(model.first, list(views), block_rules)
     prune = _Pruner(method, options, model)
@@ -204,16 +207,22 @@ class _Model:
         """Replaces a leaf."""
         self._leaves[self.first.program.paths.index(path)] = leaf
 
-    def views(self, rules: Rules) -> dict[str, KernelView]:
-        """How each chosen leaf forms matrices, after a check that there are inputs for all."""
+    def checked(self, rules: Rules) -> tuple[dict[str, KernelView], tuple[tuple[Rule, Any], ...]]:
+        """How each chosen leaf forms matrices, and the overrides in the spelling of the paths.
+
+        Raises:
+          ValueError: a leaf has no inputs, or a rule matches nothing.
+        """
         paths, leaves, _ = leaves_with_paths(self.variables)
+        rules = rules.spelled_for(paths)
         indices = rules.chosen(self.variables, paths, leaves)
         chosen = [paths[i] for i in indices if math.prod(shape_of(leaves[i]))]
         trace = self.first
         check_paths("prune_sequentially", trace.leaves, paths, chosen, trace.without)
         views = {path: trace.leaves[path].view for path in chosen}
-        rules.check_overrides(self.variables, paths, leaves, views, finds_roles=True)
-        return views
+        return views, rules.checked_overrides(
+            self.variables, paths, leaves, views, finds_roles=True
+        )
 
     def check_inputs(self, function: str, paths: Sequence[str]) -> None:
         """Raises where the batches have no inputs for any of these leaves."""

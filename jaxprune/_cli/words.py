@@ -63,7 +63,7 @@ _ONLY_IN_PYTHON = (
     r" Write \{\*\*roles, \.{3}\} to keep the roles of the other leaves\.",
     r" jaxprune\.axis_roles reads them from the model\.",
     r"; to keep all weights of a slice, pass roles= and overrides=\{'.*?': 0\}",
-    r"; its slices have sparsities .*?, or with per_slice",
+    r": an index in a path needs roles= .*?, or per_slice",
 )
 
 

@@ -23,7 +23,7 @@ from jaxprune._recipe.parts import Part, PartRules, joined
 from jaxprune._recipe.pools import LeafShape, Pools, largest_remainder, round_half_up
 from jaxprune._recipe.roles import RoleRules, as_roles
 from jaxprune._recipe.scores import magnitude
-from jaxprune._recipe.spelling import spelled_recipe
+from jaxprune._recipe.spelling import spelled_pairs, spelled_recipe
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import Structure
 from jaxprune._recipe.unmatched import check_rules
@@ -123,7 +123,7 @@ class Recipe:
         Raises:
           ValueError: listing the rules that match nothing; and as `budget`.
         """
-        recipe = spelled_recipe(self, tuple(paths))
+        recipe = self._spelled(tuple(paths), leaves)
         if recipe is not self:
             return recipe.checked_budget(params, paths, leaves)
         assigned = dict(overrides=self.overrides, structure=self.structures[:-1])
@@ -132,6 +132,16 @@ class Recipe:
         rules = UserRules(self.include, self.exclude, assigned, self.roles, slices)
         check_rules(rules, params, paths, leaves)
         return self.budget(paths, leaves)
+
+    def _spelled(self, paths: tuple[str, ...], leaves: Sequence[Any]) -> "Recipe":
+        """The recipe with its rules in the spelling of the paths; itself where none changes."""
+        recipe = spelled_recipe(self, paths)
+        overrides = recipe.overrides
+        if slices := recipe._slices(paths, leaves):
+            overrides = spelled_pairs(overrides, (*paths, *slices))
+        if overrides == recipe.overrides:
+            return recipe
+        return dataclasses.replace(recipe, overrides=overrides)
 
     def _slices(self, paths: Sequence[str], leaves: Sequence[Any]) -> dict[str, str]:
         """The path of each slice that overrides may name -> the path of its leaf."""
@@ -159,7 +169,8 @@ class Recipe:
           ValueError: naming a leaf that can't be pruned, or when no leaf is chosen.
         """
         paths = tuple(paths)
-        return _budget(spelled_recipe(self, paths), paths, tuple(map(spec_of, leaves)), n_parts)
+        recipe = self._spelled(paths, leaves)
+        return _budget(recipe, paths, tuple(map(spec_of, leaves)), n_parts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -301,7 +312,7 @@ def _parts(recipe: Recipe, leaves: Sequence[tuple[str, Any, Any]], use: RuleUse)
         except BadValue as error:
             misfits.append((path, error))
     if misfits:
-        raise errors.together(misfits)
+        raise errors.together(misfits, len(leaves))
     return parts
 
 

@@ -143,13 +143,15 @@ def nothing_chosen(
 # Leaves
 
 
-def together(errors: Sequence[tuple[str, BadValue]]) -> BadValue:
+def together(errors: Sequence[tuple[str, BadValue]], n_leaves: int) -> BadValue:
     """One error about all leaves that have the problem of the first, with one suggestion.
 
-    Problems are the same if their suggestions have a sentence in common.
+    Problems are the same if their suggestions have a sentence in common. A suggestion names the
+    rules of at most 8 leaves, and none where one value of another argument is right for all leaves.
 
     Args:
       errors: paths of leaves, and the errors about them, which begin with the path.
+      n_leaves: how many leaves there are, with those that have no problem.
     """
     shared = set(_sentences(errors[0][1].suggestion))
     alike = [pair for pair in errors if shared & set(_sentences(pair[1].suggestion))]
@@ -159,17 +161,31 @@ def together(errors: Sequence[tuple[str, BadValue]]) -> BadValue:
     for path, error in alike:
         problem = error.problem.removeprefix(f"{shown_path(path)}: ")
         paths_of.setdefault(problem, []).append(path)
+    if len(paths_of) == 1 and len(alike) == n_leaves and (fix := _fix_for_all(alike)):
+        (problem,) = paths_of
+        return BadValue(f"all {n_leaves} leaves that are pruned: {problem}", **fix)
     problems = [f"{listed(paths)}: {problem}" for problem, paths in paths_of.items()]
     others = [path for paths in list(paths_of.values())[8:] for path in paths]
     more = [f"And {len(problems) - 8} more problems, of {listed(others)}."] if others else []
-    names = dict.fromkeys(name for _, error in alike for name in error.arguments)
+    named = [error for _, error in alike[:8]]
+    names = dict.fromkeys(name for error in named for name in error.arguments)
     arguments = {
-        name: _joined([error.arguments[name] for _, error in alike if name in error.arguments])
+        name: _joined([error.arguments[name] for error in named if name in error.arguments])
         for name in names
     }
     suggestion = _joined_sentences([error.suggestion for _, error in alike])
     suggestion = suggestion.replace(" it ", " them ").replace("the leaf", "these leaves")
+    if n_more := len(alike) - len(named):
+        suggestion += f" So for the other {n_more} leaves; one regex may match them all."
     return BadValue(" ".join([*problems[:8], *more]), suggestion, **arguments)
+
+
+def _fix_for_all(errors: Sequence[tuple[str, BadValue]]) -> dict[str, Any]:
+    """The suggestion and its argument where one final sparsity is right for all of the leaves."""
+    finals = {error.arguments.get("final_sparsity") for _, error in errors}
+    if len(finals) > 1 or None in finals:
+        return {}
+    return {"suggestion": "Use {final_sparsity}.", "final_sparsity": finals.pop()}
 
 
 def _sentences(text: str) -> list[str]:

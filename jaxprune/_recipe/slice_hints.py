@@ -8,9 +8,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxprune._base.paths import shown_path
+from jaxprune._base.paths import rule_for, shown_path
+from jaxprune._recipe.spelling import is_matched, spelled, with_slashes
 
 _INDEX = re.compile(r"(?:\d|\\d|[\[\](){}|,+*?-])+")  # an index, or a regex for several
+_LAST_DOT = re.compile(r"(?<!\\)\.(?=\d+$)")  # of a path with dots whose dots are not escaped
 
 
 def slice_hint(
@@ -45,24 +47,27 @@ def slice_hint(
     if names:
         return f"{path} has slices {names[0]} to {names[-1]}"
     return (
-        f"{path} is one leaf; its slices have sparsities of their own with roles= in which an axis "
-        "is 'stack', or with per_slice"
+        f"{path} is one leaf: an index in a path needs roles= in which an axis is 'stack'"
+        f"{_example(leaf, specs[leaf])}, or per_slice"
     )
+
+
+def _example(path: str, spec: Any) -> str:
+    """Roles that a leaf of stacked kernels may have; empty for a leaf with too few axes."""
+    n_axes = len(spec.shape)
+    if n_axes < 3:
+        return ""
+    return f", such as roles={{{rule_for(path)!r}: {('stack', 'in', *['out'] * (n_axes - 2))}}}"
 
 
 def _leaf_of(rule: str, specs: Mapping[str, Any]) -> str | None:
     """The leaf of which the rule names a slice; None where it names none."""
-    *parts, last = rule.split("/")
+    *parts, last = with_slashes(_LAST_DOT.sub("/", rule)).split("/")
+    matrices = [path for path, spec in specs.items() if spec is not None and len(spec.shape) > 1]
     while parts and _INDEX.fullmatch(last):
-        for path, spec in specs.items():
-            if spec is not None and len(spec.shape) > 1 and _is_match("/".join(parts), path):
+        leaf_rule = str(spelled("/".join(parts), matrices))  # may be no regex: "(a" of "(a/0|b/1)"
+        for path in matrices:
+            if is_matched(leaf_rule, [path]):
                 return path
         last = parts.pop()
     return None
-
-
-def _is_match(rule: str, path: str) -> bool:
-    try:
-        return re.fullmatch(rule, path) is not None
-    except re.error:  # a part of a regex, such as of (a/0|b/1)
-        return False

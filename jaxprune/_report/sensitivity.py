@@ -7,7 +7,6 @@ Han et al., `Learning both Weights and Connections for Efficient Neural Networks
 
 import functools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import round_half_up
 from jaxprune._recipe.roles import AxisRoles, RoleRules
 from jaxprune._recipe.scores import magnitude
+from jaxprune._recipe.spelling import is_matched, spelled, spelled_roles
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._report.sensitivity_table import Sensitivity
 from jaxprune._transform.oneshot import prune_params
@@ -99,12 +99,13 @@ def sensitivity(
     largest = (as_sparsity(tried[-1], "sparsities"),)
     recipe = Recipe.of(largest, include, exclude, structure=structure, score=score, roles=roles)
     chosen = [paths[i] for i in recipe.checked_budget(params, paths, leaves).chosen]
-    members = _members(groups, chosen)
+    members = _members(groups, chosen, paths)
     loss = _Loss(loss_fn, params)
     by_path = dict(zip(paths, leaves, strict=True))
     grads_of = None if grads is None else _grads_by_path(grads, paths)
+    roles = spelled_roles(recipe.roles, paths)
     prune = functools.partial(
-        _prune_group, rules=recipe.roles, structure=_lenient(structure), score=score
+        _prune_group, rules=roles, structure=_lenient(structure, paths), score=score
     )
     losses = np.zeros((len(members), len(tried)))
     n_zero = np.zeros((len(members), len(tried)), np.int64)
@@ -170,8 +171,8 @@ def _sparsities(sparsities: Any) -> tuple[float, ...]:
     return tuple(sorted({float(value) for value in exact}))
 
 
-def _members(groups: Any, chosen: Sequence[str]) -> dict[str, list[str]]:
-    """The paths of each group, by a regex that matches them."""
+def _members(groups: Any, chosen: Sequence[str], paths: Sequence[str]) -> dict[str, list[str]]:
+    """The paths of each group of chosen leaves, by the regex of the user."""
     if groups is None:
         return {rule_for(path): [path] for path in chosen}
     rules = as_rules(groups, "sensitivity: groups")
@@ -180,9 +181,10 @@ def _members(groups: Any, chosen: Sequence[str]) -> dict[str, list[str]]:
             f"sensitivity: groups must be regexes, got {shown(groups)}. Write '.*/kernel'."
         )
     members: dict[str, list[str]] = {str(rule): [] for rule in rules}
+    in_spelling = {rule: str(spelled(rule, paths)) for rule in members}
     for path in chosen:
         for rule in members:
-            if re.fullmatch(rule, path):
+            if is_matched(in_spelling[rule], [path]):
                 members[rule].append(path)
                 break
     if empty := [rule for rule, paths in members.items() if not paths]:
@@ -193,11 +195,13 @@ def _members(groups: Any, chosen: Sequence[str]) -> dict[str, list[str]]:
     return members
 
 
-def _lenient(structure: Any) -> Any:
+def _lenient(structure: Any, paths: Sequence[str]) -> Any:
     """The structure with rules that may match nothing: a group has only some of the leaves."""
     if not isinstance(structure, Mapping):
         return structure
-    return {functools.partial(matches, rule): value for rule, value in structure.items()}
+    return {
+        functools.partial(matches, spelled(rule, paths)): value for rule, value in structure.items()
+    }
 
 
 def _check_loss_fn(loss_fn: Any) -> None:

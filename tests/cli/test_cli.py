@@ -469,6 +469,17 @@ REFUSED = {
         2,
         r"fc/kernel: nm:3:7:-2 .*\(20, 30\).*--exclude 'fc/kernel'",
     ),
+    "many groups at 75%": (
+        ("prune", "layers", "-o", "o.npz", "-s", "0.75", "--structure", "nm:2:4"),
+        2,
+        "jaxprune: all 9 leaves that are pruned: nm:2:4:-2 drops 0.5 of the weights, "
+        "but the final sparsity is 0.75. Use --sparsity 0.5[.] ?$",
+    ),
+    "a slice": (
+        ("plan", "layers", "-s", "0.5", "--override", "w0.kernel.1=0.75"),
+        2,
+        r"--override 'w0.kernel.1' matches no leaf \(w0/kernel is one leaf\)[.]",
+    ),
     "balanced groups": (
         ("plan", "model", "--structure", "nm:2:4:balanced"),
         2,
@@ -514,6 +525,8 @@ def test_a_mistake_gets_a_line_and_an_exit_code(tmp_path, name, monkeypatch):
     save_safetensors(tmp_path / "model", tree())
     save_safetensors(tmp_path / "b", {"b": np.ones(3, ml_dtypes.bfloat16)})
     save_safetensors(tmp_path / "tiny", {"w": np.ones((1, 2), np.float32)})
+    layers = {f"w{i}": {"kernel": np.ones((8, 4), np.float32)} for i in range(9)}
+    save_safetensors(tmp_path / "layers", layers)
     (tmp_path / "text").write_text("hello hello")
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.iterdir())

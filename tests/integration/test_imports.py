@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "_files": ("_base", "_state"),
     "_calibration": ("_base", "_topk", "_recipe", "_state", "_trace", "_files"),
     "_shrink": ("_base", "_recipe", "_state", "_trace"),
-    "_blocks": ("_base", "_files"),
+    "_blocks": ("_base", "_recipe", "_files"),
     "_cli": ("_base", "_recipe", "_state", "_transform", "_report", "_files"),
     "__init__": ("_base", "_topk", "_recipe", "_state", "_transform", "_report", "_trace")
     + ("_calibration", "_shrink", "_files", "_blocks"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 import jaxprune
 from combinations import STRUCTURES, make_params, unit_flags
-from helpers import grads_at, stepper
+from helpers import assert_says, grads_at, stepper
 from jaxprune import NM, Block, Channel
 from jaxprune._recipe.distributions import round_half_up
 
@@ -137,3 +137,38 @@ def test_structures_work_with_every_float_dtype(structure, dtype):
     assert params["w"].dtype == dtype
     assert np.sum(~np.asarray(masks["w"])) == 96
     np.testing.assert_array_equal(np.asarray(params["w"]) != 0, masks["w"])
+
+
+# --- one error about many leaves
+
+
+def many(n, *shape):
+    return {f"layer{i}": {"kernel": jnp.ones(shape), "bias": jnp.ones(4)} for i in range(n)}
+
+
+def test_a_sparsity_that_no_group_can_have_is_said_once():
+    with pytest.raises(ValueError, match="layer") as error:
+        jaxprune.plan(many(1, 4, 4), 0.75, structure=NM(2, 4))
+    assert_says(str(error.value), "layer0/kernel: ", "a final sparsity of 0.5", "overrides={")
+    for n in (2, 20):
+        with pytest.raises(ValueError, match="leaves") as error:
+            jaxprune.plan(many(n, 4, 4), 0.75, structure=NM(2, 4))
+        text = str(error.value)
+        assert_says(text, f"all {n} leaves that are pruned: ", "NM(n=2, m=4, axis=-2) drops 0.5")
+        assert_says(text, "the final sparsity is 0.75", "Use a final sparsity of 0.5.")
+        assert "layer" not in text
+
+
+def test_it_names_the_leaves_where_others_have_no_problem():
+    tree = many(3, 4, 4) | {"head": jnp.ones((4, 4))}
+    with pytest.raises(ValueError, match="layer0/kernel, layer1/kernel, layer2/kernel: ") as error:
+        jaxprune.plan(tree, 0.75, structure={"layer.*": NM(2, 4)})
+    assert_says(str(error.value), "overrides={'layer0/kernel': 0.5, 'layer1/kernel': 0.5, ")
+
+
+def test_at_most_eight_rules_are_suggested():
+    with pytest.raises(ValueError, match="multiple of 3") as error:
+        jaxprune.plan(many(12, 4, 4), 1 / 3, structure=NM(2, 3))
+    text = str(error.value)
+    assert_says(text, "and 4 more: ", "So for the other 4 leaves; one regex may match them all.")
+    assert len(error.value.arguments["exclude"]) == len(error.value.arguments["structure"]) == 8
