@@ -21,8 +21,9 @@ LIBRARIES = ("jax", "optax", "flax", "equinox", "haiku")
 _TABLES = {"x64": "its tables say float32"}
 _BIASES = {"rank": "it adds a bias to a batch of rows"}
 PAGES = {
-    **{"README.md": _TABLES | _BIASES, "guide.md": _TABLES | _BIASES},
-    **dict.fromkeys(("shrink.py", "channels.py"), _BIASES),
+    **dict.fromkeys(("README.md", "algorithms.md"), _TABLES | _BIASES),
+    **dict.fromkeys(("sparse-from-the-start.md", "which-leaves.md"), _TABLES),
+    **dict.fromkeys(("shrink.py", "channels.py", "shrinking.md"), _BIASES),
     "prune_state.py": {"debug_nans": "it masks a NaN"},
 }
 

@@ -1,6 +1,6 @@
 """Which leaves are chosen, and which rule decides for each of them.
 
-By default, weights are chosen: see `default_reasons` and "What is pruned by default" in the guide.
+By default, weights are chosen: see `default_reasons` and docs/guides/which-leaves.md.
 """
 
 import re

@@ -1,0 +1,229 @@
+"""The figures on the pages of the documentation are those of the JSON files of the benchmarks."""
+
+import json
+import math
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "benchmarks").exists(), reason="an installed copy has no results"
+)
+
+
+def lines_of(page):
+    return (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
+
+
+def words_of(page):
+    """The text of a page on one line."""
+    return " ".join((ROOT / "docs" / page).read_text(encoding="utf-8").split())
+
+
+def results(name):
+    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
+
+
+def demo_rows():
+    """Lines from the results of `python -m jaxprune demo`."""
+    rows = results("demo")["summary"]
+
+    def accuracy(row):
+        return f"{100 * row['accuracy_mean']:.2f} ± {100 * row['accuracy_sd']:.2f} %"
+
+    dense, *others = rows
+    yield f"| {dense['n_nonzero']:,} | dense | {accuracy(dense)} | | |"
+    for sparse, small in zip(others[::2], others[1::2], strict=True):
+        difference = 100 * (sparse["accuracy_mean"] - small["accuracy_mean"])
+        variance = (sparse["accuracy_sd"] ** 2 + small["accuracy_sd"] ** 2) / sparse["n_seeds"]
+        tie = abs(difference) <= 200 * math.sqrt(variance)
+        verdict = f"{difference:+.2f}, a tie" if tie else f"**{difference:+.2f}**"
+        yield (
+            f"| {sparse['n_nonzero']:,} | {100 * sparse['sparsity']:g} % | {accuracy(sparse)} "
+            f"| {accuracy(small)} | {verdict} |"
+        )
+
+
+def algorithm_rows():
+    """Lines from the results of `python -m benchmarks algorithms`, the best at 95 % first."""
+    rows = results("algorithms-cpu")["rows"]
+    cells = {
+        (r["method"], r["sparsity"]): f"{100 * r['mean']:.1f} ± {100 * r['spread']:.1f}"
+        for r in rows
+    }
+    last = {r["method"]: r["mean"] for r in rows if r["sparsity"] == 0.95}
+    for name in sorted(last, key=last.__getitem__, reverse=True):
+        columns = " | ".join(cells[name, sparsity] for sparsity in (0.8, 0.9, 0.95))
+        yield f"| {name} | {columns} |"
+    yield f"| dense | {cells['dense', 0.0]} | | |"
+
+
+def select_rows():
+    """Lines from the results of `python -m benchmarks select`."""
+    rows = results("select-cpu")["rows"]
+    rows = [row for row in rows if row["case"] == "size" and row["keep"] == 0.2]
+
+    def ratio(x):
+        return f"{x:.0f}" if x >= 10 else f"{x:.1f}"
+
+    others = ("argsort", "sort", "top_k", "np.partition", "torch.kthvalue", "torch.topk")
+    for n in (10**4, 10**5, 10**6, 10**7):
+        ms = {row["method"]: row["median_ms"] for row in rows if row["n"] == n}
+        ours = ms["jaxprune"]
+        times = " | ".join(ratio(ms[other] / ours) for other in others)
+        yield f"| 1e{len(str(n)) - 1} | {ratio(ours / ms['read'])} | {times} |"
+
+
+def step_rows():
+    """Lines from the results of `python -m benchmarks step`."""
+    rows = [r for r in results("step-cpu")["rows"] if r["case"] == "step" and not r["seeds"]]
+    for task in ("update 1e+07", "mlp", "transformer", "lstm"):
+        for dtype in ("float32", "bfloat16"):
+            by_method = {r["method"]: r for r in rows if (r["task"], r["dtype"]) == (task, dtype)}
+            quiet = " | ".join(
+                f"{by_method[m]['x_adamw']:.2f}" for m in ("chain", "inner", "packed")
+            )
+            name = "update alone, 1e7 weights" if task.startswith("update") else task
+            yield f"| {name} | {dtype} | {quiet} | {by_method['chain']['x_amortised']:.2f} |"
+
+
+def calibrate_rows():
+    """Lines from the results of `python -m benchmarks calibrate`."""
+    rows = [r for r in results("calibrate-cpu")["rows"] if r["case"] == "layer"]
+    for inputs in ("independent", "outliers", "correlated", "correlated outliers"):
+        for target in ("50%", "2:4"):
+            errors = {
+                r["method"]: r["error"]
+                for r in rows
+                if (r["inputs"], r["target"], r["dtype"]) == (inputs, target, "float32")
+            }
+            cells = " | ".join(f"{errors[m]:.4f}" for m in ("magnitude", "wanda", "sparsegpt"))
+            yield f"| {inputs} | {target.replace('%', ' %')} | {cells} |"
+
+
+def file_rows():
+    """Lines from the results of `python -m benchmarks files`."""
+    rows = [r for r in results("files-cpu")["rows"] if r["case"] == "file"]
+    for sparsity in (0.8, 0.9, 0.95):
+        chosen = [r for r in rows if (r["sparsity"], r["dtype"]) == (sparsity, "float32")]
+        ours, numpy = (
+            next(r for r in chosen if r["method"] == method)
+            for method in ("jaxprune.save", "np.savez_compressed")
+        )
+        faster = numpy["median_ms"] / ours["median_ms"]
+        yield (
+            f"| {100 * sparsity:g} % | {ours['smaller']:.1f} times | {numpy['smaller']:.1f} times "
+            f"| {faster:.1f} times as fast |"
+        )
+
+
+def minilm_rows():
+    """Lines from the results of `python -m benchmarks minilm`."""
+    rows = results("minilm-cpu")["rows"]
+    for target in ("50%", "60%", "70%", "2:4"):
+        for kind in ("same", "other"):
+            cells = []
+            for method in ("magnitude", "wanda", "sparsegpt"):
+                cosines = [
+                    row[f"cosine_{kind}_kind"]
+                    for row in rows
+                    if (row.get("target"), row.get("method")) == (target, method)
+                ]
+                assert len(cosines) == (1 if method == "magnitude" else 3)
+                assert max(cosines) - min(cosines) < 0.01
+                cells.append(f"{sum(cosines) / len(cosines):.3f}")
+            assert cells == sorted(cells)
+            yield f"| {target} | {kind} kind | {' | '.join(cells)} |"
+
+
+TABLES = [
+    ("paper.md", demo_rows),
+    ("performance.md", algorithm_rows),
+    ("performance.md", select_rows),
+    ("performance.md", step_rows),
+    ("performance.md", calibrate_rows),
+    ("performance.md", file_rows),
+    ("guides/language-models.md", minilm_rows),
+]
+
+
+@pytest.mark.parametrize("page, rows", TABLES, ids=lambda x: getattr(x, "__name__", None))
+def test_the_table_is_what_the_benchmark_wrote(page, rows):
+    lines = lines_of(page)
+    for line in rows():
+        assert line in lines, f"{page} needs the line {line}"
+
+
+def test_what_is_said_of_tpus_is_what_the_benchmark_wrote():
+    page = words_of("performance.md")
+    all_rows = results("tpu-cpu")["rows"]
+    rows = [row for row in all_rows if row["case"] == "mask"]
+    of = lambda shape: {r["method"]: r for r in rows if (r["shape"], r["dtype"]) == shape}
+    one, many = of(([4096, 4096], "float32")), of(([8192, 28_672], "bfloat16"))
+    held = {name: r["temp_bytes_per_weight"] for name, r in one.items()}
+    assert f"they hold {held.pop('jaxprune'):.2f} bytes a weight" in page
+    assert {round(x) for x in held.values()} == {8}
+    assert "`lax.top_k` hold 8." in page
+    sent = {name: r["bytes"] for name, r in many.items()}
+    assert f"{sent.pop('jaxprune')} bytes cross between chips a pass" in page
+    assert {f"gather {x / 1e6:.0f} MB on each" in page for x in sent.values()} == {True}
+
+    stacked, one_pool, explicit = (r for r in all_rows if r["case"] == "fire" and r["chips"] == 256)
+    mib = lambda row, name: f"{row[name] / 2**20:.0f} MiB"
+    assert f"holds {mib(stacked, 'param_bytes')} of bfloat16 params" in page
+    assert f"and {mib(stacked, 'mask_bytes')} of masks" in page
+    assert f"another {mib(stacked, 'temp_bytes')} on Auto axes" in page
+    assert f"and {mib(explicit, 'temp_bytes')} on Explicit axes" in page
+    assert f"sends {kib_of_a_fire(stacked) / 7:.1f} KiB for each of 7 pools" in page
+    auto, explicit = kib_of_a_fire(one_pool), kib_of_a_fire(explicit)
+    assert f"sends {auto:.1f} KiB on Auto axes and {explicit:.1f} KiB on Explicit axes" in page
+
+
+def kib_of_a_fire(row, n_passes=8):
+    return (n_passes * row["bytes_per_pass"] + row["bytes_besides"]) / 1024
+
+
+def test_what_is_said_of_many_devices_is_what_the_benchmarks_wrote():
+    lines, words = lines_of("performance.md"), words_of("performance.md")
+    rows = results("scale_plan-cpu")["rows"]
+    assert max(row["passes"] for row in rows if row["case"] == "passes") == 8
+    for devices in (256, 4096):
+        by_layout = {r["layout"]: r for r in rows if r.get("devices") == devices}
+        for layout, words_for_it in (
+            ("stacked", "Auto | 7, one for each leaf of stacked layers"),
+            ("stacked, one pool", "Auto | 1, over all leaves"),
+            ("stacked, one pool, Explicit", "Explicit | 1, over all leaves"),
+        ):
+            row = by_layout[layout]
+            numbers = f"{row['collectives_per_pass']} | {row['bytes_per_pass']}"
+            assert f"| {words_for_it} | {numbers} | {kib_of_a_fire(row):.1f} KiB |" in lines
+    sharding = results("sharding-cpu")["rows"]
+    sent = {r["bytes"] for r in sharding if r["method"] == "jaxprune"}
+    gathered = {r["bytes"] / 2**20 for r in sharding if r["method"] != "jaxprune"}
+    assert f"has {min(sent)} to {max(sent)} bytes of all-reduces" in words
+    assert f"gather {min(gathered):.0f} to {max(gathered):.0f} MiB" in words
+
+
+def test_what_is_said_of_the_cost_of_calibration_is_what_the_benchmark_wrote():
+    page = words_of("performance.md")
+    measured = {t["target"]: t["measured"] for t in results("calibrate-cpu")["targets"]}
+    passes = measured["forward passes to collect, without the Grams"]
+    half, groups = (
+        measured[f"time, sparsegpt / torch, {target}"]
+        for target in ("{'sparsity': 0.5}", "{'nm': (2, 4)}")
+    )
+    assert f"takes the time of {passes:.1f} forward passes" in page
+    assert f"takes {half:.2f} times as long as the authors' algorithm in PyTorch at 50 %" in page
+    assert f"and {groups:.2f} times as long at 2:4" in page
+
+
+def test_what_is_said_of_the_memory_of_the_commands_is_what_the_benchmark_wrote():
+    rows = [r for r in results("files-cpu")["rows"] if r["case"] == "memory"]
+    peaks = {row["method"]: row["peak_bytes"] for row in rows}
+    mb = lambda n: f"{n / 1e6:,.0f} MB"
+    leaf, file = rows[0]["leaf_bytes"], rows[0]["file_bytes"]
+    assert (
+        f"pruning a file of {mb(file)} with leaves of {mb(leaf)} took at most "
+        f"{mb(max(peaks.values()))} of memory, of which {mb(peaks['plan'])} were Python and JAX"
+    ) in words_of("performance.md")
