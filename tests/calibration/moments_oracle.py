@@ -4,11 +4,13 @@ The program runs equation by equation in Python, loops included. Beside each arr
 from params alone run integer arrays of the same shape, one per leaf, that say which entry of the
 leaf each of its entries is: the primitives that move entries move the integers, too. At a product,
 the integers say which weights each output sums over, and so which rows of the leaf the inputs meet.
+NumPy computes what it can: JAX compiles a program for each operation and shape.
 """
 
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,7 +47,7 @@ class Oracle:
         env |= {var: Traced(x) for var, x in zip(jaxpr.constvars, consts, strict=True)}
 
         def value_of(var):
-            return Traced(jnp.asarray(var.val, var.aval.dtype)) if is_literal(var) else env[var]
+            return Traced(np.asarray(var.val, var.aval.dtype)) if is_literal(var) else env[var]
 
         for eqn in jaxpr.eqns:
             env |= zip(eqn.outvars, self.apply(eqn, [value_of(v) for v in eqn.invars]), strict=True)
@@ -86,7 +88,7 @@ class Oracle:
             n_arrays = {"dynamic_update_slice": 2, "pad": 2}.get(name, 1)
             n_arrays = len(operands) if name in ("concatenate", "stack") else n_arrays
             values = [
-                jnp.asarray(x.indices.get(leaf, np.full(np.shape(x.value), -1)))
+                x.indices.get(leaf, np.full(np.shape(x.value), -1, np.int32))
                 if k < n_arrays
                 else x.value
                 for k, x in enumerate(operands)
@@ -119,7 +121,7 @@ class Oracle:
         stacked = zip(*collected, strict=True)
         return [
             *carry,
-            *(Traced(jnp.stack([x.value for x in xs]), None, True) for xs in stacked),
+            *(Traced(stack([x.value for x in xs]), None, True) for xs in stacked),
         ]
 
     def while_loop(self, params, operands):
@@ -174,25 +176,114 @@ class Oracle:
             )
 
 
+# Results of an equation.
+
+
 def bind(eqn, values):
+    """The results, computed by NumPy where it can do it."""
+    compute = IN_NUMPY.get(eqn.primitive.name)
+    if compute is not None and not any(is_key(x) for x in values):
+        with np.errstate(all="ignore"):
+            results = compute(*map(np.asarray, values), **eqn.params)
+        return [np.asarray(x) for x in (results if eqn.primitive.multiple_results else [results])]
     bound = eqn.primitive.get_bind_params(eqn.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     results = eqn.primitive.bind(*functions, *values, **params)
     return results if eqn.primitive.multiple_results else [results]
 
 
+def stack(values):
+    return jnp.stack(values) if is_key(values[0]) else np.stack(values)
+
+
+def is_key(x):
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def broadcast_in_dim(x, *, shape, broadcast_dimensions, **_):
+    sizes = [1] * len(shape)
+    for axis, size in zip(broadcast_dimensions, x.shape, strict=True):
+        sizes[axis] = size
+    return np.broadcast_to(x.reshape(sizes), shape)
+
+
+def take_slice(x, *, start_indices, limit_indices, strides):
+    strides = strides or [1] * x.ndim
+    return x[tuple(map(slice, start_indices, limit_indices, strides))]
+
+
+def dot_general(a, b, *, dimension_numbers, preferred_element_type, **_):
+    rows, columns = (arranged(x, k, dimension_numbers) for k, x in enumerate((a, b)))
+    product = np.einsum("bis,bjs->bij", rows.astype(float), columns.astype(float))
+    sums, batches = dimension_numbers
+    free = [
+        [n for axis, n in enumerate(x.shape) if axis not in (*sums[k], *batches[k])]
+        for k, x in enumerate((a, b))
+    ]
+    shape = [*(a.shape[axis] for axis in batches[0]), *free[0], *free[1]]
+    return product.reshape(shape).astype(preferred_element_type or a.dtype)
+
+
+def elementwise(function):
+    return lambda *operands, **_: function(*operands)
+
+
+IN_NUMPY = {
+    "transpose": lambda x, *, permutation: x.transpose(permutation),
+    "reshape": lambda x, *, new_sizes, **_: x.reshape(new_sizes),
+    "squeeze": lambda x, *, dimensions: np.squeeze(x, dimensions),
+    "broadcast_in_dim": broadcast_in_dim,
+    "slice": take_slice,
+    "rev": lambda x, *, dimensions: np.flip(x, dimensions),
+    "concatenate": lambda *xs, dimension: np.concatenate(xs, dimension),
+    "split": lambda x, *, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis),
+    "convert_element_type": lambda x, *, new_dtype, **_: x.astype(new_dtype),
+    "select_n": lambda which, *cases: np.choose(which.astype(int), cases),
+    "reduce_sum": lambda x, *, axes, **_: np.sum(x, axes, x.dtype),
+    "reduce_max": lambda x, *, axes, **_: np.max(x, axes),
+    "dot_general": dot_general,
+    **{
+        name: elementwise(function)
+        for name, function in {
+            "add": np.add,
+            "sub": np.subtract,
+            "mul": np.multiply,
+            "div": lambda x, y: (x / y).astype(x.dtype),  # of integers, too, towards zero
+            "neg": np.negative,
+            "max": np.maximum,
+            "abs": np.abs,
+            "square": np.square,
+            "sqrt": np.sqrt,
+            "rsqrt": lambda x: 1 / np.sqrt(x),
+            "exp": np.exp,
+            "tanh": np.tanh,
+            "logistic": lambda x: 1 / (1 + np.exp(-x)),
+            "lt": np.less,
+            "gt": np.greater,
+            "ge": np.greater_equal,
+            "eq": np.equal,
+        }.items()
+    },
+}
+
+
+# The sums of a product.
+
+
+def arranged(x, side, dimension_numbers):
+    """An operand of a `dot_general` as [batch, free, summed]."""
+    sums, batches = dimension_numbers
+    free = [a for a in range(x.ndim) if a not in (*sums[side], *batches[side])]
+    x = x.transpose([*batches[side], *free, *sums[side]])
+    n, m = len(batches[side]), len(sums[side])
+    sizes = x.shape[:n], x.shape[n : x.ndim - m], x.shape[x.ndim - m :]
+    return x.reshape([math.prod(size) for size in sizes])
+
+
 def dot_sums(eqn, k, index, x, operands):
-    sums, batches = eqn.params["dimension_numbers"]
-
-    def arranged(array, side):
-        free = [a for a in range(array.ndim) if a not in (*sums[side], *batches[side])]
-        array = array.transpose([*batches[side], *free, *sums[side]])
-        shape = array.shape
-        n, m = len(batches[side]), len(sums[side])
-        sizes = shape[:n], shape[n : len(shape) - m], shape[len(shape) - m :]
-        return array.reshape([math.prod(size) for size in sizes])
-
-    for weights, inputs in zip(arranged(index, k), arranged(x, 1 - k), strict=True):
+    numbers = eqn.params["dimension_numbers"]
+    pairs = zip(arranged(index, k, numbers), arranged(x, 1 - k, numbers), strict=True)
+    for weights, inputs in pairs:
         yield weights.T, inputs
 
 

@@ -16,7 +16,7 @@ from real_layers import LAYERS
 
 import jaxprune
 from calibration_oracles import correlated, normal, wanda_oracle
-from helpers import assert_same, make_mesh, says
+from helpers import assert_same, make_mesh, on_device, says
 from jaxprune import layer_inputs, layer_inputs_nnx, moments, sparsegpt, wanda
 from jaxprune._calibration.kernel_view import KernelView
 from jaxprune._trace.program import array_program
@@ -48,7 +48,7 @@ def filled(shapes):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.key(0)
         least, most = (-1, 2) if jnp.issubdtype(x.dtype, jnp.floating) else (0, 3)
-        return jnp.asarray(rng.integers(least, most, x.shape), x.dtype)
+        return on_device(rng.integers(least, most, x.shape), x.dtype)
 
     return jax.tree.map(fill, shapes)
 
@@ -87,7 +87,7 @@ def test_moments_of_real_layers_are_those_of_a_slow_oracle(name):
     }
     oracle = Oracle(views)
     leaves = [
-        Traced(jnp.asarray(leaf), {k: np.arange(np.size(leaf)).reshape(np.shape(leaf))})
+        Traced(leaf, {k: np.arange(np.size(leaf), dtype=np.int32).reshape(np.shape(leaf))})
         for k, leaf in enumerate(program.leaves)
     ]
     data = [Traced(jnp.asarray(x), is_data=True) for x in jax.tree.leaves(batch)]
