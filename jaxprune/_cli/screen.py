@@ -14,7 +14,7 @@ from jaxprune._files.any_kind import Source
 from jaxprune._files.extras import import_extra
 from jaxprune._report.table import Report
 
-_FORMAT_LABELS = {"bound": "entropy bound", "jaxprune": "jaxprune.save"}
+_FORMAT_LABELS = {"bound": "bound, uncompressed values", "jaxprune": "jaxprune.save"}
 _LEFT_ALIGNED = ("leaf", "shape", "dtype", "structure")
 # Columns that are left out on a narrow terminal, in this order.
 _OPTIONAL = ("dense bytes", "nonzero", "dtype", "shape")
