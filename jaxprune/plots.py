@@ -1,7 +1,8 @@
 """Pictures of schedules, masks, weights and reports; they need the extra `plots` (matplotlib).
 
-Every function draws on the axes that it gets as `ax`, or on new ones, and returns them, so that
-they can be labelled, combined and saved: `plots.sensitivity_map(table).figure.savefig("map.png")`.
+Every function draws on the axes that it gets as `ax`, and returns them, so that they can be
+labelled, combined and saved: `plots.sensitivity_map(table).figure.savefig("map.png")`. Without `ax`
+it makes a new figure of pyplot: a notebook shows it, and a script does with `pyplot.show()`.
 
 Background and text keep the style that matplotlib has when the axes are made. The colours of the
 data are those of Okabe and Ito that can be seen on light and on dark backgrounds; people who are
@@ -268,7 +269,8 @@ def mask_image(mask: Any, ax: Any = None) -> Any:
     ax = _axes((4.5, 4)) if ax is None else ax
     colours = import_extra("matplotlib.colors", "plots").ListedColormap(["#E8E8E8", _COLOURS[0]])
     matrix = kept.reshape(-1, kept.shape[-1]) if kept.ndim else kept.reshape(1, 1)
-    ax.imshow(matrix, cmap=colours, vmin=0, vmax=1)
+    crisp = "nearest" if max(matrix.shape) <= 512 else "auto"  # larger ones have to be averaged
+    ax.imshow(matrix, cmap=colours, vmin=0, vmax=1, interpolation=crisp)
     ax.set_title(f"{n_kept:,} of {kept.size:,} weights kept, {1 - n_kept / kept.size:.2%} zeros")
     rows = " x ".join(map(str, kept.shape[:-1])) or "1"
     ax.set(xlabel=f"last axis ({matrix.shape[1]})", ylabel=f"other axes ({rows})")
@@ -321,9 +323,9 @@ def sensitivity_map(sensitivity: Sensitivity, ax: Any = None) -> Any:
 
 
 def _axes(size: tuple[float, float]) -> Any:
-    """New axes, without a window."""
-    figure = import_extra("matplotlib.figure", "plots").Figure(size, layout="constrained")
-    return figure.subplots()
+    """The axes of a new figure of pyplot, which a notebook shows by itself."""
+    pyplot = import_extra("matplotlib.pyplot", "plots")
+    return pyplot.subplots(figsize=size, layout="constrained")[1]
 
 
 def _bars(ax: Any, bars: Any, offset: float, height: float, colour: str, name: str) -> None:

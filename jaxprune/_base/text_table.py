@@ -75,11 +75,17 @@ class Table(NamedTuple):
         return table + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
 
     def _widths(self) -> list[int]:
-        """The width of each column, after the flexible ones have given way."""
+        """The width of each column, after the flexible ones have given way.
+
+        The last flexible column gives way alone if that is enough, else the widest one at a time.
+        """
         columns = list(zip(self.header, *self.rows, strict=True))
         widths = [max(map(len, column)) for column in columns]
         flexible = [i for i, name in enumerate(self.header) if name in self.flexible]
         least = _LEAST_OF_SPLIT if self.n_fixed else _LEAST
+        excess = _total(widths) - WIDTH
+        if flexible and 0 < excess <= widths[flexible[-1]] - least:
+            widths[flexible[-1]] -= excess
         while flexible and _total(widths) > WIDTH:
             widest = max(flexible, key=lambda i: (widths[i], i))
             if widths[widest] <= least:

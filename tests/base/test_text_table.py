@@ -52,13 +52,26 @@ def test_a_table_is_at_most_80_columns_wide_and_has_all_of_its_cells(rows):
         assert without_spaces("".join(cells)) == without_spaces("".join(expected))
 
 
-def test_a_long_leaf_and_a_long_note_are_folded_together():
+PATH = "encoder/layers_10/self_attention/query/kernel"
+
+
+def test_a_long_note_is_folded_and_a_long_leaf_only_if_that_is_not_enough():
     note = "override 'encoder/.*/kernel' (2 of 12 slices)"
-    row = ("encoder/layers_10/self_attention/query/kernel", "7", note)
-    assert Table(("leaf", "n", "note"), [row], numbers=("n",)).text().splitlines() == [
-        "leaf                                    n  note",
-        "encoder/layers_10/self_attention/       7  override 'encoder/.*/kernel' (2 of 12",
-        "  query/kernel                             slices)",
+    assert Table(
+        ("leaf", "n", "note"), [(PATH, "7", note)], numbers=("n",)
+    ).text().splitlines() == [
+        "leaf                                           n  note",
+        "encoder/layers_10/self_attention/query/kernel  7  override 'encoder/.*/kernel'",
+        "                                                  (2 of 12 slices)",
+    ]
+    wide = "n" * 30
+    assert Table(
+        ("leaf", wide, "note"), [(PATH, "7", note)], numbers=(wide,)
+    ).text().splitlines() == [
+        "leaf                     nnnnnnnnnnnnnnnnnnnnnnnnnnnnnn  note",
+        "encoder/layers_10/                                    7  override",
+        "  self_attention/query/                                  'encoder/.*/kernel' (2",
+        "  kernel                                                 of 12 slices)",
     ]
 
 

@@ -1,5 +1,7 @@
 """Wrong input to the functions in `jaxprune.plots`."""
 
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -140,6 +142,6 @@ def test_wrong_input_raises(call, kind, parts):
 
 
 def test_a_missing_matplotlib_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"pip install 'jaxprune\[plots\]'"):
         plots.schedule_curve(jaxprune.one_shot_schedule(0.5))

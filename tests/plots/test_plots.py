@@ -8,6 +8,7 @@ import matplotlib
 import matplotlib.colors
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 import jaxprune
@@ -20,6 +21,12 @@ TABLE = Sensitivity(
     ("conv", "fc/kernel"), (0.5, 0.75, 0.9), LOSSES, 1.0, np.array([8, 8]), np.ones((2, 3), int)
 )
 SCHEDULE = jaxprune.cubic_schedule(0.9, 3, 10, every=3)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    pyplot.close("all")
 
 
 @functools.cache
