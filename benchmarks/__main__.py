@@ -1,7 +1,9 @@
 """`python -m benchmarks [NAME ...]` runs benchmarks, prints their tables and saves the results.
 
-Each benchmark writes `NAME-BACKEND.json` and plots beside it. The JSON file is rewritten after
+Each benchmark writes `NAME-BACKEND.json` and pictures beside it. The JSON file is rewritten after
 every case, so pressing Ctrl-C keeps the results so far; `--resume` runs the cases that are missing.
+`python -m benchmarks redraw` draws the pictures from the JSON files again, those of
+`benchmarks.paper` included, and measures nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from benchmarks import (
     scale_plan,
 )
 from benchmarks.common import Check, Row, environment, load_average, write_json
+from benchmarks.redraw import redraw
 from benchmarks.topk_methods import why_no_torch
 
 _BENCHMARKS: dict[str, types.ModuleType] = {
@@ -71,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "which",
         nargs="*",
         metavar="NAME",
-        help=f"{_NAMES} (default: all except {', '.join(sorted(_BY_REQUEST))})",
+        help=f"{_NAMES} (default: all except {', '.join(sorted(_BY_REQUEST))}); or redraw, "
+        "alone or with beginnings of file names such as select or paper-lstm",
     )
     parser.add_argument(
         "--quick", action="store_true", help="run tiny sizes and write to a temporary folder"
@@ -87,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--target", help="of gpu_programs: h100, a100, or a file that describes a GPU to XLA"
     )
     args = parser.parse_args(argv)
+    if args.which[:1] == ["redraw"]:
+        for file in redraw(args.out or _RESULTS, args.which[1:]):
+            print(f"wrote {file}")
+        return 0
     if unknown := set(args.which) - set(_BENCHMARKS):
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: choose from {_NAMES}")
     if args.target and "gpu_programs" not in args.which:

@@ -123,13 +123,13 @@ def other_findings(quick: Quick = False, resume: Resume = False, out: Out = None
 def tables(out: Out = None):
     """Prints the tables of docs/paper.md from the results files and draws their plot."""
     require("matplotlib")
-    from benchmarks.paper import story
+    from benchmarks.paper import pictures, story
 
     folder = out or _RESULTS
     results = story.load(folder)
     for lines in (story.comparison(results), story.variants(results)):
         print(*lines, "", sep="\n")
-    console().print(f"wrote {story.draw(results, folder / 'paper-cpu.png')}", highlight=False)
+    console().print(f"wrote {pictures.overview(folder)}", highlight=False)
 
 
 @app.command()
@@ -237,12 +237,12 @@ def _run(
 ) -> None:
     """Trains the studies, then prints and draws their results.
 
-    `module` provides `networks`, `table` and `draw`; None for those of `study` and `summary`.
+    `module` provides `networks` and `table`; None for those of `study` and `summary`.
     """
     import jax
 
     from benchmarks.common import n_cores
-    from benchmarks.paper import store, summary
+    from benchmarks.paper import pictures, store, summary
 
     jobs = jobs or (n_cores() if jax.default_backend() == "cpu" else 1)
     folder = out or (Path(tempfile.mkdtemp()) if quick else _RESULTS)
@@ -256,7 +256,7 @@ def _run(
             raise typer.Exit(130) from None
         console().print(shown_by.table(results, study))
         path = store.results_file(study, folder)
-        for file in (path, *shown_by.draw(results, study, path)):
+        for file in (path, *pictures.draw(results, path)):
             console().print(f"wrote {file}", highlight=False, soft_wrap=True)
 
 

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import optax
 from rich.table import Table
 
 from benchmarks.paper import summary, text
@@ -29,8 +25,6 @@ _FEW_STEPS = 100
 _OFTEN = (10, 100, 250, 500, 1000)
 _WINDOWS = ((0.0, 0.3), (0.3, 0.6), (0.3, 0.9), (0.0, 0.99))
 _AT_ONCE = (0.0, 0.6, 0.9)
-# Only these curves are drawn over the steps; more would overlap.
-_CURVES = ("dense", REFERENCE, "every 1000 steps", "one-shot at 0%", "one-shot at 60%", "regrowth")
 
 
 def study(size: str) -> Study:
@@ -89,80 +83,3 @@ def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Net
 def table(results: dict[str, Any], study: Study) -> Table:
     """A table of every variant compared with the reference."""
     return summary.variants_table(results, study, REFERENCE)
-
-
-def draw(results: dict[str, Any], study: Study, path: Path) -> list[Path]:
-    """Draws the schedule, the training curves and the variants; no files without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        return []
-    matplotlib.use("Agg")
-    figures = {
-        "-schedule": _schedule(study),
-        "-training": _training(results, study),
-        "": _variants(results, study),
-    }
-    files = []
-    for suffix, figure in figures.items():
-        files.append(path.with_name(f"{path.stem}{suffix}.png"))
-        figure.savefig(files[-1], dpi=150)
-    return files
-
-
-def _schedule(study: Study) -> Any:
-    """Figure 1 of the paper: sparsity, and the learning rate with which the network recovers."""
-    from matplotlib.figure import Figure
-
-    schedule = Pruning.gradual(SPARSITY, study.steps).schedule()
-    rate = optax.cosine_decay_schedule(study.learning_rate, study.steps)
-    steps = np.arange(study.steps)
-    figure = Figure((6.4, 4.0), layout="constrained")
-    left = figure.subplots()
-    right = left.twinx()
-    left.plot(steps, [schedule.sparsity(int(s)) for s in steps], color="tab:blue")
-    right.plot(steps, np.asarray(rate(steps)), color="tab:orange")
-    left.set(xlabel="step", title="When to prune: while the learning rate is still high")
-    left.set_ylabel("sparsity", color="tab:blue")
-    right.set_ylabel("learning rate", color="tab:orange")
-    return figure
-
-
-def _training(results: dict[str, Any], study: Study) -> Any:
-    """Sparsity and held-out quality during training: the drop at each fire, and the recovery."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((11.0, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for network in results["networks"]:
-        runs = [r for r in results["runs"] if r["network"] == network["name"]]
-        if not runs or network["name"] not in _CURVES:
-            continue
-        steps = [study.chunk * (i + 1) for i in range(study.steps // study.chunk)]
-        curves = (r[f"{study.measure}_over_steps"] for r in runs)
-        left.plot(steps, [n / network["n_params"] for n in runs[0]["n_zero"]])
-        means = [statistics.fmean(values) for values in zip(*curves, strict=True)]
-        right.plot(steps, means, label=network["name"])
-    left.set(xlabel="step", ylabel="fraction of zeros", title="Sparsity")
-    right.set(xlabel="step", ylabel=study.measure.replace("_", " "), title="Held-out text")
-    right.legend(frameon=False, fontsize=8)
-    for axes in (left, right):
-        axes.grid(alpha=0.25, lw=0.6)
-    return figure
-
-
-def _variants(results: dict[str, Any], study: Study) -> Any:
-    from matplotlib.figure import Figure
-
-    rows = results["summary"][::-1]
-    figure = Figure((7.0, 0.3 * len(rows) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    colors = {"dense": "gray", REFERENCE: "black"}
-    for i, row in enumerate(rows):
-        color = colors.get(row["name"], "tab:blue")
-        axes.errorbar(row["mean"], i, xerr=row["sd"] or 0, marker="o", capsize=3, color=color)
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    axes.set(xlabel=study.measure.replace("_", " "), title=study.title)
-    axes.title.set_fontsize(9)
-    axes.grid(alpha=0.25, lw=0.6)
-    return figure

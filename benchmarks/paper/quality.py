@@ -245,9 +245,3 @@ def table(results: dict[str, Any], study: Study) -> Table:
     if ("dense", 0.0) in by_case:
         table_.add_row("dense, all weights", summary.shown(by_case["dense", 0.0]))
     return table_
-
-
-def draw(results: dict[str, Any], study: Study, path: Path) -> list[Path]:
-    """Draws quality against file size and, for the language models, against speed."""
-    latency = None if _is_cnn(study) else path.with_name(f"inference-{jax.default_backend()}.json")
-    return tradeoff.draw(results, study.measure, path, latency)

@@ -1,4 +1,4 @@
-"""The tables and the plot of docs/paper.md, from the results files.
+"""The tables of docs/paper.md, from the results files.
 
 One table compares large-sparse with small-dense for every study, the other every finding with its
 reference. Values that `summary.compare` does not call a tie are bold.
@@ -31,7 +31,6 @@ PARTS = (
     Part("seq2seq-en-de", "en-de, BLEU", "BLEU", False, 1),
     Part("seq2seq-de-en", "de-en, BLEU", "BLEU", False, 1),
 )
-_COLORS = {"sparse": "tab:blue", "small dense": "tab:orange"}
 
 
 def load(folder: Path, backend: str = "cpu") -> dict[str, dict[str, Any]]:
@@ -92,37 +91,3 @@ def variants(
             difference_cell if verdict == "tie" or row is base else f"**{difference_cell}**"
         )
         yield f"| {row['name']} | {row['mean']:.3f} ± {row['sd']:.3f} | {difference_cell} |"
-
-
-def draw(results_by_name: dict[str, dict[str, Any]], path: Path) -> Path:
-    """Draws quality against nonzeros, one panel per study. Needs matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    parts = [part for part in PARTS if part.name in results_by_name]
-    figure = Figure((3.1 * len(parts), 3.2), layout="constrained")
-    all_axes = figure.subplots(1, len(parts), squeeze=False)[0]
-    for axes, part in zip(all_axes, parts, strict=True):
-        _panel(axes, part, results_by_name[part.name]["summary"])
-    all_axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
-    return path
-
-
-def _panel(axes: Any, part: Part, rows: list[Row]) -> None:
-    dense = [row for row in rows if row["kind"] == "dense"]
-    for kind, color in _COLORS.items():
-        line = sorted(
-            dense + [row for row in rows if row["kind"] == kind], key=lambda row: row["n_nonzero"]
-        )
-        x, y = [row["n_nonzero"] for row in line], [row["mean"] for row in line]
-        label = "large, sparse" if kind == "sparse" else "small, dense"
-        error = [row["sd"] or 0 for row in line]
-        axes.errorbar(x, y, error, marker="o", ms=3, capsize=2, lw=1.2, color=color, label=label)
-    axes.set(xscale="log", xlabel="nonzero parameters", ylabel=part.axis)
-    axes.xaxis.set_minor_formatter("")  # minor labels would overlap in a narrow range
-    axes.set_title(part.head.split(",")[0], fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, lw=0.6)

@@ -1,4 +1,4 @@
-"""Means and standard deviations over runs, verdicts, tables and plots of a study.
+"""Means and standard deviations over runs, verdicts and tables of a study.
 
 Two networks tie when their means differ by at most two standard errors of the difference.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,78 +100,3 @@ def variants_table(results: dict[str, Any], study: Study, reference: str) -> Tab
             cell = f"{difference:+.3f}, {verdict}"
         out.add_row(row["name"], f"{row['n_nonzero']:,}", shown(row), cell)
     return out
-
-
-def draw(results: dict[str, Any], study: Study, path: Path) -> list[Path]:
-    """Draws quality against nonzeros, and the training curves; no files without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        return []
-    matplotlib.use("Agg")
-    files = []
-    plots: dict[str, Callable[..., Any]] = {"": _against_nonzeros, "-training": _over_steps}
-    for suffix, plot in plots.items():
-        files.append(path.with_name(f"{path.stem}{suffix}.png"))
-        plot(results, study).savefig(files[-1], dpi=150)
-    return files
-
-
-def _axes(n: int = 1) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure((6.4 * n, 4.4), layout="constrained")
-    axes = figure.subplots(1, n)
-    for panel in axes if n > 1 else [axes]:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25, lw=0.6)
-    return figure, axes
-
-
-def _against_nonzeros(results: dict[str, Any], study: Study) -> Any:
-    figure, axes = _axes()
-    colors = {"sparse": "tab:blue", "small dense": "tab:orange"}
-    dense = [row for row in results["summary"] if row["kind"] == "dense"]
-    for kind, color in colors.items():
-        rows = dense + [row for row in results["summary"] if row["kind"] == kind]
-        rows.sort(key=lambda row: row["n_nonzero"])
-        x, y = [r["n_nonzero"] for r in rows], [r["mean"] for r in rows]
-        label = "large, sparse" if kind == "sparse" else "small, dense"
-        axes.errorbar(
-            x,
-            y,
-            [r["sd"] or 0 for r in rows],
-            marker="o",
-            ms=4,
-            capsize=3,
-            color=color,
-            label=label,
-        )
-    axes.set(
-        xscale="log",
-        xlabel="nonzero parameters",
-        ylabel=study.measure.replace("_", " "),
-        title=study.title,
-    )
-    axes.title.set_fontsize(9)
-    axes.legend(frameon=False)
-    return figure
-
-
-def _over_steps(results: dict[str, Any], study: Study) -> Any:
-    figure, (left, right) = _axes(2)
-    for network in results["networks"]:
-        runs = [r for r in results["runs"] if r["network"] == network["name"]]
-        if not runs or network["kind"] == "small dense":
-            continue
-        steps = [study.chunk * (i + 1) for i in range(len(runs[0]["losses"]))]
-        n_zero = [n / network["n_params"] for n in runs[0]["n_zero"]]
-        losses = [
-            statistics.fmean(chunk) for chunk in zip(*(r["losses"] for r in runs), strict=True)
-        ]
-        left.plot(steps, n_zero, label=network["name"])
-        right.plot(steps, losses, label=network["name"])
-    left.set(xlabel="step", ylabel="fraction of zeros", title="Sparsity")
-    right.set(xlabel="step", ylabel="mean loss of the preceding steps", title="Training loss")
-    right.legend(frameon=False, fontsize=7)
-    return figure

@@ -1,4 +1,4 @@
-"""Plots of quality against the size of the file, and against measured speed.
+"""Quality against the size of the file, and against measured speed.
 
 `python -m benchmarks inference` measures speed as a ratio to the fastest dense method. The network
 with 320 units is measured itself. The network with 80 units is too small for a meaningful latency,
@@ -53,27 +53,13 @@ def speedup(
     return None
 
 
-def draw(results: dict[str, Any], measure: str, path: Path, latency: Path | None) -> list[Path]:
-    """Draws one panel for file size and one for each network in `NETWORKS`.
+def panels(results: dict[str, Any], latency: Path) -> Iterator[tuple[str, str, XOf]]:
+    """The panels of the picture: a title, the label of the x axis, and x of a row.
 
-    Returns:
-      The PNG file; none without matplotlib.
+    One shows the size of the file, and one the speed of each network in `NETWORKS`, if measured.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        return []
-    matplotlib.use("Agg")
-    panels = list(_panels(results, latency))
-    figure = _figure(results, measure, panels)
-    file = path.with_suffix(".png")
-    figure.savefig(file, dpi=150)
-    return [file]
-
-
-def _panels(results: dict[str, Any], latency: Path | None) -> Iterator[tuple[str, XOf]]:
-    yield "file, kB", lambda row: bytes_of(results, row) / 1e3
-    if latency is None or not latency.exists():
+    yield "Size of the file", "kB", lambda row: bytes_of(results, row) / 1e3
+    if not latency.exists():
         return
     times = json.loads(latency.read_text())
     for task in NETWORKS.get(results["study"], ()):
@@ -81,34 +67,5 @@ def _panels(results: dict[str, Any], latency: Path | None) -> Iterator[tuple[str
         def speed_of(row: dict[str, Any], task: str = task) -> float | None:
             return speedup(times, task, row["kind"], row["sparsity"], "cold")
 
-        yield f"times faster than dense: {task}, batch 1, one core, cold", speed_of
-
-
-def _figure(results: dict[str, Any], measure: str, panels: list[tuple[str, XOf]]) -> Any:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    figure = Figure((5.2 * len(panels), 4.4), layout="constrained")
-    figure.suptitle(results["title"], fontsize=10)
-    for axes, (label, x_of) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
-        for i, kind in enumerate(KINDS):
-            rows = [r for r in results["summary"] if r["kind"] == kind]
-            points = [(x, r["mean"], r["sd"] or 0) for r in rows if (x := x_of(r)) is not None]
-            if points:
-                x, y, sd = zip(*points, strict=True)
-                axes.errorbar(
-                    x, y, sd, marker="o", ms=4, capsize=2, lw=1, label=kind, color=f"C{i}"
-                )
-        for row in results["summary"]:
-            if row["kind"] == "dense" and (x := x_of(row)) is not None:
-                axes.plot([x], [row["mean"]], "k*", ms=9, label="dense, all weights")
-        axes.set(xscale="log", xlabel=label, ylabel=measure.replace("_", " "))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.25, lw=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    return figure
+        label = "times as fast as dense (batch 1, one core, cold cache)"
+        yield f"Speed of an {task}", label, speed_of

@@ -45,7 +45,7 @@ class Table(NamedTuple):
           b               3
         """
         lines = folded(self.title) if self.title else []
-        for part in self._parts():
+        for part in self._without_empty()._parts():
             lines += part
         return "\n".join([*lines, *(line for note in self.notes for line in folded(note))])
 
@@ -74,13 +74,29 @@ class Table(NamedTuple):
         table = f"<table>{caption if self.title else ''}{head}<tbody>{body}</tbody></table>"
         return table + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
 
+    def _without_empty(self) -> "Table":
+        """The table, without flexible columns that are empty if it is too wide."""
+        if _total(self._natural_widths()) <= WIDTH:
+            return self
+        columns = [
+            i
+            for i, name in enumerate(self.header)
+            if name not in self.flexible or any(row[i] for row in self.rows)
+        ]
+        rows = [[row[i] for i in columns] for row in self.rows]
+        return self._replace(header=[self.header[i] for i in columns], rows=rows)
+
+    def _natural_widths(self) -> list[int]:
+        """The width of each column if nothing is folded."""
+        columns = zip(self.header, *self.rows, strict=True)
+        return [max(map(len, column)) for column in columns]
+
     def _widths(self) -> list[int]:
         """The width of each column, after the flexible ones have given way.
 
         The last flexible column gives way alone if that is enough, else the widest one at a time.
         """
-        columns = list(zip(self.header, *self.rows, strict=True))
-        widths = [max(map(len, column)) for column in columns]
+        widths = self._natural_widths()
         flexible = [i for i, name in enumerate(self.header) if name in self.flexible]
         least = _LEAST_OF_SPLIT if self.n_fixed else _LEAST
         excess = _total(widths) - WIDTH

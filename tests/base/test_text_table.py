@@ -47,6 +47,7 @@ def test_a_table_is_at_most_80_columns_wide_and_has_all_of_its_cells(rows):
     )
     text = table.text()
     assert all(len(line) <= WIDTH for line in text.splitlines())
+    table = table._without_empty()
     for column, cells in enumerate(columns_of(text, table._widths())):
         expected = [table.header[column], *(row[column] for row in table.rows)]
         assert without_spaces("".join(cells)) == without_spaces("".join(expected))
@@ -73,6 +74,12 @@ def test_a_long_note_is_folded_and_a_long_leaf_only_if_that_is_not_enough():
         "  self_attention/query/                                  'encoder/.*/kernel' (2",
         "  kernel                                                 of 12 slices)",
     ]
+
+
+def test_an_empty_column_is_left_out_of_a_table_that_is_too_wide():
+    wide = Table(("leaf", "note"), [("x" * 75, "")])
+    assert wide.text().split() == ["leaf", "x" * 75]
+    assert wide._replace(rows=[("x" * 74, "")]).text().split() == ["leaf", "note", "x" * 74]
 
 
 def test_a_table_that_may_be_split_repeats_its_first_columns():

@@ -16,7 +16,16 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner
 
-from benchmarks.paper import __main__ as commands, digits, findings, phrases, store, summary, text
+from benchmarks.paper import (
+    __main__ as commands,
+    digits,
+    findings,
+    phrases,
+    pictures,
+    store,
+    summary,
+    text,
+)
 from benchmarks.paper.__main__ import app
 from benchmarks.paper.pruning import Pruning
 from benchmarks.paper.recurrent import LanguageModel
@@ -114,7 +123,7 @@ def test_tables_and_plots_are_made_from_the_results_file(finished):
     path = store.results_file(study, out)
     assert json.loads(path.read_text()) == json.loads(json.dumps(results))
     assert summary.table(results, study).row_count == 2
-    assert all(file.stat().st_size > 0 for file in summary.draw(results, study, path))
+    assert all(file.stat().st_size > 0 for file in pictures.draw(results, path))
 
 
 def test_verdicts_need_two_standard_errors():
@@ -324,7 +333,7 @@ def test_every_finding_is_planned_at_one_sparsity_within_the_steps():
 
 @pytest.mark.slow
 def test_a_finding_with_regrowth_trains_and_is_drawn(tmp_path):
-    study = tiny(library(tmp_path), measure="bits_per_byte", seeds=1, track=True)
+    study = tiny(library(tmp_path), name="findings", measure="bits_per_byte", seeds=1, track=True)
     chosen = (findings.REFERENCE, "regrowth", "global")
 
     def few(study, inputs):
@@ -335,4 +344,4 @@ def test_a_finding_with_regrowth_trains_and_is_drawn(tmp_path):
     for run in results["runs"]:
         assert run["bits_per_byte_over_steps"][-1] == pytest.approx(run["bits_per_byte"], abs=1e-4)
     assert findings.table(results, study).row_count == 3
-    assert all(f.exists() for f in findings.draw(results, study, tmp_path / "x.json"))
+    assert all(f.exists() for f in pictures.draw(results, tmp_path / "x.json"))
