@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.promises import __main__ as cli, long_run, runner
-from tests.promises.table import PROMISES
+from promises import __main__ as cli, long_run, runner
+from promises.table import PROMISES
 
 CHUNKS = [(name, chunk) for name, promise in PROMISES.items() for chunk in promise.few]
 

@@ -17,8 +17,8 @@ sys.path.insert(0, str(_ROOT / "tests"))  # for `helpers` and `combinations`, as
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 if all promises hold, 1 if one does not, 130 if it was interrupted."""
-    from tests.promises import runner
-    from tests.promises.table import PROMISES
+    from promises import runner
+    from promises.table import PROMISES
 
     parser = argparse.ArgumentParser(prog="python -m tests.promises", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PROMISES))

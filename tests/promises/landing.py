@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 import jaxprune
-from tests.promises.runner import Promise
-from tests.promises.selection import FLOAT8
+from promises.runner import Promise
+from promises.selection import FLOAT8
 
 NARROW = ("float16", "bfloat16", *FLOAT8, "float4_e2m1fn")
 N_RANDOM = 10**6  # random float32 per chunk

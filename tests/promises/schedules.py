@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import jaxprune
-from tests.promises.runner import Promise
+from promises.runner import Promise
 
 N_MEMBERS, N_STEPS = 64, 40
 MAKERS = (jaxprune.cubic_schedule, jaxprune.linear_schedule)

@@ -11,7 +11,7 @@ import numpy as np
 
 import jaxprune
 from jaxprune._base.counting import enable_x64
-from tests.promises.runner import Promise
+from promises.runner import Promise
 
 FLOAT8 = ("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz")
 FLOAT8 += ("float8_e5m2", "float8_e5m2fnuz")

@@ -1,6 +1,6 @@
 """All promises that `python -m tests.promises` checks."""
 
-from tests.promises import landing, long_run, schedules, selection, updates
+from promises import files, landing, long_run, placement, resume, schedules, selection, updates
 
 PROMISES = {
     promise.name: promise
@@ -10,5 +10,8 @@ PROMISES = {
         landing.PROMISE,
         schedules.PROMISE,
         long_run.PROMISE,
+        placement.PROMISE,
+        files.PROMISE,
+        resume.PROMISE,
     )
 }

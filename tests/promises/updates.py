@@ -24,8 +24,8 @@ import optax
 import jaxprune
 from combinations import DISTRIBUTIONS, GROUPED, SCORES, STRUCTURES
 from jaxprune._base.counting import enable_x64
-from tests.promises.runner import Promise
-from tests.promises.schedules import half_up
+from promises.runner import Promise
+from promises.schedules import half_up
 
 N_MEMBERS, N_STEPS, N_DRAWS = 64, 5, 2
 SHAPES = {"fc": (16, 12), "stack": (3, 8, 6)}
