@@ -1,4 +1,4 @@
-"""What docs/promises.md says is not promised, each shown by an example; and what it says of safety."""
+"""What docs/promises.md does not promise, each shown by an example, and what is never imported."""
 
 import ast
 import importlib.util
