@@ -53,3 +53,14 @@ def test_the_three_figures_of_the_readme_are_what_the_benchmarks_wrote():
     assert f"worse by {rows['small dense'] - rows['dense']:.2f} (" in readme
     units = next(line for line in payoff.wide() if "| units |" in line)
     assert f"runs {units.split('|')[-2].split('/')[0].strip()} times faster on one core" in readme
+
+
+def test_the_readme_is_one_screen_and_has_the_two_commands():
+    lines = lines_of("README.md")
+    assert len(lines) <= 120
+    for command in (
+        "pip install -e '.[demo]' && python -m jaxprune demo",
+        "pip install -e '.[test]' && pytest",
+    ):
+        i = lines.index(command)
+        assert (lines[i - 1], lines[i + 1]) == ("```bash", "```")  # nothing else in its block
