@@ -6,8 +6,8 @@ of compiling. All other numbers are read from the compiled programs.
 
 - mask: the mask of one leaf, given scores or `abs(w)`, and by sorting.
 - step: a training step of each kind of pruning, given gradients. Its entry is the quiet step; a
-  fire is a loop in it, and a pass of the search is a loop in that. `quiet_extra` is how many
-  kernels the entry has more than that of adamw alone.
+  fire is two loops in it, one in the other, and a pass of the search is a loop in these.
+  `quiet_extra` is how many kernels the entry has more than that of adamw alone.
 - layer: Wanda, SparseGPT and `packed_matmul` of one kernel of 4096 x 11008.
 - fire: the firing step of the 70B transformer of `scale_plan`, on 256 devices.
 

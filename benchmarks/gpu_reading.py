@@ -14,7 +14,7 @@ from benchmarks import gpu_kinds, gpu_targets
 from benchmarks.common import Row, version_of
 from benchmarks.gpu_kinds import Place, Program
 from benchmarks.gpu_targets import OPTIONS, PLUGINS, Target
-from benchmarks.hlo import collectives_in, large_copies
+from benchmarks.hlo import LOOPS_AROUND_A_PASS, collectives_in, large_copies
 from benchmarks.hlo_kernels import Region, regions, workspace
 
 
@@ -70,13 +70,14 @@ def numbers(built: Compiled, program: Program) -> Row:
 def _by_region(all_regions: Sequence[Region], program: Program) -> Row:
     """Kernels and bytes of the entry, of the trip of a fire, and of a pass of the search.
 
-    In a step a pass is a loop in the loop of the fire, and elsewhere the innermost loop. There may
+    In a step a pass is a loop in the loops of the fire, and elsewhere the innermost loop. There may
     be a search among keys and one among ties: each number of a pass is the larger one.
     """
     most = partial(max, default=0)
     deepest = max(region.depth for region in all_regions)
-    passes = [r for r in all_regions if r.depth >= (2 if program.is_step else max(deepest, 1))]
-    fire = [r for r in all_regions if r.depth == 1] if program.is_step else []
+    pass_depth = LOOPS_AROUND_A_PASS if program.is_step else max(deepest, 1)
+    passes = [r for r in all_regions if r.depth >= pass_depth]
+    fire = [r for r in all_regions if 0 < r.depth < pass_depth] if program.is_step else []
     n = program.n_weights
     return {
         "entry_kernels": len(all_regions[0].kernels),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import re
 
+# How many loops are around a pass of the search in an update: one makes the trip of a fire, one in
+# it the new masks, and one in that the passes.
+LOOPS_AROUND_A_PASS = 3
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$", re.M)
 _COPY = re.compile(r"= (\w+?)\[([\d,]*)\]\S* copy(?:-start)?\(")
 _COLLECTIVE = re.compile(
@@ -67,7 +70,7 @@ def collectives_in(hlo: str) -> list[tuple[str, int]]:
 def lines_with_depth(hlo: str) -> list[tuple[int, str]]:
     """Every line of a compiled program, each with the number of loops around it.
 
-    A fire is a loop of at most one trip, and the search for the thresholds is a loop inside it.
+    `LOOPS_AROUND_A_PASS` says which are those of a fire.
     """
     lines: dict[str, list[str]] = {}
     name = entry = ""

@@ -38,7 +38,7 @@ from rich.table import Table
 
 import jaxprune
 from benchmarks.common import Case, Check, Row
-from benchmarks.hlo import collectives_in, lines_with_depth
+from benchmarks.hlo import LOOPS_AROUND_A_PASS, collectives_in, lines_with_depth
 from benchmarks.topk_oracle import weights
 
 # The sizes of Llama 3 70B: 80 layers, 8 heads for keys and values, gated feed-forward layers.
@@ -125,6 +125,8 @@ def compiled(layout: str, devices: Sequence[Any], layers: int, scale: int = 1) -
     program = jax.jit(tx.update, donate_argnums=(0, 1)).lower(params, state, params).compile()
     depth_of = lines_with_depth(hlo := program.as_text())
     collectives = [(depth, *c) for depth, line in depth_of for c in collectives_in(line)]
+    in_passes = [c for c in collectives if c[0] >= LOOPS_AROUND_A_PASS]
+    besides = [c for c in collectives if c[0] < LOOPS_AROUND_A_PASS]
     memory = program.memory_analysis()
     shards = [math.prod(p.shard_shape(s)) for s, p in placed.values()]
     pruned = [s for k, (s, _) in placed.items() if k not in ("embed", "head", "norm")]
@@ -138,10 +140,10 @@ def compiled(layout: str, devices: Sequence[Any], layers: int, scale: int = 1) -
         "param_bytes": 2 * sum(shards),
         "mask_bytes": sum(shards),
         "temp_bytes": memory.temp_size_in_bytes,
-        "collectives_per_pass": sum(depth >= 2 for depth, *_ in collectives),
-        "bytes_per_pass": sum(n for depth, _, n in collectives if depth >= 2),
-        "collectives_besides": sum(depth < 2 for depth, *_ in collectives),
-        "bytes_besides": sum(n for depth, _, n in collectives if depth < 2),
+        "collectives_per_pass": len(in_passes),
+        "bytes_per_pass": sum(n for *_, n in in_passes),
+        "collectives_besides": len(besides),
+        "bytes_besides": sum(n for *_, n in besides),
         "largest_crossing": max((n for *_, n in collectives), default=0),
         "kinds": sorted({kind for _, kind, _ in collectives}),
     }

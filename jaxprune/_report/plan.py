@@ -22,7 +22,7 @@ from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._report.forecast import Forecast, Shared, forecast
 from jaxprune._report.table import PoolReport, Report, leaf_report
-from jaxprune._transform.fire import swap_counts
+from jaxprune._transform.algorithms import swap_counts
 from jaxprune._transform.prune import prune
 from jaxprune._transform.settings import Settings
 from jaxprune._transform.update import checked_budget, settings_of

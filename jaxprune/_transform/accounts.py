@@ -1,7 +1,8 @@
 """What a schedule asks of every account at every step, and the progress of a state.
 
-See `jaxprune._state.progress` for what an account is. The tables are host values; the only thing
-that a step without a fire does with them is to compare one row.
+See `jaxprune._state.progress` for what an account is. The tables are host values. A step without a
+fire compares one row of them, and the fields of the progress, with what it expects, and changes
+neither.
 """
 
 import functools
@@ -139,17 +140,25 @@ def _ints(values: np.ndarray, largest: int) -> jax.Array:
         return jnp.array(values, dtype)
 
 
-def counts_of(accounts: Accounts, progress: Progress) -> Counts:
-    """The counts in a state; nothing is known to be reached by accounts that were others before."""
-    dtypes = [count_dtype(n) for n in accounts.largest]
-    with counting(jnp.int64 in dtypes):
-        zeros = jnp.asarray(progress.zeros).astype(dtypes[0])
-        reached = jnp.asarray(progress.reached).astype(dtypes[1])
+def in_dtypes(accounts: Accounts, progress: Progress) -> Progress:
+    """The progress of a state, with counts in the dtypes that these accounts need."""
+    of_zeros, of_units = map(count_dtype, accounts.largest)
+    with counting(jnp.int64 in (of_zeros, of_units)):
+        return progress._replace(
+            zeros=jnp.asarray(progress.zeros).astype(of_zeros),
+            due=jnp.asarray(progress.due).astype(of_units),
+            reached=jnp.asarray(progress.reached).astype(of_units),
+        )
+
+
+def with_known_counts(accounts: Accounts, progress: Progress) -> Progress:
+    """The progress where nothing is known to be reached if its accounts were others before."""
+    with counting(is_wide(progress.reached)):
         same = jnp.all(
             (progress.pool_of == accounts.pool_of) & (progress.unit_size == accounts.unit_size)
         )
-        unknown = jnp.asarray(UNKNOWN, reached.dtype)
-        return Counts(zeros, jnp.where(same, reached, unknown))
+        unknown = jnp.full_like(progress.reached, UNKNOWN)
+        return progress._replace(reached=jnp.where(same, progress.reached, unknown))
 
 
 def asked_at(settings: Settings, accounts: Accounts, step: Any) -> jax.Array:
@@ -160,17 +169,40 @@ def asked_at(settings: Settings, accounts: Accounts, step: Any) -> jax.Array:
         return table[schedule.index(step) + 1]
 
 
-def is_behind(settings: Settings, accounts: Accounts, step: Any, counts: Counts) -> jax.Array:
+def is_behind(settings: Settings, accounts: Accounts, step: Any, progress: Progress) -> jax.Array:
     """Whether an account drops fewer units than the schedule asks for at this step."""
-    asked = asked_at(settings, accounts, step)
-    with counting(is_wide(asked)):
-        return jnp.any(jnp.maximum(counts.reached, 0) < asked)
+    with counting(is_wide(progress.reached)):
+        return jnp.any(_are_behind(settings, accounts, step, progress))
+
+
+def _are_behind(settings: Settings, accounts: Accounts, step: Any, progress: Progress) -> jax.Array:
+    """Which accounts drop fewer units than the schedule asks for at this step."""
+    return jnp.maximum(progress.reached, 0) < asked_at(settings, accounts, step)
+
+
+def has_changed(settings: Settings, accounts: Accounts, step: Any, progress: Progress) -> jax.Array:
+    """Whether masks are behind the schedule, or `next_progress` differs from the progress.
+
+    Every step asks this, so it is one reduction: for a GPU that is one kernel.
+    """
+    new = next_progress(settings, accounts, step, progress)
+    with counting(is_wide(progress.reached)):
+        flags = [_are_behind(settings, accounts, step, progress)]
+        for name in Progress._fields:
+            if name not in (*Counts._fields, "choices"):
+                flags.append(jnp.ravel(getattr(progress, name) != getattr(new, name)))
+        return jnp.any(jnp.concatenate(flags))
 
 
 def counted(
-    settings: Settings, accounts: Accounts, step: Any, old: Counts, chosen: Sequence[int], new: Any
-) -> Counts:
-    """The counts after a fire.
+    settings: Settings,
+    accounts: Accounts,
+    step: Any,
+    progress: Progress,
+    chosen: Sequence[int],
+    new: Any,
+) -> Progress:
+    """The progress with the counts of new masks.
 
     Where units are not weights of one pool, the fire has reached what the schedule asks for.
 
@@ -178,36 +210,27 @@ def counted(
       settings: what the transformation does.
       accounts: of the tree.
       step: updates applied so far.
-      old: the counts before the fire.
+      progress: before the fire.
       chosen: the indices of the pruned leaves.
       new: how many weights of each of them are dropped now.
     """
     asked = asked_at(settings, accounts, step)
     account_of = accounts.pool_of[np.array(chosen)]
-    with counting(is_wide(old.zeros) or is_wide(old.reached)):
-        zeros = old.zeros.at[np.array(chosen)].set(new.astype(old.zeros.dtype))
+    zeros, reached = progress.zeros, progress.reached
+    with counting(is_wide(zeros) or is_wide(reached)):
+        zeros = zeros.at[np.array(chosen)].set(new.astype(zeros.dtype))
         by_account = jnp.zeros_like(asked).at[account_of].add(new.astype(asked.dtype))
         known = jnp.asarray(accounts.unit_size > 0)
-        reached = jnp.maximum(jnp.where(known, by_account, 0).astype(asked.dtype), asked)
-        return Counts(zeros, old.reached.at[...].set(reached))
+        most = jnp.maximum(jnp.where(known, by_account, 0).astype(asked.dtype), asked)
+        return progress._replace(zeros=zeros, reached=reached.at[...].set(most))
 
 
 def next_progress(
-    settings: Settings, accounts: Accounts, step: Any, counts: Counts, old: Progress
+    settings: Settings, accounts: Accounts, step: Any, progress: Progress
 ) -> Progress:
-    """The progress after update `step`.
-
-    What does not change is taken from `old`, so that a donated buffer is used again.
-    """
-    new = progress_at(settings, accounts, step, counts)
-    others = [n for n in Progress._fields if n not in (*Counts._fields, "choices")]
-    kept = {}
-    for name in others:
-        value, before = getattr(new, name), getattr(old, name)
-        with counting(is_wide(value)):
-            before = jnp.asarray(before).astype(value.dtype)
-            kept[name] = jnp.where(before == value, before, value)
-    return new._replace(**kept, choices=old.choices)
+    """The progress after update `step`, with the same counts."""
+    counts = Counts(progress.zeros, progress.reached)
+    return progress_at(settings, accounts, step, counts)._replace(choices=progress.choices)
 
 
 def progress_of_masks(settings: Settings, accounts: Accounts, zeros: jax.Array) -> Progress:

@@ -16,7 +16,7 @@ from jaxprune._base.sharding import placed_like
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.schedules import one_shot_schedule
 from jaxprune._state.masks import full_mask
-from jaxprune._transform.fire import TIGHTEN
+from jaxprune._transform.algorithms import TIGHTEN
 from jaxprune._transform.settings import Settings
 from jaxprune._transform.update import transformation
 

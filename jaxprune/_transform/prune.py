@@ -16,7 +16,7 @@ from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import traits_of
 from jaxprune._topk.topk import check_ties
-from jaxprune._transform.fire import TIGHTEN
+from jaxprune._transform.algorithms import TIGHTEN
 from jaxprune._transform.settings import HOLD, NEVER, TRAIN, ZERO, Settings
 from jaxprune._transform.update import transformation
 

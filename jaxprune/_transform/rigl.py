@@ -13,7 +13,7 @@ from jaxprune._recipe.schedules import SparsitySchedule, cubic_schedule, one_sho
 from jaxprune._recipe.scores import accumulates, gradient_magnitude, random_score
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import traits_of
-from jaxprune._transform.fire import STATIC, SWAP
+from jaxprune._transform.algorithms import STATIC, SWAP
 from jaxprune._transform.settings import Settings
 from jaxprune._transform.update import transformation
 

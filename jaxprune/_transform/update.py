@@ -13,7 +13,7 @@ import optax
 
 from jaxprune._base.agreement import remember
 from jaxprune._base.paths import leaves_with_paths, shape_of, spec_of
-from jaxprune._base.sharding import everywhere, typed_like
+from jaxprune._base.sharding import typed_like
 from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.errors import check_shuffled
 from jaxprune._recipe.schedule_list import ScheduleList
@@ -26,13 +26,12 @@ from jaxprune._state.pruned_paths import record_pruned
 from jaxprune._topk.problem import axis_length
 from jaxprune._transform.accounts import (
     accounts_of,
-    counts_of,
     first_counts,
-    next_progress,
     no_progress,
     progress_at,
     progress_of_masks,
 )
+from jaxprune._transform.algorithms import Inputs
 from jaxprune._transform.checks import (
     Tree,
     check_choices,
@@ -41,7 +40,7 @@ from jaxprune._transform.checks import (
     checked,
     parallel,
 )
-from jaxprune._transform.fire import Fired, Inputs, fire
+from jaxprune._transform.fire import Fired, fire
 from jaxprune._transform.inner import Wrapped, as_optimizer
 from jaxprune._transform.settings import TRAIN, Settings
 
@@ -201,12 +200,6 @@ def _update(
         u_leaves = parallel(tree, updates, "updates of `inner`", holes=True)
         check_updates(budget.chosen, tree, u_leaves, "update of `inner`")
     emitted = _emitted(settings, inputs.params, _chosen(u_leaves, budget), trained)
-    progress = state.progress
-    if fired.counts is not None and settings.algorithm.budgeted:
-        accounts = accounts_of(settings, budget)
-        followed = settings.followed(progress)
-        progress = next_progress(followed, accounts, state.prune_step, fired.counts, progress)
-        progress = jax.tree.map(lambda x: everywhere(x, inputs.params), progress)
     return tree.treedef.unflatten(_replaced(u_leaves, budget, emitted)), PruneState(
         prune_step=jnp.asarray(optax.safe_increment(state.prune_step)),
         masks=tree.treedef.unflatten(_replaced(masks, budget, fired.masks)),
@@ -215,7 +208,7 @@ def _update(
         inner_state=inner_state,
         widths=state.widths,
         score_state=score_state,
-        progress=progress,
+        progress=fired.progress,
     )
 
 
@@ -290,10 +283,7 @@ def _fire_if_due(
     settings, optimizer, _ = transform
     typed = bits_typed_like if settings.bit_masks else typed_like
     stored = list(map(typed, _chosen(masks, budget), inputs.params))
-    counts: Any = None
-    if state.progress is not None:
-        counts = counts_of(accounts_of(settings, budget), state.progress)
-    before = Fired(stored, state.thresholds, state.violations, (), counts)
+    before = Fired(stored, state.thresholds, state.violations, (), state.progress)
     if optimizer is None or not settings.algorithm.resets:
         return fire(settings, budget, None, inputs, before), state.inner_state
     wrapped = Wrapped(optimizer, tree.treedef)

@@ -244,3 +244,16 @@ def test_other_pools_are_counted_anew():
     params, state = run(new, params, state, 1)
     jaxprune.check(params, state, done=True)
     assert min(n_dropped(state)["a"] - 48, n_dropped(state)["b"] - 30) >= 0
+
+
+@pytest.mark.parametrize("form", ("chain", "regrow zero", "bit masks"))
+def test_a_schedule_that_asks_for_less_changes_the_progress_and_no_mask(form):
+    old = FORMS[form](jaxprune.one_shot_schedule(0.5))
+    new = FORMS[form](jaxprune.cubic_schedule(0.25, 0, 8, 2))  # at 0, 2, 4, 6, 8
+    _, state = run(old, make_params(), old.init(make_params()), 3)
+    _, after = run(new, random_params(SHAPES, seed=1), state, 1, 3)
+    before, progress = (jaxprune.get_state(s).progress for s in (state, after))
+    chex.assert_trees_all_equal(*map(jaxprune.get_masks, (after, state)))
+    fresh = jaxprune.get_state(new.init(make_params())).progress
+    want = fresh._replace(zeros=before.zeros, reached=before.reached, fires_left=jnp.int32(3))
+    chex.assert_trees_all_equal(progress, want)
