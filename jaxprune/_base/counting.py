@@ -30,6 +30,8 @@ WIDE = 2**31 - 1
 # The longest row that is reduced on one device: long enough to vectorise, short enough that XLA
 # CPU has rows left to spread over its threads.
 _ROW = 1024
+# Rows of this length are long enough along the last axis.
+_SHORT_ROW = 64
 # The largest number of 32 bits.
 _MOST = 2**32 - 1
 # If the number of devices divides no axis, arrays of at most this many entries get plain sums.
@@ -130,6 +132,8 @@ def _count_in_shards(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
     axis, length = _row_in_shards(shape, n)
     if length > 1:
         counts = _reduced([split_axis(count, axis + 1, length) for count in counts], axis + 2)
+        stacked = jnp.stack(counts)  # their sums are one kernel of a GPU, and one all-reduce
+        return _reduced([stacked], *range(2, stacked.ndim))[0].T
     elif math.prod(shape) > _SMALL and all(k % n for k in shape):
         # No axis can be sharded over all devices: most likely each holds a copy.
         counts = _reduced(counts, *range(1, counts[0].ndim))
@@ -172,14 +176,17 @@ def _reduced(arrays: Sequence[jax.Array], *axes: int) -> Any:
 
 @functools.cache
 def _row_in_shards(shape: tuple[int, ...], n_devices: int) -> tuple[int, int]:
-    """The axis with the longest rows, up to `_ROW`, that no sharding divides, and their length.
+    """An axis with long rows, up to `_ROW`, that no sharding divides, and their length.
 
     A row whose length divides the part of the axis on one of all devices lies within one shard,
-    however many of the devices the axis is sharded over, so splitting it off moves no data. Of
-    equally good axes the last one is chosen.
+    however many of the devices the axis is sharded over, so splitting it off moves no data. The
+    last axis is chosen if its rows are long enough: XLA for GPUs stores what is summed over
+    another. Else it is the axis with the longest rows.
     """
     parts = [n // n_devices if n % n_devices == 0 else 1 for n in shape]
     rows = [next(k for k in range(min(n, _ROW), 0, -1) if n % k == 0) if n else 1 for n in parts]
+    if rows and rows[-1] >= _SHORT_ROW:
+        return len(rows) - 1, rows[-1]
     best = max(range(len(rows)), key=lambda i: (rows[i], i), default=0)
     return best, rows[best] if rows else 1
 

@@ -180,18 +180,23 @@ def _are_behind(settings: Settings, accounts: Accounts, step: Any, progress: Pro
     return jnp.maximum(progress.reached, 0) < asked_at(settings, accounts, step)
 
 
-def has_changed(settings: Settings, accounts: Accounts, step: Any, progress: Progress) -> jax.Array:
-    """Whether masks are behind the schedule, or `next_progress` differs from the progress.
+def has_work(settings: Settings, accounts: Accounts, step: Any, progress: Progress) -> jax.Array:
+    """Whether this step changes masks or progress: all that a quiet step asks.
 
-    Every step asks this, so it is one reduction: for a GPU that is one kernel.
+    It is one reduction over the leaves, which for a GPU is one kernel. XLA would split one over
+    joined arrays.
     """
     new = next_progress(settings, accounts, step, progress)
+    schedule: Any = settings.schedule
+    numbers = [schedule.fires(step)]
+    for name in ("fires_left", "target", "lands", "exact"):
+        numbers.append(getattr(progress, name) != getattr(new, name))
+    numbers += [progress.schedule[i] != new.schedule[i] for i in range(3)]
     with counting(is_wide(progress.reached)):
-        flags = [_are_behind(settings, accounts, step, progress)]
-        for name in Progress._fields:
-            if name not in (*Counts._fields, "choices"):
-                flags.append(jnp.ravel(getattr(progress, name) != getattr(new, name)))
-        return jnp.any(jnp.concatenate(flags))
+        flags = _are_behind(settings, accounts, step, progress) | (progress.due != new.due)
+        flags |= (progress.pool_of != new.pool_of) | (progress.unit_size != new.unit_size)
+        work = functools.reduce(jnp.logical_or, numbers)
+        return jnp.any(flags | work) if flags.size else work
 
 
 def counted(

@@ -27,7 +27,7 @@ from jaxprune._state.progress import Progress, zeros_of
 from jaxprune._transform.accounts import (
     accounts_of,
     counted,
-    has_changed,
+    has_work,
     in_dtypes,
     is_behind,
     next_progress,
@@ -93,16 +93,9 @@ def fire(
     choices = before.progress.choices  # no fire changes them
     progress = in_dtypes(accounts, before.progress._replace(choices=None))
     before = _everywhere(before._replace(progress=progress), inputs)
-    due = has_changed(settings, accounts, step, before.progress)
-    if _can_fire(settings, budget):
-        due |= settings.schedule.fires(step)
-    fired, _ = lax.while_loop(lambda carry: carry.due, trip, Carry(before, due))
+    carry = Carry(before, has_work(settings, accounts, step, before.progress))
+    fired, _ = lax.while_loop(lambda carry: carry.due, trip, carry)
     return fired._replace(progress=fired.progress._replace(choices=choices))
-
-
-def _can_fire(settings: Settings, budget: Budget) -> bool:
-    """Whether masks ever change."""
-    return bool(budget.chosen) and settings.algorithm.changes
 
 
 def _everywhere(fired: Fired, inputs: Inputs) -> Fired:
@@ -117,7 +110,7 @@ def _with_new_masks(
     settings: Settings, budget: Budget, wrapped: Wrapped | None, inputs: Inputs, before: Fired
 ) -> Fired:
     """What is after this step, but for what the progress says of the schedule."""
-    if not _can_fire(settings, budget):
+    if not budget.chosen or not settings.algorithm.changes:
         return before
     trip = functools.partial(_trip, settings, budget, wrapped, inputs)
     carry = Carry(before, _is_due(settings, budget, inputs.step, before.progress))
