@@ -53,7 +53,7 @@ class Fired(NamedTuple):
     thresholds: jax.Array
     violations: jax.Array
     inner_state: Any
-    progress: Progress | None = None
+    progress: Any = None
 
 
 class Carry(NamedTuple):
@@ -135,18 +135,21 @@ def _trip(
     params, before = inputs.params, carry.fired
     old = before.masks
     if settings.bit_masks:
-        old = [from_bits(m, p) for m, p in zip(before.masks, params, strict=True)]
+        old = list(map(from_bits, before.masks, params))
     chosen = np.array(budget.chosen)
     masks, reached = settings.algorithm.decide(settings, budget, inputs, old, before.thresholds)
-    progress = before.progress
-    if progress is not None:
-        progress = _counted(settings, budget, inputs.step, progress, masks)
     inner_state = before.inner_state
     if wrapped is not None:
         inner_state = reset_grown(wrapped, inner_state, budget, masks)
     if settings.bit_masks:
         masks = [bits_typed_like(to_bits(m), p) for m, p in zip(masks, params, strict=True)]
     masks = [m.astype(b.dtype) for m, b in zip(masks, before.masks, strict=True)]
+    # The counts read what is stored. Without the barrier XLA for GPUs stores the masks twice.
+    masks = lax.optimization_barrier(masks)
+    progress = before.progress
+    if progress is not None:
+        stored = list(map(from_bits, masks, params)) if settings.bit_masks else masks
+        progress = _counted(settings, budget, inputs.step, progress, stored)
     thresholds = before.thresholds.at[chosen].set(reached.astype(before.thresholds.dtype))
     violations = before.violations
     if settings.lands:
