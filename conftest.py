@@ -44,7 +44,9 @@ def modes():
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        for mode, reason in PAGES.get(item.path.name, {}).items():
+        arguments = item.callspec.params if hasattr(item, "callspec") else {}
+        page = arguments.get("page", item.path)  # tests/docs/test_pages.py runs several
+        for mode, reason in PAGES.get(getattr(page, "name", ""), {}).items():
             item.add_marker(pytest.mark.skip_in(mode, reason=reason))
         for mark in item.iter_markers("skip_in"):
             assert set(mark.args) <= modes().keys(), f"{item.nodeid}: {mark.args}"

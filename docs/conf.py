@@ -20,7 +20,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",  # docstrings in Google's style
     "sphinx_copybutton",
-    "sphinx_design",
     "docstrings",  # these two are in docs/extension
     "links",
 ]
@@ -41,7 +40,6 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 # Executed again only when their code changes; any error ends the build.
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(ROOT / "site" / ".jupyter_cache")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 180
 nb_merge_streams = True
@@ -61,3 +59,8 @@ html_theme_options = {
 }
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+
+def setup(app):
+    # Beside the pages, as the other files that Sphinx keeps between two builds.
+    app.config.nb_execution_cache_path = str(app.outdir / ".jupyter_cache")

@@ -71,7 +71,16 @@ def link_public_names(app, doctree, docname):
             linked.add(name)
 
 
+def strip_code(app, doctree):
+    """Removes the blank line that ends a doctest on GitHub's side of the fence."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.rawsource == block.astext():  # plain code, which will be highlighted
+            block.rawsource = block.rawsource.rstrip()
+            block[:] = [nodes.Text(block.rawsource)]
+
+
 def setup(app):
     app.connect("source-read", read_source)
+    app.connect("doctree-read", strip_code)
     app.connect("doctree-resolved", link_public_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
