@@ -20,7 +20,8 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",  # docstrings in Google's style
     "sphinx_copybutton",
-    "docstrings",  # these two are in docs/extension
+    "commands",  # these three are in docs/extension
+    "docstrings",
     "links",
 ]
 exclude_patterns = ["_build"]

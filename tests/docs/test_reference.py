@@ -4,6 +4,8 @@ import collections
 import pathlib
 import re
 
+import pytest
+
 import jaxprune
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,3 +38,14 @@ def test_the_overview_links_every_page_of_the_reference():
         if page.name != "index.md":
             assert f"({page.name})" in overview
             assert re.search(rf"^{page.stem}$", overview, re.MULTILINE)
+
+
+def test_every_command_is_documented():
+    pytest.importorskip("typer")
+    from typer.main import get_command
+
+    from jaxprune.__main__ import app
+
+    page = (ROOT / "docs/reference/command-line.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^```\{command-help\} (\w+)$", page, re.MULTILINE)
+    assert sorted(commands) == sorted(get_command(app).commands)
