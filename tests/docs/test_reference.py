@@ -14,7 +14,7 @@ DIRECTIVE = re.compile(r"^\.\. (?:(current)module|auto\w+):: ([\w.]+)", re.MULTI
 
 
 def documented():
-    """How often the reference documents each name."""
+    """How often the reference documents each public name."""
     names = []
     for page in PAGES:
         for is_module, name in DIRECTIVE.findall(page.read_text(encoding="utf-8")):
@@ -22,7 +22,8 @@ def documented():
                 module = name
             else:
                 names.append(f"{module}.{name}")
-    return collections.Counter(names)
+    # Classes of returned objects, which nobody needs to import, are documented too.
+    return collections.Counter(name for name in names if "._" not in name)
 
 
 def test_every_public_name_is_documented_once():
