@@ -53,18 +53,15 @@ class Table(NamedTuple):
         """The table as HTML, with all text escaped.
 
         Example:
-          >>> "<td style='text-align: right'>12</td>" in Table(
-          ...     ("n",), [("12",)], numbers="n"
-          ... ).html()
-          True
+          >>> Table(("leaf",), [("<a>",)]).html().count("&lt;a&gt;")
+          1
         """
-        sides = ["right" if name in self.numbers else "left" for name in self.header]
+        styles = list(map(self._style, self.header))
 
         def row(tag: str, cells: Sequence[str]) -> str:
-            pairs = zip(cells, sides, strict=True)
+            pairs = zip(cells, styles, strict=True)
             return "".join(
-                f"<{tag} style='text-align: {side}'>{html.escape(cell)}</{tag}>"
-                for cell, side in pairs
+                f"<{tag} style='{style}'>{html.escape(cell)}</{tag}>" for cell, style in pairs
             )
 
         style = "caption-side: top; text-align: left"
@@ -73,6 +70,12 @@ class Table(NamedTuple):
         head = f"<thead><tr>{row('th', self.header)}</tr></thead>"
         table = f"<table>{caption if self.title else ''}{head}<tbody>{body}</tbody></table>"
         return table + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+
+    def _style(self, name: str) -> str:
+        """The style of the HTML cells of a column."""
+        side = "right" if name in self.numbers else "left"
+        lines = "" if name in self.flexible else "; white-space: nowrap"
+        return f"text-align: {side}; vertical-align: top; padding: 0.1em 0.6em{lines}"
 
     def _without_empty(self) -> "Table":
         """The table, without flexible columns that are empty if it is too wide."""

@@ -186,7 +186,8 @@ def groups_html(head: str, sizes: Sequence[str], groups: Sequence[AxisGroup]) ->
         (size, group.name, group.reason or group.changes, group.place)
         for size, group in zip(sizes, groups, strict=True)
     ]
-    return Table(("units", "axes", "reason", "place"), rows, head, numbers=("units",)).html()
+    header = ("units", "axes", "reason", "place")
+    return Table(header, rows, head, numbers=("units",), flexible=header[1:]).html()
 
 
 def axis_groups(program: Program, groups: Iterable[Group]) -> tuple[AxisGroup, ...]:

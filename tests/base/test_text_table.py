@@ -124,4 +124,4 @@ def test_html_has_the_same_cells_escaped(rows, title, notes):
 @pytest.mark.parametrize("name, side", [("n", "right"), ("leaf", "left")])
 def test_numbers_are_on_the_right(name, side):
     text = Table((name,), [("1",)], numbers=("n",)).html()
-    assert text.count(f"text-align: {side}'>") == 2
+    assert text.count(f"text-align: {side};") == 2
