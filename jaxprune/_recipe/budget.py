@@ -24,6 +24,7 @@ from jaxprune._recipe.pools import LeafShape, Pools, largest_remainder, round_ha
 from jaxprune._recipe.roles import RoleRules, as_roles
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.spelling import spelled_pairs, spelled_recipe
+from jaxprune._recipe.structural import Existing, as_structural
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import Structure
 from jaxprune._recipe.unmatched import check_rules
@@ -44,6 +45,7 @@ class Recipe:
       score: what a weight is worth; a `Score` or an `Accumulated`.
       roles: the roles of axes; None where none are given.
       n_fires: how many fires each schedule of a list has; empty for a single schedule.
+      structural: rules, each with the weights that exist in a leaf.
     """
 
     targets: tuple[Fraction, ...]
@@ -55,6 +57,7 @@ class Recipe:
     score: Any
     roles: RoleRules | None = None
     n_fires: tuple[int, ...] = ()
+    structural: tuple[tuple[Rule, Existing], ...] = ()
 
     def __hash__(self) -> int:
         return self._hash
@@ -75,6 +78,7 @@ class Recipe:
         score: Any = magnitude,
         roles: Any = None,
         n_fires: tuple[int, ...] = (),
+        structural: Any = None,
     ) -> "Recipe":
         """Checks the arguments of a user.
 
@@ -93,6 +97,7 @@ class Recipe:
             score=score,
             roles=as_roles(roles),
             n_fires=n_fires,
+            structural=as_structural(structural),
         )
 
     def by_schedule(self) -> list["Recipe"]:
@@ -127,7 +132,7 @@ class Recipe:
         if recipe is not self:
             return recipe.checked_budget(params, paths, leaves)
         assigned = dict(overrides=self.overrides, structure=self.structures[:-1])
-        assigned |= dict(per_slice=self.distribution.stacked)
+        assigned |= dict(per_slice=self.distribution.stacked, structural=self.structural)
         slices = self._slices(paths, leaves)
         rules = UserRules(self.include, self.exclude, assigned, self.roles, slices)
         check_rules(rules, params, paths, leaves)
@@ -296,6 +301,7 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
             *rules.unused(use),
             *use.unused("structure", _rules(recipe.structures[:-1]), decides=True),
             *use.unused("per_slice", _rules(recipe.distribution.stacked), decides=True),
+            *use.unused("structural", _rules(recipe.structural), decides=True),
         ),
         n_asked=int(unlimited.n_drop[-1].sum()) if entries else 0,
         made_from=(recipe, paths, specs, n_parts),

@@ -38,6 +38,10 @@ class Leaf(NamedTuple):
         """What the structure of the leaf can do."""
         return traits_of(self.structure)
 
+    def n_weights(self, shape: Sequence[int]) -> int:
+        """The number of weights that exist in the leaf, which has this shape."""
+        return math.prod(shape) - self.traits.n_absent
+
 
 def leaves_of(
     distribution: Distribution,

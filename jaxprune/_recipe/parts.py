@@ -18,6 +18,7 @@ from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.leaf_axes import AxesOf, places
 from jaxprune._recipe.pools import LeafShape
 from jaxprune._recipe.roles import RoleRules
+from jaxprune._recipe.structural import Existing, with_existing
 from jaxprune._recipe.traits import Structure, traits_of
 
 
@@ -49,6 +50,7 @@ class PartRules(NamedTuple):
       structures: rules, each with a structure; the last matches all.
       roles: the roles of axes, or None.
       score: what a weight is worth.
+      structural: rules, each with the weights that exist in a leaf.
     """
 
     targets: tuple[Fraction, ...]
@@ -57,6 +59,7 @@ class PartRules(NamedTuple):
     structures: tuple[tuple[Rule, Structure], ...]
     roles: RoleRules | None
     score: Any
+    structural: tuple[tuple[Rule, Existing], ...]
 
     def part(
         self, path: str, spec: jax.ShapeDtypeStruct, override: int | None, use: RuleUse
@@ -91,7 +94,11 @@ class PartRules(NamedTuple):
         for i in targets:
             errors.check_final(path, structure, targets[i][-1])
         entries = {i: entry._replace(targets=targets[i], fixed=i is not None) for i in targets}
-        return Part(structure, axes, [entries[i] for i in overrides], overrides, roles)
+        by_slice = [entries[i] for i in overrides]
+        if isinstance(structure, Existing):
+            counts = structure.n_units_of_slices(axes)
+            by_slice = [e._replace(n_units=n) for e, n in zip(by_slice, counts, strict=True)]
+        return Part(structure, axes, by_slice, overrides, roles)
 
     def slice_names(self, path: str, spec: Any) -> list[str]:
         """The paths of the slices of a leaf that are pools; none if the leaf is one pool."""
@@ -103,7 +110,9 @@ class PartRules(NamedTuple):
     def _structure(self, path: str, spec: Any, use: RuleUse) -> Structure:
         i = use.first("structure", _rules(self.structures), path, spec)
         assert i is not None  # the last rule matches all
-        return self.structures[i][1]
+        k = use.first("structural", _rules(self.structural), path, spec)
+        existing = None if k is None else self.structural[k][1]
+        return with_existing(path, spec.shape, self.structures[i][1], existing)
 
     def _sliced(
         self,

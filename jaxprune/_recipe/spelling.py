@@ -98,6 +98,7 @@ def spelled_recipe(recipe: _Recipe, paths: tuple[str, ...]) -> _Recipe:
         exclude=spelled_rules(fields.exclude, paths),
         overrides=spelled_pairs(fields.overrides, paths),
         structures=spelled_pairs(fields.structures, paths),
+        structural=spelled_pairs(fields.structural, paths),
         distribution=distribution,
         roles=spelled_roles(fields.roles, paths),
     )

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 
 class Structure(Protocol):
@@ -53,6 +54,9 @@ class Traits(NamedTuple):
       coupled_group: the name of the group of coupled channels that the leaf belongs to. Leaves of
         one group have the same units, which share one budget; the score of a unit is the Euclidean
         norm of its scores in all of these leaves. None for a leaf that is decided alone.
+      exists: bool, in the shape of the leaf: which weights exist; None where all do. The others are
+        dropped in every mask, and count neither as weights nor as zeros.
+      n_absent: how many weights do not exist.
     """
 
     is_elementwise: bool = False
@@ -60,6 +64,8 @@ class Traits(NamedTuple):
     decides_in_groups: bool = False
     final_sparsity: Fraction | None = None
     coupled_group: str | None = None
+    exists: np.ndarray | None = None
+    n_absent: int = 0
 
 
 def traits_of(structure: Structure) -> Traits:

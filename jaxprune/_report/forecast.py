@@ -1,7 +1,6 @@
 """How many weights each pruned leaf will lose, as far as shapes alone can tell."""
 
 import collections
-import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -52,7 +51,8 @@ def forecast(budget: Budget, shapes: Sequence[Shape]) -> Forecast:
       budget: of a tree.
       shapes: of the leaves in `budget.chosen`.
     """
-    expected = budget.n_zero(list(map(math.prod, shapes)))
+    sizes = [leaf.n_weights(shape) for leaf, shape in zip(budget.leaves, shapes, strict=True)]
+    expected = budget.n_zero(sizes)
     n_zero: list[int | None] = list(expected)
     shared = []
     for pool, n_entries in collections.Counter(budget.pools.pool_of).items():
@@ -62,13 +62,13 @@ def forecast(budget: Budget, shapes: Sequence[Shape]) -> Forecast:
         n_units = {k: budget.leaves[k].structure.n_units(shapes[k]) for k in members}
         dropped = _dropped_units(budget, pool, n_units)
         for k in members:
-            unit = Fraction(math.prod(shapes[k]), max(n_units[k], 1))
+            unit = Fraction(sizes[k], max(n_units[k], 1))
             units = dropped[k]
             n_zero[k] = None if units is None else round_half_up(unit * units)
         undecided = tuple(k for k in members if n_zero[k] is None)
         if undecided:
             total = sum(expected[k] for k in members) - sum(n_zero[k] or 0 for k in members)
-            units = {Fraction(math.prod(shapes[k]), n_units[k]) for k in undecided}
+            units = {Fraction(sizes[k], n_units[k]) for k in undecided}
             is_exact = len(units) == 1 and units.pop().denominator == 1
             shared.append(Shared(undecided, total, is_exact))
     n_drop = int(budget.pools.n_drop[-1].sum()) if budget.leaves else 0

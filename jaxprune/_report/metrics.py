@@ -30,7 +30,8 @@ def metrics(
       missing_ok: return zeros if there is no prune state, for a dense baseline in the same loop.
 
     Returns:
-      float32 and int32 scalars by name, of the leaves that are pruned unless stated otherwise:
+      float32 and int32 scalars by name, of the leaves that are pruned unless stated otherwise, and
+      with `structural` of the weights that exist:
 
       - `prune/step`: the number of updates so far.
       - `prune/sparsity`: the fraction of weights that are dropped.
@@ -130,6 +131,8 @@ def _counts(state: PruneState) -> tuple[jax.Array, jax.Array, jax.Array]:
         else:
             rows = jnp.broadcast_to(jnp.asarray(n_rows, zeros.dtype), zeros.shape)
             sizes = rows * jnp.asarray(unboxed(state.widths)).astype(zeros.dtype)
+        if state.progress.absent is not None:
+            sizes = sizes - jnp.asarray(unboxed(state.progress.absent))
     return zeros, sizes, is_pruned
 
 

@@ -39,6 +39,7 @@ def plan(
     distribution: Distribution = uniform,
     structure: Any = Unstructured(),
     roles: Any = None,
+    structural: Any = None,
     score: Any = magnitude,
     packed: bool = False,
     regrow: bool | str = False,
@@ -64,6 +65,7 @@ def plan(
       distribution: how sparsity is spread over leaves.
       structure: what is kept or dropped together.
       roles: what each axis does in the products of the model; the table shows those it used.
+      structural: which weights exist; the table counts these only.
       score: checked, but changes no count.
       packed: checked, but changes no count.
       regrow: checked, but changes no count.
@@ -98,7 +100,7 @@ def plan(
     arguments: dict[str, Any] = dict(inner=inner, include=include, exclude=exclude)
     arguments |= dict(overrides=overrides, distribution=distribution, structure=structure)
     arguments |= dict(roles=roles, score=score, packed=packed, regrow=regrow, ties=ties, seed=seed)
-    arguments |= dict(axis_name=axis_name)
+    arguments |= dict(axis_name=axis_name, structural=structural)
     if settings_of(schedule) is None:
         return _planned(params, prune(_as_schedule(schedule), **arguments))
     _check_alone(arguments)
@@ -161,15 +163,16 @@ def _planned_once(params: chex.ArrayTree, settings: Settings) -> Report:
     notes = [choice.reason for choice in budget.choices]
     roles: list[tuple[str, ...] | None] = [None] * len(paths)
     expected = forecast(budget, [tuple(leaves[i].shape) for i in budget.chosen])
+    absent = [0] * len(paths)
     for i, leaf, n_zero in zip(budget.chosen, budget.leaves, expected.n_zero, strict=True):
-        counts[i] = n_zero
+        counts[i], absent[i] = n_zero, leaf.traits.n_absent
         notes[i] = _note(settings.recipe, budget, i, leaf)
         roles[i] = leaf.roles
     pools = [_pool_report(shared, budget, leaves) for shared in expected.shared]
     distribution = settings.recipe.distribution
     return Report(
         f"plan: {_when(settings, budget, expected)}",
-        tuple(map(leaf_report, paths, leaves, counts, notes, roles)),
+        tuple(map(leaf_report, paths, leaves, counts, notes, roles, absent)),
         (
             *_floor_notes(distribution, expected),
             *map(functools.partial(_pool_note, distribution), expected.shared, pools),
@@ -183,7 +186,8 @@ def _pool_report(shared: Shared, budget: Budget, leaves: Sequence[Any]) -> PoolR
     """The total of leaves whose shares are not known."""
     indices = [budget.chosen[k] for k in shared.members]
     paths = tuple(budget.paths[i] for i in indices)
-    return PoolReport(paths, sum(leaves[i].size for i in indices), shared.n_zero)
+    sizes = [budget.leaves[k].n_weights(leaves[budget.chosen[k]].shape) for k in shared.members]
+    return PoolReport(paths, sum(sizes), shared.n_zero)
 
 
 def _pool_note(distribution: Distribution, shared: Shared, pool: PoolReport) -> str:
@@ -208,6 +212,8 @@ def _floor_notes(distribution: Distribution, expected: Forecast) -> list[str]:
 def _note(recipe: Recipe, budget: Budget, i: int, leaf: Leaf) -> str:
     """What decides the count of a pruned leaf, apart from the target; and whether it embeds."""
     notes = ["embedding"] if is_embedding(budget.paths[i]) else []
+    if leaf.traits.exists is not None:
+        notes.append(repr(leaf.structure))
     overrides = dict.fromkeys(k for k in leaf.overrides if k is not None)
     if overrides:
         rules = ", ".join(rule_name(recipe.overrides[k][0]) for k in overrides)

@@ -18,6 +18,7 @@ from jaxprune._base.arguments import as_flag, shown
 from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import flattened, leaves_with_paths, shown_path, spec_of
+from jaxprune._recipe.structural_rules import existing_of
 from jaxprune._report.table import LeafReport, Report, leaf_report
 from jaxprune._report.unfinished import does_land, emptied, require_progress, unfinished
 from jaxprune._state.prune_state import (
@@ -27,15 +28,18 @@ from jaxprune._state.prune_state import (
     masks_by_path,
     unboxed,
 )
+from jaxprune._state.recount import absent_by_path
 
 
-def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
+def summarize(params: chex.ArrayTree, masks: Any = None, *, structural: Any = None) -> Report:
     """Counts the zeros of every leaf.
 
     Args:
       params: a tree of arrays. They are copied to the host.
       masks: masks, or an optimizer state that holds them. With masks, dropped weights are counted;
         without, zeros.
+      structural: which weights exist, as in `prune`; the table counts these only. An optimizer
+        state made with `structural` knows this itself.
 
     Returns:
       A `Report`. It prints as a table. With masks, the note of a leaf says how many dropped weights
@@ -43,7 +47,8 @@ def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
 
     Raises:
       TypeError: `params` is the name of a file, or a leaf has no values.
-      ValueError: a mask that does not fit its param, with the path.
+      ValueError: a mask that does not fit its param, with the path; rules of `structural` that
+        match nothing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,7 +63,12 @@ def summarize(params: chex.ArrayTree, masks: Any = None) -> Report:
     paths, leaves, _ = leaves_with_paths(params)
     _check_arrays(paths, leaves)
     by_leaf = [None] * len(leaves) if masks is None else masks_by_path(masks, paths, leaves)
-    return Report("summary", tuple(map(_row, paths, leaves, by_leaf)))
+    exist = [None] * len(leaves)
+    if structural is not None:
+        exist = existing_of(structural, params, paths, leaves)
+    absent = absent_by_path(masks)
+    rows = zip(paths, leaves, by_leaf, exist, strict=True)
+    return Report("summary", tuple(_row(*row, absent.get(row[0], 0)) for row in rows))
 
 
 def _check_arrays(paths: list[str], leaves: list[Any]) -> None:
@@ -76,19 +86,25 @@ def _check_arrays(paths: list[str], leaves: list[Any]) -> None:
         )
 
 
-def _row(path: str, leaf: Any, mask: Any) -> LeafReport:
+def _row(path: str, leaf: Any, mask: Any, exists: Any, n_absent: int) -> LeafReport:
+    """The row of a leaf; `n_absent` of its weights do not exist, but no user said which."""
     spec = spec_of(leaf)
     nonzero = np.ones(() if spec is None else spec.shape, bool)
     if spec is not None and (jnp.issubdtype(spec.dtype, jnp.number) or spec.dtype == bool):
         nonzero = np.asarray(is_nonzero(jnp.asarray(leaf)))
     kept = nonzero if mask is None else np.asarray(mask) != 0
+    if exists is not None:
+        kept, nonzero, n_absent = kept[exists], nonzero[exists], 0
     n_moved, n_idle = int(np.sum(nonzero & ~kept)), int(np.sum(~nonzero & kept))
     notes = []
     if n_moved:
         notes.append(f"{n_moved:,} dropped but nonzero")
     if n_idle:
         notes.append(f"{n_idle:,} kept but zero")
-    return leaf_report(path, leaf, int(np.sum(~kept)), "; ".join(notes))
+    n_zero = max(int(np.sum(~kept)) - n_absent, 0)
+    if exists is not None:
+        n_absent = exists.size - kept.size
+    return leaf_report(path, leaf, n_zero, "; ".join(notes), n_absent=n_absent)
 
 
 def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None:

@@ -18,7 +18,7 @@ class LeafReport:
       path: its keys, joined by `/`.
       shape: its shape.
       dtype: the name of its dtype.
-      size: number of weights.
+      size: number of weights that exist: all of them, but with `structural`.
       n_zero: how many of them are, or will be, zero; None where that is not known in advance,
         because the leaf shares a pool with others.
       note: why the leaf is not pruned, or what decides its sparsity.
@@ -216,8 +216,9 @@ def leaf_report(
     n_zero: int | None,
     note: str,
     roles: tuple[str, ...] | None = None,
+    n_absent: int = 0,
 ) -> LeafReport:
-    """The row of a leaf, which need not be an array.
+    """The row of a leaf, which need not be an array; `n_absent` of its weights do not exist.
 
     Example:
       >>> leaf_report("lr", 0.1, 0, "not an array").dtype
@@ -226,7 +227,8 @@ def leaf_report(
     spec = spec_of(leaf)
     if spec is None:
         return LeafReport(path, (), type(leaf).__name__, 1, n_zero, note)
-    return LeafReport(path, spec.shape, spec.dtype.name, spec.size, n_zero, note, roles)
+    size = spec.size - n_absent
+    return LeafReport(path, spec.shape, spec.dtype.name, size, n_zero, note, roles)
 
 
 # Their examples run, although by `__module__` they belong to `jaxprune`.

@@ -14,7 +14,7 @@ from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, shown_path
 from jaxprune._state.progress import Progress
 from jaxprune._state.prune_state import PruneState, unboxed
-from jaxprune._state.recount import false_in, zeros_in
+from jaxprune._state.recount import absent_in, false_in, zeros_in
 
 
 class Unfinished(NamedTuple):
@@ -91,7 +91,7 @@ def emptied(state: PruneState) -> list[str]:
     n_batch_axes = np.ndim(unboxed(state.prune_step))
     zeros = zeros_in(state)
     pool_of = np.asarray(unboxed(state.progress.pool_of))
-    sizes = _sizes(state, masks, n_batch_axes)
+    sizes = _sizes(state, masks, n_batch_axes) - absent_in(state)
     is_empty = (zeros == sizes) & (pool_of >= 0) & (sizes > 0)
     is_empty = is_empty.reshape(-1, len(paths)).any(0)
     return [path for path, empty in zip(paths, is_empty, strict=True) if empty]
@@ -111,7 +111,8 @@ def _members(at: dict[str, Any], mask_paths: Sequence[str], state: PruneState) -
     """The members of a batched state; one for any other state."""
     batch = np.shape(unboxed(state.prune_step))
     n_leaves, n_members = len(mask_paths), int(np.prod(batch, dtype=np.int64))
-    fields = [np.asarray(unboxed(field)) for field in state.progress._replace(choices=None)[:-1]]
+    counts = state.progress[: Progress._fields.index("choices")]
+    fields = [np.asarray(unboxed(field)) for field in counts]
     flat = [field.reshape(n_members, *field.shape[len(batch) :]) for field in fields]
     masked = zeros_in(state)
     zero = masked.copy()
@@ -120,6 +121,7 @@ def _members(at: dict[str, Any], mask_paths: Sequence[str], state: PruneState) -
         for i, path in enumerate(mask_paths):
             if (pool_of[:, i] >= 0).any():
                 zero[..., i] = false_in(is_nonzero(jnp.asarray(at[path])), len(batch))
+        zero = np.maximum(zero - absent_in(state), 0)
     masked, zero = (counts.reshape(n_members, n_leaves) for counts in (masked, zero))
     return [
         _Member(Progress(*(field[k] for field in flat)), masked[k], zero[k])

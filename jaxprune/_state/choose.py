@@ -99,9 +99,10 @@ def _following(state: PruneState, index: jax.Array) -> PruneState:
     if _choices(state) is None:
         return state
     flat, treedef = jax.tree.flatten(state.progress)  # without the boxes of NNX
-    n = len(Progress._fields) - 1
-    choices = Choices(*flat[n:])
-    progress = Progress(**dict(zip(Progress._fields, (*flat[:n], choices), strict=True)))
+    n, end = Progress._fields.index("choices"), Progress._fields.index("choices") + 4
+    choices, absent = Choices(*flat[n:end]), flat[end] if flat[end:] else None
+    fields = (*flat[:n], choices, absent)
+    progress = Progress(**dict(zip(Progress._fields, fields, strict=True)))
     number = jnp.broadcast_to(index, jnp.shape(choices.number))
     taken = [_at(table, number) for table in (choices.schedules, choices.due, choices.target)]
     begin, end, every = jnp.moveaxis(taken[0], -1, 0)

@@ -46,7 +46,8 @@ class Progress(NamedTuple):
     Attributes:
       pool_of: int32[n_leaves], the account of each leaf in tree order; -1 for a leaf that is not
         pruned.
-      zeros: int[n_leaves], how many weights of each leaf the masks drop.
+      zeros: int[n_leaves], how many weights of each leaf the masks drop; with `structural`, of
+        those that exist.
       due: int[n_leaves], how many units each account drops when the schedule is done.
       reached: int[n_leaves], how many units each account drops now; -1 where the next update has
         to find out.
@@ -59,6 +60,7 @@ class Progress(NamedTuple):
         `"train"`.
       exact: int32 scalar, 1 if masks drop exactly what is due at all times (`rigl`).
       choices: what `choose_schedule` chooses from; None where there is one schedule.
+      absent: int[n_leaves], how many weights of each leaf do not exist; None without `structural`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -81,6 +83,7 @@ class Progress(NamedTuple):
     lands: Any
     exact: Any
     choices: Choices | None = None
+    absent: Any = None
 
 
 def count_dtype(n: int) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._state.progress import UNKNOWN, Progress, count_dtype
-from jaxprune._state.prune_state import PruneState, masks_of, unboxed
+from jaxprune._state.prune_state import PruneState, find_states, masks_of, unboxed
 
 
 def recounted(progress: Progress, state: PruneState) -> Progress:
@@ -43,7 +43,7 @@ def with_new_masks(state: PruneState) -> PruneState:
 
 
 def zeros_in(state: PruneState) -> np.ndarray:
-    """How many weights each mask of a state drops: int64[..., n_leaves].
+    """How many weights each mask of a state drops, of those that exist: int64[..., n_leaves].
 
     The leading axes are those of a state made under `vmap`.
     """
@@ -51,7 +51,26 @@ def zeros_in(state: PruneState) -> np.ndarray:
     _, masks, _ = leaves_with_paths(masks_of(state))
     if not masks:
         return np.zeros((*np.shape(unboxed(state.prune_step)), 0), np.int64)
-    return np.stack([false_in(mask.astype(bool), n_batch_axes) for mask in masks], -1)
+    zeros = np.stack([false_in(mask.astype(bool), n_batch_axes) for mask in masks], -1)
+    return np.maximum(zeros - absent_in(state), 0)  # masks that a user has set may drop fewer
+
+
+def absent_in(state: PruneState) -> np.ndarray:
+    """How many weights of each leaf do not exist: int64, [..., n_leaves] or a scalar zero."""
+    absent = None if state.progress is None else state.progress.absent
+    return np.asarray(0 if absent is None else unboxed(absent)).astype(np.int64)
+
+
+def absent_by_path(opt_state: Any) -> dict[str, int]:
+    """How many weights of each leaf do not exist, summed over the members of a batched state."""
+    by_path: dict[str, int] = {}
+    for state in find_states(opt_state):
+        paths, masks, _ = leaves_with_paths(state.masks)
+        batch = np.shape(unboxed(state.prune_step))
+        absent = np.broadcast_to(absent_in(state), (*batch, len(masks)))
+        totals = absent.reshape(-1, len(masks)).sum(0).tolist()
+        by_path |= {path: n for path, n in zip(paths, totals, strict=True) if n}
+    return by_path
 
 
 def false_in(flags: Any, n_batch_axes: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.counting import counting, is_wide
-from jaxprune._recipe.budget import Budget
+from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.schedule_list import ChosenSchedule, ScheduleList
 from jaxprune._state.progress import UNKNOWN, Choices, Progress, count_dtype
@@ -39,8 +39,9 @@ class Accounts(NamedTuple):
         and from each fire on. The fires of several schedules follow each other.
       last_rows: the row of the last fire of each schedule in `asked`.
       largest: the largest number of weights in a leaf, and of units in an account.
-      size: the number of weights in pruned leaves.
+      size: the number of weights that exist in pruned leaves.
       targets: the sparsity of the pruned leaves when each schedule is done.
+      absent: int64[n_leaves], how many weights of each leaf do not exist; None where all do.
     """
 
     pool_of: np.ndarray
@@ -50,6 +51,7 @@ class Accounts(NamedTuple):
     largest: tuple[int, int]
     size: int
     targets: tuple[float, ...]
+    absent: np.ndarray | None = None
 
 
 def accounts_of(settings: Settings, budget: Budget) -> Accounts:
@@ -62,7 +64,7 @@ def _accounts_of(is_exact: bool, budget: Budget) -> Accounts:
     """`accounts_of`; `is_exact` says that masks are sparse from the start."""
     recipe, paths, specs, n_parts = budget.made_from
     shapes: list[Any] = [getattr(specs[i], "shape", ()) for i in budget.chosen]
-    sizes = list(map(math.prod, shapes))
+    sizes = [leaf.n_weights(shape) for leaf, shape in zip(budget.leaves, shapes, strict=True)]
     n_leaves, n_fires = len(paths), len(budget.pools.n_drop)
     pool_of = np.full(n_leaves, -1, np.int32)
     unit_size = np.zeros(n_leaves, np.int32)
@@ -82,7 +84,7 @@ def _accounts_of(is_exact: bool, budget: Budget) -> Accounts:
             unit_size[account] = 0
     if is_exact:
         asked[0] = asked[1]
-    largest = max(sizes, default=0) * n_parts, max(n_units)
+    largest = max(map(math.prod, shapes), default=0) * n_parts, max(n_units)
     finals = [sum(budget.n_zero(sizes, row)) for row in recipe.last_rows]
     return Accounts(
         pool_of,
@@ -92,7 +94,17 @@ def _accounts_of(is_exact: bool, budget: Budget) -> Accounts:
         largest,
         sum(sizes),
         tuple(n / max(sum(sizes), 1) for n in finals),
+        _absent(recipe, budget, n_leaves),
     )
+
+
+def _absent(recipe: Recipe, budget: Budget, n_leaves: int) -> np.ndarray | None:
+    """How many weights of each leaf do not exist; None without `structural`."""
+    if not recipe.structural:
+        return None
+    absent = np.zeros(n_leaves, np.int64)
+    absent[list(budget.chosen)] = [leaf.traits.n_absent for leaf in budget.leaves]
+    return absent
 
 
 def _is_one_pool_of_weights(leaf: Leaf, shape: tuple[int, ...]) -> bool:
@@ -112,6 +124,7 @@ def no_progress(settings: Settings) -> Progress:
         (0, 0),
         0,
         (0.0,) * n_schedules,
+        none if settings.recipe.structural else None,
     )
     return progress_at(settings, accounts, -1, first_counts(accounts))
 
@@ -121,11 +134,14 @@ def first_counts(accounts: Accounts, zeros: Any = None) -> Counts:
 
     Args:
       accounts: of the tree.
-      zeros: int[n_leaves], how many weights of each leaf its first mask drops, as many as the
-        schedule asks for; None for masks that keep everything.
+      zeros: int[n_leaves], how many entries of each first mask are zero, which are as many as the
+        schedule asks for; None for masks that keep all weights that exist.
     """
     if zeros is None:
         return Counts(_ints(np.zeros_like(accounts.pool_of), accounts.largest[0]), _row(accounts))
+    if accounts.absent is not None:
+        with counting(is_wide(zeros)):
+            zeros = zeros - _ints(accounts.absent, accounts.largest[0])
     return Counts(zeros, _ints(accounts.asked[0], accounts.largest[1]))
 
 
@@ -217,12 +233,14 @@ def counted(
       step: updates applied so far.
       progress: before the fire.
       chosen: the indices of the pruned leaves.
-      new: how many weights of each of them are dropped now.
+      new: how many entries of each of their masks are zero now.
     """
     asked = asked_at(settings, accounts, step)
     account_of = accounts.pool_of[np.array(chosen)]
     zeros, reached = progress.zeros, progress.reached
     with counting(is_wide(zeros) or is_wide(reached)):
+        if accounts.absent is not None:
+            new = new - jnp.asarray(accounts.absent[np.array(chosen)], new.dtype)
         zeros = zeros.at[np.array(chosen)].set(new.astype(zeros.dtype))
         by_account = jnp.zeros_like(asked).at[account_of].add(new.astype(asked.dtype))
         known = jnp.asarray(accounts.unit_size > 0)
@@ -235,7 +253,8 @@ def next_progress(
 ) -> Progress:
     """The progress after update `step`, with the same counts."""
     counts = Counts(progress.zeros, progress.reached)
-    return progress_at(settings, accounts, step, counts)._replace(choices=progress.choices)
+    new = progress_at(settings, accounts, step, counts)
+    return new._replace(choices=progress.choices, absent=progress.absent)
 
 
 def progress_of_masks(settings: Settings, accounts: Accounts, zeros: jax.Array) -> Progress:
@@ -289,6 +308,7 @@ def progress_at(settings: Settings, accounts: Accounts, step: Any, counts: Count
         lands=jnp.asarray(int(settings.lands), jnp.int32),
         exact=jnp.asarray(int(settings.is_exact), jnp.int32),
         choices=choices,
+        absent=None if accounts.absent is None else _ints(accounts.absent, accounts.largest[0]),
     )
 
 

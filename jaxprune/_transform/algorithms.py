@@ -21,6 +21,7 @@ from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import accumulates, itself, needs_key, random_score
 from jaxprune._state.masks import full_mask
 from jaxprune._transform.decide import Operand, Rules, tighten
+from jaxprune._transform.existing import among_existing, first_existing
 from jaxprune._transform.settings import NEVER, Algorithm, Settings
 
 _MANY_POOLS = 1024  # a table of fewer is small whatever it holds
@@ -84,9 +85,9 @@ def _row(table: np.ndarray, index: Any) -> jax.Array:
 def _full_masks(
     settings: Settings, budget: Budget, leaves: Sequence[Any], key: Any
 ) -> list[jax.Array]:
-    """Masks that keep everything."""
-    del settings, budget, key
-    return [full_mask(leaf, jnp.uint8) for leaf in leaves]
+    """Masks that keep every weight that exists."""
+    del settings, key
+    return first_existing(budget, [full_mask(leaf, jnp.uint8) for leaf in leaves])
 
 
 def _tighten(
@@ -100,6 +101,7 @@ def _tighten(
     operands = _operands(settings, score, inputs, budget.chosen)
     n_keep = _row(budget.n_keep(), index)
     allowed = masks if settings.regrow == NEVER else None
+    allowed = among_existing(budget.leaves, inputs.params, allowed)
     start = thresholds[np.array(budget.chosen)]
     return tighten(operands, allowed, n_keep, budget.leaves, rules, start)
 
@@ -128,7 +130,8 @@ def _random_masks(
     inputs = Inputs(params, params, None, key, step=2**31 - 1)
     operands = _operands(settings, random_score, inputs, budget.chosen)
     n_keep = as_counts(budget.n_keep()[-1])
-    random, _ = tighten(operands, None, n_keep, budget.leaves, Rules(random_score))
+    allowed = among_existing(budget.leaves, params, None)
+    random, _ = tighten(operands, allowed, n_keep, budget.leaves, Rules(random_score))
     for i, mask in zip(budget.chosen, random, strict=True):
         masks[i] = placed_like(mask.astype(jnp.uint8), masks[i])
     return masks
@@ -156,7 +159,7 @@ def _swap(
         n_swap = jnp.where(schedule.fires(inputs.step), n_swap, jnp.zeros_like(n_swap))
         n_stay = n_keep - n_swap
     stay, thresholds = tighten(operands, masks, n_stay, budget.leaves)
-    dropped = [~mask for mask in stay]
+    dropped = among_existing(budget.leaves, inputs.params, [~mask for mask in stay])
     grown, _ = tighten(operands, dropped, n_swap, budget.leaves, Rules(grow))
     new = [
         jnp.where(g & (m == 0), jnp.uint8(2), (s | g).astype(jnp.uint8))

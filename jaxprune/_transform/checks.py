@@ -15,6 +15,7 @@ from jaxprune._base.paths import (
     shown_path,
     spec_of,
 )
+from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.schedule_list import ScheduleList
 from jaxprune._state.bit_masks import bit_mask_shape
 from jaxprune._state.masks import wrong_shape
@@ -145,6 +146,19 @@ def check_choices(schedule: Any, progress: Any) -> None:
         f"the state was made for {names[0]}, but this transformation has {names[1]}. Start from "
         "tx.init(params), or fit the old state to it: jaxprune.upgrade_state(tx, params, "
         "opt_state)."
+    )
+
+
+def check_absent(recipe: Recipe, progress: Any) -> None:
+    """Raises where a state was made without `structural`, or without it."""
+    has_absent = getattr(progress, "absent", None) is not None
+    if progress is None or has_absent == bool(recipe.structural):
+        return
+    names = ["with structural=", "without structural="]
+    made, own = names if has_absent else names[::-1]
+    raise ValueError(
+        f"the state was made {made}, but this transformation {own}. Start from tx.init(params), or "
+        "fit the old state to it: jaxprune.upgrade_state(tx, params, opt_state)."
     )
 
 

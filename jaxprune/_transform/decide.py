@@ -20,6 +20,7 @@ from jaxprune._recipe.coupled import combined
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.scores import is_elementwise, leaf_arguments, magnitude, needs_key
 from jaxprune._topk.topk import select
+from jaxprune._transform.normalized import normalized
 
 
 class Operand(NamedTuple):
@@ -155,15 +156,6 @@ def _weight_scores(case: _Case, rules: Rules) -> jax.Array:
     return rules.score(operand.param, operand.grad, operand.key, **about_leaf)
 
 
-def _normalized(scores: jax.Array, rules: Rules) -> jax.Array:
-    """The scores of a leaf as they compete with those of others; zeros stay zeros."""
-    if not rules.normalized:
-        return scores
-    scores = scores.astype(jnp.float32)
-    total = jnp.sum if rules.normalized == "l2" else jnp.mean
-    return scores / jnp.maximum(jnp.sqrt(total(scores * scores)), jnp.finfo(jnp.float32).tiny)
-
-
 # Leaves that are one pool, or a part of one
 
 
@@ -265,7 +257,8 @@ def _units(members: Sequence[_Case], rules: Rules) -> Any:
 
 def _unit_scores(case: _Case, rules: Rules) -> jax.Array:
     """One score per unit of a leaf, stored, as it competes with those of other leaves."""
-    return case.leaf.structure.unit_scores(_normalized(_weight_scores(case, rules), rules))
+    scores = normalized(_weight_scores(case, rules), rules.normalized, case.leaf.traits)
+    return case.leaf.structure.unit_scores(scores)
 
 
 def unit_scores(operand: Operand, leaf: Leaf, rules: Rules) -> jax.Array:

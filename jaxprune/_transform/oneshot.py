@@ -19,6 +19,7 @@ from jaxprune._state.masks import full_mask, keep
 from jaxprune._topk.topk import check_ties
 from jaxprune._transform.checks import Tree, check_updates
 from jaxprune._transform.decide import Operand, Rules, tighten
+from jaxprune._transform.existing import among_existing
 from jaxprune._transform.keep_zeros import masks_of_zeros
 
 
@@ -32,6 +33,7 @@ def prune_params(
     distribution: Distribution = uniform,
     structure: Any = Unstructured(),
     roles: Any = None,
+    structural: Any = None,
     score: Any = magnitude,
     grads: Any = None,
     ties: str = "index",
@@ -42,12 +44,13 @@ def prune_params(
     Args:
       params: any tree.
       sparsity: fraction of zeros, in [0, 1).
-      include: which leaves to prune, as in `prune`; so are the next six arguments.
+      include: which leaves to prune, as in `prune`; so are the next seven arguments.
       exclude: which leaves to leave out.
       overrides: maps regexes to sparsities.
       distribution: how sparsity is spread over leaves.
       structure: what is kept or dropped together.
       roles: what each axis does in the products of the model.
+      structural: which weights exist; the masks drop all others.
       score: how important each weight is.
       grads: gradients with the structure of the params, for scores that need them. `saliency` with
         the gradients of one batch at initialisation is SNIP.
@@ -69,7 +72,17 @@ def prune_params(
     """
     _check_score(score, grads)
     targets = (as_sparsity(sparsity, "sparsity"),)
-    recipe = Recipe.of(targets, include, exclude, overrides, distribution, structure, score, roles)
+    recipe = Recipe.of(
+        targets,
+        include,
+        exclude,
+        overrides,
+        distribution,
+        structure,
+        score,
+        roles,
+        structural=structural,
+    )
     rules = Rules(score, check_ties(ties), distribution.normalized)
     key = jax.random.key(0 if seed is None else as_seed("seed", seed))
     paths, leaves, treedef = leaves_with_paths(params)
@@ -79,7 +92,8 @@ def prune_params(
     if not budget.chosen:
         return params, treedef.unflatten(masks)
     operands = _operands(Tree(paths, leaves, treedef), budget, score, grads, key)
-    kept, _ = tighten(operands, None, as_counts(budget.n_keep()[-1]), budget.leaves, rules)
+    allowed = among_existing(budget.leaves, [operand.param for operand in operands], None)
+    kept, _ = tighten(operands, allowed, as_counts(budget.n_keep()[-1]), budget.leaves, rules)
     _warn_emptied(paths, budget, distribution, kept)
     for i, operand, mask in zip(budget.chosen, operands, kept, strict=True):
         leaves[i], masks[i] = keep(operand.param, mask), mask

@@ -53,6 +53,7 @@ def prune(
     distribution: Distribution = uniform,
     structure: Any = Unstructured(),
     roles: Any = None,
+    structural: Any = None,
     score: Any = magnitude,
     packed: bool = False,
     regrow: bool | str = False,
@@ -102,6 +103,11 @@ def prune(
         leaves with as many axes. `NM`, `Channel` and `Block` then group weights by what the axes
         mean, `erk` and `er` count inputs and outputs, and slices along `"stack"` axes, such as
         layers or experts, are pools of their own, unless all leaves are one pool.
+      structural: for networks with structural zeros, such as masked autoregressive ones: maps
+        regexes to masks, True (or 1) where a weight exists. The others count neither as weights nor
+        as zeros: a sparsity is a fraction of the weights that exist. All masks drop them, so they
+        are zero from the first update on, which changes nothing in a model that multiplies by its
+        mask. For leaves that are `Unstructured()`, in any distribution; not with `axis_name`.
       score: how important each weight is: `(params, grads, key) -> scores` of one leaf, larger
         means keep. `grads` is `update(..., grads=grads)` if given; otherwise the incoming updates
         if there is an `inner`, and None if not. A function that declares the keyword arguments
@@ -163,6 +169,7 @@ def prune(
         score,
         roles,
         n_fires=checked.n_fires if isinstance(checked, ScheduleList) else (),
+        structural=structural,
     )
     if axis_name is not None:
         _check_axis_name(axis_name)
@@ -219,6 +226,11 @@ def _check_split(recipe: Recipe, structure: Any) -> None:
         raise ValueError(
             f"axis_name: {structure!r} is not possible, because units may extend over several "
             "parts. Use jaxprune.Unstructured(), or shard the arrays under jit."
+        )
+    if recipe.structural:
+        raise ValueError(
+            "axis_name: structural= is not possible, because its masks are of whole leaves. Shard "
+            "the arrays under jit, without axis_name."
         )
     if recipe.roles is not None and recipe.roles.has_stacks and not distribution.pooled:
         raise ValueError(

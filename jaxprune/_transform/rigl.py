@@ -32,6 +32,7 @@ def rigl(
     distribution: Distribution = erk,
     structure: Any = Unstructured(),
     roles: Any = None,
+    structural: Any = None,
     grow: Any = gradient_magnitude,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains sparse from the start, and regularly swaps the smallest weights for others.
@@ -56,13 +57,14 @@ def rigl(
       drop_fraction: in [0, 1]; the schedule of swaps starts at this fraction of the
         kept weights.
       key: PRNG key of the first masks and of random growth; `jax.random.key(0)` by default.
-      include: which leaves to prune, as in `prune`; so are the next five arguments.
+      include: which leaves to prune, as in `prune`; so are the next six arguments.
       exclude: which leaves to leave out.
       overrides: maps regexes to sparsities.
       distribution: how sparsity is spread over leaves, such as `erk` or `uniform`. Leaves do not
         exchange weights, so `global_pool` is an error.
       structure: what is dropped and grown together.
       roles: what each axis does in the products of the model.
+      structural: which weights exist; the others are neither drawn nor grown.
       grow: score function of the weights to grow.
 
     Returns:
@@ -87,7 +89,15 @@ def rigl(
     schedule = _swap_schedule(final_sparsity, check_step("end_step", end_step), every)
     fractions = _swap_fractions(schedule, end_step, as_part("drop_fraction", drop_fraction))
     recipe = Recipe.of(
-        schedule.targets, include, exclude, overrides, distribution, structure, grow, roles
+        schedule.targets,
+        include,
+        exclude,
+        overrides,
+        distribution,
+        structure,
+        grow,
+        roles,
+        structural=structural,
     )
     _check_leafwise("rigl", distribution, structure)
     if accumulates(grow):
@@ -121,6 +131,7 @@ def set_(
     distribution: Distribution = erk,
     structure: Any = Unstructured(),
     roles: Any = None,
+    structural: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Sparse evolutionary training: `rigl` with random growth.
 
@@ -147,6 +158,7 @@ def set_(
         distribution=distribution,
         structure=structure,
         roles=roles,
+        structural=structural,
         grow=random_score,
     )
 
@@ -162,6 +174,7 @@ def static_sparse(
     distribution: Distribution = erk,
     structure: Any = Unstructured(),
     roles: Any = None,
+    structural: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Random masks that never change: the baseline of sparse training.
 
@@ -187,6 +200,7 @@ def static_sparse(
         distribution=distribution,
         structure=structure,
         roles=roles,
+        structural=structural,
     )
 
 

@@ -18,7 +18,7 @@ from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.errors import check_shuffled
 from jaxprune._recipe.schedule_list import ScheduleList
 from jaxprune._recipe.scores import accumulates, reads_grads, required_grads
-from jaxprune._state.bit_masks import bits_typed_like, from_bits, full_bits, widths_of
+from jaxprune._state.bit_masks import bits_typed_like, from_bits, full_bits, to_bits, widths_of
 from jaxprune._state.masks import keep, land
 from jaxprune._state.progress import CAN_PASS_64_BITS, Progress, count_dtype, zeros_of
 from jaxprune._state.prune_state import PruneState
@@ -34,6 +34,7 @@ from jaxprune._transform.accounts import (
 from jaxprune._transform.algorithms import Inputs
 from jaxprune._transform.checks import (
     Tree,
+    check_absent,
     check_choices,
     check_state,
     check_updates,
@@ -116,7 +117,7 @@ def _init(transform: Transform, params: optax.Params) -> PruneState:
         sums = treedef.unflatten(map(_zeros, leaves))
     return PruneState(
         prune_step=jnp.zeros((), jnp.int32),
-        masks=treedef.unflatten(map(full_bits, masks) if settings.bit_masks else masks),
+        masks=treedef.unflatten(_as_bits(settings, masks) if settings.bit_masks else masks),
         thresholds=jnp.zeros((len(leaves),), jnp.float32),
         violations=jnp.zeros((), jnp.int32),
         inner_state=optax.EmptyState() if optimizer is None else optimizer.init(params),
@@ -124,6 +125,13 @@ def _init(transform: Transform, params: optax.Params) -> PruneState:
         score_state=sums,
         progress=progress,
     )
+
+
+def _as_bits(settings: Settings, masks: Sequence[jax.Array]) -> list[jax.Array]:
+    """The first masks as bit masks."""
+    if not settings.recipe.structural:  # all ones, with the shardings of the masks
+        return list(map(full_bits, masks))
+    return [bits_typed_like(to_bits(mask), mask) for mask in masks]
 
 
 def _first_progress(
@@ -180,6 +188,7 @@ def _update(
     u_leaves = parallel(tree, updates, "updates", holes=True)
     check_state(tree, masks, state, settings.bit_masks)
     check_choices(settings.schedule, state.progress)
+    check_absent(settings.recipe, state.progress)
     budget = settings.recipe.budget(tree.paths, tree.leaves, _n_parts(settings))
     record_pruned(tree.paths, budget.chosen)
     check_updates(budget.chosen, tree, u_leaves, "update")
