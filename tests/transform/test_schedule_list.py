@@ -85,7 +85,7 @@ def assert_same(batched, number, history, t):
     own_masks, own_progress = history[t]
     for path, mask in own_masks.items():
         assert np.array_equal(masks[path], mask), (number, t, path)
-    for name in own_progress._fields[:-1]:
+    for name in set(own_progress._fields) - {"choices"}:
         assert np.array_equal(getattr(progress, name), getattr(own_progress, name)), (number, name)
 
 
@@ -125,7 +125,7 @@ def test_budgets_are_those_of_each_schedule(data):
     for i, schedule in enumerate(schedules):
         own = jaxprune.prune(schedule, **options).init(make_params()).progress
         chosen = choose_schedule(state, i).progress
-        for name in own._fields[:-1]:
+        for name in set(own._fields) - {"choices"}:
             assert np.array_equal(getattr(chosen, name), getattr(own, name)), (i, name)
         assert int(chosen.choices.number) == i
 
