@@ -92,6 +92,7 @@ ARGUMENTS = {
     "distribution": dict(distribution=jaxprune.global_pool),
     "structure": dict(structure=Block((2, 4))),
     "roles": dict(roles={"fc/kernel": ("in", "out")}, distribution=jaxprune.erk),
+    "structural": dict(structural={"fc/kernel": np.tri(12, 16, dtype=bool)}),
     "score": dict(score=jaxprune.random_score),
     "packed": dict(packed=True),
     "regrow": dict(regrow="hold"),
@@ -117,6 +118,7 @@ INVALID = {
     "structure": (SCHEDULE, dict(structure=NM(2, 4))),  # ends at 0.75, not at 0.5
     "shape": (HALF, dict(structure=NM(2, 5))),
     "roles": (SCHEDULE, dict(roles={"fc/kernel": ("in", "outs")})),
+    "structural": (SCHEDULE, dict(structural={"fc/kernel": np.tri(16, 12, dtype=bool)})),
     "roles of no leaf": (SCHEDULE, dict(roles=jaxprune.torch_roles)),
     "score": (SCHEDULE, dict(score=lambda params: params)),
     "packed": (SCHEDULE, dict(packed=1)),
