@@ -268,7 +268,7 @@ BAD = [
             [HALVES[0], SCHEDULES[0]], structure=NM(2, 4, axis=-2), exclude="b"
         ).init(make_params()),
         ValueError,
-        ("all 2 leaves that are pruned:", ("0.5", "0.75"), "overrides="),
+        ("all 2 leaves that are pruned:", ("0.5", "0.75"), "final sparsity of 0.5"),
     ),
     case(
         "a_falling_schedule_in_a_list",
