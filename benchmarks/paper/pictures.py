@@ -76,6 +76,8 @@ def _against_nonzeros(results: dict[str, Any], path: Path) -> Any:
 
 def _compare(axes: Any, rows: list[Row]) -> None:
     """Quality against nonzeros: the sparse curve and that of small dense networks."""
+    from matplotlib.ticker import EngFormatter
+
     for kind, (label, style) in _SERIES.items():
         line = sorted((r for r in rows if r["kind"] == kind), key=lambda row: row["n_nonzero"])
         x, y, sd = ([row[name] for row in line] for name in ("n_nonzero", "mean", "sd"))
@@ -86,16 +88,16 @@ def _compare(axes: Any, rows: list[Row]) -> None:
             star = DENSE | {"linestyle": "", "markersize": 9, "capsize": 2, "label": "large, dense"}
             axes.errorbar(row["n_nonzero"], row["mean"], row["sd"] or 0, **star)
     axes.set(xscale="log", xlabel="nonzero parameters")
-    _thousands(axes)
+    _round_ticks(axes, EngFormatter(sep=""))  # 10k
     axes.legend()
 
 
-def _thousands(axes: Any) -> None:
-    """Ticks such as 10k and 200k on a logarithmic axis."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+def _round_ticks(axes: Any, formatter: Any) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(formatter)
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -208,10 +210,11 @@ def _quality(results: dict[str, Any], path: Path) -> Any:
             points = list(_points(results["summary"], kind, x_of))
             if points:
                 x, y, sd = zip(*points, strict=True)
-                style = STYLES[i] | {"markersize": 5, "capsize": 2, "linewidth": 1.2}
+                style = STYLES[i] | {"markersize": 6, "capsize": 2, "linewidth": 1.2}
+                style["markerfacecolor"] = "none"  # some points lie on each other
                 panel.errorbar(x, y, sd, label=kind, **style)
         panel.set(xscale="log", xlabel=label, ylabel=unit(results), title=title)
-        _thousands(panel)
+        _round_ticks(panel, "{x:,g}")
     handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     return figure

@@ -146,7 +146,7 @@ class Report:
             rows.append((shown_path(leaf.path), shape, *roles, leaf.dtype, *counts, leaf.note))
         return rows
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self._table().text()
 
     def _repr_html_(self) -> str:

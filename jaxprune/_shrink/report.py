@@ -154,7 +154,7 @@ class ShrinkReport:
         """The groups that keep their size for the reason that they give."""
         return tuple(group for group in self.groups if group.reason)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join([self._head, *groups_text(self._sizes, self.groups)])
 
     def _repr_html_(self) -> str:

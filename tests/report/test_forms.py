@@ -149,3 +149,8 @@ def test_rows_have_the_same_keys_and_make_a_data_frame(name):
     assert len({tuple(row) for row in rows}) == 1
     pandas = pytest.importorskip("pandas")
     assert pandas.DataFrame(rows).shape == (len(rows), len(rows[0]))
+
+
+@pytest.mark.parametrize("name", ("plan", "sensitivity", "roles", "shrink"))
+def test_a_prompt_shows_the_table(name):
+    assert repr(report_of(name)) == str(report_of(name))
