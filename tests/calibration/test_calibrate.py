@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 
 import jaxprune
 from calibration_oracles import best, correlated, normal, sparsegpt_oracle, wanda_oracle
-from helpers import bits, half_up, ones, says
+from helpers import bits, half_up, on_device, ones, says
 from jaxprune import (
     Moments,
     linen_inputs,
@@ -96,7 +96,7 @@ def test_wanda_by_hand():
 
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16, jnp.float16))
 def test_wanda_leaves_kept_weights_bit_unchanged(dtype):
-    kernel, inputs = jnp.asarray(normal(16, 4), dtype), jnp.asarray(correlated(32, 16), dtype)
+    kernel, inputs = on_device(normal(16, 4), dtype), on_device(correlated(32, 16), dtype)
     new, mask = wanda_kernel(kernel, inputs, 0.5)
     assert new.dtype == dtype
     np.testing.assert_array_equal(bits(new)[mask], bits(kernel)[mask])
@@ -234,7 +234,7 @@ def test_sparsegpt_errs_less_than_wanda_and_wanda_less_than_magnitude(how):
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
 @pytest.mark.parametrize("how", ({"sparsity": 0.0}, {"nm": (4, 4)}), ids=str)
 def test_a_sparsity_of_zero_changes_no_bit(prune_kernel, how, dtype):
-    kernel = jnp.asarray(normal(8, 3), dtype)
+    kernel = on_device(normal(8, 3), dtype)
     new, mask = prune_kernel(kernel, correlated(16, 8), **how)
     assert mask.all()
     np.testing.assert_array_equal(bits(new), bits(kernel))
@@ -263,8 +263,8 @@ def test_wanda_needs_only_the_diagonal_of_the_gram():
 
 @both_kernels
 def test_bf16_is_worked_in_float32_and_rounded_once(prune_kernel):
-    kernel = jnp.asarray(normal(16, 4), jnp.bfloat16)
-    inputs = jnp.asarray(correlated(32, 16), jnp.bfloat16)
+    kernel = on_device(normal(16, 4), jnp.bfloat16)
+    inputs = on_device(correlated(32, 16), jnp.bfloat16)
     new, mask = prune_kernel(kernel, inputs, 0.5)
     wide, wide_mask = prune_kernel(kernel.astype(jnp.float32), inputs.astype(jnp.float32), 0.5)
     np.testing.assert_array_equal(mask, wide_mask)

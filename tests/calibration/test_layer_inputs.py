@@ -35,7 +35,7 @@ WITHOUT = {  # in no product with inputs, or in one whose inputs can't be told a
 
 def integers(*shape, key=0, most=2):
     x = np.random.default_rng(key).integers(-most, most + 1, shape)
-    return jnp.asarray(x, jnp.float32)
+    return on_device(x)
 
 
 def filled(shapes):

@@ -24,15 +24,15 @@ from flax import nnx
 from flax.training import train_state
 
 import jaxprune
-from helpers import assert_dropped_are_plus_zero, by_path, half_up, n_dropped
+from helpers import assert_dropped_are_plus_zero, by_path, half_up, n_dropped, on_device
 
 FIRES = (1, 4, 7)
 SCHEDULE = jaxprune.cubic_schedule(0.75, 1, 7, 3)
 TARGETS = (Fraction(0), Fraction(3, 4) * (1 - Fraction(1, 8)), Fraction(3, 4))
 MIDDLE, N_STEPS = 6, 10
 FORMS = ("chain", "inner")
-X = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)
-Y = jnp.asarray(np.random.default_rng(1).normal(size=(16, 3)), jnp.float32)
+X = on_device(np.random.default_rng(0).normal(size=(16, 4)))
+Y = on_device(np.random.default_rng(1).normal(size=(16, 3)))
 SIZES = {"fc/kernel": 24, "out/kernel": 18}  # the pruned leaves of every model in this file
 
 every_form = pytest.mark.parametrize("form", FORMS)
@@ -217,8 +217,8 @@ class Pair(NamedTuple):
 def test_lists_tuples_named_tuples_and_nones_are_trees_like_any_other(form):
     rng = np.random.default_rng(2)
     params = {
-        "layers": [Pair(jnp.asarray(rng.normal(size=(4, 6)), jnp.float32), jnp.ones(6)), None],
-        "out": (jnp.asarray(rng.normal(size=(6, 3)), jnp.float32), jnp.zeros(3), ()),
+        "layers": [Pair(on_device(rng.normal(size=(4, 6))), jnp.ones(6)), None],
+        "out": (on_device(rng.normal(size=(6, 3))), jnp.zeros(3), ()),
         "none": None,
         "scale": jnp.ones(()),
     }

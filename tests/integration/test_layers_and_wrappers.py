@@ -19,7 +19,14 @@ from flax.training import train_state
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from helpers import assert_dropped_are_plus_zero, by_path, half_up, n_dropped, quadratic
+from helpers import (
+    assert_dropped_are_plus_zero,
+    by_path,
+    half_up,
+    n_dropped,
+    on_device,
+    quadratic,
+)
 
 FIRES = (1, 3, 4)
 SCHEDULE = jaxprune.cubic_schedule(0.75, 1, 4, 2, initial_sparsity=0.25)
@@ -340,7 +347,7 @@ WRAPPERS = {  # a wrapper, and the number of real updates after some calls
 
 def small_params():
     rng = np.random.default_rng(0)
-    leaf = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    leaf = lambda *shape: on_device(rng.normal(size=shape))
     return {"fc": {"kernel": leaf(4, 10), "bias": leaf(10)}, "rest": leaf(3)}
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxprune
-from helpers import by_path
+from helpers import by_path, on_device
 from jaxprune import NM, Block, Channel
 
 SGD = optax.sgd(0.125)
@@ -21,7 +21,7 @@ HALF = jaxprune.one_shot_schedule(0.5, 1)
 
 def make_params():
     rng = np.random.default_rng(0)
-    leaf = lambda *shape: jnp.asarray(rng.integers(1, 999, shape) / 1024, jnp.float32)
+    leaf = lambda *shape: on_device(rng.integers(1, 999, shape) / 1024)
     return {"conv": leaf(3, 3, 4, 8), "fc": {"kernel": leaf(12, 16), "bias": leaf(16)}}
 
 

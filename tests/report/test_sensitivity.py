@@ -11,14 +11,14 @@ from hypothesis import given, strategies as st
 
 import jaxprune
 from bad_input import assert_error, case
-from helpers import by_path
+from helpers import by_path, on_device
 from jaxprune import NM, Block, Sensitivity, sensitivity, sparsities_for
 
 
 def make_params(seed=0):
     """Three leaves that are pruned, and two that are not."""
     rng = np.random.default_rng(seed)
-    leaf = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    leaf = lambda *shape: on_device(rng.standard_normal(shape))
     layers = {f"layer{i}": {"kernel": leaf(4, 8), "bias": leaf(8)} for i in range(2)}
     return {**layers, "head": leaf(8, 2), "n": jnp.arange(3)}
 

@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 import jaxprune
+from helpers import on_device
 
 ALLOW = ("layer_norm",)
 X = jax.random.normal(jax.random.key(0), (2, 3, 5))
@@ -37,7 +38,7 @@ def stream(norm):
     rng = np.random.default_rng(0)
 
     def weights(*shape):
-        return jnp.asarray(rng.uniform(0.5, 1.5, shape), jnp.float32)
+        return on_device(rng.uniform(0.5, 1.5, shape))
 
     layers = [{"scale": weights(8), "up": weights(8, 6), "down": weights(6, 8)} for _ in range(2)]
     return apply_fn, {"first": weights(5, 8), "layers": layers, "last": weights(8, 2)}

@@ -8,10 +8,11 @@ from flax import linen as nn, nnx
 from hypothesis import given, settings, strategies as st
 
 import jaxprune
+from helpers import on_device
 from jaxprune._shrink.flax_sizes import function_model
 from jaxprune._shrink.outputs import largest_difference
 
-X = jnp.asarray(np.random.default_rng(9).integers(-2, 3, (3, 6)), jnp.float32)
+X = on_device(np.random.default_rng(9).integers(-2, 3, (3, 6)))
 
 
 def dense(p, x):
@@ -99,7 +100,7 @@ def network(blocks, width, seed):
     n_in, layers = 6, []
 
     def weights(*shape):
-        return jnp.asarray(rng.choice([-2, -1, 1, 2], shape), jnp.float32)
+        return on_device(rng.choice([-2, -1, 1, 2], shape))
 
     for block in blocks:
         layer = {"w": (n_in, width), "b": (width,), "v": (width, n_in)}

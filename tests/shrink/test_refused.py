@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 import jaxprune
+from helpers import on_device
 from jaxprune._shrink import fit
 
 
@@ -28,8 +29,8 @@ def parallel(**branches):
     rng = np.random.default_rng(0)
     params = {}
     for name in branches:
-        params[f"{name}_in"] = jnp.asarray(rng.normal(size=(3, 8)), jnp.float32)
-        params[f"{name}_out"] = jnp.asarray(rng.normal(size=(8, 2)), jnp.float32)
+        params[f"{name}_in"] = on_device(rng.normal(size=(3, 8)))
+        params[f"{name}_out"] = on_device(rng.normal(size=(8, 2)))
     return apply_fn, params
 
 

@@ -11,6 +11,7 @@ from flax import linen as nn, nnx
 from hypothesis import given, settings, strategies as st
 
 import jaxprune
+from helpers import on_device
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._shrink import groups as groups_lib
 from jaxprune._shrink.units import units_of
@@ -177,7 +178,7 @@ def filled(shapes):
     def fill(leaf):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.key(0)
-        return jnp.asarray(rng.uniform(0.1, 0.9, leaf.shape), leaf.dtype)
+        return on_device(rng.uniform(0.1, 0.9, leaf.shape), leaf.dtype)
 
     return jax.tree.map(fill, shapes)
 

@@ -11,6 +11,7 @@ from jax import lax
 from jax.nn import relu, sigmoid, silu, softmax
 
 import jaxprune
+from helpers import on_device
 
 X, PICTURE, SEQUENCE = (4, 6), (2, 4, 4, 3), (2, 5, 6)
 HEAD_DIM = 3
@@ -319,8 +320,7 @@ def integers(shapes, seed=0):
     rng = np.random.default_rng(seed)
     signs = {name: rng.choice([-1, 1], shape) for name, shape in shapes.items()}
     return {
-        name: jnp.asarray(rng.integers(1, 4, shape) * signs[name], jnp.float32)
-        for name, shape in shapes.items()
+        name: on_device(rng.integers(1, 4, shape) * signs[name]) for name, shape in shapes.items()
     }
 
 

@@ -27,6 +27,7 @@ import optax
 import pytest
 
 import jaxprune
+from helpers import on_device
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 MIDDLE, N_STEPS = 5, 12
@@ -49,7 +50,7 @@ WRITTEN = sorted(FOLDER.glob("*.msgpack"))
 
 def make_params():
     rng = np.random.default_rng(0)
-    leaf = lambda *shape: jnp.asarray(rng.integers(-256, 256, shape) / 128, jnp.float32)
+    leaf = lambda *shape: on_device(rng.integers(-256, 256, shape) / 128)
     return {"conv": leaf(3, 3, 2, 5), "fc": {"kernel": leaf(12, 11), "bias": leaf(11)}}
 
 
@@ -58,7 +59,7 @@ def run(tx, params, state, first, last):
     for t in range(first, last):
         rng = np.random.default_rng(t + 1)
         grads = jax.tree.map(
-            lambda p, rng=rng: jnp.asarray(rng.integers(-64, 64, p.shape) / 512, jnp.float32),
+            lambda p, rng=rng: on_device(rng.integers(-64, 64, p.shape) / 512),
             params,
         )
         updates, state = step(grads, state, params)

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 
 import jaxprune
+from helpers import on_device
 from jaxprune._topk.topk import select
 
 N = 8
@@ -22,7 +23,7 @@ def make_params(kind="normal"):
     rng = np.random.default_rng(0)
     leaves = {"a": rng.normal(size=(16, 12)), "b": rng.normal(size=(8, 5)) * 3}
     leaves = {name: np.round(w) if kind == "ties" else w for name, w in leaves.items()}
-    return {name: jnp.asarray(w, jnp.float32) for name, w in leaves.items()} | {"bias": jnp.ones(3)}
+    return {name: on_device(w) for name, w in leaves.items()} | {"bias": jnp.ones(3)}
 
 
 def grads_of(params, t):

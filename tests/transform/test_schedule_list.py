@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 import jaxprune
 from bad_input import assert_error, case
-from helpers import assert_says
+from helpers import assert_says, on_device
 from jaxprune import NM, Block, choose_schedule
 
 SGD = optax.sgd(0.125)
@@ -32,7 +32,7 @@ HALVES = (
 def make_params():
     """Two pruned leaves and one that is not."""
     rng = np.random.default_rng(0)
-    leaf = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    leaf = lambda *shape: on_device(rng.standard_normal(shape))
     return {"a": leaf(8, 16), "b": leaf(16), "c": leaf(16, 4)}
 
 
