@@ -1,8 +1,8 @@
 """Which pruning algorithm loses the least accuracy? Each at 80, 90 and 95% sparsity.
 
-Network, images, optimizer and number of updates are those of the demo (`python -m jaxprune demo`);
-only the pruning transformation differs. Sparsity is the fraction of zeros in the kernels. No
-algorithm was tuned: all use the schedules of the demo and default arguments otherwise.
+Network, images, optimizer and number of updates are the same for all (digits.py); only the pruning
+transformation differs. Sparsity is the fraction of zeros in the kernels. No algorithm was tuned:
+all use the same schedule where they can, and default arguments otherwise.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from jax import lax
 from rich.table import Table
 
 import jaxprune
+from benchmarks import digits
 from benchmarks.common import Case, Check, Row
-from jaxprune.demo import config as demo
-from jaxprune.demo.data import Data, load
-from jaxprune.demo.network import init_params, logits_of
+from benchmarks.digits import Data, init_params, load, logits_of
 
 SPARSITIES = (0.8, 0.9, 0.95)
 DENSE = "dense"
@@ -39,38 +38,38 @@ class Algorithm(NamedTuple):
       masked_start: whether the masks are applied before the first step.
     """
 
-    make: Callable[[float, demo.Config, optax.GradientTransformation], Any]
+    make: Callable[[float, digits.Config, optax.GradientTransformation], Any]
     forward: str = "params"
     masked_start: bool = False
 
 
 def _gradual(**options: Any) -> Callable[..., Any]:
-    def make(sparsity: float, config: demo.Config, adamw: Any) -> Any:
+    def make(sparsity: float, config: digits.Config, adamw: Any) -> Any:
         return jaxprune.prune(config.schedule(sparsity), inner=adamw, **options)
 
     return make
 
 
-def _one_shot(sparsity: float, config: demo.Config, adamw: Any) -> Any:
+def _one_shot(sparsity: float, config: digits.Config, adamw: Any) -> Any:
     end = config.schedule(sparsity).end_step
     return jaxprune.prune(jaxprune.one_shot_schedule(sparsity, end), inner=adamw)
 
 
-def _acdc(sparsity: float, config: demo.Config, adamw: Any) -> Any:
+def _acdc(sparsity: float, config: digits.Config, adamw: Any) -> Any:
     steps = config.steps
     schedule = jaxprune.acdc_schedule(sparsity, steps // 5, 4 * steps // 5, every=steps // 10)
     return jaxprune.prune(schedule, inner=adamw, regrow="zero")
 
 
 def _sparse_training(make: Callable[..., Any]) -> Callable[..., Any]:
-    def make_for(sparsity: float, config: demo.Config, adamw: Any) -> Any:
+    def make_for(sparsity: float, config: digits.Config, adamw: Any) -> Any:
         end, every = 3 * config.steps // 4, max(config.steps // 40, 1)
         return make(sparsity, end, inner=adamw, every=every)
 
     return make_for
 
 
-def _static(sparsity: float, config: demo.Config, adamw: Any) -> Any:
+def _static(sparsity: float, config: digits.Config, adamw: Any) -> Any:
     return jaxprune.static_sparse(sparsity, inner=adamw)
 
 
@@ -100,7 +99,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 
 
-def accuracies(algorithm: Algorithm | None, sparsity: float, config: demo.Config) -> Row:
+def accuracies(algorithm: Algorithm | None, sparsity: float, config: digits.Config) -> Row:
     """Trains with every seed: test accuracies, and the sparsity that the last run reached."""
     adamw = optax.adamw(optax.cosine_decay_schedule(config.learning_rate, config.steps))
     tx = adamw if algorithm is None else algorithm.make(sparsity, config, adamw)
@@ -121,7 +120,7 @@ def accuracies(algorithm: Algorithm | None, sparsity: float, config: demo.Config
 
 
 def _train(
-    algorithm: Algorithm | None, tx: Any, config: demo.Config, key: jax.Array, data: Data
+    algorithm: Algorithm | None, tx: Any, config: digits.Config, key: jax.Array, data: Data
 ) -> tuple[Any, Any, jax.Array]:
     params = init_params(jax.random.fold_in(key, 0), config.widths)
     state = tx.init(params)
@@ -155,7 +154,7 @@ def _train(
 
 def cases(quick: bool) -> list[Case]:
     """The dense network, then every algorithm at every sparsity."""
-    config = demo.quick() if quick else demo.Config()
+    config = digits.quick() if quick else digits.Config()
     all_cases = [_case(DENSE, None, 0.0, config)]
     for name, algorithm in ALGORITHMS.items():
         for sparsity in SPARSITIES[-1:] if quick else SPARSITIES:
@@ -163,7 +162,7 @@ def cases(quick: bool) -> list[Case]:
     return all_cases
 
 
-def _case(name: str, algorithm: Algorithm | None, sparsity: float, config: demo.Config) -> Case:
+def _case(name: str, algorithm: Algorithm | None, sparsity: float, config: digits.Config) -> Case:
     def rows() -> list[Row]:
         row = accuracies(algorithm, sparsity, config)
         scores = row["accuracies"]

@@ -60,9 +60,9 @@ def main(
     if as_json:
         print(json.dumps(results, indent=1))
         return 0
+    names = ", ".join(path.name for path in pictures)
+    print(f"{results['seconds']:.0f} s. In {folder}: results.json, checkpoints/, {names}")
     Console().print(table(results))
-    print(f"{results['seconds']:.0f} s of training. In {folder}: results.json, checkpoints/,")
-    print(", ".join(path.name for path in pictures))
     return 0
 
 

@@ -1,11 +1,7 @@
-"""All runs, one after the other, continued where an earlier process stopped.
-
-Networks are the outer loop and seeds the inner one, so that each network is compiled only once.
-"""
+"""All networks, one after the other, continued where an earlier process stopped."""
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import sys
 import time
@@ -21,7 +17,7 @@ from jaxprune.demo.config import Config, Network, networks
 from jaxprune.demo.data import Data, load
 from jaxprune.demo.report import summarize
 from jaxprune.demo.store import Store
-from jaxprune.demo.train import RunState, make_trainer, result_of
+from jaxprune.demo.train import RunState, make_trainer, results_of
 
 _SECONDS_BETWEEN_SAVES = 10.0  # the training that a power cut can lose; signals lose none
 
@@ -86,7 +82,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains all runs that are not finished yet.
+    """Trains all networks that are not finished yet.
 
     Args:
       config: what to train.
@@ -107,16 +103,14 @@ def train(
         return results
     store, started = Store(folder), time.monotonic() - results["seconds"]
     rows = networks(config)
-    done = {(run["network"], run["seed"]) for run in results["runs"]}
+    done = {run["network"] for run in results["runs"]}
     try:
         with _bars(config, len(rows), len(done), progress) as bars:
-            job = _Job(config, store, load(config.n_train), stop, bars)
-            for network, seed in itertools.product(rows, range(config.n_seeds)):
-                if (network.name, seed) not in done:
-                    results["runs"].append(_run(job, network, seed))
+            job = _Job(config, store, _load(config), stop, bars)
+            for network in rows:
+                if network.name not in done:
+                    results["runs"] += _run(job, network)
                     store.write(results)
-                if seed:  # after the results are written, so that a run is never lost
-                    store.forget(_run_name(network, seed))
         results["summary"] = summarize(results)
         results["finished"] = True
     finally:
@@ -125,41 +119,42 @@ def train(
     return results
 
 
-def _run(job: _Job, network: Network, seed: int) -> dict[str, Any]:
-    """Trains one run to its end and returns its result; that of the first seed is also saved."""
-    name, config = _run_name(network, seed), job.config
-    trainer, key = make_trainer(network, config), jax.random.key(seed)
+def _run(job: _Job, network: Network) -> list[dict[str, Any]]:
+    """Trains a network with all seeds to the end, saves it, and returns its results."""
+    name, config = network.name, job.config
+    trainer = make_trainer(network, config)
     # Orbax restores arrays that are committed to a device. jit would compile again for arrays that
     # are not, so commit these too.
-    state = jax.device_put(trainer.init(key), jax.devices()[0])
+    state = jax.device_put(trainer.init(), jax.devices()[0])
     restored = job.store.restore(name, state)
     if restored is not None:
         state = restored
     step = int(state.step)
-    job.bars.start(f"{network.name}, seed {seed}", step)
+    job.bars.start(name, step)
     last_save = time.monotonic()
     while step < config.steps:
         if job.stop():
             job.store.save(name, step, state)
-            raise Stopped(f"{network.name}, seed {seed}, step {step} of {config.steps}")
-        state = trainer.advance(state, key, job.data)
+            raise Stopped(f"{name}, step {step} of {config.steps}")
+        state = trainer.advance(state, job.data)
         step = int(state.step)
         job.bars.advance(config.steps_per_chunk, _accuracy(job, state, step))
         if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES and step < config.steps:
             job.store.save(name, step, state)
             last_save = time.monotonic()
-    result = result_of(network, seed, state, len(job.data.test_labels))
-    if seed == 0:
-        job.store.save(name, step, state)
-    return result
+    results = results_of(network, state, config.n_test)
+    job.store.save(name, step, state)
+    return results
 
 
 def _accuracy(job: _Job, state: RunState, step: int) -> float:
-    return int(state.n_correct[step // job.config.steps_per_chunk - 1]) / len(job.data.test_labels)
+    """The mean over the seeds after this step."""
+    n_correct = state.n_correct[:, step // job.config.steps_per_chunk - 1]
+    return float(n_correct.mean()) / job.config.n_test
 
 
-def _run_name(network: Network, seed: int) -> str:
-    return f"{network.name}-seed-{seed}"
+def _load(config: Config) -> Data:
+    return load(config.n_digits, config.n_train, config.n_test)
 
 
 def _start(store: Store, command: str, config: Config) -> dict[str, Any]:
@@ -174,7 +169,6 @@ def _start(store: Store, command: str, config: Config) -> dict[str, Any]:
         "seconds": 0.0,
         "config": _as_json(config),
         "environment": environment.describe(),
-        "n_test": len(load(config.n_train).test_labels),
         "networks": [row._asdict() for row in networks(config)],
         "summary": [],
         "runs": [],
@@ -221,7 +215,7 @@ class _Bars:
 def _bars(config: Config, n_networks: int, n_done: int, show: bool) -> Iterator[_Bars]:
     """A bar over all runs, and on a terminal one over the run in progress."""
     terminal = sys.stderr.isatty()
-    total = n_networks * config.n_seeds * config.steps
+    total = n_networks * config.steps
     common = {"unit": "step", "dynamic_ncols": True}
     with (
         tqdm(

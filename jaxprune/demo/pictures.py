@@ -1,131 +1,158 @@
-"""The two pictures: sparsity and accuracy over the steps, and accuracy against nonzeros."""
+"""The two pictures: accuracy against nonzeros, and sparsity and accuracy over the steps.
 
-import math
+They are readable at a width of 900 pixels and on any background. Networks differ in colour and in
+marker or dashes; the colours can be told apart by the colour-blind (Okabe & Ito, 2008).
+"""
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from jaxprune._files.atomic import atomic_file
+from jaxprune.demo.config import DISTRIBUTIONS, SMALL
+from jaxprune.demo.data import Data, load
+from jaxprune.demo.network import n_biases_of
 from jaxprune.demo.report import percent
 
 OVER_STEPS = "sparsity_and_accuracy.png"
 AGAINST_NONZEROS = "accuracy_against_nonzeros.png"
 
-_SPARSE, _SMALL, _DENSE = "#1f6fb4", "#d9731a", "#222222"
+_BLACK = "#000000"
+_SHIFTS = {"uniform": 0.975, "ERK": 1.0, SMALL: 1.025}  # of nonzeros, so that no bar hides another
+_STYLES = {
+    "uniform": {"color": "#0072B2", "marker": "o", "ls": "-", "label": "large, uniform sparsity"},
+    "ERK": {"color": "#009E73", "marker": "^", "ls": "-", "label": "large, ERK sparsity"},
+    SMALL: {"color": "#D55E00", "marker": "s", "ls": "--", "label": "small, dense"},
+}
+_SIZE = {"font.size": 11, "axes.titlesize": 11, "legend.fontsize": 10.5}
+_DPI = 200  # 1,800 pixels, shown at half their size
+_N_EXAMPLES = 6
 
 
 def write_pictures(results: dict[str, Any], folder: Path) -> list[Path]:
     """Draws both pictures of a finished job into `folder`, and returns their paths."""
-    drawings = {OVER_STEPS: over_steps, AGAINST_NONZEROS: against_nonzeros}
+    drawings = {AGAINST_NONZEROS: against_nonzeros, OVER_STEPS: over_steps}
     for name, draw in drawings.items():
-        figure = draw(results)
-        FigureCanvasAgg(figure)  # whichever backend the user has chosen
-        with atomic_file(folder / name) as file:
-            figure.savefig(file, format="png", dpi=150)
+        with matplotlib.style.context(["default", _SIZE]):
+            figure = draw(results)
+            FigureCanvasAgg(figure)  # whichever backend the user has chosen
+            with atomic_file(folder / name) as file:
+                figure.savefig(file, format="png", dpi=_DPI, facecolor="white")
     return [folder / name for name in drawings]
 
 
+def against_nonzeros(results: dict[str, Any]) -> Figure:
+    """Examples of the images; accuracy of all networks against the parameters that are not zero."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    above, below = cast(Any, figure.subfigures(2, 1, height_ratios=(1, 4.8)))
+    config = results["config"]
+    _show_examples(above, load(config["n_digits"], 1, config["n_test"]))
+    axes = below.subplots()
+    summary = results["summary"]
+    dense = summary[0]
+    for kind, style in _STYLES.items():
+        rows = [row for row in summary if row["kind"] == kind]
+        moved = [row | {"n_nonzero": row["n_nonzero"] * _SHIFTS[kind]} for row in rows]
+        _line(axes, [dense, *moved], style)
+    _line(axes, [dense], {"color": _BLACK, "marker": "D", "ls": "none", "label": "large, dense"})
+    levels = {row["n_nonzero"]: row["sparsity"] for row in summary if row["kind"] == SMALL}
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([*levels, dense["n_nonzero"]]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(
+            lambda n, _: f"{n:,.0f}\n" + (f"{percent(levels[n])} pruned" if n in levels else "all")
+        )
+    )
+    axes.set(xlabel="nonzero parameters, biases included", ylabel="read correctly (%)")
+    axes.set_title(f"Large and sparse, or small and dense?  {_mean(results)}")
+    axes.legend(loc="lower right")
+    _tidy(axes)
+    return figure
+
+
+def _show_examples(figure: SubFigure, data: Data) -> None:
+    figure.suptitle("What the networks read: numbers composed of real handwritten digits", size=11)
+    for i, axes in enumerate(figure.subplots(1, _N_EXAMPLES, squeeze=False)[0]):
+        axes.axis("off")
+        if i < len(data.test_images):
+            axes.imshow(data.test_images[i, ..., 0], cmap="gray_r", vmin=0, vmax=1)
+            axes.set_title("".join(map(str, data.test_labels[i].tolist())), y=-0.6, size=11)
+
+
 def over_steps(results: dict[str, Any]) -> Figure:
-    """Above, the fraction of zero parameters; below, mean and spread of the test accuracy."""
-    figure = Figure(figsize=(8, 6.4), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
-    rows = [row for row in results["summary"] if row["kind"] != "small dense"]
-    colours = matplotlib.colormaps["viridis_r"](np.linspace(0.25, 1, max(len(rows) - 1, 1)))
-    lowest = 1.0
-    for row, colour in zip(rows, [_DENSE, *colours], strict=True):
-        steps, zeros, mean, spread = _history(results, row)
-        dense = row["kind"] == "dense"
-        label = "dense" if dense else f"{percent(row['sparsity'])} sparse"
-        style = {"color": colour, "lw": 1.8, "ls": "--" if dense else "-"}
-        above.plot(steps, zeros, label=label, **style)
-        below.plot(steps, mean, **style)
-        below.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.13, lw=0)
-        lowest = min(lowest, float(mean[len(mean) // 5 :].min()))
-    above.set(ylabel="parameters that are zero", ylim=(-0.03, 1.03))
-    bottom = max(0.0, math.floor(lowest * 50 - 0.5) / 50)
-    right = results["config"]["steps"]
-    below.set(ylabel="test accuracy", xlabel="step", ylim=(bottom, 1.0), xlim=(0, right))
-    figure.suptitle(f"Accuracy during gradual pruning  ({_mean(results)})", size=11)
-    above.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    for axes in (above, below):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    """Above, sparsity over the steps; below, mean and spread of the accuracy, by distribution."""
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    panels = figure.subplot_mosaic(
+        [["sparsity"] * len(DISTRIBUTIONS), list(DISTRIBUTIONS)], height_ratios=(2, 3.4)
+    )
+    summary = results["summary"]
+    levels = sorted({row["sparsity"] for row in summary if row["kind"] in DISTRIBUTIONS})
+    shades = matplotlib.colormaps["viridis_r"](np.linspace(0.2, 0.9, len(levels)))
+    dashes = ("-", "--", "-.", ":")
+    styles = {0.0: {"color": _BLACK, "ls": (0, (1, 1)), "label": "dense"}}
+    for i, (level, shade) in enumerate(zip(levels, shades, strict=True)):
+        styles[level] = {"color": shade, "ls": dashes[i % 4], "label": percent(level)}
+    for kind in DISTRIBUTIONS:
+        axes = panels[kind]
+        for row in summary:
+            if row["kind"] in ("dense", kind):
+                steps, sparsity, mean, spread = _history(results, row)
+                style = {**styles[row["sparsity"]], "lw": 2}
+                axes.plot(steps, mean, **style)
+                axes.fill_between(
+                    steps, mean - spread, mean + spread, color=style["color"], alpha=0.15, lw=0
+                )
+                if row["kind"] == "uniform":
+                    panels["sparsity"].plot(steps, sparsity, **style)
+        axes.set_title(f"{kind} sparsity")
+        axes.set(xlabel="step", ylim=(0, 100))
+        axes.legend(loc="lower right", ncols=2)
+    panels["uniform"].set_ylabel("read correctly (%)")
+    panels["sparsity"].set(xlabel="step", ylabel="zeros in kernels (%)", ylim=(-3, 103))
+    panels["sparsity"].set_title("Sparsity, the same for both distributions")
+    panels["sparsity"].legend(loc="lower right", ncols=2)
+    for axes in panels.values():
+        axes.set_xlim(0, results["config"]["steps"])
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _tidy(axes)
+    figure.suptitle(f"Accuracy during gradual pruning  {_mean(results)}", size=12)
     return figure
 
 
 def _history(results: dict[str, Any], row: dict[str, Any]) -> tuple[np.ndarray, ...]:
-    """Steps, fraction of zeros, mean accuracy and its spread, one entry per chunk.
+    """Steps, sparsity of the kernels, mean accuracy and its spread in percent, one per chunk.
 
     For a sparse network, entries before pruning begins are left out: until then it is the dense
-    network, bit by bit.
+    network.
     """
     runs = [run for run in results["runs"] if run["network"] == row["name"]]
-    zeros = np.mean([run["n_zero"] for run in runs], 0) / row["n_params"]
-    accuracy = np.array([run["n_correct"] for run in runs]) / results["n_test"]
+    n_weights = row["n_params"] - n_biases_of(row["widths"])
+    zeros = 100 * np.mean([run["n_zero"] for run in runs], 0) / n_weights
+    accuracy = 100 * np.array([run["n_correct"] for run in runs]) / results["config"]["n_test"]
     steps = np.arange(1, len(zeros) + 1) * results["config"]["steps_per_chunk"]
     spread = accuracy.std(0, ddof=1) if len(runs) > 1 else np.zeros(len(steps))
     first = max(int(np.argmax(zeros > 0)) - 1, 0)
     return steps[first:], zeros[first:], accuracy.mean(0)[first:], spread[first:]
 
 
-def against_nonzeros(results: dict[str, Any]) -> Figure:
-    """Accuracy of sparse and of small dense networks against the parameters that are not zero."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    summary = results["summary"]
-    dense = summary[0]
-    sd = dense["accuracy_sd"] or 0.0
-    level = dense["accuracy_mean"]
-    axes.axhspan(level - sd, level + sd, color=_DENSE, alpha=0.08, lw=0)
-    for kind, name, colour, marker in (
-        ("sparse", "large, sparse", _SPARSE, "o"),
-        ("small dense", "small, dense", _SMALL, "s"),
-    ):
-        rows = [row for row in summary if row["kind"] == kind]
-        _line(axes, [dense, *rows], color=colour)
-        _points(axes, rows, color=colour, marker=marker, label=name)
-    for row in summary:
-        if row["kind"] == "sparse":
-            above = row["accuracy_mean"] + (row["accuracy_sd"] or 0.0)
-            axes.annotate(
-                percent(row["sparsity"]), (row["n_nonzero"], above), xytext=(0, 5),
-                textcoords="offset points", ha="center", color=_SPARSE, fontsize=9,
-            )  # fmt: skip
-    _points(axes, [dense], color=_DENSE, marker="D", label="large, dense")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set(
-        xlabel="nonzero parameters, biases included", ylabel="test accuracy after the last step"
-    )
-    axes.set_title(f"Large and sparse, or small and dense?  ({_mean(results)})", size=11)
-    axes.legend(frameon=False, loc="lower right")
-    _tidy(axes)
-    return figure
-
-
-def _line(axes: Axes, rows: Sequence[dict[str, Any]], color: str) -> None:
-    points = [(row["n_nonzero"], row["accuracy_mean"]) for row in rows]
-    axes.plot(*zip(*points, strict=True), color=color, ls="-", lw=1.2, alpha=0.5)
-
-
-def _points(axes: Axes, rows: Sequence[dict[str, Any]], **style: Any) -> None:
+def _line(axes: Axes, rows: Sequence[dict[str, Any]], style: dict[str, Any]) -> None:
+    """A point with its spread for each row, joined by a line."""
     axes.errorbar(
         [row["n_nonzero"] for row in rows],
-        [row["accuracy_mean"] for row in rows],
-        [row["accuracy_sd"] or 0.0 for row in rows],
-        ls="none",
-        capsize=3,
-        ms=6.5,
+        [100 * row["accuracy_mean"] for row in rows],
+        [100 * (row["accuracy_sd"] or 0.0) for row in rows],
+        capsize=4,
+        ms=7,
+        lw=1.8,
         mec="white",
         **style,
     )
@@ -133,10 +160,10 @@ def _points(axes: Axes, rows: Sequence[dict[str, Any]], **style: Any) -> None:
 
 def _mean(results: dict[str, Any]) -> str:
     n = results["config"]["n_seeds"]
-    return f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
+    return f"(mean ± standard deviation, {n} seeds)" if n > 1 else "(one seed)"
 
 
 def _tidy(axes: Axes) -> None:
-    axes.grid(alpha=0.25, lw=0.6)
+    axes.grid(alpha=0.3, lw=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

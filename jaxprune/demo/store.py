@@ -1,11 +1,11 @@
 """The output folder, which is complete at every moment.
 
     results.json           configuration, finished runs, and in the end the summary
-    checkpoints/RUN/STEP   orbax: params, optimizer state and curves of the first seed of every
-                           network, and of the run in progress
+    checkpoints/NAME/STEP  orbax: params, optimizer state and curves of a network, for all seeds,
+                           after its last step; or of the network in progress, after this step
 
-Files are written atomically; so are the folders of orbax. A run is finished once it is in
-`results.json`.
+Files are written atomically; so are the folders of orbax. A network is finished once its runs are
+in `results.json`.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class Store:
         with atomic_file(self.results_file) as file:
             file.write(_to_json(results).encode())
 
-    def save(self, run: str, step: int, state: Any) -> None:
+    def save(self, name: str, step: int, state: Any) -> None:
         """Saves a checkpoint; the previous one is deleted once the new one is complete.
 
         Raises:
@@ -63,46 +63,42 @@ class Store:
             path. The previous one is still there.
         """
         try:
-            with self._manager(run) as manager:
+            with self._manager(name) as manager:
                 if manager.latest_step() == step:
                     return
                 manager.save(step, args=ocp.args.StandardSave(state))
                 manager.wait_until_finished()
         except BaseException as error:
-            for unfinished in self._checkpoints(run).glob("*.orbax-checkpoint-tmp*"):
+            for unfinished in self._checkpoints(name).glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
             number = _error_number(error)
             if number is None:
                 raise
-            path = self.folder / "checkpoints" / run / str(step)
+            path = self.folder / "checkpoints" / name / str(step)
             raise OSError(number, os.strerror(number), str(path)) from None
 
-    def restore(self, run: str, target: Any) -> Any | None:
+    def restore(self, name: str, target: Any) -> Any | None:
         """The latest checkpoint, in the structure and dtypes of `target`; None if there is none."""
-        if not self._checkpoints(run).exists():
+        if not self._checkpoints(name).exists():
             return None
-        with self._manager(run) as manager:
+        with self._manager(name) as manager:
             step = manager.latest_step()
             if step is None:
                 return None
             return manager.restore(step, args=ocp.args.StandardRestore(target))
 
     def has_checkpoints(self) -> bool:
-        """Whether any run has saved a checkpoint here."""
+        """Whether any network has saved a checkpoint here."""
         return (self.folder / "checkpoints").exists()
 
-    def forget(self, run: str) -> None:
-        """Deletes the checkpoints of a run."""
-        shutil.rmtree(self._checkpoints(run), ignore_errors=True)
-
-    def _checkpoints(self, run: str) -> Path:
-        return self.folder.resolve() / "checkpoints" / run
+    def _checkpoints(self, name: str) -> Path:
+        return self.folder.resolve() / "checkpoints" / name
 
     @contextlib.contextmanager
-    def _manager(self, run: str) -> Iterator[ocp.CheckpointManager]:
+    def _manager(self, name: str) -> Iterator[ocp.CheckpointManager]:
         options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
-        self._checkpoints(run).mkdir(parents=True, exist_ok=True)
-        with ocp.CheckpointManager(self._checkpoints(run), options=options) as manager:
+        self._checkpoints(name).mkdir(parents=True, exist_ok=True)
+        with ocp.CheckpointManager(self._checkpoints(name), options=options) as manager:
             yield manager
 
 

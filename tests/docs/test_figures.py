@@ -1,10 +1,12 @@
 """The figures on the pages of the documentation are those of the JSON files of the benchmarks."""
 
+import dataclasses
 import json
-import math
 import pathlib
 
 import pytest
+
+import jaxprune
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
@@ -27,21 +29,25 @@ def results(name):
 
 def demo_rows():
     """Lines from the results of `python -m jaxprune demo`."""
-    rows = results("demo")["summary"]
+
+    def number(mean, spread, sign=""):
+        return f"{100 * mean:{sign}.1f} ± {100 * spread:.1f}"
 
     def accuracy(row):
-        return f"{100 * row['accuracy_mean']:.2f} ± {100 * row['accuracy_sd']:.2f} %"
+        return number(row["accuracy_mean"], row["accuracy_sd"])
 
-    dense, *others = rows
-    yield f"| {dense['n_nonzero']:,} | dense | {accuracy(dense)} | | |"
-    for sparse, small in zip(others[::2], others[1::2], strict=True):
-        difference = 100 * (sparse["accuracy_mean"] - small["accuracy_mean"])
-        variance = (sparse["accuracy_sd"] ** 2 + small["accuracy_sd"] ** 2) / sparse["n_seeds"]
-        tie = abs(difference) <= 200 * math.sqrt(variance)
-        verdict = f"{difference:+.2f}, a tie" if tie else f"**{difference:+.2f}**"
+    def difference(row):
+        text = number(row["minus_small"], row["minus_small_se"], "+")
+        tie = abs(row["minus_small"]) <= 2 * row["minus_small_se"]
+        return f"{text}, a tie" if tie else f"**{text}**"
+
+    dense, *others = results("demo")["summary"]
+    yield f"| dense | {dense['n_nonzero']:,} | {accuracy(dense)} | | | | |"
+    for uniform, erk, small in zip(others[::3], others[1::3], others[2::3], strict=True):
+        accuracies = " | ".join(accuracy(row) for row in (uniform, erk, small))
         yield (
-            f"| {sparse['n_nonzero']:,} | {100 * sparse['sparsity']:g} % | {accuracy(sparse)} "
-            f"| {accuracy(small)} | {verdict} |"
+            f"| {100 * uniform['sparsity']:g} % | {uniform['n_nonzero']:,} | {accuracies} "
+            f"| {difference(uniform)} | {difference(erk)} |"
         )
 
 
@@ -153,6 +159,38 @@ def test_the_table_is_what_the_benchmark_wrote(page, rows):
     lines = lines_of(page)
     for line in rows():
         assert line in lines, f"{page} needs the line {line}"
+
+
+def test_what_is_said_of_the_demo_is_what_it_wrote():
+    report = pytest.importorskip("jaxprune.demo.report")
+    summary = results("demo")["summary"]
+    page = words_of("paper.md")
+    sentence = report.answer(summary).removeprefix("Result: the").replace("%", " %")
+    assert f"The{sentence}" in page
+    rows = {row["name"]: f"{100 * row['accuracy_mean']:.1f} %" for row in summary}
+    assert f"At 90 % ERK reads {rows['erk-0.9']} where the dense network" in page
+    assert f"reads {rows['dense']} and the small dense one {rows['small-dense-0.9']}." in page
+
+
+def test_what_is_said_of_the_setting_of_the_demo_is_in_its_configuration():
+    demo = pytest.importorskip("jaxprune.demo.config")
+    page = words_of("paper.md")
+    config = demo.Config()
+    as_json = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert results("demo")["config"] == as_json
+    n_others = 1797 - config.n_digits
+    assert f"{config.n_train:,} training images of {config.n_digits:,} of the digits" in page
+    assert f"{config.n_test:,} test images of the other {n_others}" in page
+    shapes = demo.shapes_of(config.widths)
+    kept = {}
+    for kind, distribution in demo.DISTRIBUTIONS.items():
+        schedule = config.schedule(max(config.sparsities))
+        plan = jaxprune.plan(shapes, schedule, distribution=distribution)
+        first = next(leaf for leaf in plan.leaves if leaf.path == "Conv_0/kernel")
+        kept[kind] = first.size - first.n_zero
+    size = first.size
+    assert f"it keeps {kept['uniform']} of the {size} weights of the first convolution" in page
+    assert f"ERK keeps {kept['ERK']}." in page
 
 
 def test_what_is_said_of_tpus_is_what_the_benchmark_wrote():
