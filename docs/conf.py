@@ -42,7 +42,7 @@ myst_heading_anchors = 4
 # Executed again only when their code changes; any error ends the build.
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 180
+nb_execution_timeout = 600  # seconds for a cell, on a busy machine
 nb_merge_streams = True
 
 html_theme = "sphinx_book_theme"
