@@ -72,6 +72,19 @@ def test_other_findings(page):
     assert f"({rows['regrowth']['mean']:.3f} ± {rows['regrowth']['sd']:.3f})" in page
 
 
+def test_the_table_of_the_demo():
+    rows = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["summary"]
+    of = {
+        (r["kind"], r["sparsity"]): f"{100 * r['accuracy_mean']:.1f} ± {100 * r['accuracy_sd']:.1f}"
+        for r in rows
+    }
+    sparsities = [sparsity for kind, sparsity in of if kind == "ERK"]
+    assert len(sparsities) == 4
+    for sparsity in sparsities:
+        cells = " | ".join(of[kind, sparsity] for kind in ("ERK", "uniform", "small dense"))
+        assert f"| {100 * sparsity:g} % | {cells} |" in lines()
+
+
 def test_figures_of_the_algorithms(page):
     rows = results("algorithms")["rows"]
     at_95 = {

@@ -3,6 +3,7 @@
 Other pages have tests of their own: test_figures.py, test_choosing.py and test_payoff.py.
 """
 
+import json
 import pathlib
 
 import pytest
@@ -53,6 +54,16 @@ def test_the_three_figures_of_the_readme_are_what_the_benchmarks_wrote():
     assert f"worse by {rows['small dense'] - rows['dense']:.2f} (" in readme
     units = next(line for line in payoff.wide() if "| units |" in line)
     assert f"runs {units.split('|')[-2].split('/')[0].strip()} times faster on one core" in readme
+
+
+@needs_results
+def test_the_figures_of_the_demo_are_what_it_wrote():
+    rows = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["summary"]
+    percent = {(r["kind"], r["sparsity"]): f"{100 * r['accuracy_mean']:.1f} %" for r in rows}
+    readme = words_of("README.md")
+    assert f"reads {percent['ERK', 0.9]} of the numbers below" in readme
+    assert f"with as many weights reads {percent['small dense', 0.9]}" in readme
+    assert f"of ten times the size {percent['dense', 0.0]}" in readme
 
 
 def test_the_readme_is_one_screen_and_has_the_two_commands():
