@@ -34,6 +34,7 @@ from benchmarks import (
     bench_sharding,
     bench_shrink,
     bench_step,
+    bench_sweep,
     bench_tpu,
     plots,
     scale_plan,
@@ -45,6 +46,7 @@ from benchmarks.topk_methods import why_no_torch
 _BENCHMARKS: dict[str, types.ModuleType] = {
     "select": bench_select,
     "step": bench_step,
+    "sweep": bench_sweep,
     "calibrate": bench_calibrate,
     "algorithms": bench_algorithms,
     "files": bench_files,

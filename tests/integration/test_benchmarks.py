@@ -107,6 +107,15 @@ def test_step_writes_quiet_and_firing_steps_of_each_optimizer(tmp_path):
         assert ("fire_ms" in row) == (name != "adamw")
 
 
+def test_sweep_compares_a_list_of_schedules_with_one(tmp_path):
+    assert cli.main(["sweep", "--quick", "--out", str(tmp_path)]) == 0
+    one, many = written(tmp_path, "sweep")["rows"]
+    assert (one["method"], many["method"]) == ("one schedule", "8 schedules")
+    assert one["x_compile"] == one["x_quiet"] == 1.0
+    assert many["x_compile"] > 0
+    assert many["quiet_cpu_ms"] > 0
+
+
 @pytest.mark.parametrize("make", (tasks.transformer, tasks.lstm))
 def test_every_network_has_finite_gradients_of_its_params(make):
     task = make(True, jnp.bfloat16)
