@@ -30,6 +30,7 @@ from benchmarks.common import Case, Check, Row, compiled
 from benchmarks.tasks import Task, mlp, update_only
 
 ONE, MANY = "one schedule", "8 schedules"
+_TURN_SECONDS = 0.05  # of CPU time; 50 quiet steps at most
 _OTHERS = (0.0, 0.5, 0.75, 0.8, 0.85, 0.95, 0.98)
 SCHEDULES = [
     SCHEDULE,
@@ -80,13 +81,13 @@ def compare(task_name: str, task: Task, quick: bool) -> list[Row]:
         name: functools.partial(compile_seconds, task, tx, not quick) for name, tx in forms.items()
     }
     in_turns(compile_calls, 1)  # a warm-up
-    compile_s = in_turns(compile_calls, 2 if quick else 7)
+    compile_s = in_turns(compile_calls, 2 if quick else 5)
     runners = {name: Runner(task, tx) for name, tx in forms.items()}
     for runner in runners.values():
         runner.check()
+    n_steps = min(max(int(_TURN_SECONDS / quiet_seconds(runners[ONE], 2)), 2), 50)
     steps = {
-        name: functools.partial(quiet_seconds, runner, 5 if quick else 50)
-        for name, runner in runners.items()
+        name: functools.partial(quiet_seconds, runner, n_steps) for name, runner in runners.items()
     }
     in_turns(steps, 1)
     quiet_s = in_turns(steps, 3 if quick else 31)
