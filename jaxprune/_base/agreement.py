@@ -9,6 +9,8 @@ A transformation cannot wait for other processes while it is traced. It records 
 `jaxprune.check` compares the digests later.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import hashlib

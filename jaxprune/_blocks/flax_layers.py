@@ -5,6 +5,8 @@ runs a linen model with them: its `Dense` layers and LSTM cells call `packed_mat
 replaces the `Linear` layers of an NNX model, including those inside recurrent cells.
 """
 
+from __future__ import annotations
+
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -8,6 +8,8 @@ For speed, `r` should be at least 8, the width of SIMD units. The columns should
 blocks, as with `Block((1, 16), balanced=True)`, because columns with fewer blocks are padded.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from typing import Any

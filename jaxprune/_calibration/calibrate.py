@@ -7,6 +7,8 @@ the inputs themselves. All arithmetic is in float32, whatever the dtypes. Kernel
 are pruned as matrices (in, out) by the roles of their axes; see `kernel_view`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

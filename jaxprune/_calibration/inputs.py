@@ -3,6 +3,8 @@
 This module knows flax and nothing of pruning. It imports flax only when one of its functions runs.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import importlib

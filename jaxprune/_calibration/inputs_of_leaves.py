@@ -1,5 +1,7 @@
 """`LayerInputs`: the moments of the inputs of every leaf of a model, with the roles of its axes."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -61,7 +63,7 @@ class LayerInputs(Mapping[str, Moments]):
     def __len__(self) -> int:
         return len(self._moments)
 
-    def __add__(self, other: Any) -> "LayerInputs":
+    def __add__(self, other: Any) -> LayerInputs:
         """The moments of the batches of both."""
         if not isinstance(other, LayerInputs):
             return NotImplemented
@@ -73,7 +75,7 @@ class LayerInputs(Mapping[str, Moments]):
             )
         return jax.tree.map(lambda a, b: a + b, self, other)
 
-    def __radd__(self, other: Any) -> "LayerInputs":
+    def __radd__(self, other: Any) -> LayerInputs:
         """Lets `sum` start with 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 

@@ -5,6 +5,8 @@ where the moments of each product's inputs belong, and `collector` adds them up 
 runs. This module has the public functions, `collection` compiles the collector.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -4,6 +4,8 @@
 the step's leaves are collected, and these leaves are pruned.
 """
 
+from __future__ import annotations
+
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

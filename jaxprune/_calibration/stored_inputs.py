@@ -1,5 +1,7 @@
 """Files that hold `LayerInputs`: one `.npz` of NumPy, with the roles as JSON."""
 
+from __future__ import annotations
+
 import json
 import os
 import zipfile

@@ -4,6 +4,8 @@ There is no sparse format that every program reads. None of these takes as littl
 and only products with CSR at batch 1 are faster than dense ones.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path

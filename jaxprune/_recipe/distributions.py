@@ -5,6 +5,8 @@ the host, in rational arithmetic: float32 is off by up to 28 units at 2**30 unit
 such as a quarter of 6 units up or down by chance. It never sees a weight.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,5 +1,7 @@
 """N:M, which keeps n of every m neighbouring weights: a structure that decides in groups."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from fractions import Fraction

@@ -1,5 +1,7 @@
 """Schedules whose targets are the values of a user's function, such as an optax schedule."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable
 from fractions import Fraction

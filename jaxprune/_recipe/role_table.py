@@ -1,5 +1,7 @@
 """`AxisRoles`, the roles of all leaves of a model, as `axis_roles` reads them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -4,6 +4,8 @@ A `SparsitySchedule` is a short list of steps, each with an exact rational targe
 budgets are exact, and a compiled update finds out by a few scalar operations whether it fires.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import numbers

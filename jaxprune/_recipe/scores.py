@@ -10,6 +10,8 @@ Elementwise scores are never stored: they are computed again whenever the select
 weights. See `Score` for the attributes of a function, and `is_elementwise`.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import inspect

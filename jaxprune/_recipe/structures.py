@@ -7,6 +7,8 @@ balanced `Block`. `jaxprune._recipe.traits` describes what every structure has. 
 its own.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from typing import Any

@@ -1,5 +1,7 @@
 """`plan`: what a transformation will do to a tree of params, from their shapes alone."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import inspect

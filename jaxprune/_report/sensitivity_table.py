@@ -1,5 +1,7 @@
 """`Sensitivity`, the table that `sensitivity` computes and `sparsities_for` reads."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from typing import Any

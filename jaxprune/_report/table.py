@@ -3,6 +3,8 @@
 It knows how many weights of each leaf are zero, and nothing else about pruning.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What `shrink` and `channel_groups` report: groups of axes, refused ones with their reasons."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence

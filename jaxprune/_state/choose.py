@@ -1,5 +1,7 @@
 """`choose_schedule`: which of several schedules a state follows, as data."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

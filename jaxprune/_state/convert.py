@@ -3,6 +3,8 @@
 Everything here runs on the host, outside `jit`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -5,6 +5,8 @@ A mask is applied with a select, never by multiplying: NaN times zero is NaN, an
 is -0.0.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

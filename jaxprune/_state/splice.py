@@ -5,6 +5,8 @@ pruning optimizer and walks both trees together from the root down. It keeps the
 and takes everything else unchanged from the dense run.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -4,6 +4,8 @@ The state is fitted to the one that `tx.init` makes, from the root down. Childre
 their keys, so that the nested dicts and lists to which checkpoint libraries reduce a state fit too.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

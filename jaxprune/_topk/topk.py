@@ -10,6 +10,8 @@ array is sorted (but for a small sample of its keys), and only counts cross devi
 This module knows nothing of pruning: arrays in, masks out.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence

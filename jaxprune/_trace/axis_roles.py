@@ -1,5 +1,7 @@
 """`axis_roles`: what the axes of each param do in the products of a model."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """`keep_zeros`: fine-tuning of params that are sparse already."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Sequence
 from typing import Any

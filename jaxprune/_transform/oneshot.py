@@ -1,5 +1,7 @@
 """Pruning once, without an optimizer, and masks from params that are sparse already."""
 
+from __future__ import annotations
+
 import warnings
 from typing import Any
 

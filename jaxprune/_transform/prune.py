@@ -1,5 +1,7 @@
 """`prune`, which users chain with an optimizer or wrap around it."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar

@@ -1,5 +1,7 @@
 """Sparse training: `rigl` and its variants `set_` and `static_sparse`, which wrap an optimizer."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from typing import Any
