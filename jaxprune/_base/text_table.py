@@ -64,7 +64,7 @@ class Table(NamedTuple):
                 f"<{tag} style='{style}'>{html.escape(cell)}</{tag}>" for cell, style in pairs
             )
 
-        style = "caption-side: top; text-align: left"
+        style = "caption-side: top; text-align: left; color: inherit"
         caption = f"<caption style='{style}'>{html.escape(self.title)}</caption>"
         body = "".join(f"<tr>{row('td', cells)}</tr>" for cells in self.rows)
         head = f"<thead><tr>{row('th', self.header)}</tr></thead>"
