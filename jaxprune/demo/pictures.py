@@ -131,8 +131,8 @@ def over_steps(results: dict[str, Any]) -> Figure:
 def _history(results: dict[str, Any], row: dict[str, Any]) -> tuple[np.ndarray, ...]:
     """Steps, sparsity of the kernels, mean accuracy and its spread in percent, one per chunk.
 
-    For a sparse network, entries before pruning begins are left out: until then it is the dense
-    network.
+    For a sparse network, entries before pruning begins are left out. Until then it is trained as
+    the dense network is, and differs only by the rounding of another compiled program.
     """
     runs = [run for run in results["runs"] if run["network"] == row["name"]]
     n_weights = row["n_params"] - n_biases_of(row["widths"])
