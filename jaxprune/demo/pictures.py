@@ -90,7 +90,7 @@ def _show_examples(figure: SubFigure, data: Data) -> None:
 
 def over_steps(results: dict[str, Any]) -> Figure:
     """Above, sparsity over the steps; below, mean and spread of the accuracy, by distribution."""
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    figure = Figure(figsize=(9, 6.8), layout="constrained")
     panels = figure.subplot_mosaic(
         [["sparsity"] * len(DISTRIBUTIONS), list(DISTRIBUTIONS)], height_ratios=(2, 3.4)
     )
@@ -115,7 +115,7 @@ def over_steps(results: dict[str, Any]) -> Figure:
                     panels["sparsity"].plot(steps, sparsity, **style)
         axes.set_title(f"{kind} sparsity")
         axes.set(xlabel="step", ylim=(0, 100))
-        axes.legend(loc="lower right", ncols=2)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)  # curves end anywhere
     panels["uniform"].set_ylabel("read correctly (%)")
     panels["sparsity"].set(xlabel="step", ylabel="zeros in kernels (%)", ylim=(-3, 103))
     panels["sparsity"].set_title("Sparsity, the same for both distributions")
