@@ -35,7 +35,7 @@ except ImportError as error:
     sys.exit(_message)
 
 import jaxprune  # noqa: E402
-from jaxprune._cli.options import add_commands  # noqa: E402
+from jaxprune._cli.options import add_commands, example_lines  # noqa: E402
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,7 +51,15 @@ def _print_version(is_given: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+_EXAMPLES = example_lines(
+    "inspect model.safetensors",
+    "plan model.safetensors --sparsity 0.9",
+    "prune model.safetensors --sparsity 0.9 --out sparse.safetensors",
+    "COMMAND --help",
+)
+
+
+@app.callback(epilog=_EXAMPLES)
 def main(
     version: Annotated[
         bool,

@@ -93,7 +93,7 @@ def _repeated(name: str, about: str) -> Any:
     return typer.Option(None, name, help=f"{about} Can be repeated.", show_default=False)
 
 
-def _examples(*lines: str) -> str:
+def example_lines(*lines: str) -> str:
     """The examples below the help of a command, which are not wrapped."""
     return "\b\nExamples:\n" + "\n".join(f"  jaxprune {line}" for line in lines)
 
@@ -103,7 +103,7 @@ def _add_inspect(app: Any) -> None:
 
     of = _options()
 
-    examples = _examples("inspect model.safetensors", "inspect checkpoints/ --quick --check")
+    examples = example_lines("inspect model.safetensors", "inspect checkpoints/ --quick --check")
 
     @app.command("inspect", epilog=examples)
     def command(
@@ -126,7 +126,7 @@ def _add_inspect(app: Any) -> None:
 def _add_plan(app: Any) -> None:
     of = _options()
 
-    examples = _examples(
+    examples = example_lines(
         "plan model.safetensors -s 0.9", "plan model/ --structure nm:2:4 --exclude '.*embed.*'"
     )
 
@@ -157,7 +157,7 @@ def _add_plan(app: Any) -> None:
 def _add_prune(app: Any) -> None:
     of = _options()
 
-    examples = _examples(
+    examples = example_lines(
         "prune model.safetensors -s 0.9 -o small.safetensors.zst",
         "prune model.safetensors --structure nm:2:4 -o sparse.safetensors",
         "prune model/ -s 0.5 --distribution global -o pruned/",
@@ -195,7 +195,7 @@ def _add_prune(app: Any) -> None:
 def _add_export(app: Any) -> None:
     of = _options()
 
-    examples = _examples(
+    examples = example_lines(
         "export small.safetensors.zst -o dense.npz", "export checkpoints/ -o model.safetensors"
     )
 

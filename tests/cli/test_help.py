@@ -54,6 +54,7 @@ def test_help_has_examples(command):
 
 def test_exit_codes_are_documented():
     out = " ".join(run_program("--help").split())
+    assert "Examples: jaxprune inspect model.safetensors jaxprune plan" in out
     assert "0 success, 1 an error, 2 a wrong option, 3 a failed check, 130 Ctrl-C" in out
 
 
