@@ -2,7 +2,7 @@
 
     python examples/llm.py
 
-About 50 seconds on a CPU with two cores. The last line you should see:
+About 45 seconds on a CPU with two cores. The last line you should see:
 `checked: 2 of every 4 weights are kept from first to last, and the merge changes no output`.
 """
 
@@ -25,9 +25,9 @@ HEADS = 4
 LAYERS = 2
 CONTEXT = 64  # characters
 BATCH = 16
-STEPS = 600  # enough to learn how words are spelled
-TUNING_STEPS = 150
-LORA_STEPS = 150
+STEPS = 500  # enough to learn how words are spelled
+TUNING_STEPS = 100
+LORA_STEPS = 100
 LORA_RATE = 1e-2  # a LoRA takes a higher one than its base
 RANK = 8
 CALIBRATION = 128  # rows of text, without labels
