@@ -17,7 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import shown
-from jaxprune._base.paths import Rule, as_rules, leaves_with_paths, rule_for, shape_of, spec_of
+from jaxprune._base.paths import (
+    Rule,
+    as_rules,
+    leaves_with_paths,
+    listed,
+    rule_for,
+    shape_of,
+    spec_of,
+)
 from jaxprune._calibration.batches import as_batches, progress_bar
 from jaxprune._calibration.calibrate import sparsegpt, wanda
 from jaxprune._calibration.checks import check_paths
@@ -35,7 +43,7 @@ from jaxprune._calibration.moments import Moments
 from jaxprune._calibration.steps import Part, steps_of
 from jaxprune._calibration.targets import Target, as_targets
 from jaxprune._recipe.roles import AxisRoles
-from jaxprune._recipe.spelling import spelled_rules
+from jaxprune._recipe.spelling import is_matched, spelled_rules
 from jaxprune._state.masks import full_mask
 from jaxprune._trace.model_arguments import check_function
 
@@ -111,8 +119,7 @@ def prune_sequentially(
     model = _Model(apply_fn, variables, items, rules, diagonal=method is wanda)
     views, of_leaves_and_slices = model.checked(rules)
     targets = targets._replace(overrides=of_leaves_and_slices)
-    block_rules = as_rules(() if blocks is None else blocks, "blocks")
-    block_rules = spelled_rules(block_rules, model.first.program.paths)
+    block_rules = _block_rules(function, blocks, model.first.program.paths)
     model.check_inputs(function, list(views))
     steps = steps_of(model.first, list(views), block_rules)
     prune = _Pruner(method, options, model)
@@ -123,6 +130,18 @@ def prune_sequentially(
             leaf_targets = targets.of(part.path, spec_of(model.leaf(part.path)), view)
             prune.part(part, inputs[part.path], view, leaf_targets)
     return prune.result()
+
+
+def _block_rules(function: str, blocks: Any, paths: Sequence[str]) -> tuple[Rule, ...]:
+    """The rules of `blocks` in the spelling of the paths; raises where one matches no leaf."""
+    rules = spelled_rules(as_rules(() if blocks is None else blocks, "blocks"), paths)
+    for rule in rules:
+        if isinstance(rule, str) and not is_matched(rule, paths):
+            raise ValueError(
+                f"{function}: blocks: {rule!r} matches no leaf; the leaves are {listed(paths)}. A "
+                f"regex matches the whole path, for example {rule_for(paths[0])!r}."
+            )
+    return rules
 
 
 def _check_functions(function: str, method: Any, apply_fn: Any) -> None:

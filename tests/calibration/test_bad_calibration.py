@@ -155,6 +155,12 @@ CALIBRATION = [
         ("overrides: 'experts/1'", "('out', 'in', 'out')", "call wanda or sparsegpt with roles="),
     ),
     case(
+        "blocks_that_match_nothing",
+        lambda: sequentially(blocks=["w", "layers_9/.*"]),
+        ValueError,
+        ("prune_sequentially: blocks", "'layers_9/.*' matches no leaf", "b, w"),
+    ),
+    case(
         "roles_for_sequential",
         lambda: sequentially(roles={"w": ("in", "out")}),
         TypeError,
