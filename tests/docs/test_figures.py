@@ -193,6 +193,15 @@ def test_what_is_said_of_the_setting_of_the_demo_is_in_its_configuration():
     assert f"ERK keeps {kept['ERK']}." in page
 
 
+def test_what_is_said_of_lists_of_schedules_is_what_the_benchmark_wrote():
+    rows = results("sweep-cpu")["rows"]
+    compiles, quiet = (max(row[name] for row in rows) for name in ("x_compile", "x_quiet"))
+    said = f"take at most {compiles:.2f} times the CPU time of one schedule to compile, and "
+    assert f"{said}{quiet:.2f} times for a step without a fire" in words_of("performance.md")
+    assert compiles <= 1.3
+    assert quiet <= 1.05
+
+
 def test_what_is_said_of_tpus_is_what_the_benchmark_wrote():
     page = words_of("performance.md")
     all_rows = results("tpu-cpu")["rows"]
