@@ -10,10 +10,21 @@ import numpy as np
 import optax
 import pytest
 from hypothesis import given, strategies as st
+from jax.sharding import AxisType, PartitionSpec
 
 import jaxprune
 from bad_input import HALF, assert_error, case, init, params
-from helpers import assert_dropped_are_plus_zero, assert_same, bits, half_up, on_device, ones
+from helpers import (
+    assert_dropped_are_plus_zero,
+    assert_placed_like,
+    assert_same,
+    bits,
+    half_up,
+    make_mesh,
+    on_device,
+    ones,
+    place,
+)
 from jaxprune import NM, Block, Channel
 
 SHAPES = {"a": (6, 8), "b": (5, 7), "c": (8, 4), "bias": (8,)}
@@ -241,6 +252,25 @@ def test_members_of_a_batch_have_the_same_existing_weights():
     states = jaxprune.choose_schedule(states, jnp.array([1, 0]))
     assert states.progress.absent.shape == (2, 4)
     del history
+
+
+@pytest.mark.parametrize("form", ("falling", "rigl"))
+def test_masks_on_an_explicit_mesh_are_those_of_one_device(form):
+    mesh = make_mesh((2, 4), AxisType.Explicit)
+    split, whole = PartitionSpec("data", "model"), PartitionSpec()
+    tx, history = run(form)
+    tree = place(make_params(), mesh, {"a": split, "b": whole, "c": split, "bias": whole})
+    with jax.set_mesh(mesh):
+        state = tx.init(tree)
+        step = jax.jit(tx.update)
+        for t in range(3):
+            grads = jax.tree.map(lambda p, t=t: jnp.cos(5 * p + t), tree)
+            updates, state = step(grads, state, tree)
+            tree = optax.apply_updates(tree, updates)
+    masks, expected = (jaxprune.get_masks(s) for s in (state, history[3][1]))
+    for name in WEIGHTS:
+        assert np.array_equal(masks[name], expected[name])
+    assert_placed_like(state.masks, tree)
 
 
 # A masked autoregressive network.
