@@ -34,6 +34,8 @@ _ROW = 1024
 _SHORT_ROW = 64
 # The largest number of 32 bits.
 _MOST = 2**32 - 1
+# How many arrays are counted at a time.
+_AT_ONCE = 7
 # If the number of devices divides no axis, arrays of at most this many entries get plain sums.
 _SMALL = 2**16
 
@@ -74,19 +76,42 @@ def per_member(x: jax.Array, ndim: int) -> jax.Array:
     return jnp.expand_dims(x, tuple(range(1, ndim)))
 
 
-def count_true(flags: Sequence[jax.Array], is_local: bool = False) -> jax.Array:
-    """Counts the true entries of each of two or more bool arrays of one shape: int32[n_flags].
+def count_arrays(flags: Sequence[jax.Array], dtype: Any, is_local: bool = False) -> jax.Array:
+    """Counts the true entries of each of several bool arrays: [n_arrays].
 
-    Counts saturate at 2**31 - 1. With `is_local` the arrays are the part that one shard holds.
+    On one device, arrays of one shape are counted some at a time, which is one kernel instead of
+    one for each: programs compile faster. Across devices they may be sharded in different ways.
+
+    Args:
+      flags: the arrays, of any shapes.
+      dtype: of the counts.
+      is_local: whether the arrays are the parts that one shard holds.
     """
+    is_local = is_local or on_one_device(flags)
+    alike: dict[Any, list[int]] = {}
+    for i, flag in enumerate(flags):
+        alike.setdefault(flag.shape if is_local else i, []).append(i)
+    order, counts = [], []
+    for members in alike.values():
+        for some in np.array_split(members, -(-len(members) // _AT_ONCE)):
+            order += some.tolist()
+            counts.append(_counts_of_alike([flags[i] for i in some], dtype, is_local))
+    joined = jnp.concatenate(counts) if counts else jnp.zeros((0,), dtype)
+    return joined if order == sorted(order) else joined[np.argsort(order)]
+
+
+def _counts_of_alike(flags: list[jax.Array], dtype: Any, is_local: bool) -> jax.Array:
+    """`count_arrays` of a few arrays of one shape, in one read."""
     size = flags[0].size
     if not size:
-        return jnp.zeros((len(flags),), jnp.int32)
-    is_local, wide = is_local or on_one_device(flags), size >= WIDE
-    with counting(wide):
-        members = [jnp.expand_dims(flag, 0) for flag in flags]
-        counts = count_each(members, jnp.int64 if wide else jnp.int32, is_local)[0]
-        return jnp.minimum(counts, np.iinfo(np.int32).max).astype(jnp.int32) if wide else counts
+        return jnp.zeros((len(flags),), dtype)
+    members = [jnp.expand_dims(flag, 0) for flag in flags]
+    if len(flags) > 1:
+        return count_each(members, dtype, is_local)[0]
+    # XLA would turn a single count into the slow form that `count_each` avoids, so the False
+    # entries are counted, too. Both terms are equal.
+    n_true, n_false = count_each([members[0], ~members[0]], dtype, is_local)[0]
+    return jnp.minimum(n_true, jnp.asarray(size, dtype) - n_false)[None]
 
 
 def count_each(flags: Sequence[jax.Array], dtype: Any, is_local: bool) -> jax.Array:

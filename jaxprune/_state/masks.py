@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.counting import WIDE, count_true, counting
+from jaxprune._base.counting import WIDE, count_arrays, counting
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, listed, shape_of, shown_path, spec_of
 from jaxprune._base.sharding import summed_in_shards, typed_like
@@ -65,23 +65,17 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, j
 
 def count_violations(params: Sequence[jax.Array], masks: Sequence[jax.Array]) -> jax.Array:
     """How many dropped weights are not zero: int32, at most its largest value."""
-    dropped = [~mask.astype(bool) for mask in masks]
-    nonzero = [d & is_nonzero(p) for p, d in zip(params, dropped, strict=True)]
-    wide = sum(d.size for d in dropped) >= WIDE
+    violating = [~m.astype(bool) & is_nonzero(p) for p, m in zip(params, masks, strict=True)]
+    dtype = jnp.int64 if sum(v.size for v in violating) >= WIDE else jnp.int32
 
     def add_up(flags: Sequence[jax.Array], once: Any) -> jax.Array:
-        total = jnp.zeros((), jnp.int64 if wide else jnp.int32)
-        for i in range(len(params)):
-            counts = count_true([flags[i], flags[i + len(params)]], once is not None)
-            n_nonzero, n_dropped = counts.astype(total.dtype)
-            # The minimum is always n_nonzero. It is here to use both counts: XLA would turn a
-            # single count into the slow form that count_true avoids.
-            n = jnp.minimum(n_nonzero, n_dropped)
-            total += n if once is None else once(i, n)
-        return total
+        counts = count_arrays(flags, dtype, once is not None)
+        if once is not None:
+            counts = jnp.stack([once(i, n) for i, n in enumerate(counts)])
+        return jnp.sum(counts, dtype=dtype)
 
-    with counting(wide):
-        total = summed_in_shards(add_up, [*nonzero, *dropped])
+    with counting(dtype == jnp.int64):
+        total = summed_in_shards(add_up, violating)
         return jnp.minimum(total, np.iinfo(np.int32).max).astype(jnp.int32)
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune._base.counting import WIDE, count_each, counting
-from jaxprune._base.sharding import on_one_device, summed_in_shards
+from jaxprune._base.counting import WIDE, count_arrays, counting
+from jaxprune._base.sharding import summed_in_shards
 
 UNKNOWN = -1  # a count in `reached` that the next update finds out
 # Before 0.8, JAX could not pass an int64 array to a compiled program without `jax_enable_x64`, so
@@ -99,23 +99,12 @@ def zeros_of(masks: Sequence[jax.Array]) -> jax.Array:
         return jnp.zeros((0,), dtype)
 
     def add_up(flags: Sequence[jax.Array], once: Any) -> jax.Array:
-        counts = [_n_dropped(flag, dtype, once is not None) for flag in flags]
-        return jnp.stack([n if once is None else once(i, n) for i, n in enumerate(counts)])
+        counts = count_arrays([~flag for flag in flags], dtype, once is not None)
+        return counts if once is None else jnp.stack([once(i, n) for i, n in enumerate(counts)])
 
     kept = [mask.astype(bool) for mask in masks]
     with counting(dtype == jnp.int64):
         return summed_in_shards(add_up, kept)
-
-
-def _n_dropped(kept: jax.Array, dtype: Any, is_local: bool) -> jax.Array:
-    """How many entries are False."""
-    if not kept.size:
-        return jnp.zeros((), dtype)
-    flags = [jnp.expand_dims(flag, 0) for flag in (~kept, kept)]
-    n_dropped, n_kept = count_each(flags, dtype, is_local or on_one_device([kept]))[0]
-    # Both terms are equal. Two counts are asked for, because XLA would turn a single one into the
-    # slow form that count_each avoids.
-    return n_dropped if is_local else jnp.minimum(n_dropped, kept.size - n_kept)
 
 
 # doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
