@@ -141,15 +141,18 @@ def _trip(
     inner_state = before.inner_state
     if wrapped is not None:
         inner_state = reset_grown(wrapped, inner_state, budget, masks)
+    kept = masks
     if settings.bit_masks:
         masks = [bits_typed_like(to_bits(m), p) for m, p in zip(masks, params, strict=True)]
     masks = [m.astype(b.dtype) for m, b in zip(masks, before.masks, strict=True)]
-    # The counts read what is stored. Without the barrier XLA for GPUs stores the masks twice.
-    masks = lax.optimization_barrier(masks)
+    # XLA for GPUs stores masks twice, unless they are counted after a barrier. It lays out those
+    # decided by columns in columns; were these counted, every quiet step would transpose them.
+    if not _by_columns(budget, params):
+        masks = lax.optimization_barrier(masks)
+        kept = list(map(from_bits, masks, params)) if settings.bit_masks else masks
     progress = before.progress
     if progress is not None:
-        stored = list(map(from_bits, masks, params)) if settings.bit_masks else masks
-        progress = _counted(settings, budget, inputs.step, progress, stored)
+        progress = _counted(settings, budget, inputs.step, progress, kept)
     thresholds = before.thresholds.at[chosen].set(reached.astype(before.thresholds.dtype))
     violations = before.violations
     if settings.lands:
@@ -159,6 +162,14 @@ def _trip(
         thresholds, violations, progress = lax.pmax(equal, settings.axis_name)
     fired = Fired(masks, thresholds, violations, inner_state, progress)
     return Carry(fired, jnp.zeros((), bool))
+
+
+def _by_columns(budget: Budget, params: Sequence[jax.Array]) -> bool:
+    """Whether a leaf is decided column by column (balanced blocks)."""
+    return any(
+        leaf.structure.n_groups(p.shape) > 1 and not leaf.traits.decides_in_groups
+        for leaf, p in zip(budget.leaves, params, strict=True)
+    )
 
 
 def _counted(
