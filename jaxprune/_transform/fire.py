@@ -145,11 +145,11 @@ def _trip(
     if settings.bit_masks:
         masks = [bits_typed_like(to_bits(m), p) for m, p in zip(masks, params, strict=True)]
     masks = [m.astype(b.dtype) for m, b in zip(masks, before.masks, strict=True)]
-    # XLA for GPUs stores masks twice, unless they are counted after a barrier. It lays out those
-    # decided by columns in columns; were these counted, every quiet step would transpose them.
-    if not _by_columns(budget, params):
-        masks = lax.optimization_barrier(masks)
-        kept = list(map(from_bits, masks, params)) if settings.bit_masks else masks
+    # XLA for GPUs stores masks twice, unless they are counted after a barrier. Bit masks would have
+    # to be unpacked for that. Those decided by columns are laid out in columns; were these counted,
+    # every quiet step would transpose them.
+    if not settings.bit_masks and not _by_columns(budget, params):
+        masks = kept = lax.optimization_barrier(masks)
     progress = before.progress
     if progress is not None:
         progress = _counted(settings, budget, inputs.step, progress, kept)
