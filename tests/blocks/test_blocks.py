@@ -292,3 +292,21 @@ def test_nnx_models_are_packed_in_place(name):
     np.testing.assert_allclose(jitted(model, x), expected, 1e-5, 1e-5)
     with pytest.raises(ValueError, match=says("nothing to pack", "include='.*kernel'", "nnx")):
         pack_linear(model)
+
+
+def test_columns_list_their_blocks_in_order():
+    w, mask = matrix(4, (24, 32), (2, 8), 0.5)
+    packed = pack_matrix(w, mask, (2, 8))
+    counts = mask.reshape(12, 2, 4, 8).any((1, 3)).sum(0)
+    assert len(set(counts.tolist())) > 1  # some columns are padded
+    assert np.all(np.diff(packed.indices, axis=1) >= 0)
+
+
+@pytest.mark.parametrize("batch", (1, 8))
+def test_the_layout_for_a_batch_reaches_every_kernel(batch):
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Sequential(nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
+    pack_linear(model, block=(1, 4), batch=batch)
+    packed = pack_kernels({"up": {"kernel": W}}, block=(1, 4), batch=batch)
+    [kernel] = jax.tree.leaves(packed, is_leaf=lambda x: isinstance(x, PackedMatrix))
+    assert model.layers[0].meta[2] == kernel.rows_first == (batch > 1)

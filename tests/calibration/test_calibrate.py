@@ -651,3 +651,10 @@ def test_without_flax_the_extra_is_named(monkeypatch, collect):
     parts = says(collect.__name__, "flax", "pip install 'jaxprune[flax]'")
     with pytest.raises(ModuleNotFoundError, match=parts):
         collect(None, None)
+
+
+def test_half_a_weight_more_is_dropped_at_exact_halves():
+    params, inputs = {"w": jnp.arange(1.0, 6.0)[:, None]}, {"w": jnp.eye(5)}
+    for method in (jaxprune.wanda, jaxprune.sparsegpt):
+        _, masks = method(params, inputs, 0.5)
+        assert masks["w"][:, 0].tolist() == [False, False, False, True, True]

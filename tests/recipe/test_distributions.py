@@ -149,14 +149,17 @@ def test_parts_are_rounded_as_one_by_one(data):
     assert largest_remainder(every, total, least).tolist() == expected
 
 
-def test_an_l2_pool_ranks_by_scores_over_the_norm_of_their_leaf():
+@pytest.mark.parametrize("reduced", (np.sum, np.mean), ids=("norm", "root mean square"))
+def test_a_scaled_pool_ranks_by_scores_over_the_scale_of_their_leaf(reduced):
+    # The leaves have unlike sizes, so that the two rankings differ.
+    distribution = jaxprune.l2_pool if reduced is np.sum else jaxprune.normalized_pool
     params = make_params()
     params["fc"] = params["fc"] * 1000  # a scale that must not matter
-    _, masks = pruned(params, 0.7, distribution=jaxprune.l2_pool)
+    _, masks = pruned(params, 0.7, distribution=distribution)
     divided = []
     for name in sorted(SHAPES):
         w = np.asarray(params[name], np.float64).ravel()
-        divided.append(np.abs(w) / np.sqrt((w**2).sum()))
+        divided.append(np.abs(w) / np.sqrt(reduced(w**2)))
     flat = np.concatenate(divided)
     kept = np.concatenate([np.asarray(masks[n]).ravel() for n in sorted(SHAPES)])
     expected = np.ones(flat.size, bool)
@@ -185,6 +188,18 @@ def test_a_leaf_is_never_below_its_least_density():
     total = sum(math.prod(s) for s in SHAPES.values())
     n_zero = sum(np.sum(~np.asarray(masks[n])) for n in SHAPES)
     assert n_zero == round_half_up(Fraction(7, 10) * total)
+
+
+@pytest.mark.parametrize("distribution", (jaxprune.uniform, jaxprune.global_pool), ids=str)
+def test_a_least_density_that_is_no_whole_number_is_rounded_up(distribution):
+    params = {"a": jnp.arange(1.0, 8.0)[:, None], "b": jnp.arange(8.0, 19.0)[:, None]}
+    distribution = jaxprune.min_density(0.3, distribution)
+    _, masks = pruned(params, 0.9, distribution=distribution)
+    assert [int(masks[name].sum()) for name in "ab"] == [3, 4]  # of 2.1 and 3.3
+    assert jaxprune.plan(params, 0.9, distribution=distribution).n_zero == 18 - 7
+    _, masks = pruned(params, 0.5, distribution=distribution)
+    if distribution.pooled:  # the floor of "a" is met, and "b" loses the rest
+        assert [int(masks[name].sum()) for name in "ab"] == [3, 6]
 
 
 @pytest.mark.parametrize("axis", (0, 1, -1))

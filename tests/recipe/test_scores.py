@@ -203,6 +203,16 @@ def test_each_seed_has_a_stream_of_its_own():
     assert len({np.asarray(mask).tobytes() for mask in masks}) == len(masks)
 
 
+@pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float16, jnp.float32))
+def test_saliency_is_a_product_of_float32(dtype):
+    w, g = (jnp.asarray([3.0, -1.0, 1.01171875]) * x for x in (1, 1.00390625))
+    w, g = w.astype(dtype), g.astype(dtype)
+    scores = jaxprune.saliency(w, g)
+    assert scores.dtype == jnp.float32
+    expected = np.abs(np.asarray(w, np.float32) * np.asarray(g, np.float32))
+    np.testing.assert_array_equal(scores, expected)
+
+
 # Scores that know their leaf
 
 ROLES = {"a/kernel": ("in", "out", "out")}

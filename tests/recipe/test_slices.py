@@ -54,6 +54,23 @@ def test_every_slice_drops_its_smallest_weights_exactly(sparsity, seed):
             np.testing.assert_array_equal(np.sort(w[index][~mask[index]]), dropped)
 
 
+def test_the_threshold_of_a_leaf_is_the_least_of_its_slices():
+    w = jnp.abs(random_params({"w": (3, 4, 6)})["w"]) * jnp.array([10.0, 1.0, 100.0])[:, None, None]
+    columns = jaxprune.Block((1, 2), balanced=True)
+    tx = jaxprune.prune(
+        jaxprune.one_shot_schedule(0.5),
+        structure={"columns": columns},
+        distribution=jaxprune.per_slice("slices"),
+    )
+    params = {"slices": w, "columns": w[0] * jnp.array([5.0, 5.0, 1.0, 1.0, 9.0, 9.0])}
+    _, state = tx.update(params, tx.init(params), params)
+    slices = np.sort(np.asarray(w[1]).ravel())  # those of the smallest weights
+    blocks = np.sort(np.asarray(params["columns"])[:, 2:4].mean(1))
+    threshold = dict(zip(("columns", "slices"), state.thresholds.tolist(), strict=True))
+    assert slices[11] <= threshold["slices"] <= slices[12]
+    assert blocks[1] * (1 - 1e-6) <= threshold["columns"] <= blocks[2] * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("distribution", (jaxprune.global_pool, jaxprune.normalized_pool), ids=str)
 def test_in_a_pool_of_all_leaves_slices_are_not_apart(distribution):
     params = make_params()

@@ -172,3 +172,9 @@ def test_at_most_eight_rules_are_suggested():
     text = str(error.value)
     assert_says(text, "and 4 more: ", "So for the other 4 leaves; one regex may match them all.")
     assert len(error.value.arguments["exclude"]) == len(error.value.arguments["structure"]) == 8
+
+
+def test_blocks_at_the_edge_have_the_largest_of_their_own_scores_below_zero():
+    scores = -np.arange(1.0, 16.0, dtype=np.float32).reshape(3, 5)
+    units = Block((2, 2), "max").unit_scores(jnp.asarray(scores))
+    np.testing.assert_array_equal(units, block_oracle(scores, (2, 2), "max"))

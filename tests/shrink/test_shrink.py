@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 import jaxprune
 from helpers import on_device
 from jaxprune._base.paths import leaves_with_paths
+from jaxprune._recipe.coupled import Coupled
 from jaxprune._shrink import groups as groups_lib
 from jaxprune._shrink.units import units_of
 from jaxprune._trace.program import known_values, program_of, trace
@@ -750,3 +751,15 @@ def test_coupled_structures_refuse_what_they_cannot_mean():
         )
     with pytest.raises(ValueError, match=r"no channels can be pruned: w\[0\]: .*input"):
         jaxprune.channel_groups(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones((2, 3)))
+
+
+def test_a_channel_that_one_of_coupled_leaves_has_dropped_is_dropped_in_all():
+    structure = {
+        "a": Coupled("hidden", 1, (0, 1, 2, 3), 4),
+        "b": Coupled("hidden", 0, (0, 1, 2, 3), 4),
+    }
+    params = {"a": 1 + jnp.arange(4.0) * jnp.ones((3, 1)), "b": 1 + jnp.arange(4.0)[:, None]}
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), structure=structure)
+    masks = {"a": jnp.ones((3, 4), bool).at[:, 3].set(False), "b": jnp.ones((4, 1), bool)}
+    _, state = tx.update(params, jaxprune.set_masks(tx.init(params), masks), params)
+    assert state.masks["a"][0].tolist() == state.masks["b"][:, 0].tolist() == [0, 1, 1, 0]

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import jaxprune
 from helpers import grads_at, random_params, says, stepper
 from jaxprune._state.bit_masks import bit_mask_shape, from_bits, full_bits, to_bits
+from jaxprune._state.masks import keep
 
 SCHEDULE = jaxprune.cubic_schedule(0.8, 1, 5, 2)
 
@@ -222,3 +223,12 @@ def test_the_other_axes_keep_their_sharding(axes, spec):
     for name in ("whole", "ragged"):
         rows = state.masks[name].sharding.shard_shape(state.masks[name].shape)[0]
         assert rows == params[name].sharding.shard_shape(params[name].shape)[0]
+
+
+@pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float16, jnp.float32))
+def test_the_tangent_of_a_masked_array_is_masked(dtype):
+    x, mask = jnp.array([1.0, 2.0, 3.0], dtype), jnp.array([1, 0, 1], jnp.uint8)
+    value, tangent = jax.jvp(lambda x: keep(x, mask), (x,), (x + 1,))
+    assert value.tolist() == [1, 0, 3]
+    assert tangent.tolist() == [2, 0, 4]
+    assert jax.grad(lambda x: keep(x, mask).sum())(x).tolist() == [1, 0, 1]

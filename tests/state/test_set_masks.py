@@ -50,3 +50,14 @@ def test_masks_of_another_tree_raise(form):
     for masks in ({"a": ones(2, 2) > 0, "c": ones(2) > 0}, {"b": {"kernel": ones(1, 2) > 0}}):
         with pytest.raises(ValueError, match=r"masks must have the leaves of the params, a"):
             jaxprune.set_masks(state, masks)
+
+
+@pytest.mark.parametrize("packed", (False, True))
+def test_any_nonzero_integer_keeps_a_weight_and_fractions_are_refused(packed):
+    state = prune(packed=packed).init(PARAMS)
+    masks = {"a": jnp.array([[0, 256], [-1, 2]]), "b": {"kernel": jnp.array([[0, 512]])}}
+    kept = jaxprune.get_masks(jaxprune.set_masks(state, masks))
+    assert kept["a"].tolist() == [[False, True], [True, True]]
+    assert kept["b"]["kernel"].tolist() == [[False, True]]
+    with pytest.raises(TypeError, match=r"a: a mask must be bool or integer"):
+        jaxprune.set_masks(state, masks | {"a": jnp.array([[0.0, 0.5], [1.0, 1.0]])})

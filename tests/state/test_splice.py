@@ -191,3 +191,9 @@ def test_a_state_restored_without_its_structure_raises_and_says_how_to_restore_i
     restored = [{"count": 3, "mu": params, "nu": params}, None]  # what orbax gives without a target
     with pytest.raises(ValueError, match=says("checkpoint", "structure")):
         splice(last(adam()), params, restored)
+
+
+def test_moments_of_another_dtype_raise_with_their_path():
+    dense = optax.adam(0.1, mu_dtype=jnp.bfloat16).init(make_params())
+    with pytest.raises(ValueError, match=says("0/0/mu/fc/bias:", "bfloat16[4]", "float32[4]")):
+        splice(last(adam()), make_params(), dense)

@@ -13,8 +13,8 @@ from hypothesis import given, strategies as st
 
 from jaxprune._base import counting
 from jaxprune._base.counting import enable_x64
-from jaxprune._base.float_bits import order_key
-from jaxprune._topk import candidates, search, topk
+from jaxprune._base.float_bits import key_value, order_key
+from jaxprune._topk import candidates, first_cuts, search, topk
 from jaxprune._topk.topk import select, topk_mask, topk_masks
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.float8_e4m3b11fnuz)
@@ -392,3 +392,22 @@ def test_counts_of_any_dtype_are_clipped_to_the_size(dtype, count, kept):
         assert [int(mask.sum()) for mask in masks] == [kept, 3]
         [a, b] = topk_masks([scores, scores], n_keep, pool="global")
         assert int(a.sum()) + int(b.sum()) == (20 if kept == 10 else kept)
+
+
+@pytest.mark.parametrize("part", (0.05, 0.9))
+def test_the_first_cuts_of_a_sampled_array_enclose_its_threshold(part, monkeypatch):
+    opened = []
+
+    def recorded(*args):
+        opened.append(first_cuts.first_cuts(*args))
+        return opened[-1]
+
+    monkeypatch.setattr(search, "first_cuts", recorded)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # else nothing is sampled
+    scores = jax.random.uniform(jax.random.key(0), (2**8, 2**7))
+    n_keep = int(part * scores.size)
+    with jax.disable_jit():
+        mask = topk_mask(scores, n_keep)
+    assert int(mask.sum()) == n_keep
+    [cuts] = key_value(opened[0], np.dtype(np.float32)).tolist()
+    assert cuts[0] <= np.sort(np.asarray(scores).ravel())[-n_keep] <= cuts[-1]

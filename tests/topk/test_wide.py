@@ -155,3 +155,11 @@ def test_violations_saturate_and_do_not_wrap(monkeypatch):
     count = state_masks.count_violations([jnp.ones(24)] * 2, flags)
     assert (int(count), count.dtype) == (24 - 7, jnp.int32)
     assert int(counting.total(flags[1])) == 24
+
+
+def test_violations_of_several_leaves_saturate_together(monkeypatch):
+    most = jnp.full((2,), 2**31 - 1, jnp.int32)
+    monkeypatch.setattr(state_masks, "WIDE", 2)
+    monkeypatch.setattr(state_masks, "count_true", lambda flags, is_local: most)
+    params = [jnp.ones(3)] * 2
+    assert int(state_masks.count_violations(params, [jnp.zeros(3, bool)] * 2)) == 2**31 - 1

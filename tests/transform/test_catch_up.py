@@ -257,3 +257,12 @@ def test_a_schedule_that_asks_for_less_changes_the_progress_and_no_mask(form):
     fresh = jaxprune.get_state(new.init(make_params())).progress
     want = fresh._replace(zeros=before.zeros, reached=before.reached, fires_left=jnp.int32(3))
     chex.assert_trees_all_equal(progress, want)
+
+
+def test_the_step_stays_at_the_largest_integer():
+    params = {"w": jnp.arange(1.0, 9.0)[:, None]}
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5))
+    _, state = tx.update(params, tx.init(params), params)
+    late = state._replace(prune_step=jnp.asarray(2**31 - 1, jnp.int32))
+    _, after = tx.update(params, late, params)
+    assert int(after.prune_step) == 2**31 - 1
