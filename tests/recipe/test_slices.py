@@ -62,7 +62,7 @@ def test_the_threshold_of_a_leaf_is_the_least_of_its_slices():
         structure={"columns": columns},
         distribution=jaxprune.per_slice("slices"),
     )
-    params = {"slices": w, "columns": w[0] * jnp.array([5.0, 5.0, 1.0, 1.0, 9.0, 9.0])}
+    params = {"slices": w, "columns": w[0] * jnp.array([[5.0, 5.0, 1.0, 1.0, 9.0, 9.0]])}
     _, state = tx.update(params, tx.init(params), params)
     slices = np.sort(np.asarray(w[1]).ravel())  # those of the smallest weights
     blocks = np.sort(np.asarray(params["columns"])[:, 2:4].mean(1))

@@ -758,7 +758,7 @@ def test_a_channel_that_one_of_coupled_leaves_has_dropped_is_dropped_in_all():
         "a": Coupled("hidden", 1, (0, 1, 2, 3), 4),
         "b": Coupled("hidden", 0, (0, 1, 2, 3), 4),
     }
-    params = {"a": 1 + jnp.arange(4.0) * jnp.ones((3, 1)), "b": 1 + jnp.arange(4.0)[:, None]}
+    params = {"a": jnp.tile(jnp.arange(1.0, 5.0), (3, 1)), "b": jnp.arange(1.0, 5.0)[:, None]}
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), structure=structure)
     masks = {"a": jnp.ones((3, 4), bool).at[:, 3].set(False), "b": jnp.ones((4, 1), bool)}
     _, state = tx.update(params, jaxprune.set_masks(tx.init(params), masks), params)
