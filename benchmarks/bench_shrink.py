@@ -2,7 +2,8 @@
 
 Networks in Flax Linen with random weights lose 30, 50 or 70% of their coupled channels by
 magnitude, and `shrink` removes them; it also checks that the outputs are the same. Random weights
-are enough here, because speed does not depend on their values. Quality is not measured.
+are enough here, because speed does not depend on their values. Quality is not measured. The case
+`torch-pruning` compares sizes and outputs with those of that library on small networks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 from rich.table import Table
 
 import jaxprune
+from benchmarks import shrink_torch
 from benchmarks.common import Case, Check, Row, cores, interleaved
+from benchmarks.shrink_pairs import pairs
 
 SPARSITIES = (0.3, 0.5, 0.7)
 BATCHES = (1, 8)
@@ -176,32 +179,37 @@ def _size(tree: Any) -> int:
 
 
 def cases(quick: bool) -> list[Case]:
-    """One case per network."""
+    """One case per network, and one for the comparison with Torch-Pruning."""
     batches, sparsities = ((1,), (0.5,)) if quick else (BATCHES, SPARSITIES)
+    names = list(pairs())[: 1 if quick else None]
     return [
-        Case(f"shrink {name}", functools.partial(compare, name, network, batches, sparsities))
-        for name, network in networks(quick).items()
+        *(
+            Case(f"shrink {name}", functools.partial(compare, name, network, batches, sparsities))
+            for name, network in networks(quick).items()
+        ),
+        Case("torch-pruning", functools.partial(shrink_torch.compare, names)),
     ]
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Size, milliseconds and ratio to dense of every network, before and after."""
+    """Size, milliseconds and ratio to dense before and after, and Torch-Pruning's sizes."""
     table = Table(title="Forward pass after channels are removed")
     columns = ("network", "batch", "cores", "model", "numbers", "ms", "x dense", "shrink s")
     for column in columns:
         table.add_column(column, justify="left" if column in ("network", "model") else "right")
-    for row in rows:
+    for row in (r for r in rows if r["case"] == "shrink"):
         cells = (row["task"], f"{row['batch']}", f"{row['cores']}", row["method"])
         cells += (f"{row['numbers']:,}", f"{row['median_ms']:.3f}", f"{row['x_dense']:.2f}")
         table.add_row(*cells, f"{row['shrink_s']:.1f}")
-    return [table]
+    return [table, shrink_torch.table(rows)]
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:
     """Half of the channels are a quarter of the work of a convolution, so 2 is a safe target."""
     shrunk = [r for r in rows if r["task"].startswith("cnn") and r["method"] == "50% cut"]
-    return [
+    speed = [
         Check(f"{r['task']}, 50% cut, batch {r['batch']}, 1 core: x dense", 2, r["x_dense"], True)
         for r in shrunk
         if r["cores"] == 1
     ]
+    return speed + shrink_torch.checks(rows)

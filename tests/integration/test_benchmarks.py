@@ -22,6 +22,7 @@ from benchmarks import (
     hlo,
     networks,
     scale_plan,
+    shrink_torch,
     tasks,
     topk_methods,
     topk_oracle,
@@ -343,3 +344,25 @@ def test_shrink_writes_the_network_before_and_after(tmp_path):
     for row in rows:
         assert row["median_ms"] > 0
         assert (row["numbers"] == rows[0]["numbers"]) == (row["method"] == "dense")
+
+
+def test_without_torch_pruning_shrink_says_why_its_rows_are_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shrink_torch, "version_of", lambda package: None)
+    only = ["--only", "torch-pruning"]
+    assert cli.main(["shrink", "--quick", "--out", str(tmp_path), *only]) == 0
+    assert written(tmp_path, "shrink")["rows"] == []
+    assert "torch and torch-pruning can't be imported" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("MLP", "LSTM", "ConvNeXt block"))
+def test_shrink_is_compared_with_torch_pruning(name):
+    pytest.importorskip("torch_pruning")
+    rows = shrink_torch.compare([name])
+    ours, others, *allowed = rows
+    assert (ours["method"], others["method"]) == ("jaxprune", "Torch-Pruning")
+    assert ours["difference"] <= shrink_torch.EQUAL
+    assert ("error" in others) == (name == "LSTM")
+    assert all(row["numbers"] == others["numbers"] for row in allowed)
+    assert all(check.ok for check in shrink_torch.checks(rows if name == "MLP" else []))
+    assert shrink_torch.table(rows).row_count == len(rows)
