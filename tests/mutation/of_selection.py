@@ -177,11 +177,18 @@ MUTANTS = (
         ("base/test_counting.py",),
     ),
     Mutant(
-        "count-true-of-the-largest-int32",
+        "counts-in-the-order-of-shapes",
         "_base/counting.py",
-        "on_one_device(flags), size >= WIDE",
-        "on_one_device(flags), size > WIDE",
-        equivalent="a count of 2**31 - 1 entries is at most 2**31 - 1, which 32 bits hold",
+        "return joined if order == sorted(order) else joined[np.argsort(order)]",
+        "return joined",
+        ("base/test_counting.py",),
+    ),
+    Mutant(
+        "a-single-count-is-that-of-false",
+        "_base/counting.py",
+        "return jnp.minimum(n_true, jnp.asarray(size, dtype) - n_false)[None]",
+        "return jnp.maximum(n_true, n_false)[None]",
+        ("base/test_counting.py",),
     ),
     Mutant(
         "an-elementwise-score-may-mix-products-and-sums",

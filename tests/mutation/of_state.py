@@ -44,8 +44,8 @@ MUTANTS = (
     Mutant(
         "violations-of-the-largest-int32",
         "_state/masks.py",
-        "sum(d.size for d in dropped) >= WIDE",
-        "sum(d.size for d in dropped) > WIDE",
+        "sum(v.size for v in violating) >= WIDE",
+        "sum(v.size for v in violating) > WIDE",
         equivalent="2**31 - 1 weights have at most 2**31 - 1 violations, which 32 bits hold",
     ),
     Mutant(

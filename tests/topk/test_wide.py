@@ -158,8 +158,8 @@ def test_violations_saturate_and_do_not_wrap(monkeypatch):
 
 
 def test_violations_of_several_leaves_saturate_together(monkeypatch):
-    most = jnp.full((2,), 2**31 - 1, jnp.int32)
+    most = lambda flags, dtype, is_local: jnp.full((2,), 2**31 - 1, dtype)
     monkeypatch.setattr(state_masks, "WIDE", 2)
-    monkeypatch.setattr(state_masks, "count_true", lambda flags, is_local: most)
+    monkeypatch.setattr(state_masks, "count_arrays", most)
     params = [jnp.ones(3)] * 2
     assert int(state_masks.count_violations(params, [jnp.zeros(3, bool)] * 2)) == 2**31 - 1
