@@ -140,7 +140,8 @@ def _shares(
     kind_of = [kinds.setdefault((leaf.n_units, leaf.kernel), len(kinds)) for leaf in leaves]
     sizes = [n for n, _ in kinds]
     n_of_kind = [n * count for n, count in zip(sizes, np.bincount(kind_of).tolist(), strict=True)]
-    densities = Densities(n_of_kind, [weight(kernel) for _, kernel in kinds], floor)
+    least = [Fraction(math.ceil(n * floor), n) for n in sizes]  # in whole units
+    densities = Densities(n_of_kind, [weight(kernel) for _, kernel in kinds], least)
     total = sum(n_of_kind)
     rows: list[np.ndarray] = []
     previous = np.zeros(len(leaves), np.int64)

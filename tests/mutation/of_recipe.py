@@ -6,6 +6,13 @@ from mutation.runner import Mutant
 
 MUTANTS = (
     Mutant(
+        "erk-floor-is-a-fraction",
+        "_recipe/distributions.py",
+        "least = [Fraction(math.ceil(n * floor), n) for n in sizes]",
+        "least = [floor for n in sizes]",
+        ("recipe/test_distributions.py",),
+    ),
+    Mutant(
         "global-floor-is-rounded-down",
         "_recipe/distributions.py",
         "math.ceil(leaf.n_units * floor)",
