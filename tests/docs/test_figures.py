@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import statistics
 
 import pytest
 
@@ -145,7 +146,31 @@ def minilm_rows():
             yield f"| {target} | {kind} kind | {' | '.join(cells)} |"
 
 
+def torch_pruning_results():
+    rows = results("shrink-cpu")["rows"]
+    return [row for row in rows if row["case"] == "torch-pruning"]
+
+
+def torch_pruning_rows():
+    """Lines from the results of `python -m benchmarks shrink --only torch-pruning`."""
+
+    def cells(row):
+        if "error" in row:
+            return f"fails ({row['error'].partition(':')[0]}) | |"
+        left = (row[key] / row[f"{key}_before"] for key in ("numbers", "multiply_adds"))
+        equal = row["difference"] <= 1e-5
+        difference = "equal" if equal else f"{100 * row['difference']:.0f} %"
+        return " | ".join((*(f"{100 * x:.0f} %" for x in left), difference))
+
+    rows = torch_pruning_results()
+    for ours, others in zip(rows[::2], rows[1::2], strict=True):
+        assert (ours["method"], others["method"]) == ("jaxprune", "Torch-Pruning")
+        name = f"the same, `allow={ours['allow']}`" if ours["allow"] else ours["task"]
+        yield f"| {name} | {cells(ours)} | {cells(others)} |"
+
+
 TABLES = [
+    ("guides/shrinking.md", torch_pruning_rows),
     ("paper.md", demo_rows),
     ("performance.md", algorithm_rows),
     ("performance.md", select_rows),
@@ -193,6 +218,16 @@ def test_what_is_said_of_the_setting_of_the_demo_is_in_its_configuration():
     size = first.size
     assert f"it keeps {kept['uniform']} of the {size} weights of the first convolution" in page
     assert f"ERK keeps {kept['ERK']}." in page
+
+
+def test_what_is_said_of_the_time_of_torch_pruning_is_what_the_benchmark_wrote():
+    rows = [row for row in torch_pruning_results() if "error" not in row]
+    ours, others = (
+        statistics.median(row["seconds"] for row in rows if row["method"] == method)
+        for method in ("jaxprune", "Torch-Pruning")
+    )
+    said = f"take {ours:.1f} s (median over the networks), and Torch-Pruning {others:.1f} s"
+    assert said in words_of("guides/shrinking.md")
 
 
 def test_what_is_said_of_lists_of_schedules_is_what_the_benchmark_wrote():
