@@ -364,6 +364,8 @@ def test_structure_is_found(name):
 def test_sizes_are_those_of_the_formats(tmp_path):
     sparse = pytest.importorskip("scipy.sparse")
     w = np.where(np.random.default_rng(0).random((50, 400)) < 0.01, np.float32(1), np.float32(0))
+    w[0, :300] = 0
+    w[0, 0] = w[0, 256] = 1  # 255 zeros between them: the most that one byte holds
     sizes = footprint.sizes(w)
     csr = sparse.csr_array(w)
     assert sizes["CSR int32"] == csr.data.nbytes + csr.indices.nbytes + csr.indptr.nbytes

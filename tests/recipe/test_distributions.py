@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 import jaxprune
 from combinations import DISTRIBUTIONS, SHAPES, make_params
@@ -38,6 +38,7 @@ def erk_oracle(shapes, sparsity, kernel=True):
     percent=st.integers(0, 99),
     kernel=st.booleans(),
 )
+@example([(3, 4), (40, 40), (30, 40), (20, 40)], 50, True)  # the first leaf stays dense
 def test_erk_densities_and_the_exact_total(shapes, percent, kernel):
     named = {str(i): shape for i, shape in enumerate(shapes)}
     target = Fraction(percent, 100)
@@ -198,7 +199,8 @@ def test_a_least_density_that_is_no_whole_number_is_rounded_up(distribution):
     distribution = jaxprune.min_density(0.3, distribution)
     _, masks = pruned(params, 0.9, distribution=distribution)
     assert [int(masks[name].sum()) for name in "ab"] == [3, 4]  # of 2.1 and 3.3
-    assert jaxprune.plan(params, 0.9, distribution=distribution).n_zero == 18 - 7
+    leaves = [LeafShape(n, w.shape, w.size, (Fraction(9, 10),)) for n, w in params.items()]
+    assert distribution.assign(leaves, distribution.floor).n_drop.sum() == 18 - 7
     _, masks = pruned(params, 0.5, distribution=distribution)
     if distribution.pooled:  # the floor of "a" is met, and "b" loses the rest
         assert [int(masks[name].sum()) for name in "ab"] == [3, 6]

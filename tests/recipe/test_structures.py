@@ -47,6 +47,15 @@ def test_nm_keeps_the_best_n_of_every_m(n, m, axis, seed, ties):
     np.testing.assert_array_equal(params["w"], np.where(masks["w"], w, 0))
 
 
+@pytest.mark.parametrize("m", (4, 16))  # compared one by one, or with an array
+def test_the_first_of_equal_neighbours_are_kept(m):
+    scores = np.random.default_rng(m).integers(0, 3, (2, 2 * m)).astype(np.float32)
+    mask = NM(3, m, -1).keep_best(jnp.asarray(scores), jnp.ones((2, 2 * m), bool), jnp.int32(3))
+    np.testing.assert_array_equal(mask, nm_oracle(scores, 3, m, -1))
+    allowed = jnp.zeros((2, 2 * m), bool).at[:, 1].set(True)
+    assert NM(3, m, -1).keep_best(jnp.asarray(scores), allowed, jnp.int32(3)).sum() == 2
+
+
 def test_nm_goes_from_m_of_m_to_n_of_m_with_the_schedule():
     params = {"w": make_params()["fc"], "bias": jnp.ones(3)}
     tx = jaxprune.prune(jaxprune.linear_schedule(0.5, 0, 4, 1), structure=NM(2, 4))

@@ -755,11 +755,12 @@ def test_coupled_structures_refuse_what_they_cannot_mean():
 
 def test_a_channel_that_one_of_coupled_leaves_has_dropped_is_dropped_in_all():
     structure = {
-        "a": Coupled("hidden", 1, (0, 1, 2, 3), 4),
+        "a": Coupled("hidden", 1, (0, 1, 2, 3, -1), 4),  # the last column is always kept
         "b": Coupled("hidden", 0, (0, 1, 2, 3), 4),
     }
-    params = {"a": jnp.tile(jnp.arange(1.0, 5.0), (3, 1)), "b": jnp.arange(1.0, 5.0)[:, None]}
+    params = {"a": jnp.tile(jnp.arange(1.0, 6.0), (3, 1)), "b": jnp.arange(1.0, 5.0)[:, None]}
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), structure=structure)
-    masks = {"a": jnp.ones((3, 4), bool).at[:, 3].set(False), "b": jnp.ones((4, 1), bool)}
+    masks = {"a": jnp.ones((3, 5), bool).at[:, 3].set(False), "b": jnp.ones((4, 1), bool)}
     _, state = tx.update(params, jaxprune.set_masks(tx.init(params), masks), params)
-    assert state.masks["a"][0].tolist() == state.masks["b"][:, 0].tolist() == [0, 1, 1, 0]
+    assert state.masks["a"].tolist() == [[0, 1, 1, 0, 1]] * 3
+    assert state.masks["b"][:, 0].tolist() == [0, 1, 1, 0]

@@ -198,6 +198,8 @@ def test_acdc_phases_alternate_and_end_sparse():
         sparsity.append(float(np.mean(~np.asarray(jaxprune.get_masks(state)["w"]))))
         jaxprune.check(params, state)
     assert sparsity == [0.0, 0.75, 0.75, 0.0, 0.0, 0.75, 0.75, 0.0, 0.0, 0.75, 0.75]
+    ends_in_a_dense_phase = jaxprune.acdc_schedule(0.75, 1, 7, every=2)
+    assert list(map(float, ends_in_a_dense_phase.targets)) == [0.75, 0.0, 0.75, 0.75]
 
 
 def test_bools_of_numpy_are_bools():
