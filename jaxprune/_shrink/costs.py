@@ -7,7 +7,7 @@ removed units. A loop of unknown length counts once, and a branch counts as if i
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +48,11 @@ class LayerCost(NamedTuple):
 
 
 def layer_costs(
-    program: Program, tracer: Tracer, removed: Iterable[int], small: Sequence[Any]
+    program: Program,
+    tracer: Tracer,
+    removed: Iterable[int],
+    small: Sequence[Any],
+    uncounted: Collection[str] = (),
 ) -> tuple[LayerCost, ...]:
     """The costs of all layers, in the order of the leaves.
 
@@ -57,15 +61,17 @@ def layer_costs(
       tracer: that traced it.
       removed: the units that were removed.
       small: the leaves that are left.
+      uncounted: paths of leaves that count as no numbers.
     """
     units_of = units_of_labels(tracer)
     whole, cut = Cut(units_of, ()), Cut(units_of, removed)
     names = [_layer(path) for path in program.paths]
     before, now = (dict.fromkeys([*names, ACTIVATIONS], Cost()) for _ in range(2))
     for costs, leaves in ((before, program.leaves), (now, small)):
-        for name, leaf in zip(names, leaves, strict=True):
-            size = math.prod(np.shape(leaf))
-            costs[name] = costs[name].plus(Cost(size, size * _item_size(leaf)))
+        for path, name, leaf in zip(program.paths, names, leaves, strict=True):
+            if path not in uncounted:
+                size = math.prod(np.shape(leaf))
+                costs[name] = costs[name].plus(Cost(size, size * _item_size(leaf)))
     for path, (eqn, leaf, times) in _products(program).items():
         name = ACTIVATIONS if leaf is None else names[leaf]
         for costs, one_cut in ((before, whole), (now, cut)):

@@ -7,7 +7,7 @@ their sizes from the params anyway.
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import shown
@@ -24,12 +24,14 @@ class Model(NamedTuple):
       apply_resized: the same model, for variables of any consistent shapes.
       variables: the params, and what else the model reads, such as batch statistics.
       inputs: example inputs.
+      uncounted: paths of variables that are no numbers of the model: keys and their counters.
     """
 
     apply_fn: Callable[..., Any]
     apply_resized: Callable[..., Any]
     variables: Any
     inputs: Sequence[Any]
+    uncounted: Collection[str] = ()
 
 
 def function_model(
@@ -71,7 +73,8 @@ def nnx_model(function: str, model: Any, inputs: Sequence[Any]) -> Model:
         set_nnx_sizes(resized)
         return resized(*inputs)
 
-    return Model(apply_fn, apply_resized, state, inputs)
+    keys = leaves_with_paths(nnx.state(model, nnx.RngState))[0]
+    return Model(apply_fn, apply_resized, state, inputs, keys)
 
 
 # Linen

@@ -79,7 +79,8 @@ class ShrinkReport:
     Attributes:
       groups: all groups of axes, refused ones included.
       shapes: path -> (shape before, shape now) of every leaf that is smaller.
-      size_before: how many numbers all leaves had together.
+      size_before: how many numbers all leaves had together; keys and their counters in an NNX
+        model do not count.
       size: how many they have now.
       difference: the largest difference between the outputs of both models, relative to the largest
         output.
@@ -236,7 +237,8 @@ def report_of(
     for path, old, new in zip(program.paths, program.leaves, leaves, strict=True):
         if np.shape(old) != np.shape(new):
             shapes[path] = (tuple(np.shape(old)), tuple(np.shape(new)))
-    before, now = (sum(math.prod(np.shape(x)) for x in tree) for tree in (program.leaves, leaves))
+    before = total(layer.before for layer in layers).numbers
+    now = total(layer.now for layer in layers).numbers
     shown = axis_groups(program, groups)
     return ShrinkReport(shown, shapes, before, now, difference, tuple(layers))
 

@@ -205,7 +205,7 @@ def _shrink(model: Model, rtol: float | None, allow: Sequence[str]) -> _Shrunk:
     difference = largest_difference(model, small, limit)
     leaves = jax.tree_util.tree_leaves(small)
     removed_units = [unit.label for group in groups for unit in group.removed]
-    layers = layer_costs(program, tracer, removed_units, leaves)
+    layers = layer_costs(program, tracer, removed_units, leaves, model.uncounted)
     report = report_of(program, groups, leaves, layers, difference)
     return _Shrunk(small, report, Carrier(program, removed))
 

@@ -167,6 +167,21 @@ def test_a_shrunk_state_loads_into_a_fresh_nnx_model_and_its_optimizer_goes_alon
     optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
 
 
+def test_keys_and_their_counters_are_no_numbers_of_an_nnx_model():
+    rngs = nnx.Rngs(0)
+    layers = nnx.Linear(2, 8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+    model, x = nnx.Sequential(*layers), jnp.ones((1, 2))
+    model.eval()
+    first = model.layers[0]
+    first.kernel[...] = first.kernel[...].at[:, 5:].set(0.0)
+    report = jaxprune.shrink_nnx(model, x)
+    assert (report.size_before, report.size) == (2 * 8 + 8 + 8 * 3 + 3, 2 * 5 + 5 + 5 * 3 + 3)
+    assert [layer.name for layer in report.layers] == ["layers/0", "layers/2"]
+    assert len(jax.tree.leaves(nnx.state(model, nnx.RngState))) == 2
+    model.train()
+    assert np.isfinite(model(x)).all()
+
+
 def test_resize_nnx_names_leaves_that_do_not_fit():
     model = nnx.Linear(2, 8, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"resize_nnx: the state lacks bias and has scale, which"):
