@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune._base.arguments import BadArgument, BadType, BadValue, as_int, is_int
+from jaxprune._base.arguments import BadArgument, BadType, BadValue, as_int, as_seed, is_int
 
 
 def in_options(argument, value):
@@ -65,3 +65,10 @@ def test_an_integer_that_is_too_small_is_named():
 def test_a_traced_integer_is_told_from_a_python_one():
     with pytest.raises(TypeError, match=r"n must be an int, got a traced value.*Python int"):
         jax.make_jaxpr(lambda n: as_int("n", n))(3)
+
+
+def test_a_seed_has_32_bits():
+    assert as_seed("seed", 2**32 - 1) == 2**32 - 1
+    for seed in (-1, 2**32):
+        with pytest.raises(ValueError, match=r"seed must be in \[0, 2\*\*32\), got"):
+            as_seed("seed", seed)

@@ -113,7 +113,7 @@ MUTANTS = (
         "_cli/layout.py",
         'axis = 0 if name == "torch" else -1',
         "axis = -1",
-        ("cli/test_layout.py",),
+        ("cli/test_layout.py::test_a_layout_that_the_biases_contradict_is_used_with_a_word",),
     ),
     Mutant(
         "both-layouts-are-one",

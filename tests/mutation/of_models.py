@@ -49,17 +49,14 @@ MUTANTS = (
         "_calibration/sparsegpt_solver.py",
         "jnp.diag(jnp.where(diagonal > 0, 0, half / scale) + damping)",
         "jnp.diag(jnp.where(diagonal > 0, 0, 0 * scale) + damping)",
-        ("calibration/test_calibrate.py::test_damping_counts_inputs_that_are_always_zero_as_one",),
+        equivalent="nothing compensates for weights of such inputs, and damping keeps them regular",
     ),
     Mutant(
-        "the-last-block-is-not-whole",
-        "_calibration/layers.py",
-        "for end in range(0, n_in + block_size, block_size)]",
-        "for end in range(0, n_in, block_size)] + [n_in]",
-        (
-            "calibration/test_calibrate.py::"
-            "test_sparsegpt_drops_its_budget_by_the_end_of_each_block",
-        ),
+        "dead-inputs-do-not-count-in-the-mean",
+        "_calibration/sparsegpt_solver.py",
+        "jnp.mean(jnp.where(diagonal > 0, diagonal, half))",
+        "jnp.mean(jnp.where(diagonal > 0, diagonal, 0 * half))",
+        ("calibration/test_calibrate.py::test_damping_counts_inputs_that_are_always_zero_as_one",),
     ),
     # _blocks
     Mutant(

@@ -279,3 +279,7 @@ def test_numpy_integers_are_steps(dtype):
     schedule = cubic(0.5, dtype(0), dtype(10), dtype(4))
     assert schedule == cubic(0.5, 0, 10, 4)
     assert schedule.fires(jnp.arange(12)).tolist() == [t in (0, 4, 8, 10) for t in range(12)]
+
+
+def test_the_last_step_that_is_allowed():
+    assert jaxprune.one_shot_schedule(0.5, 2**31 - 2).fire_steps == (2**31 - 2,)

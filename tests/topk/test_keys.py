@@ -39,8 +39,8 @@ def test_integers_and_cuts_compare_like_keys(dtype, has_sign, has_floor, exact):
     if has_floor:
         keys = np.where(among, keys, 0)
     near = {k + d for k in keys[:: max(len(keys) // 200, 1)].tolist() for d in (-1, 0, 1)}
-    ends = {1, layout.lowest_key, layout.sign, layout.sign + 1, layout.nan_key}
-    cuts = np.array(sorted(c for c in near | ends if 1 <= c <= layout.nan_key))
+    ends = {1 - has_floor, layout.lowest_key, layout.sign, layout.sign + 1, layout.nan_key}
+    cuts = np.array(sorted(c for c in near | ends if 1 - has_floor <= c <= layout.nan_key))
     in_form = np.asarray(form.cuts(jnp.asarray(cuts.astype(np.uint32))))
     for cut, integer in zip(cuts, in_form, strict=True):
         np.testing.assert_array_equal(integers < integer, keys < cut, err_msg=hex(cut))

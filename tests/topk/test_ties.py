@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import jaxprune
+from jaxprune._topk.ranks import Members, _shuffled, cuts_in_members
 
 
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16), ids=lambda d: d.__name__)
@@ -36,3 +37,23 @@ def test_hashed_ties_favour_no_end_of_the_array():
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), ties="hashed")
     _, state = tx.update(params, tx.init(params), params)
     np.testing.assert_array_equal(jaxprune.get_masks(state)["w"], hashed)
+
+
+def test_no_two_ranks_are_shuffled_to_one_number():
+    numbers = np.asarray(_shuffled(jnp.arange(2**18, dtype=jnp.uint32)))
+    assert np.unique(numbers).size == 2**18
+    assert numbers[0] == 0
+
+
+def test_a_cut_above_or_below_a_member_is_at_its_end():
+    # Two members of 5 and 3 entries in a pool of many: their ranks in the pool are 11 to 15 and 1
+    # to 3. An entry is kept if its rank in its member is higher than the number.
+    members = Members(jnp.uint32([10, 0]), jnp.int32([5, 3]))
+    for cut, numbers in (
+        (1, (0, 0)),
+        (3, (0, 2)),
+        (11, (0, 3)),
+        (13, (2, 3)),
+        (2**31 + 20, (5, 3)),
+    ):
+        assert cuts_in_members(jnp.uint32([cut, cut]), members, "index").tolist() == list(numbers)

@@ -411,3 +411,13 @@ def test_the_first_cuts_of_a_sampled_array_enclose_its_threshold(part, monkeypat
     assert int(mask.sum()) == n_keep
     [cuts] = key_value(opened[0], np.dtype(np.float32)).tolist()
     assert cuts[0] <= np.sort(np.asarray(scores).ravel())[-n_keep] <= cuts[-1]
+
+
+def test_nothing_is_read_to_keep_all_or_none(monkeypatch):
+    passes, counted = [], search.keys_reaching
+    monkeypatch.setattr(search, "keys_reaching", lambda *args: passes.append(0) or counted(*args))
+    scores = jnp.array([3.0, 1.0, 2.0])
+    with jax.disable_jit():
+        for n_keep in (0, 3):
+            assert int(topk_mask(scores, n_keep).sum()) == n_keep
+            assert not passes

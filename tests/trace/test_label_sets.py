@@ -44,3 +44,10 @@ def test_factors_that_do_not_correspond_are_a_conflict():
     assert sets.set_factors(0, (3, 4, 5)) == []
     assert [sets.find(label) for label in (3, 4, 5)] == [1, 4, 5]
     assert [sets.find(label) for label in (6, 7)] == [4, 5]
+
+
+def test_a_set_has_the_factors_of_every_label_in_it():
+    sets = LabelSets()
+    sets.set_factors(5, (1, 2))
+    assert sets.union(np.array([3]), np.array([5])) == []
+    assert sets.atoms(3) == sets.atoms(5) == (1, 2)
