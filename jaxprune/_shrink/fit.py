@@ -9,6 +9,7 @@ layers: usually, one more is needed for each kind of reason.
 The parts of an axis that is cut evenly may only fit if they lose equal numbers of units. So if a
 part is refused by the equation that cuts the axis, everything is tried again with equal numbers.
 That equation may only be reached once other groups, which make the model fail before, are refused.
+Parts whose length is a number in the model are not tried again: equal numbers would not help.
 """
 
 import itertools
@@ -56,7 +57,8 @@ def accept(
         fit = _Fit(model, program, tracer, groups, allow_means)
         others = [tiling for tiling in tracer.tilings if not any(t is tiling for t in imposed)]
         seen = fit.try_all()
-        more = [tiling for difference in seen for tiling in cut_at(others, difference.path)]
+        paths = [difference.path for difference in seen if not difference.is_fixed]
+        more = [tiling for path in paths for tiling in cut_at(others, path)]
         refused = {} if more else fit.refusals(seen)
         more = more or fit.tilings_of_refused(others)
         if not more:
@@ -118,6 +120,7 @@ class _Fit:
             if any(
                 cut_at([tiling], difference.path) and number in self._groups_of(tiling.parts)
                 for number, difference in self.refused.items()
+                if not difference.is_fixed
             )
         ]
 

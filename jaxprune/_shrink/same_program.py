@@ -46,12 +46,15 @@ class Difference(NamedTuple):
       place: the primitive and the line of the model, for users; empty where they are unknown.
       path: of the equation that shows it, or where the model raised an error; empty if unknown.
       is_mean: whether it is only that a mean divides by another number of entries.
+      is_fixed: whether an array has the shape of before although units were removed from it: its
+        length is a number in the model, so it does not depend on what other parts of an axis lose.
     """
 
     reason: str
     place: str
     path: EquationPath
     is_mean: bool = False
+    is_fixed: bool = False
 
 
 def differences(
@@ -149,9 +152,10 @@ class _Comparison(NamedTuple):
         if complete and len(old.eqns) != len(new.eqns):
             self.differences.append(Difference(_CHANGES, "", outer_path))
 
-    def _add(self, reason: str, eqn: Any, path: EquationPath) -> None:
+    def _add(self, reason: str, eqn: Any, path: EquationPath, is_fixed: bool = False) -> None:
         if reason:
-            self.differences.append(Difference(reason, place_of(eqn), path))
+            place = place_of(eqn)
+            self.differences.append(Difference(reason, place, path, is_fixed=is_fixed))
 
     def _compare_equations(
         self, old: Any, new: Any, new_var: dict[Any, Any], path: EquationPath
@@ -164,7 +168,8 @@ class _Comparison(NamedTuple):
             ):
                 self.compare(inner, new_inner, (*path, key, number))
         if n_before == len(self.differences):
-            self._add(self._shapes_differ(old, new, path), old, path)
+            reason = self._shapes_differ(old, new, path)
+            self._add(reason, old, path, self._keeps_shape(old, new, path))
 
     def _shapes_differ(self, old: Any, new: Any, path: EquationPath) -> str:
         """How the results of an equation differ in shape from what should remain of them."""
@@ -188,6 +193,14 @@ class _Comparison(NamedTuple):
             if expected != tuple(var.aval.shape):
                 return tuple(var.aval.shape), expected
         return None
+
+    def _keeps_shape(self, old: Any, new: Any, path: EquationPath) -> bool:
+        """Whether the first result with a wrong shape has the shape of before."""
+        shapes = self._wrong_shape(new, path)
+        return shapes is not None and any(
+            tuple(old_var.aval.shape) == shapes[0] == tuple(new_var.aval.shape)
+            for old_var, new_var in zip(old.outvars, new.outvars, strict=True)
+        )
 
     def _same_slice(self, old: Any, new: Any, operand: TracedArray) -> bool:
         """Whether a slice starts at the same entry, counted without what is removed before it."""

@@ -359,6 +359,24 @@ def test_parts_that_the_program_measures_may_lose_unequal_numbers():
     assert (small["a"].shape, small["u"].shape, small["v"].shape) == ((6, 4), (1, 3), (3, 3))
 
 
+@pytest.mark.parametrize("cut", (2, 4))
+def test_a_part_behind_a_number_in_the_model_shrinks_alone_at_half_too(cut):
+    def apply_fn(p, x):
+        left, right = jnp.split(relu(x @ p["a"]), [cut], -1)
+        return left @ p["u"] + right @ p["v"]
+
+    params = integers({"a": (6, 8), "u": (cut, 3), "v": (8 - cut, 3)})
+    x = integers({"x": X})["x"]
+    groups = jaxprune.channel_groups(apply_fn, params, x)
+    assert any("hard-coded" in g.reason and ("u", 0) in g.members for g in groups.refused)
+    params, _ = jaxprune.prune_params(params, 0.5, structure=groups, include=tuple(groups))
+    small, report = jaxprune.shrink(apply_fn, params, x)
+    n_left = (8 - cut) // 2
+    assert (small["a"].shape, small["u"].shape) == ((6, cut + n_left), (cut, 3))
+    assert small["v"].shape == (n_left, 3)
+    assert report.difference == 0
+
+
 def test_groups_of_a_convolution_lose_equal_numbers_and_read_the_same_indices():
     def apply_fn(p, x):
         return conv(relu(conv(relu(conv(x, p["k"])), p["g"], 2)), p["o"])
