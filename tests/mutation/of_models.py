@@ -185,7 +185,7 @@ MUTANTS = (
         "_report/forecast.py",
         "round_half_up(unit * units)",
         "round_half_up(Fraction(units))",
-        ("report/test_forecast.py",),
+        ("report/test_forecast.py::test_a_floor_of_blocks_is_told_in_weights",),
     ),
     Mutant(
         "an-empty-leaf-is-emptied",
@@ -199,7 +199,7 @@ MUTANTS = (
         "_report/metrics.py",
         "step=jnp.maximum(added.step, other.step),",
         "step=added.step,",
-        ("report/test_report.py::test_metrics_of_several_states_add_up",),
+        ("report/test_report.py::test_the_step_of_several_states_is_the_largest",),
     ),
     Mutant(
         "the-target-is-not-weighted",

@@ -263,9 +263,7 @@ MUTANTS = (
         "if len(set(paths)) < len(paths):",
         "if False:",
         (
-            "base/test_paths.py",
-            "transform/test_bad_leaves.py",
-            "integration/test_trees.py",
+            "transform/test_bad_leaves.py::test_an_error_at_a_leaf_says_where_and_what_to_type_instead",
         ),
     ),
     Mutant(
@@ -297,10 +295,7 @@ MUTANTS = (
         "_base/float_bits.py",
         "return is_nonzero(x.real) | is_nonzero(x.imag)",
         "return is_nonzero(x.real)",
-        (
-            "report/test_report.py::test_summarize_counts_zeros_by_their_bits",
-            "transform/test_laws.py::test_complex_weights_are_ranked_by_modulus",
-        ),
+        ("topk/test_keys.py::test_a_number_is_zero_if_all_its_bits_but_the_sign_are",),
     ),
     Mutant(
         "a-table-is-wider-than-80",

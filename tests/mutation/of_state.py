@@ -77,7 +77,7 @@ MUTANTS = (
         "_state/recount.py",
         "return n_on_grid - n_past + (step <= end)",
         "return n_on_grid - n_past + (step < end)",
-        ("state/test_upgrade.py::test_a_saved_state_becomes_the_state_that_was_saved",),
+        ("state/test_upgrade.py::test_fires_that_are_left_are_those_at_or_after_a_step",),
     ),
     Mutant(
         "every-account-is-known",
@@ -85,8 +85,7 @@ MUTANTS = (
         "total = np.where(unit_size[..., account] > 0, total, UNKNOWN)",
         "total = np.where(unit_size[..., account] >= 0, total, UNKNOWN)",
         (
-            "state/test_upgrade.py",
-            "transform/test_catch_up.py",
+            "state/test_set_masks.py::test_what_masks_of_larger_units_reach_is_found_out_by_the_next_update",
         ),
     ),
     Mutant(
@@ -214,7 +213,9 @@ MUTANTS = (
         "_transform/accounts.py",
         "jnp.where(same, progress.reached, unknown)",
         "progress.reached",
-        ("transform/test_catch_up.py::test_other_pools_are_counted_anew",),
+        (
+            "transform/test_catch_up.py::test_what_a_pool_has_reached_is_not_what_one_of_its_leaves_has",
+        ),
     ),
     Mutant(
         "violations-of-the-first-step",

@@ -230,3 +230,10 @@ def test_axis_name_accepts_any_distribution_that_only_counts_units():
     ):
         with pytest.raises(ValueError, match=r"axis_name: .* whole leaves"):
             jaxprune.prune(HALF, distribution=distribution, axis_name="data")
+
+
+def test_a_floor_of_blocks_is_told_in_weights():
+    distribution = min_density(0.5, jaxprune.global_pool)
+    params = {"a": np.ones((4, 8), np.float32), "b": np.ones((2, 8), np.float32)}
+    report = jaxprune.plan(params, 0.9, distribution=distribution, structure=Block((1, 4)))
+    assert [leaf.n_zero for leaf in report.leaves] == [16, 8]

@@ -594,3 +594,10 @@ def test_check_reads_restored_numpy_arrays():
     params["head"]["kernel"][...] = 1
     with pytest.raises(ValueError, match=r"^head/kernel: 8 of 8 "):
         jaxprune.check(params, jax.tree.map(np.asarray, state))
+
+
+def test_the_step_of_several_states_is_the_largest():
+    state = jaxprune.prune(jaxprune.one_shot_schedule(0.5)).init({"w": jnp.ones((2, 2))})
+    later = state._replace(prune_step=jnp.asarray(7, jnp.int32))
+    for states in ((state, later), (later, state)):
+        assert jaxprune.metrics(states)["prune/step"] == 7

@@ -61,3 +61,14 @@ def test_any_nonzero_integer_keeps_a_weight_and_fractions_are_refused(packed):
     assert kept["b"]["kernel"].tolist() == [[False, True]]
     with pytest.raises(TypeError, match=r"a: a mask must be bool or integer"):
         jaxprune.set_masks(state, masks | {"a": jnp.array([[0.0, 0.5], [1.0, 1.0]])})
+
+
+def test_what_masks_of_larger_units_reach_is_found_out_by_the_next_update():
+    params = {"a": jnp.arange(1.0, 9.0).reshape(2, 4)}
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), structure=jaxprune.Channel(-1))
+    _, state = tx.update(params, tx.init(params), params)
+    state = jaxprune.set_masks(state, {"a": jnp.ones((2, 4), bool).at[:, 3].set(False)})
+    assert state.progress.reached.tolist() == [-1]
+    _, state = tx.update(params, state, params)
+    assert state.masks["a"].tolist() == [[0, 1, 1, 0]] * 2
+    assert state.progress.reached.tolist() == [2]

@@ -14,6 +14,7 @@ from flax import nnx
 import jaxprune
 from helpers import grads_at, random_params
 from jaxprune._state.prune_state import unboxed
+from jaxprune._state.recount import _fires_left
 
 SHAPES = {"a": (8, 12), "b": {"kernel": (12, 5), "bias": (5,)}}
 SCHEDULE = jaxprune.cubic_schedule(0.75, 1, 9, 4)
@@ -135,3 +136,11 @@ def test_a_state_of_another_optimizer_raises_where_they_differ(change):
 def test_a_transformation_that_does_not_prune_raises():
     with pytest.raises(ValueError, match=r"no prune state.*jaxprune.prune\(schedule\)"):
         jaxprune.upgrade_state(sgd(), make_params(), sgd().init(make_params()))
+
+
+@pytest.mark.parametrize("begin, end, every", ((0, 0, 1), (10, 25, 10), (10, 30, 10), (2, 9, 50)))
+def test_fires_that_are_left_are_those_at_or_after_a_step(begin, end, every):
+    steps = jaxprune.linear_schedule(0.5, begin, end, every).fire_steps
+    for step in range(end + 3):
+        left = _fires_left(np.array([begin, end, every]), np.array(step))
+        assert left == sum(fire >= step for fire in steps)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune._base.float_bits import bits_of, key_value, order_key
+from jaxprune._base.float_bits import bits_of, is_nonzero, key_value, order_key
 from jaxprune._topk.keys import KeyForm
 from jaxprune._topk.signs import score_specs
 
@@ -91,3 +91,10 @@ def test_scores_without_a_sign_are_recognized(score, dtype):
 @pytest.mark.parametrize("score", UNCLEAR.values(), ids=UNCLEAR)
 def test_other_scores_may_have_a_sign(score):
     assert score_specs(score, [jnp.zeros(3)])[0].has_sign
+
+
+def test_a_number_is_zero_if_all_its_bits_but_the_sign_are():
+    x = np.array([0, -0.0, 1e-45, np.nan, 2], np.float32)
+    assert is_nonzero(jnp.asarray(x)).tolist() == [False, False, True, True, True]
+    z = np.array([0, 1j, 1, 1e-45j, -0.0j], np.complex64)
+    assert is_nonzero(jnp.asarray(z)).tolist() == [False, True, True, True, False]

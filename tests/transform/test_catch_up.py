@@ -266,3 +266,14 @@ def test_the_step_stays_at_the_largest_integer():
     late = state._replace(prune_step=jnp.asarray(2**31 - 1, jnp.int32))
     _, after = tx.update(params, late, params)
     assert int(after.prune_step) == 2**31 - 1
+
+
+def test_what_a_pool_has_reached_is_not_what_one_of_its_leaves_has():
+    params = {"a": jnp.arange(5.0, 9.0)[:, None], "b": jnp.arange(1.0, 5.0)[:, None]}
+    schedule = jaxprune.one_shot_schedule(0.5)
+    pooled = jaxprune.prune(schedule, distribution=jaxprune.global_pool)
+    _, state = pooled.update(params, pooled.init(params), params)
+    assert state.masks["a"].all()  # all the zeros are in "b"
+    apart = jaxprune.prune(schedule, overrides={"b": 0.0})
+    _, state = apart.update(params, state, params)
+    assert state.masks["a"][:, 0].tolist() == [0, 0, 1, 1]
