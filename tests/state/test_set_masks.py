@@ -72,3 +72,11 @@ def test_what_masks_of_larger_units_reach_is_found_out_by_the_next_update():
     _, state = tx.update(params, state, params)
     assert state.masks["a"].tolist() == [[0, 1, 1, 0]] * 2
     assert state.progress.reached.tolist() == [2]
+
+
+def test_weights_that_new_masks_drop_are_no_violations_at_the_first_update():
+    dense = jax.tree.map(lambda x: x + 1, PARAMS)
+    state = jaxprune.set_masks(prune().init(dense), jaxprune.masks_from_params(PARAMS))
+    updates, state = prune().update(jax.tree.map(jnp.ones_like, dense), state, dense)
+    jaxprune.check(optax.apply_updates(dense, updates), state)
+    assert state.violations == 0
