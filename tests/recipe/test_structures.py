@@ -49,11 +49,12 @@ def test_nm_keeps_the_best_n_of_every_m(n, m, axis, seed, ties):
 
 @pytest.mark.parametrize("m", (4, 16))  # compared one by one, or with an array
 def test_the_first_of_equal_neighbours_are_kept(m):
-    scores = np.random.default_rng(m).integers(0, 3, (2, 2 * m)).astype(np.float32)
-    mask = NM(3, m, -1).keep_best(jnp.asarray(scores), jnp.ones((2, 2 * m), bool), jnp.int32(3))
-    np.testing.assert_array_equal(mask, nm_oracle(scores, 3, m, -1))
-    allowed = jnp.zeros((2, 2 * m), bool).at[:, 1].set(True)
-    assert NM(3, m, -1).keep_best(jnp.asarray(scores), allowed, jnp.int32(3)).sum() == 2
+    structure, n_keep = NM(m // 2, m, -1), jnp.int32(m // 2)
+    scores = np.random.default_rng(m).integers(0, 3, (8, 4 * m)).astype(np.float32)
+    mask = structure.keep_best(jnp.asarray(scores), jnp.ones(scores.shape, bool), n_keep)
+    np.testing.assert_array_equal(mask, nm_oracle(scores, m // 2, m, -1))
+    allowed = jnp.zeros(scores.shape, bool).at[:, 1].set(True)
+    assert structure.keep_best(jnp.asarray(scores), allowed, n_keep).sum() == 8
 
 
 def test_nm_goes_from_m_of_m_to_n_of_m_with_the_schedule():
