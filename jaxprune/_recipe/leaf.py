@@ -38,6 +38,10 @@ class Leaf(NamedTuple):
         """What the structure of the leaf can do."""
         return traits_of(self.structure)
 
+    def decided_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape that the structure decides: that of a slice, or that of the leaf, `shape`."""
+        return tuple(n for axis, n in enumerate(shape) if axis not in self.axes)
+
     def n_weights(self, shape: Sequence[int]) -> int:
         """The number of weights that exist in the leaf, which has this shape."""
         return math.prod(shape) - self.traits.n_absent

@@ -167,7 +167,8 @@ def _trip(
 def _by_columns(budget: Budget, params: Sequence[jax.Array]) -> bool:
     """Whether a leaf is decided column by column (balanced blocks)."""
     return any(
-        leaf.structure.n_groups(p.shape) > 1 and not leaf.traits.decides_in_groups
+        not leaf.traits.decides_in_groups
+        and leaf.structure.n_groups(leaf.decided_shape(p.shape)) > 1
         for leaf, p in zip(budget.leaves, params, strict=True)
     )
 
