@@ -169,7 +169,8 @@ def temp_bytes(score, params, grads):
 
 
 def test_a_fused_score_is_never_stored(getkey):
-    params, grads = trees(getkey(), (512, 512)), trees(getkey(), (512, 512))
+    shape = (256, 1024)  # on many devices the counts of each row are stored, so few rows
+    params, grads = trees(getkey(), shape), trees(getkey(), shape)
     size = params["w0"].nbytes
     assert temp_bytes(ELEMENTWISE["power"], params, grads) < size / 10
     assert temp_bytes(declared(ELEMENTWISE["power"], elementwise=False), params, grads) >= size
