@@ -16,7 +16,7 @@ from hypothesis import given, strategies as st
 
 import jaxprune
 from helpers import assert_same, says, stepper
-from jaxprune._files import dtypes
+from jaxprune._files import dtypes, leaves
 from jaxprune._files.atomic import atomic_file
 from jaxprune._files.interchange import save_csr, save_safetensors, to_bcoo, to_bcsr, to_csr
 from jaxprune._files.leaf_files import open_leaves
@@ -695,3 +695,18 @@ def test_leaves_that_other_formats_cannot_hold_are_errors(tmp_path):
         save_csr(tmp_path, {"b": np.ones(2)})
     with pytest.raises(ValueError, match=says("../w:", "Rename")):
         save_csr(tmp_path / "out", {"../w": np.ones((2, 2))})
+
+
+def test_a_leaf_of_several_chunks_comes_back(monkeypatch):
+    monkeypatch.setattr(leaves, "_CHUNK", 8)
+    array = np.where(np.arange(30) % 3 == 0, np.arange(30), 0).astype(np.float32)
+    encoded = leaves.encode_leaf("w", array)
+    assert encoded.is_sparse
+    leaf = leaves.Leaf("w", array.shape, array.dtype, encoded.n_stored)
+    np.testing.assert_array_equal(leaves.decode_leaf(leaf, *encoded.buffers), array)
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_the_data_of_a_file_begin_at_a_multiple_of_eight(tmp_path, n):
+    save(tmp_path / "a", {"w" * n: np.ones(3, np.float32)}, level=None)
+    assert int.from_bytes((tmp_path / "a").read_bytes()[:8], "little") % 8 == 0

@@ -29,7 +29,7 @@ MUTANTS = (
         "_files/leaves.py",
         "        n_done += positions.size\n",
         "",
-        ("files/test_save_load.py",),
+        ("files/test_save_load.py::test_a_leaf_of_several_chunks_comes_back",),
     ),
     Mutant(
         "row-pointers-of-csr",
@@ -60,10 +60,7 @@ MUTANTS = (
         "_files/safetensors.py",
         'text += b" " * (-len(text) % 8)',
         "pass",
-        (
-            "files/test_save_load.py",
-            "files/test_preserved.py",
-        ),
+        ("files/test_save_load.py::test_the_data_of_a_file_begin_at_a_multiple_of_eight",),
     ),
     Mutant(
         "a-name-that-occurs-twice",

@@ -1,4 +1,8 @@
-"""Applies mutants to a copy of the package, one at a time, and runs the tests of each."""
+"""Applies mutants to a copy of the package, one at a time, and runs the tests of each.
+
+A mutant is killed if one of its tests fails. In the end, the tests that killed run once without any
+mutant: there they must pass. Each row has the commit that it was found at.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from tqdm import tqdm
 from benchmarks.common import environment, write_json
 
 ROOT = Path(__file__).parents[2]
-_COPIED = ("jaxprune", "tests", "benchmarks", "pyproject.toml")
+_COPIED = ("jaxprune", "tests", "benchmarks", "docs", "pyproject.toml")
 _SECONDS = 900  # a mutant that takes longer is killed: some search forever
 _PYTEST = ("-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", "--tb=no")
 # What is stored of the programs that XLA compiles: all.
@@ -89,12 +93,34 @@ def run(mutants: Sequence[Mutant], path: Path, *, resume: bool, n_mutants: int) 
         for mutant in tqdm(mutants, desc="mutants"):
             old = rows.get(mutant.name, {})
             if not resume or old.get("result") != "killed" or old["change"] != _change(mutant):
-                rows[mutant.name] = _row(mutant, copy)
-            results = [row["result"] for row in rows.values()]
-            entry |= {name: results.count(name) for name in ("killed", "survived", "equivalent")}
-            entry |= {"finished": len(rows) >= n_mutants, "mutants": rows}
-            write_json(path, entry)
+                rows[mutant.name] = _row(mutant, copy) | {"commit": environment()["commit"]}
+            _write(path, entry, rows, n_mutants)
+        _check_control([rows[mutant.name] for mutant in mutants], copy)
+        _write(path, entry, rows, n_mutants)
     return entry
+
+
+def _write(path: Path, entry: dict[str, Any], rows: dict[str, Any], n_mutants: int) -> None:
+    results = [row["result"] for row in rows.values()]
+    kinds = ("killed", "survived", "equivalent", "error")
+    entry |= {name: results.count(name) for name in kinds}
+    entry |= {"finished": len(rows) >= n_mutants, "mutants": rows}
+    write_json(path, entry)
+
+
+def _check_control(rows: Sequence[dict[str, Any]], copy: Path) -> None:
+    """Makes errors of mutants whose killing test fails without them, too."""
+    killed = [row for row in rows if row["result"] == "killed" and "::" in row["by"]]
+    tests = sorted({row["by"].partition("[")[0] for row in killed})
+    if not tests:
+        return
+    done = _pytest(copy, [argument for argument in _PYTEST if argument != "-x"], tests)
+    failed = {name.partition("[")[0] for name in _failed(done.stdout)}
+    if done.returncode != _PASSED and not failed:
+        raise RuntimeError(f"the tests without mutants did not run:\n{done.stdout[-2000:]}")
+    for row in killed:
+        if row["by"].partition("[")[0] in failed:
+            row |= {"result": "error", "output": f"{row['by']} fails without the mutant, too"}
 
 
 def _change(mutant: Mutant) -> list[str]:
@@ -111,8 +137,12 @@ def _row(mutant: Mutant, copy: Path) -> dict[str, Any]:
     row |= {"result": result, "seconds": round(time.perf_counter() - start, 1)}
     if result != "killed":
         return row | {"output": output[-1000:]}
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
-    return row | {"by": failed[1] if failed else "the limit of time"}
+    return row | {"by": next(iter(_failed(output)), "the limit of time")}
+
+
+def _failed(output: str) -> list[str]:
+    """The tests that pytest says have failed."""
+    return re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
 
 
 def _tested(mutant: Mutant, copy: Path) -> tuple[str, str]:
@@ -120,19 +150,27 @@ def _tested(mutant: Mutant, copy: Path) -> tuple[str, str]:
     file = copy / "jaxprune" / mutant.file
     source = file.read_text()
     file.write_text(mutant.applied(source))
-    env = _COMPILED | {"JAX_COMPILATION_CACHE_DIR": str(copy / "compiled")} | os.environ
-    env |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, *_PYTEST, *(f"tests/{test}" for test in mutant.tests)]
     try:
-        done = subprocess.run(
-            command, cwd=copy, env=env, capture_output=True, text=True, timeout=_SECONDS
-        )
+        tests = [f"tests/{test}" for test in mutant.tests]
+        done = _pytest(copy, _PYTEST, tests, timeout=_SECONDS)
     except subprocess.TimeoutExpired:
         return "killed", ""
     finally:
         file.write_text(source)
     results = {_PASSED: "survived", _FAILED: "killed"}
     return results.get(done.returncode, "error"), done.stdout + done.stderr
+
+
+def _pytest(
+    copy: Path, options: Sequence[str], tests: Sequence[str], timeout: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs tests of the copy, in a process of their own."""
+    env = _COMPILED | {"JAX_COMPILATION_CACHE_DIR": str(copy / "compiled")} | os.environ
+    env |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, *options, *tests]
+    return subprocess.run(
+        command, cwd=copy, env=env, capture_output=True, text=True, timeout=timeout
+    )
 
 
 @contextlib.contextmanager
