@@ -180,7 +180,8 @@ def shrunk() -> Lines | None:
     results = read("shrink")
     if results is None:
         return None
-    rows = {(r["task"], r["batch"], r["cores"], r["method"]): r for r in results["rows"]}
+    timed = [r for r in results["rows"] if r["case"] == "shrink"]
+    rows = {(r["task"], r["batch"], r["cores"], r["method"]): r for r in timed}
     cores = sorted({key[2] for key in rows})
     columns = [(batch, n) for batch in (1, 8) for n in cores]
     lines = []
