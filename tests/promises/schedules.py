@@ -56,7 +56,7 @@ def check(chunk):
 
     def step(params, state, number):
         state = jaxprune.choose_schedule(state, number)
-        grads = jax.tree.map(lambda p: jnp.sin(9 * p), params)
+        grads = jax.tree.map(lambda p: jnp.sin(9 * p + 1), params)  # no weight tends to 0
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
