@@ -8,8 +8,8 @@ import numpy as np
 import optax
 
 import jaxprune
+from helpers import half_up
 from promises.runner import Promise
-from promises.schedules import half_up
 
 N_CHUNKS, STEPS, EVERY = 100, 10_000, 100
 END = N_CHUNKS * STEPS - 1

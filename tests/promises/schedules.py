@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 import jaxprune
+from helpers import half_up
 from promises.runner import Promise
 
 N_MEMBERS, N_STEPS = 64, 40
@@ -39,11 +40,6 @@ def target(numbers, step):
         return high
     done = Fraction((step - begin) // every * every, end - begin)
     return high + (low - high) * (1 - done) ** power
-
-
-def half_up(x):
-    """The nearest integer, and of two the larger."""
-    return int(x + Fraction(1, 2))
 
 
 def check(chunk):

@@ -23,9 +23,9 @@ import optax
 
 import jaxprune
 from combinations import DISTRIBUTIONS, GROUPED, SCORES, STRUCTURES
+from helpers import half_up
 from jaxprune._base.counting import enable_x64
 from promises.runner import Promise
-from promises.schedules import half_up
 
 N_MEMBERS, N_STEPS, N_DRAWS = 64, 5, 2
 SHAPES = {"fc": (16, 12), "stack": (3, 8, 6)}
