@@ -2,6 +2,7 @@
 
 Each benchmark writes `NAME-BACKEND.json` and pictures beside it. The JSON file is rewritten after
 every case, so pressing Ctrl-C keeps the results so far; `--resume` runs the cases that are missing.
+`--only TEXT` measures the cases whose name contains TEXT again and keeps the rows of all others.
 `python -m benchmarks redraw` draws the pictures from the JSON files again, those of
 `benchmarks.paper` included, and measures nothing.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 import tempfile
@@ -84,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help=f"folder of the results (default: {_RESULTS})")
     parser.add_argument(
-        "--only", default="", help="run only the cases whose name contains this text"
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="run only the cases whose name contains TEXT; keep the rows of the others",
     )
     parser.add_argument(
         "--resume", action="store_true", help="keep the cases that the file has, run the others"
@@ -107,10 +112,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out or (Path(tempfile.mkdtemp()) if args.quick else _RESULTS)
     # When the output is piped, rich assumes 80 columns, which are too few for these tables.
     console = Console(width=None if sys.stdout.isatty() else 160)
-    for name in args.which or (n for n in _BENCHMARKS if n not in _BY_REQUEST):
-        if not run(name, out, console, quick=args.quick, only=args.only, resume=args.resume):
-            return 130
+    names = args.which or [n for n in _BENCHMARKS if n not in _BY_REQUEST]
+    if args.only:
+        names = [n for n in names if _has_case(n, args.only, quick=args.quick)]
+        if not names:
+            parser.error(f"--only {args.only}: no case of these benchmarks contains it")
+    for name in names:
+        code = run(name, out, console, quick=args.quick, only=args.only, resume=args.resume)
+        if code:
+            return code
     return 0
+
+
+def _has_case(name: str, text: str, *, quick: bool) -> bool:
+    return any(text in case.name for case in _BENCHMARKS[name].cases(quick))
 
 
 def run(
@@ -121,25 +136,41 @@ def run(
     quick: bool,
     only: str = "",
     resume: bool = False,
-) -> bool:
-    """Runs one benchmark and writes its results; returns False if it was interrupted."""
+) -> int:
+    """Runs one benchmark and writes its results.
+
+    Returns:
+      0; 130 if interrupted; 1 if the rows in the file do not say which case they are from, so that
+      `only` and `resume` can't keep those of the other cases. The file is then unchanged.
+    """
     bench = _BENCHMARKS[name]
     path = out / f"{name}-{jax.default_backend()}.json"
-    rows, earlier = _earlier_run(path) if resume else ([], [])
-    done = {row.get("case_name") for row in rows}
+    rows, earlier = _earlier_run(path) if resume or only else ([], [])
+    if unnamed := sum("case_name" not in row for row in rows):
+        print(
+            f"{path}: {unnamed} of {len(rows)} rows have no case_name, so --only and --resume "
+            "can't keep the rows of other cases. Measure all cases again, "
+            f"python -m benchmarks {name}, or write to another folder with --out.",
+            file=sys.stderr,
+        )
+        return 1
+    by_case = _by_case(rows)
+    done = set(by_case) if resume else set()
+    cases = [case for case in bench.cases(quick) if only in case.name and case.name not in done]
     reason = why_no_torch() if name == "select" else ""
     notes = [reason] if reason else []
     facts: Row = {"quick": quick, "environment": environment()}
     if earlier:
         facts["earlier_environments"] = earlier
-    cases = [case for case in bench.cases(quick) if only in case.name and case.name not in done]
     finished = False
     with contextlib.suppress(KeyboardInterrupt):
         for case in tqdm(cases, desc=name):
             measured = case.rows()
             notes += [row["note"] for row in measured if row["case"] == "note"]
             about = {"case_name": case.name, "load_average": load_average()[:1]}
-            rows += [row | about for row in measured if row["case"] != "note"]
+            if new := [row | about for row in measured if row["case"] != "note"]:
+                by_case[case.name] = new
+            rows = list(itertools.chain.from_iterable(by_case.values()))
             _write(path, name, rows, bench.checks(rows), {"finished": False, **facts}, notes)
         finished = True
     checks = bench.checks(rows)
@@ -149,7 +180,7 @@ def run(
     plot_files = plots.draw(name, rows, path)
     for line in [*notes, *(f"wrote {file}" for file in (path, *plot_files))]:
         console.print(line, highlight=False, soft_wrap=True)
-    return finished
+    return 0 if finished else 130
 
 
 def _earlier_run(path: Path) -> tuple[list[Row], list[Row]]:
@@ -158,6 +189,13 @@ def _earlier_run(path: Path) -> tuple[list[Row], list[Row]]:
         return [], []
     content = json.loads(path.read_text())
     return content["rows"], [*content.get("earlier_environments", []), content["environment"]]
+
+
+def _by_case(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    by_case: dict[str, list[Row]] = {}
+    for row in rows:
+        by_case.setdefault(row["case_name"], []).append(row)
+    return by_case
 
 
 def _write(

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from benchmarks import (
     bench_calibrate,
     bench_inference,
     bench_select,
+    bench_shrink,
     bench_tpu,
     common,
     hlo,
@@ -250,6 +252,86 @@ def test_resume_keeps_finished_cases_and_runs_the_others(monkeypatch, tmp_path):
     assert [row["name"] for row in result["rows"]] == ["first", "second"]
     assert result["finished"]
     assert len(result["earlier_environments"]) == 1
+
+
+def made_benchmark(monkeypatch, folder):
+    """Registers a benchmark of three cases, `made`, and returns what runs it.
+
+    Its rows hold the numbers that are passed, and `made-cpu.json` those of the first run.
+    """
+    bench = types.SimpleNamespace(checks=lambda rows: [], tables=lambda rows: [])
+    monkeypatch.setitem(cli._BENCHMARKS, "made", bench)
+
+    def run(number, *options):
+        def case(name):
+            return common.Case(name, lambda: [{"case": "size", "name": name, "number": number}])
+
+        bench.cases = lambda quick: [case(name) for name in ("one", "two", "three")]
+        return cli.main(["made", "--out", str(folder), *options])
+
+    assert run(1) == 0
+    return run
+
+
+def numbers(folder):
+    return {row["name"]: row["number"] for row in written(folder, "made")["rows"]}
+
+
+def test_only_keeps_the_rows_of_other_cases_in_their_order(monkeypatch, tmp_path):
+    run = made_benchmark(monkeypatch, tmp_path)
+    assert run(2, "--only", "tw") == 0
+    assert list(numbers(tmp_path).items()) == [("one", 1), ("two", 2), ("three", 1)]
+    assert len(written(tmp_path, "made")["earlier_environments"]) == 1
+    assert run(3) == 0
+    assert set(numbers(tmp_path).values()) == {3}
+    assert "earlier_environments" not in written(tmp_path, "made")
+
+
+def test_a_case_that_is_interrupted_or_only_has_a_note_keeps_its_rows(monkeypatch, tmp_path):
+    run = made_benchmark(monkeypatch, tmp_path)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    bench = cli._BENCHMARKS["made"]
+    note = {"case": "note", "note": "a package is missing"}
+    bench.cases = lambda quick: [
+        common.Case("one", lambda: [note]),
+        common.Case("two", interrupted),
+    ]
+    assert cli.main(["made", "--out", str(tmp_path), "--only", "o"]) == 130
+    assert numbers(tmp_path) == {"one": 1, "two": 1, "three": 1}
+    assert written(tmp_path, "made")["notes"] == ["a package is missing"]
+    assert run(2, "--only", "o") == 0
+
+
+@pytest.mark.parametrize("option", (("--only", "tw"), ("--resume",)))
+def test_rows_that_do_not_name_their_case_are_not_overwritten(
+    monkeypatch, tmp_path, capsys, option
+):
+    run = made_benchmark(monkeypatch, tmp_path)
+    path = next(tmp_path.glob("made-*.json"))
+    content = json.loads(path.read_text())
+    del content["rows"][0]["case_name"]
+    path.write_text(json.dumps(content))
+    before = path.read_bytes()
+    assert run(2, *option) == 1
+    assert path.read_bytes() == before
+    assert "1 of 3 rows have no case_name" in capsys.readouterr().err
+
+
+def test_only_that_matches_no_case_is_an_error(monkeypatch, tmp_path, capsys):
+    run = made_benchmark(monkeypatch, tmp_path)
+    with pytest.raises(SystemExit):
+        run(2, "--only", "four")
+    assert "--only four: no case of these benchmarks" in capsys.readouterr().err
+    assert set(numbers(tmp_path).values()) == {1}
+
+
+def test_the_rows_of_shrink_name_cases_that_it_has():
+    result = json.loads((Path(cli.__file__).parent / "results/shrink-cpu.json").read_text())
+    names = {case.name for case in bench_shrink.cases(quick=False)}
+    assert {row["case_name"] for row in result["rows"]} == names
 
 
 def test_a_result_file_is_replaced_atomically(tmp_path):
