@@ -1,14 +1,25 @@
 """Pruning for JAX and Flax, as an optax gradient transformation.
 
-Start with `prune`: chain it after your optimizer, or wrap the optimizer with `inner=`, and give it
-a schedule such as `cubic_schedule(0.9, begin_step=1_000, end_step=9_000)`. The masks live in the
-optimizer state, so the rest of the training loop stays as it is. `plan` shows what will be pruned
-before you train, `metrics` follows the run, and `check` verifies the result; `prune_params` prunes
-once, without an optimizer. Afterwards, `save` writes a compact file and `shrink` removes channels
-that are zero.
+Add `prune` to an optimizer, and the network trains sparse:
+
+    schedule = jaxprune.cubic_schedule(0.9, begin_step=1_000, end_step=9_000)
+    tx = jaxprune.prune(schedule, inner=optax.adamw(3e-4))
+
+The masks live in the optimizer state, and the rest of the training loop
+stays the same. The names that most users need, by task:
+
+    during training   prune, cubic_schedule, erk, keep_zeros, rigl
+    is it working?    plan, metrics, check, summarize, sensitivity
+    without training  prune_params, layer_inputs, wanda, sparsegpt
+    structures        NM, Block, Channel, channel_groups
+    masks             get_masks, apply_masks, masks_from_params
+    afterwards        save, load, shrink
+
+`help(jaxprune.prune)` explains one of them.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -311,12 +322,18 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name when it is used, so that `import jaxprune` does not import JAX."""
+    """Loads a public name when it is first used, so that `import jaxprune` does not import JAX."""
     if name == "plots":  # the only public module
         return importlib.import_module("jaxprune.plots")
     if name not in _MODULE_OF:
-        raise AttributeError(f"module 'jaxprune' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"jaxprune.{_MODULE_OF[name]}"), name)
+        this = sys.modules[__name__]  # Python then adds: Did you mean: 'prune'?
+        raise AttributeError(f"module 'jaxprune' has no attribute {name!r}", name=name, obj=this)
+    from jaxprune._base.public_help import with_readable_help
+
+    module = f"jaxprune.{_MODULE_OF[name]}"
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = with_readable_help(value, module, name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,8 @@ data are those of Okabe and Ito that can be seen on light and on dark background
 colour-blind can tell them apart.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.paths import shown_path
+from jaxprune._base.public_help import with_readable_help
 from jaxprune._files.extras import import_extra
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._report.plotted import (
@@ -345,3 +348,7 @@ def _bars(ax: Any, bars: Any, offset: float, height: float, colour: str, name: s
 def _sparsity_axis(axis: Any) -> None:
     """Shows fractions as percent."""
     axis.set_major_formatter(import_extra("matplotlib.ticker", "plots").PercentFormatter(1))
+
+
+for _name in __all__:
+    with_readable_help(globals()[_name], __name__, _name)

@@ -1,5 +1,7 @@
 """The second moments of the inputs of a layer: all that Wanda and SparseGPT need of them."""
 
+from __future__ import annotations
+
 import math
 from typing import Any, NamedTuple
 

@@ -3,6 +3,8 @@
 Here are the trees; `leaf_files.py` writes and reads the file. Everything runs on the host.
 """
 
+from __future__ import annotations
+
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -4,6 +4,8 @@
 one leaf. Leaves of one group are decided by one selection and share one budget.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """`metrics`: the progress of pruning as scalars for a logger."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

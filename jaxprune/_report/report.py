@@ -3,6 +3,8 @@
 `summarize` returns a `Report`, a table that `table.py` prints.
 """
 
+from __future__ import annotations
+
 import os
 import warnings
 from collections.abc import Sequence

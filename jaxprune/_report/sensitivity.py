@@ -5,6 +5,8 @@ Han et al., `Learning both Weights and Connections for Efficient Neural Networks
 <https://arxiv.org/abs/1506.02626>`_, 2015, choose sparsities by layer in this way.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,5 +1,7 @@
 """`channel_groups`: which channels must be pruned together, so that `shrink` can remove them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -5,6 +5,8 @@ sizes that it was made with. Both are set here to the sizes of the params. Model
 their sizes from the params anyway.
 """
 
+from __future__ import annotations
+
 import contextlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence

@@ -5,6 +5,8 @@ check that the model without them is the same program (`same_program`), cut them
 run both models and compare the outputs.
 """
 
+from __future__ import annotations
+
 import math
 import numbers
 from collections.abc import Callable, Sequence

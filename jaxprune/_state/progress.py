@@ -6,6 +6,8 @@ them. An account has the number of its first leaf, so every array has one entry 
 tree, and entries that are not an account are zero.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

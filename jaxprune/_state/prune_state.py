@@ -5,6 +5,8 @@ and `optax.partition` leave placeholders in the tree of masks, and flax wraps th
 and optimizer states in boxes of different types.
 """
 
+from __future__ import annotations
+
 import functools
 import operator
 from collections.abc import Mapping

@@ -1,0 +1,112 @@
+"""What `help()` and notebooks show of public names."""
+
+import ast
+import copy
+import inspect
+import pickle
+import pydoc
+import textwrap
+
+import pytest
+
+import jaxprune
+import jaxprune.plots
+from jaxprune._base.public_help import with_readable_help
+
+PUBLIC = [getattr(jaxprune, name) for name in jaxprune.__all__]
+PUBLIC += [getattr(jaxprune.plots, name) for name in jaxprune.plots.__all__]
+FUNCTIONS = [value for value in PUBLIC if inspect.isfunction(value)]
+CLASSES = [value for value in PUBLIC if inspect.isclass(value)]
+VALUES = [name for name in jaxprune.__all__ if hasattr(getattr(jaxprune, name), "assign")]
+VALUES += ["movement"]
+
+
+def named(value):
+    return value.__name__
+
+
+def arguments_of(definition):
+    """Name, kind and annotation of each argument, in order."""
+    arguments = definition.args
+    star = "vararg" if arguments.vararg else "star" if arguments.kwonlyargs else None
+    return [
+        *[("first", a.arg, a.annotation and ast.unparse(a.annotation)) for a in arguments.args],
+        (star, arguments.vararg and arguments.vararg.arg),
+        *[("key", a.arg, a.annotation and ast.unparse(a.annotation)) for a in arguments.kwonlyargs],
+        arguments.kwarg and arguments.kwarg.arg,
+        definition.returns and ast.unparse(definition.returns),
+    ]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=named)
+def test_the_signature_is_that_of_the_source(function):
+    [source] = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    [printed] = ast.parse(f"def f{inspect.signature(function)}: ...").body
+    assert arguments_of(printed) == arguments_of(source)
+
+
+@pytest.mark.parametrize("value", FUNCTIONS + CLASSES, ids=named)
+def test_signatures_in_help_fit_80_columns(value):
+    text = pydoc.plain(pydoc.render_doc(value))
+    # Up to Python 3.12 `help` prints the text of a signature; later, its format in a given width.
+    signature = inspect.signature(value)
+    forms = (str(signature), signature.format(max_width=80 - len(value.__name__)))
+    forms = [f"{value.__name__}{form}".splitlines() for form in forms]
+    assert any(all(line in text for line in lines) for lines in forms)
+    indent = 4 * inspect.isclass(value)
+    assert all(indent + len(line) <= 80 for lines in forms for line in lines)
+    for noise in (" at 0x", "ForwardRef", "[collections.abc", "jax.jaxlib", ": '", "-> '"):
+        assert noise not in text.split("Example:")[0], noise
+
+
+def test_kinds_of_arguments_keep_their_separators():
+    def function(first, /, second: int = 2, *rest, key="k", **others):
+        """A function with arguments of every kind."""
+
+    def all_positional(first, second=named, /):
+        """A function whose arguments have no names for the caller."""
+
+    text = str(inspect.signature(with_readable_help(function, __name__, "function")))
+    assert text == "(first, /, second: int = 2, *rest, key='k', **others)"
+    text = str(inspect.signature(with_readable_help(all_positional, __name__, "all_positional")))
+    assert text == "(first, second=named, /)"
+
+
+def test_defaults_stay_the_objects_that_they_are():
+    parameters = inspect.signature(jaxprune.prune).parameters
+    assert parameters["score"].default is jaxprune.magnitude
+    assert parameters["distribution"].default is jaxprune.uniform
+    bound = inspect.signature(jaxprune.prune).bind(None, seed=3)
+    bound.apply_defaults()
+    assert bound.arguments["score"] is jaxprune.magnitude
+    assert str(parameters["score"]) == "score: Any = magnitude"  # notebooks print each parameter
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_have_the_docstring_below_their_assignment(name):
+    value = getattr(jaxprune, name)
+    assert value.__doc__ != type(value).__doc__
+    assert value.__doc__ in inspect.getsource(inspect.getmodule(_class_module(value)))
+    assert f"\n{name}\n" in pydoc.plain(pydoc.render_doc(value))
+
+
+def _class_module(value):
+    return value.assign if hasattr(value, "assign") else value.increment
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_survive_copies_and_pickles(name):
+    value = getattr(jaxprune, name)
+    assert copy.deepcopy(value) == value
+    assert pickle.loads(pickle.dumps(value)) == value
+
+
+def test_a_public_name_is_loaded_once():
+    assert "prune" in vars(jaxprune)
+    assert jaxprune.prune is vars(jaxprune)["prune"]
+
+
+def test_a_misspelled_name_is_corrected():
+    with pytest.raises(AttributeError) as caught:
+        jaxprune.prunes  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("prunes", jaxprune)  # Python suggests `prune`
