@@ -6,7 +6,10 @@ to type instead. A case names these parts and not the sentence around them, so t
 improved without touching a test. Whole messages are in integration/test_bad_input.py.
 """
 
+import contextlib
 import functools
+import os
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -39,15 +42,20 @@ def case(name, call, kind, parts):
       parts: where the mistake is (the argument, or the path of the leaf and a colon); the
         offending value as the message shows it, and what it conflicts with; what to type instead,
         or what is needed where there are many ways. Each is a fragment of the message, a tuple of
-        fragments, or None where the message has nothing short to say.
+        fragments; the first two may be None where the message has nothing short to say.
     """
     return pytest.param(call, kind, parts, id=name)
 
 
 def error_of(call, kind):
-    """The text of the error that `call` raises; every error must read as plain sentences."""
-    with pytest.raises(kind) as caught:
-        call()
+    """The text of the error that `call` raises, which must read as plain sentences.
+
+    The call runs in an empty folder, and must leave it empty.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        with pytest.raises(kind) as caught:
+            call()
+        assert not os.listdir()
     assert caught.type in (kind, BadValue, BadType)
     text = str(caught.value)
     assert text.endswith((".", "?"))

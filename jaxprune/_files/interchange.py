@@ -250,7 +250,10 @@ def save_csr(folder: str | os.PathLike[str], params: chex.ArrayTree) -> list[Pat
 
 
 def _no_matrix(paths: Sequence[str]) -> ValueError:
-    return ValueError(f"nothing to write: no leaf is 2-D. The leaves are {listed(paths)}.")
+    return ValueError(
+        f"nothing to write: no leaf is 2-D. The leaves are {listed(paths)}. Write another format, "
+        "such as .safetensors.zst or .npz."
+    )
 
 
 def _csr_name(path: str) -> Path:

@@ -148,4 +148,4 @@ def _errors(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         text = str(error) or type(error).__name__
-        raise ValueError(f"{path}: not readable as .npz: {text}.") from None
+        raise ValueError(f"{path}: not readable as .npz: {text}. Copy or save it again.") from None

@@ -169,13 +169,16 @@ def _read_json(stream: Stream) -> tuple[int, dict[str, Any]]:
     """The length of the header in bytes, and its JSON object."""
     path = stream.path
     if stream.n_bytes is not None and stream.n_bytes < 8:
-        raise ValueError(f"{path}: is no safetensors file, as it has only {stream.n_bytes} bytes.")
+        raise ValueError(
+            f"{path}: is no safetensors file, as it has only {stream.n_bytes} bytes. Copy or save "
+            "it again."
+        )
     length = int.from_bytes(stream.read(8).tobytes(), "little")
     limit = min(_MAX_HEADER, max(2**20, _MAX_RATIO * stream.n_file_bytes))
     if length > min(limit, (stream.n_bytes or _MAX_HEADER) - 8):
         raise ValueError(
             f"{path}: not a safetensors file, or a damaged one: its header would have {length} "
-            "bytes."
+            "bytes. Give another file, or copy or save it again."
         )
     data = stream.read(length).tobytes()
     try:

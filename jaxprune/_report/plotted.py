@@ -146,7 +146,10 @@ def as_mask(mask: Any) -> np.ndarray:
         )
     values = np.asarray(mask)
     if not values.size:
-        raise ValueError(f"mask_image: mask must have entries, got shape {values.shape}.")
+        raise ValueError(
+            f"mask_image: mask must have entries, got shape {values.shape}. Pass a mask of a leaf "
+            "that has weights, such as jaxprune.get_masks(opt_state)['w']."
+        )
     if not np.isin(values, (0, 1)).all():
         raise ValueError(
             f"mask_image: mask must hold 0 and 1, got values from {values.min()} to "

@@ -171,34 +171,6 @@ def test_the_file_is_read_one_leaf_at_a_time_however_often(tmp_path, monkeypatch
     assert log == [24] * 9  # two digits of 16 bits, and a count
 
 
-@pytest.mark.parametrize(
-    "words, said",
-    (
-        (("--distribution", "globl"), ("--distribution 'globl'", "Did you mean global?", "erk")),
-        (("--score", "snip"), ("--score 'snip'", "magnitude, random")),
-        (("--ties", "x"), ("--ties 'x'", "index, hashed")),
-        (
-            ("--ties", "hashed", "--distribution", "global"),
-            ("--ties hashed", "--distribution global", "--ties index"),
-        ),
-        (
-            ("--distribution", "erk", "--structure", "nm:2:4"),
-            ("w: erk", "--distribution uniform", "--override"),
-        ),
-        (
-            ("--distribution", "global", "--structure", "block:1x2:balanced"),
-            ("w:", "global pool", "--distribution uniform", "--override"),
-        ),
-    ),
-)
-def test_wrong_options_say_what_to_type(tmp_path, words, said):
-    save_safetensors(tmp_path / "a.safetensors", {"w": values(0, np.float32, (8, 8), None)})
-    words = ("prune", tmp_path / "a.safetensors", "-o", tmp_path / "b.zst", "-s", 0.5, *words)
-    _, error = run(*words, code=2)
-    assert_says(" ".join(error.replace("│", " ").split()), *said)
-    assert not (tmp_path / "b.zst").exists()
-
-
 def test_every_name_is_known():
     for names in (DISTRIBUTIONS, SCORES):
         assert all(hasattr(jaxprune, name) for name in names.values())

@@ -3,6 +3,9 @@
 All other errors: `test_bad_*.py` in the folders of the packages.
 """
 
+import importlib.util
+import pathlib
+
 import pytest
 
 import jaxprune
@@ -74,3 +77,27 @@ SNAPSHOTS = {
 @pytest.mark.parametrize("call, kind, text", SNAPSHOTS.values(), ids=SNAPSHOTS)
 def test_the_whole_message_of_a_common_mistake(call, kind, text):
     assert error_of(call, kind) == text
+
+
+def rows_of(path):
+    """The cases in the tables of a file of tests."""
+    spec = importlib.util.spec_from_file_location(f"rows_of_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    tables = [value for value in vars(module).values() if isinstance(value, list)]
+    return [row for table in tables for row in table if hasattr(row, "values") and row.id]
+
+
+def test_at_least_300_wrong_calls_are_checked_for_type_place_and_remedy():
+    """`assert_error` checks these of each row, and that the call writes no file."""
+    files = sorted(pathlib.Path(__file__).parents[1].glob("*/test_bad_*.py"))
+    with_calls = [path for path in files if "assert_error" in path.read_text(encoding="utf-8")]
+    assert len(with_calls) >= 11
+    rows = [row for path in with_calls for row in rows_of(path)]
+    assert len(rows) >= 300  # docs/promises.md says so
+    for row in rows:
+        _, kind, (where, got, remedy) = row.values
+        assert issubclass(kind, ValueError | TypeError | OSError), row.id
+        assert remedy, row.id
+        assert where or got, row.id
+    assert sum(None in row.values[2] for row in rows) <= 10

@@ -125,7 +125,7 @@ CASES = [
         "mask_without_entries",
         lambda: plots.mask_image(np.ones((0, 3), bool)),
         ValueError,
-        ("mask_image: mask", "(0, 3)", None),
+        ("mask_image: mask", "(0, 3)", "jaxprune.get_masks"),
     ),
     case(
         "sensitivity_is_a_tree",

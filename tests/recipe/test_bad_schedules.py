@@ -202,7 +202,7 @@ SCHEDULES = [
         "falling_targets",
         lambda: jaxprune.SparsitySchedule(0, 10, 5, (0.1, 0.5, 0.25)),
         ValueError,
-        ("targets", ("0.5 at step 5", "0.25 at step 10"), None),
+        ("targets", ("0.5 at step 5", "0.25 at step 10"), "increasing order"),
     ),
     case(
         "one_target",

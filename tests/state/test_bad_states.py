@@ -76,13 +76,13 @@ STATES = [
         "masks_of_two_models",
         lambda: jaxprune.get_masks(two_prunes({"v": ones(2, 4), "b": ones(4), "n": ones(3)})),
         ValueError,
-        ("prune states", "trees", None),
+        ("prune states", "trees", "one of these prune states"),
     ),
     case(
         "masks_of_two_shapes",
         lambda: jaxprune.get_masks(two_prunes({"w": ones(4, 4), "b": ones(4), "n": ones(3)})),
         ValueError,
-        ("prune states", "trees", None),
+        ("prune states", "trees", "one of these prune states"),
     ),
     case(
         "apply_unknown_path",
