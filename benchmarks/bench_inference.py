@@ -5,7 +5,9 @@ feed-forward block of a transformer, at batch 1, 8 and 32, on one core and on al
 baseline is the fastest dense method: JAX as `x @ w` or as `w @ x`, onnxruntime, torch or NumPy. It
 is compared with blocks of 8, 16 and 32 outputs by `packed_matmul`, with unstructured CSR in SciPy
 and torch, and with a narrower dense network of as many weights, which is what remains when whole
-units are pruned. One network also runs two methods that are slower: BCOO of JAX, and bfloat16.
+units are pruned. One network also runs two methods that are slower: BCOO of JAX, and bfloat16. An
+empty call, a jitted function that does next to nothing, shows what no method in JAX can be faster
+than: of a cold call of a small network, it is the larger part.
 
 Warm times are for repeated calls. Cold times are for calls after reading 128 MB of other data, to
 empty the caches as another program on the machine would. Every method is first checked against a
@@ -58,7 +60,8 @@ WIDTHS = (8, 16, 32)
 DENSE = ("jax x @ w", "jax w @ x", "onnxruntime", "torch", "numpy")
 PACKED = tuple(f"packed 1x{width}" for width in WIDTHS)
 NARROW = "narrower dense"
-METHODS = (*DENSE, *PACKED, "scipy CSR", "torch CSR", NARROW, "jax BCOO", "jax bfloat16")
+EMPTY = "empty call"
+METHODS = (*DENSE, *PACKED, "scipy CSR", "torch CSR", NARROW, "jax BCOO", "jax bfloat16", EMPTY)
 SPARSITIES = (0.8, 0.9, 0.95)
 BATCHES = (1, 8, 32)
 _LOSSES_OF = "LSTM 2 x 650"
@@ -123,6 +126,9 @@ def checked_calls(
     fraction = part_left(network, sparsity)
     narrow: dict[str, Make] = {NARROW: dense, _NARROW_TRANSPOSED: dense_transposed}
     add(narrow, weights_of(network, fraction), fraction)
+    empty = jax.jit(lambda inputs: jax.tree.map(jnp.negative, inputs))
+    for batch, methods in calls.items():
+        methods[EMPTY] = partial(empty, jax.tree.map(jnp.asarray, inputs_of(network, batch, 1)))
     return calls, notes
 
 

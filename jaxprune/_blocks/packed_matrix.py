@@ -3,6 +3,8 @@
 A kernel of shape (in, out) is divided into blocks of shape (a, r). Each column of blocks lists the
 rows of blocks that it keeps. The product gathers the parts of `x` that belong to those rows and
 contracts them with the values: one gather and one batched product, which every backend supports.
+For a large batch these parts are many times larger than the values. Then a loop gathers and
+contracts a chunk of the columns at a time.
 
 For speed, `r` should be at least 8, the width of SIMD units. The columns should keep equally many
 blocks, as with `Block((1, 16), balanced=True)`, because columns with fewer blocks are padded.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -27,6 +30,14 @@ from jaxprune._base.arguments import as_array, is_int, shown
 # they come from memory, and 1.2 times slower when they come from cache. For larger batches, values
 # with the summed axis last are faster.
 _ROWS_FIRST_FROM = 2
+# How many numbers a chunk of columns gathers at most, or a fraction of the number of values if that
+# is more.
+_CHUNK = 2**20
+_FRACTION = 8
+# From so many gathered numbers on, there are at least two chunks. For a single one, XLA CPU gathers
+# from `x` itself, where the numbers of one part are strided, rather than from its transpose. With
+# 1024 inputs that took twice the time for 32 rows, and four times for 128.
+_LOOP_FROM = 2**18
 
 
 @functools.partial(
@@ -70,6 +81,10 @@ def pack_matrix(
     w: ArrayLike, mask: ArrayLike | None = None, block: tuple[int, int] = (1, 16), *, batch: int = 1
 ) -> PackedMatrix:
     """Packs the kept blocks of a matrix; runs on the host, not under `jit`.
+
+    A dense product is the better choice where few blocks are dropped: on CPUs, where less than
+    about half are, or for batches of several rows less than about 70 %. It also is for matrices of
+    less than about 256 x 1024, whose product takes no longer than the call.
 
     Args:
       w: [in, out], the layout of kernels in Flax.
@@ -159,28 +174,73 @@ def packed_matmul(packed: PackedMatrix, x: ArrayLike) -> jax.Array:
     if not n_kept or not x.size:
         dtype = jnp.result_type(x, packed.values)
         return jnp.zeros((*lead, n_out), dtype)
-    gathered = _gather(packed, x.reshape(-1, n_in))
-    layout = "jrk" if packed.rows_first else "jkr"
-    y = jnp.einsum(f"bjk,{layout}->bjr", gathered, packed.values)
+    y = _product(packed, x.reshape(-1, n_in))
     return y.reshape(-1, n_columns * packed.block[1])[:, :n_out].reshape(*lead, n_out)
 
 
-def _gather(packed: PackedMatrix, x: jax.Array) -> jax.Array:
-    """The parts of `x` that each column of blocks multiplies: [batch, columns, n_kept * a]."""
-    rows = packed.block[0]
-    # `x` gets a row of zeros past its end, for the padding of the columns. XLA must not fuse the
-    # computation of x into the gather: it would compute an activation once for each column of
-    # blocks that reads it, which doubled the time of an LSTM step. The newest XLA respects the
-    # optimization barrier. The one of JAX 0.10 drops it on CPUs, but does not fuse a concatenation
-    # unless it recognises it as padding with a constant: hence zeros with the sign of x.
+def _product(packed: PackedMatrix, x: jax.Array) -> jax.Array:
+    """The product with x [batch, in], by columns of blocks: [batch, n_columns, r]."""
+    n_columns, n_kept = packed.indices.shape
+    batch, (rows, width) = x.shape[0], packed.block
+    parts = _parts(x, rows)
+    contract = functools.partial(_contract, parts, packed.rows_first)
+    n_gathered = n_columns * n_kept * rows * batch
+    n_chunks = max(
+        math.ceil(n_gathered / max(_CHUNK, packed.values.size // _FRACTION)),
+        2 if batch > 1 and n_gathered >= _LOOP_FROM else 1,
+    )
+    n_at_once = math.ceil(n_columns / n_chunks)
+    if n_at_once == n_columns:
+        return contract(packed.indices, packed.values)
+    # A gradient gathers again: otherwise the gathered parts of all chunks would be stored for it.
+    contract = jax.checkpoint(contract, prevent_cse=False)
+
+    def with_chunk(i: jax.Array, y: jax.Array) -> jax.Array:
+        # Slices are moved to lie inside: the last chunk may repeat columns of the one before.
+        start = i * n_at_once
+        indices, values = (
+            lax.dynamic_slice_in_dim(array, start, n_at_once)
+            for array in (packed.indices, packed.values)
+        )
+        return lax.dynamic_update_slice_in_dim(y, contract(indices, values), start, 1)
+
+    y = jnp.zeros((batch, n_columns, width), jnp.result_type(x, packed.values))
+    return lax.fori_loop(0, math.ceil(n_columns / n_at_once), with_chunk, y)
+
+
+def _contract(
+    parts: jax.Array, rows_first: bool, indices: jax.Array, values: jax.Array
+) -> jax.Array:
+    """The product with some columns of blocks, [batch, columns, r].
+
+    Args:
+      parts: from `_parts`.
+      rows_first: the layout of the values.
+      indices: those of the columns.
+      values: those of the columns.
+    """
+    indices = indices.astype(jnp.uint32)  # for signed ones, JAX adds code for negatives
+    gathered = parts.at[indices].get(mode="promise_in_bounds")
+    gathered = gathered.reshape(indices.shape[0], -1, parts.shape[-1])
+    layout = "jrk" if rows_first else "jkr"
+    return jnp.einsum(f"{layout},jkb->jrb", values, gathered).transpose(2, 0, 1)
+
+
+def _parts(x: jax.Array, rows: int) -> jax.Array:
+    """The parts of `x` that rows of blocks multiply, [rows of blocks, a, batch].
+
+    There is one more part, of zeros, for the padding of the columns.
+    """
+    # XLA must not fuse the computation of x into the gather: it would compute an activation once
+    # for each column of blocks that reads it, which doubled the time of an LSTM step. The newest
+    # XLA respects the optimization barrier. The one of JAX 0.10 drops it on CPUs, but does not fuse
+    # a concatenation unless it recognises it as padding with a constant: hence zeros with the sign
+    # of x.
     zeros = jnp.zeros_like(x, shape=(x.shape[0], -x.shape[1] % rows + rows))
     if jnp.issubdtype(x.dtype, jnp.floating):
         zeros = jnp.copysign(zeros, x[:, :1])
     x = lax.optimization_barrier(jnp.concatenate([x, zeros], axis=1))
-    parts = x.reshape(x.shape[0], -1, rows)
-    indices = packed.indices.astype(jnp.uint32)  # for signed ones, JAX adds code for negatives
-    gathered = parts.at[:, indices].get(mode="promise_in_bounds")
-    return gathered.reshape(x.shape[0], packed.indices.shape[0], -1)
+    return x.T.reshape(-1, rows, x.shape[0])
 
 
 def unpack_matrix(packed: PackedMatrix) -> jax.Array:

@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 
 import jaxprune
 from helpers import says
+from jaxprune._blocks import packed_matrix
 from jaxprune._blocks.flax_layers import pack_kernels, pack_linear, packed_apply
 from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_matmul, unpack_matrix
 
@@ -100,14 +101,17 @@ def test_balanced_pruning_needs_no_padding():
     np.testing.assert_array_equal(unpack_matrix(packed), pruned["w"])
 
 
+@pytest.mark.parametrize("loop_from", (1, packed_matrix._LOOP_FROM))
 @pytest.mark.parametrize("batch, balanced", ((1, False), (8, True)))
-def test_jit_vmap_and_grad(batch, balanced):
-    w, mask = matrix(1, (24, 32), (1, 8), 0.25, balanced=balanced)
+def test_jit_vmap_and_grad(batch, balanced, loop_from, monkeypatch):
+    monkeypatch.setattr(packed_matrix, "_LOOP_FROM", loop_from)
+    w, mask = matrix(1, (24, 40), (1, 8), 0.25, balanced=balanced)
     packed = pack_matrix(w, mask, (1, 8), batch=batch)
     x = jnp.asarray(inputs(1, (5, 3), 24))
-    np.testing.assert_array_equal(jax.jit(packed_matmul)(packed, x), x @ w)
+    jitted = jax.jit(lambda packed, x: packed_matmul(packed, x))  # traced anew in every test
+    np.testing.assert_array_equal(jitted(packed, x), x @ w)
     np.testing.assert_array_equal(jax.vmap(lambda x: packed_matmul(packed, x))(x), x @ w)
-    v = jnp.asarray(inputs(2, (5, 3), 32))
+    v = jnp.asarray(inputs(2, (5, 3), 40))
     x_gradient = jax.grad(lambda x: jnp.sum(packed_matmul(packed, x) * v))(x)
     np.testing.assert_array_equal(x_gradient, v @ w.T)
 
@@ -119,6 +123,33 @@ def test_jit_vmap_and_grad(batch, balanced):
     gradient = PackedMatrix(packed.indices, jax.grad(with_values)(packed.values), *meta)
     dense = jnp.einsum("abi,abo->io", x, v) * mask.astype(np.float32)
     np.testing.assert_array_equal(unpack_matrix(gradient), dense)
+
+
+@pytest.mark.parametrize("n_columns_at_once", (1, 2, 3, 7))
+def test_any_number_of_columns_at_once_gives_the_same_product(n_columns_at_once, monkeypatch):
+    w, mask = matrix(3, (24, 28), (2, 4), 0.5, balanced=True)
+    packed = pack_matrix(w, mask, (2, 4), batch=16)
+    x = inputs(3, (16,), 24)
+    monkeypatch.setattr(packed_matrix, "_FRACTION", 10**6)
+    monkeypatch.setattr(packed_matrix, "_CHUNK", n_columns_at_once * 6 * 2 * 16)
+    np.testing.assert_array_equal(packed_matmul(packed, x), x @ w)
+
+
+@pytest.mark.parametrize("is_gradient", (False, True))
+def test_a_large_batch_stores_few_of_the_gathered_parts(is_gradient):
+    n_columns, n_kept, batch = 256, 100, 512
+    shape = jax.ShapeDtypeStruct
+    values = shape((n_columns, 16, n_kept), jnp.float32)
+
+    def product(indices, values, x):
+        packed = PackedMatrix(indices, values, (1000, 16 * n_columns), (1, 16), True)
+        return jnp.sum(packed_matmul(packed, x) ** 2)
+
+    function = jax.grad(product, argnums=(1, 2)) if is_gradient else product
+    indices, x = shape((n_columns, n_kept), jnp.int32), shape((batch, 1000), jnp.float32)
+    memory = jax.jit(function).lower(indices, values, x).compile().memory_analysis()
+    gathered = n_columns * n_kept * batch * 4
+    assert memory.temp_size_in_bytes < gathered * (0.75 if is_gradient else 0.5)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes for CPUs")
