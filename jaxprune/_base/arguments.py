@@ -4,6 +4,7 @@ An error names the argument, shows the value, and suggests what to type instead.
 `BadType` keep the suggestion as data, so that the command line can show it as options.
 """
 
+import inspect
 import numbers
 import os
 from collections.abc import Callable, Mapping
@@ -89,10 +90,18 @@ def _literal(value: Any) -> str:
 def shown(value: Any) -> str:
     """A value for an error: its `repr` if that is short, else its type.
 
-    The `repr` of an array or of a tree can fill a screen.
+    The `repr` of an array or of a tree can fill a screen, and that of a function has its address.
+
+    Example:
+      >>> shown(0.5), shown(np.zeros((3, 40))), shown(shown), shown(dict)
+      ('0.5', 'an array (float64 of shape (3, 40))', 'the function shown', 'the class dict')
     """
     if isinstance(value, Tracer):
         return "a traced value"
+    if inspect.isclass(value) or inspect.isroutine(value):
+        kind = "class" if inspect.isclass(value) else "function"
+        name = getattr(value, "__name__", "<lambda>")
+        return f"a {kind}" if name == "<lambda>" else f"the {kind} {name}"
     text = repr(value)
     if len(text) <= 80 and "\n" not in text and "Tracer" not in text:
         return text

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune._base.arguments import shown
 
@@ -134,6 +135,22 @@ def check_array_library(path: str, leaf: Any) -> None:
             "Convert all leaves to NumPy or JAX arrays first: for torch, "
             "{name: x.detach().cpu().numpy() for name, x in model.state_dict().items()}."
         ) from None
+
+
+def check_not_donated(where: str, tree: Any) -> None:
+    """Raises a ValueError where an array was donated to a jitted function, and so has no values."""
+    deleted = [
+        i
+        for i, leaf in enumerate(flattened(tree)[0])
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted()
+    ]
+    if deleted:
+        paths = paths_of(tree)
+        names = listed([paths[i] for i in deleted])
+        raise ValueError(
+            f"{where}: {names}: these arrays were donated to a jitted function (donate_argnums), "
+            "which deleted them. Pass those that it returned."
+        )
 
 
 def listed(paths: Sequence[str]) -> str:

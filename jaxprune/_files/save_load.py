@@ -17,7 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import as_file_path, is_int, shown
-from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
+from jaxprune._base.paths import (
+    check_not_donated,
+    leaves_with_paths,
+    listed,
+    shown_path,
+    spec_of,
+)
 from jaxprune._files.dtypes import dtype_of
 from jaxprune._files.leaf_files import memory_bytes, save_leaves
 from jaxprune._files.leaves import Leaf, is_stored
@@ -65,6 +71,8 @@ def save(
     """
     path = as_file_path("save", path)
     paths, leaves, _ = leaves_with_paths(params)
+    check_not_donated("save: params", params)
+    check_not_donated("save: masks", masks)
     all_masks = masks_by_path(masks, paths, leaves) if masks is not None else [None] * len(paths)
 
     positions = in_order("save", paths, order)
@@ -307,6 +315,9 @@ def _check_nesting(file: Any, paths: Sequence[str]) -> None:
             )
 
 
+_OF_LIKE = "Pass the params of the same model as `like`, or load without it."
+
+
 def _check_like(
     file: Any, leaves: Sequence[Leaf], paths: Sequence[str], like_leaves: Sequence[Any]
 ) -> None:
@@ -315,10 +326,10 @@ def _check_like(
     if missing := [path for path in paths if path not in in_file]:
         raise ValueError(
             f"{file}: does not have {listed(missing)}, which `like` has; it has "
-            f"{listed(list(in_file))}."
+            f"{listed(list(in_file))}. {_OF_LIKE}"
         )
     if extra := sorted(set(in_file) - set(paths)):
-        raise ValueError(f"{file}: has {listed(extra)}, which `like` does not have.")
+        raise ValueError(f"{file}: has {listed(extra)}, which `like` does not have. {_OF_LIKE}")
     for path, like_leaf in zip(paths, like_leaves, strict=True):
         spec, leaf = spec_of(like_leaf), in_file[path]
         if spec is None:
@@ -329,5 +340,5 @@ def _check_like(
         if spec.shape != leaf.shape or spec.dtype != leaf.dtype:
             raise ValueError(
                 f"{file}: {shown_path(path)}: is {leaf.dtype} of shape {leaf.shape}, but `like` "
-                f"has {spec.dtype} of shape {spec.shape}."
+                f"has {spec.dtype} of shape {spec.shape}. {_OF_LIKE}"
             )

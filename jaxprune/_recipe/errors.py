@@ -88,6 +88,8 @@ def _wrong_type(argument: str, value: Any, needed: str) -> TypeError:
         )
     if isinstance(value, str):
         hint = f" {_object_named(value) or 'Pass the object, not its name.'}"
+    if isinstance(value, type):
+        hint = f" Pass an object of it: {value.__module__}.{value.__name__}(...)."
     return TypeError(f"{argument} must be {needed}, got {shown(value)}.{hint}")
 
 
@@ -124,7 +126,10 @@ def nothing_chosen(
     pairs = list(zip(paths, choices, strict=True))
     reasons = ", ".join(f"{shown_path(path)} ({choice.reason})" for path, choice in pairs[:8])
     more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
-    problem = f"nothing to prune: none of the {len(paths)} leaves is chosen: {reasons}{more}."
+    n_leaves = "the only leaf is not" if len(paths) == 1 else f"none of the {len(paths)} leaves is"
+    problem = f"nothing to prune: {n_leaves} chosen: {reasons}{more}."
+    if any("excluded" in choice.reason for choice in choices):
+        return BadValue(problem, "Exclude fewer leaves.")
     if not by_default:
         fix = "A regex must match the whole path: write {include}, not 'kernel'."
         return BadValue(problem, fix, include=".*kernel")

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxprune._base.arguments import as_flag
 from jaxprune._base.counting import counting, is_wide
-from jaxprune._base.paths import leaves_with_paths
+from jaxprune._base.paths import check_not_donated, leaves_with_paths
 from jaxprune._report.unfinished import require_progress
 from jaxprune._state.prune_state import PruneState, find_states, require_states, unboxed
 from jaxprune._state.pruned_paths import recorded_pruned
@@ -64,6 +64,7 @@ def metrics(
         return _values(_none())
     states = require_states(opt_state)
     require_progress(states)
+    check_not_donated("metrics: opt_state", states)
     scalars = _values(_added([_totals(state) for state in states]))
     if per_leaf:
         for state in states:

@@ -19,7 +19,13 @@ from jaxprune._base.agreement import check_remembered, diverged
 from jaxprune._base.arguments import as_flag, shown
 from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import flattened, leaves_with_paths, shown_path, spec_of
+from jaxprune._base.paths import (
+    check_not_donated,
+    flattened,
+    leaves_with_paths,
+    shown_path,
+    spec_of,
+)
 from jaxprune._recipe.structural_rules import existing_of
 from jaxprune._report.table import LeafReport, Report, leaf_report
 from jaxprune._report.unfinished import does_land, emptied, require_progress, unfinished
@@ -64,6 +70,8 @@ def summarize(params: chex.ArrayTree, masks: Any = None, *, structural: Any = No
     """
     paths, leaves, _ = leaves_with_paths(params)
     _check_arrays(paths, leaves)
+    check_not_donated("summarize: params", params)
+    check_not_donated("summarize: masks", masks)
     by_leaf = [None] * len(leaves) if masks is None else masks_by_path(masks, paths, leaves)
     exist = [None] * len(leaves)
     if structural is not None:
@@ -149,6 +157,8 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
         raise TypeError(
             "check: needs the values of params and state, got a traced value. Call it outside jit."
         )
+    check_not_donated("check: params", params)
+    check_not_donated("check: opt_state", find_states(opt_state))
     get_masks(opt_state, params)  # raises where there is no prune state
     paths, leaves, _ = leaves_with_paths(params)
     _check_copies(params, opt_state)  # first: the checks below may differ between processes
@@ -188,13 +198,15 @@ def _check_done(
     reports = [unfinished(paths, leaves, state) for state in states]
     in_masks = [line for report in reports for line in report.in_masks]
     in_params = tuple(line for report in reports for line in report.in_params)
-    if left := max(report.fires_left for report in reports):
-        verb = "fire is" if left == 1 else "fires are"
+    waiting = max(reports, key=lambda report: report.fires_left)
+    if waiting.fires_left:
+        verb = "fire is" if waiting.fires_left == 1 else "fires are"
         lines = in_masks or in_params
         raise ValueError(
-            f"the schedule is not finished: {left:,} {verb} left"
+            f"the schedule is not finished: {waiting.fires_left:,} {verb} left, the last at step "
+            f"{waiting.last_step:,}, and the state is at step {waiting.step:,}"
             + (f"; {_some(lines)}. " if lines else ". ")
-            + _NOT_DONE
+            + (_NOT_DONE if waiting.step else _NOT_STARTED)
         )
     if in_masks:
         raise ValueError(f"the masks are not those of a finished run: {_some(in_masks)}. {_LOST}")
@@ -265,8 +277,13 @@ _MISPLACED = (
     "model sets or rescales this leaf itself (a reparametrised weight), exclude it from pruning."
 )
 _NOT_DONE = (
-    "Train until the last fire. If these are the best params of a longer run (early stopping), "
-    "select among params from after the last fire; or let the schedule end earlier."
+    "Train until the last fire, or let the schedule end earlier. Steps are updates since tx.init; "
+    "inside optax.MultiSteps, k calls are one. If these are the best params of a longer run (early "
+    "stopping), select among params from after the last fire."
+)
+_NOT_STARTED = (
+    "This state has counted no update: pass the one that the last tx.update returned, not the one "
+    "of tx.init."
 )
 _LOST = (
     "Were the masks lost when the state was restored, or replaced? One more tx.update catches up: "

@@ -22,12 +22,16 @@ class Unfinished(NamedTuple):
 
     Attributes:
       fires_left: how many fires of the schedule are still to come.
+      step: how many updates the state has counted.
+      last_step: the step of the last fire.
       in_masks: one line per account whose masks drop too few weights, or not exactly as many as due
         where they have to.
       in_params: one line per account that has too few zeros in the params.
     """
 
     fires_left: int
+    step: int
+    last_step: int
     in_masks: tuple[str, ...]
     in_params: tuple[str, ...]
 
@@ -36,11 +40,13 @@ class _Member(NamedTuple):
     """The progress of one member of a batched state, as NumPy arrays, and its counts.
 
     Attributes:
+      step: how many updates it has counted.
       progress: what is due.
       masked: int64[n_leaves], weights that the masks drop.
       zero: int64[n_leaves], zeros in the params; the same as `masked` where params stay dense.
     """
 
+    step: int
     progress: Progress
     masked: np.ndarray
     zero: np.ndarray
@@ -78,9 +84,12 @@ def unfinished(paths: Sequence[str], leaves: Sequence[Any], state: PruneState) -
             in_masks |= dict.fromkeys(_masks_lack(name, member, int(account)))
             in_params |= dict.fromkeys(_params_lack(name, member, int(account)))
     # A schedule of sparsity 0, as for masks that a user has set, has nothing left to do.
-    asked = [member.progress for member in members if np.any(member.progress.due)]
-    left = max((int(progress.fires_left) for progress in asked), default=0)
-    return Unfinished(left, tuple(in_masks), tuple(in_params))
+    waits = [
+        (int(member.progress.fires_left), member.step, int(member.progress.schedule[1]))
+        for member in members
+        if np.any(member.progress.due)
+    ]
+    return Unfinished(*max(waits, default=(0, 0, 0)), tuple(in_masks), tuple(in_params))
 
 
 def emptied(state: PruneState) -> list[str]:
@@ -122,9 +131,10 @@ def _members(at: dict[str, Any], mask_paths: Sequence[str], state: PruneState) -
             if (pool_of[:, i] >= 0).any():
                 zero[..., i] = false_in(is_nonzero(jnp.asarray(at[path])), len(batch))
         zero = np.maximum(zero - absent_in(state), 0)
+    steps = np.ravel(unboxed(state.prune_step))
     masked, zero = (counts.reshape(n_members, n_leaves) for counts in (masked, zero))
     return [
-        _Member(Progress(*(field[k] for field in flat)), masked[k], zero[k])
+        _Member(int(steps[k]), Progress(*(field[k] for field in flat)), masked[k], zero[k])
         for k in range(n_members)
     ]
 

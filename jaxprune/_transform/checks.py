@@ -90,9 +90,11 @@ def parallel(tree: Tree, other: Any, name: str, holes: bool = False) -> list[Any
         *_only_in(name, other_paths, "params", tree.paths),
     ]
     differ = "; ".join(lines) or "the same paths, but in other containers"
+    fix = "Pass the params that the state was initialised with, and gradients with respect to them."
+    if type(other).__module__.startswith("flax.nnx"):
+        fix += " Does nnx.Optimizer have wrt=nnx.Param, and nnx.grad the same?"
     raise ValueError(
-        f"jaxprune.prune: the {name} and the params differ in structure: {differ}. Pass the "
-        "params that the state was initialised with, and gradients with respect to them."
+        f"jaxprune.prune: the {name} and the params differ in structure: {differ}. {fix}"
     )
 
 

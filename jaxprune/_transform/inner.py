@@ -1,5 +1,6 @@
 """The optimizer that a transformation wraps: accepted, and its moments reset where weights grow."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,8 +32,12 @@ def as_optimizer(inner: Any) -> optax.GradientTransformationExtraArgs:
       2.0
     """
     if not callable(getattr(inner, "init", None)) or not callable(getattr(inner, "update", None)):
+        fix = ""
+        if inspect.isroutine(inner):
+            fix = f" Call it: {getattr(inner, '__name__', 'optimizer')}(...)."
         raise TypeError(
-            f"inner must be an optax transformation such as optax.adamw(3e-4), got {shown(inner)}."
+            "inner must be an optax transformation such as optax.adamw(3e-4), got "
+            f"{shown(inner)}.{fix}"
         )
     return optax.with_extra_args_support(inner)
 

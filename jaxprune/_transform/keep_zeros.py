@@ -43,7 +43,8 @@ def keep_zeros(
 
     Raises:
       TypeError, ValueError: for invalid arguments. `init` raises if no leaf is chosen. Where the
-        values are known, it warns of leaves that are free because they contain only zeros.
+        values are known, it warns of leaves that are free because they contain only zeros, and if
+        there are no zeros to keep.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -104,6 +105,13 @@ def _first_masks(
     """Masks of the zeros in the params."""
     del key
     masks = masks_of_zeros("keep_zeros", settings.recipe, budget, leaves, stacklevel=6)
+    no_zeros = [jnp.all(masks[i]) for i in budget.chosen]
+    if no_zeros and not any(isinstance(x, jax.core.Tracer) for x in no_zeros) and all(no_zeros):
+        warnings.warn(
+            f"jaxprune.keep_zeros: {listed([budget.paths[i] for i in budget.chosen])}: no zeros to "
+            "keep, so all weights train. Prune or load the params before tx.init.",
+            stacklevel=4,
+        )
     return [mask.astype(jnp.uint8) for mask in masks]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import jaxprune
-from helpers import grads_at, random_params
+from helpers import assert_says, grads_at, random_params
 
 SHAPES = {"a": (8, 12), "b": {"kernel": (12, 5), "bias": (5,)}}
 # Of test_catch_up.py: programs that are the same are compiled once.
@@ -191,7 +191,7 @@ def test_members_of_a_batched_state_are_judged_one_by_one():
     both = jax.tree.map(lambda *x: jnp.stack(x), results[-1], results[-1])
     jaxprune.check(*both, done=True)
     mixed = jax.tree.map(lambda *x: jnp.stack(x), results[-1], results[3])
-    with pytest.raises(ValueError, match="not finished"):
+    with pytest.raises(ValueError, match=r"not finished.* the state is at step 3;"):
         jaxprune.check(*mixed, done=True)
 
 
@@ -202,9 +202,26 @@ def test_a_schedule_of_which_little_has_run_is_not_done():  # the case of many u
         updates, state = tx.update(grads_at(params, t), state, params)
         params = optax.apply_updates(params, updates)
     jaxprune.check(params, state)
-    with pytest.raises(ValueError, match="81 fires are left; a: the masks drop 0 weights, but 86"):
+    with pytest.raises(ValueError, match="81 fires are left") as raised:
         jaxprune.check(params, state, done=True)
+    assert_says(
+        str(raised.value),
+        "81 fires are left, the last at step 9,000, and the state is at step 5; a: the masks drop",
+        "0 weights, but 86",
+        "optax.MultiSteps",
+    )
     assert jaxprune.metrics(state)["prune/fires_left"] == 81
+
+
+def test_a_state_that_the_training_step_did_not_return_is_explained():
+    params = make_params()
+    tx = jaxprune.prune(SCHEDULE, inner=sgd())
+    state = tx.init(params)
+    for t in range(3):
+        updates, _ = tx.update(grads_at(params, t), state, params)
+        params = optax.apply_updates(params, updates)
+    with pytest.raises(ValueError, match=r"at step 0.*the last tx\.update returned"):
+        jaxprune.check(params, state, done=True)
 
 
 def test_masks_of_leaves_that_are_not_pruned_do_not_count():

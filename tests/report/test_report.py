@@ -601,3 +601,21 @@ def test_the_step_of_several_states_is_the_largest():
     later = state._replace(prune_step=jnp.asarray(7, jnp.int32))
     for states in ((state, later), (later, state)):
         assert jaxprune.metrics(states)["prune/step"] == 7
+
+
+@pytest.mark.parametrize("function", ("check", "metrics", "summarize", "save"))
+def test_donated_arrays_are_named(function, tmp_path):
+    tx = jaxprune.prune(SCHEDULE, inner=optax.sgd(0.1))
+    step = jax.jit(tx.update, donate_argnums=(1, 2))
+    given = jax.tree.map(jnp.copy, small())
+    params, state = jax.tree.map(jnp.copy, small()), tx.init(given)
+    step(given, state, params)
+    calls = {
+        "check": lambda: jaxprune.check(given, state),
+        "metrics": lambda: jaxprune.metrics(state),
+        "summarize": lambda: jaxprune.summarize(params),
+        "save": lambda: jaxprune.save(tmp_path / "model.zst", given, state),
+    }
+    with pytest.raises(ValueError, match=rf"{function}: .*/.* donated .* Pass those") as raised:
+        calls[function]()
+    assert "fc/kernel" in str(raised.value)

@@ -135,7 +135,7 @@ LEAVES = [
         "everything_excluded",
         lambda: jaxprune.plan({"w": ones(2, 2), "b": ones(2)}, HALF, exclude=".*"),
         ValueError,
-        ("nothing to prune", ("b (excluded by '.*')", "w (excluded by '.*')"), "include='.*'"),
+        ("nothing to prune", ("b (excluded by '.*')", "w (excluded by '.*')"), "Exclude fewer"),
     ),
     case(
         "flatten",

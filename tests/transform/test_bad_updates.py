@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import jaxprune
 from bad_input import HALF, Tensor, assert_error, case, init, params, start, update
@@ -152,3 +153,11 @@ def test_a_missing_gradient_is_fine_where_nothing_is_pruned():
     updates, state = update({**params(), "b": None})
     assert updates["b"] is None
     assert jaxprune.get_masks(state)["w"].tolist() == [[False] * 4, [True] * 4]
+
+
+def test_an_nnx_optimizer_of_all_variables_is_told_to_take_params():
+    model = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, jaxprune.prune(HALF, include="scale"), wrt=nnx.Variable)
+    grads = nnx.state(model, nnx.Param)
+    with pytest.raises(ValueError, match=r"the params have mean, var, .*wrt=nnx.Param"):
+        optimizer.update(model, grads)

@@ -30,6 +30,7 @@ def run(tx, params, state, n_steps=4):
 
 @pytest.mark.parametrize("init", ("init", "jit", "vmap"))
 @pytest.mark.parametrize("sparsity", (0.0, 0.5, 0.9))
+@pytest.mark.filterwarnings("ignore:jaxprune.keep_zeros.*no zeros to keep")  # sparsity 0
 def test_zeros_stay_and_everything_else_learns(init, sparsity):
     params = sparse(sparsity)
     tx = jaxprune.keep_zeros(optax.adamw(0.01))
@@ -135,3 +136,12 @@ def test_map_params_reaches_the_masks():
     state = tx.init(sparse())
     same = optax.tree.map_params(tx, lambda x: x, state)
     assert jax.tree.structure(same) == jax.tree.structure(state)
+
+
+def test_params_without_zeros_are_named_in_a_warning():
+    params = random_params(SHAPES)
+    with pytest.warns(UserWarning, match="fc/kernel, out/kernel: no zeros to keep") as caught:
+        jaxprune.keep_zeros(optax.sgd(0.1)).init(params)
+    assert caught[0].filename == __file__
+    one_is_sparse = {**params, "fc": sparse()["fc"]}
+    jaxprune.keep_zeros(optax.sgd(0.1)).init(one_is_sparse)  # a warning would be an error
