@@ -84,7 +84,8 @@ def demo(
     seeds: Annotated[int | None, typer.Option(help="Runs per network.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps per run.")] = None,
     sparsity: Annotated[
-        list[float] | None, typer.Option(help="A final sparsity; can be repeated.")
+        list[float] | None,
+        typer.Option(metavar="<float>", help="A final sparsity; can be repeated."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of the table.")

@@ -55,9 +55,9 @@ def _options() -> Any:
         sparsity=typer.Option(
             None, "--sparsity", "-s", help="Fraction of zeros, in [0, 1). nm:2:4 implies 0.5."
         ),
-        include=_repeated("--include", "Regex for whole paths of leaves to prune."),
-        exclude=_repeated("--exclude", "Regex for leaves not to prune."),
-        override=_repeated("--override", "REGEX=SPARSITY, for some leaves."),
+        include=_repeated("--include", "<regex>", "Regex for whole paths of leaves to prune."),
+        exclude=_repeated("--exclude", "<regex>", "Regex for leaves not to prune."),
+        override=_repeated("--override", "<rule>", "REGEX=SPARSITY, for some leaves."),
         **_ways_to_prune(),
     )
 
@@ -86,11 +86,12 @@ def _choice(default: str | None, name: str, values: Iterable[str], about: str) -
     return typer.Option(default, name, help=about, autocompletion=complete)
 
 
-def _repeated(name: str, about: str) -> Any:
+def _repeated(name: str, value: str, about: str) -> Any:
     """An option that can be given several times."""
     import typer
 
-    return typer.Option(None, name, help=f"{about} Can be repeated.", show_default=False)
+    about = f"{about} Can be repeated."
+    return typer.Option(None, name, metavar=value, help=about, show_default=False)
 
 
 def example_lines(*lines: str) -> str:

@@ -17,8 +17,8 @@ from jaxprune.demo.config import DISTRIBUTIONS, SMALL
 
 _ENOUGH_SEEDS = 4
 NEXT = (
-    "What to read next: README.md, how to prune your own training loop with one more line; "
-    "docs/paper.md, the same question for language models, translation and other images."
+    "What to read next: README.md shows how to prune in your own training loop with one more line. "
+    "docs/paper.md answers the same question for language models, translation and other images."
 )
 
 
