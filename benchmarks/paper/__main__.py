@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -33,6 +34,7 @@ Resume = Annotated[
     ),
 ]
 Only = Annotated[str, typer.Option(help="Run only the studies whose name contains this text.")]
+Names = Annotated[str, typer.Option(help="Train only the networks whose name matches this regex.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the results.")]
 Jobs = Annotated[
     int, typer.Option(help="Networks to train in parallel (default: one per core, one on a GPU).")
@@ -94,6 +96,38 @@ def cnn(
 
 
 @app.command()
+def fashion(
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of four IDX files, such as /usr/share/datasets/fashion-mnist of Debian's "
+            "package dataset-fashion-mnist."
+        ),
+    ],
+    quick: Quick = False,
+    large: Large = False,
+    resume: Resume = False,
+    out: Out = None,
+    only: Only = "",
+    networks: Names = "",
+    jobs: Jobs = 0,
+):
+    """Trains deep CNNs, plain and depthwise-separable, on your Fashion-MNIST files."""
+    require()
+    # One core per run: results do not depend on the number of cores, and no core waits for another.
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    )
+    from benchmarks.paper import fashion
+
+    try:
+        studies = _named(only, lambda size: fashion.studies(size, data), _size(quick, large))
+    except (FileNotFoundError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--data") from None
+    _run(studies, quick, resume, out, fashion, only=networks, order=fashion.order, jobs=jobs)
+
+
+@app.command()
 def seq2seq(
     quick: Quick = False,
     large: Large = False,
@@ -123,12 +157,14 @@ def other_findings(quick: Quick = False, resume: Resume = False, out: Out = None
 def tables(out: Out = None):
     """Prints the tables of docs/paper.md from the results files and draws their plot."""
     require("matplotlib")
-    from benchmarks.paper import pictures, story
+    from benchmarks.paper import paired, pictures, story
 
     folder = out or _RESULTS
     results = story.load(folder)
     for lines in (story.comparison(results), story.variants(results)):
         print(*lines, "", sep="\n")
+    for part in story.load_paired(folder).values():
+        print(part["title"], "", *paired.markdown(part), "", sep="\n")
     console().print(f"wrote {pictures.overview(folder)}", highlight=False)
 
 
@@ -139,9 +175,7 @@ def quality(
     resume: Resume = False,
     out: Out = None,
     only: Only = "",
-    networks: Annotated[
-        str, typer.Option(help="Train only the networks whose name matches this regex.")
-    ] = "",
+    networks: Names = "",
     jobs: Jobs = 0,
 ):
     """Compares the quality of blocks, N:M, whole units, unstructured and small dense."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper import story, tradeoff
+from benchmarks.paper import paired, story, tradeoff
 from benchmarks.paper.summary import Row
 from benchmarks.pictures import DENSE, STYLES, has_matplotlib, panels, percent, save
 
@@ -22,6 +22,12 @@ _CURVES = {
     "one-shot at 60%": {"color": STYLES[1]["color"], "linestyle": (0, (5, 1)), "linewidth": 1.5},
 }
 _SERIES = {"sparse": ("large, sparse", STYLES[0]), "small dense": ("small, dense", STYLES[1])}
+_PAIRED_SERIES = {
+    "ERK": ("large, pruned with ERK", STYLES[2]),
+    "sparse": ("large, pruned uniformly", STYLES[0]),
+    "small dense": ("small dense, narrower", STYLES[1]),
+    "shallow dense": ("small dense, half the layers", STYLES[3]),
+}
 
 
 def draw(results: dict[str, Any], path: Path) -> list[Path]:
@@ -40,6 +46,8 @@ def pictures_of(study: str) -> dict[str, Callable[[dict[str, Any], Path], Any]]:
         return {"-schedule": _schedule, "-training": _training, "": _variants}
     if study.startswith("quality"):
         return {"": _quality}
+    if study.startswith("fashion"):
+        return {"": _paired}
     return {"": _against_nonzeros, "-training": _over_steps}
 
 
@@ -74,12 +82,36 @@ def _against_nonzeros(results: dict[str, Any], path: Path) -> Any:
     return figure
 
 
-def _compare(axes: Any, rows: list[Row]) -> None:
-    """Quality against nonzeros: the sparse curve and that of small dense networks."""
+def _paired(results: dict[str, Any], path: Path) -> Any:
+    """Quality against nonzeros, and the differences from the narrower dense networks."""
+    figure, (left, right) = panels(2, 2, 4.4, results["title"])
+    _compare(left, results["summary"], _PAIRED_SERIES)
+    left.set(ylabel=unit(results), title="Mean and standard deviation over seeds")
+    levels = results["config"]["sparsities"]
+    for k, kind in enumerate(("ERK", "sparse", "shallow dense")):
+        points = [(i, paired.against_small(results, kind, s)) for i, s in enumerate(levels)]
+        shown = [(i + 0.12 * (k - 1), d) for i, d in points if d is not None]
+        if shown:
+            label, style = _PAIRED_SERIES[kind]
+            means, bars = zip(*((d.mean, 2 * (d.error or 0)) for _, d in shown), strict=True)
+            style = style | {"linestyle": "", "markersize": 6, "capsize": 3}
+            right.errorbar([x for x, _ in shown], means, bars, label=label, **style)
+    right.axhline(0, color="black", linewidth=0.8)
+    right.set_xticks(range(len(levels)), [f"{100 * s:g}" for s in levels])
+    right.set(xlabel="zeros, %", ylabel="points better than small dense, narrower")
+    right.set_title("Paired difference, two standard errors")
+    right.legend()
+    return figure
+
+
+def _compare(axes: Any, rows: list[Row], series: dict[str, Any] = _SERIES) -> None:
+    """Quality against nonzeros: a curve for each kind of networks."""
     from matplotlib.ticker import EngFormatter
 
-    for kind, (label, style) in _SERIES.items():
+    for kind, (label, style) in series.items():
         line = sorted((r for r in rows if r["kind"] == kind), key=lambda row: row["n_nonzero"])
+        if not line:
+            continue
         x, y, sd = ([row[name] for row in line] for name in ("n_nonzero", "mean", "sd"))
         error = [value or 0 for value in sd]
         axes.errorbar(x, y, error, markersize=5, capsize=2, linewidth=1.3, label=label, **style)

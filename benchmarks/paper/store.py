@@ -1,10 +1,10 @@
 """Runs studies and saves their results; an interrupted study can be resumed.
 
-    NAME-BACKEND.json                  configuration, data, finished runs and the summary
-    .NAME-BACKEND.NETWORK.checkpoint   a run in progress; deleted when it is finished
+    NAME-BACKEND.json                       configuration, data, finished runs and the summary
+    .NAME-BACKEND.NETWORK.SEED.checkpoint   a run in progress; deleted when it is finished
 
 Both files are replaced atomically. The JSON file lists the finished runs. A run keeps one core
-busy, so several networks are trained in parallel, each in a thread, with the same results.
+busy, so several runs are trained in parallel, each in a thread, with the same results.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from benchmarks.paper.study import (
 from jaxprune._files.atomic import atomic_file
 
 Networks = Callable[[Study, tuple[jax.ShapeDtypeStruct, ...]], list[Network]]
+Order = Callable[[Sequence[Network], int], list[tuple[Network, int]]]
 
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
@@ -46,12 +47,18 @@ def results_file(study: Study, out: Path) -> Path:
     return out / f"paper-{study.name}-{jax.default_backend()}.json"
 
 
+def by_network(rows: Sequence[Network], seeds: int) -> list[tuple[Network, int]]:
+    """All seeds of the first network, then all of the second, and so on."""
+    return [(row, seed) for row in rows for seed in range(seeds)]
+
+
 def run(
     study: Study,
     out: Path,
     *,
     resume: bool = False,
     networks: Networks = networks_of,
+    order: Order = by_network,
     only: str = "",
     jobs: int = 1,
 ) -> dict[str, Any]:
@@ -63,8 +70,9 @@ def run(
       resume: keep the runs in the results file and train only the missing ones. Without it, the
         file is overwritten.
       networks: makes the networks from the study and the inputs of its task.
+      order: the runs in the order of training, from the networks and the number of seeds.
       only: train only networks whose name matches this regex.
-      jobs: number of networks to train in parallel.
+      jobs: number of runs to train in parallel.
 
     Raises:
       ValueError: `resume`, but the results file has another configuration.
@@ -74,26 +82,28 @@ def run(
     path = results_file(study, out)
     record = _Record(study, path, _start(study, task, all_networks, path, resume), jobs, started)
     if not resume:
-        for checkpoint in path.parent.glob(_checkpoint_of(path, "*").name):
+        for checkpoint in path.parent.glob(_checkpoint_of(path, "*", "*").name):
             checkpoint.unlink()
     done = {(r["network"], r["seed"]) for r in record.results["runs"]}
     chosen = [network for network in all_networks if re.search(only, network.name)]
+    ordered = order(chosen, study.seeds)
+    missing = [(network, seed) for network, seed in ordered if (network.name, seed) not in done]
+    # Runs of one network share the compiled functions.
+    untrained = {network.name: network for network, _ in missing}
+    trainers = {name: make_trainer(study, task, row) for name, row in untrained.items()}
     stopped = threading.Event()
 
-    def train(network: Network) -> None:
-        """Trains the missing seeds of a network; they share the compiled functions."""
-        missing = [seed for seed in range(study.seeds) if (network.name, seed) not in done]
-        bar.update(study.steps * (study.seeds - len(missing)))
-        trainer = make_trainer(study, task, network) if missing else None
-        for seed in missing:
-            finished_run = _train_run(study, task, network, seed, trainer, path, bar, stopped)
-            if finished_run is None:
-                return
+    def train(network_and_seed: tuple[Network, int]) -> None:
+        network, seed = network_and_seed
+        trainer = trainers[network.name]
+        finished_run = _train_run(study, task, network, seed, trainer, path, bar, stopped)
+        if finished_run is not None:
             record.add(finished_run)
-            _checkpoint_of(path, network.name).unlink(missing_ok=True)
+            _checkpoint_of(path, network.name, seed).unlink(missing_ok=True)
 
-    with tqdm(total=len(chosen) * study.seeds * study.steps, desc=study.name, unit="step") as bar:
-        _in_threads(train, chosen, jobs, stopped)
+    with tqdm(total=len(ordered) * study.steps, desc=study.name, unit="step") as bar:
+        bar.update(study.steps * (len(ordered) - len(missing)))
+        _in_threads(train, missing, jobs, stopped)
     return record.finish()
 
 
@@ -190,7 +200,7 @@ def _train_run(
     """Trains one run, from its checkpoint if it has one; None if it was stopped and saved."""
     key = jax.random.key(seed)
     state = trainer.init(jax.random.fold_in(key, 0))
-    checkpoint, name = _checkpoint_of(path, network.name), f"{network.name} {seed}"
+    checkpoint, name = _checkpoint_of(path, network.name, seed), f"{network.name} {seed}"
     state = _restore(checkpoint, name, state)
     bar.update(int(state.step))
     started = saved = time.monotonic()
@@ -209,8 +219,8 @@ def _train_run(
     return result_of(study, task, network, seed, trainer, state) | {"seconds": seconds}
 
 
-def _checkpoint_of(path: Path, network: str) -> Path:
-    return path.with_name(f".{path.stem}.{network.replace(' ', '-')}.checkpoint")
+def _checkpoint_of(path: Path, network: str, seed: int | str) -> Path:
+    return path.with_name(f".{path.stem}.{network.replace(' ', '-')}.{seed}.checkpoint")
 
 
 def _save(path: Path, name: str, state: RunState) -> None:

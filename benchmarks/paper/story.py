@@ -35,7 +35,15 @@ PARTS = (
 
 def load(folder: Path, backend: str = "cpu") -> dict[str, dict[str, Any]]:
     """Reads the results of all studies in a folder, by name; missing ones are omitted."""
-    names = [*(part.name for part in PARTS), "findings"]
+    return _load(folder, backend, [*(part.name for part in PARTS), "findings"])
+
+
+def load_paired(folder: Path, backend: str = "cpu") -> dict[str, dict[str, Any]]:
+    """The same for the studies on real images, whose tables `paired` makes."""
+    return _load(folder, backend, ["fashion-plain", "fashion-separable"])
+
+
+def _load(folder: Path, backend: str, names: list[str]) -> dict[str, dict[str, Any]]:
     results_by_name = {
         name: summary.read(folder / f"paper-{name}-{backend}.json") for name in names
     }

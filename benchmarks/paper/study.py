@@ -67,6 +67,7 @@ class Study:
       sparsities: each gives one sparse and one small-dense network.
       seeds: runs per network.
       track: whether to measure after every chunk too, for a curve.
+      shallow: makes the networks of kind "shallow dense", which have fewer layers.
     """
 
     name: str
@@ -84,13 +85,23 @@ class Study:
     sparsities: tuple[float, ...] = SPARSITIES
     seeds: int = 3
     track: bool = False
+    shallow: Callable[[int], nn.Module] | None = None
+
+    def module_of(self, network: Network) -> nn.Module:
+        """The module of a network of this study."""
+        if network.kind == "shallow dense" and self.shallow is not None:
+            return self.shallow(network.width)
+        return self.module(network.width)
 
     def config(self) -> dict[str, Any]:
         """The settings that must equal those in a results file before `--resume` continues it."""
         fields = {k: getattr(self, k) for k in ("name", "width", "measure", "steps", "chunk")}
         rates = {k: getattr(self, k) for k in ("learning_rate", "clip", "seeds")}
         lists = {k: list(getattr(self, k)) for k in ("exclude", "sparsities")}
-        return fields | rates | lists | {"module": repr(self.module(self.width))}
+        modules = {"module": repr(self.module(self.width))}
+        if self.shallow is not None:
+            modules["shallow"] = repr(self.shallow(self.width))
+        return fields | rates | lists | modules
 
 
 class Network(NamedTuple):
@@ -98,8 +109,9 @@ class Network(NamedTuple):
 
     Attributes:
       name: unique in its study.
-      kind: "dense", "sparse", "small dense", a structure, or "variant" for a finding.
-      width: the argument of `Study.module`.
+      kind: "dense", "sparse", "ERK", "small dense", "shallow dense", a structure, or, for a
+        finding, "variant".
+      width: the argument of `Study.module`, or of `Study.shallow` for a shallow network.
       pruning: how it is pruned; None for a dense network.
       sparsity: sparsity of the pruned leaves; for a small-dense network, of its sparse partner.
       n_params: number of parameters.
@@ -117,13 +129,22 @@ class Network(NamedTuple):
 
 def shapes_of(study: Study, width: int, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
     """Shapes and dtypes of the variables of the network with this width."""
+    return _shapes(study.module(width), inputs)
+
+
+def _shapes(module: nn.Module, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    return jax.eval_shape(study.module(width).init, keys, *inputs)
+    return jax.eval_shape(module.init, keys, *inputs)
 
 
 def n_params_of(study: Study, width: int, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> int:
     """Number of parameters of the network with this width."""
-    leaves = jax.tree.leaves(shapes_of(study, width, inputs)["params"])
+    return _count(study.module(width), inputs)
+
+
+@functools.cache  # the searches for widths begin at the same ones
+def _count(module: nn.Module, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> int:
+    leaves = jax.tree.leaves(_shapes(module, inputs)["params"])
     return sum(leaf.size for leaf in leaves)
 
 
@@ -200,7 +221,7 @@ class Trainer(NamedTuple):
 
 def make_trainer(study: Study, task: Task, network: Network) -> Trainer:
     """Compiles the functions that train a network with any seed. `advance` donates its state."""
-    module = study.module(network.width)
+    module = study.module_of(network)
     inner = optax.chain(
         optax.clip_by_global_norm(study.clip),
         optax.adamw(optax.cosine_decay_schedule(study.learning_rate, study.steps)),
@@ -276,7 +297,7 @@ def result_of(
             f"{network.name}: {n_nonzero} weights remain after the last step, but "
             f"{network.n_nonzero} were planned."
         )
-    measured = task.measure(study.module(network.width), variables, task.data)
+    measured = task.measure(study.module_of(network), variables, task.data)
     curve = [round(float(x), 5) for x in np.asarray(state.measured)]
     return {
         "network": network.name,
@@ -295,6 +316,6 @@ def track(
     """Adds the measure after the last chunk to the state, if the study tracks it."""
     if not study.track:
         return state
-    measured = task.measure(study.module(network.width), trainer.variables(state), task.data)
+    measured = task.measure(study.module_of(network), trainer.variables(state), task.data)
     chunk = int(state.step) // study.chunk - 1
     return state._replace(measured=state.measured.at[chunk].set(measured[study.measure]))

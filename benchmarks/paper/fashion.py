@@ -1,0 +1,265 @@
+"""Deep convolutional networks on real images: Fashion-MNIST, or other data in its format.
+
+There are two studies: a plain network of eight convolutions, and a network of depthwise-separable
+blocks as in MobileNet. Each is pruned with uniform sparsity, as in the paper, and with ERK, and
+compared with small dense networks of as many nonzeros: narrower ones, and ones with half the
+layers. Runs with the same seed are paired: they draw the same batches, shifts and mirrorings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from benchmarks.paper.convolutional import MobileNetV1
+from benchmarks.paper.digits import PlainNet, convolve
+from benchmarks.paper.idx import ImageSets, read_image_sets
+from benchmarks.paper.paired import table
+from benchmarks.paper.pruning import Pruning
+from benchmarks.paper.study import (
+    Network,
+    Study,
+    Task,
+    match_width,
+    n_params_of,
+    sparse_network,
+)
+
+__all__ = ["networks", "order", "studies", "table"]
+
+SPARSITIES = (0.5, 0.75, 0.8, 0.875, 0.9, 0.95, 0.975)
+# The sparsities in the order of training, so that the first results decide the question.
+_FIRST = ((0.9,), (0.95, 0.8), (0.975, 0.875, 0.75, 0.5))
+_N_CLASSES = 10
+_LARGEST_SHIFT = 2  # pixels
+_TEST_BATCH = 1000  # images per forward pass on the test set
+
+Stages = tuple[tuple[int, int], ...]
+# (channels at width 128, stride) of each convolution. The first two strides keep training cheap on
+# a CPU: the third convolution sees 7x7 pixels.
+_PLAIN: Stages = ((32, 2), (32, 2), (64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (128, 1))
+_PLAIN_GPU: Stages = ((32, 1), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (128, 1))
+# The same of each separable block; a dense convolution of 32 channels comes before them.
+_BLOCKS: Stages = ((16, 2), (32, 1), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1))
+_BLOCKS_GPU: Stages = ((16, 1), (32, 2), (32, 1), (64, 2), *((64, 1),) * 4, (128, 2), (128, 1))
+
+
+def _scaled(stages: Stages, width: int) -> Stages:
+    return tuple((max(round(channels * width / 128), 1), stride) for channels, stride in stages)
+
+
+def _half_of(stages: Stages) -> Stages:
+    """Only the layers that reduce the images or widen the network: half of the layers."""
+    pairs = zip(((1, 1), *stages), stages, strict=False)
+    return tuple(
+        (channels, stride)
+        for (before, _), (channels, stride) in pairs
+        if stride > 1 or channels > before
+    )
+
+
+def _plain(width: int, *, stages: Stages = _PLAIN) -> nn.Module:
+    return PlainNet(1, stages=_scaled(stages, width))
+
+
+def _separable(width: int, *, stages: Stages = _BLOCKS, first_stride: int = 2) -> nn.Module:
+    """At width 512 the last block has 512 channels."""
+    first = max(round(32 * width / 512), 1)
+    return MobileNetV1(
+        _N_CLASSES,
+        blocks=_scaled(stages, width),
+        first=first,
+        first_stride=first_stride,
+        least=1,
+        dropout=0.0,
+        convolve=convolve,
+    )
+
+
+class Data(NamedTuple):
+    """uint8[n, height, width, 1] images and int32[n] labels."""
+
+    train_images: jax.Array
+    train_labels: jax.Array
+    test_images: jax.Array
+    test_labels: jax.Array
+
+
+def data_of(sets: ImageSets) -> Data:
+    """The images with a channel axis, on the default device."""
+    images = [jnp.asarray(x[..., None]) for x in (sets.train_images, sets.test_images)]
+    labels = [jnp.asarray(x, jnp.int32) for x in (sets.train_labels, sets.test_labels)]
+    return Data(images[0], labels[0], images[1], labels[1])
+
+
+def to_floats(images: jax.Array) -> jax.Array:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def augment(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Shifts each image by up to two pixels in each direction and mirrors half of the images.
+
+    The pixels that a shift leaves free are 0, the background. The dtype stays the same.
+    """
+    n, height, width, channels = images.shape
+    to_shift, to_mirror = jax.random.split(key)
+    border = _LARGEST_SHIFT
+    padded = jnp.pad(images, ((0, 0), (border, border), (border, border), (0, 0)))
+    corners = jax.random.randint(to_shift, (n, 2), 0, 2 * border + 1)
+
+    def cut(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
+
+    shifted = jax.vmap(cut)(padded, corners)
+    mirrored = jax.random.bernoulli(to_mirror, shape=(n, 1, 1, 1))
+    return jnp.where(mirrored, shifted[:, :, ::-1], shifted)
+
+
+def make_task(sets: ImageSets, batch: int) -> Task:
+    """Trains on augmented batches, drawn with replacement; measures test accuracy in percent."""
+    data = data_of(sets)
+    n_train, height, width, _ = data.train_images.shape
+
+    def draw(data: Data, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        to_choose, to_augment = jax.random.split(key)
+        chosen = jax.random.randint(to_choose, (batch,), 0, n_train)
+        images = augment(data.train_images[chosen], to_augment)
+        return to_floats(images), data.train_labels[chosen]
+
+    facts = {
+        "images": "IDX files",
+        "digest": sets.digest(),
+        "pixels": [height, width],
+        "n_train": n_train,
+        "n_test": len(data.test_labels),
+        "batch": batch,
+    }
+    inputs = (jax.ShapeDtypeStruct((1, height, width, 1), jnp.float32),)
+    return Task(data, inputs, draw, _loss, _measure, facts)
+
+
+def _loss(module: nn.Module, variables: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+    images, labels = batch
+    logits, changed = module.apply(variables, images, train=True, mutable=["batch_stats"])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean(), dict(changed)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _test(module: nn.Module, variables: Any, images: jax.Array, labels: jax.Array) -> Any:
+    """Number of right answers, and the sum of the losses."""
+    logits = module.apply(variables, to_floats(images))
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return (logits.argmax(-1) == labels).sum(), nats.sum()
+
+
+def _measure(module: nn.Module, variables: Any, data: Data) -> dict[str, float]:
+    """Tests in batches, because the windows of all images at once would need gigabytes."""
+    n = len(data.test_labels)
+    parts = [slice(start, start + _TEST_BATCH) for start in range(0, n, _TEST_BATCH)]
+    sums = [
+        _test(module, variables, data.test_images[part], data.test_labels[part]) for part in parts
+    ]
+    right, nats = (np.sum([float(x) for x in column]) for column in zip(*sums, strict=True))
+    return {"accuracy": 100 * float(right) / n, "test_loss": float(nats) / n}
+
+
+def studies(size: str, folder: Path) -> list[Study]:
+    """Both studies in a size: "quick" (a smoke test), "cpu" or "gpu" (full resolution, longer).
+
+    On a CPU, the plain network has 0.58M parameters and 3.5M multiply-adds per image. The learning
+    rate is a usual one for AdamW with batch norm; it was not tuned.
+    """
+    sets = read_image_sets(folder, _N_CLASSES)
+    steps, chunk = {"quick": (40, 20), "cpu": (3000, 500), "gpu": (24_000, 1000)}[size]
+    batch = {"quick": 16, "cpu": 64, "gpu": 128}[size]
+    widths = {"quick": (16, 64), "cpu": (128, 512), "gpu": (256, 1024)}[size]
+    few: dict[str, Any] = {"sparsities": (0.9,), "seeds": 2} if size == "quick" else {}
+    plain, separable = (_PLAIN_GPU, _BLOCKS_GPU) if size == "gpu" else (_PLAIN, _BLOCKS)
+    stride = 1 if size == "gpu" else 2
+    common: dict[str, Any] = {
+        "task": lambda: make_task(sets, batch),
+        "measure": "accuracy",
+        "lower_is_better": False,
+        "steps": steps,
+        "chunk": chunk,
+        "learning_rate": 3e-3,
+        "sparsities": SPARSITIES,
+        "track": True,
+    }
+    block = functools.partial(_separable, first_stride=stride)
+    return [
+        Study(
+            "fashion-plain",
+            "Real images, test accuracy in percent: eight convolutions",
+            module=functools.partial(_plain, stages=plain),
+            shallow=functools.partial(_plain, stages=_half_of(plain)),
+            width=widths[0],
+            **common | few,
+        ),
+        Study(
+            "fashion-separable",
+            f"Real images, test accuracy in percent: {len(separable)} separable blocks",
+            module=functools.partial(block, stages=separable),
+            shallow=functools.partial(block, stages=_half_of(separable)),
+            width=widths[1],
+            exclude=("first/.*", "depthwise_.*"),
+            **common | few,
+        ),
+    ]
+
+
+def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
+    """The dense network, then for each sparsity: uniform, ERK, narrower dense, shallower dense."""
+    n_params = n_params_of(study, study.width, inputs)
+    rows = [Network("dense", "dense", study.width, None, 0.0, n_params, n_params)]
+    shallow = dataclasses.replace(
+        study, module=study.shallow or study.module, width=4 * study.width
+    )
+    for sparsity in study.sparsities:
+        uniform = Pruning.gradual(sparsity, study.steps)
+        erk = dataclasses.replace(uniform, spread="erk")
+        sparse = sparse_network(study, f"uniform-{sparsity:g}", "sparse", uniform, inputs)
+        rows += [sparse, sparse_network(study, f"erk-{sparsity:g}", "ERK", erk, inputs)]
+        for name, kind, of in (
+            ("small", "small dense", study),
+            ("shallow", "shallow dense", shallow),
+        ):
+            width = match_width(of, sparse.n_nonzero, inputs)
+            n = n_params_of(of, width, inputs)
+            rows.append(Network(f"{name}-{sparsity:g}", kind, width, None, sparsity, n, n))
+    return rows
+
+
+def order(rows: Sequence[Network], seeds: int) -> list[tuple[Network, int]]:
+    """The runs in the order of training, so that the first of them already decide the question.
+
+    First all seeds of the dense network and of 90% sparsity, then of the other sparsities, at last
+    the networks with half the layers.
+    """
+
+    def rank(row: Network) -> tuple[bool, int]:
+        known = [i for i, level in enumerate(_FIRST) if row.sparsity in level]
+        return row.kind == "shallow dense", 0 if row.kind == "dense" else (known or [len(_FIRST)])[
+            0
+        ]
+
+    ranks = sorted({rank(row) for row in rows})
+    return [
+        (row, seed)
+        for level in ranks
+        for seed in range(seeds)
+        for row in rows
+        if rank(row) == level
+    ]
