@@ -1,5 +1,6 @@
 """Several `jax.distributed` processes make the masks of one, and notice where they differ."""
 
+import itertools
 import json
 import os
 import socket
@@ -10,7 +11,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
+from test_multidevice import (
+    AUTO,
+    DISTRIBUTIONS,
+    STRUCTURES,
+    make_params,
+    masks_of,
+    transform,
+)
 
 from helpers import assert_says
 
@@ -131,8 +141,56 @@ for t in range(2, 4):
 np.savez(f"{folder}/end-{count}-{rank}.npz", **whole(jaxprune.get_masks(state, params)))
 """
 
+TABLE = """
+sys.path[:0] = sys.argv[5:7]
+from test_multidevice import AUTO, EXPLICIT, ROWS, SPECS, make_params, transform
+from test_multiprocess import form_of, pairs
 
-def launch(script, count, folder):
+def placed(axis_type):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis_type,) * 2)
+    shardings = {k: NamedSharding(mesh, spec) for k, spec in SPECS.items()}
+    return mesh, {k: jax.make_array_from_callback(x.shape, shardings[k], x.__getitem__)
+                  for k, x in make_params().items()}
+
+saved = {}
+for number, pair in enumerate(pairs(sys.argv[7])):
+    mesh, params = placed(EXPLICIT if number % 2 else AUTO)
+    tx = transform(*pair, **form_of(number))
+    with jax.set_mesh(mesh):
+        _, state = jax.jit(tx.update)(params, jax.jit(tx.init)(params), params)
+        gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
+        masks = {k: gather(m) for k, m in jaxprune.get_masks(state, params).items()}
+    print("done", *pair, flush=True)
+    saved |= {"|".join([*pair, k]): np.asarray(m.addressable_data(0)) for k, m in masks.items()}
+np.savez(f"{folder}/{count}-{rank}.npz", **saved)
+"""
+
+
+FEW = [("unstructured", "global"), ("2:4", "uniform"), ("block max", "global min density")]
+
+
+def pairs(part):
+    """A `few` pairs of a structure and a distribution, or all that are possible."""
+    every = itertools.product(STRUCTURES, DISTRIBUTIONS)
+    return FEW if part == "few" else [pair for pair in every if is_possible(*pair)]
+
+
+def is_possible(structure, distribution):
+    """Whether the pair has a budget: groups need a uniform one, and few channels may be lost."""
+    try:
+        transform(structure, distribution).init(make_params())
+    except ValueError:
+        return False
+    return True
+
+
+def form_of(number):
+    """The options of one of three forms: a link of a chain, around an optimizer, bit masks."""
+    inner = {"inner": optax.scale(-1.0)}
+    return ({}, inner, {**inner, "packed": True})[number % 3]
+
+
+def launch(script, count, folder, *words, limit_s=LIMIT_S):
     """Runs `script` in `count` processes of two devices each; all must succeed in time."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -143,7 +201,7 @@ def launch(script, count, folder):
     code = CONNECT + PRELUDE + textwrap.dedent(script)
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(rank), str(count), str(port), str(folder)],
+            [sys.executable, "-c", code, str(rank), str(count), str(port), str(folder), *words],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -152,7 +210,7 @@ def launch(script, count, folder):
         for rank in range(count)
     ]
     try:
-        outputs = [process.communicate(timeout=LIMIT_S)[0] for process in processes]
+        outputs = [process.communicate(timeout=limit_s)[0] for process in processes]
     finally:
         for process in processes:
             if process.poll() is None:
@@ -210,3 +268,25 @@ def test_a_checkpoint_of_four_processes_resumes_on_two(tmp_path):
         saved = masks_in(tmp_path, f"{part}4-0")
         for rank in range(2):
             assert_equal(masks_in(tmp_path, f"{part}2-{rank}"), saved)
+
+
+def assert_masks_of_one_device(part, folder, limit_s):
+    words = (str(ROOT / "tests"), str(Path(__file__).parent), part)
+    launch(TABLE, 4, folder, *words, limit_s=limit_s)
+    expected = {}
+    for pair in pairs(part):
+        masks = masks_of(*pair, 1, AUTO)
+        expected |= {"|".join([*pair, name]): mask for name, mask in masks.items()}
+    for rank in range(4):
+        assert_equal(masks_in(folder, f"4-{rank}"), expected)
+
+
+@pytest.mark.slow
+def test_a_few_combinations_have_the_masks_of_one_device_in_four_processes(tmp_path):
+    assert_masks_of_one_device("few", tmp_path, 300)
+
+
+@pytest.mark.slow
+def test_every_combination_on_every_number_of_processes(tmp_path):
+    """By hand, as the test of that name in test_multidevice.py: about half an hour."""
+    assert_masks_of_one_device("all", tmp_path, 3_600)
