@@ -134,7 +134,10 @@ def _check_mapping(argument: str, value: Any, example: str) -> None:
         )
     for path in value:
         if not isinstance(path, str):
-            raise TypeError(f"AxisRoles: {argument}: each key must be a path, got {shown(path)}.")
+            raise TypeError(
+                f"AxisRoles: {argument}: each key must be a path, got {shown(path)}. Write the "
+                "path of a leaf, such as 'fc/kernel'."
+            )
 
 
 def _checked_reasons(without: Any) -> dict[str, str]:

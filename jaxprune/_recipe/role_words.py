@@ -23,7 +23,7 @@ _OTHER_WORDS = {
 }
 
 
-def as_role_tuple(where: str, key: Any, value: Any) -> tuple[str, ...]:
+def as_role_tuple(where: str, key: str, value: Any) -> tuple[str, ...]:
     """The roles of the axes of one leaf, checked.
 
     Args:
@@ -38,8 +38,6 @@ def as_role_tuple(where: str, key: Any, value: Any) -> tuple[str, ...]:
       >>> as_role_tuple("roles", ".*kernel", ["in", "out"])
       ('in', 'out')
     """
-    if not isinstance(key, str):
-        raise TypeError(f"{where}: each key must be a path, got {shown(key)}.")
     if isinstance(value, str) or not isinstance(value, (tuple, list)):
         fix = f"Write ({value!r},)." if value in ROLES else 'Write ("in", "out"), for example.'
         raise TypeError(
@@ -55,7 +53,10 @@ def _check_role(where: str, key: str, role: Any) -> None:
         return
     listed_roles = '"in", "window", "out" or "stack"'
     if not isinstance(role, str):
-        raise TypeError(f"{where}[{key!r}]: each role must be {listed_roles}, got {shown(role)}.")
+        raise TypeError(
+            f"{where}[{key!r}]: each role must be {listed_roles}, got {shown(role)}. Write "
+            '("in", "out") for a kernel of shape (in, out).'
+        )
     close = difflib.get_close_matches(role.lower(), (*ROLES, *_OTHER_WORDS), n=1, cutoff=0.5)
     fix = f' Did you mean "{_OTHER_WORDS.get(close[0], close[0])}"?' if close else ""
     raise ValueError(f"{where}[{key!r}]: each role must be {listed_roles}, got {role!r}.{fix}")

@@ -285,7 +285,7 @@ def _not_a_mapping(roles: Any) -> TypeError:
 
 def _choices(rule: str, value: Any) -> tuple[tuple[str, ...], ...]:
     """The tuples of roles of a rule, each for another number of axes."""
-    is_many = isinstance(value, (tuple, list)) and any(not isinstance(x, str) for x in value)
+    is_many = isinstance(value, (tuple, list)) and any(isinstance(x, (tuple, list)) for x in value)
     choices = tuple(as_role_tuple("roles", rule, v) for v in (value if is_many else (value,)))
     if () in choices:
         raise ValueError(

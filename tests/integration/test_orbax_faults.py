@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 import shutil
 
@@ -19,6 +20,15 @@ ocp = pytest.importorskip("orbax.checkpoint")
 N_SAVED, N_STEPS = 3, 6
 # Orbax leaves coroutines on a closed event loop where a restore fails.
 LEFT_BEHIND = "ignore::pytest.PytestUnraisableExceptionWarning"
+
+
+pytestmark = pytest.mark.filterwarnings(LEFT_BEHIND)
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    yield
+    gc.collect()  # so that what is left behind warns now, and not in another test
 
 
 def make(form):
@@ -87,7 +97,6 @@ def small_disk(n_bytes):
 
 
 @pytest.mark.parametrize("form", ("packed", pytest.param("chain", marks=pytest.mark.slow)))
-@pytest.mark.filterwarnings(LEFT_BEHIND)
 @pytest.mark.parametrize("in_background", (False, True), ids=("waits", "in background"))
 def test_a_full_disk_is_an_error_and_the_last_checkpoint_is_used(tmp_path, in_background, form):
     _, history = run(form)
@@ -143,7 +152,6 @@ def newest_whole(manager, like):
     raise AssertionError("no checkpoint can be read")
 
 
-@pytest.mark.filterwarnings(LEFT_BEHIND)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_read_whole_or_not_at_all_and_the_one_before_it_resumes(
     checkpoints, tmp_path, damage
@@ -161,7 +169,6 @@ def test_a_damaged_checkpoint_is_read_whole_or_not_at_all_and_the_one_before_it_
         assert_resumes("packed", manager, N_SAVED - 2)
 
 
-@pytest.mark.filterwarnings(LEFT_BEHIND)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_command_line_reads_a_damaged_checkpoint_whole_or_not_at_all(
     checkpoints, tmp_path, damage
