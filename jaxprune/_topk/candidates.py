@@ -8,7 +8,8 @@ nothing. Where very many entries are equal, only the row is needed through which
 This is for pools that are one leaf each, on one device, with ties by index.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax import lax
 
 from jaxprune._base import counting
 from jaxprune._base.counting import per_member
+from jaxprune._topk.bracket import columns
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.stacks import Stack
 
@@ -120,21 +122,23 @@ def all_rows(stack: Stack) -> Rows:
     )
 
 
-def narrowed_rows(rows: Rows, counts: Any, enough: jax.Array, few: jax.Array) -> Rows:
+def narrowed_rows(rows: Rows, counts: Sequence[jax.Array], new_ends: jax.Array) -> Rows:
     """The rows after one pass.
 
     Args:
       rows: before it.
       counts: for each cut, how many entries of each row lie below it, [n_members, rows].
-      enough: bool[n_members, N_CUTS], whether a cut may be the lower end of the bracket.
-      few: bool[n_members, N_CUTS], whether it may be the upper end.
+      new_ends: which cuts became the ends of the bracket, [n_members, 2]; see `new_ends_in`.
     """
-    below_lo, below_hi = rows
-    for j, count in enumerate(counts):
-        below_lo = jnp.where(enough[:, j, None], count, below_lo)
-    for j, count in reversed(list(enumerate(counts))):
-        below_hi = jnp.where(few[:, j, None], count, below_hi)
-    return Rows(below_lo, below_hi)
+    return Rows(*(_at_end(*pair, counts) for pair in zip(rows, columns(new_ends), strict=True)))
+
+
+def _at_end(old: jax.Array, end: jax.Array, counts: Sequence[jax.Array]) -> jax.Array:
+    """The count of each row at the cut that is the new end; `old` where there is none."""
+    end = lax.broadcast_in_dim(end, old.shape, (0,))
+    for i, count in enumerate(counts, 1):
+        old = lax.select(end == i, count, old)
+    return old
 
 
 def gather(

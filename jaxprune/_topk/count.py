@@ -22,8 +22,8 @@ from jaxprune._base.counting import (
     sum_rows,
 )
 from jaxprune._base.sharding import SumOnce, in_lanes, summed_in_shards
+from jaxprune._topk.bracket import N_CUTS, Counts, cuts_in
 from jaxprune._topk.candidates import Gathered
-from jaxprune._topk.first_cuts import N_CUTS
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.ranks import (
     Members,
@@ -43,54 +43,55 @@ class Counted(NamedTuple):
     """What a pass counts.
 
     Attributes:
-      counts: [n_pools, N_CUTS], how many entries reach each cut.
+      counts: how many entries of each pool reach each cut, or lie below it.
       rows: of some stacks, for each cut, how many entries of each row lie below it.
       in_rows: the positions of these stacks.
     """
 
-    counts: jax.Array
+    counts: Counts
     rows: list[list[jax.Array]]
     in_rows: Sequence[int]
 
 
-def keys_reaching(cuts: jax.Array, problem: Problem, in_rows: Sequence[int] = ()) -> Counted:
+def keys_reaching(table: jax.Array, problem: Problem, in_rows: Sequence[int] = ()) -> Counted:
     """How many entries of each pool have a key that reaches each cut.
 
     Entries below a cut are counted, and subtracted: an integer can be below the smallest cut, but
     not all cuts can be one less.
 
     Args:
-      cuts: [n_pools, N_CUTS].
+      table: the cuts, in a table of `bracket.py`.
       problem: the selection.
       in_rows: positions of the stacks whose rows are counted, too.
     """
     # The barrier ties the read to the loop's own values. Without it XLA computes keys once outside
     # the loop and keeps them: several times the memory, and slower.
-    xs, cuts = lax.optimization_barrier(([stack.x for stack in problem.stacks], cuts))
+    xs, table = lax.optimization_barrier(([stack.x for stack in problem.stacks], table))
     integers = [problem.integers(*pair) for pair in zip(problem.stacks, xs, strict=True)]
     sizes = np.array(problem.pools.sizes) * problem.n_parts
-    return _keys_reaching(cuts, integers, jnp.asarray(sizes, cuts.dtype), problem, in_rows)
+    total = jnp.asarray(sizes, table.dtype)
+    return _keys_reaching(cuts_in(table), integers, total, problem, in_rows)
 
 
 def keys_reaching_in(
-    cuts: jax.Array, gathered: dict[int, Gathered], n_lo: jax.Array, problem: Problem
+    table: jax.Array, gathered: dict[int, Gathered], n_lo: jax.Array, problem: Problem
 ) -> Counted:
     """`keys_reaching` where some stacks are only read in gathered rows.
 
     Args:
-      cuts: [n_pools, N_CUTS], inside the brackets that the rows were gathered for.
+      table: the cuts, inside the brackets that the rows were gathered for.
       gathered: the gathered rows of stacks, by position.
       n_lo: how many entries reach the lower end of these brackets, [n_pools].
       problem: the selection.
     """
-    xs, cuts = lax.optimization_barrier(([stack.x for stack in problem.stacks], cuts))
+    xs, table = lax.optimization_barrier(([stack.x for stack in problem.stacks], table))
     integers, total = [], np.array(problem.pools.sizes)
     is_gathered = np.zeros(total.shape, bool)
     for i, (stack, x) in enumerate(zip(problem.stacks, xs, strict=True)):
         is_gathered[stack.pool_of] = i in gathered
         integers.append(gathered[i].integers if i in gathered else problem.integers(stack, x))
     total = jnp.where(is_gathered, n_lo, jnp.asarray(total, n_lo.dtype))
-    return _keys_reaching(cuts, integers, total, problem, (), skip=gathered)
+    return _keys_reaching(cuts_in(table), integers, total, problem, (), skip=gathered)
 
 
 def _keys_reaching(
@@ -101,12 +102,12 @@ def _keys_reaching(
     in_rows: Sequence[int],
     skip: Container[int] = (),
 ) -> Counted:
-    member_cuts = [stack.form.cuts(cuts[stack.pool_of]) for stack in problem.stacks]
-    below = _pool_counts(integers, member_cuts, operator.lt, problem, in_rows)
-    reaching = total[:, None] - below.counts
+    member_cuts = [stack.form.cuts(stack.of_members(cuts)) for stack in problem.stacks]
+    counted = _pool_counts(integers, member_cuts, operator.lt, problem, in_rows)
+    n_below = counted.counts.n
     if problem.one_device:
-        reaching += _padding_below(member_cuts, problem, skip)
-    return below._replace(counts=reaching)
+        n_below -= _padding_below(member_cuts, problem, skip)
+    return counted._replace(counts=Counts(n_below, total))
 
 
 def _padding_below(
@@ -125,21 +126,22 @@ def _padding_below(
 
 
 def ties_reaching(
-    cuts: jax.Array, tied_key: jax.Array, gathered: dict[int, Gathered], problem: Problem
+    table: jax.Array, tied_key: jax.Array, gathered: dict[int, Gathered], problem: Problem
 ) -> Counted:
     """How many entries with the tied key of their pool reach each cut through the tie order.
 
     Args:
-      cuts: [n_pools, N_CUTS], through the tie order of each pool.
+      table: the cuts, through the tie order of each pool.
       tied_key: [n_pools].
       gathered: the rows to read of some stacks, by position.
       problem: the selection.
     """
     xs = [stack.x for stack in problem.stacks]
     sizes = [member_sizes(stack, problem.pools) for stack in problem.stacks]
-    xs, sizes, cuts, tied_key, first = lax.optimization_barrier(
-        (xs, sizes, cuts, tied_key, first_ranks(problem))
+    xs, sizes, table, tied_key, first = lax.optimization_barrier(
+        (xs, sizes, table, tied_key, first_ranks(problem))
     )
+    cuts = cuts_in(table)
     orders, member_cuts = [], []
     for i, (stack, x, size) in enumerate(zip(problem.stacks, xs, sizes, strict=True)):
         members = Members(member_bases(stack, first), size)
@@ -148,9 +150,9 @@ def ties_reaching(
         else:
             integers = problem.integers(stack, x, exact=True)
             order = tie_order(integers.shape, members, problem.ties)
-        tied = per_member(stack.form.cuts(tied_key[stack.pool_of]), integers.ndim)
+        tied = per_member(stack.form.cuts(stack.of_members(tied_key)), integers.ndim)
         orders.append(jnp.where(integers == tied, order, lowest_order(members, problem.ties)))
-        member_cuts.append(cuts_in_members(cuts[stack.pool_of], members, problem.ties))
+        member_cuts.append(cuts_in_members(stack.of_members(cuts), members, problem.ties))
     return _pool_counts(orders, member_cuts, operator.gt, problem)
 
 
@@ -188,10 +190,11 @@ def _pool_counts(
 
     counts = summed_in_shards(add_up, numbers, member_cuts)
     if problem.axis_name is None:
-        return Counted(counts, rows, in_rows)
+        return Counted(Counts(counts), rows, in_rows)
     add = lambda x: lax.psum(x, problem.axis_name)
     most = max(problem.pools.sizes)
-    return Counted(in_lanes(add, counts, most, problem.n_parts, counts.dtype), rows, in_rows)
+    counts = in_lanes(add, counts, most, problem.n_parts, counts.dtype)
+    return Counted(Counts(counts), rows, in_rows)
 
 
 def _flags(numbers: jax.Array, cuts: jax.Array, compare: Compare) -> list[jax.Array]:
@@ -220,7 +223,9 @@ def _by_pool(counts: list[jax.Array], stacks: Sequence[Stack], problem: Problem)
     pool_of = np.concatenate(
         [stack.pool_of[: len(count)] for stack, count in zip(stacks, counts, strict=True)]
     )
-    joined = jnp.concatenate(counts)
+    joined = jnp.concatenate(counts) if len(counts) > 1 else counts[0]
+    if np.array_equal(pool_of, np.arange(n_pools)):
+        return joined
     if n_pools == 1:
         return jnp.sum(joined, axis=0, keepdims=True, dtype=joined.dtype)
     order = np.argsort(pool_of, kind="stable")

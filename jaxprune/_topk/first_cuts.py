@@ -9,13 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.float_bits import bits_of, order_key
+from jaxprune._topk.bracket import LADDER, N_CUTS
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.stacks import Pools, Stack
 
-# Cuts counted in one read. XLA CPU fuses up to 15 reduction operands; 7 cost about one memory read.
-N_CUTS = 7
-# Where the cuts of an interpolated pass lie around the expected place, in standard deviations.
-LADDER = np.array([-3.5, -1.1, -0.35, 0.0, 0.35, 1.1, 3.5], np.float32)
 # The size of the sample for the first cuts, by the least number of entries of a leaf. Smaller ones
 # are not sampled: sorting a sampled key takes as long as reading 200 entries once.
 _SAMPLES = ((2**26, 2**15), (2**22, 2**13), (2**19, 2**10), (2**15, 2**7))

@@ -29,7 +29,7 @@ def kept_masks(cuts: Cuts, problem: Problem) -> list[jax.Array]:
     shapes = problem.pools.shapes
     masks: list[Any] = [jnp.zeros(shape, bool) for shape in shapes]  # empty leaves are in no stack
     for stack in problem.stacks:
-        pool_cuts = Cuts(cuts.key[stack.pool_of], cuts.tie[stack.pool_of])
+        pool_cuts = Cuts(stack.of_members(cuts.key), stack.of_members(cuts.tie))
         leaf_masks = _stack_masks(stack, pool_cuts, first, problem)
         for leaf, mask in zip(stack.leaves, leaf_masks, strict=True):
             masks[leaf] = mask.reshape(shapes[leaf])

@@ -61,7 +61,7 @@ def member_sizes(stack: Stack, pools: Pools) -> jax.Array:
 def member_bases(stack: Stack, first_ranks: jax.Array) -> jax.Array:
     """The highest rank below those of each member's entries, [n_members]."""
     end = stack.offsets + stack.size
-    return first_ranks[stack.pool_of] - jnp.asarray(end, first_ranks.dtype)
+    return stack.of_members(first_ranks) - jnp.asarray(end, first_ranks.dtype)
 
 
 def ranks_in_member(shape: tuple[int, ...], size: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprune._base import counting
 from jaxprune._base.counting import as_rows
@@ -107,6 +108,22 @@ class Stack(NamedTuple):
     def is_sliced(self) -> bool:
         """Whether the members are the slices of one leaf."""
         return len(self.pool_of) > len(self.leaves)
+
+    def of_members(self, x: jax.Array) -> jax.Array:
+        """For each member the entry of its pool: [n_members, ...] of an array [n_pools, ...]."""
+        first, n = int(self.pool_of[0]), len(self.pool_of)
+        if np.array_equal(self.pool_of, np.arange(first, first + n)):  # no gather: a cheaper kernel
+            return lax.slice_in_dim(x, first, first + n)
+        return x[self.pool_of]
+
+    def in_pools(self, new: jax.Array, old: jax.Array) -> jax.Array:
+        """An array [n_pools] with one new number for the pool of each member."""
+        if np.array_equal(self.pool_of, np.arange(len(old))):
+            return new
+        if len(new) == 1:
+            is_new = np.arange(len(old)) == self.pool_of[0]
+            return jnp.where(is_new, jnp.broadcast_to(new, old.shape), old)
+        return old.at[self.pool_of].set(new, mode="promise_in_bounds", unique_indices=True)
 
 
 def stacked(

@@ -98,7 +98,7 @@ MUTANTS = (
     ),
     Mutant(
         "the-upper-end-is-never-exact",
-        "_topk/search.py",
+        "_topk/bracket.py",
         "return (self.n_lo == n_keep) | (self.n_hi == n_keep)",
         "return self.n_lo == n_keep",
         ("topk/test_topk.py::test_nothing_is_read_to_keep_all_or_none",),
@@ -141,7 +141,7 @@ MUTANTS = (
     Mutant(
         "padding-is-counted",
         "_topk/count.py",
-        "reaching += _padding_below(member_cuts, problem, skip)",
+        "n_below -= _padding_below(member_cuts, problem, skip)",
         "pass",
         (
             "topk/test_topk.py::test_selection_from_sampled_leaves_is_exact",
