@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from measured_lines import REASONS, by_package, missed
 from promises.runner import results_file
 from promises.table import PROMISES
 
@@ -28,6 +29,51 @@ def test_every_promise_is_listed_with_its_last_result(name):
     line = row(PROMISES[name])
     assert line in lines
     assert " | 0 | `" in line
+
+
+def test_the_share_of_executed_lines_is_as_it_was_measured():
+    result = json.loads((RESULTS / "coverage-cpu.json").read_text())
+    words = " ".join((ROOT / "docs/promises.md").read_text(encoding="utf-8").split())
+    lines, branches = result["percent_lines"], result["percent_branches"]
+    assert f"{lines} % of the lines and {branches} % of the branches" in words
+    assert min(lines, branches) >= 95
+    others = result["missed_otherwise"]
+    assert f"missed lines, {sum(result['missed_with_a_reason'].values())} are for" in words
+    assert f"The other {sum(others.values())} are single lines in {len(others)} files" in words
+
+
+def measured(n, n_missed):
+    return {
+        "summary": {
+            "num_statements": n,
+            "missing_lines": n_missed,
+            "num_branches": 2,
+            "missing_branches": 1,
+        }
+    }
+
+
+def test_lines_are_counted_by_package_and_by_reason():
+    files = {
+        "jaxprune/plots.py": measured(10, 0),
+        "jaxprune/_base/agreement.py": measured(20, 5),
+        "jaxprune/_base/paths.py": measured(30, 1),
+    }
+    packages = by_package(files)
+    assert packages["jaxprune"]["lines"] == 10
+    assert packages["_base"] == {
+        "lines": 50,
+        "lines_missed": 6,
+        "branches": 4,
+        "branches_missed": 2,
+    }
+    reasons, others = missed(files)
+    assert list(reasons.values()) == [5]
+    assert others == {"_base/paths.py": 1}
+
+
+def test_every_file_with_a_reason_exists():
+    assert all((ROOT / "jaxprune" / path).exists() for path in REASONS)
 
 
 def test_the_mutants_are_counted_as_they_were_run():

@@ -232,4 +232,18 @@ MUTANTS = (
         "n_moved = int(total(is_nonzero(leaf)))",
         ("report/test_report.py::test_check_accepts_minus_zero_and_ignores_kept_weights",),
     ),
+    Mutant(
+        "padded-slices-stay-known",
+        "_trace/axis_shapes.py",
+        "known = np.where(known == padding_value, known, np.nan)",
+        "known = np.where(known == known, known, np.nan)",
+        ("shrink/test_padded.py",),
+    ),
+    Mutant(
+        "cropped-units-may-go",
+        "_trace/axis_shapes.py",
+        'tracer.freeze(axis.labels, "pad crops it, or puts values between its entries")',
+        "pass",
+        ("shrink/test_padded.py",),
+    ),
 )

@@ -106,6 +106,13 @@ MUTANTS = (
         ("transform/test_laws.py::test_dropped_weights_land_on_zero_in_mixed_dtypes",),
     ),
     Mutant(
+        "landing-in-the-narrower-dtype",
+        "_state/masks.py",
+        "return a if narrow[1] else b",
+        "return b if narrow[1] else a",
+        ("integration/test_numerics.py",),
+    ),
+    Mutant(
         "straight-through-masks-its-gradient",
         "_state/masks.py",
         "return _straight_through(*primals), tangents[0]",
