@@ -11,6 +11,7 @@ from jaxprune._recipe.choice import LeafRules, RuleUse
 from jaxprune._recipe.role_table import AxisRoles
 from jaxprune._recipe.roles import RoleRules, as_roles
 from jaxprune._recipe.spelling import is_matched, spelled, spelled_pairs, spelled_roles
+from jaxprune._recipe.tree_errors import nothing_chosen
 from jaxprune._recipe.unmatched import check_rules
 from jaxprune._recipe.user_rules import UserRules, as_include
 
@@ -62,7 +63,7 @@ class Rules(NamedTuple):
         choices = self.leaves.choose(paths, specs, RuleUse())
         chosen = [i for i, choice in enumerate(choices) if choice.chosen]
         if paths and not chosen:
-            raise errors.nothing_chosen(paths, choices, specs, include is None)
+            raise nothing_chosen(paths, choices, specs, include is None)
         return chosen
 
     def views(

@@ -34,7 +34,7 @@ from jaxprune._calibration.moments import check_params, layer_gram, layer_square
 from jaxprune._calibration.sparsegpt_solver import prune_by_sparsegpt, rows_per_block
 from jaxprune._calibration.targets import Target, Targets
 from jaxprune._calibration.wanda_solver import prune_by_wanda
-from jaxprune._recipe.errors import check_variables
+from jaxprune._recipe.tree_errors import check_variables
 from jaxprune._state.masks import full_mask
 
 Pruned = tuple[jax.Array, jax.Array]  # a kernel and its mask

@@ -27,6 +27,7 @@ from jaxprune._recipe.spelling import spelled_pairs, spelled_recipe
 from jaxprune._recipe.structural import Existing, as_structural
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import Structure
+from jaxprune._recipe.tree_errors import check_variables, nothing_chosen
 from jaxprune._recipe.unmatched import check_rules
 from jaxprune._recipe.user_rules import UserRules, as_include, as_overrides, as_structures
 
@@ -279,13 +280,13 @@ def _budget_of_list(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_part
 def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) -> Budget:
     if recipe.n_fires:
         return _budget_of_list(recipe, paths, specs, n_parts)
-    errors.check_variables(paths)
+    check_variables(paths)
     use = RuleUse()
     rules = LeafRules(recipe.include, recipe.exclude, _rules(recipe.overrides))
     choices = rules.choose(paths, specs, use)
     chosen = tuple(i for i, choice in enumerate(choices) if choice.chosen)
     if paths and not chosen:
-        raise errors.nothing_chosen(paths, choices, specs, recipe.include is None)
+        raise nothing_chosen(paths, choices, specs, recipe.include is None)
     parts = _parts(recipe, [(paths[i], specs[i], choices[i].override) for i in chosen], use)
     entries, entries_of = joined(parts, n_parts)
     pools = _pools(recipe.distribution, entries)

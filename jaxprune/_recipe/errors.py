@@ -14,7 +14,6 @@ import numpy as np
 
 from jaxprune._base.arguments import BadValue, shown
 from jaxprune._base.paths import is_hashable, is_model, listed, rule_for, shown_path, spec_of
-from jaxprune._recipe.choice import Choice, Specs
 from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.leaf_axes import AxesOf
 from jaxprune._recipe.pools import LeafShape
@@ -105,44 +104,6 @@ def _object_named(text: str) -> str:
         return ""
     name = by_lower[close[0]]
     return f"Pass the object, jaxprune.{name}{'(...)' if name in _STRUCTURES else ''}."
-
-
-# Trees
-
-
-def check_variables(paths: Sequence[str]) -> None:
-    """Raises where a tree holds all variables of a linen model instead of its params."""
-    if {"params", "batch_stats"} <= {path.partition("/")[0] for path in paths}:
-        raise ValueError(
-            "batch_stats: these are all variables of a linen model, but statistics are not "
-            "weights. Pass variables['params'] alone, to the optimizer too."
-        )
-
-
-def nothing_chosen(
-    paths: Sequence[str], choices: Sequence[Choice], specs: Specs, by_default: bool
-) -> ValueError:
-    """The error about a tree of which no leaf is chosen."""
-    pairs = list(zip(paths, choices, strict=True))
-    reasons = ", ".join(f"{shown_path(path)} ({choice.reason})" for path, choice in pairs[:8])
-    more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
-    n_leaves = "the only leaf is not" if len(paths) == 1 else f"none of the {len(paths)} leaves is"
-    problem = f"nothing to prune: {n_leaves} chosen: {reasons}{more}."
-    if any("excluded" in choice.reason for choice in choices):
-        return BadValue(problem, "Exclude fewer leaves.")
-    if not by_default:
-        fix = "A regex must match the whole path: write {include}, not 'kernel'."
-        return BadValue(problem, fix, include=".*kernel")
-    fix = (
-        "By default, leaves of inexact dtype with two or more axes are chosen, except biases, "
-        "scales and LoRA factors; pass {include} to choose others."
-    )
-    if tuple(paths) == ("",) and specs[0] is not None and specs[0].ndim == 1:
-        fix += (
-            " If optax.flatten made one leaf of many, flatten the optimizer alone: "
-            "optax.chain(optax.flatten(optimizer), jaxprune.prune(schedule))."
-        )
-    return BadValue(problem, fix, include=".*")
 
 
 # Leaves

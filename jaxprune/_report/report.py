@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import warnings
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from jaxprune._base.paths import (
     spec_of,
 )
 from jaxprune._recipe.structural_rules import existing_of
+from jaxprune._recipe.tree_errors import PASS_PARAMS
 from jaxprune._report.table import LeafReport, Report, leaf_report
 from jaxprune._report.unfinished import does_land, emptied, require_progress, unfinished
 from jaxprune._state.prune_state import (
@@ -93,6 +95,10 @@ def _check_arrays(paths: list[str], leaves: list[Any]) -> None:
         raise TypeError(
             f"summarize: params must be a tree of arrays, got {shown(leaves[0])}. For a file, call "
             "jaxprune.summarize(jaxprune.load(path)), or `jaxprune inspect PATH` in a shell."
+        )
+    if paths == [""] and spec_of(leaves[0]) is None and not isinstance(leaves[0], numbers.Number):
+        raise TypeError(
+            f"summarize: params must be a tree of arrays, got {shown(leaves[0])}. {PASS_PARAMS}"
         )
 
 

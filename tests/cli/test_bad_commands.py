@@ -98,7 +98,7 @@ LINES = [
     ("plan model -s 0.9 --exclude [", 2, "--exclude '['", "regular expression", WHOLE),
     ("plan model -s 0.9 --exclude fc", 2, "--exclude 'fc'", "no leaf", "--exclude 'fc/.*'"),
     ("prune model -o o.npz -s 0.9 --exclude fc", 2, "'fc'", "no leaf", "--exclude 'fc/.*'"),
-    ("plan model -s 0.9 --exclude .*", 2, "nothing to prune", "excluded by '.*'", "--include"),
+    ("plan model -s 0.9 --exclude .*", 2, "nothing to prune", "excluded by '.*'", "Exclude fewer"),
     ("plan float8 -s 0.5", 2, "nothing to prune", "quantised", "--include '.*'"),
     # structures
     ("plan model -s 0.9 --structure nm:2:4", 2, "fc/kernel:", "0.9", "--override 'fc/kernel=0.5'"),

@@ -5,6 +5,7 @@ import io
 from fractions import Fraction
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -619,3 +620,9 @@ def test_donated_arrays_are_named(function, tmp_path):
     with pytest.raises(ValueError, match=rf"{function}: .*/.* donated .* Pass those") as raised:
         calls[function]()
     assert "fc/kernel" in str(raised.value)
+
+
+@pytest.mark.parametrize("wrong", (jaxprune.one_shot_schedule(0.5), nn.Dense(3)), ids=type)
+def test_summarize_of_something_else_than_params_raises(wrong):
+    with pytest.raises(TypeError, match=r"params must be a tree of arrays.*variables\['params'\]"):
+        jaxprune.summarize(wrong)

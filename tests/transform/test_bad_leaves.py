@@ -4,6 +4,7 @@ import ast
 import re
 from fractions import Fraction
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -112,6 +113,12 @@ LEAVES = [
         lambda: init({"b": ones(4), "n": ones(2, 2, dtype=jnp.int32), "name": "mlp"}),
         ValueError,
         ("nothing to prune", ("b (1-D)", "n (dtype int32)", "name (not an array)"), "include='.*'"),
+    ),
+    case(
+        "no_arrays",
+        lambda: jaxprune.prune_params(nn.Dense(3), 0.5),
+        ValueError,
+        ("nothing to prune", "(root) (not an array)", "variables['params']"),
     ),
     case(
         "nothing_of_many",

@@ -1,0 +1,49 @@
+"""Errors about whole trees: they are not params, or none of their leaves is chosen."""
+
+from collections.abc import Sequence
+
+from jaxprune._base.arguments import BadValue
+from jaxprune._base.paths import shown_path
+from jaxprune._recipe.choice import Choice, Specs
+
+PASS_PARAMS = "Pass the params: variables['params'] of linen, or nnx.state(model, nnx.Param)."
+
+
+def check_variables(paths: Sequence[str]) -> None:
+    """Raises where a tree holds all variables of a linen model instead of its params."""
+    if {"params", "batch_stats"} <= {path.partition("/")[0] for path in paths}:
+        raise ValueError(
+            "batch_stats: these are all variables of a linen model, but statistics are not "
+            "weights. Pass variables['params'] alone, to the optimizer too."
+        )
+
+
+def nothing_chosen(
+    paths: Sequence[str], choices: Sequence[Choice], specs: Specs, by_default: bool
+) -> ValueError:
+    """The error about a tree of which no leaf is chosen."""
+    pairs = list(zip(paths, choices, strict=True))
+    reasons = ", ".join(f"{shown_path(path)} ({choice.reason})" for path, choice in pairs[:8])
+    more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
+    n_leaves = "the only leaf is not" if len(paths) == 1 else f"none of the {len(paths)} leaves is"
+    problem = f"nothing to prune: {n_leaves} chosen: {reasons}{more}."
+    if all(spec is None for spec in specs):
+        return BadValue(problem, PASS_PARAMS)
+    by_user = [
+        c for c in choices if c.reason.startswith("excluded by") and "default" not in c.reason
+    ]
+    if by_user:
+        return BadValue(problem, "Exclude fewer leaves.")
+    if not by_default:
+        fix = "A regex must match the whole path: write {include}, not 'kernel'."
+        return BadValue(problem, fix, include=".*kernel")
+    fix = (
+        "By default, leaves of inexact dtype with two or more axes are chosen, except biases, "
+        "scales and LoRA factors; pass {include} to choose others."
+    )
+    if tuple(paths) == ("",) and specs[0] is not None and specs[0].ndim == 1:
+        fix += (
+            " If optax.flatten made one leaf of many, flatten the optimizer alone: "
+            "optax.chain(optax.flatten(optimizer), jaxprune.prune(schedule))."
+        )
+    return BadValue(problem, fix, include=".*")
