@@ -29,10 +29,8 @@ def nothing_chosen(
     problem = f"nothing to prune: {n_leaves} chosen: {reasons}{more}."
     if all(spec is None for spec in specs):
         return BadValue(problem, PASS_PARAMS)
-    by_user = [
-        c for c in choices if c.reason.startswith("excluded by") and "default" not in c.reason
-    ]
-    if by_user:
+    reasons_why = [choice.reason for choice in choices]
+    if any(why.startswith("excluded by") and "the default" not in why for why in reasons_why):
         return BadValue(problem, "Exclude fewer leaves.")
     if not by_default:
         fix = "A regex must match the whole path: write {include}, not 'kernel'."
