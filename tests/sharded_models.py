@@ -6,6 +6,8 @@ import shutil
 from safetensors_files import random_tensor, read_file, write_file
 
 INDEX = "model.safetensors.index.json"
+FIRST = "model-00001-of-00002.safetensors"
+SECOND = "model-00002-of-00002.safetensors"
 EXTRAS = {
     "config.json": b'{"layers": 2}',
     "tokenizer.json": b"[]",
@@ -45,16 +47,22 @@ def read_model(folder):
 
 def two_shards():
     return {
-        "model-00001-of-00002.safetensors": {
+        FIRST: {
             "b.weight": random_tensor(0, "BF16", (8, 6)),
             "a.weight": random_tensor(1, "F32", (4, 8)),
             "a.bias": random_tensor(2, "F32", (8,)),
         },
-        "model-00002-of-00002.safetensors": {
+        SECOND: {
             "c.weight": random_tensor(3, "F32", (16, 8)),
             "c.step": random_tensor(4, "I64", ()),
         },
     }
+
+
+def new_model(folder):
+    """A model of `two_shards` in a folder of its own below this one."""
+    write_model(folder / "model", two_shards(), {"format": "pt"})
+    return folder / "model"
 
 
 def joined(parts):
@@ -84,13 +92,13 @@ def total(size):
 
 
 def foreign_shard(model):
-    write_file(model / "model-00002-of-00002.safetensors", {"x": random_tensor(0, "F32", (2,))})
+    write_file(model / SECOND, {"x": random_tensor(0, "F32", (2,))})
 
 
 def one_more_tensor(model):
-    tensors = two_shards()["model-00002-of-00002.safetensors"]
+    tensors = two_shards()[SECOND]
     write_file(
-        model / "model-00002-of-00002.safetensors",
+        model / SECOND,
         tensors | {"a.bias": random_tensor(9, "F32", (8,))},
     )
 
@@ -103,7 +111,7 @@ def twice_in_the_index(model):
 
 
 def truncated(model):
-    path = model / "model-00002-of-00002.safetensors"
+    path = model / SECOND
     path.write_bytes(path.read_bytes()[:-8])
 
 
@@ -111,7 +119,6 @@ def replaced(text):
     return lambda model: (model / INDEX).write_text(text)
 
 
-SECOND = "model-00002-of-00002.safetensors"
 WRONG = {
     "a missing shard": (
         lambda model: (model / SECOND).unlink(),

@@ -21,6 +21,7 @@ from sharded_models import (
     edited,
     foreign_shard,
     joined,
+    new_model,
     read_model,
     two_shards,
     write_model,
@@ -35,8 +36,7 @@ from cli_command import as_json, run
 
 @pytest.fixture
 def model(tmp_path):
-    write_model(tmp_path / "model", two_shards(), {"format": "pt"})
-    return tmp_path / "model"
+    return new_model(tmp_path)
 
 
 def assert_names(error, model, *said):

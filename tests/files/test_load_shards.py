@@ -12,23 +12,22 @@ import jaxprune
 from helpers import assert_same, assert_says
 from safetensors_files import N_BITS, random_tensor, write_file
 from sharded_models import (
+    FIRST,
     INDEX,
     SECOND,
     WRONG,
     edited,
     foreign_shard,
     joined,
+    new_model,
     two_shards,
     write_model,
 )
 
-FIRST = "model-00001-of-00002.safetensors"
-
 
 @pytest.fixture
 def model(tmp_path):
-    write_model(tmp_path / "model", two_shards(), {"format": "pt"})
-    return tmp_path / "model"
+    return new_model(tmp_path)
 
 
 @st.composite

@@ -12,6 +12,7 @@ import numpy as np
 import jaxprune
 from jaxprune._base.counting import enable_x64
 from promises.runner import Promise
+from topk_oracle import KINDS, first, ranking, values
 
 FLOAT8 = ("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz")
 FLOAT8 += ("float8_e5m2", "float8_e5m2fnuz")
@@ -19,36 +20,8 @@ DTYPES = ("float32", "bfloat16", "float16", "float64", *FLOAT8)
 SHAPES = ((), (1,), (2,), (0,), (3, 0), (5, 1), (31,), (4, 8), (3, 5, 7), (1, 1, 97), (256,))
 SHAPES += ((17, 33), (3, 3, 8, 16), (1031,), (2, 1024), (8, 129), (64, 48), (5000,), (7, 7, 7, 7))
 SHAPES += ((128, 80),)
-KINDS = ("normal", "ties", "constant", "zeros", "sparse", "subnormal", "wild", "signed zeros")
 PROGRAMS = tuple(itertools.product(DTYPES, SHAPES))
 CASES_PER_CHUNK = 240
-
-
-def values(kind, shape, dtype, rng):
-    """Scores of a kind, in this dtype."""
-    normal = rng.normal(size=shape)
-    tiny = float(ml_dtypes.finfo(dtype).smallest_subnormal)
-    wild = [normal, np.inf, -np.inf, np.nan, -normal, 0.0]
-    make = {
-        "normal": lambda: normal,
-        "ties": lambda: np.round(normal * 2),
-        "constant": lambda: np.full(shape, 0.5),
-        "zeros": lambda: np.zeros(shape),
-        "sparse": lambda: normal * (rng.random(shape) < 0.1),
-        "subnormal": lambda: rng.integers(-7, 8, shape) * tiny,
-        "wild": lambda: np.choose(rng.integers(0, 6, shape), wild),
-        "signed zeros": lambda: np.where(rng.random(shape) < 0.5, 0.0, -0.0),
-    }
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(make[kind]()).astype(dtype)
-
-
-def ranking(scores):
-    """A stable sort, largest first and NaN above inf: slow and obvious."""
-    with np.errstate(invalid="ignore"):
-        flat = np.asarray(scores).astype(np.float64).reshape(-1)
-    is_nan = np.isnan(flat)
-    return np.lexsort((-np.where(is_nan, 0, flat), ~is_nan))
 
 
 @functools.cache
@@ -68,12 +41,11 @@ def check(chunk):
         scores = values(kind, shape, np.dtype(getattr(ml_dtypes, dtype, dtype)), rng)
         order = ranking(scores)
         for n_keep in (0, size, *rng.integers(0, size + 1, 4).tolist()):
-            want = np.zeros(size, bool)
-            want[order[:n_keep]] = True
+            want = first(n_keep, order, shape)
             with enable_x64(dtype == "float64"):
                 mask = select(jnp.asarray(scores), n_keep)
             assert mask.dtype == bool
-            np.testing.assert_array_equal(mask, want.reshape(shape), f"{dtype} {kind} {n_keep}")
+            np.testing.assert_array_equal(mask, want, f"{dtype} {kind} {n_keep}")
             n_cases += 1
     return n_cases
 

@@ -6,7 +6,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
@@ -16,48 +15,14 @@ from jaxprune._base.counting import enable_x64
 from jaxprune._base.float_bits import key_value, order_key
 from jaxprune._topk import candidates, first_cuts, search, topk
 from jaxprune._topk.topk import select, topk_mask, topk_masks
+from topk_oracle import KINDS, first, ranking, values
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.float8_e4m3b11fnuz)
 SHAPES = ((), (1,), (0,), (3, 0), (31,), (4, 8), (3, 5, 7), (1031,), (2, 1024))
-KINDS = ("normal", "ties", "constant", "zeros", "sparse", "subnormal", "wild", "signed zeros")
-
-
-def ranking(scores):
-    """A stable sort, largest first, NaN above inf: slow and obvious."""
-    with np.errstate(invalid="ignore"):
-        flat = np.asarray(scores).astype(np.float64).reshape(-1)
-    return np.lexsort((-np.nan_to_num(flat, nan=0, posinf=np.inf), ~np.isnan(flat)))
-
-
-def first(n_keep, order, shape):
-    """The mask of the first `n_keep` of a ranking."""
-    mask = np.zeros(order.size, bool)
-    mask[order[:n_keep]] = True
-    return mask.reshape(shape)
 
 
 def oracle(scores, n_keep):
     return first(n_keep, ranking(scores), np.shape(scores))
-
-
-def values(kind, shape, dtype, key=0):
-    rng = np.random.default_rng(key)
-    normal = rng.normal(size=shape)
-    tiny = float(ml_dtypes.finfo(dtype).smallest_subnormal)
-    make = {
-        "normal": lambda: normal,
-        "ties": lambda: np.round(normal * 2),
-        "constant": lambda: np.full(shape, 0.5),
-        "zeros": lambda: np.zeros(shape),
-        "sparse": lambda: normal * (rng.random(shape) < 0.1),
-        "subnormal": lambda: rng.integers(-7, 8, shape) * tiny,
-        "wild": lambda: np.choose(
-            rng.integers(0, 6, shape), [normal, np.inf, -np.inf, np.nan, -normal, 0.0]
-        ),
-        "signed zeros": lambda: np.where(rng.random(shape) < 0.5, 0.0, -0.0),
-    }
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(make[kind]()).astype(dtype)
 
 
 @functools.cache
