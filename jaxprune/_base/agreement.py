@@ -35,8 +35,8 @@ def check_agreement(*configured: Any, what: str = "the pruning configuration") -
     Functions are compared by their modules and names. With one process it returns immediately.
 
     Args:
-      configured: host values that differ in their `repr` if they differ: the keyword arguments of
-        `prune`, a schedule, the paths and shapes of the params.
+      configured: host values that differ in their `repr` if they differ, or NumPy arrays: the
+        keyword arguments of `prune`, a schedule, the paths and shapes of the params.
       what: the name of these values in the error.
 
     Raises:
@@ -120,6 +120,8 @@ def _text(value: Any) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = (getattr(value, field.name) for field in dataclasses.fields(value))
         return type(value).__name__ + _text(tuple(fields))
+    if isinstance(value, np.ndarray):  # its `repr` leaves out most of many numbers
+        return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -1,5 +1,8 @@
 """Replicas of an array that differ between devices are detected."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
 from helpers import make_mesh, stepper
-from jaxprune._base.agreement import diverged
+from jaxprune._base.agreement import digest, diverged
 
 
 def spread(x, spec, odd=()):
@@ -60,3 +63,34 @@ def test_check_finds_replicas_that_have_diverged(what):
     name = {"params": "bias", "masks": "prune state 0/masks/w"}[what]
     with pytest.raises(ValueError, match=rf"^{name}: .*device 3"):
         jaxprune.check(params, state)
+
+
+@dataclasses.dataclass
+class Settings:
+    low: float
+
+
+def scaled(x, low, high):
+    return x
+
+
+ARGUMENTS = {
+    "number": lambda low: low,
+    "list": lambda low: [low, "x"],
+    "dict": lambda low: {"low": low, "f": scaled},
+    "partial": lambda low: functools.partial(scaled, low=low, high=1.0),
+    "dataclass": lambda low: Settings(low),
+    "array": lambda low: np.where(np.arange(2_000) == 1_000, low, 1.0),
+}
+
+
+@pytest.mark.parametrize("make", ARGUMENTS.values(), ids=ARGUMENTS)
+def test_the_digest_of_arguments_depends_on_their_values_alone(make):
+    assert digest(make(0.5)) == digest(make(0.5)) != digest(make(0.25))
+
+
+def test_the_digest_does_not_depend_on_the_order_of_names_or_on_addresses():
+    first, second = (functools.partial(scaled, **kw) for kw in ({"low": 1, "high": 2},) * 2)
+    swapped = functools.partial(scaled, **{"high": 2, "low": 1})
+    assert digest(first) == digest(second) == digest(swapped)
+    assert digest(object()) == digest(object())

@@ -144,3 +144,18 @@ def test_fires_that_are_left_are_those_at_or_after_a_step(begin, end, every):
     for step in range(end + 3):
         left = _fires_left(np.array([begin, end, every]), np.array(step))
         assert left == sum(fire >= step for fire in steps)
+
+
+def test_keys_of_the_inner_optimizer_fit_as_keys_and_as_their_numbers():
+    key, count = jax.random.key(3), 7  # a Python number is no array of the state
+    inner = optax.GradientTransformation(
+        lambda params: {"key": key, "count": count}, lambda updates, state, _=None: (updates, state)
+    )
+    tx = jaxprune.prune(SCHEDULE, inner=inner)
+    state = tx.init(make_params())
+    for saved in (key, np.asarray(jax.random.key_data(key))):
+        old = state._replace(inner_state={"key": saved, "count": 8})
+        fitted = jaxprune.upgrade_state(tx, make_params(), old).inner_state
+        assert fitted["count"] == 8
+        assert fitted["key"].dtype == key.dtype
+        np.testing.assert_array_equal(jax.random.key_data(fitted["key"]), jax.random.key_data(key))

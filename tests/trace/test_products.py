@@ -269,6 +269,27 @@ def test_results_of_a_scan_over_layers_are_views_again():
     assert product.view.start == (1, 0, 0)
 
 
+def written(array, update, row):
+    start = (jnp.int32(row), jnp.int32(0))
+    return jax.lax.dynamic_update_slice(array, update, start, allow_negative_indices=False)
+
+
+def test_a_leaf_that_is_written_into_another_has_its_place_in_it():
+    leaves = [W[0], W[0, :2]]
+    found = products(lambda p, x: x @ written(*p, row=1), leaves, X)
+    assert [(p.view.leaf, p.roles) for p in found] == [(0, ("in", "out")), (1, ("in", "out"))]
+    coordinate, present = view_coordinates(found[1].view, (4, 4))
+    assert present.any(1).tolist() == [False, True, True, False]
+    assert coordinate[0, 1:3].tolist() == [[0] * 4, [1] * 4]
+    assert view_coordinates(found[0].view, (4, 4))[1].all()
+
+
+def test_a_leaf_that_is_written_into_data_becomes_data():
+    leaves = [W[0], W[0, :1]]
+    [product] = products(lambda p, x: written(x, p[1], row=1) @ p[0], leaves, X)
+    assert (product.view.leaf, product.roles) == (0, ("in", "out"))
+
+
 @unrolled
 def test_positions_that_the_program_computes_are_not_known():
     by_counter = lambda w, x: jax.lax.fori_loop(0, 3, lambda i, x: x @ w[i], x)
