@@ -194,6 +194,7 @@ def environment() -> Row:
         "device": device.device_kind,
         "devices": jax.device_count(),
         "processor": _processor(),
+        "vectors": _vectors(),
         "cores": n_cores(),
         "load_average": load_average(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
@@ -212,11 +213,22 @@ def load_average() -> list[float]:
 
 
 def _processor() -> str:
+    return _in_cpuinfo("model name") or platform.processor()
+
+
+def _vectors() -> str:
+    """The widest vector instructions of the processor; "" if the system does not tell."""
+    flags = _in_cpuinfo("flags").split()
+    names = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sse2": "SSE2"}
+    return next((name for flag, name in names.items() if flag in flags), "")
+
+
+def _in_cpuinfo(field: str) -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(field):
                 return line.split(":", 1)[1].strip()
-    return platform.processor()
+    return ""
 
 
 def _commit() -> str | None:

@@ -24,14 +24,14 @@ _SHAPES = {
     10**9: (40_000, 25_000),
 }
 ORDINARY = ("normal", "uniform", "heavy")
-KINDS = (*ORDINARY, "bf16", "zeros90", "constant", "zero", "subnormal")
+KINDS = (*ORDINARY, "bf16", "f16", "zeros90", "ties", "constant", "zero", "subnormal")
+_DTYPES = {"bf16": jnp.bfloat16, "f16": np.float16}
 
 
 def weights(kind: str, n: int, seed: int = 0) -> np.ndarray:
     """Weights of one kind, made on the host in chunks so that 1e9 entries fit in memory."""
     rng = np.random.default_rng(seed)
-    dtype = jnp.bfloat16 if kind == "bf16" else np.float32
-    out = np.empty(n, dtype)
+    out = np.empty(n, _DTYPES.get(kind, np.float32))
     chunk = 1 << 24
     for i in range(0, n, chunk):
         out[i : i + chunk] = _chunk(kind, min(chunk, n - i), rng)
@@ -48,8 +48,10 @@ def _chunk(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
             return rng.random(n, np.float32) * 2 - 1
     normal = rng.standard_normal(n, np.float32)
     match kind:
-        case "normal" | "bf16":
+        case "normal" | "bf16" | "f16":
             return normal
+        case "ties":
+            return np.round(2 * normal)
         case "heavy":
             return np.sign(normal) * np.exp(3 * rng.standard_normal(n, np.float32))
         case "zeros90":

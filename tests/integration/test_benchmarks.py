@@ -41,7 +41,7 @@ def test_select_records_every_method_its_answer_and_the_environment(tmp_path, ca
     assert cli.main(["select", "--quick", "--out", str(tmp_path), "--only", only]) == 0
     result = written(tmp_path, "select")
     assert result["finished"]
-    assert {"backend", "device", "cores", "versions", "commit", "load_average"} <= set(
+    assert {"backend", "device", "cores", "vectors", "versions", "commit", "load_average"} <= set(
         result["environment"]
     )
     ours = [row for row in result["rows"] if row["method"] in topk_methods.JAXPRUNE]
@@ -83,6 +83,15 @@ def test_wrong_masks_are_detected(kind):
     shifted = np.roll(right := topk_oracle.oracle(w, 200), 1)
     tied = kind in ("constant", "zero")
     assert topk_oracle.judge(shifted, w, right) == ("ties" if tied else "wrong")
+
+
+def test_forms_of_topk_mask_and_structures_have_a_row_each():
+    rows = {row["method"]: row for row in bench_select.forms(10**4, 0.2)}
+    forms = (topk_methods.GIVEN, topk_methods.STORED, topk_methods.FUSED)
+    assert {rows[name]["answer"] for name in forms} == {"exact"}
+    assert rows[topk_methods.PARTITION]["x_read"] > 0
+    names = {row["method"] for row in bench_select.structures(10**4)}
+    assert {"NM(2, 4)", "blocks", "per_slice", "global pool", "wanda"} <= names
 
 
 def test_a_wrong_mask_of_jaxprune_stops_the_benchmark(monkeypatch):
