@@ -2,8 +2,9 @@
 
 Networks in Flax Linen with random weights lose 30, 50 or 70% of their coupled channels by
 magnitude, and `shrink` removes them; it also checks that the outputs are the same. Random weights
-are enough here, because speed does not depend on their values. Quality is not measured. The case
-`torch-pruning` compares sizes and outputs with those of that library on small networks.
+are enough here, because speed does not depend on their values. The case `torch-pruning` compares
+sizes and outputs with those of that library on small networks, and the case `scores` compares the
+accuracy that a trained network keeps with different scores of channels.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from rich.table import Table
 
 import jaxprune
-from benchmarks import shrink_torch
+from benchmarks import shrink_scores, shrink_torch
 from benchmarks.common import Case, Check, Row, cores, interleaved
 from benchmarks.shrink_pairs import pairs
 
@@ -179,20 +180,22 @@ def _size(tree: Any) -> int:
 
 
 def cases(quick: bool) -> list[Case]:
-    """One case per network, and one for the comparison with Torch-Pruning."""
+    """One case per network, one for the comparison with Torch-Pruning, and one for scores."""
     batches, sparsities = ((1,), (0.5,)) if quick else (BATCHES, SPARSITIES)
     names = list(pairs())[: 1 if quick else None]
+    sizes = shrink_scores.Sizes(1, 20, 5, (0.5,)) if quick else shrink_scores.Sizes()
     return [
         *(
             Case(f"shrink {name}", functools.partial(compare, name, network, batches, sparsities))
             for name, network in networks(quick).items()
         ),
         Case("torch-pruning", functools.partial(shrink_torch.compare, names)),
+        Case("scores", functools.partial(shrink_scores.compare, sizes)),
     ]
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Size, milliseconds and ratio to dense before and after, and Torch-Pruning's sizes."""
+    """Size, milliseconds and ratio to dense before and after; Torch-Pruning's sizes; scores."""
     table = Table(title="Forward pass after channels are removed")
     columns = ("network", "batch", "cores", "model", "numbers", "ms", "x dense", "shrink s")
     for column in columns:
@@ -201,7 +204,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         cells = (row["task"], f"{row['batch']}", f"{row['cores']}", row["method"])
         cells += (f"{row['numbers']:,}", f"{row['median_ms']:.3f}", f"{row['x_dense']:.2f}")
         table.add_row(*cells, f"{row['shrink_s']:.1f}")
-    return [table, shrink_torch.table(rows)]
+    return [table, shrink_torch.table(rows), shrink_scores.table(rows)]
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:

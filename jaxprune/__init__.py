@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         packed_matmul as packed_matmul,
         unpack_matrix as unpack_matrix,
     )
+    from jaxprune._calibration.activation_score import activation_score as activation_score
     from jaxprune._calibration.calibrate import (
         sparsegpt as sparsegpt,
         sparsegpt_kernel as sparsegpt_kernel,
@@ -126,6 +127,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         channel_groups_nnx as channel_groups_nnx,
     )
     from jaxprune._shrink.flax_sizes import resize_nnx as resize_nnx, shrunk_apply as shrunk_apply
+    from jaxprune._shrink.linen_sizes import resize_linen as resize_linen
     from jaxprune._shrink.report import AxisGroup as AxisGroup, ShrinkReport as ShrinkReport
     from jaxprune._shrink.shrink import (
         shrink as shrink,
@@ -169,6 +171,7 @@ _PUBLIC = {
     "_base.agreement": ("check_agreement",),
     "_blocks.flax_layers": ("load_packed", "pack_kernels", "pack_linear", "packed_apply"),
     "_blocks.packed_matrix": ("PackedMatrix", "pack_matrix", "packed_matmul", "unpack_matrix"),
+    "_calibration.activation_score": ("activation_score",),
     "_calibration.calibrate": ("sparsegpt", "sparsegpt_kernel", "wanda", "wanda_kernel"),
     "_calibration.inputs": ("linen_inputs", "nnx_inputs"),
     "_calibration.inputs_of_leaves": ("LayerInputs",),
@@ -197,6 +200,7 @@ _PUBLIC = {
     "_report.table": ("LeafReport", "PoolReport", "Report"),
     "_shrink.channels": ("ChannelGroups", "channel_groups", "channel_groups_nnx"),
     "_shrink.flax_sizes": ("resize_nnx", "shrunk_apply"),
+    "_shrink.linen_sizes": ("resize_linen",),
     "_shrink.report": ("AxisGroup", "ShrinkReport"),
     "_shrink.shrink": ("shrink", "shrink_nnx"),
     "_state.choose": ("choose_schedule",),
@@ -237,6 +241,7 @@ __all__ = [
     "SparsitySchedule",
     "Unstructured",
     "acdc_schedule",
+    "activation_score",
     "apply_masks",
     "axis_roles",
     "axis_roles_nnx",
@@ -286,6 +291,7 @@ __all__ = [
     "prune_params",
     "prune_sequentially",
     "random_score",
+    "resize_linen",
     "resize_nnx",
     "rigl",
     "saliency",

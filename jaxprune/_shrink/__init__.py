@@ -12,5 +12,6 @@ Shrinking uses its records:
 - `report`, `costs`: what was removed, what was refused and why, and what each layer costs.
 - `channels`: which channels to prune together, so that `shrink` can remove them; `not_zero`: along
   which axes.
-- `flax_sizes`, `haiku_sizes`: make linen, NNX and Haiku models run with smaller params.
+- `flax_sizes`, `linen_sizes`, `haiku_sizes`: make NNX, linen and Haiku models run with smaller
+  params; `resize_linen` makes a module of the new sizes.
 """

@@ -39,6 +39,8 @@ class ChannelGroups(dict[str, Coupled]):
 
     Attributes:
       groups: all groups of axes, refused ones included. `kept` is the number of units.
+      readers: (path, structure) for every axis along which a leaf only reads channels, such as the
+        rows of the next kernel. `activation_score` scores channels by these weights.
 
     Example:
       >>> ChannelGroups({}, ()).refused
@@ -47,12 +49,18 @@ class ChannelGroups(dict[str, Coupled]):
 
     __module__ = "jaxprune"  # for pickles, wherever this file lives
 
-    def __init__(self, structures: Mapping[str, Coupled], groups: Sequence[AxisGroup]):
+    def __init__(
+        self,
+        structures: Mapping[str, Coupled],
+        groups: Sequence[AxisGroup],
+        readers: Sequence[tuple[str, Coupled]] = (),
+    ):
         super().__init__(structures)
         self.groups = tuple(groups)
+        self.readers = tuple(readers)
 
     def __reduce__(self) -> Any:
-        return ChannelGroups, (dict(self), self.groups)
+        return ChannelGroups, (dict(self), self.groups, self.readers)
 
     @property
     def refused(self) -> tuple[AxisGroup, ...]:
@@ -185,13 +193,16 @@ def _coupled_structures(
 
     groups = accept(model, program, tracer, groups_with, allow_means=allow_means)
     structures: dict[str, Coupled] = {}
+    readers: list[tuple[str, Coupled]] = []
     for component in _components([group for group in groups if group.removed]):
-        structures |= _structures_of(program, component)
+        pruned, read = _structures_of(program, component)
+        structures |= {f"(params/)?{rule_for(path)}": leaf for path, leaf in pruned}
+        readers += read
     if not structures:
         raise ValueError(f"channel_groups: no channels can be pruned: {refusals(program, groups)}.")
     for group in groups:  # the units to try are still there
         group.removed = []
-    return ChannelGroups(structures, axis_groups(program, groups))
+    return ChannelGroups(structures, axis_groups(program, groups), readers)
 
 
 def _to_try(
@@ -280,22 +291,37 @@ def _without_overlaps(groups: Iterable[Group]) -> list[Group]:
     return [group for _, group in sorted(kept, key=lambda pair: pair[0])]
 
 
-def _structures_of(program: Program, component: _Component) -> dict[str, Coupled]:
-    """The structure of each leaf in a component."""
-    axes, units = sorted(component.axes), _candidates(component.groups)
-    unit_of = {axis: np.full(np.shape(program.leaves[axis.leaf])[axis.axis], -1) for axis in axes}
+_PathsAndStructures = list[tuple[str, Coupled]]
+
+
+def _structures_of(
+    program: Program, component: _Component
+) -> tuple[_PathsAndStructures, _PathsAndStructures]:
+    """The structures of the leaves that a component prunes, and of those that read its channels."""
+    units = _candidates(component.groups)
+    pruned = sorted(component.axes)
+    readers = sorted({axis for unit in units for axis in unit.consumers})
+    unit_of = {
+        axis: np.full(np.shape(program.leaves[axis.leaf])[axis.axis], -1)
+        for axis in (*pruned, *readers)
+    }
     for number, unit in enumerate(units):
         for member in unit.members:
             axis = LeafAxis(member.leaf, member.axis)
             if axis in unit_of:
                 unit_of[axis][member.position] = number
-    name = _without_collection(program.paths[axes[0].leaf])
-    return {
-        f"(params/)?{rule_for(_without_collection(program.paths[axis.leaf]))}": Coupled(
-            name, axis.axis, tuple(unit_of[axis].tolist()), len(units)
-        )
-        for axis in axes
-    }
+    name = _without_collection(program.paths[pruned[0].leaf])
+
+    def structures(axes: Iterable[LeafAxis]) -> _PathsAndStructures:
+        return [
+            (
+                _without_collection(program.paths[axis.leaf]),
+                Coupled(name, axis.axis, tuple(unit_of[axis].tolist()), len(units)),
+            )
+            for axis in axes
+        ]
+
+    return structures(pruned), structures(readers)
 
 
 def _without_collection(path: str) -> str:

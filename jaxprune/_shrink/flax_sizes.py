@@ -1,20 +1,19 @@
 """Flax models that take their sizes from the params they are given.
 
-A linen layer compares the shapes of its params with its `features`, and an NNX layer remembers the
-sizes that it was made with. Both are set here to the sizes of the params. Models in plain JAX take
-their sizes from the params anyway.
+An NNX layer remembers the sizes that it was made with. They are set here to the sizes of its
+params; `linen_sizes` and `haiku_sizes` do this for the layers of linen and Haiku. Models in plain
+JAX take their sizes from the params anyway.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.paths import leaves_with_paths, listed
 from jaxprune._shrink.haiku_sizes import haiku_sizes_from_params
+from jaxprune._shrink.linen_sizes import linen_sizes_from_params, param_shape as _shape
 from jaxprune._trace.model_arguments import check_arrays, check_function, check_module
 
 
@@ -112,75 +111,8 @@ def shrunk_apply(apply_fn: Callable[..., Any], variables: Any, *args: Any, **kwa
       [[3.0, 3.0]]
     """
     check_function("shrunk_apply", apply_fn)
-    with _linen_sizes_from_params(), haiku_sizes_from_params():
+    with linen_sizes_from_params(), haiku_sizes_from_params():
         return apply_fn(variables, *args, **kwargs)
-
-
-@contextlib.contextmanager
-def _linen_sizes_from_params() -> Iterator[None]:
-    """Makes linen layers take their sizes from their params. Does nothing if linen isn't loaded."""
-    nn = sys.modules.get("flax.linen")
-    if nn is None:
-        yield
-        return
-
-    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        if context.method_name not in ("__call__", "setup"):
-            return call(*args, **kwargs)
-        layer = module
-        if isinstance(module, nn.RNN) and context.method_name == "__call__":
-            layer = module.cell  # its initialize_carry can't be intercepted
-        inputs = args[0] if args else kwargs.get("inputs")
-        for name, value in _linen_sizes(nn, layer, inputs).items():
-            # Modules are frozen, but this one is a copy that lives for one call.
-            object.__setattr__(layer, name, value)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(intercept):
-        yield
-
-
-# Kernels that multiply the hidden state: `hi` and `hg` of an LSTM, `hn` of GRU and MGU, `h` of the
-# simple cell.
-_HIDDEN_KERNELS = ("hi", "hn", "h", "hg")
-
-
-def _linen_sizes(nn: Any, layer: Any, inputs: Any) -> dict[str, Any]:
-    """The attributes that a linen layer must have to accept its params and these inputs."""
-    params = layer.variables.get("params", {}) if layer.scope is not None else {}
-    if isinstance(layer, nn.Embed) and "embedding" in params:
-        rows, features = _shape(params["embedding"])
-        return {"num_embeddings": rows, "features": features}
-    if isinstance(layer, nn.RNNCellBase):
-        kernels = [dict(params[name]).get("kernel") for name in _HIDDEN_KERNELS if name in params]
-        return {"features": _shape(kernels[0])[0]} if kernels else {}
-    if isinstance(layer, nn.MultiHeadDotProductAttention) and {"query", "out"} <= set(params):
-        query, out = (_shape(params[name]["kernel"]) for name in ("query", "out"))
-        sizes = {"num_heads": query[-2], "qkv_features": query[-2] * query[-1]}
-        return sizes | {"out_features": out[-1]}
-    if "kernel" not in params:
-        return {}
-    shape = _shape(params["kernel"])
-    if isinstance(layer, (nn.Dense, nn.recurrent.DenseParams)):
-        return {"features": shape[-1]}
-    if isinstance(layer, nn.DenseGeneral):
-        if isinstance(layer.features, int):
-            return {"features": shape[-1]}
-        return {"features": shape[len(shape) - len(layer.features) :]}
-    if isinstance(layer, nn.ConvTranspose):
-        return {"features": shape[-2 if layer.transpose_kernel else -1]}
-    if isinstance(layer, nn.Conv) and layer.feature_group_count == 1:
-        return {"features": shape[-1]}
-    if isinstance(layer, nn.Conv):  # each group reads as many channels as the kernel has
-        n_groups = inputs.shape[-1] // shape[-2]
-        return {"features": shape[-1], "feature_group_count": n_groups}
-    return {}
-
-
-def _shape(param: Any) -> tuple[int, ...]:
-    param = param.unbox() if hasattr(param, "unbox") else param
-    return tuple(param.shape)
 
 
 # NNX

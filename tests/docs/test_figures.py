@@ -169,8 +169,18 @@ def torch_pruning_rows():
         yield f"| {name} | {cells(ours)} | {cells(others)} |"
 
 
+def score_rows():
+    """Lines from the results of `python -m benchmarks shrink --only scores`."""
+    for row in results("shrink-cpu")["rows"]:
+        if row["case"] == "scores" and row["sparsity"] in (0, 0.5):
+            accuracies = (f"{100 * row[k]:.1f} %" for k in ("accuracy", "accuracy_trained_on"))
+            cells = (row["task"], row["method"], f"{100 * row['change']:.0f} %", *accuracies)
+            yield f"| {' | '.join(cells)} |"
+
+
 TABLES = [
     ("guides/shrinking.md", torch_pruning_rows),
+    ("guides/shrinking.md", score_rows),
     ("paper.md", demo_rows),
     ("performance.md", algorithm_rows),
     ("performance.md", select_rows),

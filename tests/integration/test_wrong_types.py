@@ -5,6 +5,7 @@ it raises, the error must come from jaxprune, not from inside JAX, NumPy, Flax o
 must read as plain sentences. What single errors say: `test_bad_*.py`.
 """
 
+import functools
 import pathlib
 import re
 import traceback
@@ -44,6 +45,27 @@ TABLE = jp.sensitivity(total, P, [0.5])
 
 def two_layers(params, x):
     return jax.nn.relu(x @ params["w"]) @ params["v"]
+
+
+PRODUCT_PARAMS = {"params": {"kernel": ones(4, 2)}}
+
+
+class Product(linen.Module):
+    """Fails on inputs that are no arrays; the layers of linen only warn."""
+
+    @linen.compact
+    def __call__(self, x):
+        return x @ self.param("kernel", linen.initializers.ones, (4, 2))
+
+
+@functools.cache
+def groups():
+    return jp.channel_groups(two_layers, LAYERS, X)
+
+
+@functools.cache
+def layer_inputs():
+    return jp.layer_inputs(two_layers, LAYERS, X)
 
 
 VALUES = {
@@ -277,6 +299,15 @@ CALLS = {
     "shrink along": lambda v: jp.shrink(two_layers, LAYERS, X, along=v),
     "resize_nnx model": lambda v: jp.resize_nnx(v, LAYERS),
     "resize_nnx state": lambda v: jp.resize_nnx(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), v),
+    "resize_linen model": lambda v: jp.resize_linen(v, PRODUCT_PARAMS, X),
+    "resize_linen variables": lambda v: jp.resize_linen(Product(), v, X),
+    "resize_linen example_inputs": lambda v: jp.resize_linen(Product(), PRODUCT_PARAMS, v),
+    "activation_score groups": lambda v: jp.activation_score(v, LAYERS, layer_inputs()),
+    "activation_score params": lambda v: jp.activation_score(groups(), v, layer_inputs()),
+    "activation_score param": lambda v: jp.activation_score(
+        groups(), {"w": v, "v": v}, layer_inputs()
+    ),
+    "activation_score inputs": lambda v: jp.activation_score(groups(), LAYERS, v),
     "shrunk_apply": lambda v: jp.shrunk_apply(v, LAYERS, X),
     "channel_groups apply_fn": lambda v: jp.channel_groups(v, LAYERS, X),
     "channel_groups variables": lambda v: jp.channel_groups(two_layers, v, X),
@@ -296,7 +327,7 @@ OF_PYTHON = re.compile(
 )
 # Code of the user that fails, or that a message quotes: the error of that code is all there is.
 QUOTES = ("shrink", "channel_groups", "shrunk_apply", "packed_apply", "axis_roles")
-QUOTES += ("sensitivity score", "layer_inputs", "prune_sequentially")
+QUOTES += ("sensitivity score", "layer_inputs", "prune_sequentially", "resize_linen")
 
 
 CALLED = (

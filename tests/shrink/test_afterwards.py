@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import linen as nn, nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxprune
@@ -199,6 +199,66 @@ def test_equinox_models_shrink():
     sparse, _ = jaxprune.prune_params(arrays, 0.5, structure=groups, include=tuple(groups))
     small, _ = jaxprune.shrink(apply_fn, sparse, X)
     assert [layer.weight.shape for layer in small.layers] == [(4, 3), (4, 4), (2, 4)]
+
+
+class Normalised(eqx.Module):
+    """A layer between linear layers and one that reads its own sizes, after a sum over channels."""
+
+    layers: list
+    norm: eqx.Module
+
+    def __init__(self, norm):
+        keys = jax.random.split(jax.random.key(0), 3)
+        sizes = ((3, 8), (8, 6), (6, 2))
+        self.layers = [eqx.nn.Linear(*n, key=key) for n, key in zip(sizes, keys, strict=True)]
+        self.norm = norm
+
+    def __call__(self, x):
+        x = jax.nn.relu(self.norm(self.layers[0](x)))
+        return self.layers[2](jax.nn.relu(self.layers[1](x)))
+
+
+@pytest.mark.parametrize(
+    "norm, reason",
+    (
+        (eqx.nn.LayerNorm(8), "must satisfy the invariant"),
+        (eqx.nn.GroupNorm(4, 8), "cannot reshape"),
+    ),
+    ids=("layer_norm", "group_norm"),
+)
+def test_equinox_layers_that_read_their_own_sizes_are_refused(norm, reason):
+    arrays, static = eqx.partition(Normalised(norm), eqx.is_array)
+
+    def apply_fn(arrays, x):
+        return jax.vmap(eqx.combine(arrays, static))(x)
+
+    groups = jaxprune.channel_groups(apply_fn, arrays, X, allow=("layer_norm",))
+    assert sorted(groups) == [f"(params/)?layers/1/{name}" for name in ("bias", "weight")]
+    (group,) = [g for g in groups.refused if ("layers/0/weight", 0) in g.members]
+    assert reason in group.reason
+
+
+@pytest.mark.parametrize(
+    "arguments, kept",
+    (({"num_groups": 4}, 8), ({"num_groups": 2}, 8), ({"num_groups": None, "group_size": 2}, 4)),
+)
+def test_a_linen_group_norm_loses_whole_groups_if_it_declares_their_size(arguments, kept):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.GroupNorm(**arguments)(nn.Dense(8)(x)))
+            x = nn.relu(nn.Dense(6)(x))
+            return nn.Dense(2)(x)
+
+    variables = Net().init(jax.random.key(0), X)
+    params = variables["params"]
+    for layer, leaf in (("Dense_0", "kernel"), ("GroupNorm_0", "scale"), ("Dense_1", "kernel")):
+        params[layer][leaf] = params[layer][leaf].at[..., 4:].set(0)  # or the last two of six
+    small, report = jaxprune.shrink(Net().apply, variables, X)
+    assert small["params"]["Dense_0"]["kernel"].shape == (3, kept)
+    assert small["params"]["Dense_1"]["kernel"].shape == (kept, 4)
+    reasons = [g.reason for g in report.refused if ("params/Dense_0/kernel", 1) in g.members]
+    assert len(reasons) == (kept == 8)
 
 
 def test_haiku_models_shrink_but_for_params_whose_shape_is_in_the_code():

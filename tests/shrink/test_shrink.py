@@ -233,6 +233,14 @@ def test_linen_models_are_shrunk_by_half(name):
         "input" in g.reason or "output" in g.reason or name in ("transformer", "lstm")
         for g in report.refused
     )
+    resized = jaxprune.resize_linen(model, small, x)
+    made = jax.eval_shape(resized.init, jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, small)
+    programs = [
+        jax.make_jaxpr(apply_fn)(small, x)
+        for apply_fn in (resized.apply, lambda v, x: jaxprune.shrunk_apply(model.apply, v, x))
+    ]
+    assert str(programs[0]) == str(programs[1])
 
 
 class NnxCnn(nnx.Module):
