@@ -15,6 +15,7 @@ from jaxprune._state.masks import keep
 _HIGHEST = lax.Precision.HIGHEST
 _PANEL = 16  # rows that are pruned one by one before their errors go into one matrix product
 _MAX_ENTRIES = 2**22  # of the kernels and Gram matrices that are solved side by side
+_ROWS_AT_ONCE = 256  # that compensate for the errors of earlier rows, if not those of a whole block
 
 
 def rows_per_block(block_size: int, n_in: int, nm: tuple[int, int] | None) -> int:
@@ -55,8 +56,7 @@ def prune_by_sparsegpt(
         n_at_once = min(max(_MAX_ENTRIES // (gram[0].size + w[0].size), 1), len(w))
         batch_size = None if n_at_once == 1 else n_at_once
         w, mask = lax.map(lambda x: solve(*x), (w, gram, n_keep), batch_size=batch_size)
-    mask = view.leaf(mask)
-    return keep(view.leaf(w).astype(kernel.dtype), mask), mask
+    return view.leaf(w).astype(kernel.dtype), view.leaf(mask)
 
 
 def _inverse_factor(gram: jax.Array, damping: jax.Array) -> jax.Array:
@@ -87,7 +87,7 @@ def _solve(
     nm: tuple[int, int] | None,
     block_size: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The new weights of one kernel (in, out), and its mask."""
+    """The new weights of one kernel (in, out), 0 where they are dropped, and its mask."""
     n_in = len(w)
     n_rows = len(n_keep) * block_size
     padding = (0, n_rows - n_in)
@@ -109,8 +109,9 @@ def _solve(
             n_keep[b],
             nm,
         )
+        # Not `keep` of all weights after the loop: it would store them once more.
+        w = lax.dynamic_update_slice_in_dim(w, keep(w_block, mask), start, 0)
         w = _compensate(w, rows, errors, start + block_size)
-        w = lax.dynamic_update_slice_in_dim(w, w_block, start, 0)
         return w, lax.dynamic_update_slice_in_dim(masks, mask, start, 0)
 
     w = jnp.pad(w, (padding, (0, 0)))
@@ -121,12 +122,34 @@ def _solve(
 def _compensate(w: jax.Array, rows: jax.Array, errors: jax.Array, end: jax.Array) -> jax.Array:
     """Changes the weights from row `end` on, to make up for the errors of earlier rows.
 
+    A few rows at a time: the changes of all of them are as large as the weights.
+
     Args:
       w: (in, out).
       rows: of the inverse factor, those of the earlier rows: (earlier, in).
       errors: (earlier, out).
       end: the first row that changes.
     """
+    n_rows, size = len(w), max(len(errors), _ROWS_AT_ONCE)
+    if n_rows <= size:
+        return _compensate_all(w, rows, errors, end)
+
+    def some(i: jax.Array, w: jax.Array) -> jax.Array:
+        first = i * size
+        start = jnp.minimum(first, n_rows - size)
+        new = _compensate_all(
+            lax.dynamic_slice_in_dim(w, start, size),
+            lax.dynamic_slice_in_dim(rows, start, size, axis=1),
+            errors,
+            jnp.maximum(first, end) - start,
+        )
+        return lax.dynamic_update_slice_in_dim(w, new, start, 0)
+
+    return lax.fori_loop(end // size, -(-n_rows // size), some, w)
+
+
+def _compensate_all(w: jax.Array, rows: jax.Array, errors: jax.Array, end: jax.Array) -> jax.Array:
+    """`_compensate` of all rows at once."""
     later = jnp.where(jnp.arange(len(w))[None] >= end, rows, 0)
     return w - jnp.matmul(later.T, errors, precision=_HIGHEST)
 

@@ -1,14 +1,20 @@
 """The compiled part of Wanda, and the choice of weights that it shares with SparseGPT."""
 
 import functools
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprune._base.float_bits import is_nonzero, order_key
+from jaxprune._base.sharding import on_one_device
 from jaxprune._calibration.kernel_view import KernelView
-from jaxprune._state.masks import keep
+from jaxprune._state.masks import full_mask, keep
 from jaxprune._topk.topk import topk_mask
+
+_MAX_ENTRIES = 2**22  # of the columns that are decided side by side, whose scores are stored
 
 
 @functools.partial(jax.jit, static_argnames=("view", "nm"))
@@ -31,9 +37,32 @@ def prune_by_wanda(
     Returns:
       The kernel with +0.0 at every dropped weight, and its mask.
     """
-    mask = jax.vmap(functools.partial(_mask, nm=nm))(view.matrices(kernel), squares, n_keep)
+    matrices = view.matrices(kernel)
+    decide = jax.vmap(functools.partial(_mask, nm=nm))
+    n_columns = max(_MAX_ENTRIES // math.prod(matrices.shape[:2]), 1)
+    # Across devices, the columns may be sharded.
+    if nm is not None or matrices.shape[2] <= n_columns or not on_one_device(kernel):
+        mask = decide(matrices, squares, n_keep)
+    else:
+        some = lambda columns: decide(columns, squares, n_keep)
+        mask = _in_parts(some, matrices, n_columns)
     mask = view.leaf(mask)
     return keep(kernel, mask), mask
+
+
+def _in_parts(
+    decide: Callable[[jax.Array], jax.Array], matrices: jax.Array, n_columns: int
+) -> jax.Array:
+    """The mask of matrices, decided a few columns at a time."""
+
+    def part(i: jax.Array, mask: jax.Array) -> jax.Array:
+        # Slices are moved to lie inside: the last part may decide some columns again.
+        start = i * n_columns
+        columns = lax.dynamic_slice_in_dim(matrices, start, n_columns, axis=2)
+        return lax.dynamic_update_slice_in_dim(mask, decide(columns), start, axis=2)
+
+    n_parts = -(-matrices.shape[2] // n_columns)
+    return lax.fori_loop(0, n_parts, part, full_mask(matrices, bool))
 
 
 def _mask(

@@ -26,6 +26,7 @@ from jaxprune import (
     wanda_kernel,
 )
 from jaxprune._base.paths import path_str
+from jaxprune._calibration import sparsegpt_solver, wanda_solver
 
 KERNELS = {"wanda": wanda_kernel, "sparsegpt": sparsegpt_kernel}
 MODELS = {"wanda": wanda, "sparsegpt": sparsegpt}
@@ -85,6 +86,16 @@ def test_wanda_keeps_n_of_every_m_inputs(case, nm):
     np.testing.assert_array_equal(new, np.where(mask, kernel, 0))
 
 
+def test_wanda_of_a_few_columns_at_a_time_is_that_of_all(monkeypatch):
+    kernel, inputs = normal(15, 11), correlated(32, 15)  # a shape that no other test compiles
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(wanda_solver, "_MAX_ENTRIES", 4 * 15)  # 4, 4 and 3 columns
+    new, mask = wanda_kernel(kernel, inputs, 0.6)
+    expected, expected_mask = wanda_oracle(kernel, inputs, 0.6)
+    np.testing.assert_array_equal(mask, expected_mask)
+    np.testing.assert_array_equal(new, expected)
+
+
 def test_wanda_by_hand():
     kernel = jnp.array([[1.0, 9.0], [-3.0, 2.0], [5.0, -1.0], [2.0, 0.0]])
     inputs = jnp.array([[3.0, 0.0, 1.0, 2.0], [4.0, 1.0, 0.0, 0.0]])  # norms 5, 1, 1, 2
@@ -133,6 +144,20 @@ def test_sparsegpt_is_the_paper_step_by_step(n_rows, n_in, n_out, block_size, sp
     np.testing.assert_array_equal(mask, expected_mask)
     # float32 against float64, with a Hessian of a condition number of up to 1e4.
     np.testing.assert_allclose(new, expected, rtol=2e-3, atol=2e-4)
+    assert_sparse(new, mask)
+
+
+@pytest.mark.parametrize("nm", (None, (2, 4)), ids=str)
+@pytest.mark.parametrize("rows_at_once", (5, 8, 12))
+def test_sparsegpt_compensates_a_few_rows_at_a_time(rows_at_once, nm, monkeypatch):
+    monkeypatch.setattr(sparsegpt_solver, "_ROWS_AT_ONCE", rows_at_once)
+    n_out = rows_at_once + (nm is None)  # shapes that no other test compiles
+    kernel, inputs = normal(28, n_out), correlated(64, 28)
+    sparsity = None if nm else 0.5
+    expected, expected_mask = sparsegpt_oracle(kernel, inputs, sparsity, nm, 4)
+    new, mask = sparsegpt_kernel(kernel, inputs, sparsity, nm=nm, block_size=4)
+    np.testing.assert_array_equal(mask, expected_mask)
+    np.testing.assert_allclose(new, expected, rtol=2e-3, atol=2e-4)  # as above
     assert_sparse(new, mask)
 
 
@@ -215,6 +240,16 @@ def test_where_inputs_are_always_zero_the_largest_weights_stay(prune_kernel):
 
 
 # Both.
+
+
+@both_kernels
+def test_nothing_of_the_size_of_the_kernel_is_stored_beside_it(prune_kernel, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    shape = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    prune = lambda kernel, gram: prune_kernel(kernel, Moments(jnp.float32(9), gram), 0.5)
+    compiled = jax.jit(prune).lower(shape(1024, 16_384), shape(1024, 1024)).compile()
+    size = 1024 * 16_384 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.75 * size
 
 
 @pytest.mark.parametrize("how", ({"sparsity": 0.5}, {"sparsity": 0.8}, {"nm": (2, 4)}), ids=str)
