@@ -240,7 +240,11 @@ def test_equinox_layers_that_read_their_own_sizes_are_refused(norm, reason):
 
 @pytest.mark.parametrize(
     "arguments, kept",
-    (({"num_groups": 4}, 8), ({"num_groups": 2}, 8), ({"num_groups": None, "group_size": 2}, 4)),
+    (
+        ({"num_groups": 4}, 8),
+        ({"num_groups": 2}, 8),
+        ({"num_groups": None, "group_size": 2}, 4),
+    ),
 )
 def test_a_linen_group_norm_loses_whole_groups_if_it_declares_their_size(arguments, kept):
     class Net(nn.Module):
@@ -259,6 +263,23 @@ def test_a_linen_group_norm_loses_whole_groups_if_it_declares_their_size(argumen
     assert small["params"]["Dense_1"]["kernel"].shape == (kept, 4)
     reasons = [g.reason for g in report.refused if ("params/Dense_0/kernel", 1) in g.members]
     assert len(reasons) == (kept == 8)
+
+
+def test_an_instance_norm_loses_single_channels():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.InstanceNorm()(nn.Dense(8)(x)))
+            return nn.Dense(2)(x)
+
+    x = jax.random.normal(jax.random.key(1), (2, 4, 3))
+    variables = Net().init(jax.random.key(0), x)
+    params = variables["params"]
+    for layer, leaf in (("Dense_0", "kernel"), ("InstanceNorm_0", "scale")):
+        params[layer][leaf] = params[layer][leaf].at[..., 5:].set(0)
+    small, report = jaxprune.shrink(Net().apply, variables, x)
+    assert small["params"]["Dense_1"]["kernel"].shape == (5, 2)
+    assert report.difference < 1e-5
 
 
 def test_haiku_models_shrink_but_for_params_whose_shape_is_in_the_code():

@@ -74,6 +74,12 @@ def test_a_normalised_stream_shrinks_only_if_that_is_allowed(norm):
         assert changed == [group]
         assert "a mean runs over it, as in LayerNorm and RMSNorm (div, test_allow.py:" in str(group)
         assert report.difference > 0.01
+    if norm is rms_norm:  # the mean of squares grows with what is left, by 8 / 4
+        factor = (group.size / group.kept) ** 0.5
+        scaled = [layer | {"scale": layer["scale"] * factor} for layer in small["layers"]]
+        after = apply_fn({**small, "layers": scaled}, X)
+        # Epsilon is added to another mean, and sums have fewer terms.
+        np.testing.assert_allclose(after, before, rtol=1e-5)
 
 
 def test_a_limit_of_the_difference_holds_for_allowed_cuts_too():
