@@ -1,7 +1,7 @@
 """Checks a built site without a network: `python .ci/check_site.py FOLDER`.
 
 Every link inside the site leads to a page and a place that exist, and no page loads a script, a
-style, a font or an image from elsewhere.
+style, a font or an image from elsewhere. No docstring of the reference was read as a type.
 """
 
 import html.parser
@@ -34,13 +34,15 @@ class Page(html.parser.HTMLParser):
 
 
 def problems(folder):
-    """A line for each link that leads nowhere, and for each thing loaded from elsewhere."""
+    """A line for each bad link, each thing loaded from elsewhere, and each wrong type."""
     paths = [p for p in sorted(folder.rglob("*.html")) if "_static" not in p.parts]  # templates
     pages = {path: Page(path) for path in paths}
     if not pages:
         yield f"{folder} has no pages"
     for path, page in pages.items():
         name = path.relative_to(folder)
+        if name.parts[0] == "reference" and ">Type<" in path.read_text(encoding="utf-8"):
+            yield f"{name} shows the first words of a docstring as a type"
         for url in page.loads:
             if urllib.parse.urlsplit(url).netloc:
                 yield f"{name} loads {url}"

@@ -49,6 +49,9 @@ def rewrite(app, what, name, obj, options, lines):
     paragraphs = re.split(r"(\n\s*\n)", "\n".join(lines))
     rewritten = (p if re.search(r"^\s*>>> ", p, re.MULTILINE) else as_rst(p) for p in paragraphs)
     lines[:] = "".join(rewritten).split("\n")
+    if what in ("attribute", "data", "property"):
+        # Napoleon takes a first line `words: more words` for `type: text`. This one shows nothing.
+        lines.insert(0, "\\")
 
 
 def signature_as_written(app, what, name, obj, options, signature, returned):

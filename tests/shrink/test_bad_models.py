@@ -63,7 +63,7 @@ MODELS = [
         "shrink_functions_among_the_variables",
         lambda: jaxprune.shrink(two_layers, {**LAYERS, "f": len}, X),
         TypeError,
-        ("shrink: variables: f:", "<built-in function len>", "(apply_fn, variables, *inputs)"),
+        ("shrink: variables: f:", "the function len", "(apply_fn, variables, *inputs)"),
     ),
     case(
         "shrink_shapes",

@@ -280,7 +280,7 @@ MISTAKES = [
         "nnx_input",
         lambda: jaxprune.axis_roles_nnx(linear(), len),
         TypeError,
-        ("axis_roles_nnx: inputs: 0:", "<built-in function len>", None),
+        ("axis_roles_nnx: inputs: 0:", "the function len", None),
     ),
     case(
         "nnx_shape",
