@@ -39,8 +39,8 @@ class NM:
       n: how many weights each group keeps, in [1, m).
       m: the size of a group.
       axis: the axis along which neighbours form groups, such as -2 for the kernels of scanned
-        layers of shape (layers, in, out). Its length must be a multiple of `m`. None to go by
-        roles.
+        layers of shape (layers, in, out). Its length must be a multiple of `m`. None for the
+        axes whose role is `"in"`.
 
     References:
       Zhou et al., `Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch

@@ -25,7 +25,7 @@ class AxisRoles(Mapping[str, tuple[str, ...]]):
         another order is refused; other sizes are allowed.
 
     Raises:
-      TypeError, ValueError: something else than roles, naming the leaf.
+      TypeError, ValueError: a value that is not a tuple of roles, with the path of the leaf.
 
     Example:
       >>> shapes = {"fc/kernel": (8, 4), "fc/bias": (4,)}
