@@ -1,1 +1,1 @@
-"""Pruning after training with calibration data: Wanda and SparseGPT."""
+"""Pruning after training with calibration data: Wanda, SparseGPT and scores of channels."""

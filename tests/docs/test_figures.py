@@ -178,6 +178,23 @@ def score_rows():
             yield f"| {' | '.join(cells)} |"
 
 
+def test_what_is_said_of_scores_of_channels_is_what_was_measured():
+    rows = [r for r in results("shrink-cpu")["rows"] if r["case"] == "scores"]
+    by_case = {(r["task"], r["method"], r["sparsity"]): r for r in rows}
+    methods = ("random", "magnitude", "saliency", "activations")
+    for task in ("digits", "different units"):
+        half = {name: by_case[task, name, 0.5] for name in methods}
+        assert max(half, key=lambda name: half[name]["accuracy"]) == "magnitude"
+        trained_on = [row["accuracy_trained_on"] for row in half.values()]
+        assert max(trained_on) - min(trained_on) < 0.01
+        others = [half[name]["change"] for name in methods if name != "activations"]
+        assert 2 < min(others) / half["activations"]["change"] < 3
+    few = {name: by_case["different units", name, 0.3]["accuracy"] for name in methods}
+    assert max(few, key=lambda name: few[name]) == "activations"
+    shown = (f"{100 * few[name]:.1f} %" for name in ("activations", "magnitude"))
+    assert "{} against {} by weights".format(*shown) in words_of("guides/shrinking.md")
+
+
 TABLES = [
     ("guides/shrinking.md", torch_pruning_rows),
     ("guides/shrinking.md", score_rows),
