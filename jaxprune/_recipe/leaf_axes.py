@@ -63,22 +63,29 @@ def is_in_out(path: str, n_axes: int) -> bool:
 
 
 def known_roles(
-    leaf: AxesOf, purpose: str, axis_meaning: str, with_axis: Any
+    leaf: AxesOf, role: str, structure: Any, purpose: str, axis_meaning: str, with_axis: Any
 ) -> tuple[str, ...] | None:
     """The roles of a leaf; None where it is taken as (..., in, out), and where it has no matrix.
 
     Args:
       leaf: with or without roles.
+      role: one axis at least must have it.
+      structure: for the error.
       purpose: what the structure does, for the error.
       axis_meaning: which axis the argument `axis` of the structure must name, for the error.
       with_axis: the structure with the axis that a leaf (..., in, out) has, for the error.
 
     Raises:
-      ValueError: it is not known which axes are inputs and outputs. The suggestion is made of
-        sentences, so that one error can be about leaves that need different ones.
+      ValueError: no axis has the role, or it is not known which axes are inputs and outputs. The
+        suggestion is made of sentences, so that one error can be about leaves that need different
+        ones.
     """
     n_axes = len(leaf.shape)
     if leaf.roles is not None:
+        if role not in leaf.roles:
+            raise ValueError(
+                f"{structure!r} needs an axis of role {role!r}, but the roles are {leaf.roles}"
+            )
         return leaf.roles
     if n_axes < 2 or (is_in_out(leaf.path, n_axes) and not leaf.reason):
         return None
@@ -99,7 +106,7 @@ def known_roles(
             f"Or give axis=, which must be {axis_meaning}: for example, {{structure}} {_ORDERS}."
         )
         arguments["structure"] = with_axis
-    problem = f"{shown_path(leaf.path)}: {purpose}, but {why}."
+    problem = f"{shown_path(leaf.path)}: {structure!r} {purpose}, but {why}."
     raise BadValue(problem, " ".join(suggestion), **arguments)
 
 

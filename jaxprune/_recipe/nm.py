@@ -15,14 +15,14 @@ from jaxprune._base.float_bits import order_key
 from jaxprune._base.sharding import merge_axis, split_axis
 from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
 from jaxprune._recipe.matrix_view import MatrixView
-from jaxprune._recipe.traits import Structure
+from jaxprune._recipe.traits import SingleWeights, Structure
 
 # Groups of at most so many are compared member by member: the program grows with the square.
 _UNROLLED = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class NM:
+class NM(SingleWeights):
     """Keeps `n` of every `m` neighbouring inputs, the pattern of sparse matrix hardware.
 
     While the sparsity of the schedule rises, every group of `m` keeps the same number of weights,
@@ -94,17 +94,11 @@ class NM:
         if self.axis is not None:
             return self
         named = dataclasses.replace(self, axis=-2)
-        roles = known_roles(
-            leaf,
-            f"{self!r} groups weights along inputs",
-            "the axis that is summed over",
-            named,
-        )
+        purpose, meaning = "groups weights along inputs", "the axis that is summed over"
+        roles = known_roles(leaf, "in", self, purpose, meaning, with_axis=named)
         if roles is None:
             return named
         inputs = places(roles, "in")
-        if not inputs:
-            raise ValueError(f"{self!r} needs an axis of role 'in', but the roles are {roles}")
         if len(inputs) == 1 or leaf.shape[inputs[-1]] % self.m == 0:
             return dataclasses.replace(self, axis=inputs[-1] - len(roles))
         others = tuple(axis for axis in range(len(roles)) if axis not in inputs)
@@ -128,19 +122,6 @@ class NM:
                 f"{name} of shape {shape} has length {shape[axis]}"
             )
         return math.prod(shape) // self.m
-
-    def unit_scores(self, scores: jax.Array) -> jax.Array:
-        """The scores unchanged."""
-        return scores
-
-    def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """The mask unchanged."""
-        return mask
-
-    def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The mask unchanged."""
-        del shape
-        return unit_mask
 
     def keep_best(self, scores: jax.Array, allowed: jax.Array, n_keep: jax.Array) -> jax.Array:
         """Marks the `n_keep` largest scores of each group.

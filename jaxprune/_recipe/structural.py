@@ -17,14 +17,15 @@ import numpy as np
 
 from jaxprune._base.arguments import BadValue, shown
 from jaxprune._base.paths import Rule, as_rules, rule_for, shown_path
-from jaxprune._recipe.traits import Structure, traits_of
+from jaxprune._recipe.traits import SingleWeights, Structure, traits_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Existing:
+class Existing(SingleWeights):
     """Each existing weight is kept or dropped by itself, and all others are always dropped.
 
-    The mask is held as bytes, because a structure must be hashable.
+    Scores of weights that do not exist are ignored. The mask is held as bytes, because a structure
+    must be hashable.
 
     Attributes:
       shape: of the mask.
@@ -76,19 +77,6 @@ class Existing:
         """One: all weights of a leaf compete with each other."""
         del shape
         return 1
-
-    def unit_scores(self, scores: jax.Array) -> jax.Array:
-        """The scores; those of weights that do not exist are ignored."""
-        return scores
-
-    def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """The mask, unchanged."""
-        return mask
-
-    def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The mask, unchanged."""
-        del shape
-        return unit_mask
 
     def __repr__(self) -> str:
         n = self.exists.size

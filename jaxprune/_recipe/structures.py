@@ -21,11 +21,11 @@ from jaxprune._base.arguments import as_flag, as_int, is_int, shown
 from jaxprune._base.sharding import split_axis
 from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
 from jaxprune._recipe.matrix_view import MatrixView, Outputs, norm_over
-from jaxprune._recipe.traits import Structure
+from jaxprune._recipe.traits import SingleWeights, Structure
 
 
 @dataclasses.dataclass(frozen=True)
-class Unstructured:
+class Unstructured(SingleWeights):
     """Every weight is kept or dropped by itself.
 
     Example:
@@ -48,19 +48,6 @@ class Unstructured:
         """1: all weights of a leaf are in one pool."""
         del shape
         return 1
-
-    def unit_scores(self, scores: jax.Array) -> jax.Array:
-        """The scores unchanged."""
-        return scores
-
-    def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """The mask unchanged."""
-        return mask
-
-    def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The mask unchanged."""
-        del shape
-        return unit_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,11 +211,11 @@ class Channel:
         """
         if self.axis is not None:
             return self
-        roles = known_roles(leaf, f"{self!r} drops outputs", "the axis of outputs", Channel(-1))
+        roles = known_roles(
+            leaf, "out", self, "drops outputs", "the axis of outputs", with_axis=Channel(-1)
+        )
         if roles is None:
             return dataclasses.replace(self, axis=-1)
-        if "out" not in roles:
-            raise ValueError(f"{self!r} needs an axis of role 'out', but the roles are {roles}")
         axes = places(roles, "stack", "out")
         if len(axes) == 1:
             return dataclasses.replace(self, axis=axes[0] - len(roles))

@@ -40,6 +40,23 @@ class Structure(Protocol):
         ...
 
 
+class SingleWeights:
+    """The methods of a structure whose units are single weights: arrays pass unchanged."""
+
+    def unit_scores(self, scores: jax.Array) -> jax.Array:
+        """The scores unchanged."""
+        return scores
+
+    def unit_mask(self, mask: jax.Array) -> jax.Array:
+        """The mask unchanged."""
+        return mask
+
+    def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The mask unchanged."""
+        del shape
+        return unit_mask
+
+
 class Traits(NamedTuple):
     """What a structure can do; each is an optional attribute of the structure itself.
 
