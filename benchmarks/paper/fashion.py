@@ -44,35 +44,45 @@ _N_CLASSES = 10
 _LARGEST_SHIFT = 2  # pixels
 _TEST_BATCH = 1000  # images per forward pass on the test set
 
+# (channels at width 128, stride) of each convolution, or of each separable block.
 Stages = tuple[tuple[int, int], ...]
-# (channels at width 128, stride) of each convolution. The first two strides keep training cheap on
-# a CPU: the third convolution sees 7x7 pixels.
-_PLAIN: Stages = ((32, 2), (32, 2), (64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (128, 1))
-_PLAIN_GPU: Stages = ((32, 1), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (128, 1))
-# The same of each separable block; a dense convolution of 32 channels comes before them.
-_BLOCKS: Stages = ((16, 2), (32, 1), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1))
-_BLOCKS_GPU: Stages = ((16, 1), (32, 2), (32, 1), (64, 2), *((64, 1),) * 4, (128, 2), (128, 1))
+
+
+class Depths(NamedTuple):
+    """A network with all of its layers, and with half of them."""
+
+    full: Stages
+    half: Stages
+
+
+# The first two strides keep training cheap on a CPU: the third convolution sees 7x7 pixels.
+_PLAIN = Depths(
+    ((32, 2), (32, 2), (64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (128, 1)),
+    ((32, 2), (32, 2), (64, 2), (128, 2)),
+)
+_PLAIN_GPU = Depths(
+    ((32, 1), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (128, 1)),
+    ((32, 1), (64, 2), (128, 2), (128, 1)),
+)
+# A dense convolution comes before the blocks.
+_BLOCKS = Depths(
+    ((16, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1)), ((16, 2), (64, 2), (128, 2))
+)
+_BLOCKS_GPU = Depths(
+    ((16, 1), (32, 2), (32, 1), (64, 2), *((64, 1),) * 4, (128, 2), (128, 1)),
+    ((16, 1), (32, 2), (64, 2), (64, 1), (128, 2)),
+)
 
 
 def _scaled(stages: Stages, width: int) -> Stages:
     return tuple((max(round(channels * width / 128), 1), stride) for channels, stride in stages)
 
 
-def _half_of(stages: Stages) -> Stages:
-    """Only the layers that reduce the images or widen the network: half of the layers."""
-    pairs = zip(((1, 1), *stages), stages, strict=False)
-    return tuple(
-        (channels, stride)
-        for (before, _), (channels, stride) in pairs
-        if stride > 1 or channels > before
-    )
-
-
-def _plain(width: int, *, stages: Stages = _PLAIN) -> nn.Module:
+def _plain(width: int, *, stages: Stages) -> nn.Module:
     return PlainNet(1, stages=_scaled(stages, width))
 
 
-def _separable(width: int, *, stages: Stages = _BLOCKS, first_stride: int = 2) -> nn.Module:
+def _separable(width: int, *, stages: Stages, first_stride: int) -> nn.Module:
     """At width 512 the last block has 512 channels."""
     first = max(round(32 * width / 512), 1)
     return MobileNetV1(
@@ -182,8 +192,8 @@ def studies(size: str, folder: Path) -> list[Study]:
     rate is a usual one for AdamW with batch norm; it was not tuned.
     """
     sets = read_image_sets(folder, _N_CLASSES)
-    steps, chunk = {"quick": (40, 20), "cpu": (3000, 500), "gpu": (24_000, 1000)}[size]
-    batch = {"quick": 16, "cpu": 64, "gpu": 128}[size]
+    steps, chunk = {"quick": (40, 20), "cpu": (4800, 800), "gpu": (24_000, 1000)}[size]
+    batch = {"quick": 16, "cpu": 128, "gpu": 128}[size]
     widths = {"quick": (16, 64), "cpu": (128, 512), "gpu": (256, 1024)}[size]
     few: dict[str, Any] = {"sparsities": (0.9,), "seeds": 2} if size == "quick" else {}
     plain, separable = (_PLAIN_GPU, _BLOCKS_GPU) if size == "gpu" else (_PLAIN, _BLOCKS)
@@ -203,16 +213,16 @@ def studies(size: str, folder: Path) -> list[Study]:
         Study(
             "fashion-plain",
             "Real images, test accuracy in percent: eight convolutions",
-            module=functools.partial(_plain, stages=plain),
-            shallow=functools.partial(_plain, stages=_half_of(plain)),
+            module=functools.partial(_plain, stages=plain.full),
+            shallow=functools.partial(_plain, stages=plain.half),
             width=widths[0],
             **common | few,
         ),
         Study(
             "fashion-separable",
-            f"Real images, test accuracy in percent: {len(separable)} separable blocks",
-            module=functools.partial(block, stages=separable),
-            shallow=functools.partial(block, stages=_half_of(separable)),
+            f"Real images, test accuracy in percent: {len(separable.full)} separable blocks",
+            module=functools.partial(block, stages=separable.full),
+            shallow=functools.partial(block, stages=separable.half),
             width=widths[1],
             exclude=("first/.*", "depthwise_.*"),
             **common | few,

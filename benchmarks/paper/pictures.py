@@ -100,7 +100,8 @@ def _paired(results: dict[str, Any], path: Path) -> Any:
     right.set_xticks(range(len(levels)), [f"{100 * s:g}" for s in levels])
     right.set(xlabel="zeros, %", ylabel="points better than small dense, narrower")
     right.set_title("Paired difference, two standard errors")
-    right.legend()
+    if right.get_legend_handles_labels()[0]:
+        right.legend()
     return figure
 
 

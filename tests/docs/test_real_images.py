@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("flax")
 pytest.importorskip("rich")
 
-from benchmarks.paper import fashion, idx, story
+from benchmarks.paper import fashion, idx, paired, story
 from benchmarks.paper.pruning import Pruning
 from benchmarks.paper.study import Study, n_params_of
 
@@ -26,16 +26,34 @@ def studies(monkeypatch) -> list[Study]:
     return fashion.studies("cpu", ROOT)
 
 
-def test_the_setting_is_that_of_the_code(studies):
+def test_the_setting_is_that_of_the_code(studies, monkeypatch):
     plain, separable = studies
     assert f"eight convolutions ({n_params_of(plain, plain.width, IMAGE):,} parameters" in WORDS
     assert f"({n_params_of(separable, separable.width, IMAGE):,} parameters)" in WORDS
     assert len(plain.module(plain.width).stages) == 8
-    assert f"Training takes {plain.steps:,} steps with batches of 64 images" in WORDS
-    assert f"{plain.steps * 64 / 60_000:.1f} passes over the data" in WORDS
+    monkeypatch.setattr(fashion, "make_task", lambda sets, batch: batch)
+    batch = plain.task()
+    assert f"Training takes {plain.steps:,} steps with batches of {batch} images" in WORDS
+    assert f"{plain.steps * batch / 60_000:.1f} passes over the data" in WORDS
     pruning = Pruning.gradual(0.9, plain.steps)
     assert f"prunes from step {pruning.begin:,} to {pruning.end:,}" in WORDS
     large = fashion.studies("gpu", ROOT)[0]
     assert large.width == 2 * plain.width
     assert f"`--large` is for a GPU: full resolution, twice the width, {large.steps:,}" in WORDS
     assert all(f"`{name}`" in WORDS for name in idx.FILES)
+
+
+def test_the_runs_are_counted(studies):
+    plain = studies[0]
+    n_runs = plain.seeds * (1 + len(paired.KINDS) * len(plain.sparsities))
+    assert f"The plain study, with {n_runs} runs" in WORDS
+    assert "first twelve answer the question at 90 % for the plain network" in WORDS
+    assert plain.seeds * (1 + len(("uniform", "ERK", "narrower"))) == 12
+
+
+def test_the_page_has_the_tables_of_the_results_or_says_that_there_are_none():
+    assert ("The results are not in yet." in WORDS) == (not RESULTS)
+    lines = PAGE.splitlines()
+    for results in RESULTS.values():
+        for line in paired.markdown(results):
+            assert line in lines, f"docs/paper.md needs the line {line}"

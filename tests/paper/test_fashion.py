@@ -73,12 +73,12 @@ def test_the_separable_network_prunes_neither_its_first_nor_its_depthwise_convol
             assert bool(leaf.n_zero) == is_pruned, leaf.path
 
 
-def test_half_of_the_layers_keep_every_step_of_resolution_and_width():
-    for stages in (fashion._PLAIN, fashion._PLAIN_GPU, fashion._BLOCKS, fashion._BLOCKS_GPU):
-        half = fashion._half_of(stages)
-        assert 0.25 <= len(half) / len(stages) <= 0.6
-        assert np.prod([s for _, s in half]) == np.prod([s for _, s in stages])
-        assert half[-1][0] == stages[-1][0]
+def test_half_of_the_layers_reduce_the_images_as_much_and_end_as_wide():
+    for depths in (fashion._PLAIN, fashion._PLAIN_GPU, fashion._BLOCKS, fashion._BLOCKS_GPU):
+        assert 2 * len(depths.half) == len(depths.full)
+        strides = [np.prod([stride for _, stride in stages]) for stages in depths]
+        assert strides[0] == strides[1]
+        assert depths.half[-1][0] == depths.full[-1][0]
 
 
 @pytest.mark.usefixtures("without_files")
