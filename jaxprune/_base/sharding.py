@@ -64,11 +64,24 @@ def on_one_device(tree: Any) -> bool:
 
 def on_tpu(arrays: Iterable[Any]) -> bool:
     """Whether the arrays lie on TPUs, judged by their mesh, else by the default backend."""
+    kind = _device_kind(arrays)
+    return kind.startswith("TPU") if kind else jax.default_backend() == "tpu"
+
+
+def on_gpu(arrays: Iterable[Any]) -> bool:
+    """Whether the arrays lie on GPUs, judged by their mesh, else by the default backend."""
+    kind = _device_kind(arrays)
+    if kind:
+        return kind.lower() != "cpu" and not kind.startswith("TPU")
+    return jax.default_backend() == "gpu"
+
+
+def _device_kind(arrays: Iterable[Any]) -> str:
+    """The kind of device that the meshes of the arrays name; "" if none does."""
     kinds = [
         getattr(jax.typeof(x).sharding.mesh.abstract_device, "device_kind", "") for x in arrays
     ]
-    kind = next(filter(None, kinds), "")
-    return kind.startswith("TPU") if kind else jax.default_backend() == "tpu"
+    return next(filter(None, kinds), "")
 
 
 def in_lanes(

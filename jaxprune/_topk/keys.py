@@ -29,16 +29,23 @@ class KeyForm:
       has_sign: whether a score may be negative. If not, NaNs and zeros may still have a sign bit.
       has_floor: whether some entries may not be kept; they get the smallest integer, below the
         integer of every score.
+      is_wide: whether integers of 16 bits are widened to 32.
     """
 
     dtype: np.dtype
     has_sign: bool
     has_floor: bool
+    is_wide: bool = False
 
     @property
     def signed(self) -> Any:
-        """The signed integer type of the integers."""
+        """The signed integer type of the size of the scores."""
         return {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[self.dtype.itemsize]
+
+    @property
+    def compared(self) -> Any:
+        """The signed integer type of the integers and the cuts."""
+        return jnp.int32 if self.is_wide and self.dtype.itemsize == 2 else self.signed
 
     @property
     def _offset(self) -> int:
@@ -71,11 +78,14 @@ class KeyForm:
                 entry = jnp.minimum(entry, signed(self._nan - self.has_floor))
             if self.has_floor:
                 entry = entry + signed(1)
+            entry = entry.astype(self.compared)
         else:
-            entry = bits & signed(layout.sign - 1)
+            entry = bits.astype(self.compared) & self.compared(layout.sign - 1)
             if exact:
-                entry = jnp.minimum(entry, signed(self._nan))
-        return jnp.where(among.astype(bool), entry, lowest) if self.has_floor else entry
+                entry = jnp.minimum(entry, self.compared(self._nan))
+        if not self.has_floor:
+            return entry
+        return jnp.where(among.astype(bool), entry, lowest.astype(self.compared))
 
     def cuts(self, keys: jax.Array) -> jax.Array:
         """The integers of `order_key`s, which may be one too large, or smaller than any score's.
@@ -89,9 +99,15 @@ class KeyForm:
             is_floor = keys == wide(0) if self.has_floor else False
             keys = jnp.where(is_floor, wide(0), scored)
         unsigned = keys.astype(layout.unsigned) ^ layout.unsigned(layout.sign)
-        return lax.bitcast_convert_type(unsigned, self.signed)
+        return lax.bitcast_convert_type(unsigned, self.signed).astype(self.compared)
 
 
-def key_form(score_dtype: Any, common_dtype: Any, has_sign: bool, has_floor: bool) -> KeyForm:
-    """The form of scores of a dtype, widened to `common_dtype` unless that is None."""
-    return KeyForm(np.dtype(common_dtype or keyed_dtype(score_dtype)), has_sign, has_floor)
+def key_form(
+    score_dtype: Any, common_dtype: Any, has_sign: bool, has_floor: bool, on_gpu: bool
+) -> KeyForm:
+    """The form of scores of a dtype, widened to `common_dtype` unless that is None.
+
+    XLA for GPUs stores integers of 16 bits in every pass, because reading these again takes less
+    than reading the scores and what may be kept. It computes those of 32 bits anew.
+    """
+    return KeyForm(np.dtype(common_dtype or keyed_dtype(score_dtype)), has_sign, has_floor, on_gpu)

@@ -24,7 +24,7 @@ import numpy as np
 from jaxprune._base.arguments import as_array, is_int, kind_of, shown
 from jaxprune._base.counting import as_counts, counting
 from jaxprune._base.elementwise import is_elementwise_program
-from jaxprune._base.sharding import on_one_device
+from jaxprune._base.sharding import on_gpu, on_one_device
 from jaxprune._topk.kept import kept_masks, thresholds
 from jaxprune._topk.keys import key_form
 from jaxprune._topk.problem import Problem, axis_length, score_function
@@ -223,7 +223,8 @@ def _select(
     check_pool_sizes(pools, ties)
     score = score_function(score, pools)
     dtype, has_floor = pools.common_dtype, among is not None
-    forms = [key_form(spec.dtype, dtype, spec.has_sign, has_floor) for spec in specs]
+    is_gpu = on_gpu(jax.tree.leaves(operands))
+    forms = [key_form(spec.dtype, dtype, spec.has_sign, has_floor, is_gpu) for spec in specs]
     allowed: Sequence[Any] = [None] * len(operands) if among is None else among
     pairs = list(zip(operands, allowed, strict=True))
     with counting(pools.pool_dtype == jnp.uint64):

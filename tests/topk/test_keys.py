@@ -7,11 +7,15 @@ import pytest
 
 import jaxprune
 from jaxprune._base.float_bits import bits_of, is_nonzero, key_value, order_key
+from jaxprune._topk import topk
 from jaxprune._topk.keys import KeyForm
 from jaxprune._topk.signs import score_specs
 
 SPECIAL = (0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
 SPECIAL += (0x7F7FFFFF, 0x7F800000, 0x7F800001, 0xFF7FFFFF, 0xFF800000, 0xFF800001, 0x00800000)
+# A dtype, and whether its integers are widened.
+FORMS = ((jnp.float32, False),)
+FORMS += tuple((dtype, wide) for dtype in (jnp.bfloat16, jnp.float16) for wide in (False, True))
 
 
 def patterns(dtype):
@@ -22,19 +26,20 @@ def patterns(dtype):
     return np.concatenate([np.array(SPECIAL, np.uint64), drawn]).astype(np.uint32)
 
 
-@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16, jnp.float16), ids=str)
+@pytest.mark.parametrize("dtype, is_wide", FORMS)
 @pytest.mark.parametrize("has_sign", (True, False), ids=("signed", "magnitude"))
 @pytest.mark.parametrize("has_floor", (True, False), ids=("among", "all"))
 @pytest.mark.parametrize("exact", (True, False), ids=("exact", "raw"))
-def test_integers_and_cuts_compare_like_keys(dtype, has_sign, has_floor, exact):
+def test_integers_and_cuts_compare_like_keys(dtype, is_wide, has_sign, has_floor, exact):
     bits, layout = patterns(dtype), bits_of(dtype)
     is_nan = np.isnan(bits.view(dtype).astype(np.float32))
     if not has_sign:
         bits = bits[(bits < layout.sign) | (bits == layout.sign) | is_nan]
     scores = jnp.asarray(bits.view(dtype))
     among = jnp.asarray(np.random.default_rng(1).random(len(bits)) < 0.5) if has_floor else None
-    form = KeyForm(np.dtype(dtype), has_sign, has_floor)
+    form = KeyForm(np.dtype(dtype), has_sign, has_floor, is_wide)
     integers = np.asarray(form.integers(scores, among, exact=exact))
+    assert integers.itemsize == 4 if is_wide else integers.itemsize == np.dtype(dtype).itemsize
     keys = np.asarray(order_key(scores)).astype(np.int64)
     if has_floor:
         keys = np.where(among, keys, 0)
@@ -48,6 +53,16 @@ def test_integers_and_cuts_compare_like_keys(dtype, has_sign, has_floor, exact):
             np.testing.assert_array_equal(integers == integer, keys == cut, err_msg=hex(cut))
     above_all = form.cuts(jnp.uint32([layout.nan_key + 1]))
     assert not exact or (integers < np.asarray(above_all)).all()
+
+
+@pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float16), ids=str)
+def test_masks_are_equal_on_a_gpu(dtype, monkeypatch):
+    scores = jnp.round(jax.random.normal(jax.random.key(0), (7, 9)) * 4).astype(dtype)
+    with jax.disable_jit():
+        on_cpu = [topk.topk_mask(scores, n_keep) for n_keep in (0, 20, 63)]
+        monkeypatch.setattr(topk, "on_gpu", lambda arrays: True)
+        for n_keep, mask in zip((0, 20, 63), on_cpu, strict=True):
+            np.testing.assert_array_equal(topk.topk_mask(scores, n_keep), mask)
 
 
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16, jnp.float16), ids=str)
