@@ -10,7 +10,8 @@ all pairs of sentences. Magnitude ranks the weights of each kernel, Wanda those 
 "Sequential" prunes layer by layer, with inputs that the pruned layers before it have made. Every
 method that uses calibration text is run with three random draws of it.
 
-Distillation is gradual magnitude pruning with Adam, on the squared distance to the dense embedding.
+Distillation trains with Adam on the squared distance to the dense embedding: while the weights are
+pruned gradually by magnitude, or after SparseGPT has chosen them (one draw of the text).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ TARGETS: dict[str, dict[str, Any]] = {
 }
 MAGNITUDE, WANDA, SPARSEGPT = "magnitude", "wanda", "sparsegpt"
 SEQUENTIAL, DISTILLED = "sequential sparsegpt", "distilled magnitude"
+TUNED = "sparsegpt, then distilled"
 _ROW_TOKENS = 64
 _N_ROWS = 128  # of calibration text
 _N_UNSEEN = 256  # sentences of each kind
@@ -219,7 +221,7 @@ def batches_of(rows: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
 def distilled(
     study: Study, rows: jax.Array, target: dict[str, Any], n_steps: int
 ) -> tuple[Any, Any]:
-    """Gradual magnitude pruning, trained on the squared distance to the dense embedding."""
+    """Gradual magnitude pruning during distillation."""
     n, m = target.get("nm", (0, 1))
     structure = jaxprune.NM(n, m, axis=-2) if n else jaxprune.Unstructured()
     end = n_steps * 2 // 3
@@ -229,8 +231,30 @@ def distilled(
         end_step=end,
         every=max(end // 20, 1),
     )
-    rate = optax.cosine_decay_schedule(1e-4, n_steps)
-    tx = jaxprune.prune(schedule, inner=optax.adam(rate), include=KERNELS, structure=structure)
+    adam = optax.adam(_rate(n_steps))
+    tx = jaxprune.prune(schedule, inner=adam, include=KERNELS, structure=structure)
+    params, state = distil(study, study.params, rows, tx, n_steps)
+    jaxprune.check(params, state, done=True)
+    return params, jaxprune.get_masks(state)
+
+
+def tuned(study: Study, rows: jax.Array, target: dict[str, Any], n_steps: int) -> tuple[Any, Any]:
+    """SparseGPT, on as much text as it has alone, and then distillation of the weights it kept."""
+    params, masks = one_shot(jaxprune.sparsegpt, study, rows[: len(rows) // _MORE_TEXT], target)
+    tx = jaxprune.keep_zeros(inner=optax.adam(_rate(n_steps)), include=KERNELS)
+    params, state = distil(study, params, rows, tx, n_steps)
+    jaxprune.check(params, state)
+    return params, masks
+
+
+def _rate(n_steps: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(1e-4, n_steps)
+
+
+def distil(
+    study: Study, params: Any, rows: jax.Array, tx: optax.GradientTransformation, n_steps: int
+) -> tuple[Any, Any]:
+    """Trains on the squared distance to the dense embedding; returns params and optimizer state."""
     is_token = jnp.ones((_BATCH, rows.shape[1]), bool)
     dense = jax.jit(study.apply)
 
@@ -242,14 +266,13 @@ def distilled(
         updates, state = tx.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    params = jax.tree.map(jnp.copy, study.params)
+    params = jax.tree.map(jnp.copy, params)
     state = tx.init(params)
     rng = np.random.default_rng(0)
     for _ in range(n_steps):
         ids = rows[rng.integers(len(rows), size=_BATCH)]
         params, state = step(params, state, ids, dense(study.params, ids, is_token))
-    jaxprune.check(params, state, done=True)
-    return params, jaxprune.get_masks(state)
+    return params, state
 
 
 _BATCH = 16
@@ -266,6 +289,7 @@ def methods(n_steps: int) -> dict[str, Callable[[Study, jax.Array, dict[str, Any
         SPARSEGPT: functools.partial(one_shot, jaxprune.sparsegpt),
         SEQUENTIAL: functools.partial(sequential, jaxprune.sparsegpt),
         DISTILLED: functools.partial(distilled, n_steps=n_steps),
+        TUNED: functools.partial(tuned, n_steps=n_steps),
     }
 
 
@@ -273,11 +297,11 @@ def compare(target: str, method: str, quick: bool) -> list[Row]:
     """The quality of one method at one target: a row for each draw of the calibration text."""
     model = study(quick)
     call = methods(6 if quick else _DISTILLATION_STEPS)[method]
-    n_draws = 1 if method == MAGNITUDE else 2 if quick else _DRAWS
+    n_draws = 1 if method in (MAGNITUDE, TUNED) else 2 if quick else _DRAWS
     rows = []
     for seed in range(n_draws):
         # Distillation sees more text, and the steps of all batches in random order.
-        n_rows = (2 if quick else _N_ROWS) * (4 if method == DISTILLED else 1)
+        n_rows = (2 if quick else _N_ROWS) * (_MORE_TEXT if method in (DISTILLED, TUNED) else 1)
         text = calibration_rows(model, n_rows, seed)
         start = time.perf_counter()
         params, masks = jax.block_until_ready(call(model, text, TARGETS[target]))
@@ -340,6 +364,7 @@ def _weights_in_file(study: Study) -> dict[str, np.ndarray]:
 
 
 _DISTILLATION_STEPS = 200
+_MORE_TEXT = 4  # times as much text for distillation
 _DRAWS = 3
 
 
@@ -363,7 +388,7 @@ def checks(rows: Sequence[Row]) -> list[Check]:
         if row["case"] == "reference":
             targets.append(Check("difference from the reference", _TOLERANCE, row["difference"]))
     order = [(MAGNITUDE, WANDA), (WANDA, SPARSEGPT), (SPARSEGPT, SEQUENTIAL)]
-    order.append((MAGNITUDE, DISTILLED))
+    order += [(MAGNITUDE, DISTILLED), (SPARSEGPT, TUNED)]
     for kind in ("same_kind", "other_kind"):
         means = _means(rows, f"cosine_{kind}")
         for target in TARGETS:
