@@ -1,4 +1,4 @@
-"""Files that jaxprune does not read: what they are, and what to do instead."""
+"""Files of formats that jaxprune does not read: what they are, and what to do instead."""
 
 from pathlib import Path
 
@@ -62,6 +62,37 @@ def check_format(path: Path) -> None:
         kind = _BY_SUFFIX.get(path.suffix)
     if kind is not None:
         raise ValueError(f"{path}: is {kind}.")
+
+
+def check_own_name(path: Path, level: int | None) -> None:
+    """Raises where `save` would write its format under the name of another one.
+
+    Args:
+      path: of the file.
+      level: of zstd; None writes a file that readers of safetensors can open.
+
+    Raises:
+      ValueError: says which name to give.
+
+    Example:
+      >>> check_own_name(Path("model.safetensors.zst"), 3)
+      >>> check_own_name(Path("model.npz"), 3)
+      Traceback (most recent call last):
+      ...
+      ValueError: save: model.npz: writes safetensors with zstd, but the name ends in .npz. Name ...
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors" and level is not None:
+        fix = (
+            "Name it .safetensors.zst, pass level=None, or use jaxprune.save_safetensors for a "
+            "file that other libraries load"
+        )
+    elif suffix in _BY_SUFFIX or suffix in (".npz", ".npy", ".pkl", ".pickle"):
+        fix = f"Name it {path.with_suffix('.safetensors.zst').name}"
+    else:
+        return
+    written = "safetensors" if level is None else "safetensors with zstd"
+    raise ValueError(f"save: {path}: writes {written}, but the name ends in {suffix}. {fix}.")
 
 
 def folder_hint(path: Path) -> str:

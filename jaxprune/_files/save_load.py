@@ -27,6 +27,7 @@ from jaxprune._base.paths import (
 from jaxprune._files.dtypes import dtype_of
 from jaxprune._files.leaf_files import memory_bytes, save_leaves
 from jaxprune._files.leaves import Leaf, is_stored
+from jaxprune._files.other_formats import check_own_name
 from jaxprune._files.shard_reader import open_params
 from jaxprune._state.prune_state import masks_by_path
 
@@ -59,7 +60,8 @@ def save(
     Raises:
       TypeError: a leaf is not an array of numbers or bools, or a metadata value is not a string.
       ValueError: the masks do not fit the params, or a dropped weight is not zero; with the path.
-        Or `order` does not hold exactly the paths of the leaves.
+        Or `order` does not hold exactly the paths of the leaves, or the name of the file is one of
+        another format.
       ImportError: `zstandard` is not installed.
 
     Example:
@@ -70,6 +72,7 @@ def save(
       [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     path = as_file_path("save", path)
+    check_own_name(path, level)
     paths, leaves, _ = leaves_with_paths(params)
     check_not_donated("save: params", params)
     check_not_donated("save: masks", masks)

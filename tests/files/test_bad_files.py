@@ -72,6 +72,18 @@ FILES = [
         ("w:", "ShapeDtypeStruct(shape=(2, 2), dtype=float32)", "arrays"),
     ),
     case(
+        "save_npz",
+        lambda: jaxprune.save("a.npz", params()),
+        ValueError,
+        ("save: a.npz", "ends in .npz", "Name it a.safetensors.zst"),
+    ),
+    case(
+        "save_as_plain_safetensors",
+        lambda: jaxprune.save("a.safetensors", params()),
+        ValueError,
+        ("save: a.safetensors", "with zstd", "level=None"),
+    ),
+    case(
         "save_a_string",
         lambda: jaxprune.save("a.zst", {"w": "x"}),
         TypeError,

@@ -54,7 +54,8 @@ def test_the_content_counts_and_not_the_name(tmp_path, name):
     w = np.eye(8, dtype=np.float32)
     save_safetensors(tmp_path / name, {"w": w})
     assert as_json("inspect", tmp_path / name, "--quick")["kind"] == "safetensors"
-    jaxprune.save(tmp_path / name, {"w": w})
+    jaxprune.save(tmp_path / "model.zst", {"w": w})
+    (tmp_path / "model.zst").replace(tmp_path / name)
     assert as_json("inspect", tmp_path / name, "--quick")["kind"] == "jaxprune"
 
 
