@@ -50,6 +50,7 @@ def check_rules(rules: UserRules, params: Any, paths: Sequence[str], leaves: Seq
     if problems := _without_effect(rules, paths, specs, is_hidden):
         fix = "Remove the rule, or name every leaf to prune with {include}."
         raise BadValue(_listed(problems), fix, include=("...", problems[0].rule))
+    _check_only_channels(rules, paths, specs)
 
 
 class _Problem(NamedTuple):
@@ -158,6 +159,34 @@ def _without_effect(
                 if reason and not is_hidden(rule):
                     problems.append(_Problem(argument, rule, value, reason, None))
     return problems
+
+
+def _check_only_channels(rules: UserRules, paths: Sequence[str], specs: Specs) -> None:
+    """Raises where all structures are coupled channels, but the leaves are not those of the groups.
+
+    By default, biases are not pruned, which a group needs, and leaves in no group are pruned weight
+    by weight. Both are rarely meant, and `shrink` could remove nothing.
+    """
+    coupled = rules.coupled()
+    given = {rule for rule, _ in rules.assigned["structure"]}
+    if rules.include is not None or not coupled or given != coupled:
+        return
+    choices = LeafRules(None, rules.exclude).choose(paths, specs, RuleUse())
+    in_groups = {path for rule in coupled for path in _matching(str(rule), paths)}
+    chosen = {path for path, choice in zip(paths, choices, strict=True) if choice.chosen}
+    left_out = {
+        path
+        for path, choice in zip(paths, choices, strict=True)
+        if path in in_groups - chosen and not choice.by_rule
+    }
+    parts = []
+    if left_out:
+        parts.append(f"leaves of the groups are not pruned by default: {listed(sorted(left_out))}")
+    if alone := chosen - in_groups:
+        parts.append(f"leaves in no group are pruned weight by weight: {listed(sorted(alone))}")
+    if parts:
+        fix = "To prune only channels of these groups, write include=tuple(groups)."
+        raise BadValue(f"structure: {'; '.join(parts)}.", fix)
 
 
 def _why_not_pruned(rule: str, paths: Sequence[str], choices: Sequence[Choice]) -> str:

@@ -86,7 +86,10 @@ def test_a_bad_file_is_refused_with_what_is_wrong(tmp_path):
             read_idx(path, 3)
 
 
-@pytest.mark.parametrize("content", (b"no gzip", gzip.compress(idx(np.zeros((2, 2, 2))))[:-9]))
+CUT = gzip.compress(idx(np.zeros((2, 2, 2))))[:-9]
+
+
+@pytest.mark.parametrize("content", (b"no gzip", CUT), ids=("other", "cut"))
 def test_a_file_that_is_not_a_complete_gzip_file_is_refused(tmp_path, content):
     path = tmp_path / "images.gz"
     path.write_bytes(content)

@@ -23,7 +23,7 @@ def rigl(**options):
 
 def by_groups(**options):
     groups = jaxprune.channel_groups(mlp, LAYERS, ones(2, 4))
-    return init(LAYERS, structure=groups, **options)
+    return init(LAYERS, structure=groups, include=tuple(groups), **options)
 
 
 VALUES = [

@@ -286,9 +286,31 @@ def test_groups_of_channels_are_checked_as_a_whole():
     assert len(groups) == 2
     rules = dict(structure=groups, include=tuple(groups))
     jaxprune.plan({"w": tree["w"], "v": tree["v"]}, 0.5, **rules)  # no bias
-    jaxprune.plan(tree, 0.5, structure=groups)  # biases are not pruned
+    jaxprune.plan({"w": tree["w"]}, 0.5, structure=groups)  # only leaves of the groups
     with pytest.raises(ValueError, match="matches no leaf") as error:
         jaxprune.plan({"u": ones(4, 4)}, 0.5, structure=groups)
     assert_says(str(error.value), *(f"structure: {rule!r}" for rule in groups))
     with pytest.raises(ValueError, match="structure: 'x' matches no leaf"):
         jaxprune.plan(tree, 0.5, structure={**groups, "x": Channel()})
+
+
+def test_groups_of_channels_ask_for_their_leaves():
+    tree = {"w": ones(3, 4), "b": ones(4), "v": ones(4, 2)}
+    groups = jaxprune.channel_groups(mlp, tree, ones(1, 3))
+    for init in (jaxprune.prune(HALF, structure=groups).init, planned(structure=groups)):
+        with pytest.raises(ValueError, match="structure: ") as error:
+            init(tree)
+        parts = ("not pruned by default: b;", "weight by weight: v.", "include=tuple(groups)")
+        assert_says(str(error.value), *parts)
+    with pytest.raises(ValueError, match="not pruned by default: b. "):
+        planned(structure=groups, exclude="v")(tree)
+    leaves = planned(structure=groups, include=tuple(groups))(tree).leaves
+    assert {leaf.path for leaf in leaves if leaf.sparsity} == {"w", "b"}
+    # To prune other leaves as well, or to leave biases, takes a rule that says so.
+    planned(structure=groups, include=".*")(tree)
+    planned(structure=groups, exclude=("v", "b"))(tree)
+    planned(structure={**groups, "v": Channel()})(tree)
+
+
+def planned(**rules):
+    return lambda tree: jaxprune.plan(tree, 0.5, **rules)

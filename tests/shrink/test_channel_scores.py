@@ -291,12 +291,14 @@ def test_groups_keep_their_readers_in_a_pickle():
     assert pickle.loads(pickle.dumps(groups)).readers == groups.readers
 
 
-def scored(params=PARAMS, include=None, **rules):
+def scored(params=PARAMS, include=None, more=(), **rules):
     """Prunes by the score of activations, with something wrong."""
     groups = jaxprune.channel_groups(two_readers, PARAMS, X)
     inputs = jaxprune.layer_inputs(two_readers, PARAMS, X, include=include, diagonal=True)
     score = jaxprune.activation_score(groups, params, inputs)
-    return jaxprune.prune_params(PARAMS, 0.5, score=score, structure=groups, **rules)
+    return jaxprune.prune_params(
+        PARAMS, 0.5, score=score, structure=groups, include=(*groups, *more), **rules
+    )
 
 
 GROUPS = {"(params/)?w": Coupled("w", 1, (0, 1, 2, 3, 4, 5), 6)}
@@ -337,7 +339,7 @@ WRONG = [
     ),
     case(
         "a_leaf_outside_the_groups",
-        lambda: scored(include=None),
+        lambda: scored(more="u"),
         ValueError,
         ("u:", "in none of the groups", "include=tuple(groups)"),
     ),
