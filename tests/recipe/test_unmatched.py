@@ -302,7 +302,7 @@ def test_groups_of_channels_ask_for_their_leaves():
             init(tree)
         parts = ("not pruned by default: b;", "weight by weight: v.", "include=tuple(groups)")
         assert_says(str(error.value), *parts)
-    with pytest.raises(ValueError, match="not pruned by default: b. "):
+    with pytest.raises(ValueError, match=r"not pruned by default: b\. "):
         planned(structure=groups, exclude="v")(tree)
     leaves = planned(structure=groups, include=tuple(groups))(tree).leaves
     assert {leaf.path for leaf in leaves if leaf.sparsity} == {"w", "b"}
