@@ -13,7 +13,12 @@ from benchmarks.topk_methods import COLD, JAXPRUNE, READ
 
 # The names in the tables of the README.
 _LABELS = {READ: "one read of the weights", "sort": "jnp.sort", "top_k": "lax.top_k"}
-_LABELS |= {"wanda": "Wanda", "sparsegpt": "SparseGPT"}
+_LABELS |= {
+    "wanda": "Wanda",
+    "sparsegpt": "SparseGPT",
+    "sequential sparsegpt": "sequential SparseGPT",
+}
+_LABELS |= {"sparsegpt, then distilled": "SparseGPT, then distilled"}
 _KINDS = {
     "bf16": "normal, bfloat16",
     "zeros90": "90 % zeros",
@@ -147,7 +152,7 @@ def _minilm(rows: Sequence[Row]) -> Any:
     if not shown:
         return None
     title = "Pruned sentence encoder: mean cosine to the embeddings of the dense one"
-    figure, axes = panels(2, 2, 3.8, title)
+    figure, axes = panels(2, 2, 4.1, title)
     targets = list(dict.fromkeys(r["target"] for r in shown))
     methods = list(dict.fromkeys(r["method"] for r in shown))
     titles = {"same": "text of the kind used for calibration", "other": "text of another kind"}
@@ -169,7 +174,7 @@ def _minilm(rows: Sequence[Row]) -> Any:
         panel.set(xlabel="zeros", title=panel_title)
     axes[0].set_ylabel("mean cosine")
     handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(methods))
+    figure.legend(*handles, loc="outside lower center", ncols=3)
     lowest = min(panel.get_ylim()[0] for panel in axes)
     for panel in axes:
         panel.set_ylim(lowest, 1)
