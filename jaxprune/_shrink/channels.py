@@ -85,7 +85,8 @@ class ChannelGroups(dict[str, Coupled]):
     @property
     def _head(self) -> str:
         n_refused = len(self.refused)
-        return f"channel_groups: {len(self.groups) - n_refused} groups, and {n_refused} refused"
+        n_left = len(self.groups) - n_refused
+        return f"channel_groups: {n_left} group{'s' * (n_left != 1)}, and {n_refused} refused"
 
     @property
     def _sizes(self) -> list[str]:

@@ -246,7 +246,7 @@ def test_channel_groups_is_a_dict_that_survives_a_pickle():
     assert (again, again.groups) == (dict(groups), groups.groups)
     assert str(again) == str(groups)
     assert [(g.size, g.kept) for g in groups.groups if not g.reason] == [(8, 8)]
-    assert str(groups).startswith("channel_groups: 1 groups, and 4 refused\n")
+    assert str(groups).startswith("channel_groups: 1 group, and 4 refused\n")
 
 
 class Blocks(nn.Module):
