@@ -18,6 +18,7 @@ stays the same. The names that most users need, by task:
 `help(jaxprune.prune)` explains one of them.
 """
 
+import functools
 import importlib
 import sys
 from typing import TYPE_CHECKING, Any
@@ -334,12 +335,15 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         this = sys.modules[__name__]  # Python then adds: Did you mean: 'prune'?
         raise AttributeError(f"module 'jaxprune' has no attribute {name!r}", name=name, obj=this)
+    return _loaded(name)
+
+
+@functools.cache  # not in the globals, where doctest would take the examples of classes for its own
+def _loaded(name: str) -> Any:
     from jaxprune._base.public_help import with_readable_help
 
     module = f"jaxprune.{_MODULE_OF[name]}"
-    value = getattr(importlib.import_module(module), name)
-    globals()[name] = with_readable_help(value, module, name)
-    return value
+    return with_readable_help(getattr(importlib.import_module(module), name), module, name)
 
 
 def __dir__() -> list[str]:

@@ -103,7 +103,7 @@ def test_a_full_disk_is_an_error_and_the_last_checkpoint_is_used(tmp_path, in_ba
     with manager_of(tmp_path, in_background=in_background) as manager:
         for t in range(N_SAVED):
             save(manager, t, history[t])
-        with pytest.raises(Exception, match="File too large") as caught, small_disk(12_000):
+        with pytest.raises(Exception, match="File too large") as caught, small_disk(5_000):
             save(manager, N_SAVED, history[N_SAVED])
         assert str(tmp_path) in str(caught.value)
         assert manager.latest_step() == N_SAVED - 1
