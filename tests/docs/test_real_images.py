@@ -57,3 +57,18 @@ def test_the_page_has_the_tables_of_the_results_or_says_that_there_are_none():
     for results in RESULTS.values():
         for line in paired.markdown(results):
             assert line in lines, f"docs/paper.md needs the line {line}"
+
+
+def test_what_is_said_of_the_results_is_in_them():
+    results = RESULTS["fashion-plain"]
+    runs = {(run["network"], run["seed"]) for run in results["runs"]}
+    names = ("dense", "uniform-0.9", "erk-0.9", "small-0.9")
+    assert runs == {(name, seed) for name in names for seed in range(3)}
+    uniform, erk = (paired.against_small(results, kind, 0.9) for kind in ("sparse", "ERK"))
+    assert erk.mean > 0 and not erk.is_tie and uniform.is_tie
+    below = -paired.difference(results, "erk-0.9", "dense").mean
+    text = f"beats small-dense by {erk.mean:.2f} ± {erk.error:.2f} points, and is {below:.2f} points"
+    assert text in WORDS
+    assert f"sparsity it ties ({uniform.mean:+.2f} ± {uniform.error:.2f})" in WORDS
+    gain = paired.gain(results, "dense")
+    assert f"The dense network still gains {gain:.2f} points over the last third" in WORDS
