@@ -79,7 +79,7 @@ def demo(
         bool, typer.Option("--resume", help="Continue the job in that folder.")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A first answer in half a minute: 90%, two seeds.")
+        bool, typer.Option("--quick", help="A first answer in 40 seconds: 90%, two seeds.")
     ] = False,
     seeds: Annotated[int | None, typer.Option(help="Runs per network.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps per run.")] = None,

@@ -226,6 +226,7 @@ def test_what_is_said_of_the_demo_is_what_it_wrote():
     rows = {row["name"]: f"{100 * row['accuracy_mean']:.1f} %" for row in summary}
     assert f"At 90 % ERK reads {rows['erk-0.9']} where the dense network" in page
     assert f"reads {rows['dense']} and the small dense one {rows['small-dense-0.9']}." in page
+    assert f"The job took {results('demo')['seconds']:.0f} seconds on two idle cores" in page
 
 
 def test_what_is_said_of_the_setting_of_the_demo_is_in_its_configuration():
