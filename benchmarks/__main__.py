@@ -179,7 +179,7 @@ def run(
         console.print(table)
     plot_files = plots.draw(name, rows, path)
     for line in [*notes, *(f"wrote {file}" for file in (path, *plot_files))]:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0 if finished else 130
 
 
