@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -70,33 +70,24 @@ def compare(
     only_jaxprune = set(leave_out) >= {*SORTING, *SELECTING}
     calls = methods(w, n_keep, only_jaxprune=only_jaxprune)
     calls = {name: call for name, call in calls.items() if name not in leave_out}
-    expected = oracle(w, n_keep)
     answers = {}
-    for name, call in calls.items():
-        mask = jax.block_until_ready(call())
-        answers[name] = None if name == READ else judge(np.asarray(mask), w, expected)
-        _require_correct(name, kind, answers[name])
-        del mask
-    times = interleaved(calls, slow=slow)
+    for name, answer in _judged(calls, w, n_keep):
+        _require_correct(name, kind, answer)
+        answers[name] = answer
     about = {"case": case, "kind": kind, "dtype": w.dtype.name, "shape": list(w.shape), "n": n}
-    return [
-        {**about, "keep": keep, "method": name, "answer": answers[name], **times[name]._asdict()}
-        | {"x_read": times[name].median_ms / times[READ].median_ms}
-        | {"x_ours": times[name].median_ms / times[COLD].median_ms}
-        for name in calls
-    ]
+    rows = _timed(calls, about | {"keep": keep}, answers, slow=slow)
+    (ours,) = (row["median_ms"] for row in rows if row["method"] == COLD)
+    return [row | {"x_ours": row["median_ms"] / ours} for row in rows]
 
 
 def forms(n: int, keep: float) -> list[Row]:
     """Checks and then times `topk_mask` given scores, or told to compute them."""
     w, n_keep = weights("normal", n), round(keep * n)
-    calls, expected = methods_of_scores(w, n_keep), oracle(w, n_keep)
-    answers = {}
-    for name, call in calls.items():
-        mask = jax.block_until_ready(call())
-        answers[name] = None if name == READ else judge(np.asarray(mask), w, expected)
-        if name not in (READ, PARTITION) and answers[name] != "exact":
-            raise AssertionError(f"{name}: the mask of {n} weights is {answers[name]}")
+    calls, answers = methods_of_scores(w, n_keep), {}
+    for name, answer in _judged(calls, w, n_keep):
+        if name not in (READ, PARTITION) and answer != "exact":
+            raise AssertionError(f"{name}: the mask of {n} weights is {answer}")
+        answers[name] = answer
     about = {"case": "forms", "kind": "normal", "dtype": "float32", "n": n, "keep": keep}
     return _timed(calls, about, answers)
 
@@ -107,9 +98,23 @@ def structures(n: int) -> list[Row]:
     return _timed(structured_methods(n), about, {})
 
 
-def _timed(calls: dict[str, Method], about: Row, answers: dict[str, Any]) -> list[Row]:
+def _judged(
+    calls: dict[str, Method], w: np.ndarray, n_keep: int
+) -> Iterator[tuple[str, str | None]]:
+    """The name of each call and what its mask is; None for the read, which has no mask."""
+    expected = oracle(w, n_keep)
+    for name, call in calls.items():
+        mask = jax.block_until_ready(call())
+        answer = None if name == READ else judge(np.asarray(mask), w, expected)
+        del mask
+        yield name, answer
+
+
+def _timed(
+    calls: dict[str, Method], about: Row, answers: dict[str, Any], slow: float = SLOW_SECONDS
+) -> list[Row]:
     """One row per call."""
-    times = interleaved(calls)
+    times = interleaved(calls, slow=slow)
     read_ms = times[READ].median_ms
     return [
         about

@@ -17,8 +17,8 @@ _LABELS |= {
     "wanda": "Wanda",
     "sparsegpt": "SparseGPT",
     "sequential sparsegpt": "sequential SparseGPT",
+    "sparsegpt, then distilled": "SparseGPT, then distilled",
 }
-_LABELS |= {"sparsegpt, then distilled": "SparseGPT, then distilled"}
 _KINDS = {
     "bf16": "normal, bfloat16",
     "zeros90": "90 % zeros",

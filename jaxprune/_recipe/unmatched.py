@@ -173,17 +173,17 @@ def _check_only_channels(rules: UserRules, paths: Sequence[str], specs: Specs) -
         return
     choices = LeafRules(None, rules.exclude).choose(paths, specs, RuleUse())
     in_groups = {path for rule in coupled for path in _matching(str(rule), paths)}
-    chosen = {path for path, choice in zip(paths, choices, strict=True) if choice.chosen}
-    left_out = {
-        path
-        for path, choice in zip(paths, choices, strict=True)
-        if path in in_groups - chosen and not choice.by_rule
-    }
+    left_out, alone = [], []
+    for path, choice in zip(paths, choices, strict=True):
+        if choice.chosen and path not in in_groups:
+            alone.append(path)
+        elif path in in_groups and not (choice.chosen or choice.by_rule):
+            left_out.append(path)
     parts = []
     if left_out:
-        parts.append(f"leaves of the groups are not pruned by default: {listed(sorted(left_out))}")
-    if alone := chosen - in_groups:
-        parts.append(f"leaves in no group are pruned weight by weight: {listed(sorted(alone))}")
+        parts.append(f"leaves of the groups are not pruned by default: {listed(left_out)}")
+    if alone:
+        parts.append(f"leaves in no group are pruned weight by weight: {listed(alone)}")
     if parts:
         fix = "To prune only channels of these groups, write include=tuple(groups)."
         raise BadValue(f"structure: {'; '.join(parts)}.", fix)
