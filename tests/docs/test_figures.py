@@ -69,7 +69,8 @@ def algorithm_rows():
 def select_rows():
     """Lines from the results of `python -m benchmarks select`."""
     rows = results("select-cpu")["rows"]
-    rows = [row for row in rows if row["case"] == "size" and row["keep"] == 0.2]
+    rows = [row for row in rows if row["case"] in ("size", "input") and row["keep"] == 0.2]
+    rows = [row for row in rows if (row["kind"], row["dtype"]) == ("normal", "float32")]
 
     def ratio(x):
         return f"{x:.0f}" if x >= 10 else f"{x:.1f}"
