@@ -51,9 +51,8 @@ def _style(method: str, methods: Sequence[str]) -> dict[str, Any]:
 
 
 def _against_size(rows: Sequence[Row]) -> Any:
-    shown = [
-        r for r in rows if r["case"] == "size" and r["dtype"] == "float32" and r["keep"] == 0.2
-    ]
+    shown = [r for r in rows if r["case"] in ("size", "input") and r["keep"] == 0.2]
+    shown = [r for r in shown if (r["kind"], r["dtype"]) == ("normal", "float32")]
     # A warm start takes as long as a cold one, within the noise: its curve would hide the other.
     shown = [r for r in shown if r["method"] != JAXPRUNE[1]]
     if not shown:

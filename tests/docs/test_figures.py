@@ -261,6 +261,17 @@ def test_what_is_said_of_the_time_of_torch_pruning_is_what_the_benchmark_wrote()
     assert said in words_of("guides/shrinking.md")
 
 
+def test_what_is_said_of_many_leaves_is_what_the_benchmark_wrote():
+    rows = results("select-cpu")["rows"]
+    [many] = [r for r in rows if r["case"] == "leaves" and r["method"] == "many"]
+    words = words_of("performance.md")
+    assert f"transformer of {many['leaves']} leaves and {many['n']:.0e}".replace("+0", "") in words
+    [target] = [t for t in results("select-cpu")["targets"] if "compile s" in t["target"]]
+    assert f"compiles in {target['measured']:.1f} s on two cores" in words
+    said = f"takes {many['median_ms']:.0f} ms, {many['x_one']:.1f} times as long"
+    assert said in words
+
+
 def test_what_is_said_of_lists_of_schedules_is_what_the_benchmark_wrote():
     rows = results("sweep-cpu")["rows"]
     compiles, quiet = (max(row[name] for row in rows) for name in ("x_compile", "x_quiet"))
