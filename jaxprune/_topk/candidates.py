@@ -163,7 +163,8 @@ def gather(
     is_needed = jnp.where(is_tied, holds_cut, n_inside > 0)
     places = lax.broadcasted_iota(jnp.int32, is_needed.shape, 1)
     n_gathered = n_rows // _ONE_ROW_OF
-    order = jnp.sort(jnp.where(is_needed, places, jnp.int32(n_rows)), axis=1)[:, :n_gathered]
+    places = jnp.where(is_needed, places, jnp.int32(n_rows))
+    order = lax.sort(places, dimension=1, is_stable=False)[:, :n_gathered]  # twice as fast
     index = jnp.minimum(order, jnp.int32(n_rows - 1))
     take = lambda x: jnp.take_along_axis(x, index[:, :, None], axis=1, mode="promise_in_bounds")
     integers = problem.integers(stack, jax.tree.map(take, stack.x), exact=True)

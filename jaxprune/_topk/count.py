@@ -138,8 +138,8 @@ def ties_reaching(
     """
     xs = [stack.x for stack in problem.stacks]
     sizes = [member_sizes(stack, problem.pools) for stack in problem.stacks]
-    xs, sizes, table, tied_key, first = lax.optimization_barrier(
-        (xs, sizes, table, tied_key, first_ranks(problem))
+    xs, gathered, sizes, table, tied_key, first = lax.optimization_barrier(
+        (xs, gathered, sizes, table, tied_key, first_ranks(problem))
     )
     cuts = cuts_in(table)
     orders, member_cuts = [], []

@@ -80,7 +80,8 @@ def _mask(stack: Stack, x: Any, cuts: Cuts, members: Members, problem: Problem) 
     entry = problem.integers(stack, x, exact=True)
     cut_key, cut_tie = (per_member(cut, entry.ndim) for cut in cuts)
     order = tie_order(entry.shape, members, problem.ties)
-    return _among((entry > cut_key) | ((entry == cut_key) & (order > cut_tie)), x)
+    # Where a tie is lost, the entry must be above the cut. No cut is the largest integer.
+    return _among(entry >= cut_key + (order <= cut_tie).astype(entry.dtype), x)
 
 
 def _mask_without_ties(stack: Stack, x: Any, cuts: Cuts, problem: Problem) -> jax.Array:

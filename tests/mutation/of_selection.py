@@ -23,8 +23,8 @@ MUTANTS = (
     Mutant(
         "ties-keep-one-more",
         "_topk/kept.py",
-        "((entry == cut_key) & (order > cut_tie))",
-        "((entry == cut_key) & (order >= cut_tie))",
+        "(order <= cut_tie)",
+        "(order < cut_tie)",
         ("topk/test_topk.py::test_keeps_exactly_the_largest_and_the_earlier_of_equal_scores",),
     ),
     Mutant(
