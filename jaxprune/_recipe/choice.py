@@ -22,8 +22,9 @@ def default_reasons(paths: Sequence[str], specs: Specs) -> list[str]:
     """Why each leaf is left out by default; an empty string for a leaf that is chosen.
 
     A leaf is chosen if its dtype is floating point or complex and it has two or more axes, unless
-    its path shows that it is a bias, a scale, a LoRA factor or a quantisation scale. The last is
-    decided together with the other leaves of the same parent.
+    its path shows that it is a bias, a scale, a parameter of a normalisation layer, a LoRA factor
+    or a quantisation scale. A bias called `b` and a quantisation scale are recognised by the other
+    leaves of the same parent.
 
     Args:
       paths: of all leaves. Their parts are separated by `/`, or by dots, as in PyTorch.
@@ -35,19 +36,37 @@ def default_reasons(paths: Sequence[str], specs: Specs) -> list[str]:
       >>> default_reasons(["w", "w_scale", "b"], specs)
       ['dtype int8', 'quantisation scale', '1-D']
     """
-    parents_of_quantised: dict[tuple[str, ...], int] = {}
+    neighbours: dict[tuple[str, ...], _Neighbours] = {}
     for path, spec in zip(paths, specs, strict=True):
-        if spec is not None and _is_quantised(spec.dtype):
-            parent = _parts(path)[:-1]
-            parents_of_quantised[parent] = parents_of_quantised.get(parent, 0) + 1
+        if spec is not None:
+            *parent, name = _parts(path)
+            neighbours.setdefault(tuple(parent), _Neighbours()).add(name, spec)
     return [
-        _default_reason(path, spec, parents_of_quantised)
-        for path, spec in zip(paths, specs, strict=True)
+        _default_reason(path, spec, neighbours) for path, spec in zip(paths, specs, strict=True)
     ]
 
 
+class _Neighbours:
+    """The leaves of one parent, as far as they show what another leaf of this parent is.
+
+    Attributes:
+      n_quantised: how many hold quantised weights.
+      n_axes: the largest number of axes of those that are named like a weight.
+    """
+
+    def __init__(self) -> None:
+        self.n_quantised = 0
+        self.n_axes = 0
+
+    def add(self, name: str, spec: jax.ShapeDtypeStruct) -> None:
+        """Takes one more leaf into account."""
+        self.n_quantised += _is_quantised(spec.dtype)
+        if name in ("w", "kernel", "weight"):
+            self.n_axes = max(self.n_axes, len(spec.shape))
+
+
 def _default_reason(
-    path: str, spec: jax.ShapeDtypeStruct | None, parents_of_quantised: dict[tuple[str, ...], int]
+    path: str, spec: jax.ShapeDtypeStruct | None, neighbours: dict[tuple[str, ...], _Neighbours]
 ) -> str:
     if spec is None:
         return "not an array"
@@ -56,14 +75,25 @@ def _default_reason(
     if len(spec.shape) < 2:
         return f"{len(spec.shape)}-D"
     *parent, name = _parts(path)
-    if name in ("bias", "scale"):
+    beside = neighbours[tuple(parent)]
+    if name in ("scale", "offset"):
         return name
+    if _BIAS.fullmatch(name) or (name == "b" and beside.n_axes > len(spec.shape)):
+        return "bias"
     if any(_LORA.fullmatch(part) for part in (*parent, name)):
         return "LoRA factor"
-    n_quantised = parents_of_quantised.get(tuple(parent), 0) - _is_quantised(spec.dtype)
-    if n_quantised > 0 and _QUANTISATION_SCALE.fullmatch(name):
+    if beside.n_quantised > _is_quantised(spec.dtype) and _QUANTISATION_SCALE.fullmatch(name):
         return "quantisation scale"
+    if _is_of_norm(parent, name):
+        return "normalisation"
     return ""
+
+
+def _is_of_norm(parent: Sequence[str], name: str) -> bool:
+    """Whether a leaf is named like a normalisation layer, or is the scale or bias of one."""
+    layer = next((part for part in reversed(parent) if not part.isdecimal()), "")  # `norms/0`
+    in_layer = name in ("weight", "w", "g", "b", "gamma", "beta") and _NORM.fullmatch(layer)
+    return bool(in_layer or _NORM.fullmatch(name))
 
 
 def is_embedding(path: str) -> bool:
@@ -76,7 +106,14 @@ def is_embedding(path: str) -> bool:
     return any(_EMBEDDING.fullmatch(part) for part in _parts(path)[-2:])
 
 
+_BIAS = re.compile("(.*_)?bias|bias_n", re.DOTALL)  # `bias_n` of Equinox's GRU
 _LORA = re.compile("(.*_)?lora_[ab]", re.IGNORECASE | re.DOTALL)
+# As in layer_norm, LayerNorm_0, input_layernorm, rms_norm, norm1, norms, ln_f, bn2; but weight norm
+# and spectral norm rescale a weight, and are named after its layer.
+_NORM = re.compile(
+    "(?!.*(weight|spectral)_?norm)(.*norms?|(.*_)?(ln|bn|gn))(_?[0-9]+|_[a-z])?",
+    re.IGNORECASE | re.DOTALL,
+)
 _QUANTISATION_SCALE = re.compile("scales?|.*_scale(_inv)?|zero_point", re.DOTALL)
 _EMBEDDING = re.compile(
     "wte|wpe|(.*_)?emb(ed(s|der|ding|dings)?)?(_.*)?", re.IGNORECASE | re.DOTALL

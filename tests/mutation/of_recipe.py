@@ -280,8 +280,15 @@ MUTANTS = (
     Mutant(
         "a-bias-is-pruned",
         "_recipe/choice.py",
-        'if name in ("bias", "scale"):',
-        'if name in ("scale",):',
+        'if _BIAS.fullmatch(name) or (name == "b" and',
+        'if (name == "b" and',
+        ("recipe/test_default_choice.py",),
+    ),
+    Mutant(
+        "the-stacked-bias-of-a-weight-called-w-is-pruned",
+        "_recipe/choice.py",
+        "beside.n_axes > len(spec.shape)",
+        "beside.n_axes > 9",
         ("recipe/test_default_choice.py",),
     ),
     Mutant(

@@ -1,6 +1,8 @@
 """What is pruned by default, and the reason that `plan` gives for every other leaf."""
 
+import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,57 @@ CASES = {
     "scale": ({"norm": {"scale": F32}}, {"norm/scale": "scale"}),
     "a name that only contains bias": ({"bias_kernel": F32, "biased": F32}, {}),
     "a parent called bias": ({"bias": {"kernel": F32}, "scale": {"w": F32}}, {}),
+    "names that end in _bias": (
+        {"gate_up_proj_bias": F32, "gru": {"bias_n": F32}},
+        {"gate_up_proj_bias": "bias", "gru/bias_n": "bias"},
+    ),
+    "stacked biases of Haiku": (
+        {"linear": {"w": spec("float32", 3, 8, 4), "b": spec("float32", 3, 4)}},
+        {"linear/b": "bias"},
+    ),
+    "bias of a Haiku convolution with channels first": (
+        {"conv": {"w": spec("float32", 3, 3, 2, 8), "b": spec("float32", 8, 1, 1)}},
+        {"conv/b": "bias"},
+    ),
+    "a weight called b": ({"ab": {"a": F32, "b": F32}, "wb": {"w": F32, "b": F32}, "b": F32}, {}),
+    "offset of a Haiku normalisation": (
+        {"batch_norm": {"offset": spec("float32", 1, 1, 1, 8), "scale": F32}},
+        {"batch_norm/offset": "offset", "batch_norm/scale": "scale"},
+    ),
+    "normalisation layers": (
+        {
+            "ln_f": {"weight": F32},
+            "blocks": {"attn_norm": {"w": F32}, "bn2": {"gamma": F32, "beta": F32}},
+            "layers.0.input_layernorm.weight": F32,
+            "norms": [{"weight": F32}],
+            "LayerNorm_0": {"b": F32},
+            "stacked": {"rms_norm": F32, "norm1": F32},
+        },
+        {
+            "LayerNorm_0/b": "normalisation",
+            "blocks/attn_norm/w": "normalisation",
+            "blocks/bn2/beta": "normalisation",
+            "blocks/bn2/gamma": "normalisation",
+            "layers.0.input_layernorm.weight": "normalisation",
+            "ln_f/weight": "normalisation",
+            "norms/0/weight": "normalisation",
+            "stacked/norm1": "normalisation",
+            "stacked/rms_norm": "normalisation",
+        },
+    ),
+    "weights below or beside a normalisation": (
+        {
+            "norm1": {"linear": {"weight": F32}, "kernel": F32},
+            "normalizer": {"w": F32},
+            "weight_norm": {"w": F32},
+            "SpectralNorm_0": {"weight": F32},
+            "normal": F32,
+            "line": F32,
+            "gamma": F32,
+            "bnd": F32,
+        },
+        {},
+    ),
     "torch names": (
         {"layers.0.q.bias": F32, "layers.0.q.weight": F32},
         {"layers.0.q.bias": "bias"},
@@ -133,6 +186,25 @@ def test_scanned_layers_and_ensembles_keep_their_biases_and_scales():
         "layers/0/kernel": "",
         "layers/1/bias": "bias",
         "layers/1/scale": "scale",
+    }
+
+
+def test_stacked_layers_of_haiku_and_equinox_keep_their_biases_and_scales():
+    layer = lambda x: hk.Linear(4)(hk.LayerNorm(-1, True, True)(x))
+    stack = hk.without_apply_rng(hk.transform(hk.layer_stack(3)(layer)))
+    notes = reasons(stack.init(jax.random.key(0), ones(2, 4)))
+    assert sorted(notes.values()) == ["", "bias", "offset", "scale"]
+
+    @eqx.filter_vmap
+    def create(key):
+        layers = {"norm": eqx.nn.LayerNorm((4, 2)), "cell": eqx.nn.GRUCell(4, 4, key=key)}
+        return {**layers, "conv": eqx.nn.Conv1d(4, 4, 3, key=key)}
+
+    notes = reasons(create(jax.random.split(jax.random.key(0), 3)))
+    assert {path for path in notes if not notes[path]} == {
+        "cell/weight_hh",
+        "cell/weight_ih",
+        "conv/weight",
     }
 
 
