@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +16,7 @@ import numpy as np
 
 from jaxprune._base.arguments import as_flag
 from jaxprune._base.counting import counting, is_wide
-from jaxprune._base.paths import check_not_donated, leaves_with_paths
+from jaxprune._base.paths import check_not_donated, leaves_with_paths, paths_of
 from jaxprune._report.unfinished import require_progress
 from jaxprune._state.prune_state import PruneState, find_states, require_states, unboxed
 from jaxprune._state.pruned_paths import recorded_pruned
@@ -27,7 +30,8 @@ def metrics(
     Args:
       opt_state: any optimizer state with prune states inside. With several, counts are added up,
         and `prune/step` and `prune/fires_left` are the largest; `get_state` of a part of the
-        optimizer state selects one.
+        optimizer state selects one. A leaf that several states prune counts once, with the most
+        weights that one of them drops.
       per_leaf: whether to add the sparsity and the threshold of every pruned leaf.
       missing_ok: return zeros if there is no prune state, for a dense baseline in the same loop.
 
@@ -65,7 +69,7 @@ def metrics(
     states = require_states(opt_state)
     require_progress(states)
     check_not_donated("metrics: opt_state", states)
-    scalars = _values(_added([_totals(state) for state in states]))
+    scalars = _values(_totals(states))
     if per_leaf:
         for state in states:
             scalars |= _by_leaf(state)
@@ -79,7 +83,7 @@ class _Totals(NamedTuple):
       step: the number of updates.
       fires_left: fires that are still to come.
       zeros: weights of pruned leaves that are dropped, float32.
-      target: weights of pruned leaves that are dropped when the schedule is done, float32.
+      target: the sparsity of pruned leaves when the schedule is done, float32.
       pruned_size: weights in pruned leaves, float32.
       size: weights in all leaves, float32.
       emptied: pruned leaves without a weight that is kept.
@@ -102,22 +106,63 @@ def _none() -> _Totals:
     return _Totals(none, none, zero, zero, zero, zero, none, none)
 
 
-def _totals(state: PruneState) -> _Totals:
+def _totals(states: Sequence[PruneState]) -> _Totals:
+    """What the states hold together."""
+    by_state = [_leaf_counts(state) for state in states]
+    counts = _merged(states, by_state)
+    of_pruned = lambda values, own=counts: jnp.sum(jnp.where(own.is_pruned, values, 0), -1)
+    pruned_sizes = [of_pruned(own.sizes, own) for own in by_state]
+    targets = [
+        unboxed(state.progress.target) * size
+        for state, size in zip(states, pruned_sizes, strict=True)
+    ]
+    steps = [unboxed(state.prune_step) for state in states]
+    fires_left = [unboxed(state.progress.fires_left) for state in states]
+    return _Totals(
+        step=functools.reduce(jnp.maximum, steps),
+        fires_left=functools.reduce(jnp.maximum, fires_left),
+        zeros=of_pruned(counts.zeros),
+        target=_sum(targets) / jnp.maximum(_sum(pruned_sizes), 1),
+        pruned_size=of_pruned(counts.sizes),
+        size=jnp.sum(counts.sizes, -1),
+        emptied=jnp.sum(counts.is_empty, -1, dtype=jnp.int32),
+        violations=_sum([unboxed(state.violations) for state in states]),
+    )
+
+
+def _sum(arrays: Sequence[jax.Array]) -> jax.Array:
+    return functools.reduce(operator.add, arrays)
+
+
+class _LeafCounts(NamedTuple):
+    """Counts of each leaf; every field has the axes of a batched state, and one of the leaves."""
+
+    zeros: jax.Array
+    sizes: jax.Array
+    is_pruned: jax.Array
+    is_empty: jax.Array
+
+
+def _leaf_counts(state: PruneState) -> _LeafCounts:
+    """The counts of the leaves of one state, those of weights as float32."""
     zeros, sizes, is_pruned = _counts(state)
     with counting(is_wide(zeros)):
-        emptied = is_pruned & (zeros == sizes) & (sizes > 0)
-    zeros, sizes = zeros.astype(jnp.float32), sizes.astype(jnp.float32)
-    pruned_size = jnp.sum(jnp.where(is_pruned, sizes, 0), -1)
-    return _Totals(
-        step=unboxed(state.prune_step),
-        fires_left=unboxed(state.progress.fires_left),
-        zeros=jnp.sum(jnp.where(is_pruned, zeros, 0), -1),
-        target=unboxed(state.progress.target) * pruned_size,
-        pruned_size=pruned_size,
-        size=jnp.sum(sizes, -1),
-        emptied=jnp.sum(emptied, -1, dtype=jnp.int32),
-        violations=unboxed(state.violations),
-    )
+        is_empty = is_pruned & (zeros == sizes) & (sizes > 0)
+    return _LeafCounts(zeros.astype(jnp.float32), sizes.astype(jnp.float32), is_pruned, is_empty)
+
+
+def _merged(states: Sequence[PruneState], counts: Sequence[_LeafCounts]) -> _LeafCounts:
+    """The counts of all leaves of several states, a leaf of more than one counted once."""
+    if len(states) == 1:
+        return counts[0]
+    paths = [paths_of(state.masks) for state in states]
+    place = {path: i for i, path in enumerate(dict.fromkeys(itertools.chain(*paths)))}
+    merged = _LeafCounts(*(jnp.zeros((*x.shape[:-1], len(place)), x.dtype) for x in counts[0]))
+    for own_paths, own in zip(paths, counts, strict=True):
+        at = np.array([place[path] for path in own_paths], int)
+        own = own._replace(zeros=jnp.where(own.is_pruned, own.zeros, 0))
+        merged = _LeafCounts(*(x.at[..., at].max(y) for x, y in zip(merged, own, strict=True)))
+    return merged
 
 
 def _counts(state: PruneState) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -139,23 +184,12 @@ def _counts(state: PruneState) -> tuple[jax.Array, jax.Array, jax.Array]:
     return zeros, sizes, is_pruned
 
 
-def _added(totals: Sequence[_Totals]) -> _Totals:
-    """The totals of all states: sums, but the largest step and the most fires that are left."""
-    added = totals[0]
-    for other in totals[1:]:
-        added = _Totals(*(a + b for a, b in zip(added, other, strict=True)))._replace(
-            step=jnp.maximum(added.step, other.step),
-            fires_left=jnp.maximum(added.fires_left, other.fires_left),
-        )
-    return added
-
-
 def _values(totals: _Totals) -> dict[str, jax.Array]:
     return {
         "prune/step": totals.step,
         "prune/sparsity": totals.zeros / jnp.maximum(totals.pruned_size, 1),
         "prune/sparsity_all": totals.zeros / jnp.maximum(totals.size, 1),
-        "prune/target": totals.target / jnp.maximum(totals.pruned_size, 1),
+        "prune/target": totals.target,
         "prune/n_zero": totals.zeros,
         "prune/fires_left": totals.fires_left,
         "prune/emptied_leaves": totals.emptied,

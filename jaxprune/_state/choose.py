@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.counting import counting, is_wide
+from jaxprune._state.convert import with_changed_states
 from jaxprune._state.progress import Choices, Progress
 from jaxprune._state.prune_state import PruneState, require_states, unboxed
 
@@ -56,11 +57,7 @@ def choose_schedule(opt_state: Any, index: Any) -> Any:
             "transformation with a list of them: jaxprune.prune([schedule, ...])."
         )
     index = _checked_index(index, states)
-    return jax.tree.map(
-        lambda x: _following(x, index) if isinstance(x, PruneState) else x,
-        opt_state,
-        is_leaf=lambda x: isinstance(x, PruneState),
-    )
+    return with_changed_states(lambda state: _following(state, index), opt_state)
 
 
 def _is_integer(index: Any) -> bool:

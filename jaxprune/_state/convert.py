@@ -17,6 +17,7 @@ from jaxprune._state.bit_masks import to_bits, widths_of
 from jaxprune._state.masks import check_mask_dtype, wrong_shape
 from jaxprune._state.prune_state import (
     PruneState,
+    find_states,
     masks_of,
     require_states,
 )
@@ -145,8 +146,18 @@ def _with_masks(state: PruneState, new: Mapping[str, Any]) -> PruneState:
 def _convert(change: Callable[[PruneState], PruneState], opt_state: Any) -> Any:
     """The optimizer state with `change` applied to every prune state in it."""
     require_states(opt_state)
-    return jax.tree.map(
-        lambda x: change(x) if isinstance(x, PruneState) else x,
-        opt_state,
-        is_leaf=lambda x: isinstance(x, PruneState),
-    )
+    return with_changed_states(change, opt_state)
+
+
+def with_changed_states(change: Callable[[PruneState], PruneState], opt_state: Any) -> Any:
+    """The optimizer state with `change` applied to every prune state in it."""
+
+    def changed(x: Any) -> Any:
+        if not isinstance(x, PruneState):
+            return x
+        state = change(x)
+        if not find_states(x.inner_state):
+            return state
+        return state._replace(inner_state=with_changed_states(change, x.inner_state))
+
+    return jax.tree.map(changed, opt_state, is_leaf=lambda x: isinstance(x, PruneState))

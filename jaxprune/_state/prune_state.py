@@ -91,7 +91,8 @@ def find_states(opt_state: Any) -> list[PruneState]:
     """All prune states inside an optimizer state, a TrainState or an NNX optimizer, in order."""
     opt_state = getattr(opt_state, "opt_state", opt_state)
     nodes, _ = flattened(opt_state, lambda x: isinstance(x, PruneState))
-    return [node for node in nodes if isinstance(node, PruneState)]
+    states = [node for node in nodes if isinstance(node, PruneState)]
+    return [s for state in states for s in (state, *find_states(state.inner_state))]
 
 
 def get_state(opt_state: Any) -> PruneState:
@@ -320,15 +321,16 @@ def require_states(opt_state: Any) -> list[PruneState]:
     states = find_states(opt_state)
     if states:
         return states
+    problem = f"no prune state in {kind_of(opt_state)}"
     if path := _path_of_raw_state(opt_state):
         raise ValueError(
-            f"no prune state in {kind_of(opt_state)}: {path} has the fields of one, but it is not "
-            "a PruneState. The checkpoint was restored without its structure. Fit it to the "
-            "transformation with jaxprune.upgrade_state(tx, params, restored)."
+            f"{problem}: {path} has the fields of one, but it is not a PruneState. The checkpoint "
+            "was restored without its structure. Fit it to the transformation with "
+            "jaxprune.upgrade_state(tx, params, restored)."
         )
     raise ValueError(
-        f"no prune state in {kind_of(opt_state)}. Pass the optimizer state of a transformation "
-        "that contains jaxprune.prune: what tx.init(params) or tx.update returned."
+        f"{problem}. Pass the optimizer state of a transformation that contains jaxprune.prune: "
+        "what tx.init(params) or tx.update returned."
     )
 
 

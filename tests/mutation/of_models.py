@@ -197,15 +197,15 @@ MUTANTS = (
     Mutant(
         "the-step-of-the-first-state",
         "_report/metrics.py",
-        "step=jnp.maximum(added.step, other.step),",
-        "step=added.step,",
+        "step=functools.reduce(jnp.maximum, steps),",
+        "step=steps[0],",
         ("report/test_report.py::test_the_step_of_several_states_is_the_largest",),
     ),
     Mutant(
         "the-target-is-not-weighted",
         "_report/metrics.py",
-        "target=unboxed(state.progress.target) * pruned_size,",
-        "target=unboxed(state.progress.target),",
+        "unboxed(state.progress.target) * size\n",
+        "unboxed(state.progress.target)\n",
         ("report/test_report.py::test_metrics_count_what_the_masks_and_thresholds_hold",),
     ),
     Mutant(

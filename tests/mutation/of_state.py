@@ -120,6 +120,20 @@ MUTANTS = (
         ("transform/test_laws.py::test_straight_through_masks_values_and_passes_gradients",),
     ),
     Mutant(
+        "states-in-a-wrapped-optimizer-are-not-seen",
+        "_state/prune_state.py",
+        "(state, *find_states(state.inner_state))",
+        "(state,)",
+        ("state/test_nested_states.py",),
+    ),
+    Mutant(
+        "states-in-a-wrapped-optimizer-do-not-change",
+        "_state/convert.py",
+        "_replace(inner_state=with_changed_states(change, x.inner_state))",
+        "_replace(inner_state=x.inner_state)",
+        ("state/test_nested_states.py",),
+    ),
+    Mutant(
         "kept-by-any-state",
         "_state/prune_state.py",
         "functools.reduce(operator.and_,",

@@ -1,0 +1,111 @@
+"""Several prune states over the same params: side by side in a chain, or one inside another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+from helpers import ones
+
+HALF = jaxprune.one_shot_schedule(0.5)
+MOST = jaxprune.one_shot_schedule(0.75)
+
+
+def params():
+    names = ("first", "second")
+    keys = dict(zip(names, jax.random.split(jax.random.key(0)), strict=True))
+    leaves = {name: jax.random.normal(key, (8, 8)) for name, key in keys.items()}
+    return {**leaves, "bias": ones(8)}
+
+
+def inner(schedule=MOST, **arguments):
+    return jaxprune.prune(schedule, inner=optax.sgd(0.1), include="second", **arguments)
+
+
+FORMS = {
+    "chain": lambda second: optax.chain(
+        second(), jaxprune.prune(HALF, include="first"), optax.identity()
+    ),
+    "nested": lambda second: jaxprune.prune(HALF, include="first", inner=second()),
+    "deeper": lambda second: jaxprune.prune(
+        HALF,
+        include="first",
+        inner=optax.chain(optax.clip(1.0), optax.apply_if_finite(second(), 2)),
+    ),
+}
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return FORMS[request.param]
+
+
+def trained(tx, n_steps=2, state=None):
+    p, state = params(), tx.init(params()) if state is None else state
+    for _ in range(n_steps):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, p), state, p)
+        p = optax.apply_updates(p, updates)
+    return p, state
+
+
+def n_dropped(state):
+    return {path: int(np.sum(~m)) for path, m in jaxprune.get_masks(state).items()}
+
+
+def test_masks_and_metrics_are_those_of_all_states(form):
+    p, state = trained(form(inner))
+    assert n_dropped(state) == {"bias": 0, "first": 32, "second": 48}
+    assert jaxprune.summarize(p, state).n_zero == 80
+    values = jaxprune.metrics(state, per_leaf=True)
+    assert values["prune/n_zero"] == 80
+    assert values["prune/sparsity"] == values["prune/target"] == np.float32(80 / 128)
+    assert values["prune/sparsity_all"] == np.float32(80 / 136)  # every leaf counts once
+    assert values["prune/sparsity/first"] == 0.5
+    assert values["prune/sparsity/second"] == 0.75
+    jaxprune.check(p, state, done=True)
+    with pytest.raises(ValueError, match="2 prune states"):
+        jaxprune.get_state(state)
+
+
+def test_check_looks_at_all_states(form):
+    p, state = trained(form(inner))
+    regrown = {**p, "second": jnp.ones((8, 8))}
+    with pytest.raises(ValueError, match="second: 48 of 48 dropped weights"):
+        jaxprune.check(regrown, state)
+    assert np.sum(jaxprune.apply_masks(regrown, state)["second"] == 0) == 48
+    later = lambda: inner(jaxprune.cubic_schedule(0.75, 10, 20, 5))
+    with pytest.raises(ValueError, match="not finished: 3 fires are left"):
+        jaxprune.check(*trained(form(later)), done=True)
+
+
+def test_masks_are_set_packed_and_chosen_in_all_states(form):
+    masks = jax.tree.map(lambda p: jnp.arange(p.size).reshape(p.shape) % 2, params())
+    masks["bias"] = jnp.ones(8, int)
+    nothing = jaxprune.one_shot_schedule(0.0)
+    tx = form(lambda: inner([nothing, MOST]))
+    state = jaxprune.set_masks(tx.init(params()), masks)
+    assert n_dropped(state) == {"bias": 0, "first": 32, "second": 32}
+    packed = jaxprune.pack_masks(state)
+    assert n_dropped(packed) == n_dropped(jaxprune.unpack_masks(packed)) == n_dropped(state)
+    _, state = trained(tx, state=jaxprune.choose_schedule(tx.init(params()), 1))
+    assert n_dropped(state)["second"] == 48
+
+
+def test_all_states_are_upgraded(form):
+    tx = form(inner)
+    _, state = trained(tx)
+    raw = jax.tree.map(np.asarray, state)
+    upgraded = jaxprune.upgrade_state(tx, params(), raw)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), upgraded, state))
+
+
+def test_a_leaf_that_two_states_prune_counts_once():
+    tx = jaxprune.prune(HALF, inner=jaxprune.prune(MOST, inner=optax.sgd(0.1)))
+    p, state = trained(tx)
+    assert n_dropped(state) == {"bias": 0, "first": 48, "second": 48}
+    values = jaxprune.metrics(state)
+    assert values["prune/n_zero"] == jaxprune.summarize(p).n_zero == 96
+    assert values["prune/sparsity"] == 0.75
+    jaxprune.check(p, state, done=True)
