@@ -30,6 +30,17 @@ def sharding_in(mesh: Any, x: Any) -> NamedSharding:
     return named
 
 
+def varying_axes(x: Any) -> frozenset[str]:
+    """The axes of the mesh over which `x` differs between devices, as `jax.shard_map` tracks it.
+
+    Empty outside `shard_map`, and inside with `check_vma=False`, where it is unknown.
+    """
+    kind = jax.typeof(x)
+    if hasattr(kind, "mat"):  # JAX 0.10 and newer
+        return frozenset(kind.mat.varying)
+    return frozenset(getattr(kind, "vma", ()))
+
+
 def typed_like(x: jax.Array, like: Any) -> jax.Array:
     """`x` with the sharding in the type of `like`, if there is one."""
     return x if (named := explicit_sharding(like)) is None else in_sharding(x, named)

@@ -43,6 +43,7 @@ from jaxprune._transform.checks import (
 )
 from jaxprune._transform.fire import Fired, fire
 from jaxprune._transform.inner import Wrapped, as_optimizer
+from jaxprune._transform.parts import check_parts
 from jaxprune._transform.settings import TRAIN, Settings
 
 
@@ -193,6 +194,8 @@ def _update(
     record_pruned(tree.paths, budget.chosen)
     check_updates(budget.chosen, tree, u_leaves, "update")
     grads = _grads(transform, tree, budget, u_leaves, extra_args.get("grads"))
+    pruned_paths = [tree.paths[i] for i in budget.chosen]
+    check_parts(settings.axis_name, pruned_paths, _chosen(tree.leaves, budget), grads)
     inputs, score_state = _inputs(transform, tree, budget, state, grads)
     fired, inner_state = _fire_if_due(transform, tree, budget, state, masks, inputs)
     # Only the new masks are read from here on, so that XLA updates them in place: a use of the old

@@ -97,6 +97,57 @@ def test_parts_share_the_budget_and_the_threshold_of_the_whole(distribution, tie
             chex.assert_trees_all_equal(got, want)
 
 
+def update_in_shard_map(tx, specs, change=lambda grads: grads):
+    """Traces one update, with a state that is not split but for its masks.
+
+    Args: the transformation, the specs of params, grads and masks, and what happens to the grads on
+    each device before the update.
+    """
+    params = make_params()
+    state = tx.init(params)
+    where = jax.tree.map(lambda _: P(), state)._replace(masks=specs)
+
+    def step(grads, state, params):
+        return tx.update(change(grads), state, params)[0]
+
+    step = jax.shard_map(step, mesh=mesh(), in_specs=(specs, where, specs), out_specs=P("d"))
+    return jax.eval_shape(step, params, state, params)
+
+
+WHOLE = dict.fromkeys(PARTS, P())
+SPLIT_A = {**WHOLE, "a": P("d")}
+
+
+@pytest.mark.parametrize(
+    "axis_name, specs, message",
+    [
+        (None, PARTS, r"a: this leaf differs .* along axis 'd' .*axis_name='d'\).*check_vma=False"),
+        (None, SPLIT_A, r"a: this leaf differs .*axis_name='d'\)"),
+        ("d", WHOLE, r"a: axis_name='d' .* the same on all .* leave axis_name out"),
+        ("d", SPLIT_A, r"b: axis_name='d' .* the same on all .* axis 'd' .*exclude='b'"),
+    ],
+)
+def test_parts_that_do_not_fit_axis_name_are_named(axis_name, specs, message):
+    for inner in (None, optax.sgd(0.1)):
+        with pytest.raises(ValueError, match=message):
+            update_in_shard_map(jaxprune.prune(SCHEDULE, inner=inner, axis_name=axis_name), specs)
+
+
+def test_leaves_that_are_not_pruned_may_be_whole_or_parts():
+    update_in_shard_map(jaxprune.prune(SCHEDULE, axis_name="d", exclude="b"), SPLIT_A)
+    update_in_shard_map(jaxprune.prune(SCHEDULE, exclude="a"), SPLIT_A)
+    update_in_shard_map(jaxprune.prune(SCHEDULE), WHOLE)
+
+
+def test_gradients_that_a_score_reads_must_be_averaged():
+    of_own_data = lambda grads: jax.tree.map(lambda g: g * jax.lax.axis_index("d"), grads)
+    tx = jaxprune.prune(SCHEDULE, score=jaxprune.saliency, inner=optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"a: the score reads .*jax.lax.pmean\(grads, 'd'\)"):
+        update_in_shard_map(tx, WHOLE, of_own_data)
+    update_in_shard_map(tx, WHOLE, lambda grads: jax.lax.pmean(of_own_data(grads), "d"))
+    update_in_shard_map(jaxprune.prune(SCHEDULE), WHOLE, of_own_data)
+
+
 def test_without_axis_name_every_part_is_pruned_by_itself():
     got, state = spread_run(jaxprune.prune(SCHEDULE), make_params(), check_vma=False)
     del got
