@@ -27,7 +27,11 @@ from jaxprune._recipe.spelling import spelled_pairs, spelled_recipe
 from jaxprune._recipe.structural import Existing, as_structural
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import Structure
-from jaxprune._recipe.tree_errors import check_variables, nothing_chosen
+from jaxprune._recipe.tree_errors import (
+    check_no_optimizer_state,
+    check_variables,
+    nothing_chosen,
+)
 from jaxprune._recipe.unmatched import check_rules
 from jaxprune._recipe.user_rules import UserRules, as_include, as_overrides, as_structures
 
@@ -127,11 +131,13 @@ class Recipe:
           leaves: arrays, tracers or shapes.
 
         Raises:
+          TypeError: the tree holds the state of an optimizer.
           ValueError: listing the rules that match nothing; and as `budget`.
         """
         recipe = self._spelled(tuple(paths), leaves)
         if recipe is not self:
             return recipe.checked_budget(params, paths, leaves)
+        check_no_optimizer_state(params)
         assigned = dict(overrides=self.overrides, structure=self.structures[:-1])
         assigned |= dict(per_slice=self.distribution.stacked, structural=self.structural)
         slices = self._slices(paths, leaves)

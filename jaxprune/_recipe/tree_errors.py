@@ -1,9 +1,12 @@
 """Errors about whole trees: they are not params, or none of their leaves is chosen."""
 
 from collections.abc import Sequence
+from typing import Any
+
+import jax
 
 from jaxprune._base.arguments import BadValue
-from jaxprune._base.paths import shown_path
+from jaxprune._base.paths import path_str, shown_path
 from jaxprune._recipe.choice import Choice, Specs
 
 PASS_PARAMS = "Pass the params: variables['params'] of linen, or nnx.state(model, nnx.Param)."
@@ -16,6 +19,31 @@ def check_variables(paths: Sequence[str]) -> None:
             "batch_stats: these are all variables of a linen model, but statistics are not "
             "weights. Pass variables['params'] alone, to the optimizer too."
         )
+
+
+def check_no_optimizer_state(params: Any) -> None:
+    """Raises where a tree holds the state of an optimizer, whose moments would be pruned too."""
+    nodes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_optimizer_state)
+    for path, node in nodes:
+        if _is_optimizer_state(node):
+            raise TypeError(
+                f"{shown_path(path_str(path))}: params must be a tree of weights, got the state of "
+                f"an optimizer, {type(node).__name__}. Pass the params alone: state.params of a "
+                "TrainState, or nnx.state(model, nnx.Param)."
+            )
+
+
+def _is_optimizer_state(x: Any) -> bool:
+    """Whether a node is a state of optax or jaxprune that holds arrays.
+
+    The placeholders of `optax.masked` hold none. Lookahead keeps two copies of the params in a
+    NamedTuple.
+    """
+    kind = type(x)
+    is_record = isinstance(x, tuple) and hasattr(kind, "_fields")
+    if not is_record or kind.__module__.partition(".")[0] not in ("optax", "jaxprune"):
+        return False
+    return kind.__name__ != "LookaheadParams" and bool(jax.tree.leaves(x))
 
 
 def nothing_chosen(

@@ -137,7 +137,7 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
         `"train"`). The masks of `rigl` and its variants must drop exactly as many as budgeted.
 
     Raises:
-      TypeError: called under `jit`.
+      TypeError: called under `jit`, or with the arguments swapped.
       ValueError: with `done`, the schedule is not finished, the masks were lost or the params are
         those of an earlier step, with the counts of every leaf; or the state has no `progress`,
         which `upgrade_state` adds. In any case, a dropped weight is not zero, or not finite, naming
@@ -165,6 +165,11 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
         )
     check_not_donated("check: params", params)
     check_not_donated("check: opt_state", find_states(opt_state))
+    if find_states(params) and not find_states(opt_state):
+        raise TypeError(
+            "check: got the optimizer state in the place of the params. Pass them in this order: "
+            "check(params, opt_state)."
+        )
     get_masks(opt_state, params)  # raises where there is no prune state
     paths, leaves, _ = leaves_with_paths(params)
     _check_copies(params, opt_state)  # first: the checks below may differ between processes
@@ -278,9 +283,10 @@ _DIVERGED = (
 )
 _MISPLACED = (
     "Something changes the updates after prune: make jaxprune.prune the last link of the chain, or "
-    "wrap the optimizer with prune(schedule, inner=optimizer). If the params were restored without "
-    "their optimizer state, or are an average, use jaxprune.apply_masks(params, opt_state). If the "
-    "model sets or rescales this leaf itself (a reparametrised weight), exclude it from pruning."
+    "wrap the optimizer with prune(schedule, inner=optimizer). If the params are of an earlier "
+    "step, were restored without their optimizer state, or are an average, use "
+    "jaxprune.apply_masks(params, opt_state). If the model sets or rescales this leaf itself (a "
+    "reparametrised weight), exclude it from pruning."
 )
 _NOT_DONE = (
     "Train until the last fire, or let the schedule end earlier. Steps are updates since tx.init; "

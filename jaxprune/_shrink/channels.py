@@ -200,7 +200,7 @@ def _coupled_structures(
         structures |= {f"(params/)?{rule_for(path)}": leaf for path, leaf in pruned}
         readers += read
     if not structures:
-        raise ValueError(f"channel_groups: no channels can be pruned: {refusals(program, groups)}.")
+        raise ValueError(f"channel_groups: no channels can be pruned: {refusals(program, groups)}")
     for group in groups:  # the units to try are still there
         group.removed = []
     return ChannelGroups(structures, axis_groups(program, groups), readers)

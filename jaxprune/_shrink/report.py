@@ -14,7 +14,7 @@ from jaxprune._base.text_table import Table, folded
 from jaxprune._shrink.costs import Cost, LayerCost, total
 from jaxprune._shrink.groups import Group
 from jaxprune._shrink.units import LeafAxis
-from jaxprune._trace.program import Program
+from jaxprune._trace.program import Program, draws_random
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,9 +220,17 @@ def _axis_group(program: Program, group: Group, reason: str) -> AxisGroup:
 
 
 def refusals(program: Program, groups: Iterable[Group]) -> str:
-    """All refused groups, for an error."""
+    """All refused groups, for an error, in one or two sentences."""
     refused = [str(group) for group in axis_groups(program, groups) if group.reason]
-    return "; ".join(refused) or "no product sums over any of them"
+    reasons = "; ".join(refused) or "no product sums over any of them"
+    return f"{reasons}.{_IN_TRAINING if draws_random(program) else ''}"
+
+
+_IN_TRAINING = (
+    " The model draws random numbers, whose shapes can't change. If they are those of dropout, "
+    "pass the model in inference mode: model.eval() in NNX, deterministic=True in linen, "
+    "eqx.nn.inference_mode(model)."
+)
 
 
 def report_of(

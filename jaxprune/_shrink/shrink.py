@@ -199,7 +199,7 @@ def _shrink(model: Model, rtol: float | None, allow: Sequence[str]) -> _Shrunk:
 
     groups = groups_with(())
     if all(group.reason for group in groups):
-        raise ValueError(f"shrink: no axis of the params can shrink: {refusals(program, groups)}.")
+        raise ValueError(f"shrink: no axis of the params can shrink: {refusals(program, groups)}")
     groups = accept(model, program, tracer, groups_with, allow_means=allow_means)
     removed = removed_indices(groups)
     small = without(program, removed)

@@ -180,6 +180,24 @@ def check_mask_dtype(path: str, mask: Any) -> None:
     )
 
 
+def mask_without_param(path: str, paths: Sequence[str], fix: str) -> str:
+    """The message for a mask whose path no param has.
+
+    Args:
+      path: of the mask.
+      paths: of the params.
+      fix: what to pass, unless the params are one part of the tree that was passed.
+    """
+    longer = next((p for p in paths if p.endswith(f"/{path}")), "")
+    if part := longer.removesuffix(f"/{path}"):
+        fix = f"One has the path {longer}: pass the part {part!r} of this tree alone."
+        fix += " Of a TrainState that is state.params." if part == "params" else ""
+    return (
+        f"{shown_path(path)}: there is a mask but no param with this path; the params have "
+        f"{listed(paths)}. {fix}"
+    )
+
+
 def wrong_shape(
     path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...], is_bits: bool = False
 ) -> str:

@@ -22,14 +22,13 @@ from jaxprune._base.arguments import kind_of
 from jaxprune._base.paths import (
     flattened,
     leaves_with_paths,
-    listed,
     path_str,
     shape_of,
     shown_path,
     spec_of,
 )
 from jaxprune._state.bit_masks import bit_mask_shape, from_bits
-from jaxprune._state.masks import check_mask_dtype, keep, wrong_shape
+from jaxprune._state.masks import check_mask_dtype, keep, mask_without_param, wrong_shape
 
 
 class PruneState(NamedTuple):
@@ -275,10 +274,7 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
         mask_paths, masks, _ = leaves_with_paths(tree)
         for i, (path, mask) in enumerate(zip(mask_paths, masks, strict=True)):
             if path not in leaf_at:
-                raise ValueError(
-                    f"{shown_path(path)}: there is a mask but no param with this path; the params "
-                    f"have {listed(paths)}. {fix}"
-                )
+                raise ValueError(mask_without_param(path, paths, fix))
             fitting = _fitting_mask(path, mask, leaf_at[path], are_bits)
             if is_pruned is not None:
                 fitting = _kept_unless(is_pruned[..., i], fitting)

@@ -7,6 +7,7 @@ and takes everything else unchanged from the dense run.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
@@ -15,7 +16,15 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune._base.arguments import shown
-from jaxprune._base.paths import is_box, leaves_with_paths, path_str, shown_path, spec_of
+from jaxprune._base.paths import (
+    is_box,
+    leaves_with_paths,
+    listed,
+    path_str,
+    paths_of,
+    shown_path,
+    spec_of,
+)
 from jaxprune._state.prune_state import PruneState, find_states
 
 
@@ -40,7 +49,7 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
       it over with `nnx.update(optimizer.opt_state, nnx.state(spliced))`.
 
     Raises:
-      TypeError: `tx` is not an optax transformation.
+      TypeError: `tx` is not an optax transformation, or `params` is an NNX model.
       ValueError: `tx` contains no prune transform; the dense state already contains a prune state,
         or belongs to another optimizer or other params (names where they differ).
 
@@ -55,6 +64,12 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
       (1, 0)
     """
     check_transformation("splice", tx, "the state of the dense run")
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(params, nnx.Module):
+        raise TypeError(
+            "splice: params must be those that the optimizer trains, got an NNX model. Pass "
+            "nnx.state(model, nnx.Param)."
+        )
     if find_states(dense_opt_state):
         raise ValueError(
             "the dense state already contains a prune state. Continue from it without splice; or, "
@@ -172,9 +187,12 @@ def _without_boxes(tree: Any) -> Any:
 
 def _misfit(path: tuple[Any, ...], fresh: Any, dense: Any) -> str:
     """The message for a dense state of another optimizer."""
+    outlines = [_outline(dense), _outline(fresh)]
+    if outlines[0] == outlines[1]:  # then their leaves differ, or the containers of these
+        outlines = [f"the leaves {listed(paths_of(state))}" for state in (dense, fresh)]
     return (
         f"{shown_path(path_str(path))}: the dense state does not fit this optimizer: it has "
-        f"{_outline(dense)}, but tx has {_outline(fresh)}. Build tx from exactly the links of the "
+        f"{outlines[0]}, but tx has {outlines[1]}. Build tx from exactly the links of the "
         "dense optimizer and jaxprune.prune, and restore the checkpoint into the structure of "
         "optimizer.init(params)."
     )

@@ -22,7 +22,27 @@ def linear():
     return nnx.Linear(4, 4, rngs=nnx.Rngs(0))
 
 
+def dropout(params, x):
+    keep = jax.random.bernoulli(jax.random.key(0), 0.5, (2, 4))
+    return jnp.where(keep, jax.nn.relu(x @ params["w"]), 0) @ params["v"]
+
+
+IN_EVALUATION = ("draws random numbers", "model.eval() in NNX", "deterministic=True in linen")
+
+
 MODELS = [
+    case(
+        "channel_groups_in_training_mode",
+        lambda: jaxprune.channel_groups(dropout, LAYERS, X),
+        ValueError,
+        ("w[1]", "as long as", IN_EVALUATION),
+    ),
+    case(
+        "shrink_in_training_mode",
+        lambda: jaxprune.shrink(dropout, {**LAYERS, "w": jnp.zeros((4, 4))}, X),
+        ValueError,
+        ("w[1]", "as long as", IN_EVALUATION),
+    ),
     case(
         "shrink_swapped",
         lambda: jaxprune.shrink(LAYERS, two_layers, X),

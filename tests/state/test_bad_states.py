@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
 
 import jaxprune
 from bad_input import ADAM, HALF, assert_error, case, half_pruned, init, params, start
@@ -27,6 +29,13 @@ def moved(*positions):
 def two_prunes(tree=None):
     other = init(tree) if tree is not None else start()
     return (start(), other)
+
+
+PRUNED_ADAM = jaxprune.prune(HALF, inner=ADAM)
+
+
+def train_state():
+    return TrainState.create(apply_fn=len, params=params(), tx=PRUNED_ADAM)
 
 
 STATES = [
@@ -71,6 +80,30 @@ STATES = [
         lambda: jaxprune.check(params(), two_prunes()[0], done=1),
         TypeError,
         ("done", "1", "True or False"),
+    ),
+    case(
+        "check_a_train_state",
+        lambda: jaxprune.check(train_state(), train_state()),
+        ValueError,
+        ("b:", "params/b", ("'params' of this tree", "state.params")),
+    ),
+    case(
+        "apply_masks_to_a_part_of_a_tree",
+        lambda: jaxprune.apply_masks({"model": {"net": params()}}, {"w": ones(2, 4) > 0}),
+        ValueError,
+        ("w:", "model/net/w", "pass the part 'model/net' of this tree alone"),
+    ),
+    case(
+        "splice_a_model",
+        lambda: jaxprune.splice(PRUNED_ADAM, nnx.Linear(2, 4, rngs=nnx.Rngs(0)), ADAM.init({})),
+        TypeError,
+        ("splice: params", "an NNX model", "nnx.state(model, nnx.Param)"),
+    ),
+    case(
+        "splice_a_state_with_other_leaves",
+        lambda: jaxprune.splice(PRUNED_ADAM, params(), ADAM.init({"other": ones(2, 4)})),
+        ValueError,
+        ("inner_state:", ("0/mu/other", "0/mu/w"), "optimizer.init(params)"),
     ),
     case(
         "masks_of_two_models",
@@ -149,8 +182,8 @@ STATES = [
     case(
         "check_swapped",
         lambda: jaxprune.check(start(), params()),
-        ValueError,
-        ("prune state", "dict", "tx.init(params)"),
+        TypeError,
+        ("check", "the optimizer state in the place of the params", "check(params, opt_state)"),
     ),
     case(
         "check_moved",

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
 
 import jaxprune
 from bad_input import (
@@ -35,7 +37,39 @@ def scored(score, **more):
     return init({"w": ones(2, 4), "b": ones(4)}, score=score, **more)
 
 
+def train_state():
+    return TrainState.create(apply_fn=len, params=params(), tx=optax.adam(1e-3))
+
+
+def nnx_optimizer():
+    return nnx.Optimizer(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), optax.adam(1e-3), wrt=nnx.Param)
+
+
 LEAVES = [
+    case(
+        "a_train_state",
+        lambda: jaxprune.prune_params(train_state(), 0.5),
+        TypeError,
+        ("opt_state/0:", "ScaleByAdamState", "state.params of a TrainState"),
+    ),
+    case(
+        "an_nnx_optimizer",
+        lambda: jaxprune.plan(nnx_optimizer(), HALF),
+        TypeError,
+        ("opt_state/0:", "ScaleByAdamState", "nnx.state(model, nnx.Param)"),
+    ),
+    case(
+        "an_optimizer_state_of_optax",
+        lambda: jaxprune.masks_from_params(optax.trace(0.9).init(params())),
+        TypeError,
+        ("(root):", "TraceState", "Pass the params alone"),
+    ),
+    case(
+        "params_and_state_in_one_tree",
+        lambda: init({"params": params(), "opt_state": jaxprune.prune(HALF).init(params())}),
+        TypeError,
+        ("opt_state:", "PruneState", "Pass the params alone"),
+    ),
     case(
         "int32",
         lambda: init({"w": ones(2, 2), "a": {"n": ones(2, 2, dtype=jnp.int32)}}, include=".*"),
