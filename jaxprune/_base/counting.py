@@ -91,23 +91,29 @@ def count_arrays(flags: Sequence[jax.Array], dtype: Any, is_local: bool = False)
     alike: dict[Any, list[int]] = {}
     for i, flag in enumerate(flags):
         alike.setdefault(flag.shape if is_local else i, []).append(i)
-    order, counts = [], []
-    for members in alike.values():
-        for some in np.array_split(members, -(-len(members) // _AT_ONCE)):
-            order += some.tolist()
-            counts.append(_counts_of_alike([flags[i] for i in some], dtype, is_local))
+    order = [i for members in alike.values() for i in members]
+    counts = [
+        _counts_of_alike([flags[i] for i in members], dtype, is_local) for members in alike.values()
+    ]
     joined = jnp.concatenate(counts) if counts else jnp.zeros((0,), dtype)
     return joined if order == sorted(order) else joined[np.argsort(order)]
 
 
 def _counts_of_alike(flags: list[jax.Array], dtype: Any, is_local: bool) -> jax.Array:
-    """`count_arrays` of a few arrays of one shape, in one read."""
+    """`count_arrays` of arrays of one shape, some of them in one read."""
     size = flags[0].size
     if not size:
         return jnp.zeros((len(flags),), dtype)
     members = [jnp.expand_dims(flag, 0) for flag in flags]
+    parts = np.array_split(np.arange(len(flags)), -(-len(flags) // _AT_ONCE))
+    if len(parts) > 1 and not on_tpu(flags):
+        # The counts of rows are joined: their sums are one kernel, too.
+        rows = [count_in_rows([as_rows(members[i]) for i in part]) for part in parts]
+        joined = jnp.concatenate([row for some in rows for row in some])
+        return reduced([joined.astype(dtype)], 1)[0]
     if len(flags) > 1:
-        return count_each(members, dtype, is_local)[0]
+        counts = [count_each([members[i] for i in part], dtype, is_local)[0] for part in parts]
+        return jnp.concatenate(counts)
     # XLA would turn a single count into the slow form that `count_each` avoids, so the False
     # entries are counted, too. Both terms are equal.
     n_true, n_false = count_each([members[0], ~members[0]], dtype, is_local)[0]
@@ -131,7 +137,7 @@ def count_each(flags: Sequence[jax.Array], dtype: Any, is_local: bool) -> jax.Ar
     if on_tpu(flags):
         return _count_on_tpu(flags, dtype)
     if not is_local:
-        return _count_in_shards(flags, dtype)
+        return count_in_shards(flags, dtype)
     return count_rows([as_rows(flag) for flag in flags], dtype)
 
 
@@ -142,26 +148,26 @@ def count_rows(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
 
 def count_in_rows(flags: Sequence[jax.Array]) -> list[jax.Array]:
     """The number of true entries of every row, uint32[n_members, rows] for each of the flags."""
-    return list(_reduced([flag.astype(jnp.uint32) for flag in flags], 2))
+    return list(reduced([flag.astype(jnp.uint32) for flag in flags], 2))
 
 
 def sum_rows(row_counts: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """The sums of counts of rows, [n_members, n_flags]."""
-    return jnp.stack(_reduced([count.astype(dtype) for count in row_counts], 1), axis=1)
+    return jnp.stack(reduced([count.astype(dtype) for count in row_counts], 1), axis=1)
 
 
-def _count_in_shards(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
+def count_in_shards(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """`count_each` across devices, rows first."""
     counts = [flag.astype(dtype) for flag in flags]
     shape, n = flags[0].shape[1:], n_devices(flags)
-    axis, length = _row_in_shards(shape, n)
+    axis, length = row_in_shards(shape, n, _ROW)
     if length > 1:
-        counts = _reduced([split_axis(count, axis + 1, length) for count in counts], axis + 2)
+        counts = reduced([split_axis(count, axis + 1, length) for count in counts], axis + 2)
         stacked = jnp.stack(counts)  # their sums are one kernel of a GPU, and one all-reduce
-        return _reduced([stacked], *range(2, stacked.ndim))[0].T
+        return reduced([stacked], *range(2, stacked.ndim))[0].T
     elif math.prod(shape) > _SMALL and all(k % n for k in shape):
         # No axis can be sharded over all devices: most likely each holds a copy.
-        counts = _reduced(counts, *range(1, counts[0].ndim))
+        counts = reduced(counts, *range(1, counts[0].ndim))
     return jnp.stack([_summed(count) for count in counts], axis=1)
 
 
@@ -193,15 +199,15 @@ def _summed(x: jax.Array) -> jax.Array:
     return lax.reduce(x, np.zeros((), np.dtype(x.dtype)), lax.add, tuple(range(1, x.ndim)))
 
 
-def _reduced(arrays: Sequence[jax.Array], *axes: int) -> Any:
+def reduced(arrays: Sequence[jax.Array], *axes: int) -> Any:
     """The sums of several arrays over some axes, as one variadic reduction."""
     zeros = tuple(np.zeros((), np.dtype(x.dtype)) for x in arrays)
     return lax.reduce(tuple(arrays), zeros, lambda a, b: tuple(map(operator.add, a, b)), axes)
 
 
 @functools.cache
-def _row_in_shards(shape: tuple[int, ...], n_devices: int) -> tuple[int, int]:
-    """An axis with long rows, up to `_ROW`, that no sharding divides, and their length.
+def row_in_shards(shape: tuple[int, ...], n_devices: int, longest: int) -> tuple[int, int]:
+    """An axis with long rows, up to `longest`, that no sharding divides, and their length.
 
     A row whose length divides the part of the axis on one of all devices lies within one shard,
     however many of the devices the axis is sharded over, so splitting it off moves no data. The
@@ -209,21 +215,21 @@ def _row_in_shards(shape: tuple[int, ...], n_devices: int) -> tuple[int, int]:
     another. Else it is the axis with the longest rows.
     """
     parts = [n // n_devices if n % n_devices == 0 else 1 for n in shape]
-    rows = [next(k for k in range(min(n, _ROW), 0, -1) if n % k == 0) if n else 1 for n in parts]
+    rows = [next(k for k in range(min(n, longest), 0, -1) if n % k == 0) if n else 1 for n in parts]
     if rows and rows[-1] >= _SHORT_ROW:
         return len(rows) - 1, rows[-1]
     best = max(range(len(rows)), key=lambda i: (rows[i], i), default=0)
     return best, rows[best] if rows else 1
 
 
-def as_rows(x: jax.Array) -> jax.Array:
-    """An array on one device as [1, rows, row], padded with zeros.
+def as_rows(x: jax.Array, longest: int = 0) -> jax.Array:
+    """An array on one device as [1, rows, row], padded with zeros; rows of up to `longest` entries.
 
     Merging axes costs nothing there. With several devices an axis may be sharded, and a reshape
     would gather it. On a TPU memory is tiled, and rows that are not along the last axis would need
     another memory layout.
     """
-    row = _row_length(x.size)
+    row = _row_length(x.size, longest or _ROW)
     if on_tpu([x]) and x.ndim > 1 and _ROW // 8 <= x.shape[-1] <= min(16 * _ROW, x.size // 16):
         row = x.shape[-1]
     if x.size % row == 0:
@@ -233,9 +239,9 @@ def as_rows(x: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _row_length(size: int) -> int:
-    """The longest divisor of `size` up to `_ROW`; `_ROW` itself, by padding, when that is short."""
-    if size <= _ROW:
+def _row_length(size: int, longest: int) -> int:
+    """The longest divisor of `size` up to `longest`; that itself, by padding, if it is short."""
+    if size <= longest:
         return size
-    longest = next(n for n in range(_ROW, 0, -1) if size % n == 0)
-    return longest if longest >= _ROW // 16 else _ROW
+    row = next(n for n in range(longest, 0, -1) if size % n == 0)
+    return row if row >= longest // 16 else longest

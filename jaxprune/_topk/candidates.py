@@ -24,6 +24,8 @@ from jaxprune._topk.stacks import Stack
 
 # Leaves of at least this many rows are searched in this way.
 _MANY_ROWS = 2**11
+# On a GPU a leaf has up to so many times as many rows.
+_GPU_ROWS = 4
 # If there are more of them, none is: every one adds to the time of compiling.
 _MOST_STACKS = 4
 # At most one of so many rows is gathered.
@@ -90,12 +92,13 @@ def large_stacks(problem: Problem) -> list[int]:
         return []
     if problem.axis_name is not None:
         return []
-    large = [i for i, stack in enumerate(problem.stacks) if _is_large(stack)]
+    many = _MANY_ROWS * (_GPU_ROWS if problem.is_gpu else 1)
+    large = [i for i, stack in enumerate(problem.stacks) if _is_large(stack, many)]
     return large if len(large) <= _MOST_STACKS else []
 
 
-def _is_large(stack: Stack) -> bool:
-    return stack.size < counting.WIDE and _shape(stack)[1] >= _MANY_ROWS
+def _is_large(stack: Stack, many_rows: int) -> bool:
+    return stack.size < counting.WIDE and _shape(stack)[1] >= many_rows
 
 
 def _shape(stack: Stack) -> tuple[int, ...]:

@@ -4,53 +4,30 @@ The data are read once. XLA fuses scores, comparisons and counts into the read, 
 nothing for each entry.
 """
 
-import math
-import operator
-from collections.abc import Callable, Container, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Container, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.counting import (
-    count_each,
-    count_in_rows,
-    count_rows,
-    per_member,
-    sum_rows,
-)
-from jaxprune._base.sharding import SumOnce, in_lanes, summed_in_shards
-from jaxprune._topk.bracket import N_CUTS, Counts, cuts_in
+from jaxprune._base.counting import per_member
+from jaxprune._topk.bracket import Counts, cuts_in
 from jaxprune._topk.candidates import Gathered
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.ranks import (
     Members,
+    PoolRanks,
     cuts_in_members,
     first_ranks,
     lowest_order,
     member_bases,
     member_sizes,
+    order_in_pool,
     tie_order,
 )
-from jaxprune._topk.stacks import Stack
-
-Compare = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-class Counted(NamedTuple):
-    """What a pass counts.
-
-    Attributes:
-      counts: how many entries of each pool reach each cut, or lie below it.
-      rows: of some stacks, for each cut, how many entries of each row lie below it.
-      in_rows: the positions of these stacks.
-    """
-
-    counts: Counts
-    rows: list[list[jax.Array]]
-    in_rows: Sequence[int]
+from jaxprune._topk.tally import ABOVE, BELOW, REACHING, Counted, by_pool, pool_counts
 
 
 def keys_reaching(table: jax.Array, problem: Problem, in_rows: Sequence[int] = ()) -> Counted:
@@ -103,7 +80,7 @@ def _keys_reaching(
     skip: Container[int] = (),
 ) -> Counted:
     member_cuts = [stack.form.cuts(stack.of_members(cuts)) for stack in problem.stacks]
-    counted = _pool_counts(integers, member_cuts, operator.lt, problem, in_rows)
+    counted = pool_counts(integers, member_cuts, BELOW, problem, in_rows)
     n_below = counted.counts.n
     if problem.one_device:
         n_below -= _padding_below(member_cuts, problem, skip)
@@ -116,12 +93,10 @@ def _padding_below(
     """How many entries that only pad the rows of a stack lie below each cut, [n_pools, N_CUTS]."""
     total: Any = np.uint32(0)
     for i, (stack, cuts) in enumerate(zip(problem.stacks, member_cuts, strict=True)):
-        shape = jax.tree.leaves(stack.x)[0].shape
-        n_padding = 0 if stack.is_sliced else math.prod(shape[1:]) - stack.size
-        if n_padding and i not in skip:
+        if stack.n_padding and i not in skip:
             zeros = jax.tree.map(lambda x: jnp.zeros((1, 1, 1), x.dtype), stack.x)
             is_below = (problem.integers(stack, zeros)[0] < cuts).astype(problem.pools.pool_dtype)
-            total += _by_pool([is_below * is_below.dtype.type(n_padding)], [stack], problem)
+            total += by_pool([is_below * is_below.dtype.type(stack.n_padding)], [stack], problem)
     return total * problem.n_parts
 
 
@@ -153,82 +128,37 @@ def ties_reaching(
         tied = per_member(stack.form.cuts(stack.of_members(tied_key)), integers.ndim)
         orders.append(jnp.where(integers == tied, order, lowest_order(members, problem.ties)))
         member_cuts.append(cuts_in_members(stack.of_members(cuts), members, problem.ties))
-    return _pool_counts(orders, member_cuts, operator.gt, problem)
+    return pool_counts(orders, member_cuts, ABOVE, problem)
 
 
-def _pool_counts(
-    numbers: list[jax.Array],
-    member_cuts: list[jax.Array],
-    compare: Compare,
+def ties_reaching_on_gpu(
+    table: jax.Array,
+    tied_key: jax.Array,
+    gathered: dict[int, Gathered],
+    ranks: list[PoolRanks],
     problem: Problem,
-    in_rows: Sequence[int] = (),
 ) -> Counted:
-    """Counts how many numbers of each pool compare with each of its cuts.
+    """`ties_reaching` for a GPU: a pass has no kernels for ranks, or for the cuts of members.
 
     Args:
-      numbers: of each stack, [n_members, ...].
-      member_cuts: of each stack, [n_members, N_CUTS].
-      compare: a comparison of an entry with a cut.
+      table: as for `ties_reaching`.
+      tied_key: as for `ties_reaching`.
+      gathered: as for `ties_reaching`.
+      ranks: of each stack, computed outside the loop.
       problem: the selection.
-      in_rows: positions of the stacks whose rows are counted, too; all lie on one device.
     """
-    rows: list[list[jax.Array]] = []
-
-    def add_up(
-        numbers: list[jax.Array], once: SumOnce | None, member_cuts: list[jax.Array]
-    ) -> jax.Array:
-        counts = []
-        for i, stack in enumerate(problem.stacks):
-            flags = _flags(numbers[i], member_cuts[i], compare)
-            if i in in_rows:
-                rows.append(count_in_rows(flags))
-                count = sum_rows(rows[-1], problem.pools.pool_dtype)
-            else:
-                count = _count_members(flags, stack, problem, once is not None)
-            counts.append(count if once is None else once(i, count))
-        return _by_pool(counts, problem.stacks, problem)
-
-    counts = summed_in_shards(add_up, numbers, member_cuts)
-    if problem.axis_name is None:
-        return Counted(Counts(counts), rows, in_rows)
-    add = lambda x: lax.psum(x, problem.axis_name)
-    most = max(problem.pools.sizes)
-    counts = in_lanes(add, counts, most, problem.n_parts, counts.dtype)
-    return Counted(Counts(counts), rows, in_rows)
-
-
-def _flags(numbers: jax.Array, cuts: jax.Array, compare: Compare) -> list[jax.Array]:
-    """Compares the numbers of each member with each of its cuts, [n_members, N_CUTS]."""
-    return [compare(numbers, per_member(cuts[:, j], numbers.ndim)) for j in range(N_CUTS)]
-
-
-def _count_members(
-    flags: list[jax.Array], stack: Stack, problem: Problem, in_shard: bool
-) -> jax.Array:
-    """Counts the true entries of each member, [n_members, N_CUTS].
-
-    The slices of a long leaf are counted as one member: they belong to the same pool.
-    """
-    dtype = problem.pools.pool_dtype
-    if stack.is_sliced:
-        flags = [jnp.expand_dims(flag, 0) for flag in flags]
-    elif problem.one_device:
-        return count_rows(flags, dtype)
-    return count_each(flags, dtype, problem.one_device or in_shard)
-
-
-def _by_pool(counts: list[jax.Array], stacks: Sequence[Stack], problem: Problem) -> jax.Array:
-    """Sums the counts of the members of each pool, [n_pools, N_CUTS]."""
-    n_pools = len(problem.pools.sizes)
-    pool_of = np.concatenate(
-        [stack.pool_of[: len(count)] for stack, count in zip(stacks, counts, strict=True)]
+    xs = [stack.x for stack in problem.stacks]
+    xs, gathered, ranks, table, tied_key = lax.optimization_barrier(
+        (xs, gathered, ranks, table, tied_key)
     )
-    joined = jnp.concatenate(counts) if len(counts) > 1 else counts[0]
-    if np.array_equal(pool_of, np.arange(n_pools)):
-        return joined
-    if n_pools == 1:
-        return jnp.sum(joined, axis=0, keepdims=True, dtype=joined.dtype)
-    order = np.argsort(pool_of, kind="stable")
-    if np.array_equal(pool_of[order], np.arange(n_pools)):
-        return joined[order]
-    return jnp.zeros((n_pools, N_CUTS), joined.dtype).at[pool_of].add(joined)
+    orders, member_cuts = [], []
+    for i, (stack, x) in enumerate(zip(problem.stacks, xs, strict=True)):
+        if i in gathered:  # a leaf that is a pool
+            integers, order = gathered[i].integers, gathered[i].ranks().astype(ranks[i].first.dtype)
+        else:
+            integers = problem.integers(stack, x, exact=True)
+            order = order_in_pool(ranks[i], integers.shape, problem.ties, stack.n_padding)
+        tied = per_member(stack.form.cuts(stack.of_members(tied_key)), integers.ndim)
+        orders.append(jnp.where(integers == tied, order, order.dtype.type(0)))
+        member_cuts.append(stack.of_members(cuts_in(table)))
+    return pool_counts(orders, member_cuts, REACHING, problem)

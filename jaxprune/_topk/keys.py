@@ -7,6 +7,9 @@ be non-negative, else by a subtraction on either side of zero. What few entries 
 the cuts: a cut never lies above the smallest NaN, so NaNs need not be equal to be counted, and a
 cut below -inf is raised to -inf. `exact` integers, in which all NaNs are equal, serve where ties
 matter.
+
+A GPU compares unsigned integers as fast. There the integers are the keys, of 32 bits or more, and a
+pass needs no kernel that makes other cuts of them.
 """
 
 import dataclasses
@@ -17,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.float_bits import bits_of, keyed_dtype
+from jaxprune._base.float_bits import bits_of, keyed_dtype, order_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +32,13 @@ class KeyForm:
       has_sign: whether a score may be negative. If not, NaNs and zeros may still have a sign bit.
       has_floor: whether some entries may not be kept; they get the smallest integer, below the
         integer of every score.
-      is_wide: whether integers of 16 bits are widened to 32.
+      is_key: whether the integers are the `order_key`s themselves, in 32 bits or more.
     """
 
     dtype: np.dtype
     has_sign: bool
     has_floor: bool
-    is_wide: bool = False
+    is_key: bool = False
 
     @property
     def signed(self) -> Any:
@@ -44,8 +47,10 @@ class KeyForm:
 
     @property
     def compared(self) -> Any:
-        """The signed integer type of the integers and the cuts."""
-        return jnp.int32 if self.is_wide and self.dtype.itemsize == 2 else self.signed
+        """The integer type of the integers and the cuts."""
+        if self.is_key:
+            return jnp.uint64 if self.dtype.itemsize == 8 else jnp.uint32
+        return self.signed
 
     @property
     def _offset(self) -> int:
@@ -59,13 +64,17 @@ class KeyForm:
         return layout.nan_key - self._offset - layout.sign
 
     def integers(self, scores: jax.Array, among: Any, *, exact: bool = False) -> jax.Array:
-        """Signed integers that sort like the scores, NaN highest, -0.0 equal to 0.0.
+        """Integers that sort like the scores, NaN highest, -0.0 equal to 0.0.
 
         Args:
           scores: in any dtype that `dtype` holds exactly.
           among: nonzero where an entry may be kept, or None; not None if `has_floor`.
           exact: make all NaNs equal.
         """
+        if self.is_key:
+            entry = self._keys(scores.astype(self.dtype), exact).astype(self.compared)
+            zero = jnp.zeros_like(entry)
+            return entry if not self.has_floor else jnp.where(among.astype(bool), entry, zero)
         layout, signed = bits_of(self.dtype), self.signed
         bits = lax.bitcast_convert_type(scores.astype(self.dtype), signed)
         lowest = signed(-layout.sign)
@@ -78,20 +87,27 @@ class KeyForm:
                 entry = jnp.minimum(entry, signed(self._nan - self.has_floor))
             if self.has_floor:
                 entry = entry + signed(1)
-            entry = entry.astype(self.compared)
         else:
-            entry = bits.astype(self.compared) & self.compared(layout.sign - 1)
+            entry = bits & signed(layout.sign - 1)
             if exact:
-                entry = jnp.minimum(entry, self.compared(self._nan))
-        if not self.has_floor:
-            return entry
-        return jnp.where(among.astype(bool), entry, lowest.astype(self.compared))
+                entry = jnp.minimum(entry, signed(self._nan))
+        return entry if not self.has_floor else jnp.where(among.astype(bool), entry, lowest)
+
+    def _keys(self, scores: jax.Array, exact: bool) -> jax.Array:
+        """The `order_key`s of scores; those of NaNs may differ unless `exact`."""
+        if self.has_sign:
+            return order_key(scores)
+        layout = bits_of(self.dtype)
+        key = lax.bitcast_convert_type(scores, layout.unsigned) | layout.unsigned(layout.sign)
+        return jnp.minimum(key, layout.unsigned(layout.nan_key)) if exact else key
 
     def cuts(self, keys: jax.Array) -> jax.Array:
         """The integers of `order_key`s, which may be one too large, or smaller than any score's.
 
         An entry is below a cut by key if its integer is below that of the cut.
         """
+        if self.is_key:
+            return keys.astype(self.compared)
         layout = bits_of(self.dtype)
         wide = keys.dtype.type
         if self.has_sign:
@@ -99,15 +115,11 @@ class KeyForm:
             is_floor = keys == wide(0) if self.has_floor else False
             keys = jnp.where(is_floor, wide(0), scored)
         unsigned = keys.astype(layout.unsigned) ^ layout.unsigned(layout.sign)
-        return lax.bitcast_convert_type(unsigned, self.signed).astype(self.compared)
+        return lax.bitcast_convert_type(unsigned, self.signed)
 
 
 def key_form(
     score_dtype: Any, common_dtype: Any, has_sign: bool, has_floor: bool, on_gpu: bool
 ) -> KeyForm:
-    """The form of scores of a dtype, widened to `common_dtype` unless that is None.
-
-    XLA for GPUs stores integers of 16 bits in every pass, because reading these again takes less
-    than reading the scores and what may be kept. It computes those of 32 bits anew.
-    """
+    """The form of scores of a dtype, widened to `common_dtype` unless that is None."""
     return KeyForm(np.dtype(common_dtype or keyed_dtype(score_dtype)), has_sign, has_floor, on_gpu)

@@ -30,6 +30,7 @@ class Problem:
     ties: str  # "index" or "hashed"
     one_device: bool  # whether axes may be merged at no cost
     axis_name: Any  # the mapped axis that every pool is spread over, or None
+    is_gpu: bool  # whether the arrays lie on GPUs
 
     def integers(self, stack: Stack, x: Any, *, exact: bool = False) -> jax.Array:
         """The signed integers of entries of a stack; see `KeyForm`.

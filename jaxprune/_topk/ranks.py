@@ -8,6 +8,9 @@ cut through the pool is translated for each member.
 Hashed ties compare a number that the rank is mapped to; different ranks map to different numbers.
 """
 
+import functools
+import math
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -94,6 +97,54 @@ def tie_order(shape: tuple[int, ...], members: Members, ties: str) -> jax.Array:
         return rank
     in_pool = rank.astype(jnp.uint32) + per_member(members.base, len(shape)).astype(jnp.uint32)
     return jnp.where(rank > 0, _signed(_shuffled(in_pool)), lowest_order(members, ties))
+
+
+class PoolRanks(NamedTuple):
+    """What a GPU computes the ranks of a stack in its pools from.
+
+    In a loop over these arrays, ranks are a part of the kernel that reads the entries. From `iota`s
+    and constants in the loop, XLA would make some kernels of their own.
+
+    Attributes:
+      first: the rank of the first entry of each member, [n_members], unsigned.
+      steps: for each other axis, how far ranks fall along it, [length].
+    """
+
+    first: jax.Array
+    steps: list[jax.Array]
+
+    @staticmethod
+    def of(stack: Stack, problem: Problem) -> "PoolRanks":
+        """Those of the entries of a stack."""
+        pools, shape = problem.pools, jax.tree.leaves(stack.x)[0].shape
+        base = member_bases(stack, first_ranks(problem))
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(1, len(shape))]
+        steps = [
+            lax.iota(pools.rank_dtype, n) * jnp.asarray(stride, pools.rank_dtype)
+            for n, stride in zip(shape[1:], strides, strict=True)
+        ]
+        return PoolRanks(base + member_sizes(stack, pools).astype(base.dtype), steps)
+
+
+def order_in_pool(ranks: PoolRanks, shape: tuple[int, ...], ties: str, n_padding: int) -> jax.Array:
+    """The tie order of each entry in its pool as a GPU compares it: unsigned, 0 for padding.
+
+    An entry reaches a cut through the order of its pool if its number is at least as high.
+
+    Args:
+      ranks: of the entries.
+      shape: of the entries, [n_members, ...].
+      ties: which of equal scores are kept.
+      n_padding: how many entries at the end of each member are padding.
+    """
+    steps = [lax.broadcast_in_dim(x, shape, (axis,)) for axis, x in enumerate(ranks.steps, 1)]
+    n_before = functools.reduce(operator.add, steps) if steps else jnp.zeros(shape, jnp.int32)
+    rank = per_member(ranks.first, len(shape)) - n_before.astype(ranks.first.dtype)
+    order = _shuffled(rank.astype(jnp.uint32)) if ties == "hashed" else rank
+    if not n_padding:
+        return order
+    size = n_before.dtype.type(math.prod(shape[1:]) - n_padding)
+    return jnp.where(n_before < size, order, order.dtype.type(0))
 
 
 def lowest_order(members: Members, ties: str) -> Any:

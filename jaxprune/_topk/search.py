@@ -34,10 +34,16 @@ from jaxprune._topk.candidates import (
     most_candidates,
     narrowed_rows,
 )
-from jaxprune._topk.count import Counted, keys_reaching, keys_reaching_in, ties_reaching
+from jaxprune._topk.count import (
+    keys_reaching,
+    keys_reaching_in,
+    ties_reaching,
+    ties_reaching_on_gpu,
+)
 from jaxprune._topk.first_cuts import first_cuts
 from jaxprune._topk.problem import Problem
-from jaxprune._topk.ranks import cut_above_all
+from jaxprune._topk.ranks import PoolRanks, cut_above_all
+from jaxprune._topk.tally import Counted
 
 
 class Cuts(NamedTuple):
@@ -120,7 +126,11 @@ def _with_ties(
     )
     n_keep_tied = jnp.where(is_exact, one, n_keep_tied)
     state = SearchState(table_to_start(tied, n_keep_tied), [])
-    count = lambda table: ties_reaching(table, key, gathered, problem)
+    if problem.is_gpu:
+        ranks = [PoolRanks.of(stack, problem) for stack in problem.stacks]
+        count = lambda table: ties_reaching_on_gpu(table, key, gathered, ranks, problem)
+    else:
+        count = lambda table: ties_reaching(table, key, gathered, problem)
     by_tie, _ = _narrowed(state, n_keep_tied, count, problem)
     return Cuts(key, by_tie.exact_end(n_keep_tied))
 

@@ -109,6 +109,12 @@ class Stack(NamedTuple):
         """Whether the members are the slices of one leaf."""
         return len(self.pool_of) > len(self.leaves)
 
+    @property
+    def n_padding(self) -> int:
+        """How many entries only fill the last row of each member."""
+        shape = jax.tree.leaves(self.x)[0].shape
+        return 0 if self.is_sliced else math.prod(shape[1:]) - self.size
+
     def of_members(self, x: jax.Array) -> jax.Array:
         """For each member the entry of its pool: [n_members, ...] of an array [n_pools, ...]."""
         first, n = int(self.pool_of[0]), len(self.pool_of)
@@ -127,7 +133,11 @@ class Stack(NamedTuple):
 
 
 def stacked(
-    operands: Sequence[Any], forms: Sequence[KeyForm], pools: Pools, one_device: bool
+    operands: Sequence[Any],
+    forms: Sequence[KeyForm],
+    pools: Pools,
+    one_device: bool,
+    longest_row: int = 0,
 ) -> list[Stack]:
     """Joins operands of equal shapes into stacks; leaves without entries are in none.
 
@@ -143,7 +153,7 @@ def stacked(
             leaves_of.setdefault(kind if is_joined else leaf, []).append(leaf)
 
     def join(*xs: jax.Array) -> jax.Array:
-        rows = [as_rows(x) if one_device else jnp.expand_dims(x, 0) for x in xs]
+        rows = [as_rows(x, longest_row) if one_device else jnp.expand_dims(x, 0) for x in xs]
         return jnp.concatenate(rows) if len(rows) > 1 else rows[0]
 
     stacks = []

@@ -24,6 +24,7 @@ import numpy as np
 from jaxprune._base.arguments import as_array, is_int, kind_of, shown
 from jaxprune._base.counting import as_counts, counting
 from jaxprune._base.elementwise import is_elementwise_program
+from jaxprune._base.lanes import LONGEST_ROW
 from jaxprune._base.sharding import on_gpu, on_one_device
 from jaxprune._topk.kept import kept_masks, thresholds
 from jaxprune._topk.keys import key_form
@@ -228,8 +229,8 @@ def _select(
     allowed: Sequence[Any] = [None] * len(operands) if among is None else among
     pairs = list(zip(operands, allowed, strict=True))
     with counting(pools.pool_dtype == jnp.uint64):
-        stacks = stacked(pairs, forms, pools, one_device)
-        problem = Problem(pools, stacks, score, ties, one_device, axis_name)
+        stacks = stacked(pairs, forms, pools, one_device, LONGEST_ROW if is_gpu else 0)
+        problem = Problem(pools, stacks, score, ties, one_device, axis_name, is_gpu)
         cuts = search(problem, n_keep, start)
         return kept_masks(cuts, problem), thresholds(cuts.key, pools)
 

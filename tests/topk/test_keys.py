@@ -13,9 +13,9 @@ from jaxprune._topk.signs import score_specs
 
 SPECIAL = (0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
 SPECIAL += (0x7F7FFFFF, 0x7F800000, 0x7F800001, 0xFF7FFFFF, 0xFF800000, 0xFF800001, 0x00800000)
-# A dtype, and whether its integers are widened.
-FORMS = ((jnp.float32, False),)
-FORMS += tuple((dtype, wide) for dtype in (jnp.bfloat16, jnp.float16) for wide in (False, True))
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+# A dtype, and whether its integers are the keys.
+FORMS = tuple((dtype, is_key) for dtype in DTYPES for is_key in (False, True))
 
 
 def patterns(dtype):
@@ -26,20 +26,20 @@ def patterns(dtype):
     return np.concatenate([np.array(SPECIAL, np.uint64), drawn]).astype(np.uint32)
 
 
-@pytest.mark.parametrize("dtype, is_wide", FORMS)
+@pytest.mark.parametrize("dtype, is_key", FORMS)
 @pytest.mark.parametrize("has_sign", (True, False), ids=("signed", "magnitude"))
 @pytest.mark.parametrize("has_floor", (True, False), ids=("among", "all"))
 @pytest.mark.parametrize("exact", (True, False), ids=("exact", "raw"))
-def test_integers_and_cuts_compare_like_keys(dtype, is_wide, has_sign, has_floor, exact):
+def test_integers_and_cuts_compare_like_keys(dtype, is_key, has_sign, has_floor, exact):
     bits, layout = patterns(dtype), bits_of(dtype)
     is_nan = np.isnan(bits.view(dtype).astype(np.float32))
     if not has_sign:
         bits = bits[(bits < layout.sign) | (bits == layout.sign) | is_nan]
     scores = jnp.asarray(bits.view(dtype))
     among = jnp.asarray(np.random.default_rng(1).random(len(bits)) < 0.5) if has_floor else None
-    form = KeyForm(np.dtype(dtype), has_sign, has_floor, is_wide)
+    form = KeyForm(np.dtype(dtype), has_sign, has_floor, is_key)
     integers = np.asarray(form.integers(scores, among, exact=exact))
-    assert integers.itemsize == 4 if is_wide else integers.itemsize == np.dtype(dtype).itemsize
+    assert integers.itemsize == 4 if is_key else integers.itemsize == np.dtype(dtype).itemsize
     keys = np.asarray(order_key(scores)).astype(np.int64)
     if has_floor:
         keys = np.where(among, keys, 0)

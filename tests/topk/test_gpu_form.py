@@ -1,0 +1,74 @@
+"""Masks as a GPU selects them, in lanes and with unsigned keys, against a stable sort."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune._base import lanes
+from jaxprune._topk import candidates, search, topk
+from jaxprune._topk.topk import topk_masks
+from topk_oracle import KINDS, first, ranking, values
+
+# Short and long rows, with and without padding; the first two are one stack.
+SHAPES = ((31, 7), (31, 7), (), (16, 130), (33_037,))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Selection for GPUs, with a `jit` of its own: the one of `topk` may hold other programs."""
+    monkeypatch.setattr(topk, "on_gpu", lambda arrays: True)
+    static = ("score", "pool_of", "ties", "one_device", "axis_name")
+    fresh = jax.jit(topk._select.__wrapped__, static_argnames=static)
+    monkeypatch.setattr(topk, "_select", fresh)
+
+
+def leaves_of(kind, shapes, dtype=jnp.float32):
+    return [values(kind, shape, dtype, key) for key, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("n_devices", (1, 8))
+@pytest.mark.parametrize("score", (None, jnp.abs), ids=("signed", "magnitude"))
+def test_leaves_are_exact(n_devices, score, gpu, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: n_devices)
+    monkeypatch.setattr(lanes, "_MANY_ROWS", 4)
+    shapes = SHAPES if score is None else SHAPES[1:]  # many pools, or few
+    fn = jax.jit(lambda leaves, n: topk_masks(leaves, n, score=score))
+    for kind in KINDS:
+        leaves = leaves_of(kind, shapes)
+        scores = [x if score is None else np.abs(x) for x in leaves]
+        orders = list(map(ranking, scores))
+        for part in (0, 0.3, 0.999, 1):
+            counts = [int(part * x.size) for x in leaves]
+            for mask, n, order, x in zip(fn(leaves, counts), counts, orders, leaves, strict=True):
+                np.testing.assert_array_equal(mask, first(n, order, x.shape), err_msg=kind)
+
+
+@pytest.mark.parametrize("ties", ("index", "hashed"))
+@pytest.mark.parametrize("n_devices", (1, 8))
+def test_global_pools_are_those_of_the_cpu(n_devices, ties, gpu, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: n_devices)
+    on_gpu = jax.jit(lambda leaves, n: topk_masks(leaves, n, "global", ties=ties))
+    on_gpu(leaves_of(KINDS[0], SHAPES), 1)
+    monkeypatch.setattr(topk, "on_gpu", lambda arrays: False)
+    topk._select.clear_cache()
+    on_cpu = jax.jit(lambda leaves, n: topk_masks(leaves, n, "global", ties=ties))
+    for kind in KINDS:
+        leaves = leaves_of(kind, SHAPES)
+        for n in (0, 5000, 35_000):
+            want = on_cpu(leaves, n)
+            jax.tree.map(np.testing.assert_array_equal, on_gpu(leaves, n), want)
+
+
+def test_a_search_that_ends_in_gathered_rows_is_exact(gpu, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(candidates, "_MANY_ROWS", 16)
+    gather, gathered = search.gather, []
+    monkeypatch.setattr(search, "gather", lambda *x: gathered.append(x) or gather(*x))
+    fn = jax.jit(lambda x, n: topk_masks([x], [n]))
+    for kind in KINDS:
+        x = values(kind, (33_037,), jnp.float32)
+        order = ranking(x)
+        for n in (0, 1, x.size // 10, x.size - 1, x.size):
+            np.testing.assert_array_equal(fn(x, n)[0], first(n, order, x.shape), err_msg=kind)
+    assert gathered
