@@ -90,6 +90,7 @@ def in_options(text: str, rules: Mapping[str, Any]) -> str:
         text,
     )
     text = re.sub(r"\bNM\(n=(\d+), m=(\d+), axis=(-?\d+)\)", r"nm:\1:\2:\3", text)
+    text = re.sub(r"\bChannel\(axis=(-?\d+), norm=2\)", r"channel:\1", text)
     for option, name in DISTRIBUTIONS.items():
         text = re.sub(rf"\bdistribution=(jaxprune\.)?{name}\b", f"--distribution {option}", text)
         text = re.sub(rf"(?<=[( ]){name}(?=[),: ])", option, text)

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 import jaxprune
 from helpers import assert_says
 from jaxprune._cli.planned import all_dtypes
+from jaxprune._cli.words import structure_for
 from jaxprune._files.interchange import save_safetensors
 
 pytest.importorskip("typer")
@@ -180,6 +181,19 @@ def test_a_layout_that_the_biases_contradict_is_used_with_a_word(tmp_path):
     words = ("plan", tmp_path / "a.safetensors", "--structure", "nm:2:4", "--layout")
     assert_says(as_json(*words, "torch")["notes"][0], "as asked", "c_attn.weight", "bias of 24")
     assert as_json(*words, "jax")["notes"] == ["layout: jax, (in, out)"]
+
+
+@pytest.mark.parametrize("structure", ("nm:2:4", "channel"))
+def test_the_notes_of_a_plan_use_the_words_of_the_options(tmp_path, structure):
+    save_safetensors(tmp_path / "a.safetensors", {"fc.kernel": random(0, 8, 8)})
+    words = ("-s", 0.5, "--structure", structure, "--layout")
+    notes = []
+    for layout in ("jax", "torch"):
+        [leaf] = as_json("plan", tmp_path / "a.safetensors", *words, layout)["leaves"]
+        structure_for(leaf["note"])  # can be typed as --structure
+        notes.append(leaf["note"])
+    axes = {"nm:2:4": (":-2", ":-1"), "channel": (":-1", ":-2")}
+    assert notes == [structure + axis for axis in axes[structure]]
 
 
 def test_only_leaves_that_are_pruned_decide(tmp_path):
