@@ -87,6 +87,12 @@ def on_gpu(arrays: Iterable[Any]) -> bool:
     return jax.default_backend() == "gpu"
 
 
+def on_cpu(arrays: Iterable[Any]) -> bool:
+    """Whether the arrays lie on CPUs, judged by their mesh, else by the default backend."""
+    kind = _device_kind(arrays)
+    return kind.lower() == "cpu" if kind else jax.default_backend() == "cpu"
+
+
 def _device_kind(arrays: Iterable[Any]) -> str:
     """The kind of device that the meshes of the arrays name; "" if none does."""
     kinds = [

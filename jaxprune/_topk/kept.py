@@ -20,7 +20,7 @@ from jaxprune._topk.ranks import (
     tie_order,
 )
 from jaxprune._topk.search import Cuts
-from jaxprune._topk.stacks import Pools, Stack
+from jaxprune._topk.stacks import Pools, Stack, unstacked
 
 
 def kept_masks(cuts: Cuts, problem: Problem) -> list[jax.Array]:
@@ -29,41 +29,42 @@ def kept_masks(cuts: Cuts, problem: Problem) -> list[jax.Array]:
     shapes = problem.pools.shapes
     masks: list[Any] = [jnp.zeros(shape, bool) for shape in shapes]  # empty leaves are in no stack
     for stack in problem.stacks:
-        pool_cuts = Cuts(stack.of_members(cuts.key), stack.of_members(cuts.tie))
-        leaf_masks = _stack_masks(stack, pool_cuts, first, problem)
+        leaf_masks = _stack_masks(stack, cuts, first, problem)
         for leaf, mask in zip(stack.leaves, leaf_masks, strict=True):
             masks[leaf] = mask.reshape(shapes[leaf])
     return masks
 
 
+def masks_of_members(cuts: Cuts, problem: Problem) -> list[jax.Array]:
+    """The masks of the members of each stack, [n_members, size]."""
+    first = first_ranks(problem)
+    masks = []
+    for stack in problem.stacks:
+        _, member_cuts, members = _member_cuts(stack, cuts, first, problem)
+        mask = _mask(stack, _flat(stack.x), member_cuts, members, problem)
+        masks.append(mask[:, : stack.size])
+    return masks
+
+
 def _stack_masks(
-    stack: Stack, pool_cuts: Cuts, first: jax.Array, problem: Problem
+    stack: Stack, cuts: Cuts, first: jax.Array, problem: Problem
 ) -> Sequence[jax.Array]:
     """The mask of each leaf of a stack, in the shape of the leaf or flat.
 
     Args:
       stack: the leaves.
-      pool_cuts: of the pool of each member.
+      cuts: of each pool.
       first: [n_pools], the rank of the first entry of each pool.
       problem: the selection.
     """
-    # The barrier ties all ranks to the cuts: otherwise XLA computes them before the search, even
-    # outside a loop that contains it. It ties them to the base too: otherwise XLA shares the ranks
-    # of two leaves, and shards them as only one of the two is sharded.
-    size, base, pool_cuts = lax.optimization_barrier(
-        (member_sizes(stack, problem.pools), member_bases(stack, first), pool_cuts)
-    )
-    members = Members(base, size)
-    cuts = Cuts(
-        stack.form.cuts(pool_cuts.key), cuts_in_members(pool_cuts.tie, members, problem.ties)
-    )
+    pool_cuts, cuts, members = _member_cuts(stack, cuts, first, problem)
     if stack.is_sliced:
         return [_mask(stack, stack.operands[0], cuts, members, problem)]
     if len(stack.leaves) == 1:
         # Not from the rows: in the shape of the leaf, ranks need no division for each entry.
         operand = jax.tree.map(lambda x: x[None], stack.operands[0])
         return [_mask(stack, operand, cuts, members, problem)[0]]
-    flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1), stack.x)
+    flat = _flat(stack.x)
     # `cond` makes its result one buffer. Otherwise XLA computes, and compiles, the whole mask again
     # for every member that is sliced from it.
     masks = lax.cond(
@@ -72,7 +73,28 @@ def _stack_masks(
         lambda flat, cuts, members: _mask_without_ties(stack, flat, cuts, problem),
         *(flat, cuts, members),
     )
-    return [mask[: stack.size] for mask in masks]
+    return unstacked(masks[:, : stack.size])
+
+
+def _member_cuts(
+    stack: Stack, cuts: Cuts, first: jax.Array, problem: Problem
+) -> tuple[Cuts, Cuts, Members]:
+    """The cuts of the pool of each member, those that its entries compare with, and its ranks."""
+    pool_cuts = Cuts(stack.of_members(cuts.key), stack.of_members(cuts.tie))
+    # The barrier ties all ranks to the cuts: otherwise XLA computes them before the search, even
+    # outside a loop that contains it. It ties them to the base too: otherwise XLA shares the ranks
+    # of two leaves, and shards them as only one of the two is sharded.
+    size, base, pool_cuts = lax.optimization_barrier(
+        (member_sizes(stack, problem.pools), member_bases(stack, first), pool_cuts)
+    )
+    members = Members(base, size)
+    ties = cuts_in_members(pool_cuts.tie, members, problem.ties)
+    return pool_cuts, Cuts(stack.form.cuts(pool_cuts.key), ties), members
+
+
+def _flat(x: Any) -> Any:
+    """The arrays of a stack, in rows, as one row for each member."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0], -1), x)
 
 
 def _mask(stack: Stack, x: Any, cuts: Cuts, members: Members, problem: Problem) -> jax.Array:

@@ -9,6 +9,7 @@ the first axis; if a slice is still too long, ranks have 64.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,11 +21,14 @@ from jax import lax
 from jaxprune._base import counting
 from jaxprune._base.counting import as_rows
 from jaxprune._base.float_bits import keyed_dtype
+from jaxprune._base.sharding import on_cpu
 from jaxprune._topk.keys import KeyForm
 from jaxprune._topk.signs import ScoreSpec
 
 # Only leaves of at most this many entries are copied into a stack with others of their shape.
 _STACKED = 2**20
+# How many leaves are taken out of a stack by one kernel.
+_AT_ONCE = 7
 # From this size on, the ranks within a member would need more than 31 bits.
 LONG = 2**31 - 1
 
@@ -56,6 +60,17 @@ class Pools(NamedTuple):
             (dtype, np.array([other == dtype for other in self.score_dtypes]))
             for dtype in dict.fromkeys(self.score_dtypes)
         ]
+
+    def only(self, leaves: Sequence[int]) -> "Pools":
+        """The pools of some leaves, each of which is one pool."""
+        return self._replace(
+            pool_of=tuple(range(len(leaves))),
+            shapes=tuple(self.shapes[leaf] for leaf in leaves),
+            n_slices=tuple(self.n_slices[leaf] for leaf in leaves),
+            offsets=(0,) * len(leaves),
+            sizes=tuple(self.sizes[self.pool_of[leaf]] for leaf in leaves),
+            score_dtypes=tuple(self.score_dtypes[self.pool_of[leaf]] for leaf in leaves),
+        )
 
     @staticmethod
     def of(specs: Sequence[ScoreSpec], pool_of: tuple[int, ...], n_parts: int = 1) -> "Pools":
@@ -144,6 +159,48 @@ def stacked(
     Compile time then grows with the number of different shapes instead of the number of leaves.
     The copies are freed after the selection. Across devices every operand is a stack of its own.
     """
+
+    def join(*xs: jax.Array) -> jax.Array:
+        rows = [as_rows(x, longest_row) if one_device else jnp.expand_dims(x, 0) for x in xs]
+        return jnp.concatenate(rows) if len(rows) > 1 else rows[0]
+
+    stacks = []
+    for leaves in leaves_of_stacks(operands, pools, one_device):
+        n_slices = pools.n_slices[leaves[0]]
+        size = pools.leaf_sizes[leaves[0]] // n_slices
+        members = [(leaf, i) for leaf in leaves for i in range(n_slices)]
+        pool_of = np.array([pools.pool_of[leaf] for leaf, _ in members])
+        offsets = np.array([pools.offsets[leaf] + size * i for leaf, i in members])
+        of_leaves = tuple(operands[leaf] for leaf in leaves)
+        x = of_leaves[0] if n_slices > 1 else jax.tree.map(join, *of_leaves)
+        form = forms[leaves[0]]
+        stacks.append(Stack(tuple(leaves), of_leaves, pool_of, offsets, size, form, x))
+    return stacks
+
+
+def unstacked(x: jax.Array) -> list[jax.Array]:
+    """The members of bools or integers, [n_members, ...].
+
+    On a CPU, XLA would compile a kernel for each of them, which takes 15 ms. A reduction of several
+    arrays is one kernel. This one reduces each over two copies of itself, which it does not store.
+    """
+    members = list(x)
+    if not on_cpu([x]):
+        return members
+    zero, parts = np.zeros((), np.dtype(x.dtype)), []
+    for first in range(0, len(members), _AT_ONCE):
+        some = members[first : first + _AT_ONCE]
+        copies = [jnp.broadcast_to(member, (2, *member.shape)) for member in some]
+        parts += lax.reduce(tuple(copies), (zero,) * len(copies), _bitwise_or, (0,))
+    return parts
+
+
+def _bitwise_or(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    return tuple(map(operator.or_, a, b))
+
+
+def leaves_of_stacks(operands: Sequence[Any], pools: Pools, one_device: bool) -> list[list[int]]:
+    """The leaves of each stack: some of equal shape, or one alone."""
     sizes, leaves_of = pools.leaf_sizes, {}
     for leaf, operand in enumerate(operands):
         arrays, treedef = jax.tree.flatten(operand)
@@ -151,20 +208,4 @@ def stacked(
         is_joined = one_device and sizes[leaf] <= _STACKED and pools.n_slices[leaf] == 1
         if sizes[leaf]:
             leaves_of.setdefault(kind if is_joined else leaf, []).append(leaf)
-
-    def join(*xs: jax.Array) -> jax.Array:
-        rows = [as_rows(x, longest_row) if one_device else jnp.expand_dims(x, 0) for x in xs]
-        return jnp.concatenate(rows) if len(rows) > 1 else rows[0]
-
-    stacks = []
-    for leaves in leaves_of.values():
-        n_slices = pools.n_slices[leaves[0]]
-        size = sizes[leaves[0]] // n_slices
-        members = [(leaf, i) for leaf in leaves for i in range(n_slices)]
-        pool_of = np.array([pools.pool_of[leaf] for leaf, _ in members])
-        offsets = np.array([pools.offsets[leaf] + size * i for leaf, i in members])
-        joined = tuple(operands[leaf] for leaf in leaves)
-        x = joined[0] if n_slices > 1 else jax.tree.map(join, *joined)
-        form = forms[leaves[0]]
-        stacks.append(Stack(tuple(leaves), joined, pool_of, offsets, size, form, x))
-    return stacks
+    return list(leaves_of.values())

@@ -24,15 +24,13 @@ import numpy as np
 from jaxprune._base.arguments import as_array, is_int, kind_of, shown
 from jaxprune._base.counting import as_counts, counting
 from jaxprune._base.elementwise import is_elementwise_program
-from jaxprune._base.lanes import LONGEST_ROW
 from jaxprune._base.sharding import on_gpu, on_one_device
-from jaxprune._topk.kept import kept_masks, thresholds
 from jaxprune._topk.keys import key_form
 from jaxprune._topk.problem import Problem, axis_length, score_function
 from jaxprune._topk.ranks import check_pool_sizes
-from jaxprune._topk.search import search
+from jaxprune._topk.rounds import Leaves, select_all
 from jaxprune._topk.signs import score_specs
-from jaxprune._topk.stacks import Pools, stacked
+from jaxprune._topk.stacks import Pools
 
 Score = Callable[[jax.Array], jax.Array]
 
@@ -229,10 +227,8 @@ def _select(
     allowed: Sequence[Any] = [None] * len(operands) if among is None else among
     pairs = list(zip(operands, allowed, strict=True))
     with counting(pools.pool_dtype == jnp.uint64):
-        stacks = stacked(pairs, forms, pools, one_device, LONGEST_ROW if is_gpu else 0)
-        problem = Problem(pools, stacks, score, ties, one_device, axis_name, is_gpu)
-        cuts = search(problem, n_keep, start)
-        return kept_masks(cuts, problem), thresholds(cuts.key, pools)
+        problem = Problem(pools, (), score, ties, one_device, axis_name, is_gpu)
+        return select_all(Leaves(pairs, forms, problem, n_keep, start))
 
 
 def _as_counts(n_keep: Any) -> jax.Array:

@@ -28,6 +28,20 @@ MUTANTS = (
         ("topk/test_topk.py::test_keeps_exactly_the_largest_and_the_earlier_of_equal_scores",),
     ),
     Mutant(
+        "rounds-keep-what-the-first-one-keeps",
+        "_topk/rounds.py",
+        "take(leaves.n_keep, pool)",
+        "take(leaves.n_keep, pools[0])",
+        ("topk/test_rounds.py::test_masks_and_thresholds_are_those_of_one_search",),
+    ),
+    Mutant(
+        "thresholds-in-the-order-of-leaves",
+        "_topk/rounds.py",
+        "np.argsort(leaves.problem.pools.pool_of)",
+        "np.array(leaves.problem.pools.pool_of)",
+        ("topk/test_rounds.py::test_masks_and_thresholds_are_those_of_one_search",),
+    ),
+    Mutant(
         "what-may-not-be-kept-is-kept",
         "_topk/kept.py",
         "return mask if among is None else mask & among.astype(bool)",
