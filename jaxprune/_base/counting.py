@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.sharding import n_devices, on_one_device, on_tpu, split_axis
+from jaxprune._base.sharding import n_devices, on_gpu, on_one_device, on_tpu, split_axis
 
 try:
     from jax import enable_x64
@@ -111,23 +111,24 @@ def _counts_of_alike(flags: list[jax.Array], dtype: Any, is_local: bool) -> jax.
         rows = [count_in_rows([as_rows(members[i]) for i in part]) for part in parts]
         joined = jnp.concatenate([row for some in rows for row in some])
         return reduced([joined.astype(dtype)], 1)[0]
-    if len(flags) > 1:
+    # XLA for GPUs stores a flag that two counts are computed from.
+    if len(flags) > 1 or on_gpu(flags):
         counts = [count_each([members[i] for i in part], dtype, is_local)[0] for part in parts]
         return jnp.concatenate(counts)
-    # XLA would turn a single count into the slow form that `count_each` avoids, so the False
-    # entries are counted, too. Both terms are equal.
+    # XLA for CPUs would turn a single count into the slow form that `count_each` avoids, so the
+    # False entries are counted, too. Both terms are equal.
     n_true, n_false = count_each([members[0], ~members[0]], dtype, is_local)[0]
     return jnp.minimum(n_true, jnp.asarray(size, dtype) - n_false)[None]
 
 
 def count_each(flags: Sequence[jax.Array], dtype: Any, is_local: bool) -> jax.Array:
-    """Counts the true entries of each of two or more flags, per member: [n_members, n_flags].
+    """Counts the true entries of each flag, per member: [n_members, n_flags].
 
-    On CPU a variadic reduce makes one fused read of all flags; a plain sum stores the comparison
-    first, which takes ten times as long. Rows are reduced first, so that XLA can spread them over
-    threads. Across devices a variadic reduce would gather the counts of all of them, where plain
-    sums are all-reduced: there the rows within each shard are reduced by a variadic reduce, and
-    the row counts by plain sums.
+    On CPU a variadic reduce makes one fused read of all flags, of which there must be two at least;
+    a plain sum stores the comparison first, which takes ten times as long. Rows are reduced first,
+    so that XLA can spread them over threads. Across devices a variadic reduce would gather the
+    counts of all of them, where plain sums are all-reduced: there the rows within each shard are
+    reduced by a variadic reduce, and the row counts by plain sums.
 
     Args:
       flags: bool arrays of one shape, [n_members, ...].

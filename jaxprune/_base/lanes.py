@@ -125,26 +125,19 @@ def _part_counts(sums: jax.Array, dtype: Any) -> jax.Array:
     return reduced([_counts(in_parts).astype(dtype)], 3)[0]
 
 
-def count_in_place(lanes: jax.Array, dtype: Any, place: tuple[int, int]) -> jax.Array:
-    """How many entries of one member are in each lane; the array may lie on many devices.
+def count_on_devices(lanes: jax.Array, dtype: Any) -> jax.Array:
+    """How many entries of one member are in each lane, [1, N_CUTS]; it may lie on many devices.
 
     Args:
       lanes: of the entries, [1, ...].
       dtype: of the counts.
-      place: a row number, and how many rows the result has.
-
-    Returns:
-      The counts in their row, zeros in the others, [rows, N_CUTS]. XLA adds up such arrays before
-      it sums them over devices, and joins no others without some kernels more.
     """
     axis, length = row_in_shards(lanes.shape[1:], n_devices([lanes]), LONGEST_ROW)
-    row, n_rows = place
     if length == 1:
         flags = [x.astype(bool) for x in jnp.moveaxis(_counts(lanes), 1, 0)]
-        return jnp.pad(count_in_shards(flags, dtype), ((row, n_rows - row - 1), (0, 0)))
-    sums = _sum(split_axis(lanes, axis + 1, length), axis + 2)
-    counts = _counts(sums, np.arange(n_rows) == row).astype(dtype)
-    return reduced([counts], *range(2, counts.ndim))[0]
+        return count_in_shards(flags, dtype)
+    counts = _counts(_sum(split_axis(lanes, axis + 1, length), axis + 2))
+    return reduced([counts.astype(dtype)], *range(2, counts.ndim))[0]
 
 
 def local_row_sums(lanes: jax.Array) -> jax.Array:
@@ -162,16 +155,9 @@ def _sum(lanes: jax.Array, axis: int) -> jax.Array:
         return reduced([lanes], axis)[0]
 
 
-def _counts(lanes: jax.Array, is_row: Any = True) -> jax.Array:
-    """The counts in the lanes, uint32; the lanes are a new axis 1.
-
-    Args:
-      lanes: [n, ...].
-      is_row: bool[rows] for counts in some of as many rows, and zeros in the others; `n` is then 1.
-    """
+def _counts(lanes: jax.Array) -> jax.Array:
+    """The counts in the lanes, uint32; the lanes are a new axis 1."""
     with enable_x64(True):
         first_bits = np.arange(N_CUTS, dtype=np.uint64) * np.uint64(_LANE_BITS)
         shifts = jnp.expand_dims(jnp.asarray(first_bits), range(1, lanes.ndim))
-        counts = (lanes[:, None] >> shifts).astype(jnp.uint32)
-    lane = np.where(is_row, np.uint32(LONGEST_ROW), np.uint32(0))
-    return counts & jnp.asarray(lane.reshape(-1, *[1] * lanes.ndim))
+        return (lanes[:, None] >> shifts).astype(jnp.uint32) & np.uint32(LONGEST_ROW)

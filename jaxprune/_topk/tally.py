@@ -3,7 +3,6 @@
 On a GPU they are counted in lanes (`_base/lanes.py`), elsewhere as the flags of seven comparisons.
 """
 
-import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,8 +19,8 @@ from jaxprune._topk.bracket import N_CUTS, Counts, columns
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.stacks import Stack
 
-# Of so many pools on many GPUs, the counts of each stack are an array for all of them.
-_FEW_POOLS = 4
+# On many GPUs, the counts of so many stacks are added up as padded arrays.
+_FEW_STACKS = 16
 
 
 class Counted(NamedTuple):
@@ -84,8 +83,8 @@ def pool_counts(
         counts, rows[:] = count(numbers, member_cuts, comparison, problem, is_local, in_rows)
         if once is not None:
             counts = [once(i, n) for i, n in enumerate(counts)]
-        if not is_local and _is_in_place(problem):
-            return functools.reduce(operator.add, counts)
+        if problem.is_gpu and not is_local and len(counts) <= _FEW_STACKS:
+            return _sum_of_padded(counts, problem)
         return by_pool(counts, problem.stacks, problem)
 
     counts = summed_in_shards(add_up, numbers, member_cuts)
@@ -136,7 +135,6 @@ def _count_in_lanes(
 ) -> tuple[list[jax.Array], list[list[jax.Array]]]:
     """Counts in lanes; the counts of members are those of their lanes."""
     dtype, below = problem.pools.pool_dtype, comparison.is_below
-    n_pools = len(problem.pools.sizes)
     counts, sums = [], []
     for i, stack in enumerate(problem.stacks):
         x, cuts = numbers[i], member_cuts[i]
@@ -146,8 +144,7 @@ def _count_in_lanes(
         elif is_local:
             sums.append(lanes.local_row_sums(_as_one_member(entries, stack)))
         else:
-            place = (int(stack.pool_of[0]), n_pools) if _is_in_place(problem) else (0, 1)
-            counts.append(lanes.count_in_place(_as_one_member(entries, stack), dtype, place))
+            counts.append(lanes.count_on_devices(_as_one_member(entries, stack), dtype))
     if is_local:
         counts = lanes.count_members(sums, dtype)
     return counts, [lanes.rows_at_cuts(sums[i], below) for i in in_rows]
@@ -162,9 +159,18 @@ def _as_one_member(x: jax.Array, stack: Stack) -> jax.Array:
     return jnp.expand_dims(x, 0) if stack.is_sliced else x
 
 
-def _is_in_place(problem: Problem) -> bool:
-    """Whether many GPUs count each stack in the row of its pool, with zeros in the others."""
-    return problem.is_gpu and len(problem.pools.sizes) <= _FEW_POOLS
+def _sum_of_padded(counts: list[jax.Array], problem: Problem) -> jax.Array:
+    """`by_pool` of counts of many devices, which XLA adds up before it sums them over devices.
+
+    It would sum joined counts for each stack, with some kernels to join and split them.
+    """
+    n_pools = len(problem.pools.sizes)
+    total: Any = 0
+    for stack, n in zip(problem.stacks, counts, strict=True):
+        before = int(stack.pool_of[0])
+        after = n_pools - before - 1
+        total += lax.pad(n, n.dtype.type(0), ((before, after, 0), (0, 0, 0)))
+    return total
 
 
 def by_pool(counts: list[jax.Array], stacks: Sequence[Stack], problem: Problem) -> jax.Array:
