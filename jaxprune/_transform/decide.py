@@ -268,7 +268,12 @@ def unit_scores(operand: Operand, leaf: Leaf, rules: Rules) -> jax.Array:
 
 def _is_fused(operand: Operand, rules: Rules) -> bool:
     """Whether scores are computed again in every read of the weights, and never stored."""
-    if rules.normalized or leaf_arguments(rules.score, "", None):
+    return not rules.normalized and _is_elementwise(operand, rules)
+
+
+def _is_elementwise(operand: Operand, rules: Rules) -> bool:
+    """Whether the score of a weight depends on that weight and its gradient only."""
+    if leaf_arguments(rules.score, "", None):
         return False
     return is_elementwise(rules.score, operand.param, operand.grad)
 
@@ -286,36 +291,43 @@ def _allowed(members: Sequence[_Case]) -> Any:
 
 def _apart(case: _Case, n_keep: jax.Array, rules: Rules) -> tuple[jax.Array, jax.Array]:
     """Mask and threshold of a leaf that is several pools."""
-    axes = case.leaf.axes
-    scores = _weight_scores(case, rules)
-    decide: Any = functools.partial(_decide_slice, case, rules.ties)
+    axes, shape = case.leaf.axes, case.operand.param.shape
+    scored = _scored_apart(case, rules)
+    decide: Any = functools.partial(_decide_slice, case, rules)
     if not axes:
-        return decide(scores, case.allowed, take(n_keep, case.leaf.pools[0]))
+        return decide(scored, case.allowed, take(n_keep, case.leaf.pools[0]))
     n_of_slice = take(n_keep, np.array(case.leaf.pools))
     if len(axes) > 1:
         with counting(is_wide(n_of_slice)):
-            n_of_slice = n_of_slice.reshape(tuple(scores.shape[axis] for axis in axes))
+            n_of_slice = n_of_slice.reshape(tuple(shape[axis] for axis in axes))
     for n_outer, axis in reversed(list(enumerate(axes))):
         inner = axis - n_outer  # the maps around this one have removed so many earlier axes
         mapped = (inner, None if case.allowed is None else inner, 0)
         decide = jax.vmap(decide, mapped, (inner, 0))
-    kept, thresholds = decide(scores, case.allowed, n_of_slice)
+    kept, thresholds = decide(scored, case.allowed, n_of_slice)
     return kept, jnp.min(thresholds)
 
 
+def _scored_apart(case: _Case, rules: Rules) -> Any:
+    """The scores of the weights of a leaf, or the operand that `select` computes them from."""
+    is_fused = case.leaf.traits.is_elementwise and _is_elementwise(case.operand, rules)
+    return case.operand._replace(key=None) if is_fused else _weight_scores(case, rules)
+
+
 def _decide_slice(
-    case: _Case, ties: str, scores: jax.Array, allowed: Any, n_keep: jax.Array
+    case: _Case, rules: Rules, scored: Any, allowed: Any, n_keep: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Mask and threshold of a leaf, or of one slice of it, which may have groups of its own."""
     structure: Any = case.leaf.structure
-    units = structure.unit_scores(scores)
+    shape = jax.tree.leaves(scored)[0].shape
+    units = scored if isinstance(scored, Operand) else structure.unit_scores(scored)
     allowed_units = None if allowed is None else structure.unit_mask(allowed)
-    n_groups = structure.n_groups(scores.shape)
-    pick = functools.partial(_pick, case.start, ties)
+    n_groups = structure.n_groups(shape)
+    pick = functools.partial(_pick, case.start, rules)
     if case.leaf.traits.decides_in_groups:
         everything = jnp.ones(units.shape, bool) if allowed_units is None else allowed_units
         kept = structure.keep_best(units, everything, _per_group(n_keep, n_groups))
-        return structure.expand(kept, scores.shape), jnp.zeros((), jnp.float32)
+        return structure.expand(kept, shape), jnp.zeros((), jnp.float32)
     if n_groups == 1:
         kept, threshold = pick(units, allowed_units, n_keep)
     else:  # the columns along the last axis
@@ -323,7 +335,7 @@ def _decide_slice(
         kept, threshold = jax.vmap(pick, columns, (-1, 0))(
             units, allowed_units, _per_group(n_keep, n_groups)
         )
-    return structure.expand(kept, scores.shape), jnp.min(threshold)
+    return structure.expand(kept, shape), jnp.min(threshold)
 
 
 def _per_group(n_keep: jax.Array, n_groups: int) -> jax.Array:
@@ -333,10 +345,13 @@ def _per_group(n_keep: jax.Array, n_groups: int) -> jax.Array:
 
 
 def _pick(
-    start: Any, ties: str, units: jax.Array, allowed: Any, n_keep: jax.Array
+    start: Any, rules: Rules, units: Any, allowed: Any, n_keep: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The best units of one array, and their threshold."""
     among = None if allowed is None else [allowed]
-    start = None if start is None else start[None]
-    kept, thresholds = select([units], take(n_keep, None), among=among, start=start, ties=ties)
+    start, n_keep = None if start is None else start[None], take(n_keep, None)
+    score = _Scored(rules.score)
+    kept, thresholds = select(
+        [units], n_keep, score=score, among=among, start=start, ties=rules.ties
+    )
     return kept[0], thresholds[0]
