@@ -57,7 +57,15 @@ def limits(row: Row) -> Iterator[tuple[str, float]]:
         yield "fire_kernels", 150
         yield "compile_s", 5
     if row["case"] == "layer":  # nothing of the size of the weights
-        yield "temp_per_weight", row["item_bytes"] / 2
+        yield "temp_per_weight", row["item_bytes"] / 2 + _of_gram(row)
+
+
+def _of_gram(row: Row) -> float:
+    """Bytes a weight of two float32 matrices of the size of the Gram matrix.
+
+    SparseGPT holds the Cholesky factor and its inverse, [n_in, n_in] each.
+    """
+    return 2 * 4 * gpu_kinds.KERNEL[0] ** 2 / row["weights"] if row["kind"] == "sparsegpt" else 0
 
 
 def name(row: Row) -> str:

@@ -320,7 +320,7 @@ def _decide_slice(
     """Mask and threshold of a leaf, or of one slice of it, which may have groups of its own."""
     structure: Any = case.leaf.structure
     shape = jax.tree.leaves(scored)[0].shape
-    units = scored if isinstance(scored, Operand) else structure.unit_scores(scored)
+    units: Any = scored if isinstance(scored, Operand) else structure.unit_scores(scored)
     allowed_units = None if allowed is None else structure.unit_mask(allowed)
     n_groups = structure.n_groups(shape)
     pick = functools.partial(_pick, case.start, rules)
