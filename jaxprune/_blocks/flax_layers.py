@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import as_file_path, is_int, shown
+from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import as_rules, is_model, leaves_with_paths, listed, matches, spec_of
 from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_matmul
 from jaxprune._files.save_load import nested
@@ -170,8 +171,7 @@ def packed_apply(
       >>> packed_apply(model.apply, packed, variables, x).tolist()
       [[1.0, 1.0, 1.0, 1.0]]
     """
-    from flax import linen as nn
-
+    nn = import_flax("packed_apply", "linen")
     if isinstance(apply_fn, type) or is_model(apply_fn) or not callable(apply_fn):
         raise TypeError(
             f"packed_apply: apply_fn must be a function, got {shown(apply_fn)}. Pass model.apply "
@@ -282,8 +282,7 @@ def pack_linear(
       >>> bool(jnp.allclose(model(jnp.ones(4)), before, atol=1e-6))
       True
     """
-    from flax import nnx
-
+    nnx = import_flax("pack_linear", "nnx")
     if not isinstance(model, nnx.Module):
         raise TypeError(
             f"pack_linear: model must be an nnx.Module, got {shown(model)}. For params, call "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune._base.arguments import shown
+from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import flattened
 from jaxprune._calibration.moments import as_rows
 
@@ -88,17 +88,6 @@ def _concatenated(parts: list[Any]) -> jax.Array:
     return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
 
 
-def _flax(function: str, module: str) -> Any:
-    """A module of flax, or an error that names the extra to install."""
-    try:
-        return importlib.import_module(f"flax.{module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "flax":
-            raise
-        text = f"{function} needs flax, which is not installed: pip install 'jaxprune[flax]'."
-        raise ModuleNotFoundError(text, name="flax") from error
-
-
 def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
     """The inputs of every `Dense` of a linen model in `model.apply(variables, *args, **kwargs)`.
 
@@ -127,7 +116,7 @@ def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[
       >>> {path: x.shape for path, x in linen_inputs(model, variables, x).items()}
       {'layers_0/kernel': (5, 4), 'layers_2/kernel': (5, 3)}
     """
-    nn = _flax("linen_inputs", "linen")
+    nn = import_flax("linen_inputs", "linen")
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"linen_inputs: model must be a flax.linen.Module, got {shown(model)}. Pass the model "
@@ -172,7 +161,7 @@ def nnx_inputs(model: Any, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
       >>> {path: x.shape for path, x in nnx_inputs(model, jnp.ones((5, 4))).items()}
       {'kernel': (5, 4)}
     """
-    nnx = _flax("nnx_inputs", "nnx")
+    nnx = import_flax("nnx_inputs", "nnx")
     if not isinstance(model, nnx.Module):
         raise TypeError(
             f"nnx_inputs: model must be an nnx.Module, got {shown(model)}. Pass the model first: "

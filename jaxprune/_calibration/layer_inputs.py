@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import as_rules, leaves_with_paths
 from jaxprune._calibration.batches import as_batches, as_bool
 from jaxprune._calibration.collection import collect
@@ -120,8 +121,7 @@ def layer_inputs_nnx(
       >>> inputs["out/kernel"].gram.shape, inputs.roles["out/kernel"]
       ((32, 32), ('in', 'in', 'out'))
     """
-    from flax import nnx
-
+    nnx = import_flax("layer_inputs_nnx", "nnx")
     check_module("layer_inputs_nnx", model)
     rules = LeafRules(as_include(include), as_rules(() if exclude is None else exclude, "exclude"))
     graphdef, state = nnx.split(model)

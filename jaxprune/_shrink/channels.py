@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import leaves_with_paths, rule_for
 from jaxprune._recipe.coupled import Coupled
 from jaxprune._shrink.allow import allowed
@@ -172,8 +173,7 @@ def channel_groups_nnx(
       >>> list(channel_groups_nnx(model, jnp.ones((1, 2))))
       ['(params/)?layers/0/bias', '(params/)?layers/0/kernel']
     """
-    from flax import nnx
-
+    nnx = import_flax("channel_groups_nnx", "nnx")
     program = nnx_model("channel_groups_nnx", model, example_inputs)
     paths = leaves_with_paths(nnx.state(model, nnx.Param))[0]
     return _coupled_structures(program, paths, allow)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import shown
+from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import leaves_with_paths, listed
 from jaxprune._shrink.haiku_sizes import haiku_sizes_from_params
 from jaxprune._shrink.linen_sizes import linen_sizes_from_params, param_shape as _shape
@@ -60,8 +61,7 @@ def nnx_model(function: str, model: Any, inputs: Sequence[Any]) -> Model:
     Raises:
       TypeError: arguments of the public `function` that are not a module, and arrays.
     """
-    from flax import nnx
-
+    nnx = import_flax(function, "nnx")
     check_module(function, model)
     check_arrays(f"{function}: example_inputs", inputs)
     graphdef, state = nnx.split(model)
@@ -138,8 +138,7 @@ def resize_nnx(model: Any, state: Any) -> None:
       >>> model.out_features, model(jnp.ones((1, 2))).shape
       (5, (1, 5))
     """
-    from flax import nnx
-
+    nnx = import_flax("resize_nnx", "nnx")
     if not isinstance(model, nnx.Module):
         raise TypeError(
             f"resize_nnx: model must be an nnx.Module, got {shown(model)}. Pass the fresh model "

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from jaxprune._base.arguments import shown
+from jaxprune._base.flax_import import import_flax
 from jaxprune._trace.model_arguments import check_arrays
 
 # Of a layer and its inputs: the attributes that it must have.
@@ -133,7 +134,7 @@ def resize_linen(model: Any, variables: Any, *example_inputs: Any, **kwargs: Any
       >>> small.init(jax.random.key(0), x)["params"]["layers_2"]["kernel"].shape
       (5, 2)
     """
-    from flax import linen as nn
+    nn = import_flax("resize_linen", "linen")
     from flax.core import FrozenDict
     from flax.errors import FlaxError
 

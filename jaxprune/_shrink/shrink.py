@@ -16,6 +16,7 @@ import jax
 import jax.core
 
 from jaxprune._base.arguments import shown
+from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import flattened
 from jaxprune._shrink.allow import allowed
 from jaxprune._shrink.along import Carrier
@@ -160,8 +161,7 @@ def shrink_nnx(
       >>> model.layers[0].out_features, model.layers[2].kernel.shape
       (5, (5, 3))
     """
-    from flax import nnx
-
+    nnx = import_flax("shrink_nnx", "nnx")
     program = nnx_model("shrink_nnx", model, example_inputs)
     for x in along if isinstance(along, (list, tuple)) else [along]:
         if x is along or not isinstance(x, (nnx.Module, nnx.Optimizer)):

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._recipe.roles import AxisRoles
 from jaxprune._trace.model_arguments import check_arrays, check_function, check_module
@@ -98,8 +99,7 @@ def axis_roles_nnx(model: Any, *inputs: Any) -> AxisRoles:
       >>> roles["query/kernel"], roles["out/kernel"]
       (('in', 'out', 'out'), ('in', 'in', 'out'))
     """
-    from flax import nnx
-
+    nnx = import_flax("axis_roles_nnx", "nnx")
     check_module("axis_roles_nnx", model)
     check_arrays("axis_roles_nnx: inputs", inputs)
     graphdef, state = nnx.split(model)

@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from jaxprune._base.arguments import shown
+from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import leaves_with_paths, shown_path, spec_of
 
 _FOR_NNX = {name: f"{name}_nnx" for name in ("axis_roles", "layer_inputs")}
@@ -26,7 +27,7 @@ def check_function(function: str, apply_fn: Any) -> None:
 
 def check_module(function: str, model: Any) -> None:
     """Raises a TypeError unless this is an NNX module."""
-    from flax import nnx
+    nnx = import_flax(function, "nnx")
 
     if not isinstance(model, nnx.Module):
         raise TypeError(

@@ -1,7 +1,6 @@
 """Wanda and SparseGPT: the arithmetic against slow oracles, and whole linen and NNX models."""
 
 import functools
-import sys
 from fractions import Fraction
 
 import flax.linen as nn
@@ -677,15 +676,6 @@ def test_errors_name_the_argument_and_what_to_type_instead(name):
     with pytest.raises((TypeError, ValueError), match=says(*parts)) as caught:
         call()
     assert issubclass(caught.type, TypeError if name in TYPE_ERRORS else ValueError)
-
-
-@pytest.mark.parametrize("collect", (linen_inputs, nnx_inputs))
-def test_without_flax_the_extra_is_named(monkeypatch, collect):
-    for name in ("flax", "flax.linen", "flax.nnx"):
-        monkeypatch.setitem(sys.modules, name, None)
-    parts = says(collect.__name__, "flax", "pip install 'jaxprune[flax]'")
-    with pytest.raises(ModuleNotFoundError, match=parts):
-        collect(None, None)
 
 
 def test_half_a_weight_more_is_dropped_at_exact_halves():

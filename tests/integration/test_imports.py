@@ -41,7 +41,7 @@ KNOW_OPTAX = ("_report.plan", "_state.splice", "_state.upgrade") + tuple(
     f"_transform.{name}" for name in ("inner", "keep_zeros", "prune", "rigl", "update")
 )
 # Of these, only `__init__` imports modules of jaxprune; the others import extras.
-IMPORT_BY_STRING = ("__init__", "_calibration.inputs", "_files.extras")
+IMPORT_BY_STRING = ("__init__", "_base.flax_import", "_files.extras")
 RUN_TIME = {"jax", "numpy", "chex", "optax"}
 PUBLIC = jaxprune.__all__
 # Path of every module, by its name, such as `_base.paths`.
@@ -269,3 +269,23 @@ def test_docstrings_explain_all_arguments_or_none(name):
     arguments = inspect.signature(getattr(jaxprune, name)).parameters
     explained = [argument for argument in arguments if f"\n  {argument}: " in text]
     assert explained == (list(arguments) if "\nArgs:\n" in text else [])
+
+
+NEED_FLAX = {name for name in FUNCTIONS if re.search("nnx|linen", name)}
+NEED_FLAX |= {"pack_linear", "packed_apply"}
+
+
+@pytest.mark.parametrize("name", sorted(NEED_FLAX))
+def test_without_flax_the_extra_is_named(monkeypatch, name):
+    for module in [module for module in sys.modules if package_of(module) == "flax"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    function = getattr(jaxprune, name)
+    required = [
+        x
+        for x in inspect.signature(function).parameters.values()
+        if x.kind is x.POSITIONAL_OR_KEYWORD and x.default is x.empty
+    ]
+    with pytest.raises(ModuleNotFoundError) as raised:
+        function(*[None] * len(required))
+    expected = f"{name} needs flax, which is not installed: pip install 'jaxprune[flax]'."
+    assert str(raised.value) == expected
