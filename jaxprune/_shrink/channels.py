@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.flax_import import import_flax
-from jaxprune._base.paths import leaves_with_paths, rule_for
+from jaxprune._base.paths import leaves_with_paths, rule_for, spec_of
 from jaxprune._recipe.coupled import Coupled
 from jaxprune._shrink.allow import allowed
 from jaxprune._shrink.balance import extra_units, tie
@@ -185,7 +185,7 @@ def _coupled_structures(
     allow_means = allowed("channel_groups", allow)
     program = program_of(model.apply_fn, model.variables, model.inputs)
     params = {program.paths.index(path) for path in param_paths}
-    weights = {i for i in params if jnp.issubdtype(program.leaves[i].dtype, jnp.inexact)}
+    weights = {i for i in params if _is_weight(program.leaves[i])}
     tracer = trace(program, lambda leaf, axis: None, freeze_sums=not allow_means)
 
     def groups_with(tilings: Sequence[Tiling]) -> list[Group]:
@@ -204,6 +204,12 @@ def _coupled_structures(
     for group in groups:  # the units to try are still there
         group.removed = []
     return ChannelGroups(structures, axis_groups(program, groups), readers)
+
+
+def _is_weight(leaf: Any) -> bool:
+    """Whether a leaf may be pruned: an array of floating point or complex numbers."""
+    spec = spec_of(leaf)
+    return spec is not None and bool(jnp.issubdtype(spec.dtype, jnp.inexact))
 
 
 def _to_try(

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.flax_import import import_flax
-from jaxprune._base.paths import leaves_with_paths, shown_path, spec_of
+from jaxprune._base.paths import is_model, leaves_with_paths, shown_path, spec_of
 
 _FOR_NNX = {name: f"{name}_nnx" for name in ("axis_roles", "layer_inputs")}
 
@@ -41,8 +41,16 @@ def check_arrays(where: str, tree: Any) -> None:
     """Raises a TypeError where a leaf is neither an array nor a number."""
     for path, leaf in zip(*leaves_with_paths(tree)[:2], strict=True):
         if spec_of(leaf) is None and not isinstance(leaf, (int, float, complex)):
-            raise TypeError(
-                f"{where}: {shown_path(path)}: got {shown(leaf)}, which is not an array. Pass "
-                "(apply_fn, variables, *inputs) in this order, and close over anything else: "
+            fix = (
+                "Pass (apply_fn, variables, *inputs) in this order, and close over anything else: "
                 "lambda variables, x: apply_fn(variables, x, train=False)."
+            )
+            if is_model(tree):
+                fix = (
+                    "Split an Equinox model: arrays, static = eqx.partition(model, eqx.is_array). "
+                    "Pass the arrays, and as apply_fn "
+                    "lambda arrays, x: jax.vmap(eqx.combine(arrays, static))(x)."
+                )
+            raise TypeError(
+                f"{where}: {shown_path(path)}: got {shown(leaf)}, which is not an array. {fix}"
             )

@@ -1,5 +1,6 @@
 """Wrong arguments of `shrink`, `channel_groups` and their variants."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
@@ -31,6 +32,14 @@ IN_EVALUATION = ("draws random numbers", "model.eval() in NNX", "deterministic=T
 
 
 MODELS = [
+    case(
+        "channel_groups_of_a_whole_equinox_model",
+        lambda: jaxprune.channel_groups(
+            lambda model, x: jax.vmap(model)(x), eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0)), X
+        ),
+        TypeError,
+        ("activation:", "not an array", ("eqx.partition(model, eqx.is_array)", "eqx.combine")),
+    ),
     case(
         "channel_groups_in_training_mode",
         lambda: jaxprune.channel_groups(dropout, LAYERS, X),

@@ -590,6 +590,21 @@ def test_a_model_in_which_nothing_can_shrink_is_an_error():
         jaxprune.shrink(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones((2, 3)))
 
 
+def test_numbers_among_the_params_are_no_channels():
+    def model(params, x):
+        return jax.nn.relu(x @ params["w"]) @ params["v"] / params["temperature"] ** params["power"]
+
+    x = jnp.ones((3, 4))
+    params = {"w": jnp.arange(32.0).reshape(4, 8), "v": jnp.ones((8, 2))}
+    params |= {"temperature": 2.0, "power": 3, "key": jax.random.key(0)}
+    groups = jaxprune.channel_groups(model, params, x)
+    sparse, _ = jaxprune.prune_params(params, 0.5, structure=groups, include=tuple(groups))
+    small, _ = jaxprune.shrink(model, sparse, x)
+    assert small["w"].shape == (4, 4)
+    assert (small["temperature"], small["power"]) == (2.0, 3)
+    np.testing.assert_array_equal(model(small, x), model(sparse, x))
+
+
 def test_params_that_are_not_used_stay():
     params = {
         "w": jnp.ones((3, 4)),
