@@ -1,0 +1,105 @@
+"""What docs/paper.md says in sentences about its studies is what their results say."""
+
+import pathlib
+
+import pytest
+
+pytest.importorskip("flax")
+pytest.importorskip("rich")
+
+from benchmarks.paper import story, summary
+
+ROOT = pathlib.Path(__file__).parents[2]
+WORDS = " ".join((ROOT / "docs/paper.md").read_text(encoding="utf-8").split())
+RESULTS = story.load(ROOT / "benchmarks/results")
+PARTS = {part.name: part for part in story.PARTS}
+
+
+def rows_of(name):
+    return {row["name"]: row for row in RESULTS[name]["summary"]}
+
+
+def differences(name):
+    """By sparsity in percent: how much better large-sparse is than small-dense, and the verdict."""
+    sign = -1 if PARTS[name].lower_is_better else 1
+    compared = {
+        100 * sparse["sparsity"]: summary.compare(sparse, small, PARTS[name].lower_is_better)
+        for sparse, small in summary.pairs(RESULTS[name]["summary"])
+    }
+    return {level: (sign * mean, verdict) for level, (mean, verdict) in compared.items()}
+
+
+def levels(name, verdict):
+    """The sparsities in percent with this verdict on large-sparse."""
+    return [level for level, (_, seen) in differences(name).items() if seen == verdict]
+
+
+def lost(name, row):
+    """How much worse a network is than the dense one."""
+    rows = rows_of(name)
+    return abs(rows[row]["mean"] - rows["dense"]["mean"])
+
+
+def test_what_is_said_of_the_language_model():
+    assert levels("lstm", "better") == [75, 80, 85, 90]
+    assert levels("lstm", "tie") == [50, 95]
+    assert levels("lstm", "worse") == [97.5]
+    assert "**Language model: held from 75 to 90 %.**" in WORDS
+    assert "At 50 and 95 % they tie, and at 97.5 % small-dense is better by" in WORDS
+    gains = [gain for gain, verdict in differences("lstm").values() if verdict == "better"]
+    assert f"Large-sparse is {min(gains):.2f} to {max(gains):.2f} bits better." in WORDS
+    assert f"small-dense is better by {-differences('lstm')[97.5][0]:.2f}." in WORDS
+    rows = rows_of("lstm")
+    sparse, larger = rows["sparse-0.9"], rows["small-dense-0.8"]
+    assert summary.compare(sparse, larger, lower_is_better=True)[1] == "better"
+    text = (
+        f"At 90 % ({sparse['n_nonzero']:,} nonzeros) it is better than a dense network of "
+        f"{larger['n_nonzero']:,} ({sparse['mean']:.2f} against {larger['mean']:.2f})."
+    )
+    assert text in WORDS
+    assert f"pruning half of the LSTM costs {lost('lstm', 'sparse-0.5'):.2f} bits." in WORDS
+
+
+def test_what_is_said_of_the_digits():
+    for name in ("cnn-plain", "cnn-separable"):
+        assert levels(name, "tie") == [50, 75, 80, 85, 90, 95]
+        assert levels(name, "worse") == [97.5]
+    lost_at_90 = [
+        lost(name, row)
+        for row in ("sparse-0.9", "small-dense-0.9")
+        for name in ("cnn-plain", "cnn-separable")
+    ]
+    text = "at 90 % the sparse networks lose {:.1f} and {:.1f} points, the small ones {:.1f} and"
+    assert text.format(*lost_at_90[:3]) + f" {lost_at_90[3]:.1f}." in WORDS
+    plain, separable = (-differences(name)[97.5][0] for name in ("cnn-plain", "cnn-separable"))
+    assert f"small-dense is better by {plain:.0f} and by {separable:.0f} points." in WORDS
+    sparse = rows_of("cnn-separable")["sparse-0.975"]
+    n_pruned = round((sparse["n_params"] - sparse["n_nonzero"]) / 0.975)
+    never_pruned = sparse["n_params"] - n_pruned
+    assert (
+        f"of the {sparse['n_nonzero']:,} nonzeros of the separable network, {never_pruned:,}"
+        in WORDS
+    )
+    assert f"only {sparse['n_nonzero'] - never_pruned:,} connect its channels." in WORDS
+
+
+def test_what_is_said_of_the_other_findings():
+    rows = rows_of("findings")
+    change, verdict = {}, {}
+    for name, row in rows.items():
+        change[name], verdict[name] = summary.compare(row, rows["gradual"], lower_is_better=True)
+    intervals = [f"every {n} steps" for n in (10, 100, 250, 500)]
+    assert {verdict[name] for name in intervals} == {"tie"}
+    means = [rows[name]["mean"] for name in intervals]
+    assert means == sorted(means)
+    assert f"half of the window, costs {change['every 1000 steps']:.2f} bits" in WORDS
+    early = "from 0% to 30% of the steps"
+    late = [change["from 0% to 99% of the steps"], change["from 30% to 90% of the steps"]]
+    assert verdict[early] == "tie"
+    assert f"cost {late[0]:.1f} to {late[1]:.2f}." in WORDS
+    shots = [change[f"one-shot at {when}%"] for when in (0, 60, 90)]
+    text = "by {:.1f} at step 0, by {:.1f} at 60 % of the steps, and by {:.1f} at 90 %, too late"
+    assert text.format(*shots) in WORDS
+    assert verdict["regrowth"] == "tie"
+    better = -change["ERK"], -change["global"]
+    assert "ERK is better by {:.2f} and a global pool by {:.2f}.".format(*better) in WORDS
