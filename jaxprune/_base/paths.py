@@ -285,7 +285,15 @@ def matches(rule: Rule, path: str, spec: jax.ShapeDtypeStruct) -> bool:
     """Whether a rule matches a leaf: a regex sees its whole path, a function its path and spec."""
     if isinstance(rule, str):
         return re.fullmatch(rule, path) is not None
-    return bool(rule(path, spec))
+    result = rule(path, spec)
+    try:
+        return bool(result)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{shown_path(path)}: the rule {rule_name(rule)} must return True or False, got "
+            f"{shown(result)}. Write a condition on the path and the shape, such as "
+            "lambda path, leaf: path.endswith('kernel')."
+        ) from None
 
 
 def rule_name(rule: Rule) -> str:

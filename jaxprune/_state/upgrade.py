@@ -104,7 +104,8 @@ def _fitted_leaf(fresh: Any, old: Any, path: tuple[Any, ...]) -> Any:
     if jnp.issubdtype(fresh.dtype, jax.dtypes.extended):  # PRNG keys
         is_key = getattr(leaf, "dtype", None) == fresh.dtype
         return leaf if is_key else jax.random.wrap_key_data(jnp.asarray(leaf))
-    if jnp.shape(leaf) != fresh.shape:
+    is_number = hasattr(leaf, "dtype") or isinstance(leaf, (bool, int, float, complex))
+    if not is_number or jnp.shape(leaf) != fresh.shape:
         raise ValueError(_misfit(path, fresh, leaf))
     with counting(is_wide(fresh)):
         array = jnp.asarray(leaf).astype(fresh.dtype)

@@ -106,6 +106,12 @@ STATES = [
         ("inner_state:", ("0/mu/other", "0/mu/w"), "optimizer.init(params)"),
     ),
     case(
+        "upgrade_a_state_of_words",
+        lambda: jaxprune.upgrade_state(jaxprune.prune(HALF), params(), ["w", {}, {}, {}, {}]),
+        ValueError,
+        ("prune_step:", ("'w'", "int32[]"), "Build tx"),
+    ),
+    case(
         "masks_of_two_models",
         lambda: jaxprune.get_masks(two_prunes({"v": ones(2, 4), "b": ones(4), "n": ones(3)})),
         ValueError,

@@ -47,6 +47,12 @@ def nnx_optimizer():
 
 LEAVES = [
     case(
+        "a_rule_that_returns_no_bool",
+        lambda: init({"w": ones(2, 4)}, exclude=lambda path, leaf: jnp.ones(3)),
+        TypeError,
+        ("w:", ("<lambda>", "True or False"), "path.endswith('kernel')"),
+    ),
+    case(
         "a_train_state",
         lambda: jaxprune.prune_params(train_state(), 0.5),
         TypeError,
