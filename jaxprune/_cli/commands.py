@@ -23,7 +23,7 @@ from jaxprune._cli.writing import check_exists, check_source, checked_output, wr
 from jaxprune._files import footprint
 from jaxprune._files.any_kind import Source, open_source
 from jaxprune._files.leaves import Leaf, is_stored
-from jaxprune._transform.decide import Rules as DecisionRules
+from jaxprune._transform.operand import Rules as DecisionRules
 
 # The files
 

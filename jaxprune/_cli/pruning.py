@@ -21,7 +21,8 @@ from jaxprune._recipe.distributions import uniform
 from jaxprune._recipe.scores import magnitude
 from jaxprune._report.table import Report
 from jaxprune._state.masks import keep
-from jaxprune._transform.decide import Operand, Rules, tighten, unit_scores
+from jaxprune._transform.decide import tighten, unit_scores
+from jaxprune._transform.operand import Operand, Rules
 
 Arrays = Iterable[tuple[str, np.ndarray]]
 _DIGIT = 16  # bits of the keys that one read of the file decides

@@ -20,7 +20,7 @@ from jaxprune._base import counting
 from jaxprune._base.counting import per_member
 from jaxprune._topk.bracket import columns
 from jaxprune._topk.problem import Problem
-from jaxprune._topk.stacks import Stack
+from jaxprune._topk.stacks import Stack, of_entries
 
 # Leaves of at least this many rows are searched in this way.
 _MANY_ROWS = 2**11
@@ -170,7 +170,7 @@ def gather(
     order = lax.sort(places, dimension=1, is_stable=False)[:, :n_gathered]  # twice as fast
     index = jnp.minimum(order, jnp.int32(n_rows - 1))
     take = lambda x: jnp.take_along_axis(x, index[:, :, None], axis=1, mode="promise_in_bounds")
-    integers = problem.integers(stack, jax.tree.map(take, stack.x), exact=True)
+    integers = problem.integers(stack, of_entries(take, stack.x), exact=True)
     first_ranks = jnp.asarray(stack.size, problem.pools.rank_dtype) - index * row
     column = lax.broadcasted_iota(jnp.int32, integers.shape, 2)
     is_real = (order < n_rows)[:, :, None] & (column < first_ranks[:, :, None])

@@ -27,6 +27,7 @@ from jaxprune._topk.ranks import (
     order_in_pool,
     tie_order,
 )
+from jaxprune._topk.stacks import of_entries
 from jaxprune._topk.tally import ABOVE, BELOW, REACHING, Counted, by_pool, pool_counts
 
 
@@ -94,7 +95,7 @@ def _padding_below(
     total: Any = np.uint32(0)
     for i, (stack, cuts) in enumerate(zip(problem.stacks, member_cuts, strict=True)):
         if stack.n_padding and i not in skip:
-            zeros = jax.tree.map(lambda x: jnp.zeros((1, 1, 1), x.dtype), stack.x)
+            zeros = of_entries(lambda x: jnp.zeros((1, 1, 1), x.dtype), stack.x)
             is_below = (problem.integers(stack, zeros)[0] < cuts).astype(problem.pools.pool_dtype)
             total += by_pool([is_below * is_below.dtype.type(stack.n_padding)], [stack], problem)
     return total * problem.n_parts

@@ -11,7 +11,7 @@ import numpy as np
 from jaxprune._base.float_bits import bits_of, order_key
 from jaxprune._topk.bracket import LADDER, N_CUTS
 from jaxprune._topk.problem import Problem
-from jaxprune._topk.stacks import Pools, Stack
+from jaxprune._topk.stacks import Pools, Stack, of_entries
 
 # The size of the sample for the first cuts, by the least number of entries of a leaf. Smaller ones
 # are not sampled: sorting a sampled key takes as long as reading 200 entries once.
@@ -115,7 +115,7 @@ def _sample_size(size: int) -> int:
 
 def _sampled_keys(stack: Stack, n: int, problem: Problem) -> jax.Array:
     """The keys of `n` entries of each member of a stack, [n_members, n]."""
-    return problem.order_keys(jax.tree.map(functools.partial(_sample, n=n), stack.x))
+    return problem.order_keys(of_entries(functools.partial(_sample, n=n), stack.x))
 
 
 def _sample(x: jax.Array, n: int) -> jax.Array:

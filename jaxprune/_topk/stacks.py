@@ -10,7 +10,7 @@ the first axis; if a slice is still too long, ranks have 64.
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -117,7 +117,8 @@ class Stack(NamedTuple):
     offsets: np.ndarray  # entries of its pool that come before each member
     size: int  # entries of each member
     form: KeyForm
-    x: Any  # the operands joined, [n_members, ...]
+    # The operands joined, [n_members, ...]. One number for each leaf has other axes of length 1.
+    x: Any
 
     @property
     def is_sliced(self) -> bool:
@@ -145,6 +146,17 @@ class Stack(NamedTuple):
             is_new = np.arange(len(old)) == self.pool_of[0]
             return jnp.where(is_new, jnp.broadcast_to(new, old.shape), old)
         return old.at[self.pool_of].set(new, mode="promise_in_bounds", unique_indices=True)
+
+
+def of_entries(function: Callable[[jax.Array], jax.Array], x: Any) -> Any:
+    """Maps the arrays of `Stack.x` that have entries; others hold one number for each member."""
+    arrays, treedef = jax.tree.flatten(x)
+    shape = arrays[0].shape
+    results = [function(array) if array.shape == shape else array for array in arrays]
+    ndim = results[0].ndim
+    return treedef.unflatten(
+        [r if r.ndim == ndim else r.reshape(len(r), *[1] * (ndim - 1)) for r in results]
+    )
 
 
 def stacked(

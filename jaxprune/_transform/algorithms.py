@@ -20,8 +20,9 @@ from jaxprune._recipe.pools import round_half_up
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import accumulates, itself, needs_key, random_score
 from jaxprune._state.masks import full_mask
-from jaxprune._transform.decide import Operand, Rules, tighten
+from jaxprune._transform.decide import tighten
 from jaxprune._transform.existing import among_existing, first_existing
+from jaxprune._transform.operand import Operand, Rules
 from jaxprune._transform.settings import NEVER, Algorithm, Settings
 
 _MANY_POOLS = 1024  # a table of fewer is small whatever it holds

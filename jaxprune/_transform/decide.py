@@ -4,9 +4,8 @@ Leaves that are one pool, or a part of one, are decided together, by one selecti
 several pools (the slices of a stacked axis, the groups of a structure) are decided one by one.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,34 +17,10 @@ from jaxprune._base.counting import counting, is_wide, take
 from jaxprune._base.sharding import explicit_mesh, sharding_in
 from jaxprune._recipe.coupled import combined
 from jaxprune._recipe.leaf import Leaf
-from jaxprune._recipe.scores import is_elementwise, leaf_arguments, magnitude, needs_key
+from jaxprune._recipe.scores import leaf_arguments
 from jaxprune._topk.topk import select
-from jaxprune._transform.normalized import normalized
-
-
-class Operand(NamedTuple):
-    """What the scores of one leaf are computed from; see `jaxprune._recipe.scores`."""
-
-    param: jax.Array
-    grad: Any = None
-    key: Any = None
-
-
-class Rules(NamedTuple):
-    """How units are compared; host values, hashable.
-
-    Attributes:
-      score: score function.
-      ties: which of equal scores are kept, `"index"` or `"hashed"`; see `prune`.
-      normalized: what the scores of each leaf are divided by; see `Distribution`.
-      axis_name: a mapped axis over which every leaf is split, or None; see `select`. Only for
-        leaves that are one pool, or a part of one.
-    """
-
-    score: Callable[..., jax.Array] = magnitude
-    ties: str = "index"
-    normalized: bool | str = False
-    axis_name: Any = None
+from jaxprune._transform.normalized import normalized, scale_of
+from jaxprune._transform.operand import Operand, Rules, Scored, has_elementwise_score, is_fused
 
 
 def tighten(
@@ -132,23 +107,6 @@ def _is_one_pool(case: _Case) -> bool:
     return leaf.structure.n_groups(shape) == 1
 
 
-@dataclasses.dataclass(frozen=True)
-class _Scored:
-    """The score of an operand; unit scores, which are arrays already, are returned unchanged.
-
-    Two are equal if their functions are, so that equal selections share their compilation.
-    """
-
-    score: Callable[..., jax.Array]
-
-    def __call__(self, operand: Any) -> jax.Array:
-        if not isinstance(operand, Operand):
-            return operand
-        # A score that was found to be elementwise reads no key, but may fail on None.
-        key = jax.random.key(0) if needs_key(self.score) else None
-        return self.score(operand.param, operand.grad, key)
-
-
 def _weight_scores(case: _Case, rules: Rules) -> jax.Array:
     """One score per weight of a leaf, stored."""
     operand, leaf = case.operand, case.leaf
@@ -226,7 +184,7 @@ def _select(
 ) -> tuple[list[jax.Array], jax.Array]:
     """Masks of units, and the threshold of each pool."""
     among = None if contest.allowed[0] is None else contest.allowed
-    score, ties = _Scored(rules.score), rules.ties
+    score, ties = Scored(rules.score), rules.ties
     safe: list[Any] = []
     if contest.floors.any():  # the best of every leaf are safe, the rest compete
         safe, _ = select(contest.units, contest.floors, score=score, among=among, ties=ties)
@@ -250,8 +208,8 @@ def _select(
 def _units(members: Sequence[_Case], rules: Rules) -> Any:
     """What `select` scores: the units of a leaf, or those that several coupled leaves share."""
     lead = members[0]
-    if lead.leaf.traits.is_elementwise and _is_fused(lead.operand, rules):
-        return lead.operand._replace(key=None)
+    if lead.leaf.traits.is_elementwise and is_fused(lead.operand, rules):
+        return _with_scale(lead, rules)
     return combined([_unit_scores(case, rules) for case in members])
 
 
@@ -266,16 +224,12 @@ def unit_scores(operand: Operand, leaf: Leaf, rules: Rules) -> jax.Array:
     return _unit_scores(_Case(operand, None, leaf, None), rules)
 
 
-def _is_fused(operand: Operand, rules: Rules) -> bool:
-    """Whether scores are computed again in every read of the weights, and never stored."""
-    return not rules.normalized and _is_elementwise(operand, rules)
-
-
-def _is_elementwise(operand: Operand, rules: Rules) -> bool:
-    """Whether the score of a weight depends on that weight and its gradient only."""
-    if leaf_arguments(rules.score, "", None):
-        return False
-    return is_elementwise(rules.score, operand.param, operand.grad)
+def _with_scale(case: _Case, rules: Rules) -> Operand:
+    """The operand that `select` computes the scores of a leaf from."""
+    if not rules.normalized:
+        return case.operand._replace(key=None)
+    scale = scale_of(_weight_scores(case, rules), rules.normalized, case.leaf.traits)
+    return case.operand._replace(key=None, scale=scale.reshape([1] * case.operand.param.ndim))
 
 
 def _allowed(members: Sequence[_Case]) -> Any:
@@ -310,7 +264,7 @@ def _apart(case: _Case, n_keep: jax.Array, rules: Rules) -> tuple[jax.Array, jax
 
 def _scored_apart(case: _Case, rules: Rules) -> Any:
     """The scores of the weights of a leaf, or the operand that `select` computes them from."""
-    is_fused = case.leaf.traits.is_elementwise and _is_elementwise(case.operand, rules)
+    is_fused = case.leaf.traits.is_elementwise and has_elementwise_score(case.operand, rules)
     return case.operand._replace(key=None) if is_fused else _weight_scores(case, rules)
 
 
@@ -350,7 +304,7 @@ def _pick(
     """The best units of one array, and their threshold."""
     among = None if allowed is None else [allowed]
     start, n_keep = None if start is None else start[None], take(n_keep, None)
-    score = _Scored(rules.score)
+    score = Scored(rules.score)
     kept, thresholds = select(
         [units], n_keep, score=score, among=among, start=start, ties=rules.ties
     )

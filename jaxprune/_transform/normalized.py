@@ -17,8 +17,11 @@ def normalized(scores: jax.Array, by: bool | str, traits: Traits) -> jax.Array:
       by: as `Distribution.normalized`.
       traits: of the structure of the leaf; weights that do not exist do not count.
     """
-    if not by:
-        return scores
+    return scores.astype(jnp.float32) / scale_of(scores, by, traits) if by else scores
+
+
+def scale_of(scores: jax.Array, by: bool | str, traits: Traits) -> jax.Array:
+    """What `normalized` divides the scores of a leaf by, as float32."""
     scores = scores.astype(jnp.float32)
     squares: Any = scores * scores
     if traits.exists is not None:
@@ -26,4 +29,4 @@ def normalized(scores: jax.Array, by: bool | str, traits: Traits) -> jax.Array:
         squares = jnp.where(exists, squares, jnp.zeros_like(squares))
     n = 1 if by == "l2" else max(scores.size - traits.n_absent, 1)
     scale = jnp.sqrt(jnp.sum(squares) / n)
-    return scores / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
+    return jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)

@@ -20,9 +20,10 @@ from jaxprune._recipe.structures import Unstructured
 from jaxprune._state.masks import full_mask, keep
 from jaxprune._topk.topk import check_ties
 from jaxprune._transform.checks import Tree, check_updates
-from jaxprune._transform.decide import Operand, Rules, tighten
+from jaxprune._transform.decide import tighten
 from jaxprune._transform.existing import among_existing
 from jaxprune._transform.keep_zeros import masks_of_zeros
+from jaxprune._transform.operand import Operand, Rules
 
 
 def prune_params(

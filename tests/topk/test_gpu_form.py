@@ -1,13 +1,17 @@
 """Masks as a GPU selects them, in lanes and with unsigned keys, against a stable sort."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxprune
 from jaxprune._base import lanes
 from jaxprune._topk import candidates, search, topk
 from jaxprune._topk.topk import topk_masks
+from jaxprune._transform import operand
 from topk_oracle import KINDS, first, ranking, values
 
 # Short and long rows, with and without padding; the first two are one stack.
@@ -72,3 +76,17 @@ def test_a_search_that_ends_in_gathered_rows_is_exact(gpu, monkeypatch):
         for n in (0, 1, x.size // 10, x.size - 1, x.size):
             np.testing.assert_array_equal(fn(x, n)[0], first(n, order, x.shape), err_msg=kind)
     assert gathered
+
+
+def test_scores_divided_in_a_pass_give_the_same_masks(gpu, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    keys = enumerate(((33_037,), (31, 7), (31, 7), (40, 50)))
+    params = {str(i): values("normal", shape, jnp.float32, i) * (i + 1) for i, shape in keys}
+    prune = functools.partial(
+        jaxprune.prune_params, include=".*", distribution=jaxprune.normalized_pool
+    )
+    monkeypatch.setattr(operand, "on_gpu", lambda arrays: False)
+    _, want = prune(params, 0.7)
+    monkeypatch.setattr(operand, "on_gpu", lambda arrays: True)
+    _, masks = prune(params, 0.7)
+    jax.tree.map(np.testing.assert_array_equal, masks, want)
