@@ -73,8 +73,10 @@ class KeyForm:
         """
         if self.is_key:
             entry = self._keys(scores.astype(self.dtype), exact).astype(self.compared)
-            zero = jnp.zeros_like(entry)
-            return entry if not self.has_floor else jnp.where(among.astype(bool), entry, zero)
+            if not self.has_floor:
+                return entry
+            # With a number, `where` accepts scores and flags that are sharded in different ways.
+            return jnp.where(among.astype(bool), entry, self.compared(0))
         layout, signed = bits_of(self.dtype), self.signed
         bits = lax.bitcast_convert_type(scores.astype(self.dtype), signed)
         lowest = signed(-layout.sign)

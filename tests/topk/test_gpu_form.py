@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxprune
+from helpers import make_mesh
 from jaxprune._base import lanes
 from jaxprune._topk import candidates, search, topk
 from jaxprune._topk.topk import topk_masks
-from jaxprune._transform import operand
+from jaxprune._transform import operand as operands
 from topk_oracle import KINDS, first, ranking, values
 
 # Short and long rows, with and without padding; the first two are one stack.
@@ -78,6 +80,18 @@ def test_a_search_that_ends_in_gathered_rows_is_exact(gpu, monkeypatch):
     assert gathered
 
 
+def test_scores_on_all_devices_and_sharded_masks(gpu):
+    mesh = make_mesh((4, 2), AxisType.Explicit)
+    scores = values("ties", (16, 32), jnp.float32)
+    among = np.random.default_rng(0).random(scores.shape) < 0.5
+    order = ranking(np.where(among, scores, -np.inf))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    sharded = NamedSharding(mesh, PartitionSpec("data", "model"))
+    operand = jax.device_put(scores, everywhere)
+    [mask], _ = topk.select([operand], [100], among=[jax.device_put(among, sharded)])
+    np.testing.assert_array_equal(mask, first(100, order, scores.shape))
+
+
 def test_scores_divided_in_a_pass_give_the_same_masks(gpu, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     keys = enumerate(((33_037,), (31, 7), (31, 7), (40, 50)))
@@ -85,8 +99,8 @@ def test_scores_divided_in_a_pass_give_the_same_masks(gpu, monkeypatch):
     prune = functools.partial(
         jaxprune.prune_params, include=".*", distribution=jaxprune.normalized_pool
     )
-    monkeypatch.setattr(operand, "on_gpu", lambda arrays: False)
+    monkeypatch.setattr(operands, "on_gpu", lambda arrays: False)
     _, want = prune(params, 0.7)
-    monkeypatch.setattr(operand, "on_gpu", lambda arrays: True)
+    monkeypatch.setattr(operands, "on_gpu", lambda arrays: True)
     _, masks = prune(params, 0.7)
     jax.tree.map(np.testing.assert_array_equal, masks, want)
