@@ -140,7 +140,9 @@ def test_leaves_that_are_not_pruned_may_be_whole_or_parts():
 
 
 def test_gradients_that_a_score_reads_must_be_averaged():
-    of_own_data = lambda grads: jax.tree.map(lambda g: g * jax.lax.axis_index("d"), grads)
+    of_own_data = lambda grads: jax.tree.map(
+        lambda g: g * jnp.float32(jax.lax.axis_index("d")), grads
+    )
     tx = jaxprune.prune(SCHEDULE, score=jaxprune.saliency, inner=optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"a: the score reads .*jax.lax.pmean\(grads, 'd'\)"):
         update_in_shard_map(tx, WHOLE, of_own_data)
