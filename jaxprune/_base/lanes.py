@@ -103,7 +103,11 @@ def count_members(sums: Sequence[jax.Array], dtype: Any) -> list[jax.Array]:
     """
     counts = [_part_counts(x, dtype) for x in sums]
     in_parts = [x for x in counts if x.shape[2] > 1]
-    joined = reduced([jnp.concatenate(in_parts)], 2)[0] if in_parts else None
+    joined: Any = None
+    if in_parts:
+        # If the counts of members are added up, XLA would add up the parts in the same sum, and
+        # divide that into more kernels: hence the barrier.
+        joined = lax.optimization_barrier(reduced([jnp.concatenate(in_parts)], 2)[0])
     members, first = [], 0
     for x in counts:
         if joined is None or x.shape[2] == 1:
