@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprune._base.counting import as_counts, counting, is_wide, take
 from jaxprune._base.sharding import placed_like
@@ -160,11 +161,13 @@ def _swap(
         n_swap = jnp.where(schedule.fires(inputs.step), n_swap, jnp.zeros_like(n_swap))
         n_stay = n_keep - n_swap
     stay, thresholds = tighten(operands, masks, n_stay, budget.leaves)
-    dropped = among_existing(budget.leaves, inputs.params, [~mask for mask in stay])
-    grown, _ = tighten(operands, dropped, n_swap, budget.leaves, Rules(grow))
+    # All that is stored of `stay` while weights grow: without the barrier XLA would store both.
+    dropped = lax.optimization_barrier([~mask for mask in stay])
+    allowed = among_existing(budget.leaves, inputs.params, dropped)
+    grown, _ = tighten(operands, allowed, n_swap, budget.leaves, Rules(grow))
     new = [
-        jnp.where(g & (m == 0), jnp.uint8(2), (s | g).astype(jnp.uint8))
-        for s, g, m in zip(stay, grown, masks, strict=True)
+        jnp.where(g & (m == 0), jnp.uint8(2), (~d | g).astype(jnp.uint8))
+        for d, g, m in zip(dropped, grown, masks, strict=True)
     ]
     return new, thresholds
 
