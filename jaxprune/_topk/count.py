@@ -44,8 +44,9 @@ def keys_reaching(table: jax.Array, problem: Problem, in_rows: Sequence[int] = (
     """
     # The barrier ties the read to the loop's own values. Without it XLA computes keys once outside
     # the loop and keeps them: several times the memory, and slower.
-    xs, table = lax.optimization_barrier(([stack.x for stack in problem.stacks], table))
-    integers = [problem.integers(*pair) for pair in zip(problem.stacks, xs, strict=True)]
+    sources, table = lax.optimization_barrier((problem.sources(), table))
+    pairs = zip(problem.stacks, sources, strict=True)
+    integers = [problem.integers(stack, stack.read(source)) for stack, source in pairs]
     sizes = np.array(problem.pools.sizes) * problem.n_parts
     total = jnp.asarray(sizes, table.dtype)
     return _keys_reaching(cuts_in(table), integers, total, problem, in_rows)
@@ -62,12 +63,13 @@ def keys_reaching_in(
       n_lo: how many entries reach the lower end of these brackets, [n_pools].
       problem: the selection.
     """
-    xs, table = lax.optimization_barrier(([stack.x for stack in problem.stacks], table))
+    sources, table = lax.optimization_barrier((problem.sources(), table))
     integers, total = [], np.array(problem.pools.sizes)
     is_gathered = np.zeros(total.shape, bool)
-    for i, (stack, x) in enumerate(zip(problem.stacks, xs, strict=True)):
+    for i, (stack, source) in enumerate(zip(problem.stacks, sources, strict=True)):
         is_gathered[stack.pool_of] = i in gathered
-        integers.append(gathered[i].integers if i in gathered else problem.integers(stack, x))
+        entries = gathered[i].integers if i in gathered else None
+        integers.append(problem.integers(stack, stack.read(source)) if entries is None else entries)
     total = jnp.where(is_gathered, n_lo, jnp.asarray(total, n_lo.dtype))
     return _keys_reaching(cuts_in(table), integers, total, problem, (), skip=gathered)
 
@@ -112,19 +114,18 @@ def ties_reaching(
       gathered: the rows to read of some stacks, by position.
       problem: the selection.
     """
-    xs = [stack.x for stack in problem.stacks]
     sizes = [member_sizes(stack, problem.pools) for stack in problem.stacks]
-    xs, gathered, sizes, table, tied_key, first = lax.optimization_barrier(
-        (xs, gathered, sizes, table, tied_key, first_ranks(problem))
+    sources, gathered, sizes, table, tied_key, first = lax.optimization_barrier(
+        (problem.sources(), gathered, sizes, table, tied_key, first_ranks(problem))
     )
     cuts = cuts_in(table)
     orders, member_cuts = [], []
-    for i, (stack, x, size) in enumerate(zip(problem.stacks, xs, sizes, strict=True)):
+    for i, (stack, source, size) in enumerate(zip(problem.stacks, sources, sizes, strict=True)):
         members = Members(member_bases(stack, first), size)
         if i in gathered:
             integers, order = gathered[i].integers, gathered[i].ranks()
         else:
-            integers = problem.integers(stack, x, exact=True)
+            integers = problem.integers(stack, stack.read(source), exact=True)
             order = tie_order(integers.shape, members, problem.ties)
         tied = per_member(stack.form.cuts(stack.of_members(tied_key)), integers.ndim)
         orders.append(jnp.where(integers == tied, order, lowest_order(members, problem.ties)))

@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxprune._base.counting import enable_x64
 from jaxprune._base.float_bits import order_key
+from jaxprune._base.sharding import on_cpu
 from jaxprune._topk.stacks import Pools, Stack
 
 ScoreFunction = Callable[[Any], jax.Array]
@@ -31,6 +32,12 @@ class Problem:
     one_device: bool  # whether axes may be merged at no cost
     axis_name: Any  # the mapped axis that every pool is spread over, or None
     is_gpu: bool  # whether the arrays lie on GPUs
+
+    def sources(self) -> list[Any]:
+        """What a loop carries to read each stack; see `Stack.read`."""
+        xs = [stack.x for stack in self.stacks]
+        on_one_cpu = self.one_device and on_cpu(jax.tree.leaves(xs))
+        return [stack.source for stack in self.stacks] if on_one_cpu else xs
 
     def integers(self, stack: Stack, x: Any, *, exact: bool = False) -> jax.Array:
         """The signed integers of entries of a stack; see `KeyForm`.

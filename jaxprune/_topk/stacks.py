@@ -131,6 +131,19 @@ class Stack(NamedTuple):
         shape = jax.tree.leaves(self.x)[0].shape
         return 0 if self.is_sliced else math.prod(shape[1:]) - self.size
 
+    @property
+    def source(self) -> Any:
+        """What a loop carries to read `x`: for a leaf alone on one device the leaf itself.
+
+        Under `vmap`, XLA copies an array that gets an axis of length 1 before it enters a loop.
+        """
+        is_leaf = len(self.operands) == 1 and not self.is_sliced and not self.n_padding
+        return self.operands[0] if is_leaf else self.x
+
+    def read(self, source: Any) -> Any:
+        """`x`, given `source` within a loop."""
+        return jax.tree.map(lambda array, x: array.reshape(x.shape), source, self.x)
+
     def of_members(self, x: jax.Array) -> jax.Array:
         """For each member the entry of its pool: [n_members, ...] of an array [n_pools, ...]."""
         first, n = int(self.pool_of[0]), len(self.pool_of)
