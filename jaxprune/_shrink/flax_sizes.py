@@ -171,16 +171,20 @@ def set_nnx_sizes(model: Any) -> None:
 
 
 def _nnx_sizes(nnx: Any, module: Any) -> dict[str, Any]:
-    """The attributes that an NNX layer should have for the params that it has."""
+    """The attributes that an NNX layer should have for the params that it has.
+
+    Params that `nnx.vmap` made have more axes in front, such as one of all layers; the attributes
+    are those of a single layer.
+    """
     if isinstance(module, nnx.MultiHeadAttention):
         return _attention_sizes(module)
     if isinstance(module, nnx.RNNCellBase):
         fused = hasattr(module, "dense_h")  # one kernel for all gates
         hidden, into = (module.dense_h, module.dense_i) if fused else (module.hi, module.ii)
-        sizes = {"hidden_features": _shape(hidden.kernel)[0]}
-        return sizes | {"in_features": _shape(into.kernel)[0]}
+        sizes = {"hidden_features": _shape(hidden.kernel)[-2]}
+        return sizes | {"in_features": _shape(into.kernel)[-2]}
     if isinstance(module, nnx.Embed):
-        rows, features = _shape(module.embedding)
+        rows, features = _shape(module.embedding)[-2:]
         return {"num_embeddings": rows, "features": features}
     if isinstance(module, nnx.GroupNorm):
         params = [x for x in (module.scale, module.bias) if getattr(x, "shape", None)]
@@ -201,12 +205,12 @@ def _attention_sizes(module: Any) -> dict[str, Any]:
     """`_nnx_sizes` of `nnx.MultiHeadAttention`."""
     query, key = _shape(module.query.kernel), _shape(module.key.kernel)
     return {
-        "in_features": query[0],
+        "in_features": query[-3],
         "num_heads": query[-2],
         "head_dim": query[-1],
         "qkv_features": query[-2] * query[-1],
         "num_kv_heads": key[-2],
-        "in_kv_features": key[0],
+        "in_kv_features": key[-3],
         "out_features": _shape(module.out.kernel)[-1],
     }
 
@@ -219,7 +223,8 @@ def _nnx_kernel_sizes(nnx: Any, module: Any) -> dict[str, Any]:
         inner = shape[len(shape) - n_in - n_out :]
         return {"in_features": inner[:n_in], "out_features": inner[n_in:]}
     if isinstance(module, nnx.Linear):
-        return {"in_features": shape[0], "out_features": shape[1]}
+        return {"in_features": shape[-2], "out_features": shape[-1]}
+    shape = shape[-len(module.kernel_shape) :] if hasattr(module, "kernel_shape") else shape
     if isinstance(module, nnx.ConvTranspose):
         n_in, n_out = shape[-2:][::-1] if module.transpose_kernel else shape[-2:]
         return {"in_features": n_in, "out_features": n_out, "kernel_shape": shape}

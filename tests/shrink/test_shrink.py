@@ -15,6 +15,7 @@ from helpers import on_device
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._recipe.coupled import Coupled
 from jaxprune._shrink import groups as groups_lib
+from jaxprune._shrink.flax_sizes import set_nnx_sizes
 from jaxprune._shrink.units import units_of
 from jaxprune._trace.program import known_values, program_of, trace
 
@@ -280,7 +281,34 @@ class NnxTransformer(nnx.Module):
         return x + self.down(nnx.gelu(self.up(x)))
 
 
+class NnxMlp(nnx.Module):
+    def __init__(self, rngs):
+        self.up, self.down = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.down(nnx.relu(self.up(x)))
+
+
+class NnxStack(nnx.Module):
+    """Three equal layers in leaves with one axis more, run by a scan."""
+
+    def __init__(self, rngs):
+        create = nnx.split_rngs(splits=3)(nnx.vmap(NnxMlp, in_axes=(0,), out_axes=0))
+        self.blocks = create(rngs)
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        run = nnx.scan(lambda block, x: block(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        return self.head(run(self.blocks, x))
+
+
 NNX = {
+    "stack": (
+        NnxStack,
+        (5, 4),
+        {"blocks.up": (3, 4, 3), "blocks.down": (3, 3, 4)},
+        {"blocks.up.in_features": 4, "blocks.up.out_features": 3, "blocks.down.in_features": 3},
+    ),
     "cnn": (
         NnxCnn,
         PICTURE,
@@ -325,6 +353,44 @@ def test_nnx_models_are_shrunk_in_place(name):
     numbers = nnx.state(model, nnx.Not(nnx.RngState))
     left = sum(leaf.size for leaf in jax.tree.leaves(numbers))
     assert report.size == left < report.size_before
+
+
+LAYERS = {
+    "linear": lambda rngs: nnx.Linear(4, 6, rngs=rngs),
+    "several axes": lambda rngs: nnx.LinearGeneral((2, 4), (3, 5), axis=(-2, -1), rngs=rngs),
+    "einsum": lambda rngs: nnx.Einsum("ab,bcd->acd", (4, 2, 3), (2, 3), rngs=rngs),
+    "convolution": lambda rngs: nnx.Conv(4, 6, (3, 5), feature_group_count=2, rngs=rngs),
+    "depthwise": lambda rngs: nnx.Conv(4, 8, (3,), feature_group_count=4, rngs=rngs),
+    "transposed": lambda rngs: nnx.ConvTranspose(4, 6, (3,), transpose_kernel=True, rngs=rngs),
+    "embedding": lambda rngs: nnx.Embed(7, 4, rngs=rngs),
+    "attention": lambda rngs: nnx.MultiHeadAttention(
+        2, 4, 6, out_features=5, in_kv_features=3, decode=False, rngs=rngs
+    ),
+    "batch norm": lambda rngs: nnx.BatchNorm(4, rngs=rngs),
+    "group norm": lambda rngs: nnx.GroupNorm(4, num_groups=None, group_size=2, rngs=rngs),
+    "gru": lambda rngs: nnx.GRUCell(4, 6, rngs=rngs),
+    "lstm": lambda rngs: nnx.LSTMCell(4, 6, rngs=rngs),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_sizes_of_a_layer_are_those_of_its_params_however_they_are_stacked(name):
+    def attributes(module):
+        return {
+            (path, key): value
+            for path, part in nnx.iter_graph(module)
+            if isinstance(part, nnx.Module)
+            for key, value in vars(part).items()
+            if isinstance(value, (int, tuple)) and not isinstance(value, bool)
+        }
+
+    stacked = LAYERS[name]
+    for _ in range(3):
+        module = nnx.eval_shape(lambda make=stacked: make(nnx.Rngs(0)))
+        before = attributes(module)
+        set_nnx_sizes(module)
+        assert attributes(module) == before
+        stacked = nnx.split_rngs(splits=3)(nnx.vmap(stacked, in_axes=(0,), out_axes=0))
 
 
 # Laws
