@@ -119,12 +119,12 @@ class Pieces:
         return [self.number.get(piece, UNKNOWN) for piece in cut]
 
     def decode(self, numbers: Sequence[int]) -> str:
-        """The text of the pieces before the first `END`."""
+        """The text of the pieces before the first `END`; other numbers without a piece add none."""
         pieces = []
         for number in numbers:
             if number == END:
                 break
-            pieces.append(self.pieces[number - _SPECIAL] if number >= _SPECIAL else "")
+            pieces.append(self.pieces[number - _SPECIAL] if _SPECIAL <= number < len(self) else "")
         return "".join(pieces)
 
     def _cut_word(self, word: str) -> tuple[str, ...]:

@@ -240,6 +240,8 @@ def test_pieces_decode_to_their_text_and_an_unknown_letter_is_one_piece():
     assert len(pieces.encode("hundred")) < len("hundred")
     assert pieces.encode("ß") == [phrases.UNKNOWN]
     assert pieces.decode([*pieces.encode("two"), phrases.END, 7]) == "two"
+    # The networks have room for more pieces than were learned.
+    assert pieces.decode([len(pieces), *pieces.encode("two"), 10**6]) == "two"
 
 
 def test_pairs_are_different_and_the_same_every_time():
