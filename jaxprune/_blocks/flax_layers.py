@@ -300,8 +300,9 @@ def pack_linear(
             chosen[name] = path, layer
     if not chosen or any(not path for path, _ in chosen.values()):
         raise ValueError(
-            f"nothing to pack: include={include!r} matches no nnx.Linear inside the model. For a "
-            "single layer, use pack_matrix and packed_matmul."
+            f"nothing to pack: include={include!r} matches no nnx.Linear with a 2-D kernel inside "
+            "the model. For a single layer, or each of several in one leaf, use pack_matrix and "
+            "packed_matmul."
         )
     for path, layer in chosen.values():
         packed = pack_matrix(_value(layer.kernel), block=block, batch=batch)

@@ -2,13 +2,24 @@
 
 import numpy as np
 import pytest
-from flax import linen
+from flax import linen, nnx
 
 import jaxprune
 from bad_input import assert_error, case, params
 from helpers import ones
 
 W = np.ones((4, 8), np.float32)
+
+
+@nnx.split_rngs(splits=3)
+@nnx.vmap(in_axes=(0,), out_axes=0)
+def stack(rngs):
+    return nnx.Sequential(nnx.Linear(4, 8, rngs=rngs), nnx.relu)
+
+
+def stacked_layers():
+    return stack(nnx.Rngs(0))
+
 
 BLOCKS = [
     case(
@@ -52,6 +63,12 @@ BLOCKS = [
         lambda: jaxprune.pack_linear(params()),
         TypeError,
         ("pack_linear: model", "dict", "jaxprune.pack_kernels(params)"),
+    ),
+    case(
+        "pack_linear_of_stacked_layers",
+        lambda: jaxprune.pack_linear(stacked_layers()),
+        ValueError,
+        ("nothing to pack: include", "no nnx.Linear with a 2-D kernel", "pack_matrix"),
     ),
     case(
         "apply_a_model",
