@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune._base.counting import counting, is_wide, take
-from jaxprune._base.sharding import explicit_mesh, sharding_in
+from jaxprune._base.sharding import explicit_mesh, sharding_in, typed_like
 from jaxprune._recipe.coupled import combined
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.scores import leaf_arguments
@@ -111,7 +111,9 @@ def _weight_scores(case: _Case, rules: Rules) -> jax.Array:
     """One score per weight of a leaf, stored."""
     operand, leaf = case.operand, case.leaf
     about_leaf = leaf_arguments(rules.score, leaf.path, leaf.roles)
-    return rules.score(operand.param, operand.grad, operand.key, **about_leaf)
+    scores = rules.score(operand.param, operand.grad, operand.key, **about_leaf)
+    # Random scores are drawn on the devices that need them, not all on every device.
+    return typed_like(scores, operand.param) if jnp.shape(scores) == operand.param.shape else scores
 
 
 # Leaves that are one pool, or a part of one
