@@ -9,12 +9,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune._base.float_bits import is_nonzero, order_key
-from jaxprune._base.sharding import on_one_device
+from jaxprune._base.sharding import on_cpu, on_one_device
 from jaxprune._calibration.kernel_view import KernelView
 from jaxprune._state.masks import full_mask, keep
 from jaxprune._topk.topk import topk_mask
 
-_MAX_ENTRIES = 2**22  # of the columns that are decided side by side, whose scores are stored
+# How many entries the columns have that are decided side by side, whose scores are stored. On a CPU
+# those of fewer stay in the cache while they are transposed.
+_MAX_ENTRIES = 2**22
+_IN_CACHE = 2**19
 
 
 @functools.partial(jax.jit, static_argnames=("view", "nm"))
@@ -39,7 +42,8 @@ def prune_by_wanda(
     """
     matrices = view.matrices(kernel)
     decide = jax.vmap(functools.partial(_mask, nm=nm))
-    n_columns = max(_MAX_ENTRIES // math.prod(matrices.shape[:2]), 1)
+    most = min(_MAX_ENTRIES, _IN_CACHE) if on_cpu([kernel]) else _MAX_ENTRIES
+    n_columns = max(most // math.prod(matrices.shape[:2]), 1)
     # Across devices, the columns may be sharded.
     if nm is not None or matrices.shape[2] <= n_columns or not on_one_device(kernel):
         mask = decide(matrices, squares, n_keep)
