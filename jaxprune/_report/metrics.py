@@ -71,8 +71,9 @@ def metrics(
     check_not_donated("metrics: opt_state", states)
     scalars = _values(_totals(states))
     if per_leaf:
-        for state in states:
-            scalars |= _by_leaf(state)
+        trees = [tuple(paths_of(state.masks)) for state in states]
+        for i, state in enumerate(states):
+            scalars |= _by_leaf(state, trees[i + 1 :].count(trees[i]))
     return scalars
 
 
@@ -197,12 +198,17 @@ def _values(totals: _Totals) -> dict[str, jax.Array]:
     }
 
 
-def _by_leaf(state: PruneState) -> dict[str, jax.Array]:
-    """The sparsity and the threshold of every leaf that is pruned."""
+def _by_leaf(state: PruneState, n_later: int) -> dict[str, jax.Array]:
+    """The sparsity and the threshold of every leaf that is pruned.
+
+    Args:
+      state: the state.
+      n_later: how many of the states after it have the same leaves.
+    """
     paths, _, _ = leaves_with_paths(state.masks)
     zeros, sizes = (counts.astype(jnp.float32) for counts in _counts(state)[:2])
     thresholds = jnp.asarray(unboxed(state.thresholds))
-    pruned = _pruned_paths(state, paths)
+    pruned = _pruned_paths(state, paths, n_later)
     scalars = {}
     for i, path in enumerate(paths):
         if path in pruned:
@@ -211,10 +217,10 @@ def _by_leaf(state: PruneState) -> dict[str, jax.Array]:
     return scalars
 
 
-def _pruned_paths(state: PruneState, paths: Sequence[str]) -> frozenset[str]:
+def _pruned_paths(state: PruneState, paths: Sequence[str], n_later: int) -> frozenset[str]:
     """The paths of the pruned leaves: from the state, or inside `jit` as they were recorded."""
     pool_of = unboxed(state.progress.pool_of)
     if isinstance(pool_of, jax.core.Tracer):
-        return recorded_pruned(paths)
+        return recorded_pruned(paths, n_later)
     pruned = np.any(np.asarray(pool_of) >= 0, axis=tuple(range(jnp.ndim(pool_of) - 1)))
     return frozenset(path for path, is_pruned in zip(paths, pruned, strict=True) if is_pruned)

@@ -64,6 +64,8 @@ def test_masks_and_metrics_are_those_of_all_states(form):
     assert values["prune/sparsity_all"] == np.float32(80 / 136)  # every leaf counts once
     assert values["prune/sparsity/first"] == 0.5
     assert values["prune/sparsity/second"] == 0.75
+    traced = jax.eval_shape(lambda state: jaxprune.metrics(state, per_leaf=True), state)
+    assert set(traced) == set(values)  # inside `jit`, too
     jaxprune.check(p, state, done=True)
     with pytest.raises(ValueError, match="2 prune states"):
         jaxprune.get_state(state)
