@@ -288,6 +288,8 @@ def _run(
         except KeyboardInterrupt:
             console().print(f"Stopped. To continue, add --resume --out {folder}.", highlight=False)
             raise typer.Exit(130) from None
+        except store.OtherStudy as error:
+            raise typer.BadParameter(str(error), param_hint="--resume") from None
         console().print(shown_by.table(results, study))
         path = store.results_file(study, folder)
         for file in (path, *pictures.draw(results, path)):

@@ -42,6 +42,10 @@ Order = Callable[[Sequence[Network], int], list[tuple[Network, int]]]
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
 
+class OtherStudy(ValueError):
+    """A results file does not belong to the study that should be continued."""
+
+
 def results_file(study: Study, out: Path) -> Path:
     """Path of the results of a study."""
     return out / f"paper-{study.name}-{jax.default_backend()}.json"
@@ -75,7 +79,7 @@ def run(
       jobs: number of runs to train in parallel.
 
     Raises:
-      ValueError: `resume`, but the results file has another configuration.
+      OtherStudy: `resume`, but the results file has another configuration.
     """
     started, task = time.monotonic(), study.task()
     all_networks = networks(study, task.inputs)
@@ -177,7 +181,7 @@ def _start(
         return fresh
     for name in ("config", "data", "networks"):
         if previous.get(name) != fresh[name]:
-            raise ValueError(
+            raise OtherStudy(
                 f"{path} holds results of another {name}. Omit --resume to overwrite them, or "
                 "choose another folder with --out."
             )

@@ -114,8 +114,19 @@ def test_a_stopped_study_resumes_to_the_same_bits(finished, monkeypatch, tmp_pat
 
 def test_results_of_another_configuration_are_not_resumed(finished):
     study, out, _ = finished
-    with pytest.raises(ValueError, match="results of another config"):
+    with pytest.raises(store.OtherStudy, match="results of another config"):
         store.run(dataclasses.replace(study, learning_rate=1e-4), out, resume=True)
+
+
+def test_the_command_says_so_without_a_traceback(monkeypatch, tmp_path):
+    def run(*_, **__):
+        raise store.OtherStudy("file.json holds results of another config.")
+
+    monkeypatch.setattr(store, "run", run)
+    result = CliRunner().invoke(app, ["lstm", "--quick", "--resume", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "--resume" in result.output
+    assert "another config" in result.output
 
 
 def test_tables_and_plots_are_made_from_the_results_file(finished):
