@@ -306,6 +306,32 @@ def test_what_is_said_of_tpus_is_what_the_benchmark_wrote():
     assert f"sends {auto:.1f} KiB on Auto axes and {explicit:.1f} KiB on Explicit axes" in page
 
 
+def test_what_is_said_of_gpus_is_what_the_benchmark_wrote():
+    page = words_of("performance.md")
+    rows = [r for r in results("gpu_programs-cpu")["rows"] if r["case"] in ("step", "mask")]
+    where = lambda r: (r["target"], r["devices"], r["axes"], r["dtype"])
+    of = lambda *place: {
+        r["kind"]: r for r in rows if where(r) == ("h100", *place, "float32") and "error" not in r
+    }
+    one, auto, explicit = of(1, "Auto"), of(8, "Auto"), of(8, "Explicit")
+    usual, on_auto, on_explicit = (x["unstructured"] for x in (one, auto, explicit))
+    assert f"a fire holds {usual['temp_per_weight']:.2f} bytes a weight" in page
+    for row in (on_auto, on_explicit):
+        assert f"and {row['temp_per_weight']:.2f} for two leaves on eight H100s" in page
+        assert row["pass_read_per_weight"] < 5.05
+    assert f"A pass reads {usual['pass_read_per_weight']:.1f} bytes a weight" in page
+    assert f"writes {usual['pass_written_per_weight']:.2f} and" in page
+    kernels = [row["pass_kernels"] for row in (usual, on_auto, on_explicit)]
+    said = "starts {} kernels ({} on Auto axes, {} on Explicit axes)"
+    assert said.format(*kernels) in page
+    sorts = {round(one[name]["temp_per_weight"]) for name in ("argsort", "jnp.sort", "lax.top_k")}
+    assert sorts == {12}
+    assert "hold 12 bytes a weight" in page
+    kinds = ("bit masks", "NM(2, 4)", "blocks", "balanced blocks", "random score", "rigl")
+    held = [f"{one[kind]['temp_per_weight']:.1f}" for kind in (*kinds, "150 leaves")]
+    assert f"| {' | '.join(held)} |" in page
+
+
 def kib_of_a_fire(row, n_passes=8):
     return (n_passes * row["bytes_per_pass"] + row["bytes_besides"]) / 1024
 
