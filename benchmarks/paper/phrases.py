@@ -231,7 +231,8 @@ def studies(size: str) -> list[Study]:
     pieces split German number words at meaningless positions, and networks learn more slowly. With
     4,000 training pairs, a network may learn these by heart: after 3,000 steps, German to English,
     five seeds end between 88 and 99 BLEU. With 20,000 pairs they end between 99.5 and 100.0. That
-    is with a learning rate of 1e-2; with 2e-2, one of the five ends at 61.
+    is with a learning rate of 1e-2; with 2e-2, one of the five ends at 61. For a network of width
+    13 both rates are as good: 24 BLEU with 4,000 pairs.
     """
     numbers = {
         "quick": (8, 200, 20, 40),

@@ -72,6 +72,8 @@ def overview(folder: Path) -> Path | None:
         _compare(panel, results_by_name[part.name]["summary"])
         task = "translation, " if part.name.startswith("seq2seq") else ""
         panel.set(ylabel=part.axis, title=task + part.head.split(",")[0])
+        panel.get_legend().remove()  # it would cover points of some panels
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return save(figure, folder / "paper-cpu.png")
 
 

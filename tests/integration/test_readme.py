@@ -57,6 +57,16 @@ def test_the_three_figures_of_the_readme_are_what_the_benchmarks_wrote():
 
 
 @needs_results
+def test_the_figures_of_translation_are_what_the_study_wrote():
+    study = json.loads((ROOT / "benchmarks/results/paper-seq2seq-en-de-cpu.json").read_text())
+    bleu = {row["name"]: f"{row['mean']:.1f}" for row in study["summary"]}
+    readme = words_of("README.md")
+    assert f"dates and money has {bleu['sparse-0.9']} BLEU; dense it has {bleu['dense']}," in readme
+    assert f"a small dense one of that size {bleu['small-dense-0.9']} (" in readme
+    assert study["config"]["seeds"] == 5
+
+
+@needs_results
 def test_the_figures_of_the_demo_are_what_it_wrote():
     rows = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["summary"]
     percent = {(r["kind"], r["sparsity"]): f"{100 * r['accuracy_mean']:.1f} %" for r in rows}
