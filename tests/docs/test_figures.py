@@ -83,6 +83,18 @@ def select_rows():
         yield f"| 1e{len(str(n)) - 1} | {ratio(ours / ms['read'])} | {times} |"
 
 
+def structure_rows():
+    """The line on kinds of pruning, from the results of `python -m benchmarks select`."""
+    rows = [row for row in results("select-cpu")["rows"] if row["case"] == "structures"]
+    reads = {row["method"]: row["x_read"] for row in rows}
+    kinds = ("unstructured", "NM(2, 4)", "blocks", "per_slice", "global pool", "wanda")
+    assert reads.keys() == {*kinds, "read"}
+    numbers = (
+        f"{reads[kind]:.0f}" if reads[kind] >= 10 else f"{reads[kind]:.1f}" for kind in kinds
+    )
+    yield f"| {' | '.join(numbers)} |"
+
+
 def step_rows():
     """Lines from the results of `python -m benchmarks step`."""
     rows = [r for r in results("step-cpu")["rows"] if r["case"] == "step" and not r["seeds"]]
@@ -204,6 +216,7 @@ TABLES = [
     ("paper.md", demo_rows),
     ("performance.md", algorithm_rows),
     ("performance.md", select_rows),
+    ("performance.md", structure_rows),
     ("performance.md", step_rows),
     ("performance.md", calibrate_rows),
     ("performance.md", file_rows),
@@ -268,8 +281,9 @@ def test_what_is_said_of_many_leaves_is_what_the_benchmark_wrote():
     assert f"transformer of {many['leaves']} leaves and {many['n']:.0e}".replace("+0", "") in words
     [target] = [t for t in results("select-cpu")["targets"] if "compile s" in t["target"]]
     assert f"compiles in {target['measured']:.1f} s on two cores" in words
-    said = f"takes {many['median_ms']:.0f} ms, {many['x_one']:.1f} times as long"
+    said = f"takes {many['median_ms']:.0f} ms, {many['x_one']:.1f} times as long as for one leaf"
     assert said in words
+    assert f"same size, and {many['temp_bytes'] / 1e6:.0f} MB of temporary memory." in words
 
 
 def test_what_is_said_of_lists_of_schedules_is_what_the_benchmark_wrote():

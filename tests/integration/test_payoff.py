@@ -36,6 +36,44 @@ def test_a_wrong_number_or_a_missing_table_is_found():
         payoff.page(text.replace("<!-- files -->", ""))
 
 
+def speeds(n_cores, batch, column):
+    """By network at 90 %: how many times faster than dense, warm and cold, as the page shows."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    where = [str(n_cores), str(batch), "90 %"]
+    [head, *_] = [row for row in rows if "packed 1x16" in row]
+    chosen = [row for row in rows if len(row) == len(head) and row[1:4] == where]
+    place = head.index(column)
+    return {row[0]: [float(x) for x in row[place].split("/")] for row in chosen}
+
+
+def test_what_is_said_of_speed_is_in_the_tables():
+    words = " ".join(PAGE.read_text(encoding="utf-8").split())
+    large = ("LSTM 2 x 650", "LSTM 2 x 1500")
+    blocks, narrower = (speeds(1, 1, column) for column in ("packed 1x16", "narrower dense"))
+    warm, cold, narrow = (
+        [times[name][i] for name in large] for times, i in ((blocks, 0), (blocks, 1), (narrower, 1))
+    )
+    assert "{} and {} times for blocks of 16 in the LSTMs of 650 and".format(*warm) in words
+    said = (
+        "gain of these two is {} and {} times. A narrower dense network gains no more ({} and {})"
+    )
+    assert said.format(*cold, *narrow) in words
+    assert all(a >= b for a, b in zip(cold, narrow, strict=True))
+
+    def span(n_cores, column):
+        of_batches = [speeds(n_cores, batch, column) for batch in (8, 32)]
+        warm = [x[name][0] for x in of_batches for name in x if name != "LSTM 2 x 80"]
+        assert len(warm) == 8
+        return f"{min(warm)} to {max(warm)} times"
+
+    assert f"blocks of 16 are {span(1, 'packed 1x16')} faster on one core" in words
+    assert f"there blocks of 16 are {span(2, 'packed 1x16')} faster," in words
+    assert f"and blocks of 8 {span(2, 'packed 1x8')}." in words
+    for n_cores in (1, 2):
+        assert speeds(n_cores, 8, "packed 1x16")["LSTM 2 x 80"][0] < 1
+
+
 def code_after(heading):
     """The functions in the first block of code under a heading."""
     text = PAGE.read_text(encoding="utf-8")
