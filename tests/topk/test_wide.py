@@ -140,9 +140,10 @@ def shapes_of(n_leaves, *shape):
 def test_large_leaves_are_lowered_with_their_exact_budgets(params, options, n_keep):
     tx = jaxprune.prune(HALF, **options)
     state = jax.eval_shape(tx.init, params)
-    text = jax.jit(tx.update).lower(params, state, params).as_text()
+    with counting.enable_x64(True):  # JAX 0.12 truncates the int64 of shapes that it lowers for
+        text = jax.jit(tx.update).lower(params, state, params).as_text()
+        masks = jax.eval_shape(tx.update, params, state, params)[1].masks
     assert f"dense<{n_keep}> : tensor<1x1xi64>" in text
-    masks = jax.eval_shape(tx.update, params, state, params)[1].masks
     assert jax.tree.map(jnp.shape, masks) == jax.tree.map(jnp.shape, params)
     planned = jaxprune.plan(params, HALF, **options)
     assert sum(leaf.size for leaf in planned.leaves) - planned.n_zero == n_keep + 3
