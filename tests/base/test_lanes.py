@@ -80,8 +80,9 @@ def test_few_long_rows_are_counted_in_parts(case):
 
 
 def test_counts_have_the_dtype_of_the_pool():
+    is_x64 = jax.config.jax_enable_x64
     with lanes.enable_x64(True):
         sums = jnp.zeros((1, 4), jnp.uint64)
         [counts] = lanes.count_members([sums], jnp.uint64)
     assert counts.dtype == jnp.uint64
-    assert jax.config.jax_enable_x64 is False
+    assert jax.config.jax_enable_x64 == is_x64
