@@ -163,5 +163,5 @@ def _counts(lanes: jax.Array) -> jax.Array:
     """The counts in the lanes, uint32; the lanes are a new axis 1."""
     with enable_x64(True):
         first_bits = np.arange(N_CUTS, dtype=np.uint64) * np.uint64(_LANE_BITS)
-        shifts = jnp.expand_dims(jnp.asarray(first_bits), range(1, lanes.ndim))
+        shifts = jnp.expand_dims(jnp.asarray(first_bits), (0, *range(2, lanes.ndim + 1)))
         return (lanes[:, None] >> shifts).astype(jnp.uint32) & np.uint32(LONGEST_ROW)
