@@ -23,7 +23,8 @@ from jax import lax
 from jaxprune._base.counting import as_rows, count_in_shards, enable_x64, reduced, row_in_shards
 from jaxprune._base.sharding import n_devices, split_axis
 
-# How many cuts an entry is compared with.
+# How many cuts an entry is compared with in one read. XLA for CPUs fuses up to 15 operands of a
+# reduction; 7 cost about one memory read. On GPUs, their lanes fit into 64 bits.
 N_CUTS = 7
 _LANE_BITS = 9
 # The longest row that is summed in lanes.

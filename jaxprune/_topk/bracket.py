@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Cuts counted in one read. XLA CPU fuses up to 15 reduction operands; 7 cost about one memory read.
-N_CUTS = 7
+from jaxprune._base.lanes import N_CUTS
+
 # Where the cuts of an interpolated pass lie around the expected place, in standard deviations.
 LADDER = np.array([-3.5, -1.1, -0.35, 0.0, 0.35, 1.1, 3.5], np.float32)
 _N_COLUMNS = N_CUTS + 6
