@@ -4,7 +4,8 @@ Each benchmark writes `NAME-BACKEND.json` and pictures beside it. The JSON file 
 every case, so pressing Ctrl-C keeps the results so far; `--resume` runs the cases that are missing.
 `--only TEXT` measures the cases whose name contains TEXT again and keeps the rows of all others.
 `python -m benchmarks redraw` draws the pictures from the JSON files again, those of
-`benchmarks.paper` included, and measures nothing.
+`benchmarks.paper` included, and measures nothing. `python -m benchmarks against [COMMIT]` compares
+the speed of this version with that of an earlier commit.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks import (
+    bench_against,
     bench_algorithms,
     bench_calibrate,
     bench_files,
@@ -60,9 +62,11 @@ _BENCHMARKS: dict[str, types.ModuleType] = {
     "shrink": bench_shrink,
     "tpu": bench_tpu,
     "minilm": bench_minilm,
+    "against": bench_against,
 }
-# These need packages that few people have installed, so they run only when they are named.
-_BY_REQUEST = {"gpu_programs", "litert", "minilm", "tpu"}
+# These need packages that few people have installed, or a clone with an earlier commit, so they run
+# only when they are named.
+_BY_REQUEST = {"gpu_programs", "litert", "minilm", "tpu", "against"}
 _NAMES = ", ".join(_BENCHMARKS)
 _RESULTS = Path(__file__).parent / "results"
 
@@ -73,13 +77,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       0; 130 if interrupted; 1 if a benchmark can't run on this machine.
     """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.which[:1] == ["redraw"]:
+        for file in redraw(args.out or _RESULTS, args.which[1:]):
+            print(f"wrote {file}")
+        return 0
+    commit = bench_against.DEFAULT_COMMIT
+    if args.which[:1] == ["against"] and len(args.which) == 2:
+        commit = args.which.pop()
+    if unknown := set(args.which) - set(_BENCHMARKS):
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: choose from {_NAMES}")
+    if args.target and "gpu_programs" not in args.which:
+        parser.error("--target is for gpu_programs: python -m benchmarks gpu_programs --target ...")
+    if "gpu_programs" in args.which and (reason := bench_gpu_programs.prepare(args.target)):
+        print(reason, file=sys.stderr)
+        return 1
+    out = args.out or (Path(tempfile.mkdtemp()) if args.quick else _RESULTS)
+    # When the output is piped, rich assumes 80 columns, which are too few for these tables.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    names = args.which or [n for n in _BENCHMARKS if n not in _BY_REQUEST]
+    if args.only:
+        names = [n for n in names if _has_case(n, args.only, quick=args.quick)]
+        if not names:
+            parser.error(f"--only {args.only}: no case of these benchmarks contains it")
+    with contextlib.ExitStack() as stack:
+        if "against" in names and (reason := bench_against.start(commit, stack)):
+            print(reason, file=sys.stderr)
+            return 1
+        for name in names:
+            code = run(name, out, console, quick=args.quick, only=args.only, resume=args.resume)
+            if code:
+                return code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "which",
         nargs="*",
         metavar="NAME",
         help=f"{_NAMES} (default: all except {', '.join(sorted(_BY_REQUEST))}); or redraw, "
-        "alone or with beginnings of file names such as select or paper-lstm",
+        "alone or with beginnings of file names such as select or paper-lstm; or against, alone or "
+        f"with a commit (default: {bench_against.DEFAULT_COMMIT})",
     )
     parser.add_argument(
         "--quick", action="store_true", help="run tiny sizes and write to a temporary folder"
@@ -97,31 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--target", help="of gpu_programs: h100, a100, or a file that describes a GPU to XLA"
     )
-    args = parser.parse_args(argv)
-    if args.which[:1] == ["redraw"]:
-        for file in redraw(args.out or _RESULTS, args.which[1:]):
-            print(f"wrote {file}")
-        return 0
-    if unknown := set(args.which) - set(_BENCHMARKS):
-        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: choose from {_NAMES}")
-    if args.target and "gpu_programs" not in args.which:
-        parser.error("--target is for gpu_programs: python -m benchmarks gpu_programs --target ...")
-    if "gpu_programs" in args.which and (reason := bench_gpu_programs.prepare(args.target)):
-        print(reason, file=sys.stderr)
-        return 1
-    out = args.out or (Path(tempfile.mkdtemp()) if args.quick else _RESULTS)
-    # When the output is piped, rich assumes 80 columns, which are too few for these tables.
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    names = args.which or [n for n in _BENCHMARKS if n not in _BY_REQUEST]
-    if args.only:
-        names = [n for n in names if _has_case(n, args.only, quick=args.quick)]
-        if not names:
-            parser.error(f"--only {args.only}: no case of these benchmarks contains it")
-    for name in names:
-        code = run(name, out, console, quick=args.quick, only=args.only, resume=args.resume)
-        if code:
-            return code
-    return 0
+    return parser
 
 
 def _has_case(name: str, text: str, *, quick: bool) -> bool:

@@ -3,10 +3,9 @@
 The alternatives are argsort, `jnp.sort`, `lax.top_k`, `np.partition`, and kthvalue and topk of
 torch. Every method gets the weights and returns a mask of the largest magnitudes. The forms of
 `topk_mask` are compared with each other, and with NumPy where the scores are given; then the masks
-of each structure and kind of pool. All of these run on another commit, too, such as c1e1184 in a
-worktree, to be compared by hand with the JSON of this one. Before timing,
-each mask is compared with one that NumPy computes from the bit patterns; the `answer` of a row is
-then `exact`, `ties` or `wrong`, as `topk_oracle` defines them.
+of each structure and kind of pool. `python -m benchmarks against` compares them with those of an
+earlier commit. Before timing, each mask is compared with one that NumPy computes from the bit
+patterns; the `answer` of a row is then `exact`, `ties` or `wrong`, as `topk_oracle` defines them.
 
 The run stops if a mask of jaxprune is not exact, or if any mask is wrong on ordinary weights.
 """
@@ -35,19 +34,22 @@ from benchmarks.common import (
     interleaved,
     temp_bytes,
 )
-from benchmarks.topk_methods import (
-    COLD,
+from benchmarks.public_methods import (
     GIVEN,
-    JAXPRUNE,
     PARTITION,
     READ,
+    Method,
+    structured_methods,
+    transformer_shapes,
+)
+from benchmarks.topk_methods import (
+    COLD,
+    JAXPRUNE,
     SELECTING,
     SORTING,
     WARM,
-    Method,
     methods,
     methods_of_scores,
-    structured_methods,
 )
 from benchmarks.topk_oracle import KINDS, ORDINARY, judge, oracle, weights
 from jaxprune._topk.topk import select
@@ -131,13 +133,6 @@ def _require_correct(name: str, kind: str, answer: str | None) -> None:
         raise AssertionError(
             f"{name} on {kind} weights: the mask is {answer}, expected {' or '.join(accepted)}"
         )
-
-
-def transformer_shapes(quick: bool) -> list[tuple[int, int]]:
-    """Shapes of the 300 matrices of a transformer of 1e8 parameters; 24 small ones if `quick`."""
-    d, n_layers = (16, 2) if quick else (416, 48)
-    layer = [(d, d)] * 4 + [(d, 4 * d), (4 * d, d)]
-    return [(20 * d, d), (512, d), *layer * n_layers, *[(d, d)] * 10]
 
 
 def many_leaves(quick: bool) -> list[Row]:

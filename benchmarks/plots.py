@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.bench_step import BASE
 from benchmarks.common import Row
 from benchmarks.pictures import STYLES, has_matplotlib, panels, percent, save
-from benchmarks.topk_methods import COLD, JAXPRUNE, READ
+from benchmarks.public_methods import READ
+from benchmarks.topk_methods import COLD, JAXPRUNE
 
 # The names in the tables of the README.
 _LABELS = {READ: "one read of the weights", "sort": "jnp.sort", "top_k": "lax.top_k"}

@@ -16,22 +16,13 @@ import numpy as np
 from jax import lax
 
 import jaxprune
+from benchmarks.public_methods import FUSED, GIVEN, PARTITION, READ, STORED, Method, read
 from jaxprune._topk.topk import select
 
-READ, COLD, WARM = "read", "jaxprune", "jaxprune warm"
+COLD, WARM = "jaxprune", "jaxprune warm"
 JAXPRUNE = (COLD, WARM)
-# From scores that are given, or that `topk_mask` is told how to compute.
-GIVEN, STORED, FUSED = "topk_mask(scores)", "topk_mask(abs(w))", "topk_mask(w, score=jnp.abs)"
-PARTITION = "np.partition(scores)"
 SORTING = ("argsort", "sort", "top_k", "torch.topk")
 SELECTING = ("np.partition", "torch.kthvalue")
-
-Method = Callable[[], Any]  # no arguments: operands are converted before, outside the timing
-
-
-@jax.jit
-def _read(w: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.abs(w))
 
 
 @jax.jit
@@ -83,7 +74,7 @@ def methods(w: np.ndarray, n_keep: int, *, only_jaxprune: bool = False) -> dict[
     more = jnp.asarray([min(n_keep + n_keep // 100, w.size)], jnp.int32)
     start = jax.block_until_ready(_jaxprune(moved(x), more)[1])
     always = {
-        READ: lambda: _read(x),
+        READ: lambda: read(x),
         COLD: lambda: _jaxprune(x, k)[0],
         WARM: lambda: _jaxprune_warm(x, k, start),
     }
@@ -113,43 +104,11 @@ def methods_of_scores(w: np.ndarray, n_keep: int) -> dict[str, Method]:
     by_name: dict[str, Method] = {
         name: functools.partial(call, operand, k) for name, (call, operand) in calls.items()
     }
-    by_name[READ] = lambda: _read(x)
+    by_name[READ] = lambda: read(x)
     by_name[PARTITION] = lambda: (
         scores >= np.partition(scores.reshape(-1), place)[place]  # from the largest ones on
     )
     return by_name
-
-
-def structured_methods(n: int) -> dict[str, Method]:
-    """Masks of about `n` weights at 90 % (N:M and Wanda at 50 %), of each structure and pool."""
-    rng = np.random.default_rng(0)
-    side = 16 * round(n**0.5 / 16)
-    w = jnp.asarray(rng.standard_normal((side, side), np.float32))
-    n_slices = 16
-    slices = w.reshape(n_slices, side // n_slices, side)
-    squares = [w[: side // 2], w[side // 2 :]]
-    gram = jnp.asarray(np.diag(rng.random(side).astype(np.float32) + 1))
-    moments = jaxprune.Moments(jnp.float32(side), gram)
-
-    def pruned(sparsity: float, params: Any, **options: Any) -> Method:
-        def masks(params: Any) -> Any:
-            return jaxprune.prune_params(params, sparsity, **options)[1]
-
-        return functools.partial(jax.jit(masks), params)
-
-    return {
-        READ: lambda: _read(w),
-        "unstructured": pruned(0.9, {"w": w}),
-        "NM(2, 4)": pruned(0.5, {"w": w}, structure=jaxprune.NM(2, 4, axis=0)),
-        "blocks": pruned(0.9, {"w": w}, structure=jaxprune.Block((1, 16))),
-        "per_slice": pruned(0.9, {"w": slices}, distribution=jaxprune.per_slice(".*")),
-        "global pool": pruned(
-            0.9, dict(enumerate(squares)), distribution=jaxprune.global_pool, include=".*"
-        ),
-        "wanda": functools.partial(
-            jax.jit(lambda w, moments: jaxprune.wanda_kernel(w, moments, 0.5)[1]), w, moments
-        ),
-    }
 
 
 def torch_methods(w: np.ndarray, n_keep: int) -> dict[str, Method]:

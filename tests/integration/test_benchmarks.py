@@ -15,6 +15,7 @@ pytest.importorskip("tqdm")
 
 from benchmarks import (
     __main__ as cli,
+    bench_against,
     bench_calibrate,
     bench_inference,
     bench_select,
@@ -23,11 +24,13 @@ from benchmarks import (
     common,
     hlo,
     networks,
+    public_methods,
     scale_plan,
     shrink_torch,
     tasks,
     topk_methods,
     topk_oracle,
+    versions,
 )
 
 
@@ -87,9 +90,9 @@ def test_wrong_masks_are_detected(kind):
 
 def test_forms_of_topk_mask_and_structures_have_a_row_each():
     rows = {row["method"]: row for row in bench_select.forms(10**4, 0.2)}
-    forms = (topk_methods.GIVEN, topk_methods.STORED, topk_methods.FUSED)
+    forms = (public_methods.GIVEN, public_methods.STORED, public_methods.FUSED)
     assert {rows[name]["answer"] for name in forms} == {"exact"}
-    assert rows[topk_methods.PARTITION]["x_read"] > 0
+    assert rows[public_methods.PARTITION]["x_read"] > 0
     names = {row["method"] for row in bench_select.structures(10**4)}
     assert {"NM(2, 4)", "blocks", "per_slice", "global pool", "wanda"} <= names
 
@@ -107,6 +110,65 @@ def test_many_leaves_are_checked_and_compared_with_one():
     assert rows["many"]["leaves"] == 24
     assert rows["one"]["x_one"] == 1.0
     assert all(row["compile_s"] > 0 and row["answer"] == "exact" for row in rows.values())
+
+
+def test_two_versions_are_compared(tmp_path):
+    """With the last commit instead of an earlier one: a shallow clone has it, too."""
+    try:
+        commit = versions.full_hash("HEAD")
+    except LookupError as error:
+        pytest.skip(str(error))
+    only = ["--only", "select normal 1e+04 keep 20%"]
+    assert cli.main(["against", "HEAD", "--quick", "--out", str(tmp_path), *only]) == 0
+    result = written(tmp_path, "against")
+    assert [row["method"] for row in result["rows"]] == [
+        bench_against.SCORES,
+        bench_against.WEIGHTS,
+    ]
+    for row in result["rows"]:
+        assert row["against"] == commit
+        assert row["is_same"]
+        assert row["beside_ms"].keys() == {"read", "np.partition"}
+        low, high = row["x_quartiles"]
+        assert 0 < low <= row["x_faster"] <= high
+
+
+def test_a_version_that_makes_other_masks_is_refused(tmp_path):
+    (tmp_path / "jaxprune").mkdir()
+    wrong = "def topk_mask(scores, n_keep):\n    return scores < 0\n"
+    (tmp_path / "jaxprune" / "__init__.py").write_text(wrong)
+    worker = versions.Worker(tmp_path, tmp_path / "log")
+    try:
+        facts = {"kind": "normal", "n": 10**4, "keep": 0.2}
+        program = bench_against.Program("topk_mask", "scores", facts)
+        answer = worker("prepare", **program._asdict())
+        assert answer["n_kept"] == 0
+        with pytest.raises(AssertionError, match="keep 0 and 2000 entries"):
+            bench_against._require_same(program, answer, answer | {"n_kept": 2000})
+        with pytest.raises(RuntimeError, match="has no attribute 'nothing'"):
+            worker("nothing")
+    finally:
+        worker.end()
+
+
+@pytest.mark.slow
+def test_every_case_runs_on_the_earlier_commit(tmp_path):
+    try:
+        versions.full_hash(bench_against.DEFAULT_COMMIT)
+    except LookupError as error:
+        pytest.skip(str(error))
+    assert cli.main(["against", "--quick", "--out", str(tmp_path)]) == 0
+    rows = written(tmp_path, "against")["rows"]
+    assert {row["case"] for row in rows} == {"select", "structures", "leaves", "compile"}
+
+
+def test_a_commit_that_is_not_there_is_named_in_one_line(capsys, tmp_path):
+    assert cli.main(["against", "no-such-commit"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "no-such-commit" in message or "not a git checkout" in message
+    with pytest.raises(LookupError, match="is not a git checkout"):
+        versions.full_hash("HEAD", tmp_path)
 
 
 def test_step_writes_quiet_and_firing_steps_of_each_optimizer(tmp_path):
