@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import rule_for, shown_path
-from jaxprune._recipe.roles import RoleRules
+from jaxprune._recipe.roles import RoleRules, is_out_in_name
 
 _IN_OUT = ("in", "out")
 
@@ -109,7 +109,8 @@ class KernelView(NamedTuple):
 def view_of(path: str, shape: Sequence[int], roles: RoleRules | None) -> KernelView:
     """How a leaf forms matrices.
 
-    Without roles, a leaf of two axes is taken as (in, out), unless it is named `weight`.
+    Without roles, a leaf of two axes is taken as (in, out), unless it is named like a weight of
+    torch or Equinox.
 
     Args:
       path: of the leaf.
@@ -122,7 +123,7 @@ def view_of(path: str, shape: Sequence[int], roles: RoleRules | None) -> KernelV
     shape = tuple(shape)
     axis_roles = None if roles is None else roles.of(path, shape)
     reason = "" if roles is None else roles.reason(path)
-    if axis_roles is None and len(shape) == 2 and not reason and not _is_weight(path):
+    if axis_roles is None and len(shape) == 2 and not reason and not is_out_in_name(path):
         axis_roles = _IN_OUT
     if axis_roles is None:
         raise _without_roles(path, shape, reason)
@@ -136,18 +137,13 @@ def view_of(path: str, shape: Sequence[int], roles: RoleRules | None) -> KernelV
     return KernelView(shape, axis_roles)
 
 
-def _is_weight(path: str) -> bool:
-    """Whether a leaf is named as torch and Equinox name weights, which they store as (out, in)."""
-    return re.split("[/.]", path)[-1] == "weight"
-
-
 def _without_roles(path: str, shape: tuple[int, ...], reason: str) -> BadValue:
     if reason:
         problem = f"its axes (shape {shape}) have no roles: {reason}."
     elif len(shape) == 2:
         problem = (
-            f"a leaf named 'weight' (shape {shape}) may be stored as (out, in), as in torch and "
-            "Equinox."
+            f"a leaf named {re.split('[/.]', path)[-1]!r} (shape {shape}) may be stored as "
+            "(out, in), as in torch and Equinox."
         )
     else:
         problem = f"which axes of shape {shape} the product sums over is not known."

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from jaxprune._cli.words import WrongOption, structure_text
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
+from jaxprune._recipe.choice import is_embedding
 from jaxprune._recipe.leaf_axes import is_in_out
 from jaxprune._recipe.role_table import AxisRoles
 from jaxprune._recipe.roles import as_roles, torch_roles
@@ -131,7 +132,11 @@ def _torch_roles(leaf: Leaf) -> tuple[str, ...] | None:
 
 
 def _roles(name: str, is_guess: bool, chosen: Sequence[Leaf]) -> AxisRoles:
-    """The roles of the leaves; those that the layout does not show have a reason instead."""
+    """The roles of the leaves; those that the layout does not show have a reason instead.
+
+    Where the layout of JAX is only a guess, tables of embeddings have neither: they are looked up,
+    or multiplied as (out, in).
+    """
     roles, without = {}, {}
     for leaf in chosen:
         n_axes = len(leaf.shape)
@@ -139,8 +144,10 @@ def _roles(name: str, is_guess: bool, chosen: Sequence[Leaf]) -> AxisRoles:
             known = _torch_roles(leaf)
             if known is None and n_axes == 2 and not is_guess:
                 known = ("out", "in")
+        elif is_guess and is_embedding(leaf.path):
+            continue
         else:
-            is_conv = n_axes > 2 and is_in_out(leaf.path, n_axes)
+            is_conv = n_axes > 2 and is_in_out(leaf.path, leaf.shape)
             known = ("window",) * (n_axes - 2) + ("in", "out")
             known = known if n_axes == 2 or is_conv else None
         if known is None:

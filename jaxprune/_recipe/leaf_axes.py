@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import rule_for, shown_path
 from jaxprune._recipe.choice import is_embedding
+from jaxprune._recipe.roles import is_out_in_name
 
 _LEAVE_OUT = "Embeddings, and leaves without roles, are usually left out: {exclude}."
 _GIVE_ROLES = "To prune a leaf, give the roles of its axes, {roles}."
@@ -44,22 +45,39 @@ def places(roles: tuple[str, ...], *wanted: str) -> tuple[int, ...]:
     return tuple(axis for axis, role in enumerate(roles) if role in wanted)
 
 
-def is_in_out(path: str, n_axes: int) -> bool:
+def is_in_out(path: str, shape: tuple[int, ...]) -> bool:
     """Whether a leaf without roles is taken as (..., in, out).
 
-    A leaf of two axes is, unless it is named `weight`: torch and Equinox store these as (out, in).
-    A leaf of more axes is if it is the kernel of a convolution in Flax or Haiku, by its name.
+    A leaf of two axes is, unless it is named like a weight of torch or Equinox, which store these
+    as (out, in). A leaf of more axes is if it is the kernel of a convolution in Flax or Haiku, by
+    its name and its shape. Transposed convolutions are not: Haiku stores them as (..., out, in), as
+    Flax does with `transpose_kernel=True`.
 
     Example:
-      >>> [is_in_out(path, 2) for path in ("fc/kernel", "fc/weight", "fc.weight")]
-      [True, False, False]
-      >>> [is_in_out(path, 4) for path in ("Conv_0/kernel", "net/conv2_d/w", "query/kernel")]
-      [True, True, False]
+      >>> names = "fc/kernel", "fc/weight", "fc.weight", "gru/weight_ih"
+      >>> [is_in_out(path, (8, 4)) for path in names]
+      [True, False, False, False]
+      >>> names = "Conv_0/kernel", "net/conv2_d/w", "query/kernel", "ConvTranspose_0/kernel"
+      >>> [is_in_out(path, (3, 3, 8, 4)) for path in names]
+      [True, True, False, False]
+      >>> is_in_out("conv/w", (8, 4, 3, 3))
+      False
     """
     *parents, name = re.split("[/.]", path)
-    if n_axes == 2:
-        return name != "weight"
-    return name in ("kernel", "w") and bool(parents) and "conv" in parents[-1].lower()
+    if len(shape) == 2:
+        return not is_out_in_name(path)
+    layer = parents[-1].lower() if parents else ""
+    is_conv = "conv" in layer and "transpose" not in layer and "deconv" not in layer
+    return name in ("kernel", "w") and is_conv and not _has_window_last(shape)
+
+
+def _has_window_last(shape: tuple[int, ...]) -> bool:
+    """Whether the kernel of a convolution is (out, in, *window), the default of `jax.lax.conv`.
+
+    A window is square and smaller than the number of channels.
+    """
+    is_square = len(shape) in (4, 5) and len(set(shape[2:])) == 1
+    return is_square and max(shape[:2]) > shape[-1]
 
 
 def known_roles(
@@ -80,22 +98,17 @@ def known_roles(
         suggestion is made of sentences, so that one error can be about leaves that need different
         ones.
     """
-    n_axes = len(leaf.shape)
     if leaf.roles is not None:
         if role not in leaf.roles:
             raise ValueError(
                 f"{structure!r} needs an axis of role {role!r}, but the roles are {leaf.roles}"
             )
         return leaf.roles
-    if n_axes < 2 or (is_in_out(leaf.path, n_axes) and not leaf.reason):
+    why = _why_unknown(leaf, role)
+    if not why:
         return None
-    why = f"it is not known which of its {n_axes} axes {leaf.shape} are inputs and which outputs"
-    if leaf.reason:
-        why = f"the leaf has no roles ({leaf.reason})"
-    elif n_axes == 2:
-        why = "a leaf named weight may be (out, in), as in torch and Equinox, or (in, out)"
-    is_table = is_embedding(leaf.path)
-    out_in = n_axes == 2 and (is_table or not leaf.reason)
+    is_matrix, is_table = len(leaf.shape) == 2, is_embedding(leaf.path)
+    out_in = is_matrix and (is_table or not leaf.reason)
     arguments: dict[str, Any] = {"roles": {rule_for(leaf.path): ("out", "in") if out_in else ...}}
     suggestion = [_GIVE_ROLES, _KEEP_ROLES if leaf.reason else _READ_ROLES]
     if leaf.reason or is_table:
@@ -108,6 +121,27 @@ def known_roles(
         arguments["structure"] = with_axis
     problem = f"{shown_path(leaf.path)}: {structure!r} {purpose}, but {why}."
     raise BadValue(problem, " ".join(suggestion), **arguments)
+
+
+def _why_unknown(leaf: AxesOf, role: str) -> str:
+    """Why it is not known which axes of a leaf without roles are meant; empty where it is known.
+
+    The inputs of a table of embeddings are not known from its name: looking up a row is no product,
+    and a table that is tied to the output layer is multiplied as (out, in).
+    """
+    n_axes = len(leaf.shape)
+    if n_axes < 2:
+        return ""
+    if leaf.reason:
+        return f"the leaf has no roles ({leaf.reason})"
+    if n_axes == 2 and is_out_in_name(leaf.path):
+        name = re.split("[/.]", leaf.path)[-1]
+        return f"a leaf named {name} may be (out, in), as in torch and Equinox, or (in, out)"
+    if n_axes == 2 and role == "in" and is_embedding(leaf.path):
+        return "a table of embeddings has no inputs, unless it is also an output layer (out, in)"
+    if is_in_out(leaf.path, leaf.shape):
+        return ""
+    return f"it is not known which of its {n_axes} axes {leaf.shape} are inputs and which outputs"
 
 
 def axis_of(shape: tuple[int, ...], axis: int | None, structure: Any, default: int) -> int:

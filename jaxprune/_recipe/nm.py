@@ -32,8 +32,10 @@ class NM(SingleWeights):
     Groups must lie along what a matrix product sums over. By default these are the axes whose role
     is `"in"`, flattened in their order; see the argument `roles` of `prune`. Without roles, it is
     axis -2 of a leaf of two axes, or of a convolution (a leaf named `kernel` or `w` whose parent is
-    named like `conv`). Other leaves are refused. So are leaves of two axes named `weight`, which
-    torch and Equinox store as (out, in).
+    named like `conv`). Other leaves are refused: leaves named like weights of torch and Equinox
+    (`weight`, `weight_ih`), which are (out, in); tables of embeddings, which are looked up or tied;
+    transposed convolutions, whose order differs between libraries; and kernels of convolutions that
+    are (out, in, height, width), as `jax.lax.conv` takes them.
 
     Args:
       n: how many weights each group keeps, in [1, m).

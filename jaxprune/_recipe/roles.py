@@ -56,6 +56,16 @@ path contains "conv". For a stack, write a rule before these,
 _READY_MADE = frozenset((*torch_roles.items(), *equinox_roles.items()))
 
 
+def is_out_in_name(path: str) -> bool:
+    """Whether a leaf is named like a weight of torch or Equinox, which store them as (out, in).
+
+    Example:
+      >>> [is_out_in_name(path) for path in ("fc.weight", "gru/weight_ih", "fc/kernel")]
+      [True, True, False]
+    """
+    return re.fullmatch(_TORCH, path) is not None
+
+
 def _is_ready_made(rule: str, choices: tuple[tuple[str, ...], ...]) -> bool:
     """Whether the rule is that of a library, in either spelling of `jaxprune._recipe.spelling`."""
     return any((text, choices) in _READY_MADE for text in (rule, rule.replace(r"\.", "/")))

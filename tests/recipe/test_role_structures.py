@@ -220,6 +220,55 @@ def test_leaves_of_unknown_axes_are_refused_together(structure):
         )
 
 
+@pytest.mark.parametrize("structure", (NM(2, 4), Channel()), ids=("2:4", "channel"))
+@pytest.mark.parametrize(
+    "path, shape",
+    {
+        "gru/weight_ih": (24, 16),  # Equinox
+        "lstm.weight_hh_l0_reverse": (32, 8),  # torch
+        "attn.in_proj_weight": (24, 8),
+        "net/~/conv2_d_transpose/w": (3, 3, 8, 4),  # Haiku stores it as (..., out, in)
+        "ConvTranspose_0/kernel": (3, 3, 8, 4),  # and Flax, with transpose_kernel=True
+        "deconv1/kernel": (3, 3, 8, 4),
+        "conv1/w": (8, 4, 3, 3),  # the default of jax.lax.conv
+        "conv3d/kernel": (4, 16, 2, 2, 2),
+    }.items(),
+)
+def test_names_and_shapes_of_other_layouts_are_refused(path, shape, structure):
+    """They were taken as (in, out): groups lay along the outputs, or along the window."""
+    tree = {path: ones(*shape), "other/kernel": ones(8, 4)}
+    with pytest.raises(ValueError, match="roles=") as error:
+        jaxprune.plan(tree, 0.5, structure=structure)
+    assert_says(str(error.value), f"{path}: ", "axis=")
+
+
+def test_ready_made_roles_are_for_the_names_that_are_refused():
+    cell = {"weight_ih": ones(24, 16), "weight_hh": ones(24, 8), "bias_n": ones(8)}
+    with pytest.raises(ValueError, match=r"weight_ih may be \(out, in\)"):
+        jaxprune.plan(cell, 0.5, structure=NM(2, 4))
+    for roles in (equinox_roles, torch_roles):
+        planned = jaxprune.plan(cell, 0.5, structure=NM(2, 4), roles=roles)
+        assert [leaf.note for leaf in planned.leaves] == [
+            "1-D",
+            *["NM(n=2, m=4, axis=-1)"] * 2,
+        ]
+
+
+def test_tables_of_embeddings_have_no_groups_along_the_vocabulary():
+    tree = {"Embed_0": {"embedding": ones(8, 4)}, "fc": {"kernel": ones(8, 4)}}
+    assert_error(
+        lambda: jaxprune.plan(tree, 0.5, structure=NM(2, 4)),
+        ValueError,
+        ("Embed_0/embedding: ", "no inputs", ("exclude='Embed_0/embedding'", "roles={")),
+    )
+    rest = jaxprune.plan(tree, 0.5, structure=NM(2, 4), exclude="Embed_0/.*")
+    assert [leaf.n_zero for leaf in rest.leaves] == [0, 16]
+    tied = jaxprune.plan(tree, 0.5, structure=NM(2, 4), roles={".*embedding": ("out", "in")})
+    assert tied.leaves[0].note == "embedding; NM(n=2, m=4, axis=-1)"
+    # Of a table, features are outputs.
+    assert jaxprune.plan(tree, 0.5, structure=Channel()).leaves[0].n_zero == 16
+
+
 @pytest.mark.parametrize("reason", ("only indexed", "used in two ways: (out, in) and (in, out)"))
 @pytest.mark.parametrize("kernel", ("A", "q"))  # before and after the embedding
 def test_embeddings_are_left_out_first(kernel, reason):
