@@ -22,9 +22,9 @@ def default_reasons(paths: Sequence[str], specs: Specs) -> list[str]:
     """Why each leaf is left out by default; an empty string for a leaf that is chosen.
 
     A leaf is chosen if its dtype is floating point or complex and it has two or more axes, unless
-    its path shows that it is a bias, a scale, a parameter of a normalisation layer, a LoRA factor
-    or a quantisation scale. A bias called `b` and a quantisation scale are recognised by the other
-    leaves of the same parent.
+    its path shows that it is a bias, a scale, a logarithm, a parameter of a normalisation layer, a
+    LoRA factor or a quantisation scale. A bias called `b` or `b1` and a quantisation scale are
+    recognised by the other leaves of the same parent.
 
     Args:
       paths: of all leaves. Their parts are separated by `/`, or by dots, as in PyTorch.
@@ -51,18 +51,35 @@ class _Neighbours:
 
     Attributes:
       n_quantised: how many hold quantised weights.
-      n_axes: the largest number of axes of those that are named like a weight.
+      n_axes: the largest number of axes of those that are named like a weight, by what their names
+        have behind that: `w` and `kernel` under the empty string, `W1` under `1`.
     """
 
     def __init__(self) -> None:
         self.n_quantised = 0
-        self.n_axes = 0
+        self.n_axes: dict[str, int] = {}
 
     def add(self, name: str, spec: jax.ShapeDtypeStruct) -> None:
         """Takes one more leaf into account."""
         self.n_quantised += _is_quantised(spec.dtype)
-        if name in ("w", "kernel", "weight"):
-            self.n_axes = max(self.n_axes, len(spec.shape))
+        if match := _WEIGHT.fullmatch(name):
+            ending = match["ending"]
+            self.n_axes[ending] = max(self.n_axes.get(ending, 0), len(spec.shape))
+
+    def has_bias(self, name: str, shape: Sequence[int]) -> bool:
+        """Whether a leaf is the bias `b1` of a weight `w1`, or a row or column beside weights.
+
+        Example:
+          >>> neighbours = _Neighbours()
+          >>> neighbours.add("W1", jax.ShapeDtypeStruct((3, 8, 4), jnp.float32))
+          >>> [neighbours.has_bias("b1", shape) for shape in ((3, 4), (1, 4), (3, 8, 4))]
+          [True, True, False]
+        """
+        match = _SHORT_BIAS.fullmatch(name)
+        if match is None:
+            return False
+        is_vector = sum(n != 1 for n in shape) <= 1
+        return self.n_axes.get(match["ending"], 0) > len(shape) or (is_vector and bool(self.n_axes))
 
 
 def _default_reason(
@@ -76,9 +93,9 @@ def _default_reason(
         return f"{len(spec.shape)}-D"
     *parent, name = _parts(path)
     beside = neighbours[tuple(parent)]
-    if name in ("scale", "offset"):
+    if name == "offset":
         return name
-    if _BIAS.fullmatch(name) or (name == "b" and beside.n_axes > len(spec.shape)):
+    if _BIAS.fullmatch(name) or beside.has_bias(name, spec.shape):
         return "bias"
     if any(_LORA.fullmatch(part) for part in (*parent, name)):
         return "LoRA factor"
@@ -86,14 +103,26 @@ def _default_reason(
         return "quantisation scale"
     if _is_of_norm(parent, name):
         return "normalisation"
-    return ""
+    if _is_scale(parent, name):
+        return "scale"
+    return "logarithm" if _LOGARITHM.fullmatch(name) else ""
 
 
 def _is_of_norm(parent: Sequence[str], name: str) -> bool:
     """Whether a leaf is named like a normalisation layer, or is the scale or bias of one."""
-    layer = next((part for part in reversed(parent) if not part.isdecimal()), "")  # `norms/0`
-    in_layer = name in ("weight", "w", "g", "b", "gamma", "beta") and _NORM.fullmatch(layer)
+    in_layer = name in _OF_LAYER and _NORM.fullmatch(_layer(parent))
     return bool(in_layer or _NORM.fullmatch(name))
+
+
+def _is_scale(parent: Sequence[str], name: str) -> bool:
+    """Whether a leaf is named like a scale, or is that of a layer scale (`ls1/gamma`)."""
+    in_layer = name in _OF_LAYER and _LAYER_SCALE.fullmatch(_layer(parent))
+    return bool(in_layer or _SCALE.fullmatch(name))
+
+
+def _layer(parent: Sequence[str]) -> str:
+    """The last part of a path that is not an index, as in `norms/0`."""
+    return next((part for part in reversed(parent) if not part.isdecimal()), "")
 
 
 def is_embedding(path: str) -> bool:
@@ -106,7 +135,16 @@ def is_embedding(path: str) -> bool:
     return any(_EMBEDDING.fullmatch(part) for part in _parts(path)[-2:])
 
 
-_BIAS = re.compile("(.*_)?bias|bias_n", re.DOTALL)  # `bias_n` of Equinox's GRU
+_ENDING = "(?P<ending>[0-9]*|[a-zA-Z]{1,2}[0-9]*|_[a-zA-Z0-9]+)"
+_WEIGHT = re.compile("([wW]|kernel|weights?)" + _ENDING)
+_SHORT_BIAS = re.compile("b" + _ENDING)
+# `bias_n` of Equinox's GRU; `bias_k` and `bias_ih_l0` of torch.
+_BIAS = re.compile(r"(.*_)?bias(es)?|bias_([nkv]|[ih]h(_l[0-9]+)?(_reverse)?)", re.DOTALL)
+_OF_LAYER = ("weight", "w", "g", "b", "gamma", "beta")
+_SCALE = re.compile("(.*_)?(layer)?scales?(_?[0-9]+)?", re.DOTALL | re.IGNORECASE)
+_LAYER_SCALE = re.compile("ls[0-9]*|layer_?scale(_?[0-9]+)?", re.DOTALL | re.IGNORECASE)
+# As in log_std, A_log, logstd: a zero means one.
+_LOGARITHM = re.compile("(.*_)?log(_.*|std|var|sigma|scale|alpha|dt)?", re.DOTALL | re.IGNORECASE)
 _LORA = re.compile("(.*_)?lora_[ab]", re.IGNORECASE | re.DOTALL)
 # As in layer_norm, LayerNorm_0, input_layernorm, rms_norm, norm1, norms, ln_f, bn2; but weight norm
 # and spectral norm rescale a weight, and are named after its layer.

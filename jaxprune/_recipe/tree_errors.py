@@ -65,7 +65,7 @@ def nothing_chosen(
         return BadValue(problem, fix, include=".*kernel")
     fix = (
         "By default, leaves of inexact dtype with two or more axes are chosen, except biases, "
-        "scales, normalisation and LoRA factors; pass {include} to choose others."
+        "scales, logarithms, normalisation and LoRA factors; pass {include} to choose others."
     )
     if tuple(paths) == ("",) and specs[0] is not None and specs[0].ndim == 1:
         fix += (

@@ -46,6 +46,68 @@ CASES = {
         {"conv": {"w": spec("float32", 3, 3, 2, 8), "b": spec("float32", 8, 1, 1)}},
         {"conv/b": "bias"},
     ),
+    "biases of dicts, by the weight that they belong to": (
+        {
+            "stacked": {"w1": spec("float32", 3, 8, 4), "b1": spec("float32", 3, 4)},
+            "rnn": {"Wxh": F32, "Whh": F32, "bh": SCALES, "by": spec("float32", 1, 4)},
+            "attn": {"w_out": spec("float32", 2, 4, 8), "b_out": spec("float32", 2, 8)},
+            "numpy": {"W": F32, "b": spec("float32", 1, 4)},
+            "words": {"weights": F32, "biases": F32},
+        },
+        {
+            "stacked/b1": "bias",
+            "rnn/bh": "bias",
+            "rnn/by": "bias",
+            "attn/b_out": "bias",
+            "numpy/b": "bias",
+            "words/biases": "bias",
+        },
+    ),
+    "biases of torch": (
+        {"attn": {"bias_k": spec("float32", 1, 1, 8)}, "lstm.bias_hh_l0_reverse": F32},
+        {"attn/bias_k": "bias", "lstm.bias_hh_l0_reverse": "bias"},
+    ),
+    "names like b that are weights": (
+        {
+            "ab": {"a": F32, "b": SCALES},  # no neighbour is named like a weight
+            "mlp": {"w1": F32, "b1": F32, "basis": SCALES},
+            "other": {"w1": spec("float32", 3, 8, 4), "b2": F32},
+        },
+        {},
+    ),
+    "scales": (
+        {
+            "blocks": {"ls1": {"gamma": F32}, "layer_scale_2": F32, "layer_scale": {"gamma": F32}},
+            "attn": {"logit_scale": spec("float32", 4, 1, 1)},
+            "auto_scale": F32,
+            "conv": {"kernel_scale": F32},
+        },
+        {
+            "blocks/ls1/gamma": "scale",
+            "blocks/layer_scale_2": "scale",
+            "blocks/layer_scale/gamma": "scale",
+            "attn/logit_scale": "scale",
+            "auto_scale": "scale",
+            "conv/kernel_scale": "scale",
+        },
+    ),
+    "logarithms": (
+        {
+            "policy": {"log_std": F32, "logstd": F32},
+            "mamba": {"A_log": F32},
+            "kernel_log_var": F32,
+        },
+        {
+            "policy/log_std": "logarithm",
+            "policy/logstd": "logarithm",
+            "mamba/A_log": "logarithm",
+            "kernel_log_var": "logarithm",
+        },
+    ),
+    "names that only contain scale or log": (
+        {"scaled": F32, "upscale": F32, "scale_net": {"kernel": F32}, "logits": F32, "dialog": F32},
+        {},
+    ),
     "a weight called b": ({"ab": {"a": F32, "b": F32}, "wb": {"w": F32, "b": F32}, "b": F32}, {}),
     "offset of a Haiku normalisation": (
         {"batch_norm": {"offset": spec("float32", 1, 1, 1, 8), "scale": F32}},
@@ -122,12 +184,12 @@ CASES = {
         {"w": "dtype uint8", "w_scale": "quantisation scale"},
     ),
     "scales of another parent": (
-        {"a": {"w": spec("int8", 8, 4)}, "b": {"w_scale": F32, "scales": F32}},
-        {"a/w": "dtype int8"},
+        {"a": {"w": spec("int8", 8, 4)}, "b": {"w_scale": F32, "zero_point": F32}},
+        {"a/w": "dtype int8", "b/w_scale": "scale"},
     ),
-    "a float8 leaf is not its own neighbour": ({"w_scale": spec("float8_e4m3fn", 8, 4)}, {}),
+    "a float8 leaf is not its own neighbour": ({"zero_point": spec("float8_e4m3fn", 8, 4)}, {}),
     "bools and keys are not quantised": (
-        {"flags": spec("bool", 2, 2), "w_scale": F32},
+        {"flags": spec("bool", 2, 2), "zero_point": F32},
         {"flags": "dtype bool"},
     ),
 }
