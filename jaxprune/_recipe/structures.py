@@ -15,12 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprune._base.arguments import as_flag, as_int, is_int, shown
-from jaxprune._base.sharding import split_axis
 from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
 from jaxprune._recipe.matrix_view import MatrixView, Outputs, norm_over
+from jaxprune._recipe.pooling import pooled
 from jaxprune._recipe.traits import SingleWeights, Structure
 
 
@@ -124,11 +125,10 @@ class Block:
 
     def unit_scores(self, scores: jax.Array) -> jax.Array:
         """The mean or the largest score of each block, float32 or wider."""
-        wide = scores.astype(_wide(scores))
-        if self.pooling == "max":
-            return self._reduced(wide, -jnp.inf, jnp.max)
-        ones = jnp.ones(scores.shape, wide.dtype)
-        return self._reduced(wide, 0, jnp.sum) / self._reduced(ones, 0, jnp.sum)
+        x = scores.astype(_wide(scores))
+        for axis, length in self._lengths(scores.shape):
+            x = pooled(x, axis, length, self.pooling)
+        return x if self.pooling == "max" else x / self._n_weights(scores.shape, x.dtype)
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
         """The mask at the first weight of each block."""
@@ -157,14 +157,16 @@ class Block:
             grid[axis] = -(-shape[axis] // length)
         return tuple(grid)
 
-    def _reduced(self, x: jax.Array, fill: Any, reduce: Any) -> jax.Array:
-        for axis, length in self._lengths(x.shape):
-            if x.shape[axis] % length:
-                widths = [(0, 0)] * x.ndim
-                widths[axis] = (0, -x.shape[axis] % length)
-                x = jnp.pad(x, widths, constant_values=fill)
-            x = reduce(split_axis(x, axis, length), axis=axis + 1)
-        return x
+    def _n_weights(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """How many weights each block has: one number, or an array if some blocks are smaller."""
+        counts: Any = 1
+        for axis, length in self._lengths(shape):
+            starts = np.arange(0, shape[axis], length)
+            of_axis = np.minimum(length, shape[axis] - starts).astype(dtype)
+            is_even = shape[axis] % length == 0
+            others = [i for i in range(len(shape)) if i != axis]
+            counts = counts * (length if is_even else jnp.asarray(np.expand_dims(of_axis, others)))
+        return counts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -298,6 +298,16 @@ def test_only_counts_cross_devices_in_a_fire(case, axis_type):
     assert sum(n_bytes for _, n_bytes in sent) * PASSES <= 4096 * len(names), sent
 
 
+@pytest.mark.parametrize("axis_type", (AUTO, EXPLICIT), ids=lambda t: t.name)
+@pytest.mark.parametrize("block", ((32, 1), (5, 3)), ids=str)
+def test_blocks_across_shards_have_the_scores_of_one_device(block, axis_type):
+    """To the last bit, on a CPU: a sum of parts of blocks would be rounded differently."""
+    w = np.random.default_rng(0).normal(size=(64, 24)).astype(np.float32)
+    scores = jax.jit(Block(block).unit_scores)
+    sharded = place({"w": w}, make_mesh((4, 2), axis_type), {"w": P("data", "model")})["w"]
+    np.testing.assert_array_equal(scores(sharded), scores(jnp.asarray(w)))
+
+
 @pytest.mark.parametrize("on_tpu", (False, True))
 def test_only_counts_cross_devices_in_a_program_compiled_ahead_of_time(on_tpu, monkeypatch):
     """Compiled ahead of time on a host of one device, from shapes on a mesh of eight."""

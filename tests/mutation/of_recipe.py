@@ -49,9 +49,9 @@ MUTANTS = (
     ),
     Mutant(
         "largest-of-padding",
-        "_recipe/structures.py",
-        "self._reduced(wide, -jnp.inf, jnp.max)",
-        "self._reduced(wide, 0, jnp.max)",
+        "_recipe/pooling.py",
+        'fill = x.dtype.type(-jnp.inf if pooling == "max" else 0)',
+        "fill = x.dtype.type(0)",
         ("recipe/test_structures.py",),
     ),
     Mutant(
@@ -212,9 +212,16 @@ MUTANTS = (
     Mutant(
         "edge-blocks-count-padding",
         "_recipe/structures.py",
-        "ones = jnp.ones(scores.shape, wide.dtype)",
-        "ones = jnp.ones([-(-n // 8) * 8 for n in scores.shape], wide.dtype)",
+        "np.minimum(length, shape[axis] - starts)",
+        "np.minimum(length, -(-shape[axis] // 8) * 8 - starts)",
         ("recipe/test_structures.py::test_blocks_are_scored_by_the_weights_they_have",),
+    ),
+    Mutant(
+        "the-last-of-an-odd-block-is-lost",
+        "_recipe/pooling.py",
+        "if length % 2:",
+        "if length % 2 and length < 5:",
+        ("recipe/test_structures.py::test_the_weights_of_a_block_are_added_in_a_fixed_order",),
     ),
     Mutant(
         "balanced-along-the-first-axis",

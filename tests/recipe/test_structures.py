@@ -13,6 +13,7 @@ from combinations import STRUCTURES, make_params, unit_flags
 from helpers import assert_says, grads_at, stepper
 from jaxprune import NM, Block, Channel
 from jaxprune._recipe.distributions import round_half_up
+from jaxprune._recipe.pooling import pooled
 
 
 def pruned(params, sparsity, **options):
@@ -98,6 +99,26 @@ def test_blocks_are_scored_by_the_weights_they_have(size, block, pooling):
     units = Block(block, pooling).unit_scores(jnp.abs(jnp.asarray(w)))
     np.testing.assert_allclose(units, block_oracle(np.abs(w), block, pooling), rtol=1e-6)
     assert Block(block).n_units(size) == units.size
+
+
+def sum_in_halves(values):
+    """Each half of the values from its first one on, then both, then the last of an odd number."""
+    half = len(values) // 2
+    sums = [np.float32(0), np.float32(0)]
+    for i in range(half):
+        sums = [sums[0] + values[i], sums[1] + values[half + i]]
+    return sums[0] + sums[1] + values[-1] if len(values) % 2 else sums[0] + sums[1]
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order is that of CPUs")
+@pytest.mark.parametrize("length", (2, 3, 7, 16, 37))
+@pytest.mark.parametrize("axis", (0, 1))
+def test_the_weights_of_a_block_are_added_in_a_fixed_order(axis, length):
+    w = np.random.default_rng(length).normal(size=(111, 37)).astype(np.float32)
+    sums = jax.jit(lambda w: pooled(w, axis, length, "mean"))(jnp.asarray(w))
+    of_first, first = np.moveaxis(np.asarray(sums), axis, -1)[0], np.moveaxis(w, axis, -1)[0]
+    first = np.pad(first, (0, -len(first) % length))
+    assert of_first.tolist() == [sum_in_halves(block) for block in first.reshape(-1, length)]
 
 
 @pytest.mark.parametrize(
