@@ -12,7 +12,7 @@ from typing import Any
 import chex
 import optax
 
-from jaxprune._base.arguments import as_sparsity, shown
+from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.paths import leaves_with_paths, rule_name
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.choice import is_embedding
@@ -22,12 +22,14 @@ from jaxprune._recipe.schedule_list import ScheduleList
 from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
+from jaxprune._report.combined_plans import combined, plan_of_zeros, with_leaves
 from jaxprune._report.forecast import Forecast, Shared, forecast
 from jaxprune._report.table import PoolReport, Report, leaf_report
 from jaxprune._transform.algorithms import swap_counts
 from jaxprune._transform.prune import prune
+from jaxprune._transform.recorded import is_transformation, transformations_in
 from jaxprune._transform.settings import Settings
-from jaxprune._transform.update import checked_budget, settings_of
+from jaxprune._transform.update import checked_budget
 
 
 def plan(
@@ -51,13 +53,15 @@ def plan(
 ) -> Report:
     """Shows what a transformation will prune, before training: exact counts for every leaf.
 
-    It accepts the arguments of `prune`, or a transformation that `prune`, `rigl`, `set_` or
-    `static_sparse` returned.
+    It accepts the arguments of `prune`, or an optimizer with transformations of jaxprune inside: a
+    chain, `optax.masked`, a transformation of `prune` that wraps another one, and so on.
 
     Args:
-      params: a tree of arrays or of `jax.ShapeDtypeStruct`. Nothing is computed.
-      schedule: as in `prune`, or a final sparsity, or a transformation. A transformation has its
-        own arguments, so pass no others with it. Of a list of schedules, the table shows the first,
+      params: a tree of arrays or of `jax.ShapeDtypeStruct`. Nothing is computed, but for
+        `keep_zeros`, whose plan counts the zeros of arrays.
+      schedule: as in `prune`, or a final sparsity, or an optimizer. An optimizer has its own
+        arguments, so pass no others with it. If it contains several transformations of jaxprune,
+        the table shows what all of them prune. Of a list of schedules, the table shows the first,
         and the notes have the totals of the others.
       inner: as in `prune`, and so are all arguments after it. This one is checked, but changes no
         count.
@@ -82,8 +86,8 @@ def plan(
 
     Raises:
       TypeError, ValueError: whatever `prune`, and `init` of what it returns, would raise; other
-        arguments together with a transformation; an optimizer that jaxprune did not build, such as
-        a chain.
+        arguments together with an optimizer; an optimizer that does not prune; `keep_zeros` with
+        shapes in place of arrays.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -103,23 +107,16 @@ def plan(
     arguments |= dict(overrides=overrides, distribution=distribution, structure=structure)
     arguments |= dict(roles=roles, score=score, packed=packed, regrow=regrow, ties=ties, seed=seed)
     arguments |= dict(axis_name=axis_name, structural=structural)
-    if settings_of(schedule) is None:
-        return _planned(params, prune(_as_schedule(schedule), **arguments))
+    if not is_transformation(schedule):
+        return _planned_by(params, prune(_as_schedule(schedule), **arguments))
     _check_alone(arguments)
-    return _planned(params, schedule)
+    return _planned_by(params, schedule)
 
 
 def _as_schedule(schedule: Any) -> Any:
     """The schedules of a user, or one that prunes once to a given sparsity."""
     if isinstance(schedule, (SparsitySchedule, list)) or type(schedule) is tuple:
         return schedule
-    if callable(getattr(schedule, "init", None)) and callable(getattr(schedule, "update", None)):
-        raise TypeError(
-            "schedule must be a jaxprune.SparsitySchedule, a final sparsity, or what "
-            f"jaxprune.prune, rigl, set_ or static_sparse returned, got {shown(schedule)}. If "
-            "it is a chain, pass the transformation of jaxprune in it, plan(params, tx), or the "
-            "schedule with the arguments of prune."
-        )
     if not isinstance(schedule, numbers.Real) or isinstance(schedule, bool):
         check_schedule(schedule, " or a final sparsity")
     return SparsitySchedule(0, 0, 1, (as_sparsity(schedule, "schedule"),))
@@ -137,9 +134,27 @@ def _check_alone(arguments: dict[str, Any]) -> None:
         )
 
 
-def _planned(params: chex.ArrayTree, tx: Any) -> Report:
-    """The plan of a transformation of jaxprune."""
-    settings: Any = settings_of(tx)
+def _planned_by(params: chex.ArrayTree, tx: Any) -> Report:
+    """The plan of an optimizer."""
+    parts = transformations_in(tx, params)
+    if not parts:
+        raise TypeError(
+            "plan: the optimizer contains no transformation of jaxprune, so it prunes nothing. "
+            "Pass one that contains jaxprune.prune, such as "
+            "optax.chain(optimizer, jaxprune.prune(schedule))."
+        )
+    paths, leaves, _ = leaves_with_paths(params)
+    leaf_of = dict(zip(paths, leaves, strict=True))
+    plans = [_planned(with_leaves(part.params, leaf_of), part.settings) for part in parts]
+    if len(plans) == 1 and len(plans[0].leaves) == len(paths):
+        return plans[0]
+    return combined(params, plans)
+
+
+def _planned(params: chex.ArrayTree, settings: Any) -> Report:
+    """The plan of one transformation of jaxprune."""
+    if not settings.algorithm.budgeted:
+        return plan_of_zeros(params, settings)
     if not isinstance(settings.schedule, ScheduleList):
         return _planned_once(params, settings)
     schedules = zip(settings.schedule.schedules, settings.recipe.by_schedule(), strict=True)

@@ -44,6 +44,7 @@ from jaxprune._transform.checks import (
 from jaxprune._transform.fire import Fired, fire
 from jaxprune._transform.inner import Wrapped, as_optimizer
 from jaxprune._transform.parts import check_parts
+from jaxprune._transform.recorded import record
 from jaxprune._transform.settings import TRAIN, Settings
 
 
@@ -84,22 +85,8 @@ def transformation(
     ) -> tuple[optax.Updates, PruneState]:
         return _update(transform, updates, state, params, extra_args)
 
-    vars(init).update(settings=settings)  # for `settings_of`
+    vars(init).update(settings=settings, optimizer=transform.optimizer)  # for `plan`
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def settings_of(tx: Any) -> Settings | None:
-    """The settings of a transformation that `transformation` returned; None for anything else.
-
-    Example:
-      >>> import jaxprune
-      >>> settings_of(jaxprune.prune(jaxprune.one_shot_schedule(0.5))).regrow
-      'never'
-      >>> settings_of(optax.sgd(0.1)) is None
-      True
-    """
-    settings = getattr(getattr(tx, "init", None), "settings", None)
-    return settings if isinstance(settings, Settings) else None
 
 
 def _init(transform: Transform, params: optax.Params) -> PruneState:
@@ -109,6 +96,7 @@ def _init(transform: Transform, params: optax.Params) -> PruneState:
     masks: list[Any] = []
     progress = no_progress(settings)
     if leaves:  # optax.tree.map_params calls init with a tree of no leaves
+        record(settings, params)
         budget = checked_budget(settings, params, paths, leaves)
         masks = settings.algorithm.first_masks(settings, budget, leaves, key)
         progress = _first_progress(settings, paths, leaves, masks)

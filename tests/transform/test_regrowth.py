@@ -16,7 +16,7 @@ from combinations import SHAPES, make_params
 from helpers import bits, grads_at, stepper
 from jaxprune import Block, Unstructured
 from jaxprune._recipe.distributions import round_half_up
-from jaxprune._transform.update import settings_of
+from jaxprune._transform.recorded import settings_of
 
 # Growing
 

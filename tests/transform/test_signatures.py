@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import jaxprune
-from jaxprune._transform.update import settings_of
+from jaxprune._transform.recorded import settings_of
 
 EMPTY = inspect.Parameter.empty
 SGD = optax.sgd(0.1)

@@ -1,0 +1,107 @@
+"""`plan` of an optimizer that contains transformations of jaxprune, in any nesting of optax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+from helpers import by_path, on_device
+
+SGD = optax.sgd(0.1)
+HALF, MOST = jaxprune.one_shot_schedule(0.5), jaxprune.one_shot_schedule(0.75)
+LABELS = {"conv": "a", "fc": {"kernel": "b", "bias": "b"}}
+CONV, FC = {"include": "conv"}, {"include": "fc/kernel"}
+
+
+def make_params():
+    rng = np.random.default_rng(0)
+    leaf = lambda *shape: on_device(rng.integers(1, 999, shape) / 1024)
+    return {"conv": leaf(3, 3, 4, 8), "fc": {"kernel": leaf(12, 16), "bias": leaf(16)}}
+
+
+def inner(learning_rate):
+    return jaxprune.prune(HALF, inner=optax.sgd(learning_rate))
+
+
+OPTIMIZERS = {
+    "chain": lambda: optax.chain(SGD, jaxprune.prune(HALF)),
+    "chain of two": lambda: optax.chain(
+        SGD, jaxprune.prune(HALF, **CONV), jaxprune.prune(MOST, **FC)
+    ),
+    "the same leaves twice": lambda: optax.chain(SGD, jaxprune.prune(HALF), jaxprune.prune(MOST)),
+    "nested": lambda: jaxprune.prune(
+        HALF, **CONV, inner=optax.chain(SGD, jaxprune.prune(MOST, **FC))
+    ),
+    "masked": lambda: optax.chain(
+        SGD, optax.masked(jaxprune.prune(MOST), {"conv": False, "fc": True})
+    ),
+    "partition": lambda: optax.partition(
+        {"a": jaxprune.prune(HALF, inner=SGD), "b": jaxprune.prune(MOST, inner=SGD)}, LABELS
+    ),
+    "hyperparameters": lambda: optax.inject_hyperparams(inner)(learning_rate=0.1),
+    "if finite": lambda: optax.apply_if_finite(jaxprune.prune(MOST, inner=SGD), 3),
+    "static": lambda: optax.chain(jaxprune.static_sparse(0.5, inner=SGD)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_plan_of_an_optimizer_counts_the_zeros_that_it_makes(name):
+    tx, params = OPTIMIZERS[name](), make_params()
+    planned = jaxprune.plan(params, tx)
+    assert jaxprune.plan(jax.eval_shape(lambda: params), tx) == planned
+    updates, _ = tx.update(params, tx.init(params), params)
+    zeros = {
+        p: int(np.sum(x == 0)) for p, x in by_path(optax.apply_updates(params, updates)).items()
+    }
+    assert {leaf.path: leaf.n_zero for leaf in planned.leaves} == zeros
+    assert planned.n_zero == sum(zeros.values()) > 0
+
+
+def test_the_table_says_which_transformation_prunes_a_leaf():
+    params = make_params()
+    notes = lambda name: {x.path: x.note for x in jaxprune.plan(params, OPTIMIZERS[name]()).leaves}
+    assert notes("masked")["conv"] == "hidden from prune"
+    assert notes("the same leaves twice")["conv"] == "pruned by 2 transformations"
+    assert notes("chain of two")["fc/bias"] == "not matched by include"
+    title = jaxprune.plan(params, OPTIMIZERS["chain of two"]()).title
+    assert title == "plan: 0.5 at step 0, 1 fire; 0.75 at step 0, 1 fire"
+
+
+def test_leaves_of_two_shared_pools_count_once():
+    pool = {"distribution": jaxprune.global_pool}
+    tx = optax.chain(SGD, jaxprune.prune(HALF, **pool), jaxprune.prune(MOST, **pool, **CONV))
+    planned = jaxprune.plan(make_params(), tx)
+    [first] = planned.pools
+    assert planned.n_zero == first.n_zero
+
+
+def test_an_error_of_the_wrapped_optimizer_does_not_hide_the_plan():
+    def init(params):
+        raise RuntimeError("needs values")
+
+    broken = optax.GradientTransformation(init, SGD.update)
+    params = make_params()
+    expected = jaxprune.plan(params, HALF)
+    assert jaxprune.plan(params, jaxprune.prune(HALF, inner=broken)) == expected
+    with pytest.raises(RuntimeError, match="needs values"):
+        jaxprune.plan(params, optax.chain(broken, jaxprune.prune(HALF)))
+
+
+def test_the_plan_of_keep_zeros_counts_the_zeros_of_the_params():
+    params = {
+        "w": jnp.eye(4),
+        "dense": jnp.ones((2, 2)),
+        "lora": jnp.zeros((4, 4)),
+        "b": jnp.zeros(4),
+    }
+    for tx in (jaxprune.keep_zeros(SGD), optax.chain(jaxprune.keep_zeros(SGD))):
+        leaves = jaxprune.plan(params, tx).leaves
+        assert {x.path: x.n_zero for x in leaves} == {"w": 12, "dense": 0, "lora": 0, "b": 0}
+        assert {x.path: x.note for x in leaves if x.note} == {
+            "b": "1-D",
+            "lora": "only zeros: free to learn",
+        }
+    with pytest.raises(ValueError, match=r"values are needed.* Pass the arrays"):
+        jaxprune.plan(jax.eval_shape(lambda: params), jaxprune.keep_zeros(SGD))
