@@ -29,18 +29,20 @@ def combined(params: Any, plans: Sequence[Report]) -> Report:
     """One table for all leaves of a tree.
 
     A leaf that one transformation prunes has the row of its plan. If several prune it, at least as
-    many weights are zero as in the plan with the most zeros.
+    many weights are zero as in the plan with the most zeros. Where a transformation gets another
+    tree, as in `optax.lookahead`, the table has the leaves of that tree alone.
 
     Args:
       params: the whole tree.
       plans: one for each transformation.
     """
     paths, leaves, _ = leaves_with_paths(params)
-    rows: dict[str, list[LeafReport]] = {path: [] for path in paths}
-    for plan in plans:
-        for row in plan.leaves:
-            rows.setdefault(row.path, []).append(row)
     leaf_of = dict(zip(paths, leaves, strict=True))
+    planned = [row for plan in plans for row in plan.leaves]
+    is_same_tree = all(row.path in leaf_of for row in planned)
+    rows: dict[str, list[LeafReport]] = {path: [] for path in paths if is_same_tree}
+    for row in planned:
+        rows.setdefault(row.path, []).append(row)
     titles = [plan.title.removeprefix("plan: ") for plan in plans]
     return Report(
         f"plan: {'; '.join(titles)}",

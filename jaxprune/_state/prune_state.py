@@ -319,11 +319,14 @@ def require_states(opt_state: Any) -> list[PruneState]:
         return states
     problem = f"no prune state in {kind_of(opt_state)}"
     if path := _path_of_raw_state(opt_state):
-        raise ValueError(
-            f"{problem}: {path} has the fields of one, but it is not a PruneState. The checkpoint "
-            "was restored without its structure. Fit it to the transformation with "
-            "jaxprune.upgrade_state(tx, params, restored)."
-        )
+        fix = "a checkpoint was restored without its structure. Fit it to the transformation: "
+        fix += "jaxprune.upgrade_state(tx, params, restored)."
+        if type(opt_state).__module__.startswith("flax.nnx"):
+            fix = (
+                "nnx.split or nnx.state took an optimizer apart. Pass the optimizer itself: "
+                "optimizer = nnx.merge(graphdef, state), or nnx.update(optimizer, state)."
+            )
+        raise ValueError(f"{problem}: {path} has its fields, but is not a PruneState: {fix}")
     raise ValueError(
         f"{problem}. Pass the optimizer state of a transformation that contains jaxprune.prune: "
         "what tx.init(params) or tx.update returned."

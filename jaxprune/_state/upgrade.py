@@ -28,14 +28,15 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
     """A saved optimizer state in the form of this release, to continue training with `tx`.
 
     Every array of the saved state is kept. What older releases did not save (`progress`) is derived
-    from its masks and its step. It runs on the host, outside `jit`.
+    from its masks and its step. If the saved run had another score, the sums of a score that adds
+    up over steps (`movement`) begin at zero. It runs on the host, outside `jit`.
 
     Args:
       tx: the transformation to continue with, built as it was for the saved run.
       params: the params, or any tree with their paths, shapes and dtypes.
       old_state: the saved optimizer state: either with the same states inside as `tx.init(params)`,
         or as the nested dicts and lists that `flax.serialization.msgpack_restore`, or orbax without
-        a target, return; or what holds it as `.opt_state`.
+        a target, return; or what holds it as `.opt_state` or under the key `opt_state`.
 
     Returns:
       An optimizer state with the structure of `tx.init(params)`.
@@ -55,6 +56,8 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
     """
     check_transformation("upgrade_state", tx, "the saved state")
     old_state = getattr(old_state, "opt_state", old_state)
+    if isinstance(old_state, Mapping):
+        old_state = old_state.get("opt_state", old_state)
     flattened(old_state)  # raises if the keys of a dict can't be sorted
     return _fitted(fresh_state("upgrade_state", tx, params), old_state, ())
 
@@ -87,6 +90,9 @@ def _fitted_prune_state(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> P
         old_field = _child(old, key, i)
         if old_field is _MISSING and jax.tree.leaves(fresh_field):
             raise ValueError(_misfit((*path, key), fresh_field, old))
+        if name == "score_state" and not jax.tree.leaves(old_field):
+            fields[name] = fresh_field
+            continue
         fields[name] = _fitted(fresh_field, old_field, (*path, key))
     state = fresh._replace(**fields)
     return state._replace(progress=recounted(fresh.progress, state))

@@ -17,6 +17,7 @@ from jaxprune._base.paths import (
 )
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.schedule_list import ScheduleList
+from jaxprune._recipe.scores import accumulates
 from jaxprune._state.bit_masks import bit_mask_shape
 from jaxprune._state.masks import wrong_shape
 from jaxprune._state.prune_state import PruneState
@@ -162,6 +163,16 @@ def check_absent(recipe: Recipe, progress: Any) -> None:
         f"the state was made {made}, but this transformation {own}. Start from tx.init(params), or "
         "fit the old state to it: jaxprune.upgrade_state(tx, params, opt_state)."
     )
+
+
+def check_sums(score: Any, score_state: Any) -> None:
+    """Raises where a score that adds up over steps meets a state of another score."""
+    if accumulates(score) and not jax.tree.leaves(score_state):
+        raise ValueError(
+            f"score: {shown(score)} adds up over steps, but the state has no sums, because it was "
+            "made with another score. Start from tx.init(params), or let the sums begin now: "
+            "jaxprune.upgrade_state(tx, params, opt_state)."
+        )
 
 
 def _n_schedules(n: int | None) -> str:

@@ -37,6 +37,7 @@ from jaxprune._transform.checks import (
     check_absent,
     check_choices,
     check_state,
+    check_sums,
     check_updates,
     checked,
     parallel,
@@ -178,6 +179,7 @@ def _update(
     check_state(tree, masks, state, settings.bit_masks)
     check_choices(settings.schedule, state.progress)
     check_absent(settings.recipe, state.progress)
+    check_sums(settings.recipe.score, state.score_state)
     budget = settings.recipe.budget(tree.paths, tree.leaves, _n_parts(settings))
     record_pruned(tree.paths, budget.chosen)
     check_updates(budget.chosen, tree, u_leaves, "update")

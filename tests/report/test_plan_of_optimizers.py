@@ -69,6 +69,13 @@ def test_the_table_says_which_transformation_prunes_a_leaf():
     assert title == "plan: 0.5 at step 0, 1 fire; 0.75 at step 0, 1 fire"
 
 
+def test_the_plan_under_lookahead_is_that_of_the_fast_params():
+    params = make_params()
+    both = optax.LookaheadParams.init_synced(params)
+    tx = optax.lookahead(jaxprune.prune(HALF, inner=SGD), 5, 0.5)
+    assert jaxprune.plan(both, tx) == jaxprune.plan(params, HALF)
+
+
 def test_leaves_of_two_shared_pools_count_once():
     pool = {"distribution": jaxprune.global_pool}
     tx = optax.chain(SGD, jaxprune.prune(HALF, **pool), jaxprune.prune(MOST, **pool, **CONV))

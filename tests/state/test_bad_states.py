@@ -26,6 +26,11 @@ def moved(*positions):
         return {**tree, "w": jnp.asarray(w)}, state
 
 
+def nnx_optimizer():
+    model = nnx.Linear(2, 4, rngs=nnx.Rngs(0))
+    return nnx.Optimizer(model, jaxprune.prune(HALF), wrt=nnx.Param)
+
+
 def two_prunes(tree=None):
     other = init(tree) if tree is not None else start()
     return (start(), other)
@@ -239,7 +244,13 @@ STATES = [
         "restored_without_a_target",
         lambda: jaxprune.get_masks({"0": start()._asdict()}),
         ValueError,
-        ("prune state", ("dict", "0 has the fields"), "upgrade_state"),
+        ("prune state", ("dict", "0 has its fields"), "upgrade_state"),
+    ),
+    case(
+        "an_nnx_optimizer_that_was_split",
+        lambda: jaxprune.metrics(nnx.split(nnx_optimizer())[1]),
+        ValueError,
+        ("prune state", ("State", "has its fields"), "nnx.merge(graphdef, state)"),
     ),
     case(
         "straight_through_of_a_state",

@@ -88,6 +88,7 @@ SAVED = {
     "dicts": lambda state: without_the_field(as_dicts(without_progress(state))),
     "lists": lambda state: without_the_field(as_lists(without_progress(state))),
     "the same release": as_dicts,
+    "a train state": lambda state: {"step": 6, "params": {}, "opt_state": as_dicts(state)},
 }
 
 
@@ -131,6 +132,17 @@ def test_a_state_of_another_optimizer_raises_where_they_differ(change):
     tx = FORMS["chain"]
     with pytest.raises(ValueError, match=r"does not fit this transformation.*Build tx as"):
         jaxprune.upgrade_state(tx, make_params(), change(tx.init(make_params())))
+
+
+def test_sums_of_a_score_begin_at_zero_in_the_state_of_another_score():
+    params = make_params()
+    old = jaxprune.prune(SCHEDULE, inner=optax.adamw(0.01))
+    _, state = jax.jit(old.update)(grads_at(params, 0), old.init(params), params)
+    tx = FORMS["inner"]
+    upgraded = jaxprune.upgrade_state(tx, params, state)
+    chex.assert_trees_all_equal(upgraded.score_state, tx.init(params).score_state)
+    chex.assert_trees_all_equal(upgraded._replace(score_state=None), state)
+    jax.eval_shape(tx.update, grads_at(params, 1), upgraded, params)
 
 
 def test_a_transformation_that_does_not_prune_raises():

@@ -30,6 +30,14 @@ UPDATES = [
         ("jaxprune.prune", None, "tx.update(updates, state, params)"),
     ),
     case(
+        "a_score_that_adds_up_and_a_state_of_another_score",
+        lambda: jaxprune.prune(HALF, score=jaxprune.movement, inner=optax.sgd(0.1)).update(
+            params(), start(), params()
+        ),
+        ValueError,
+        ("score:", ("movement", "no sums"), "jaxprune.upgrade_state(tx, params, opt_state)"),
+    ),
+    case(
         "update_none_at_a_pruned_leaf",
         lambda: update({**params(), "w": None}),
         ValueError,
