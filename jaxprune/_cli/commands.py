@@ -6,7 +6,7 @@ Results are printed by `screen.py`, or here as JSON. Errors are raised; `options
 import contextlib
 import functools
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._cli import screen
-from jaxprune._cli.planned import Part, Rules, planned
+from jaxprune._cli.planned import Part, Rules, planned, with_earlier_zeros
 from jaxprune._cli.pruning import decision_rules, pruned_leaf, with_shares
 from jaxprune._cli.stored_masks import mask_paths, read_masks, to_mask
 from jaxprune._cli.training_state import MASKS, OPTIMIZER, OTHER, PARAMS, groups_of
@@ -214,13 +214,11 @@ def prune(
         check_source(output, source)
     if plan.shared:
         plan = with_shares(plan, decide, functools.partial(_read, file, leaves))
+    n_zero: dict[str, int] = {}
     with _open_params(file, leaves) as source, screen.progress(source, file.name) as arrays:
-        pruned = (
-            (path, _pruned(path, array, plan.parts[path], decide) if path in plan.parts else array)
-            for path, array in arrays
-        )
+        pruned = _pruned_arrays(arrays, plan.parts, decide, n_zero)
         written = write(output, source, pruned)
-    report = plan.report
+    report = with_earlier_zeros(plan.report, n_zero)
     screen.print_written(file, written, report.to_dict(), report, as_json=as_json)
 
 
@@ -230,6 +228,22 @@ def _read(
     """Some of the leaves of a file, which is opened once more."""
     with _open_params(file, leaves) as source, screen.progress(source.only(paths), title) as arrays:
         yield from arrays
+
+
+def _pruned_arrays(
+    arrays: Iterable[tuple[str, np.ndarray]],
+    parts: Mapping[str, Part],
+    rules: DecisionRules,
+    n_zero: dict[str, int],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """All leaves, the chosen ones pruned; `n_zero` gets how many of their weights are zero then."""
+    for path, array in arrays:
+        if path not in parts:
+            yield path, array
+            continue
+        pruned = _pruned(path, array, parts[path], rules)
+        n_zero[path] = pruned.size - int(np.count_nonzero(_nonzero(pruned)))
+        yield path, pruned
 
 
 def _pruned(path: str, array: np.ndarray, part: Part, rules: DecisionRules) -> np.ndarray:

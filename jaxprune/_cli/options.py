@@ -20,6 +20,7 @@ from jaxprune._cli.words import (
     TIES,
     FailedCheck,
     WrongOption,
+    as_number,
     rules_for,
     sparsity_for,
     told,
@@ -53,7 +54,12 @@ def _options() -> Any:
         force=typer.Option(False, "--force", help="Replace an existing file."),
         as_json=typer.Option(False, "--json", help="Print JSON."),
         sparsity=typer.Option(
-            None, "--sparsity", "-s", help="Fraction of zeros, in [0, 1). nm:2:4 implies 0.5."
+            None,
+            "--sparsity",
+            "-s",
+            help="Fraction of zeros, in [0, 1). nm:2:4 implies 0.5.",
+            parser=as_number,
+            metavar="<float>",
         ),
         include=_repeated("--include", "<regex>", "Regex for whole paths of leaves to prune."),
         exclude=_repeated("--exclude", "<regex>", "Regex for leaves not to prune."),

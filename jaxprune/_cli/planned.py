@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxprune._base.arguments import as_sparsity
-from jaxprune._base.paths import leaves_with_paths
+from jaxprune._base.paths import leaves_with_paths, listed
 from jaxprune._cli.layout import with_layout
 from jaxprune._cli.quantised import (
     default_for_quantised_weights,
@@ -147,6 +147,25 @@ def _row(row: LeafReport, rules: Rules) -> LeafReport:
             is_state = isinstance(rule, OutsideParams)
             note = rule.groups[row.path] if is_state else f"dtype {row.dtype}"
     return dataclasses.replace(row, note=note)
+
+
+def with_earlier_zeros(report: Report, n_zero: Mapping[str, int]) -> Report:
+    """The report, with a note on leaves that had more zeros than were asked for, which stay zero.
+
+    Args:
+      report: of the plan.
+      n_zero: how many weights of each chosen leaf are zero in the file that was written.
+    """
+    rows = [row for row in report.leaves if n_zero.get(row.path, 0) > (row.n_zero or 0)]
+    if not rows:
+        return report
+    n_planned = sum(row.n_zero or 0 for row in rows)
+    total = sum(n_zero[row.path] for row in rows)
+    note = (
+        f"zeros: {listed([row.path for row in rows])}: had zeros before, which stay: {total:,} of "
+        f"{sum(row.size for row in rows):,} weights are zero, more than the {n_planned:,} planned"
+    )
+    return dataclasses.replace(report, notes=(*report.notes, note))
 
 
 @contextlib.contextmanager

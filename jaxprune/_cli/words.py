@@ -216,6 +216,26 @@ def _checked(name: str, sparsity: float) -> float:
     return sparsity
 
 
+def as_number(text: str) -> float:
+    """The number that `--sparsity` gives.
+
+    Example:
+      >>> as_number("0.9")
+      0.9
+    """
+    try:
+        return float(text)
+    except ValueError:
+        percent = re.fullmatch(r"(\d+([.,]\d+)?) ?%", text)
+        number = float(percent[1].replace(",", ".")) / 100 if percent else None
+        if number is None and re.fullmatch(r"0,\d+", text):
+            number = float(text.replace(",", "."))
+        hint = "Write a fraction of zeros, such as 0.9."
+        if number is not None:
+            hint = f"Did you mean {number:g}?"
+        raise _usage(f"{_quoted(text)} is not a number. {hint}") from None
+
+
 def sparsity_for(sparsity: float | None, rules: dict[str, Any]) -> float:
     """`--sparsity` if it is given, otherwise the sparsity of an N:M structure."""
     from jaxprune._recipe.nm import NM

@@ -2,12 +2,23 @@
 
 from pathlib import Path
 
+from jaxprune._base.paths import listed
 from jaxprune._files.stream import ZSTD_MAGIC
 
-_PICKLE = (
+_TORCH = (
     "a PyTorch checkpoint. Loading one runs code, so jaxprune does not. Convert it in PyTorch: "
     "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
 )
+_PICKLE = (
+    "a pickle. Loading one runs code, so jaxprune does not. If you trust it, load it in Python and "
+    "write the params: jaxprune.save_safetensors('model.safetensors', params). From PyTorch: "
+    "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+)
+_NPY = (
+    "a single array of NumPy, without a path that rules could match. Give it one: "
+    "numpy.savez('model.npz', kernel=numpy.load(path))"
+)
+_JSON = "a JSON file. Give the file of the weights, such as model.safetensors"
 _MSGPACK = (
     "a msgpack file of Flax. Convert it: jaxprune.save_safetensors('model.safetensors', "
     "flax.serialization.msgpack_restore(open(path, 'rb').read()))"
@@ -16,12 +27,14 @@ _GGUF = "a GGUF file, whose weights are quantised. Prune the model before it is 
 _ONNX = "an ONNX model. Prune the params that it was exported from, and export it again"
 _HDF5 = "an HDF5 file. Load it with Keras or h5py, and write it with jaxprune.save_safetensors"
 _TFLITE = "a TFLite model. Prune the params that it was converted from, and convert them again"
-_BY_MAGIC = {b"GGUF": _GGUF, b"\x89HDF": _HDF5, b"\x80\x02": _PICKLE, b"\x80\x04": _PICKLE}
+_PICKLES = {bytes((0x80, protocol)): _PICKLE for protocol in range(2, 6)}
+_BY_MAGIC = {b"GGUF": _GGUF, b"\x89HDF": _HDF5, b"\x93NUMPY": _NPY, **_PICKLES}
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _BY_SUFFIX = {
-    ".bin": _PICKLE,
-    ".pt": _PICKLE,
-    ".pth": _PICKLE,
-    ".ckpt": _PICKLE,
+    **dict.fromkeys(_TORCH_SUFFIXES, _TORCH),
+    ".pkl": _PICKLE,
+    ".pickle": _PICKLE,
+    ".json": _JSON,
     ".msgpack": _MSGPACK,
     ".gguf": _GGUF,
     ".onnx": _ONNX,
@@ -56,9 +69,10 @@ def check_format(path: Path) -> None:
     kind = next((kind for magic, kind in _BY_MAGIC.items() if head.startswith(magic)), None)
     if kind is None and head[4:8] == b"TFL3":
         kind = _TFLITE
-    if kind is None and head.startswith(_ZIP):
-        kind = _PICKLE if path.suffix in (".bin", ".pt", ".pth", ".ckpt") else None
-    elif kind is None:
+    is_torch = path.suffix in _TORCH_SUFFIXES
+    if is_torch and (kind is _PICKLE or head.startswith(_ZIP)):
+        kind = _TORCH
+    elif kind is None and not head.startswith(_ZIP):
         kind = _BY_SUFFIX.get(path.suffix)
     if kind is not None:
         raise ValueError(f"{path}: is {kind}.")
@@ -87,7 +101,7 @@ def check_own_name(path: Path, level: int | None) -> None:
             "Name it .safetensors.zst, pass level=None, or use jaxprune.save_safetensors for a "
             "file that other libraries load"
         )
-    elif suffix in _BY_SUFFIX or suffix in (".npz", ".npy", ".pkl", ".pickle"):
+    elif suffix in _BY_SUFFIX or suffix in (".npz", ".npy"):
         fix = f"Name it {path.with_suffix('.safetensors.zst').name}"
     else:
         return
@@ -98,7 +112,8 @@ def check_own_name(path: Path, level: int | None) -> None:
 def folder_hint(path: Path) -> str:
     """What a folder is that no command reads; empty where that is not known."""
     if weights := files_of_params(path):
-        return f", and has no index of shards; it has the file {weights[0]}"
+        files = "the file" if len(weights) == 1 else "the files"
+        return f", and has no index of shards; it has {files} {listed(list(map(str, weights)))}"
     names = sorted(p.name for p in path.iterdir())
     if "saved_model.pb" in names:
         return ", but a SavedModel of TensorFlow"

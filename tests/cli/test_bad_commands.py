@@ -47,6 +47,8 @@ LINES = [
     ("plan a.gguf -s 0.5", 1, "a.gguf:", "GGUF", "before it is converted"),
     ("inspect shards", 1, "shards/model.safetensors.index.json:", "not valid JSON", "again"),
     ("prune shards -o o -s 0.5", 1, "shards/model.safetensors.index.json:", "not valid", "again"),
+    ("plan model -s 90%", 2, "--sparsity", "'90%' is not a number", "mean 0.9"),
+    ("plan model -s 0,75", 2, "--sparsity", "'0,75'", "Did you mean 0.75?"),
     ("inspect model --check", 1, "model:", "has no masks", "Save the optimizer state"),
     # files to write
     ("export model -o out", 2, "out:", "suffix ''", (SUFFIXES, "--format jaxprune|safetensors")),
@@ -72,7 +74,7 @@ LINES = [
     ("plan model -s nan", 2, "--sparsity", f"{FRACTION} nan", FIX_90),
     ("prune model -o o.npz -s inf", 2, "--sparsity", f"{FRACTION} inf", FIX_90),
     ("plan model -s -0.1", 2, "--sparsity", f"{FRACTION} -0.1", FIX_90),
-    ("plan model -s half", 2, "--sparsity", "valid", HELP),
+    ("plan model -s half", 2, "--sparsity", "'half' is not a number", "such as 0.9"),
     ("plan tiny -s 0.9", 2, "w:", "(1, 2)", ("--exclude 'w'", "--override 'w=...'")),
     # overrides
     ("plan model -s 0.9 --override fc=50", 2, "--override 'fc=50'", "got 50.0", "mean 0.5?"),

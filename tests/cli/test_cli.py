@@ -145,6 +145,18 @@ def test_prune_as_json(model, tmp_path):
         assert {name: np.count_nonzero(arrays[name]) for name in counts} == counts | {"steps": 2}
 
 
+def test_prune_says_which_leaves_had_more_zeros_than_were_asked_for(tmp_path):
+    weights = {"sparse": np.eye(8, dtype=np.float32), "dense": np.ones((8, 8), np.float32)}
+    save_safetensors(tmp_path / "a.safetensors", weights)
+    words = ("prune", tmp_path / "a.safetensors", "-s", 0.5, "-o")
+    [note] = as_json(*words, tmp_path / "b.safetensors")["notes"]
+    assert_says(note, "zeros: sparse: ", "56 of 64 weights are zero", "32 planned")
+    assert np.count_nonzero(load(tmp_path / "b.safetensors")["sparse"]) == 8
+    weights["sparse"] = weights["dense"]
+    save_safetensors(tmp_path / "a.safetensors", weights)
+    assert as_json(*words, tmp_path / "c.safetensors")["notes"] == []
+
+
 def test_plan_says_what_prune_does_and_writes_nothing(model, tmp_path):
     before = sorted(tmp_path.iterdir())
     planned = as_json("plan", model, "-s", 0.9, "--exclude", "head")

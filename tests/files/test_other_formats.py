@@ -18,6 +18,10 @@ from cli_command import as_json, run
 OTHERS = {
     "model.pt": (b"\x80\x02}q\x00.", ("PyTorch", "weights_only=True", "safetensors")),
     "pytorch_model.bin": (b"\x80\x02}q\x00.", ("PyTorch", "runs code")),
+    "params.pkl": (b"\x80\x05\x95", ("a pickle", "runs code", "jaxprune.save_safetensors")),
+    "params": (b"\x80\x04\x95", ("a pickle", "safetensors.torch.save_file")),
+    "kernel.npy": (b"\x93NUMPY\x01\x00", ("single array of NumPy", "numpy.savez(")),
+    "config.json": (b'{"architectures": []}', ("JSON", "model.safetensors")),
     "model.pth": (b"anything", ("PyTorch", "safetensors")),
     "flax_model.msgpack": (b"\x81\xa6params", ("msgpack", "jaxprune.save_safetensors")),
     "model.onnx": (b"\x08\x07\x12\x07pytorch", ("ONNX", "export it again")),
@@ -40,6 +44,13 @@ def test_a_file_of_another_kind_is_refused_with_what_to_do(tmp_path, name):
     with pytest.raises(ValueError, match=says(f"{file}:", *said)):
         jaxprune.load(file)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_without_an_index_names_all_its_files(tmp_path):
+    for name in ("a.safetensors", "b.npz"):
+        (tmp_path / name).write_bytes(b"")
+    _, error = run("inspect", tmp_path, code=1)
+    assert_says(error, f"it has the files {tmp_path / 'a.safetensors'}, {tmp_path / 'b.npz'}")
 
 
 def test_a_zip_of_pytorch_is_no_npz(tmp_path):
