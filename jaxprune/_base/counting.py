@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.sharding import n_devices, on_gpu, on_one_device, on_tpu, split_axis
+from jaxprune._base.sharding import n_devices, on_tpu, split_axis
 
 try:
     from jax import enable_x64
@@ -34,8 +34,6 @@ _ROW = 1024
 _SHORT_ROW = 64
 # The largest number of 32 bits.
 _MOST = 2**32 - 1
-# How many arrays are counted at a time.
-_AT_ONCE = 7
 # If the number of devices divides no axis, arrays of at most this many entries get plain sums.
 _SMALL = 2**16
 
@@ -76,49 +74,18 @@ def per_member(x: jax.Array, ndim: int) -> jax.Array:
     return jnp.expand_dims(x, tuple(range(1, ndim)))
 
 
-def count_arrays(flags: Sequence[jax.Array], dtype: Any, is_local: bool = False) -> jax.Array:
-    """Counts the true entries of each of several bool arrays: [n_arrays].
+def equal_parts(n: int, most: int) -> list[slice]:
+    """Parts of a sequence of length `n`: of equal length, up to `most` and more than half of it.
 
-    On one device, arrays of one shape are counted some at a time, which is one kernel instead of
-    one for each: programs compile faster. Across devices they may be sharded in different ways.
+    If there is no such length, all parts but the last have length `most`.
 
-    Args:
-      flags: the arrays, of any shapes.
-      dtype: of the counts.
-      is_local: whether the arrays are the parts that one shard holds.
+    Example:
+      >>> [part.stop for part in equal_parts(12, 5)], [part.stop for part in equal_parts(7, 5)]
+      ([4, 8, 12], [5, 7])
     """
-    is_local = is_local or on_one_device(flags)
-    alike: dict[Any, list[int]] = {}
-    for i, flag in enumerate(flags):
-        alike.setdefault(flag.shape if is_local else i, []).append(i)
-    order = [i for members in alike.values() for i in members]
-    counts = [
-        _counts_of_alike([flags[i] for i in members], dtype, is_local) for members in alike.values()
-    ]
-    joined = jnp.concatenate(counts) if counts else jnp.zeros((0,), dtype)
-    return joined if order == sorted(order) else joined[np.argsort(order)]
-
-
-def _counts_of_alike(flags: list[jax.Array], dtype: Any, is_local: bool) -> jax.Array:
-    """`count_arrays` of arrays of one shape, some of them in one read."""
-    size = flags[0].size
-    if not size:
-        return jnp.zeros((len(flags),), dtype)
-    members = [jnp.expand_dims(flag, 0) for flag in flags]
-    parts = np.array_split(np.arange(len(flags)), -(-len(flags) // _AT_ONCE))
-    if len(parts) > 1 and not on_tpu(flags):
-        # The counts of rows are joined: their sums are one kernel, too.
-        rows = [count_in_rows([as_rows(members[i]) for i in part]) for part in parts]
-        joined = jnp.concatenate([row for some in rows for row in some])
-        return reduced([joined.astype(dtype)], 1)[0]
-    # XLA for GPUs stores a flag that two counts are computed from.
-    if len(flags) > 1 or on_gpu(flags):
-        counts = [count_each([members[i] for i in part], dtype, is_local)[0] for part in parts]
-        return jnp.concatenate(counts)
-    # XLA for CPUs would turn a single count into the slow form that `count_each` avoids, so the
-    # False entries are counted, too. Both terms are equal.
-    n_true, n_false = count_each([members[0], ~members[0]], dtype, is_local)[0]
-    return jnp.minimum(n_true, jnp.asarray(size, dtype) - n_false)[None]
+    lengths = range(min(most, n), most // 2, -1)
+    length = next((k for k in lengths if n % k == 0), most)
+    return [slice(i, min(i + length, n)) for i in range(0, n, length)]
 
 
 def count_each(flags: Sequence[jax.Array], dtype: Any, is_local: bool) -> jax.Array:

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.counting import WIDE, count_arrays, counting
+from jaxprune._base.count_arrays import count_arrays
+from jaxprune._base.counting import WIDE, counting
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, listed, shape_of, shown_path, spec_of
-from jaxprune._base.sharding import summed_in_shards, typed_like
+from jaxprune._base.sharding import on_one_device, summed_in_shards, typed_like
 from jaxprune._state.bit_masks import bit_mask_shape
 
 
@@ -78,8 +79,8 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, j
 
 def count_violations(params: Sequence[jax.Array], masks: Sequence[jax.Array]) -> jax.Array:
     """How many dropped weights are not zero: int32, at most its largest value."""
-    violating = [~m.astype(bool) & is_nonzero(p) for p, m in zip(params, masks, strict=True)]
-    dtype = jnp.int64 if sum(v.size for v in violating) >= WIDE else jnp.int32
+    pairs = list(zip(params, masks, strict=True))
+    dtype = jnp.int64 if sum(p.size for p in params) >= WIDE else jnp.int32
 
     def add_up(flags: Sequence[jax.Array], once: Any) -> jax.Array:
         counts = count_arrays(flags, dtype, once is not None)
@@ -88,8 +89,17 @@ def count_violations(params: Sequence[jax.Array], masks: Sequence[jax.Array]) ->
         return jnp.sum(counts, dtype=dtype)
 
     with counting(dtype == jnp.int64):
-        total = summed_in_shards(add_up, violating)
+        if on_one_device(pairs):
+            total = jnp.sum(count_arrays(pairs, dtype, True, _violates), dtype=dtype)
+        else:
+            total = summed_in_shards(add_up, list(map(_violates, pairs)))
         return jnp.minimum(total, np.iinfo(np.int32).max).astype(jnp.int32)
+
+
+def _violates(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Which entries of a param are dropped by its mask and not zero."""
+    param, mask = pair
+    return ~mask.astype(bool) & is_nonzero(param)
 
 
 def full_mask(leaf: Any, dtype: Any) -> jax.Array:

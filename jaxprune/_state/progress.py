@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune._base.counting import WIDE, count_arrays, counting
-from jaxprune._base.sharding import summed_in_shards
+from jaxprune._base.count_arrays import count_arrays
+from jaxprune._base.counting import WIDE, counting
+from jaxprune._base.sharding import on_one_device, summed_in_shards
 
 UNKNOWN = -1  # a count in `reached` that the next update finds out
 # Before 0.8, JAX could not pass an int64 array to a compiled program without `jax_enable_x64`, so
@@ -104,8 +105,10 @@ def zeros_of(masks: Sequence[jax.Array]) -> jax.Array:
         counts = count_arrays([~flag for flag in flags], dtype, once is not None)
         return counts if once is None else jnp.stack([once(i, n) for i, n in enumerate(counts)])
 
-    kept = [mask.astype(bool) for mask in masks]
     with counting(dtype == jnp.int64):
+        if on_one_device(masks):
+            return count_arrays(masks, dtype, True, lambda mask: ~mask.astype(bool))
+        kept = [mask.astype(bool) for mask in masks]
         return summed_in_shards(add_up, kept)
 
 

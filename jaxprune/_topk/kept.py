@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxprune._base.counting import per_member
 from jaxprune._base.float_bits import key_value
+from jaxprune._topk.copies import StoredKeys, in_parts
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.ranks import (
     Members,
@@ -65,6 +66,8 @@ def _stack_masks(
         operand = jax.tree.map(lambda x: x[None], stack.operands[0])
         return [_mask(stack, operand, cuts, members, problem)[0]]
     flat = _flat(stack.x)
+    if isinstance(flat[0], StoredKeys):
+        return _masks_in_parts(stack, flat, cuts, members, problem)
     # `cond` makes its result one buffer. Otherwise XLA computes, and compiles, the whole mask again
     # for every member that is sliced from it.
     masks = lax.cond(
@@ -74,6 +77,19 @@ def _stack_masks(
         *(flat, cuts, members),
     )
     return unstacked(masks[:, : stack.size])
+
+
+def _masks_in_parts(
+    stack: Stack, flat: Any, cuts: Cuts, members: Members, problem: Problem
+) -> list[jax.Array]:
+    """The masks of copied leaves, flat."""
+    masks = []
+    for part in in_parts((flat, cuts, members)):
+        x, of_members, ranks = part
+        # Without the barrier, XLA would compute, and compile, the mask of every member apart.
+        mask = lax.optimization_barrier(_mask(stack, x, of_members, ranks, problem))
+        masks += list(mask[:, : stack.size])
+    return masks
 
 
 def _member_cuts(
@@ -103,18 +119,20 @@ def _mask(stack: Stack, x: Any, cuts: Cuts, members: Members, problem: Problem) 
     cut_key, cut_tie = (per_member(cut, entry.ndim) for cut in cuts)
     order = tie_order(entry.shape, members, problem.ties)
     # Where a tie is lost, the entry must be above the cut. No cut is the largest integer.
-    return _among(entry >= cut_key + (order <= cut_tie).astype(entry.dtype), x)
+    return _among(entry >= cut_key + (order <= cut_tie).astype(entry.dtype), stack, x)
 
 
 def _mask_without_ties(stack: Stack, x: Any, cuts: Cuts, problem: Problem) -> jax.Array:
     """`_mask` if no cut divides tied entries: every entry with the key of the cut is kept."""
     entry = problem.integers(stack, x, exact=True)
-    return _among(entry >= per_member(cuts.key, entry.ndim), x)
+    return _among(entry >= per_member(cuts.key, entry.ndim), stack, x)
 
 
-def _among(mask: jax.Array, x: Any) -> jax.Array:
+def _among(mask: jax.Array, stack: Stack, x: Any) -> jax.Array:
     """The mask without the entries that may not be kept."""
-    _, among = x
+    operand, among = x
+    if isinstance(operand, StoredKeys) and stack.form.has_floor:
+        return mask & (operand.integers != 0)
     return mask if among is None else mask & among.astype(bool)
 
 

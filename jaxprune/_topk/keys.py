@@ -95,6 +95,15 @@ class KeyForm:
                 entry = jnp.minimum(entry, signed(self._nan))
         return entry if not self.has_floor else jnp.where(among.astype(bool), entry, lowest)
 
+    def stored(self, scores: jax.Array, among: Any) -> jax.Array:
+        """The `exact` integers, if they are keys, in the size of the scores.
+
+        Args:
+          scores: as for `integers`.
+          among: as for `integers`.
+        """
+        return self.integers(scores, among, exact=True).astype(bits_of(self.dtype).unsigned)
+
     def _keys(self, scores: jax.Array, exact: bool) -> jax.Array:
         """The `order_key`s of scores; those of NaNs may differ unless `exact`."""
         if self.has_sign:

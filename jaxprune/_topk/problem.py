@@ -12,6 +12,8 @@ from jax import lax
 from jaxprune._base.counting import enable_x64
 from jaxprune._base.float_bits import order_key
 from jaxprune._base.sharding import on_cpu
+from jaxprune._topk.copies import StoredKeys
+from jaxprune._topk.keys import KeyForm
 from jaxprune._topk.stacks import Pools, Stack
 
 ScoreFunction = Callable[[Any], jax.Array]
@@ -48,11 +50,20 @@ class Problem:
           exact: make all NaNs equal.
         """
         operand, among = x
+        if isinstance(operand, StoredKeys):
+            return operand.integers.astype(stack.form.compared)
         return stack.form.integers(self.score(operand), among, exact=exact)
+
+    def stored_keys(self, x: Any, form: KeyForm) -> jax.Array:
+        """The integers of an operand and what may be kept, in as few bits as hold them."""
+        operand, among = x
+        return form.stored(self.score(operand), among)
 
     def order_keys(self, x: Any) -> jax.Array:
         """The keys of entries as pools measure them; 0 where an entry may not be kept."""
         operand, among = x
+        if isinstance(operand, StoredKeys):
+            return operand.integers.astype(self.pools.pool_dtype)
         key = order_key(self.score(operand)).astype(self.pools.pool_dtype)
         return key if among is None else jnp.where(among.astype(bool), key, jnp.zeros_like(key))
 

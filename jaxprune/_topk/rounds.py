@@ -108,7 +108,8 @@ def _at_once(leaves: Leaves) -> tuple[list[jax.Array], jax.Array]:
     """`select_all`, by one search for all of them."""
     problem, pools = leaves.problem, leaves.problem.pools
     longest_row = LONGEST_ROW if problem.is_gpu else 0
-    stacks = stacked(leaves.pairs, leaves.forms, pools, problem.one_device, longest_row)
+    keys_of = problem.stored_keys if problem.is_gpu else None
+    stacks = stacked(leaves.pairs, leaves.forms, pools, problem.one_device, longest_row, keys_of)
     problem = dataclasses.replace(problem, stacks=stacks)
     cuts = search(problem, leaves.n_keep, leaves.start)
     return kept_masks(cuts, problem), thresholds(cuts.key, pools)

@@ -8,6 +8,7 @@ Ranks within a member have 32 bits. A leaf too long for that becomes a stack of 
 the first axis; if a slice is still too long, ranks have 64.
 """
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from jaxprune._base import counting
 from jaxprune._base.counting import as_rows
 from jaxprune._base.float_bits import keyed_dtype
 from jaxprune._base.sharding import on_cpu
+from jaxprune._topk.copies import copied_keys
 from jaxprune._topk.keys import KeyForm
 from jaxprune._topk.signs import ScoreSpec
 
@@ -178,11 +180,21 @@ def stacked(
     pools: Pools,
     one_device: bool,
     longest_row: int = 0,
+    keys_of: Callable[[Any, KeyForm], jax.Array] | None = None,
 ) -> list[Stack]:
     """Joins operands of equal shapes into stacks; leaves without entries are in none.
 
     Compile time then grows with the number of different shapes instead of the number of leaves.
     The copies are freed after the selection. Across devices every operand is a stack of its own.
+
+    Args:
+      operands: of each leaf, the operand and what may be kept.
+      forms: of each leaf.
+      pools: of all leaves.
+      one_device: whether axes may be merged at no cost.
+      longest_row: of the rows; 0 for the usual one.
+      keys_of: gives the integers of an operand and its form as they are stored. If it is not None,
+        these are what is copied.
     """
 
     def join(*xs: jax.Array) -> jax.Array:
@@ -197,8 +209,11 @@ def stacked(
         pool_of = np.array([pools.pool_of[leaf] for leaf, _ in members])
         offsets = np.array([pools.offsets[leaf] + size * i for leaf, i in members])
         of_leaves = tuple(operands[leaf] for leaf in leaves)
-        x = of_leaves[0] if n_slices > 1 else jax.tree.map(join, *of_leaves)
         form = forms[leaves[0]]
+        if len(leaves) > 1 and keys_of is not None:
+            x = copied_keys(of_leaves, join, functools.partial(keys_of, form=form)), None
+        else:
+            x = of_leaves[0] if n_slices > 1 else jax.tree.map(join, *of_leaves)
         stacks.append(Stack(tuple(leaves), of_leaves, pool_of, offsets, size, form, x))
     return stacks
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from jaxprune._base.counting import count_arrays
+from jaxprune._base import count_arrays as module
+from jaxprune._base.count_arrays import count_arrays
 
 SHAPES = [(3, 5)] * 9 + [(), (0, 4), (2, 1031), (3, 5), (5, 3), (2, 1031), ()]
 
@@ -24,6 +25,18 @@ def test_each_array_has_its_own_count(n):
     counts = count_arrays([jnp.asarray(flag) for flag in flags], jnp.int32)
     assert counts.tolist() == [flag.sum() for flag in flags]
     assert counts.dtype == jnp.int32
+
+
+def test_small_arrays_of_a_gpu_are_joined(monkeypatch):
+    monkeypatch.setattr(module, "on_gpu", lambda arrays: True)
+    monkeypatch.setattr(module, "_MOST_JOINED", 2000)
+    monkeypatch.setattr(module, "_JOINED_AT_ONCE", 2)
+    flags = arrays([*SHAPES, (3, 5), (3, 5)])
+    kinds = [np.float32, np.int8] * 10
+    numbers = [jnp.asarray(f, kind) for f, kind in zip(flags, kinds, strict=False)]
+    for operands in (numbers, numbers[:9:2]):
+        counts = count_arrays(operands, jnp.int32, True, lambda x: x == 0)
+        assert counts.tolist() == [int((np.asarray(x) == 0).sum()) for x in operands]
 
 
 @functools.cache

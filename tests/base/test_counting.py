@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune._base.counting import as_counts, count_arrays, total
+from jaxprune._base.count_arrays import count_arrays
+from jaxprune._base.counting import as_counts, total
 from jaxprune._state.progress import count_dtype
 
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxprune
 from helpers import make_mesh
 from jaxprune._base import lanes
-from jaxprune._topk import candidates, search, topk
+from jaxprune._topk import candidates, copies, search, topk
 from jaxprune._topk.topk import topk_masks
 from jaxprune._transform import operand as operands
 from topk_oracle import KINDS, first, ranking, values
@@ -64,6 +64,29 @@ def test_global_pools_are_those_of_the_cpu(n_devices, ties, gpu, monkeypatch):
         for n in (0, 5000, 35_000):
             want = on_cpu(leaves, n)
             jax.tree.map(np.testing.assert_array_equal, on_gpu(leaves, n), want)
+
+
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
+@pytest.mark.parametrize("n_leaves", (4, 5))
+def test_leaves_copied_in_parts_are_exact(n_leaves, dtype, gpu, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(copies, "_AT_ONCE", 2)
+    shapes = [(523, 3)] * n_leaves + [(7, 2)]  # rows of 511, with padding
+    rng = np.random.default_rng(0)
+    among = [rng.random(shape) < 0.6 for shape in shapes]
+    fn = jax.jit(lambda leaves, n: topk.select(leaves, n, among=among)[0])
+    for kind in KINDS:
+        leaves = leaves_of(kind, shapes, dtype)
+        orders = [
+            order[np.argsort(~a.flat[order], kind="stable")]
+            for order, a in zip(map(ranking, leaves), among, strict=True)
+        ]
+        for part in (0, 0.3, 0.9):
+            counts = [int(part * x.size) for x in leaves]
+            kept = fn(leaves, counts)
+            for mask, n, a, order in zip(kept, counts, among, orders, strict=True):
+                want = first(min(n, a.sum()), order, a.shape)
+                np.testing.assert_array_equal(mask, want, err_msg=kind)
 
 
 def test_a_search_that_ends_in_gathered_rows_is_exact(gpu, monkeypatch):

@@ -1,0 +1,70 @@
+"""Copies of many small leaves on a GPU: their keys, some leaves at a time.
+
+Leaves of equal shape are copied into a stack, so that a pass does not start a kernel for each. The
+keys of their entries are copied, which take no more memory than the scores, and none for what may
+be kept. XLA compiles a kernel with many arguments slowly, so a kernel copies only some leaves. The
+index at which they begin in the stack is a number that XLA does not know: then all parts run the
+same kernel. The masks of a stack are computed in the same parts.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprune._base.counting import equal_parts
+
+# How many leaves a kernel copies, at most.
+_AT_ONCE = 25
+
+
+class StoredKeys(NamedTuple):
+    """The operand of leaves whose keys are copied.
+
+    Attributes:
+      integers: as `KeyForm.stored` makes them; 0 for an entry that may not be kept.
+    """
+
+    integers: jax.Array
+
+
+def copied_keys(
+    operands: Sequence[Any],
+    join: Callable[..., jax.Array],
+    keys_of: Callable[[Any], jax.Array],
+) -> StoredKeys:
+    """The keys of leaves of equal shape, [n_members, rows, row].
+
+    Args:
+      operands: of each leaf, the operand and what may be kept.
+      join: makes arrays of some leaves one array, [members, rows, row].
+      keys_of: gives the `KeyForm.stored` integers of joined operands.
+    """
+    parts = equal_parts(len(operands), _AT_ONCE)
+    keys = [keys_of(jax.tree.map(join, *operands[part])) for part in parts]
+    if len(parts) == 1:
+        return StoredKeys(keys[0])
+    joined = jnp.zeros((len(operands), *keys[0].shape[1:]), keys[0].dtype)
+    for some, first in zip(keys, _unknown(parts), strict=True):
+        joined = lax.dynamic_update_slice_in_dim(joined, some, first, 0)
+    return StoredKeys(joined)
+
+
+def in_parts(tree: Any) -> Iterator[Any]:
+    """Arrays of all members, [n_members, ...], in the parts in which they were copied."""
+    parts = equal_parts(len(jax.tree.leaves(tree)[0]), _AT_ONCE)
+    for part, first in zip(parts, _unknown(parts), strict=True):
+        # Without the barrier, XLA would make one large kernel of all parts.
+        tree = lax.optimization_barrier(tree)
+        take = functools.partial(
+            lax.dynamic_slice_in_dim, start_index=first, slice_size=part.stop - part.start
+        )
+        yield jax.tree.map(take, tree)
+
+
+def _unknown(parts: Sequence[slice]) -> Sequence[jax.Array]:
+    """The first index of each part, as a number that XLA does not know."""
+    return lax.optimization_barrier([jnp.int32(part.start) for part in parts])
