@@ -12,13 +12,15 @@ from jax import lax
 
 from jaxprune._base.arguments import as_int
 from jaxprune._base.float_bits import order_key
-from jaxprune._base.sharding import merge_axis, split_axis
+from jaxprune._base.sharding import merge_axis, on_gpu, split_axis
 from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
 from jaxprune._recipe.matrix_view import MatrixView
 from jaxprune._recipe.traits import SingleWeights, Structure
 
 # Groups of at most so many are compared member by member: the program grows with the square.
 _UNROLLED = 8
+# On a GPU the mask of a group of at most so many is stored in one number.
+_MOST_BITS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +142,24 @@ class NM(SingleWeights):
         key = order_key(scores)
         key = jnp.where(allowed.astype(bool), key, jnp.zeros_like(key))
         groups = split_axis(key, axis, self.m)
-        rank = _ranks_in_groups(groups, axis + 1)
-        mask = merge_axis(rank < n_keep, scores)
-        return mask & allowed.astype(bool)
+        best = _ranks_in_groups(groups, axis + 1) < n_keep
+        if on_gpu([scores]) and self.m <= _MOST_BITS:
+            # An entry of the mask must not be read for its neighbours: then XLA for GPUs writes the
+            # new mask into the memory of the old one.
+            may_stay = split_axis(allowed.astype(bool), axis, self.m)
+            return merge_axis(_by_bits(best & may_stay, axis + 1), scores)
+        return merge_axis(best, scores) & allowed.astype(bool)
+
+
+def _by_bits(flags: jax.Array, axis: int) -> jax.Array:
+    """The same flags, read from a stored number for each group, in which they are bits."""
+    m = flags.shape[axis]
+    dtype = next(t for t in (jnp.uint8, jnp.uint16, jnp.uint32) if m <= jnp.iinfo(t).bits)
+    place = lax.broadcasted_iota(dtype, flags.shape, axis)
+    bits = jnp.where(flags, jnp.ones_like(place) << place, jnp.zeros_like(place))
+    numbers = jnp.sum(bits, axis, dtype=dtype, keepdims=True)
+    numbers = lax.optimization_barrier(numbers)
+    return ((numbers >> place) & jnp.ones_like(place)).astype(bool)
 
 
 def _ranks_in_groups(groups: jax.Array, axis: int) -> jax.Array:

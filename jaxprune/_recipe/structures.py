@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base.arguments import as_flag, as_int, is_int, shown
+from jaxprune._base.sharding import on_gpu
 from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
 from jaxprune._recipe.matrix_view import MatrixView, Outputs, norm_over
 from jaxprune._recipe.pooling import pooled
@@ -128,7 +129,10 @@ class Block:
         x = scores.astype(_wide(scores))
         for axis, length in self._lengths(scores.shape):
             x = pooled(x, axis, length, self.pooling)
-        return x if self.pooling == "max" else x / self._n_weights(scores.shape, x.dtype)
+        if self.pooling == "mean":
+            x = x / self._n_weights(scores.shape, x.dtype)
+        # Without the barrier, XLA for GPUs would store the sums, too.
+        return lax.optimization_barrier(x) if on_gpu([scores]) else x
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
         """The mask at the first weight of each block."""

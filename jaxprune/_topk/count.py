@@ -46,7 +46,7 @@ def keys_reaching(table: jax.Array, problem: Problem, in_rows: Sequence[int] = (
     # the loop and keeps them: several times the memory, and slower.
     sources, table = lax.optimization_barrier((problem.sources(), table))
     pairs = zip(problem.stacks, sources, strict=True)
-    integers = [problem.integers(stack, stack.read(source)) for stack, source in pairs]
+    integers = [problem.integers(stack, problem.read(stack, source)) for stack, source in pairs]
     sizes = np.array(problem.pools.sizes) * problem.n_parts
     total = jnp.asarray(sizes, table.dtype)
     return _keys_reaching(cuts_in(table), integers, total, problem, in_rows)
@@ -69,7 +69,9 @@ def keys_reaching_in(
     for i, (stack, source) in enumerate(zip(problem.stacks, sources, strict=True)):
         is_gathered[stack.pool_of] = i in gathered
         entries = gathered[i].integers if i in gathered else None
-        integers.append(problem.integers(stack, stack.read(source)) if entries is None else entries)
+        integers.append(
+            problem.integers(stack, problem.read(stack, source)) if entries is None else entries
+        )
     total = jnp.where(is_gathered, n_lo, jnp.asarray(total, n_lo.dtype))
     return _keys_reaching(cuts_in(table), integers, total, problem, (), skip=gathered)
 
@@ -125,7 +127,7 @@ def ties_reaching(
         if i in gathered:
             integers, order = gathered[i].integers, gathered[i].ranks()
         else:
-            integers = problem.integers(stack, stack.read(source), exact=True)
+            integers = problem.integers(stack, problem.read(stack, source), exact=True)
             order = tie_order(integers.shape, members, problem.ties)
         tied = per_member(stack.form.cuts(stack.of_members(tied_key)), integers.ndim)
         orders.append(jnp.where(integers == tied, order, lowest_order(members, problem.ties)))
@@ -149,16 +151,15 @@ def ties_reaching_on_gpu(
       ranks: of each stack, computed outside the loop.
       problem: the selection.
     """
-    xs = [stack.x for stack in problem.stacks]
-    xs, gathered, ranks, table, tied_key = lax.optimization_barrier(
-        (xs, gathered, ranks, table, tied_key)
+    sources, gathered, ranks, table, tied_key = lax.optimization_barrier(
+        (problem.sources(), gathered, ranks, table, tied_key)
     )
     orders, member_cuts = [], []
-    for i, (stack, x) in enumerate(zip(problem.stacks, xs, strict=True)):
+    for i, (stack, source) in enumerate(zip(problem.stacks, sources, strict=True)):
         if i in gathered:  # a leaf that is a pool
             integers, order = gathered[i].integers, gathered[i].ranks().astype(ranks[i].first.dtype)
         else:
-            integers = problem.integers(stack, x, exact=True)
+            integers = problem.integers(stack, problem.read(stack, source), exact=True)
             order = order_in_pool(ranks[i], integers.shape, problem.ties, stack.n_padding)
         tied = per_member(stack.form.cuts(stack.of_members(tied_key)), integers.ndim)
         orders.append(jnp.where(integers == tied, order, order.dtype.type(0)))

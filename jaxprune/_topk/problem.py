@@ -12,6 +12,7 @@ from jax import lax
 from jaxprune._base.counting import enable_x64
 from jaxprune._base.float_bits import order_key
 from jaxprune._base.sharding import on_cpu
+from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._topk.copies import StoredKeys
 from jaxprune._topk.keys import KeyForm
 from jaxprune._topk.stacks import Pools, Stack
@@ -34,12 +35,32 @@ class Problem:
     one_device: bool  # whether axes may be merged at no cost
     axis_name: Any  # the mapped axis that every pool is spread over, or None
     is_gpu: bool  # whether the arrays lie on GPUs
+    bits: Sequence[
+        Any
+    ] = ()  # on GPUs, of each leaf: the flags of what may be kept as bits, or None
 
     def sources(self) -> list[Any]:
-        """What a loop carries to read each stack; see `Stack.read`."""
-        xs = [stack.x for stack in self.stacks]
+        """What a loop carries to read each stack; see `read`."""
+        xs = [self._with_bits(stack) for stack in self.stacks]
         on_one_cpu = self.one_device and on_cpu(jax.tree.leaves(xs))
         return [stack.source for stack in self.stacks] if on_one_cpu else xs
+
+    def _with_bits(self, stack: Stack) -> Any:
+        """`stack.x`, with what may be kept as bits if it is stored in bits."""
+        bits = self.bits[stack.leaves[0]] if self.bits and len(stack.leaves) == 1 else None
+        if bits is None or stack.is_sliced or stack.n_padding:
+            return stack.x
+        return stack.x[0], bits
+
+    def read(self, stack: Stack, source: Any) -> Any:
+        """`stack.x`, given its source within a loop."""
+        if not isinstance(source[1], BitFlags):
+            return stack.read(source)
+        operand, bits = source
+        leaf = jax.tree.leaves(stack.operands[0])[0]
+        flags, shape = bits.flags(leaf), stack.x[1].shape
+        same_axes = shape[1:] == flags.shape
+        return operand, jnp.expand_dims(flags, 0) if same_axes else flags.reshape(shape)
 
     def integers(self, stack: Stack, x: Any, *, exact: bool = False) -> jax.Array:
         """The signed integers of entries of a stack; see `KeyForm`.

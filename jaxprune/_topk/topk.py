@@ -25,6 +25,7 @@ from jaxprune._base.arguments import as_array, is_int, kind_of, shown
 from jaxprune._base.counting import as_counts, counting
 from jaxprune._base.elementwise import is_elementwise_program
 from jaxprune._base.sharding import on_gpu, on_one_device
+from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._topk.keys import key_form
 from jaxprune._topk.problem import Problem, axis_length, score_function
 from jaxprune._topk.ranks import check_pool_sizes
@@ -158,7 +159,7 @@ def select(
     n_keep: jax.Array | np.ndarray | Sequence[int | jax.Array],
     *,
     score: Callable[[Any], jax.Array] = _identity,
-    among: Sequence[jax.Array] | None = None,
+    among: Sequence[jax.Array | BitFlags] | None = None,
     pool_of: Sequence[int] | None = None,
     start: jax.Array | None = None,
     ties: str = "index",
@@ -173,7 +174,8 @@ def select(
         where XLA fuses it into the read, so the scores are never stored. Calls with an equal
         `score` share their compilation.
       among: per leaf, nonzero where an entry may be kept. All other entries rank below every score
-        and are False in the result, even if `n_keep` exceeds the number that may be kept.
+        and are False in the result, even if `n_keep` exceeds the number that may be kept. A GPU
+        reads `BitFlags` in this form in every pass.
       pool_of: the pool of each leaf, numbered from 0; by default each leaf is its own pool.
       start: float[n_pools], thresholds to start the search from, such as those of the last call.
         Wrong ones cost time and change nothing else. Zero and non-finite ones are ignored.
@@ -209,7 +211,7 @@ def select(
 def _select(
     operands: list[Any],
     n_keep: jax.Array,
-    among: Sequence[jax.Array] | None,
+    among: Sequence[jax.Array | BitFlags] | None,
     start: jax.Array | None,
     score: Callable[[Any], jax.Array],
     pool_of: tuple[int, ...],
@@ -225,10 +227,16 @@ def _select(
     is_gpu = on_gpu(jax.tree.leaves(operands))
     forms = [key_form(spec.dtype, dtype, spec.has_sign, has_floor, is_gpu) for spec in specs]
     allowed: Sequence[Any] = [None] * len(operands) if among is None else among
-    pairs = list(zip(operands, allowed, strict=True))
+    bits = [x if isinstance(x, BitFlags) and is_gpu else None for x in allowed]
+    pairs = list(zip(operands, map(_unpacked, allowed, operands), strict=True))
     with counting(pools.pool_dtype == jnp.uint64):
-        problem = Problem(pools, (), score, ties, one_device, axis_name, is_gpu)
+        problem = Problem(pools, (), score, ties, one_device, axis_name, is_gpu, bits)
         return select_all(Leaves(pairs, forms, problem, n_keep, start))
+
+
+def _unpacked(among: Any, operand: Any) -> Any:
+    """What may be kept of an operand, one flag for each entry; None if all."""
+    return among.flags(jax.tree.leaves(operand)[0]) if isinstance(among, BitFlags) else among
 
 
 def _as_counts(n_keep: Any) -> jax.Array:

@@ -15,12 +15,14 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base.counting import as_counts, counting, is_wide, take
-from jaxprune._base.sharding import placed_like
+from jaxprune._base.sharding import on_gpu, placed_like
 from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.pools import round_half_up
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import accumulates, itself, needs_key, random_score
+from jaxprune._state.bit_masks import bits_typed_like, from_bits, to_bits
 from jaxprune._state.masks import full_mask
+from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._transform.decide import tighten
 from jaxprune._transform.existing import among_existing, first_existing
 from jaxprune._transform.operand import Operand, Rules
@@ -161,15 +163,31 @@ def _swap(
         n_swap = jnp.where(schedule.fires(inputs.step), n_swap, jnp.zeros_like(n_swap))
         n_stay = n_keep - n_swap
     stay, thresholds = tighten(operands, masks, n_stay, budget.leaves)
-    # All that is stored of `stay` while weights grow: without the barrier XLA would store both.
-    dropped = lax.optimization_barrier([~mask for mask in stay])
-    allowed = among_existing(budget.leaves, inputs.params, dropped)
+    dropped, may_grow = _dropped(stay, inputs.params)
+    allowed = among_existing(budget.leaves, inputs.params, may_grow)
     grown, _ = tighten(operands, allowed, n_swap, budget.leaves, Rules(grow))
     new = [
         jnp.where(g & (m == 0), jnp.uint8(2), (~d | g).astype(jnp.uint8))
         for d, g, m in zip(dropped, grown, masks, strict=True)
     ]
     return new, thresholds
+
+
+def _dropped(
+    stay: Sequence[jax.Array], params: Sequence[jax.Array]
+) -> tuple[Sequence[jax.Array], Sequence[Any]]:
+    """Which weights do not stay: flags of them, and in the form in which `tighten` reads them.
+
+    This is all that is stored of `stay` while weights grow: without the barrier XLA would store
+    both. On a GPU it takes a bit a weight.
+    """
+    dropped = [~mask for mask in stay]
+    if not on_gpu(params):
+        dropped = lax.optimization_barrier(dropped)
+        return dropped, dropped
+    bits = map(bits_typed_like, map(to_bits, dropped), params)
+    may_grow = [BitFlags(x, from_bits) for x in lax.optimization_barrier(list(bits))]
+    return [flags.flags(p) for flags, p in zip(may_grow, params, strict=True)], may_grow
 
 
 def swap_counts(settings: Settings, budget: Budget) -> np.ndarray:

@@ -5,19 +5,21 @@ several pools (the slices of a stacked axis, the groups of a structure) are deci
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune._base.counting import counting, is_wide, take
-from jaxprune._base.sharding import explicit_mesh, sharding_in, typed_like
+from jaxprune._base.sharding import explicit_mesh, on_gpu, on_one_device, sharding_in, typed_like
 from jaxprune._recipe.coupled import combined
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.scores import leaf_arguments
+from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._topk.topk import select
 from jaxprune._transform.normalized import normalized, scale_of
 from jaxprune._transform.operand import Operand, Rules, Scored, has_elementwise_score, is_fused
@@ -25,7 +27,7 @@ from jaxprune._transform.operand import Operand, Rules, Scored, has_elementwise_
 
 def tighten(
     operands: Sequence[Operand],
-    masks: Sequence[jax.Array] | None,
+    masks: Sequence[jax.Array | BitFlags] | None,
     n_keep: jax.Array,
     leaves: Sequence[Leaf],
     rules: Rules = Rules(),
@@ -36,7 +38,7 @@ def tighten(
     Args:
       operands: one per pruned leaf.
       masks: which weights may be kept: dropped units stay dropped, even where `n_keep` asks for
-        more. None where all may.
+        more. None where all may. `BitFlags` are unpacked in every pass on a GPU, elsewhere once.
       n_keep: int[n_pools].
       leaves: how each leaf is decided.
       rules: how units are compared.
@@ -69,7 +71,7 @@ def tighten(
 
 def _tighten(
     operands: Sequence[Operand],
-    masks: Sequence[jax.Array] | None,
+    masks: Sequence[jax.Array | BitFlags] | None,
     n_keep: jax.Array,
     start: jax.Array | None,
     *,
@@ -77,7 +79,7 @@ def _tighten(
     rules: Rules,
 ) -> tuple[list[jax.Array], jax.Array]:
     """`tighten`, where no axis of a mesh is Explicit or no unit is larger than a weight."""
-    allowed = [None] * len(operands) if masks is None else masks
+    allowed = [None] * len(operands) if masks is None else _readable(masks, operands, leaves)
     starts = [None] * len(operands) if start is None else list(start)
     cases = list(map(_Case, operands, allowed, leaves, starts))
     together = [case for case in cases if _is_one_pool(case)]
@@ -88,6 +90,21 @@ def _tighten(
     ]
     thresholds = jnp.stack([threshold.astype(jnp.float32) for _, threshold in decided])
     return [kept for kept, _ in decided], jnp.where(jnp.isfinite(thresholds), thresholds, 0)
+
+
+def _readable(
+    masks: Sequence[Any], operands: Sequence[Operand], leaves: Sequence[Leaf]
+) -> list[Any]:
+    """Masks, unpacked unless single weights are selected from them on a GPU."""
+    params = [operand.param for operand in operands]
+    may_be_bits = on_gpu(params) and not any(leaf.floor for leaf in leaves)
+
+    def readable(mask: Any, param: jax.Array, leaf: Leaf) -> Any:
+        is_selected = leaf.traits.is_elementwise and not leaf.axes
+        is_read = not isinstance(mask, BitFlags) or (may_be_bits and is_selected)
+        return mask if is_read else mask.flags(param)
+
+    return list(map(readable, masks, params, leaves))
 
 
 class _Case(NamedTuple):
@@ -286,12 +303,37 @@ def _decide_slice(
         return structure.expand(kept, shape), jnp.zeros((), jnp.float32)
     if n_groups == 1:
         kept, threshold = pick(units, allowed_units, n_keep)
-    else:  # the columns along the last axis
-        columns = (-1, None if allowed_units is None else -1, None)
-        kept, threshold = jax.vmap(pick, columns, (-1, 0))(
-            units, allowed_units, _per_group(n_keep, n_groups)
+    else:
+        kept, threshold = _picked_in_columns(
+            pick, units, allowed_units, _per_group(n_keep, n_groups)
         )
     return structure.expand(kept, shape), jnp.min(threshold)
+
+
+def _picked_in_columns(
+    pick: Callable[..., tuple[jax.Array, jax.Array]], units: Any, allowed: Any, n_keep: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The best units of each column along the last axis, and the thresholds of the columns."""
+    axis = -1
+    if on_gpu([units]) and on_one_device([units]):
+        # A search through columns is fastest if these are transposed. XLA would lay out the params
+        # in the same way, and transpose them on every step, if the layouts were left to it. Across
+        # devices, it would gather what has a fixed layout.
+        units, allowed = jax.tree.map(_transposed, (units, allowed))
+        axis = 0
+    axes = (axis, None if allowed is None else axis, None)
+    kept, thresholds = jax.vmap(pick, axes, (axis, 0))(units, allowed, n_keep)
+    return kept if axis else _transposed(kept, back=True), thresholds
+
+
+def _transposed(x: jax.Array, back: bool = False) -> jax.Array:
+    """A copy of `x` with its last axis moved to the front, or back."""
+    moved = jnp.moveaxis(_row_major(x), 0, -1) if back else jnp.moveaxis(_row_major(x), -1, 0)
+    return _row_major(moved)
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _per_group(n_keep: jax.Array, n_groups: int) -> jax.Array:

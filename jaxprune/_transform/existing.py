@@ -9,11 +9,14 @@ import jax.numpy as jnp
 from jaxprune._base.sharding import placed_like, typed_like
 from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.leaf import Leaf
+from jaxprune._topk.bit_flags import BitFlags
 
 
 def among_existing(
-    leaves: Sequence[Leaf], params: Sequence[jax.Array], masks: Sequence[jax.Array] | None
-) -> Sequence[jax.Array] | None:
+    leaves: Sequence[Leaf],
+    params: Sequence[jax.Array],
+    masks: Sequence[jax.Array | BitFlags] | None,
+) -> Sequence[jax.Array | BitFlags] | None:
     """The weights that may be kept: those of the masks that exist.
 
     Args:
@@ -29,8 +32,11 @@ def among_existing(
         return masks
     if masks is None:
         masks = [jnp.ones_like(p, dtype=bool) for p in params]
-    pairs = zip(exist, masks, strict=True)
-    return [mask if exists is None else _only(mask, exists) for exists, mask in pairs]
+    existing: list[jax.Array | BitFlags] = []
+    for exists, mask, param in zip(exist, masks, params, strict=True):
+        flags = mask.flags(param) if isinstance(mask, BitFlags) and exists is not None else mask
+        existing.append(mask if exists is None else _only(flags, exists))
+    return existing
 
 
 def first_existing(budget: Budget, masks: Sequence[jax.Array]) -> list[jax.Array]:

@@ -19,11 +19,12 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base.counting import counting, is_wide
-from jaxprune._base.sharding import everywhere
+from jaxprune._base.sharding import everywhere, on_gpu
 from jaxprune._recipe.budget import Budget
 from jaxprune._state.bit_masks import bits_typed_like, from_bits, to_bits
 from jaxprune._state.masks import count_violations
 from jaxprune._state.progress import Progress, zeros_of
+from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._transform.accounts import (
     accounts_of,
     counted,
@@ -133,11 +134,13 @@ def _trip(
     """The one trip of the loop."""
     inputs, carry = _tied(inputs, carry)
     params, before = inputs.params, carry.fired
-    old = before.masks
+    old: list[Any] = before.masks
     if settings.bit_masks:
-        old = list(map(from_bits, before.masks, params))
+        old = [BitFlags(bits, from_bits) for bits in before.masks]
     chosen = np.array(budget.chosen)
     masks, reached = settings.algorithm.decide(settings, budget, inputs, old, before.thresholds)
+    if settings.bit_masks:
+        old = list(map(from_bits, before.masks, params))
     inner_state = before.inner_state
     if wrapped is not None:
         inner_state = reset_grown(wrapped, inner_state, budget, masks)
@@ -145,10 +148,12 @@ def _trip(
     if settings.bit_masks:
         masks = [bits_typed_like(to_bits(m), p) for m, p in zip(masks, params, strict=True)]
     masks = [m.astype(b.dtype) for m, b in zip(masks, before.masks, strict=True)]
-    # XLA for GPUs stores masks twice, unless they are counted after a barrier. Bit masks would have
-    # to be unpacked for that. Those decided by columns are laid out in columns; were these counted,
-    # every quiet step would transpose them.
-    if not settings.bit_masks and not _by_columns(budget, params):
+    # XLA for GPUs stores masks twice, unless they are counted after a barrier. Those decided by
+    # columns are laid out in columns; were these counted, every quiet step would transpose them.
+    if settings.bit_masks and on_gpu(params):
+        masks = lax.optimization_barrier(masks)
+        kept = list(map(from_bits, masks, params))
+    elif not settings.bit_masks and not _by_columns(budget, params):
         masks = kept = lax.optimization_barrier(masks)
     progress = before.progress
     if progress is not None:

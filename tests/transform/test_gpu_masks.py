@@ -1,0 +1,67 @@
+"""Masks as the programs for a GPU decide them, run on a CPU: those that the CPU decides."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune
+from jaxprune._base import sharding
+
+HALF = jaxprune.cubic_schedule(0.5, begin_step=0, end_step=4, every=2)
+KINDS = {
+    "unstructured": lambda: jaxprune.prune(HALF),
+    "bit masks": lambda: jaxprune.prune(HALF, packed=True),
+    "bit masks, global": lambda: jaxprune.prune(
+        HALF, packed=True, distribution=jaxprune.global_pool
+    ),
+    "bit masks, some exist": lambda: jaxprune.prune(
+        HALF, packed=True, structural={"a": np.arange(60).reshape(12, 5) % 4 > 0}
+    ),
+    "rigl": lambda: jaxprune.rigl(
+        0.5, 4, every=2, inner=optax.sgd(0.1), distribution=jaxprune.uniform
+    ),
+    "NM": lambda: jaxprune.prune(HALF, structure=jaxprune.NM(2, 4, axis=0)),
+    "NM of 12": lambda: jaxprune.prune(HALF, structure=jaxprune.NM(6, 12, axis=0)),
+    "blocks": lambda: jaxprune.prune(HALF, structure=jaxprune.Block((2, 2))),
+    "balanced": lambda: jaxprune.prune(HALF, structure=jaxprune.Block((1, 2), balanced=True)),
+}
+# The others take some seconds each.
+SHORT = ("bit masks, some exist", "rigl", "NM", "balanced")
+
+
+def tree():
+    rng = np.random.default_rng(0)
+    shapes = {"a": (12, 5), "b": (12, 5), "bias": (5,)}
+    return {name: jnp.array(rng.normal(size=shape), "float32") for name, shape in shapes.items()}
+
+
+def masks_of(kind):
+    """The masks after each of some steps."""
+    tx, params, history = KINDS[kind](), tree(), []
+    state = tx.init(params)
+    step = jax.jit(tx.update)
+    for i in range(5):
+        grads = jax.tree.map(lambda p, i=i: jnp.sin(p + i), params)
+        updates, state = step(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        history.append(jaxprune.get_masks(state))
+    jaxprune.check(params, state)
+    return history
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in SHORT else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
+def test_masks_are_those_of_the_cpu(kind, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    want = masks_of(kind)
+    monkeypatch.setattr(sharding, "_device_kind", lambda arrays: "NVIDIA H100 80GB HBM3")
+    jax.clear_caches()
+    try:
+        masks = masks_of(kind)
+    finally:
+        jax.clear_caches()
+    jax.tree.map(np.testing.assert_array_equal, masks, want)
