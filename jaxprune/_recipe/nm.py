@@ -148,7 +148,8 @@ class NM(SingleWeights):
             # new mask into the memory of the old one.
             may_stay = split_axis(allowed.astype(bool), axis, self.m)
             return merge_axis(_by_bits(best & may_stay, axis + 1), scores)
-        return merge_axis(best, scores) & allowed.astype(bool)
+        mask = merge_axis(best, scores)
+        return mask & allowed.astype(bool)
 
 
 def _by_bits(flags: jax.Array, axis: int) -> jax.Array:

@@ -180,7 +180,7 @@ def stacked(
     pools: Pools,
     one_device: bool,
     longest_row: int = 0,
-    keys_of: Callable[[Any, KeyForm], jax.Array] | None = None,
+    keys_of: Callable[..., jax.Array] | None = None,
 ) -> list[Stack]:
     """Joins operands of equal shapes into stacks; leaves without entries are in none.
 

@@ -34,8 +34,11 @@ def among_existing(
         masks = [jnp.ones_like(p, dtype=bool) for p in params]
     existing: list[jax.Array | BitFlags] = []
     for exists, mask, param in zip(exist, masks, params, strict=True):
-        flags = mask.flags(param) if isinstance(mask, BitFlags) and exists is not None else mask
-        existing.append(mask if exists is None else _only(flags, exists))
+        if exists is None:
+            existing.append(mask)
+        else:
+            flags = mask.flags(param) if isinstance(mask, BitFlags) else mask
+            existing.append(_only(flags, exists))
     return existing
 
 

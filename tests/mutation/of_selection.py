@@ -186,17 +186,31 @@ MUTANTS = (
     ),
     Mutant(
         "counts-in-the-order-of-shapes",
-        "_base/counting.py",
+        "_base/count_arrays.py",
         "return joined if order == sorted(order) else joined[np.argsort(order)]",
         "return joined",
         ("base/test_counting.py",),
     ),
     Mutant(
         "a-single-count-is-that-of-false",
-        "_base/counting.py",
+        "_base/count_arrays.py",
         "return jnp.minimum(n_true, jnp.asarray(size, dtype) - n_false)[None]",
         "return jnp.maximum(n_true, n_false)[None]",
         ("base/test_counting.py",),
+    ),
+    Mutant(
+        "joined-arrays-of-two-dtypes",
+        "_base/count_arrays.py",
+        "for operand in operands}) == 1",
+        "for operand in operands}) > 0",
+        ("base/test_count_arrays.py",),
+    ),
+    Mutant(
+        "copied-keys-of-dropped-entries-are-kept",
+        "_topk/kept.py",
+        "return mask & (operand.integers != 0)",
+        "return mask",
+        ("topk/test_gpu_form.py::test_leaves_copied_in_parts_are_exact",),
     ),
     Mutant(
         "an-elementwise-score-may-mix-products-and-sums",

@@ -44,8 +44,8 @@ MUTANTS = (
     Mutant(
         "violations-of-the-largest-int32",
         "_state/masks.py",
-        "sum(v.size for v in violating) >= WIDE",
-        "sum(v.size for v in violating) > WIDE",
+        "sum(p.size for p in params) >= WIDE",
+        "sum(p.size for p in params) > WIDE",
         equivalent="2**31 - 1 weights have at most 2**31 - 1 violations, which 32 bits hold",
     ),
     Mutant(

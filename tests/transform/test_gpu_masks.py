@@ -1,5 +1,7 @@
 """Masks as the programs for a GPU decide them, run on a CPU: those that the CPU decides."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +41,8 @@ def tree():
 
 def masks_of(kind):
     """The masks after each of some steps."""
-    tx, params, history = KINDS[kind](), tree(), []
+    tx, history = KINDS[kind](), []
+    params: Any = tree()
     state = tx.init(params)
     step = jax.jit(tx.update)
     for i in range(5):
