@@ -53,15 +53,19 @@ class _Neighbours:
       n_quantised: how many hold quantised weights.
       n_axes: the largest number of axes of those that are named like a weight, by what their names
         have behind that: `w` and `kernel` under the empty string, `W1` under `1`.
+      numbered: the shapes of those that have no names, such as the leaves of a tuple.
     """
 
     def __init__(self) -> None:
         self.n_quantised = 0
         self.n_axes: dict[str, int] = {}
+        self.numbered: list[tuple[int, ...]] = []
 
     def add(self, name: str, spec: jax.ShapeDtypeStruct) -> None:
         """Takes one more leaf into account."""
         self.n_quantised += _is_quantised(spec.dtype)
+        if name.isdecimal():
+            self.numbered.append(tuple(spec.shape))
         if match := _WEIGHT.fullmatch(name):
             ending = match["ending"]
             self.n_axes[ending] = max(self.n_axes.get(ending, 0), len(spec.shape))
@@ -69,17 +73,29 @@ class _Neighbours:
     def has_bias(self, name: str, shape: Sequence[int]) -> bool:
         """Whether a leaf is the bias `b1` of a weight `w1`, or a row or column beside weights.
 
+        Of a pair without names, `(w, b)`, the shapes show it.
+
         Example:
           >>> neighbours = _Neighbours()
           >>> neighbours.add("W1", jax.ShapeDtypeStruct((3, 8, 4), jnp.float32))
           >>> [neighbours.has_bias("b1", shape) for shape in ((3, 4), (1, 4), (3, 8, 4))]
           [True, True, False]
         """
+        if name.isdecimal() and len(self.numbered) == 2:
+            return any(_is_bias_of(weight, tuple(shape)) for weight in self.numbered)
         match = _SHORT_BIAS.fullmatch(name)
         if match is None:
             return False
         is_vector = sum(n != 1 for n in shape) <= 1
         return self.n_axes.get(match["ending"], 0) > len(shape) or (is_vector and bool(self.n_axes))
+
+
+def _is_bias_of(weight: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether the shape of a bias fits that of a weight (..., in, out): (..., out) or a row."""
+    if len(weight) < 2 or weight[-2] < 2:
+        return False
+    row = (1,) * (len(weight) - 1) + weight[-1:]
+    return shape in (row, weight[:-2] + weight[-1:])
 
 
 def _default_reason(

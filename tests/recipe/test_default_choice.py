@@ -63,6 +63,16 @@ CASES = {
             "words/biases": "bias",
         },
     ),
+    "biases of pairs": (
+        {
+            "stacked": (spec("float32", 3, 8, 4), spec("float32", 3, 4)),
+            "row": [spec("float32", 8, 4), spec("float32", 1, 4)],
+            "weights": (spec("float32", 8, 4), spec("float32", 4, 8)),
+            "one input": (spec("float32", 1, 4), spec("float32", 4)),
+            "three": (spec("float32", 8, 4), spec("float32", 1, 4), spec("float32", 4, 4)),
+        },
+        {"stacked/1": "bias", "row/1": "bias", "one input/1": "1-D"},
+    ),
     "biases of torch": (
         {"attn": {"bias_k": spec("float32", 1, 1, 8)}, "lstm.bias_hh_l0_reverse": F32},
         {"attn/bias_k": "bias", "lstm.bias_hh_l0_reverse": "bias"},
