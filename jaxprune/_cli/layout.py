@@ -108,12 +108,19 @@ def _misfits(name: str, leaves: Sequence[Leaf], chosen: Sequence[Leaf]) -> str:
     a weight of shape (768, 2304) has a bias of 2304.
     """
     length_of = {leaf.path: leaf.shape[0] for leaf in leaves if len(leaf.shape) == 1}
-    axis = 0 if name == "torch" else -1
     for leaf in chosen:
         n_outputs = length_of.get(_bias_of(leaf.path))
-        if n_outputs is not None and n_outputs != leaf.shape[axis]:
+        if n_outputs is not None and n_outputs != leaf.shape[_axis_of_outputs(name, leaf)]:
             return f"{leaf.path} of shape {leaf.shape} has a bias of {n_outputs}"
     return ""
+
+
+def _axis_of_outputs(name: str, leaf: Leaf) -> int:
+    """The axis of outputs in a layout: transposed convolutions of torch are (in, out, ...)."""
+    if name != "torch":
+        return -1
+    roles = _torch_roles(leaf)
+    return 0 if roles is None else roles.index("out")
 
 
 def _bias_of(path: str) -> str:

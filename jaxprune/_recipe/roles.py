@@ -26,6 +26,7 @@ _COLLECTION = "params/"  # of the variables of a linen model, which an optimizer
 
 _RECURRENT = r"weight_[ih]h(_l\d+)?(_reverse)?"
 _TORCH = rf"(?s:(.*[./])?(weight|in_proj_weight|[qkv]_proj_weight|{_RECURRENT}))"
+_TORCH_TRANSPOSED = r"(?is:(.*[./])?[^./]*(transpose|deconv)[^./]*[./]([0-9]+[./])?weight)"
 _EQUINOX = r"(?s:(.*/)?(weight|weight_[ih]h))"
 _EQUINOX_CONV = r"(?is:(.*/)?[^/]*conv[^/]*/(.*/)?weight)"
 
@@ -35,12 +36,18 @@ def _out_in(*n_axes: int) -> tuple[tuple[str, ...], ...]:
     return tuple(("out", "in") + ("window",) * (n - 2) for n in n_axes)
 
 
-torch_roles = types.MappingProxyType({_TORCH: _out_in(2, 3, 4, 5)})
+torch_roles = types.MappingProxyType(
+    {
+        _TORCH_TRANSPOSED: tuple(("in", "out", *roles[2:]) for roles in _out_in(3, 4, 5)),
+        _TORCH: _out_in(2, 3, 4, 5),
+    }
+)
 """The roles of PyTorch weights: (out, in), and (out, in, *window) for convolutions.
 
 It matches parameters named `weight`, those of `nn.MultiheadAttention`, and those of recurrent
 layers. Embeddings are taken as (out, in), as where they are tied to the output layer. Transposed
-convolutions are stored as (in, out, *window): write a rule for them before these,
+convolutions are stored as (in, out, *window). They are recognised if the name of the layer contains
+"transpose" or "deconv"; for others, write a rule before these,
 `{".*up.weight": ("in", "out", "window", "window"), **torch_roles}`.
 """
 

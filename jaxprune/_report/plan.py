@@ -239,7 +239,7 @@ def _note(recipe: Recipe, budget: Budget, i: int, leaf: Leaf) -> str:
         notes.append(f"override {rules}{slices}")
     elif not leaf.axes and budget.pools.pool_of.count(leaf.pools[0]) > 1:
         notes.append(f"in one pool ({recipe.distribution})")
-    elif not leaf.traits.is_elementwise:
+    if leaf.traits.exists is None and not leaf.traits.is_elementwise:
         notes.append(repr(leaf.structure))
     return "; ".join(notes)
 

@@ -247,3 +247,33 @@ def test_an_unknown_layout_says_which_are_known(tmp_path):
     words = ("plan", tmp_path / "a.safetensors", "-s", 0.5, "--layout", "troch")
     _, error = run(*words, code=2)
     assert_says(" ".join(error.split()), "--layout 'troch'", "Did you mean torch?")
+
+
+def test_transposed_convolutions_of_torch_are_in_out(tmp_path):
+    tree = {
+        "conv.weight": np.ones(
+            (
+                8,
+                4,
+                3,
+                3,
+            ),
+            np.float32,
+        ),
+        "conv.bias": np.ones((8,), np.float32),
+        "deconv.weight": np.ones(
+            (
+                8,
+                4,
+                2,
+                2,
+            ),
+            np.float32,
+        ),
+        "deconv.bias": np.ones((4,), np.float32),
+    }
+    save_safetensors(tmp_path / "a.safetensors", tree, metadata=PT)
+    rows = as_json("plan", tmp_path / "a.safetensors", "--structure", "nm:2:4")["leaves"]
+    roles = {row["path"]: row["roles"] for row in rows if row["roles"]}
+    assert roles["deconv.weight"] == ["in", "out", "window", "window"]
+    assert roles["conv.weight"] == ["out", "in", "window", "window"]

@@ -153,6 +153,10 @@ def test_torch_layouts():
     assert rules.of("features.0.weight", (8, 4, 3, 3)) == ("out", "in", "window", "window")
     assert rules.of("attn/in_proj_weight", (24, 8)) == ("out", "in")
     assert rules.of("lstm.weight_hh_l0_reverse", (32, 8)) == ("out", "in")
+    for path in ("deconv1.weight", "decoder.conv_transpose.weight", "ConvTranspose2d/0/weight"):
+        assert rules.of(path, (8, 4, 3, 3)) == ("in", "out", "window", "window")
+        assert rules.of(path, (8, 4)) == ("out", "in")
+    assert rules.of("deconv/norm/weight", (8, 4, 3)) == ("out", "in", "window")
     for path, shape in (("bn.weight", (8,)), ("fc.bias", (8, 4)), ("fc.overweight", (8, 4))):
         assert rules.of(path, shape) is None
 

@@ -173,6 +173,13 @@ def test_an_optimizer_that_does_not_prune_is_an_error_that_says_what_to_pass():
             jaxprune.plan(make_params(), tx)
 
 
+def test_a_note_shows_the_structure_beside_an_override_and_a_pool():
+    rules = dict(structure={"conv": Channel(axis=-1)}, overrides={"conv": 0.25})
+    assert jaxprune.plan(make_params(), 0.5, **rules).leaves[0].note == (
+        "override 'conv'; Channel(axis=-1, norm=2)"
+    )
+
+
 TITLES = {
     "prune": (jaxprune.prune(SCHEDULE), "0.75 at steps 1 to 4, 2 fires"),
     "rigl": (jaxprune.rigl(0.5, 1_000, inner=SGD), "0.5 from the start, swaps at steps 100 to 900"),
