@@ -108,8 +108,8 @@ MUTANTS = (
     Mutant(
         "torch-biases-follow-the-last-axis",
         "_cli/layout.py",
-        'axis = 0 if name == "torch" else -1',
-        "axis = -1",
+        'return 0 if roles is None else roles.index("out")',
+        "return -1",
         ("cli/test_layout.py::test_a_layout_that_the_biases_contradict_is_used_with_a_word",),
     ),
     Mutant(
