@@ -68,15 +68,28 @@ def sizes() -> None:
 def lstm(
     quick: Quick = False,
     large: Large = False,
+    long: Annotated[
+        bool,
+        typer.Option("--long", help="Train a million weights for one pass over the text: hours."),
+    ] = False,
     resume: Resume = False,
     out: Out = None,
+    networks: Names = "",
     jobs: Jobs = 0,
 ):
     """Trains language models on the source code of CPython's standard library."""
     require()
+    if long and large:
+        raise typer.BadParameter("--long and --large exclude each other: pass only one")
+    if long:
+        _use_one_core_per_run()
     from benchmarks.paper import text
 
-    _run([text.study(_size(quick, large))], quick, resume, out, jobs=jobs)
+    if long:
+        study = text.long_study(_size(quick, large))
+        _run([study], quick, resume, out, text, only=networks, order=text.order, jobs=jobs)
+        return
+    _run([text.study(_size(quick, large))], quick, resume, out, only=networks, jobs=jobs)
 
 
 @app.command()
@@ -114,10 +127,7 @@ def fashion(
 ):
     """Trains deep CNNs, plain and depthwise-separable, on your Fashion-MNIST files."""
     require()
-    # One core per run: results do not depend on the number of cores, and no core waits for another.
-    os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
-    )
+    _use_one_core_per_run()
     from benchmarks.paper import fashion
 
     try:
@@ -243,6 +253,12 @@ def train(
         console().print(line, highlight=False)
 
     fullsize.train(network, fullsize.batches_of(network, data, recipe), recipe, report)
+
+
+def _use_one_core_per_run() -> None:
+    """Makes results independent of the number of cores, and no core waits for another."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
 
 
 def _size(quick: bool, large: bool) -> str:

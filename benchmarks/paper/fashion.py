@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from benchmarks.paper.digits import PlainNet, convolve
 from benchmarks.paper.idx import ImageSets, read_image_sets
 from benchmarks.paper.paired import table
 from benchmarks.paper.pruning import Pruning
+from benchmarks.paper.store import by_sparsity
 from benchmarks.paper.study import (
     Network,
     Study,
@@ -38,8 +38,6 @@ from benchmarks.paper.study import (
 __all__ = ["networks", "order", "studies", "table"]
 
 SPARSITIES = (0.5, 0.75, 0.8, 0.875, 0.9, 0.95, 0.975)
-# The same in the order of training, so that the first results decide the question.
-_IN_ORDER = (0.9, 0.95, 0.8, 0.975, 0.875, 0.75, 0.5)
 _N_CLASSES = 10
 _LARGEST_SHIFT = 2  # pixels
 _TEST_BATCH = 1000  # images per forward pass on the test set
@@ -252,22 +250,4 @@ def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Net
     return rows
 
 
-def order(rows: Sequence[Network], seeds: int) -> list[tuple[Network, int]]:
-    """The runs in the order of training, so that the first of them already decide the question.
-
-    First all seeds of the dense network and of 90% sparsity, then of one sparsity after the other,
-    at last the networks with half the layers.
-    """
-
-    def rank(row: Network) -> tuple[bool, int]:
-        place = 0 if row.kind == "dense" else _IN_ORDER.index(row.sparsity)
-        return row.kind == "shallow dense", place
-
-    ranks = sorted({rank(row) for row in rows})
-    return [
-        (row, seed)
-        for level in ranks
-        for seed in range(seeds)
-        for row in rows
-        if rank(row) == level
-    ]
+order = by_sparsity((0.9, 0.95, 0.8, 0.975, 0.875, 0.75, 0.5))

@@ -25,6 +25,7 @@ KINDS = {
     "small dense": "small dense, narrower",
     "shallow dense": "small dense, half the layers",
 }
+_PRUNED = ("sparse", "ERK")
 
 
 class Difference(NamedTuple):
@@ -110,24 +111,33 @@ def _against(results: dict[str, Any], kind: str, sparsity: float) -> str:
     return f"{text}, tie" if paired.is_tie else f"**{text}**"
 
 
+def kinds_of(results: dict[str, Any]) -> dict[str, str]:
+    """The kinds of networks that a study has, and their columns in the table."""
+    kinds = {row["kind"] for row in results["networks"]}
+    return {kind: name for kind, name in KINDS.items() if kind in kinds}
+
+
 def head(results: dict[str, Any]) -> list[str]:
     """The names of the columns."""
-    differences = ("uniform - narrower", "ERK - narrower")
-    return ["zeros", "nonzero parameters", *KINDS.values(), *differences]
+    kinds = kinds_of(results)
+    differences = [f"{KINDS[kind]} - narrower" for kind in _PRUNED if kind in kinds]
+    return ["zeros", "nonzero parameters", *kinds.values(), *differences]
 
 
 def cells(results: dict[str, Any]) -> Iterator[list[str]]:
     """The rows of the table: dense first, then by sparsity; sparsities without runs are omitted."""
     dense = next(row for row in results["networks"] if row["kind"] == "dense")
+    kinds = kinds_of(results)
     blank = [""] * (len(head(results)) - 3)
     yield ["dense", f"{dense['n_nonzero']:,}", _value(results, dense), *blank]
     for sparsity in results["config"]["sparsities"]:
-        rows = [network_of(results, kind, sparsity) for kind in KINDS]
+        rows = [network_of(results, kind, sparsity) for kind in kinds]
         if not any(row and values_of(results, row["name"]) for row in rows):
             continue
         count = f"{rows[0]['n_nonzero']:,}" if rows[0] else ""
         values = [_value(results, row) for row in rows]
-        differences = [_against(results, kind, sparsity) for kind in ("sparse", "ERK")]
+        pruned = [kind for kind in _PRUNED if kind in kinds]
+        differences = [_against(results, kind, sparsity) for kind in pruned]
         yield [f"{100 * sparsity:g} %", count, *values, *differences]
 
 

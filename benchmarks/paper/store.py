@@ -56,6 +56,24 @@ def by_network(rows: Sequence[Network], seeds: int) -> list[tuple[Network, int]]
     return [(row, seed) for row in rows for seed in range(seeds)]
 
 
+def by_sparsity(sparsities: Sequence[float]) -> Order:
+    """Runs one sparsity after the other, so that the first of them already decide the question.
+
+    First all seeds of the dense network and of the first sparsity, then of the second, and so on;
+    networks with half the layers come last.
+    """
+
+    def rank(row: Network) -> tuple[bool, int]:
+        place = 0 if row.kind == "dense" else sparsities.index(row.sparsity)
+        return row.kind == "shallow dense", place
+
+    def order(rows: Sequence[Network], seeds: int) -> list[tuple[Network, int]]:
+        runs = [(row, seed) for seed in range(seeds) for row in rows]
+        return sorted(runs, key=lambda run: rank(run[0]))
+
+    return order
+
+
 def run(
     study: Study,
     out: Path,

@@ -63,6 +63,8 @@ class Study:
       steps: updates per run, the same for all networks.
       chunk: updates per compiled call; a checkpoint can follow each chunk.
       learning_rate: peak learning rate of AdamW, with cosine decay to 0.
+      small_learning_rate: the same for dense networks of at most half the width, which may need
+        larger steps; None for `learning_rate`.
       clip: largest global norm of the gradients.
       sparsities: each gives one sparse and one small-dense network.
       seeds: runs per network.
@@ -81,6 +83,7 @@ class Study:
     steps: int = 1200
     chunk: int = 60
     learning_rate: float = 5e-3
+    small_learning_rate: float | None = None
     clip: float = 1.0
     sparsities: tuple[float, ...] = SPARSITIES
     seeds: int = 3
@@ -93,12 +96,19 @@ class Study:
             return self.shallow(network.width)
         return self.module(network.width)
 
+    def rate_of(self, network: Network) -> float:
+        """The peak learning rate of a network of this study."""
+        is_narrow = network.pruning is None and 2 * network.width <= self.width
+        return (self.small_learning_rate if is_narrow else None) or self.learning_rate
+
     def config(self) -> dict[str, Any]:
         """The settings that must equal those in a results file before `--resume` continues it."""
         fields = {k: getattr(self, k) for k in ("name", "width", "measure", "steps", "chunk")}
         rates = {k: getattr(self, k) for k in ("learning_rate", "clip", "seeds")}
         lists = {k: list(getattr(self, k)) for k in ("exclude", "sparsities")}
         modules = {"module": repr(self.module(self.width))}
+        if self.small_learning_rate is not None:
+            rates["small_learning_rate"] = self.small_learning_rate
         if self.shallow is not None:
             modules["shallow"] = repr(self.shallow(self.width))
         return fields | rates | lists | modules
@@ -224,7 +234,7 @@ def make_trainer(study: Study, task: Task, network: Network) -> Trainer:
     module = study.module_of(network)
     inner = optax.chain(
         optax.clip_by_global_norm(study.clip),
-        optax.adamw(optax.cosine_decay_schedule(study.learning_rate, study.steps)),
+        optax.adamw(optax.cosine_decay_schedule(study.rate_of(network), study.steps)),
     )
     optimizer = optimizer_of(network.pruning, inner, study.exclude)
     n_chunks = study.steps // study.chunk

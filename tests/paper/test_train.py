@@ -240,6 +240,18 @@ def test_the_large_networks_are_wider_and_the_convolutional_ones_deeper():
     )
 
 
+def test_narrow_dense_networks_can_have_a_learning_rate_of_their_own():
+    study = text.long_study("cpu")
+    rates = {row.name: study.rate_of(row) for row in networks_of(study, INPUTS)}
+    narrow = {f"small-dense-{s}" for s in (0.75, 0.8, 0.85, 0.9, 0.95, 0.975)}
+    assert {name for name, rate in rates.items() if rate == study.small_learning_rate} == narrow
+    assert {rate for name, rate in rates.items() if name not in narrow} == {study.learning_rate}
+    assert study.config()["small_learning_rate"] == study.small_learning_rate
+    short = text.study("cpu")
+    assert {short.rate_of(row) for row in networks_of(short, INPUTS)} == {short.learning_rate}
+    assert "small_learning_rate" not in short.config()
+
+
 def only_sparse(study, inputs):
     return networks_of(study, inputs)[1:2]
 
