@@ -193,7 +193,7 @@ def long_study(size: str) -> Study:
     """A million weights, and longer training: "quick" (a smoke test) or "cpu" (hours).
 
     Learning rates and batch were chosen on dense networks. After 1.6 million bytes, width 272
-    reaches 2.04 bits per byte with 5e-3, 2.02 with 1e-2, and 2.19 with 1e-2 and twice the batch.
+    reaches 2.06 bits per byte with 5e-3, 2.02 with 1e-2, and 2.19 with 1e-2 and twice the batch.
     Width 79 reaches 2.43 with 1e-2, 2.29 with 2e-2 and 2.71 with 4e-2.
     """
     short = study(size)
