@@ -135,14 +135,8 @@ def sparsity_curve(
         line = dict(color=_GREY, linewidth=0.8, label=f"_{path}")
         ax.plot(steps[order], values[order], **line, **style)
     ax.axhline(target, color=_GREY, linestyle=":", label="target")
-    ax.plot(
-        steps[order],
-        pruned[order],
-        color=_COLOURS[0],
-        linewidth=2.5,
-        label="pruned leaves",
-        **style,
-    )
+    thick = {"color": _COLOURS[0], "linewidth": 2.5, "label": "pruned leaves"}
+    ax.plot(steps[order], pruned[order], **thick, **style)
     style |= {"linestyle": "--", "linewidth": 1.2}  # the curve below stays visible
     ax.plot(steps[order], everything[order], color=_COLOURS[1], label="all leaves", **style)
     _sparsity_axis(ax.yaxis)
