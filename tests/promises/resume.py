@@ -133,7 +133,7 @@ def check(chunk):
 PROMISE = Promise(
     "resume",
     "A run that is killed at any moment resumes from its checkpoint and ends hash-identical.",
-    5 * len(FORMS),
+    6 * len(FORMS),
     check,
     few=(),
 )
