@@ -156,6 +156,7 @@ def results_with(accuracies, seeds=3):
         "uniform-0.9": "sparse",
         "erk-0.9": "ERK",
         "small-0.9": "small dense",
+        "shallow-0.9": "shallow dense",
     }
     rows = [
         {"name": name, "kind": kind, "sparsity": 0.0 if kind == "dense" else 0.9, "n_nonzero": 1000}
@@ -208,7 +209,20 @@ def test_a_partial_table_says_what_is_missing():
         "uniform-0.9 (seed 0, 1, 2)",
         "erk-0.9 (seed 0, 2)",
         "small-0.9 (seed 2)",
+        "shallow-0.9 (seed 0, 1, 2)",
     ]
+
+
+def test_a_study_without_a_kind_of_networks_has_no_column_for_it():
+    results = results_with(COMPLETE)
+    results["networks"] = [
+        row for row in results["networks"] if row["kind"] not in ("ERK", "shallow dense")
+    ]
+    lines = list(paired.markdown(results))
+    assert lines[0] == (
+        "| zeros | nonzero parameters | uniform | small dense, narrower | uniform - narrower |"
+    )
+    assert lines[3] == "| 90 % | 1,000 | 84.00 ± 4.00 | 84.00 ± 4.00 | +0.00 ± 0.00, tie |"
 
 
 def test_the_gain_is_that_over_the_last_third():
