@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import Rule, hidden_paths, listed, rule_for, shown_path, spec_of
 from jaxprune._recipe.choice import Choice, LeafRules, RuleUse, Specs
+from jaxprune._recipe.coupled_checks import check_groups
 from jaxprune._recipe.role_checks import check_known, check_numbers_of_axes
 from jaxprune._recipe.slice_hints import slice_hint
 from jaxprune._recipe.spelling import spelled
@@ -50,7 +51,7 @@ def check_rules(rules: UserRules, params: Any, paths: Sequence[str], leaves: Seq
     if problems := _without_effect(rules, paths, specs, is_hidden):
         fix = "Remove the rule, or name every leaf to prune with {include}."
         raise BadValue(_listed(problems), fix, include=("...", problems[0].rule))
-    _check_only_channels(rules, paths, specs)
+    check_groups(rules, paths, specs)
 
 
 class _Problem(NamedTuple):
@@ -159,34 +160,6 @@ def _without_effect(
                 if reason and not is_hidden(rule):
                     problems.append(_Problem(argument, rule, value, reason, None))
     return problems
-
-
-def _check_only_channels(rules: UserRules, paths: Sequence[str], specs: Specs) -> None:
-    """Raises where all structures are coupled channels, but the leaves are not those of the groups.
-
-    By default, biases are not pruned, which a group needs, and leaves in no group are pruned weight
-    by weight. Both are rarely meant, and `shrink` could remove nothing.
-    """
-    coupled = rules.coupled()
-    given = {rule for rule, _ in rules.assigned["structure"]}
-    if rules.include is not None or not coupled or given != coupled:
-        return
-    choices = LeafRules(None, rules.exclude).choose(paths, specs, RuleUse())
-    in_groups = {path for rule in coupled for path in _matching(str(rule), paths)}
-    left_out, alone = [], []
-    for path, choice in zip(paths, choices, strict=True):
-        if choice.chosen and path not in in_groups:
-            alone.append(path)
-        elif path in in_groups and not (choice.chosen or choice.by_rule):
-            left_out.append(path)
-    parts = []
-    if left_out:
-        parts.append(f"leaves of the groups are not pruned by default: {listed(left_out)}")
-    if alone:
-        parts.append(f"leaves in no group are pruned weight by weight: {listed(alone)}")
-    if parts:
-        fix = "To prune only channels of these groups, write include=tuple(groups)."
-        raise BadValue(f"structure: {'; '.join(parts)}.", fix)
 
 
 def _why_not_pruned(rule: str, paths: Sequence[str], choices: Sequence[Choice]) -> str:

@@ -13,6 +13,7 @@ from hypothesis import given, strategies as st
 import jaxprune
 from helpers import assert_says, by_path, ones, says
 from jaxprune import Block, Channel, per_slice
+from jaxprune._recipe.coupled import Coupled
 
 HALF = jaxprune.one_shot_schedule(0.5)
 SGD = optax.sgd(0.1)
@@ -310,6 +311,31 @@ def test_groups_of_channels_ask_for_their_leaves():
     planned(structure=groups, include=".*")(tree)
     planned(structure=groups, exclude=("v", "b"))(tree)
     planned(structure={**groups, "v": Channel()})(tree)
+
+
+def test_a_kernel_of_a_group_is_left_out_with_its_group():
+    """Else its channels would be dropped in the normalisation behind it, and so switched off."""
+
+    tree = {"w": ones(3, 4), "b": ones(4), "v": ones(4, 2)}
+    tree["norm"] = {"scale": ones(4), "bias": ones(4)}
+    kinds = {"b": 0, "norm/bias": 0, "norm/scale": 0, "w": 1}
+    groups = {path: Coupled("w", axis, (0, 1, 2, 3), 4) for path, axis in kinds.items()}
+    rules = dict(structure=groups, include=tuple(groups))
+    whole = ("b", "norm/bias", "norm/scale", "w")
+    for exclude in ("w", ("w", "b")):
+        for init in (
+            jaxprune.prune(HALF, **rules, exclude=exclude).init,
+            planned(**rules, exclude=exclude),
+        ):
+            with pytest.raises(ValueError, match="structure: w: left out") as error:
+                init(tree)
+            assert_says(str(error.value), "norm/bias, norm/scale", f"exclude={whole!r}")
+    others = ones(4, 4)
+    leaves = planned(structure=groups, include=(*groups, "u"), exclude=whole)(
+        {**tree, "u": others}
+    ).leaves
+    assert {leaf.path for leaf in leaves if leaf.n_zero} == {"u"}
+    planned(**rules, exclude="b")(tree)  # a bias may stay
 
 
 def planned(**rules):
