@@ -59,10 +59,10 @@ def plan(
     Args:
       params: a tree of arrays or of `jax.ShapeDtypeStruct`. Nothing is computed, but for
         `keep_zeros`, whose plan counts the zeros of arrays.
-      schedule: as in `prune`, or a final sparsity, or an optimizer. An optimizer has its own
-        arguments, so pass no others with it. If it contains several transformations of jaxprune,
-        the table shows what all of them prune. Of a list of schedules, the table shows the first,
-        and the notes have the totals of the others.
+      schedule: as in `prune`, or a final sparsity, or an optimizer, or what holds it as `.tx`. An
+        optimizer has its own arguments, so pass no others with it. If it contains several
+        transformations of jaxprune, the table shows what all of them prune. Of a list of schedules,
+        the table shows the first, and the notes have the totals of the others.
       inner: as in `prune`, and so are all arguments after it. This one is checked, but changes no
         count.
       include: which leaves to prune.
@@ -107,6 +107,7 @@ def plan(
     arguments |= dict(overrides=overrides, distribution=distribution, structure=structure)
     arguments |= dict(roles=roles, score=score, packed=packed, regrow=regrow, ties=ties, seed=seed)
     arguments |= dict(axis_name=axis_name, structural=structural)
+    schedule = getattr(schedule, "tx", schedule)
     if not is_transformation(schedule):
         return _planned_by(params, prune(_as_schedule(schedule), **arguments))
     _check_alone(arguments)

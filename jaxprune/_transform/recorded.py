@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxprune._base.paths import spec_of
 from jaxprune._transform.settings import Settings
 
 
@@ -45,7 +46,8 @@ def initialised_by(init: Callable[[Any], Any], params: Any) -> list[Initialised]
 
     Args:
       init: of the optimizer. Nothing is computed.
-      params: a tree of arrays, or of their shapes and dtypes.
+      params: a tree of arrays, or of their shapes and dtypes. Anything else in it, such as the
+        functions of an Equinox model, becomes None.
 
     Raises:
       Exception: whatever `init` raises for these shapes.
@@ -58,11 +60,12 @@ def initialised_by(init: Callable[[Any], Any], params: Any) -> list[Initialised]
       >>> initialised_by(optax.adam(1e-3).init, {"w": jnp.ones((4, 4))})
       []
     """
+    arrays = jax.tree.map(lambda x: None if spec_of(x) is None else x, params)
     records: list[Initialised] = []
     token = _records.set(records)
     try:
         # A function of its own: JAX would not trace the same one again for the same shapes.
-        jax.eval_shape(lambda params: (init(params), None)[1], params)
+        jax.eval_shape(lambda params: (init(params), None)[1], arrays)
     finally:
         _records.reset(token)
     return [part for i, part in enumerate(records) if part not in records[:i]]

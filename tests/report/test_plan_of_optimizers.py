@@ -1,5 +1,7 @@
 """`plan` of an optimizer that contains transformations of jaxprune, in any nesting of optax."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,15 @@ def test_the_plan_under_lookahead_is_that_of_the_fast_params():
     both = optax.LookaheadParams.init_synced(params)
     tx = optax.lookahead(jaxprune.prune(HALF, inner=SGD), 5, 0.5)
     assert jaxprune.plan(both, tx) == jaxprune.plan(params, HALF)
+
+
+def test_functions_among_the_params_and_holders_of_the_optimizer():
+    params, tx = make_params(), OPTIMIZERS["chain"]()
+    planned = jaxprune.plan({**params, "activation": jax.nn.relu}, tx)
+    assert {leaf.path: leaf.n_zero for leaf in planned.leaves}["activation"] == 0
+    assert planned.n_zero == jaxprune.plan(params, tx).n_zero
+    holder = types.SimpleNamespace(tx=tx)  # a TrainState, or an nnx.Optimizer
+    assert jaxprune.plan(params, holder) == jaxprune.plan(params, tx)
 
 
 def test_leaves_of_two_shared_pools_count_once():
