@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from jaxprune._cli.words import WrongOption, structure_text
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
-from jaxprune._recipe.choice import is_embedding
-from jaxprune._recipe.leaf_axes import is_in_out
+from jaxprune._recipe.leaf_axes import is_in_out, is_table
 from jaxprune._recipe.role_table import AxisRoles
 from jaxprune._recipe.roles import as_roles, torch_roles
 from jaxprune._recipe.traits import traits_of
@@ -151,7 +150,7 @@ def _roles(name: str, is_guess: bool, chosen: Sequence[Leaf]) -> AxisRoles:
             known = _torch_roles(leaf)
             if known is None and n_axes == 2 and not is_guess:
                 known = ("out", "in")
-        elif is_guess and is_embedding(leaf.path):
+        elif is_guess and is_table(leaf.path):
             continue
         else:
             is_conv = n_axes > 2 and is_in_out(leaf.path, leaf.shape)

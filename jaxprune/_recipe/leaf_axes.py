@@ -71,6 +71,16 @@ def is_in_out(path: str, shape: tuple[int, ...]) -> bool:
     return name in ("kernel", "w") and is_conv and not _has_window_last(shape)
 
 
+def is_table(path: str) -> bool:
+    """Whether a leaf is named like a table of embeddings, and not like the kernel of a layer.
+
+    Example:
+      >>> [is_table(path) for path in ("Embed_0/embedding", "wte.weight", "patch_embed/kernel")]
+      [True, True, False]
+    """
+    return is_embedding(path) and re.split("[/.]", path)[-1] not in ("kernel", "w")
+
+
 def _has_window_last(shape: tuple[int, ...]) -> bool:
     """Whether the kernel of a convolution is (out, in, *window), the default of `jax.lax.conv`.
 
@@ -107,14 +117,14 @@ def known_roles(
     why = _why_unknown(leaf, role)
     if not why:
         return None
-    is_matrix, is_table = len(leaf.shape) == 2, is_embedding(leaf.path)
-    out_in = is_matrix and (is_table or not leaf.reason)
+    is_matrix, of_table = len(leaf.shape) == 2, is_table(leaf.path)
+    out_in = is_matrix and (of_table or not leaf.reason)
     arguments: dict[str, Any] = {"roles": {rule_for(leaf.path): ("out", "in") if out_in else ...}}
     suggestion = [_GIVE_ROLES, _KEEP_ROLES if leaf.reason else _READ_ROLES]
-    if leaf.reason or is_table:
+    if leaf.reason or of_table:
         suggestion.insert(0, _LEAVE_OUT)
         arguments = {"exclude": rule_for(leaf.path), **arguments}
-    if not is_table:
+    if not of_table:
         suggestion.append(
             f"Or give axis=, which must be {axis_meaning}: for example, {{structure}} {_ORDERS}."
         )
@@ -137,7 +147,7 @@ def _why_unknown(leaf: AxesOf, role: str) -> str:
     if n_axes == 2 and is_out_in_name(leaf.path):
         name = re.split("[/.]", leaf.path)[-1]
         return f"a leaf named {name} may be (out, in), as in torch and Equinox, or (in, out)"
-    if n_axes == 2 and role == "in" and is_embedding(leaf.path):
+    if n_axes == 2 and role == "in" and is_table(leaf.path):
         return "a table of embeddings has no inputs, unless it is also an output layer (out, in)"
     if is_in_out(leaf.path, leaf.shape):
         return ""

@@ -265,6 +265,8 @@ def test_tables_of_embeddings_have_no_groups_along_the_vocabulary():
     assert [leaf.n_zero for leaf in rest.leaves] == [0, 16]
     tied = jaxprune.plan(tree, 0.5, structure=NM(2, 4), roles={".*embedding": ("out", "in")})
     assert tied.leaves[0].note == "embedding; NM(n=2, m=4, axis=-1)"
+    patches = jaxprune.plan({"patch_embed": {"kernel": ones(8, 4)}}, 0.5, structure=NM(2, 4))
+    assert patches.n_zero == 16
     # Of a table, features are outputs.
     assert jaxprune.plan(tree, 0.5, structure=Channel()).leaves[0].n_zero == 16
 
