@@ -135,12 +135,16 @@ def _trip(
     inputs, carry = _tied(inputs, carry)
     params, before = inputs.params, carry.fired
     old: list[Any] = before.masks
+    violations = before.violations
+    if settings.lands:
+        flags = list(map(from_bits, old, params)) if settings.bit_masks else old
+        violations = jnp.maximum(violations, _violations_now(settings, inputs, flags, violations))
+        if on_gpu(params):
+            inputs, old, violations = _after(inputs, old, violations)
     if settings.bit_masks:
-        old = [BitFlags(bits, from_bits) for bits in before.masks]
+        old = [BitFlags(bits, from_bits) for bits in old]
     chosen = np.array(budget.chosen)
     masks, reached = settings.algorithm.decide(settings, budget, inputs, old, before.thresholds)
-    if settings.bit_masks:
-        old = list(map(from_bits, before.masks, params))
     inner_state = before.inner_state
     if wrapped is not None:
         inner_state = reset_grown(wrapped, inner_state, budget, masks)
@@ -159,9 +163,6 @@ def _trip(
     if progress is not None:
         progress = _counted(settings, budget, inputs.step, progress, kept)
     thresholds = before.thresholds.at[chosen].set(reached.astype(before.thresholds.dtype))
-    violations = before.violations
-    if settings.lands:
-        violations = jnp.maximum(violations, _violations_now(settings, inputs, old, violations))
     if settings.axis_name is not None:  # equal in all parts; `pmax` makes their types say so
         equal = thresholds, violations, progress
         thresholds, violations, progress = lax.pmax(equal, settings.axis_name)
@@ -195,9 +196,28 @@ def _tied(inputs: Inputs, carry: Carry) -> tuple[Inputs, Carry]:
     Without this XLA computes whatever depends on the params alone before the loop, which under
     `vmap` means on every step.
     """
-    arrays, carry = lax.optimization_barrier(((inputs.scored, inputs.params, inputs.grads), carry))
+    arrays, carry = lax.optimization_barrier((_arrays_of(inputs), carry))
+    return _with_arrays(inputs, arrays), carry
+
+
+def _after(
+    inputs: Inputs, masks: list[jax.Array], violations: jax.Array
+) -> tuple[Inputs, list[jax.Array], jax.Array]:
+    """The same values; XLA computes nothing else of the inputs before the violations.
+
+    Otherwise XLA for many GPUs may count them last, and keeps the old masks until then.
+    """
+    arrays, masks, violations = lax.optimization_barrier((_arrays_of(inputs), masks, violations))
+    return _with_arrays(inputs, arrays), masks, violations
+
+
+def _arrays_of(inputs: Inputs) -> tuple[Any, ...]:
+    return inputs.scored, inputs.params, inputs.grads
+
+
+def _with_arrays(inputs: Inputs, arrays: tuple[Any, ...]) -> Inputs:
     scored, params, grads = arrays
-    return inputs._replace(scored=scored, params=params, grads=grads), carry
+    return inputs._replace(scored=scored, params=params, grads=grads)
 
 
 def _violations_now(
