@@ -11,7 +11,7 @@ colour-blind can tell them apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -23,9 +23,10 @@ from jaxprune._base.public_help import with_readable_help
 from jaxprune._files.extras import import_extra
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._report.plotted import (
+    History,
+    as_history,
     as_mask,
     check_bins,
-    check_history,
     check_same_leaves,
     leaf_sparsities,
     logged,
@@ -93,13 +94,12 @@ def schedule_curve(schedule: SparsitySchedule, ax: Any = None, *, label: str | N
     return ax
 
 
-def sparsity_curve(
-    history: Sequence[Mapping[str, Any]], ax: Any = None, *, per_leaf: bool = False
-) -> Any:
+def sparsity_curve(history: History, ax: Any = None, *, per_leaf: bool = False) -> Any:
     """Draws the sparsity during a run, from logged metrics; the final target is a dotted line.
 
     Args:
-      history: what `metrics(opt_state)` returned at several steps, in any order.
+      history: what `metrics(opt_state)` returned at several steps, in any order: a list, or the
+        dictionary of arrays that `jax.lax.scan` stacks.
       ax: matplotlib axes to draw on; None makes new ones.
       per_leaf: also draw a thin line for each leaf, from `metrics(opt_state, per_leaf=True)`.
 
@@ -123,7 +123,7 @@ def sparsity_curve(
       >>> [line.get_label() for line in ax.lines]
       ['target', 'pruned leaves', 'all leaves']
     """
-    check_history(history)
+    history = as_history(history)
     steps = logged(history, "prune/step")
     order = np.argsort(steps, kind="stable")
     pruned, everything = (logged(history, f"prune/{x}") for x in ("sparsity", "sparsity_all"))

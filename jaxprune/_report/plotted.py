@@ -14,8 +14,26 @@ from jaxprune._base.arguments import is_int, kind_of, shown
 from jaxprune._base.paths import leaves_with_paths, shown_path
 from jaxprune._report.table import Report
 
+History = Sequence[Mapping[str, Any]] | Mapping[str, Any]
+
 _LEAF = "prune/sparsity/"
 _LOG = "Log history.append(jaxprune.metrics(opt_state)) and pass history."
+
+
+def as_history(history: Any) -> Sequence[Mapping[str, Any]]:
+    """A list of metrics, from a list or from the arrays that `jax.lax.scan` stacks.
+
+    Example:
+      >>> as_history({"prune/step": np.arange(2.0)})[1]["prune/step"].item()
+      1.0
+    """
+    entries: Any = history
+    if isinstance(history, Mapping) and {np.ndim(x) for x in history.values()} == {1}:
+        arrays = {name: np.asarray(x) for name, x in history.items()}
+        n_steps = min(map(len, arrays.values()))
+        entries = [{name: x[i] for name, x in arrays.items()} for i in range(n_steps)]
+    check_history(entries)
+    return entries
 
 
 def check_history(history: Any) -> None:

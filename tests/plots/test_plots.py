@@ -140,6 +140,14 @@ def test_a_run_is_drawn_as_it_was_logged_in_the_order_of_its_steps():
     assert legend(ax) == ["target", "pruned leaves", "all leaves"]
 
 
+def test_metrics_that_scan_has_stacked_are_drawn_as_a_list_of_them():
+    history, _ = run()
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *history)
+    axes = [plots.sparsity_curve(logs, per_leaf=True) for logs in (history, stacked)]
+    for line, other in zip(axes[0].lines, axes[1].lines, strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), other.get_xydata())
+
+
 def test_each_leaf_has_a_line_if_asked_for():
     history, _ = run()
     ax = plots.sparsity_curve(history, per_leaf=True)
