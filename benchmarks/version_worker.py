@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_TURN_SECONDS = 0.02
-# Longer calls are timed at once in each turn; shorter ones run once more before.
-_LONG_SECONDS = 0.3
+_TURN_SECONDS, _MOST_CALLS = 0.02, 100
+# A turn starts with calls that are not timed, for this long, but not if they are longer than that.
+_WARM_UP_SECONDS, _LONG_SECONDS = 0.005, 0.3
 
 
 def serve(folder: str) -> None:
@@ -86,8 +86,14 @@ class Programs:
         """Times a program as often as fits into a turn: seconds, and CPU seconds, of each call."""
         call, seconds = self.calls[name], self.seconds[name]
         if seconds < _LONG_SECONDS:
-            _timed(call)
-        return [_timed(call) for _ in range(min(max(int(_TURN_SECONDS / seconds), 1), 15))]
+            for _ in range(_calls_in(_WARM_UP_SECONDS, seconds)):
+                _timed(call)
+        return [_timed(call) for _ in range(_calls_in(_TURN_SECONDS, seconds))]
+
+
+def _calls_in(available: float, seconds: float) -> int:
+    """How many calls fit into the available seconds, at least one."""
+    return min(max(int(available / seconds), 1), _MOST_CALLS)
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, float]:

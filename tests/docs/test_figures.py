@@ -231,6 +231,20 @@ def test_the_table_is_what_the_benchmark_wrote(page, rows):
         assert line in lines, f"{page} needs the line {line}"
 
 
+def test_the_section_on_an_earlier_version_is_what_the_benchmark_wrote():
+    """To write it again: `python -m benchmarks.against_page`."""
+    from benchmarks import against_page
+
+    page = against_page.PAGE.read_text(encoding="utf-8")
+    if not against_page.RESULTS.exists():
+        assert "benchmarks against" not in page
+        pytest.skip("python -m benchmarks against has no results yet")
+    result = results("against-cpu")
+    assert result["finished"]
+    assert not result["quick"]
+    assert against_page.filled(page, result["rows"]) == page
+
+
 def test_what_is_said_of_the_demo_is_what_it_wrote():
     report = pytest.importorskip("jaxprune.demo.report")
     summary = results("demo")["summary"]

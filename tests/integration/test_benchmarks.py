@@ -1,6 +1,7 @@
 """`python -m benchmarks` writes results, checks masks and survives interrupts; no timings."""
 
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -15,6 +16,7 @@ pytest.importorskip("tqdm")
 
 from benchmarks import (
     __main__ as cli,
+    against_page,
     bench_against,
     bench_calibrate,
     bench_inference,
@@ -149,6 +151,24 @@ def test_a_version_that_makes_other_masks_is_refused(tmp_path):
             worker("nothing")
     finally:
         worker.end()
+
+
+def test_the_page_gets_one_section_on_an_earlier_version(monkeypatch):
+    def row(case, programs, beside=()):
+        numbers = {"against": "0123456789", "x_faster": 2.345, "x_cpu_faster": 0.5, "this_ms": 1}
+        numbers["beside_ms"] = {program.name: 12 for program in beside}
+        return [{"case": case, "method": p.name, **p.facts, **numbers} for p in programs]
+
+    monkeypatch.setattr(bench_against, "compare", row)
+    rows = [row for case in bench_against.cases(False) for row in case.rows()]
+    page = against_page.PAGE.read_text(encoding="utf-8")
+    once = against_page.filled(page, rows)
+    assert "| `topk_mask(scores)` | 2.3 | 2.3 | 2.3 | 2.3 | 2.3 |" in once
+    assert "| `np.partition` | 12 | 12 | 12 | 12 | 12 |" in once
+    assert f"| {'2.3 | ' * 8}0.5 | 0.5 |" in once
+    assert against_page.filled(once, rows) == once
+    without = re.sub("### Against an earlier version.*?(?=## A tr)", "", once, flags=re.DOTALL)
+    assert against_page.filled(without, rows) == once
 
 
 @pytest.mark.slow

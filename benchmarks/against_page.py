@@ -1,0 +1,97 @@
+"""Writes the results of `python -m benchmarks against` into docs/performance.md.
+
+    python -m benchmarks.against_page
+
+The section is put before that of a training step, in place of an older one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).parents[1]
+PAGE = _ROOT / "docs" / "performance.md"
+RESULTS = _ROOT / "benchmarks" / "results" / "against-cpu.json"
+_SIZES = tuple(10**e for e in range(4, 9))
+_FORMS = ("topk_mask(scores)", "topk_mask(w, score=jnp.abs)")
+_STRUCTURES = {
+    "unstructured": "unstructured",
+    "NM(2, 4)": "`NM(2, 4)`",
+    "blocks": "`Block((1, 16))`",
+    "per_slice": "`per_slice`",
+    "global pool": "global pool",
+    "wanda": "`wanda`",
+    "many leaves": "300 leaves",
+}
+_NEXT = "## A training step"
+_FIRST = "### Against an earlier version"
+_SECTION = """\
+### Against an earlier version
+
+How many times as fast selection has become: the time of an earlier commit ({commit}) divided by
+that of this version, the less favourable of 10 and 20 % kept. `python -m benchmarks against` runs
+both versions in turns, in a process each, and compares their masks; its JSON is
+[against-cpu.json](../benchmarks/results/against-cpu.json). The last line is the time of
+`np.partition`, from scores to mask, divided by that of this version:
+
+{sizes}
+
+The same for the kinds of pruning above, for the least favourable of 90 % zeros, ties, constants,
+bfloat16 and float16, and for the CPU time to trace and compile an update of `adamw` with `prune`,
+for 4 and 24 layers:
+
+{kinds}
+
+"""
+
+
+def section(rows: Sequence[dict[str, Any]]) -> str:
+    """The section with the tables of these results."""
+    select = [row for row in rows if row["case"] == "select"]
+    normal = [row for row in select if row["kind"] == "normal"]
+    others = [row for row in select if row["kind"] != "normal"]
+    by_size = [[f"`{form}`", *_least(normal, form, lambda row: row["x_faster"])] for form in _FORMS]
+    against_numpy = lambda row: row["beside_ms"]["np.partition"] / row["this_ms"]
+    by_size.append(["`np.partition`", *_least(normal, _FORMS[0], against_numpy)])
+    by_method = {row["method"]: row["x_faster"] for row in rows if row["case"] != "select"}
+    kinds = [*map(by_method.__getitem__, _STRUCTURES), min(row["x_faster"] for row in others)]
+    kinds += [row["x_cpu_faster"] for row in rows if row["case"] == "compile"]
+    names = [*_STRUCTURES.values(), "other weights", "compiling 4", "compiling 24"]
+    return _SECTION.format(
+        commit=rows[0]["against"][:7],
+        sizes=_table(["", *(f"1e{len(str(n)) - 1}" for n in _SIZES)], *by_size, has_names=True),
+        kinds=_table(names, kinds),
+    )
+
+
+def _least(rows: Sequence[dict[str, Any]], form: str, ratio: Any) -> list[float]:
+    """The ratio of a form at each size, the less favourable of two densities."""
+    of_form = [row for row in rows if row["method"] == form]
+    return [min(ratio(row) for row in of_form if row["n"] == n) for n in _SIZES]
+
+
+def _table(names: Sequence[str], *lines: Sequence[Any], has_names: bool = False) -> str:
+    """A table in Markdown; numbers get two digits."""
+    cells = [[x if isinstance(x, str) else _two_digits(x) for x in line] for line in lines]
+    marks = ["---" if has_names and i == 0 else "---:" for i in range(len(names))]
+    table = [f"| {' | '.join(line)} |" for line in (names, *cells)]
+    return "\n".join([table[0].replace("|  |", "| |"), f"|{'|'.join(marks)}|", *table[1:]])
+
+
+def _two_digits(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
+
+
+def filled(page: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The page with this section."""
+    before, after = page.split(_NEXT)
+    return before.partition(_FIRST)[0] + section(rows) + _NEXT + after
+
+
+if __name__ == "__main__":
+    results = json.loads(RESULTS.read_text())
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), results["rows"]), encoding="utf-8")
+    print(f"wrote the section '{_FIRST}' of {PAGE.relative_to(_ROOT)}")
