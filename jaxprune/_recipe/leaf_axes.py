@@ -63,12 +63,18 @@ def is_in_out(path: str, shape: tuple[int, ...]) -> bool:
       >>> is_in_out("conv/w", (8, 4, 3, 3))
       False
     """
-    *parents, name = re.split("[/.]", path)
     if len(shape) == 2:
         return not is_out_in_name(path)
+    layer = _conv_layer(path)
+    is_transposed = "transpose" in layer or "deconv" in layer
+    return bool(layer) and not is_transposed and not _has_window_last(shape)
+
+
+def _conv_layer(path: str) -> str:
+    """The name of the layer if a leaf is named like the kernel of a convolution; else empty."""
+    *parents, name = re.split("[/.]", path)
     layer = parents[-1].lower() if parents else ""
-    is_conv = "conv" in layer and "transpose" not in layer and "deconv" not in layer
-    return name in ("kernel", "w") and is_conv and not _has_window_last(shape)
+    return layer if name in ("kernel", "w") and "conv" in layer else ""
 
 
 def is_table(path: str) -> bool:
@@ -117,20 +123,29 @@ def known_roles(
     why = _why_unknown(leaf, role)
     if not why:
         return None
-    is_matrix, of_table = len(leaf.shape) == 2, is_table(leaf.path)
-    out_in = is_matrix and (of_table or not leaf.reason)
-    arguments: dict[str, Any] = {"roles": {rule_for(leaf.path): ("out", "in") if out_in else ...}}
+    of_table, likely = is_table(leaf.path), _likely_roles(leaf)
+    arguments: dict[str, Any] = {"roles": {rule_for(leaf.path): likely or ...}}
     suggestion = [_GIVE_ROLES, _KEEP_ROLES if leaf.reason else _READ_ROLES]
     if leaf.reason or of_table:
         suggestion.insert(0, _LEAVE_OUT)
         arguments = {"exclude": rule_for(leaf.path), **arguments}
-    if not of_table:
+    if not of_table and len(likely) < 3:
         suggestion.append(
             f"Or give axis=, which must be {axis_meaning}: for example, {{structure}} {_ORDERS}."
         )
         arguments["structure"] = with_axis
     problem = f"{shown_path(leaf.path)}: {structure!r} {purpose}, but {why}."
     raise BadValue(problem, " ".join(suggestion), **arguments)
+
+
+def _likely_roles(leaf: AxesOf) -> tuple[str, ...]:
+    """The roles to suggest for a leaf whose axes are not known; empty where nothing shows them."""
+    n_axes = len(leaf.shape)
+    if n_axes == 2 and (is_table(leaf.path) or not leaf.reason):
+        return ("out", "in")
+    if _conv_layer(leaf.path) and _has_window_last(leaf.shape) and not leaf.reason:
+        return ("out", "in", *["window"] * (n_axes - 2))
+    return ()
 
 
 def _why_unknown(leaf: AxesOf, role: str) -> str:
@@ -151,6 +166,10 @@ def _why_unknown(leaf: AxesOf, role: str) -> str:
         return "a table of embeddings has no inputs, unless it is also an output layer (out, in)"
     if is_in_out(leaf.path, leaf.shape):
         return ""
+    if _conv_layer(leaf.path) and _has_window_last(leaf.shape):
+        return f"its shape {leaf.shape} is like (out, in, *window), the order of jax.lax.conv"
+    if _conv_layer(leaf.path):
+        return "a transposed convolution may be (*window, in, out) or (*window, out, in)"
     return f"it is not known which of its {n_axes} axes {leaf.shape} are inputs and which outputs"
 
 
