@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxprune._base.arguments import BadArgument
 from jaxprune._base.paths import spec_of
 from jaxprune._transform.settings import Settings
 
@@ -93,7 +94,8 @@ def transformations_in(tx: Any, params: Any) -> list[Initialised]:
       params: a tree of arrays, or of their shapes and dtypes.
 
     Raises:
-      Exception: whatever `tx.init` raises for these shapes, unless `tx` is one of jaxprune.
+      Exception: whatever `tx.init` raises for these shapes; of the optimizer that a transformation
+        of jaxprune wraps, only what jaxprune raises.
 
     Example:
       >>> import jaxprune, jax.numpy as jnp, optax
@@ -112,6 +114,8 @@ def transformations_in(tx: Any, params: Any) -> list[Initialised]:
         return outer
     try:
         return outer + initialised_by(optimizer.init, params)
+    except BadArgument:  # of a transformation of jaxprune inside
+        raise
     except Exception:  # of an optimizer, which raises it again in `init`
         return outer
 

@@ -107,6 +107,12 @@ def test_an_error_of_the_wrapped_optimizer_does_not_hide_the_plan():
         jaxprune.plan(params, optax.chain(broken, jaxprune.prune(HALF)))
 
 
+def test_a_wrong_rule_of_a_nested_prune_is_an_error():
+    tx = jaxprune.prune(HALF, **CONV, inner=jaxprune.prune(HALF, exclude="fcc", inner=SGD))
+    with pytest.raises(ValueError, match="exclude: 'fcc' matches no leaf"):
+        jaxprune.plan(make_params(), tx)
+
+
 def test_the_plan_of_keep_zeros_counts_the_zeros_of_the_params():
     params = {
         "w": jnp.eye(4),
