@@ -128,8 +128,8 @@ def wanda(
       roles: of the axes of each leaf, as in `prune`. Leaves to which you give none have those of
         `layer_inputs`. Where an axis is `"out"` there, such as that of experts that all get the
         same inputs, pass `"stack"` to prune each of its indices as a kernel of its own. Without
-        roles, leaves must have two axes and are taken as (in, out); leaves named `weight` are
-        refused, since torch and Equinox store them as (out, in).
+        roles, leaves must have two axes and are taken as (in, out); leaves named `weight`,
+        `weight_ih` and so on are refused, since torch and Equinox store them as (out, in).
 
     Returns:
       The params, and bool masks (True = kept) at every leaf.
