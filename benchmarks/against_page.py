@@ -49,7 +49,17 @@ for 4 and 24 layers:
 
 
 def section(rows: Sequence[dict[str, Any]]) -> str:
-    """The section with the tables of these results."""
+    """The section with the tables of these results.
+
+    Raises:
+      ValueError: the results are of several earlier commits, after `--only` or `--resume`.
+    """
+    commits = sorted({row["against"][:7] for row in rows})
+    if len(commits) > 1:
+        raise ValueError(
+            f"{RESULTS.name} compares with {', '.join(commits)}. Run all cases with one commit: "
+            "python -m benchmarks against COMMIT"
+        )
     select = [row for row in rows if row["case"] == "select"]
     normal = [row for row in select if row["kind"] == "normal"]
     others = [row for row in select if row["kind"] != "normal"]
@@ -61,7 +71,7 @@ def section(rows: Sequence[dict[str, Any]]) -> str:
     kinds += [row["x_cpu_faster"] for row in rows if row["case"] == "compile"]
     names = [*_STRUCTURES.values(), "other weights", "compiling 4", "compiling 24"]
     return _SECTION.format(
-        commit=rows[0]["against"][:7],
+        commit=commits[0],
         sizes=_table(["", *(f"1e{len(str(n)) - 1}" for n in _SIZES)], *by_size, has_names=True),
         kinds=_table(names, kinds),
     )
