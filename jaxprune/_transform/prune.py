@@ -112,9 +112,9 @@ def prune(
         are zero from the first update on, which changes nothing in a model that multiplies by its
         mask. For leaves that are `Unstructured()`, in any distribution; not with `axis_name`.
       score: how important each weight is: `(params, grads, key) -> scores` of one leaf, larger
-        means keep. The score of a channel is the norm of those of its weights, which must not be
-        negative then. `grads` is `update(..., grads=grads)` if given; otherwise the incoming updates
-        if there is an `inner`, and None if not. A function that declares the keyword arguments
+        means keep. The score of a channel is the norm of those of its weights, so they must not be
+        negative there. `grads` is `update(..., grads=grads)` if given; otherwise the incoming
+        updates if there is an `inner`, and None if not. A function that declares the keyword arguments
         `path` or `roles` gets the path of the leaf or the roles of its axes, which are None where
         they are not known. Scores of simple elementwise functions are not stored; set
         `score.elementwise` to True or False to decide that yourself.
