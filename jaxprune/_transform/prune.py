@@ -114,9 +114,9 @@ def prune(
       score: how important each weight is: `(params, grads, key) -> scores` of one leaf, larger
         means keep. The score of a channel is the norm of those of its weights, so they must not be
         negative there. `grads` is `update(..., grads=grads)` if given; otherwise the incoming
-        updates if there is an `inner`, and None if not. A function that declares the keyword arguments
-        `path` or `roles` gets the path of the leaf or the roles of its axes, which are None where
-        they are not known. Scores of simple elementwise functions are not stored; set
+        updates if there is an `inner`, and None if not. A function that declares the keyword
+        arguments `path` or `roles` gets the path of the leaf or the roles of its axes, which are
+        None where they are not known. Scores of simple elementwise functions are not stored; set
         `score.elementwise` to True or False to decide that yourself.
       packed: store masks at one bit per weight instead of one byte. `get_masks` and everything else
         work as before; `pack_masks` and `unpack_masks` convert the state in a checkpoint.
