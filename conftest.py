@@ -60,11 +60,19 @@ def pytest_runtest_call(item):
     try:
         return (yield)
     except Exception as error:
-        cause = error.exc_info[1] if isinstance(error, doctest.UnexpectedException) else error
         on = ", ".join(mode for mode, is_on in modes().items() if is_on)
-        if on and _is_of_a_mode(cause) and (place := _place_in_another_library(cause)):
-            pytest.skip(f"{on}: {place} does what the mode forbids")
+        for cause in _causes(error):
+            if on and _is_of_a_mode(cause) and (place := _place_in_another_library(cause)):
+                pytest.skip(f"{on}: {place} does what the mode forbids")
         raise
+
+
+def _causes(error):
+    """The error, and those that it was raised from."""
+    cause = error.exc_info[1] if isinstance(error, doctest.UnexpectedException) else error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 def _is_of_a_mode(error):

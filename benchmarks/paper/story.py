@@ -39,8 +39,8 @@ def load(folder: Path, backend: str = "cpu") -> dict[str, dict[str, Any]]:
 
 
 def load_paired(folder: Path, backend: str = "cpu") -> dict[str, dict[str, Any]]:
-    """The same for the studies on real images, whose tables `paired` makes."""
-    return _load(folder, backend, ["fashion-plain", "fashion-separable"])
+    """The same for the studies whose tables `paired` makes."""
+    return _load(folder, backend, ["fashion-plain", "fashion-separable", "lstm-long"])
 
 
 def _load(folder: Path, backend: str, names: list[str]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,64 @@
+"""What docs/paper.md says of the larger language model is what its code and its results say."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+pytest.importorskip("flax")
+pytest.importorskip("rich")
+
+from benchmarks.paper import paired, story, text
+from benchmarks.paper.study import n_params_of, networks_of
+
+ROOT = pathlib.Path(__file__).parents[2]
+WORDS = " ".join((ROOT / "docs/paper.md").read_text(encoding="utf-8").split())
+RESULTS = story.load_paired(ROOT / "benchmarks/results")["lstm-long"]
+SHORT = story.load(ROOT / "benchmarks/results")["lstm"]
+INPUTS = (jax.ShapeDtypeStruct((1, 2), jnp.int32),)
+
+
+def cost_in_percent(results):
+    """How much worse the network with 90 % zeros is than the dense one."""
+    means = {row["name"]: row["mean"] for row in results["summary"]}
+    return 100 * (means["sparse-0.9"] / means["dense"] - 1)
+
+
+def test_the_setting_is_that_of_the_code(monkeypatch):
+    study = text.long_study("cpu")
+    n_params = n_params_of(study, study.width, INPUTS)
+    assert f"with {n_params:,} parameters ({study.width} wide)" in WORDS
+    monkeypatch.setattr(text, "make_task", lambda batch, time, *_: (batch, time))
+    batch, time = study.task()
+    assert f"{study.steps * batch * time / 1e6:.1f} million bytes of training text" in WORDS
+    assert f"Batches have {batch} windows of {time} bytes." in WORDS
+    short_batch, short_time = text.study("cpu").task()
+    n_bytes = text.study("cpu").steps * short_batch * short_time
+    assert round(study.steps * batch * time / n_bytes) == 3
+    assert (study.learning_rate, study.small_learning_rate) == (1e-2, 2e-2)
+    assert "1e-2 at width 272, which the pruned networks use too, and 2e-2 at width 79" in WORDS
+
+
+def test_the_order_of_the_runs_begins_with_90_percent():
+    rows = networks_of(text.long_study("cpu"), INPUTS)
+    first = [row.name for row, _ in text.order(rows, 3)[:9]]
+    assert first == ["dense", "sparse-0.9", "small-dense-0.9"] * 3
+
+
+def test_what_is_said_of_the_results_is_in_them():
+    runs = {(run["network"], run["seed"]) for run in RESULTS["runs"]}
+    names = ("dense", "sparse-0.9", "small-dense-0.9")
+    assert runs == {(name, seed) for name in names for seed in range(3)}
+    better = paired.against_small(RESULTS, "sparse", 0.9)
+    assert better.mean < 0
+    assert not better.is_tie
+    assert f"Large-sparse is better by {-better.mean:.2f} ± {better.error:.2f} bits." in WORDS
+    cost = paired.difference(RESULTS, "sparse-0.9", "dense").mean
+    assert f"90 % costs {cost:.2f} bits, {cost_in_percent(RESULTS):.0f} % of the dense" in WORDS
+    assert f"In the smaller network above it costs {cost_in_percent(SHORT):.0f} %" in WORDS
+    assert 2 < cost_in_percent(RESULTS) < cost_in_percent(SHORT)
+    gain = -paired.gain(RESULTS, "dense")
+    assert f"still gain {gain:.2f} bits over the last third of their steps" in WORDS
+    dense = [run["bits_per_byte"] for run in RESULTS["runs"] if run["network"] == "dense"]
+    assert max(dense) < 1.8
