@@ -82,7 +82,7 @@ class _Neighbours:
           [True, True, False]
         """
         if name.isdecimal() and len(self.numbered) == 2:
-            return any(_is_bias_of(weight, tuple(shape)) for weight in self.numbered)
+            return _is_bias_of(self.numbered[0], tuple(shape))
         match = _SHORT_BIAS.fullmatch(name)
         if match is None:
             return False

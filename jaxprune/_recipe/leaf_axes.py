@@ -90,10 +90,16 @@ def is_table(path: str) -> bool:
 def _has_window_last(shape: tuple[int, ...]) -> bool:
     """Whether the kernel of a convolution is (out, in, *window), the default of `jax.lax.conv`.
 
-    A window is square and smaller than the number of channels.
+    A window is square and smaller than the number of channels. A kernel such as (7, 7, 3, 3) is
+    taken as (*window, in, out): its first two axes are a square window of odd length.
+
+    Example:
+      >>> [_has_window_last(shape) for shape in ((8, 4, 3, 3), (7, 7, 3, 3), (16, 16, 3, 3))]
+      [True, False, True]
     """
     is_square = len(shape) in (4, 5) and len(set(shape[2:])) == 1
-    return is_square and max(shape[:2]) > shape[-1]
+    is_window_first = len(set(shape[:2])) == 1 and shape[0] in (3, 5, 7, 9, 11)
+    return is_square and not is_window_first and max(shape[:2]) > shape[-1]
 
 
 def known_roles(

@@ -69,6 +69,7 @@ CASES = {
             "row": [spec("float32", 8, 4), spec("float32", 1, 4)],
             "weights": (spec("float32", 8, 4), spec("float32", 4, 8)),
             "one input": (spec("float32", 1, 4), spec("float32", 4)),
+            "experts": (spec("float32", 3, 4), spec("float32", 3, 8, 4)),  # the weight is not first
             "three": (spec("float32", 8, 4), spec("float32", 1, 4), spec("float32", 4, 4)),
         },
         {"stacked/1": "bias", "row/1": "bias", "one input/1": "1-D"},

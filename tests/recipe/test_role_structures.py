@@ -314,6 +314,7 @@ def test_names_that_are_taken_as_in_out():
         "table": ones(8, 4),
         "Conv_0": {"kernel": ones(3, 3, 8, 4)},
         "net/~/conv2_d": {"w": ones(3, 3, 8, 4)},
+        "refine_conv": {"kernel": ones(7, 7, 4, 4)},  # a window that is longer than its channels
         "CausalConv1D": {"kernel": ones(2, 3, 8, 4)},  # layers of a scan
         "b": ones(4),
     }
