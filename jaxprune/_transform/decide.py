@@ -5,22 +5,22 @@ several pools (the slices of a stacked axis, the groups of a structure) are deci
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune._base.counting import counting, is_wide, take
-from jaxprune._base.sharding import explicit_mesh, on_gpu, on_one_device, sharding_in, typed_like
+from jaxprune._base.sharding import explicit_mesh, on_gpu, sharding_in, typed_like
 from jaxprune._recipe.coupled import combined
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.scores import leaf_arguments
 from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._topk.topk import select
+from jaxprune._transform.columns import picked_in_columns
 from jaxprune._transform.normalized import normalized, scale_of
 from jaxprune._transform.operand import Operand, Rules, Scored, has_elementwise_score, is_fused
 
@@ -304,36 +304,10 @@ def _decide_slice(
     if n_groups == 1:
         kept, threshold = pick(units, allowed_units, n_keep)
     else:
-        kept, threshold = _picked_in_columns(
+        kept, threshold = picked_in_columns(
             pick, units, allowed_units, _per_group(n_keep, n_groups)
         )
     return structure.expand(kept, shape), jnp.min(threshold)
-
-
-def _picked_in_columns(
-    pick: Callable[..., tuple[jax.Array, jax.Array]], units: Any, allowed: Any, n_keep: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The best units of each column along the last axis, and the thresholds of the columns."""
-    axis = -1
-    if on_gpu([units]) and on_one_device([units]):
-        # A search through columns is fastest if these are transposed. XLA would lay out the params
-        # in the same way, and transpose them on every step, if the layouts were left to it. Across
-        # devices, it would gather what has a fixed layout.
-        units, allowed = jax.tree.map(_transposed, (units, allowed))
-        axis = 0
-    axes = (axis, None if allowed is None else axis, None)
-    kept, thresholds = jax.vmap(pick, axes, (axis, 0))(units, allowed, n_keep)
-    return kept if axis else _transposed(kept, back=True), thresholds
-
-
-def _transposed(x: jax.Array, back: bool = False) -> jax.Array:
-    """A copy of `x` with its last axis moved to the front, or back."""
-    moved = jnp.moveaxis(_row_major(x), 0, -1) if back else jnp.moveaxis(_row_major(x), -1, 0)
-    return _row_major(moved)
-
-
-def _row_major(x: jax.Array) -> jax.Array:
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _per_group(n_keep: jax.Array, n_groups: int) -> jax.Array:
