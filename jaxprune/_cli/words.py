@@ -231,7 +231,7 @@ def as_number(text: str) -> float:
         if number is None and re.fullmatch(r"0,\d+", text):
             number = float(text.replace(",", "."))
         hint = "Write a fraction of zeros, such as 0.9."
-        if number is not None:
+        if number is not None and number < 1:
             hint = f"Did you mean {number:g}?"
         raise _usage(f"{_quoted(text)} is not a number. {hint}") from None
 

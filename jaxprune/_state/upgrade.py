@@ -55,11 +55,23 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
       1
     """
     check_transformation("upgrade_state", tx, "the saved state")
-    old_state = getattr(old_state, "opt_state", old_state)
-    if isinstance(old_state, Mapping):
-        old_state = old_state.get("opt_state", old_state)
+    fresh = fresh_state("upgrade_state", tx, params)
+    if not _has_fields_of(fresh, old_state):
+        old_state = getattr(old_state, "opt_state", old_state)
+        if isinstance(old_state, Mapping):
+            old_state = old_state.get("opt_state", old_state)
     flattened(old_state)  # raises if the keys of a dict can't be sorted
-    return _fitted(fresh_state("upgrade_state", tx, params), old_state, ())
+    return _fitted(fresh, old_state, ())
+
+
+def _has_fields_of(fresh: Any, old: Any) -> bool:
+    """Whether a saved state has all fields of the new one, as one of `optax.contrib.sam` may.
+
+    It has a field `opt_state`, which is not that of a train state.
+    """
+    fields = getattr(fresh, "_fields", ())
+    keys = map(jax.tree_util.GetAttrKey, fields)
+    return bool(fields) and all(_child(old, k, i) is not _MISSING for i, k in enumerate(keys))
 
 
 def _fitted(fresh: Any, old: Any, path: tuple[Any, ...]) -> Any:

@@ -96,8 +96,8 @@ def _init(transform: Transform, params: optax.Params) -> PruneState:
     paths, leaves, treedef = leaves_with_paths(params)
     masks: list[Any] = []
     progress = no_progress(settings)
+    record(settings, params)
     if leaves:  # optax.tree.map_params calls init with a tree of no leaves
-        record(settings, params)
         budget = checked_budget(settings, params, paths, leaves)
         masks = settings.algorithm.first_masks(settings, budget, leaves, key)
         progress = _first_progress(settings, paths, leaves, masks)

@@ -48,6 +48,7 @@ LINES = [
     ("inspect shards", 1, "shards/model.safetensors.index.json:", "not valid JSON", "again"),
     ("prune shards -o o -s 0.5", 1, "shards/model.safetensors.index.json:", "not valid", "again"),
     ("plan model -s 90%", 2, "--sparsity", "'90%' is not a number", "mean 0.9"),
+    ("plan model -s 100%", 2, "--sparsity", "'100%' is not a number", "such as 0.9"),
     ("plan model -s 0,75", 2, "--sparsity", "'0,75'", "Did you mean 0.75?"),
     ("inspect model --check", 1, "model:", "has no masks", "Save the optimizer state"),
     # files to write

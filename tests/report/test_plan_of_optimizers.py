@@ -71,6 +71,12 @@ def test_the_table_says_which_transformation_prunes_a_leaf():
     assert title == "plan: 0.5 at step 0, 1 fire; 0.75 at step 0, 1 fire"
 
 
+def test_leaves_that_are_all_hidden_from_prune_are_said_to_be_so():
+    tx = optax.chain(SGD, optax.masked(jaxprune.prune(HALF), {"conv": False, "fc": False}))
+    rows = jaxprune.plan(make_params(), tx).leaves
+    assert [(row.n_zero, row.note) for row in rows] == [(0, "hidden from prune")] * 3
+
+
 def test_the_plan_under_lookahead_is_that_of_the_fast_params():
     params = make_params()
     both = optax.LookaheadParams.init_synced(params)
