@@ -109,4 +109,10 @@ def _joined_counts(
     for part in equal_parts(len(operands), _JOINED_AT_ONCE):
         flags = flags_of(jax.tree.map(join, *operands[part]))
         row_counts += count_in_rows([flags])
-    return reduced([jnp.concatenate(row_counts).astype(dtype)], 1)[0]
+    counts = reduced([jnp.concatenate(row_counts).astype(dtype)], 1)[0]
+    arrays = jax.tree.leaves(operands[0])
+    n_padding = as_rows(arrays[0], LONGEST_ROW).size - arrays[0].size
+    if n_padding:  # rows are padded with zeros, whose flags may be True
+        zeros = jax.tree.map(lambda x: jnp.zeros((1,), x.dtype), operands[0])
+        counts -= n_padding * flags_of(zeros).astype(dtype)
+    return counts

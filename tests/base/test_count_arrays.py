@@ -38,7 +38,8 @@ def test_small_arrays_of_a_gpu_are_joined(monkeypatch):
     flags = arrays([*SHAPES, (3, 5), (3, 5)])
     kinds = [np.float32, np.int8] * 10
     numbers = [jnp.asarray(f, kind) for f, kind in zip(flags, kinds, strict=False)]
-    for operands in (numbers, numbers[:9:2]):
+    padded = [jnp.asarray(f, np.float32) for f in arrays([(1, 1031)] * 3)]  # a prime number
+    for operands in (numbers, numbers[:9:2], padded):
         counts = count_arrays(operands, jnp.int32, True, _zeros_of_floats)
         assert counts.tolist() == [int(_zeros_of_floats(x).sum()) for x in operands]
 
