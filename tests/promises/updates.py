@@ -5,8 +5,10 @@ and full of ties. Each member of a batch has its own weights and follows one of 
 After each update, for each member and leaf:
 
 - the mask drops whole units, as many as the schedule asks for, and never one less than before;
-- what a fire dropped are the lowest scores of its pool, of equal ones the later (NumPy's stable
-  sort is the oracle);
+- what a fire dropped are the lowest scores of its pool, of equal ones the later (a stable sort in
+  Python is the oracle). A user's score is rounded to its dtype, and NaN ranks above all. In a
+  normalized pool scores are divided, so that equal ones may round differently: there, only the
+  scores of what is kept must be the largest;
 - dropped weights are +0.0, the updates of kept ones are what came in, and leaves that are not
   chosen are not touched.
 """
@@ -103,9 +105,11 @@ def split_units(rule, x):
 
 
 def score_of(rule, entries):
-    """The score of a unit, from those of its weights: exact for small integers."""
+    """The score of a unit, from those of its weights: exact for small integers, inf for NaN."""
     if isinstance(rule, jaxprune.Channel):
         return entries.sum() if rule.norm == 1 else (entries**2).sum()
+    if np.isnan(entries).any():
+        return np.inf
     if isinstance(rule, jaxprune.Block) and rule.pooling == "mean":
         return Fraction(int(entries.sum()), entries.size)
     return entries.max()
@@ -133,8 +137,8 @@ def best(scores, kept_before, n_keep):
     return kept
 
 
-def check_leaf(rule, scores, before, after, target):
-    """Checks one pool of a leaf: its slice, or the whole; returns its number of units."""
+def check_leaf(rule, scores, before, after, target, divided):
+    """Checks one pool of a leaf: its slice, or the whole, whose scores may have been divided."""
     units = split_units(rule, after)
     assert all(unit.all() or not unit.any() for unit in units), "a unit is split"
     kept, kept_before = (np.array([u.all() for u in split_units(rule, m)]) for m in (after, before))
@@ -149,8 +153,15 @@ def check_leaf(rule, scores, before, after, target):
             of_units = [score_of(rule, entries) for entries in split_units(rule, scores)]
             chosen = [s for s, mine in zip(of_units, ours, strict=True) if mine]
             expected = best(chosen, kept_before[ours], kept[ours].sum())
-            assert np.array_equal(kept[ours], expected), "not the lowest scores"
-    return kept
+            same = np.array_equal(kept[ours], expected)
+            if divided:
+                same = same or scores_in(chosen, kept[ours]) == scores_in(chosen, expected)
+            assert same, "not the lowest scores"
+
+
+def scores_in(scores, kept):
+    """The scores of what is kept, in order."""
+    return sorted(itertools.compress(scores, kept))
 
 
 # The check
@@ -171,8 +182,7 @@ def scores_of(score, w, g):
         return np.abs(as_float(w) * as_float(g))
     if score == "gradient":
         return np.abs(as_float(g))
-    size = np.abs(as_float(w))
-    return size**3 if score == "user" else size
+    return as_float(SCORES["user"](w, g, None)) if score == "user" else np.abs(as_float(w))
 
 
 def check(chunk):
@@ -221,6 +231,7 @@ def check_case(case, rng):
                         old[name][i][part],
                         mask[i][part],
                         exact,
+                        distribution == "normalized",
                     )
             old[name] = mask
         assert np.asarray(masks["bias"]).all()
