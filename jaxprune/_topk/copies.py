@@ -35,22 +35,36 @@ def copied_keys(
     operands: Sequence[Any],
     join: Callable[..., jax.Array],
     keys_of: Callable[[Any], jax.Array],
+    size: int,
 ) -> StoredKeys:
-    """The keys of leaves of equal shape, [n_members, rows, row].
+    """The keys of leaves of equal shape, [n_members, rows, row]; 0 where a row is only filled.
 
     Args:
       operands: of each leaf, the operand and what may be kept.
       join: makes arrays of some leaves one array, [members, rows, row].
       keys_of: gives the `KeyForm.stored` integers of joined operands.
+      size: entries of each leaf.
     """
     parts = equal_parts(len(operands), _AT_ONCE)
-    keys = [keys_of(jax.tree.map(join, *operands[part])) for part in parts]
+    keys = [_of_entries(keys_of(jax.tree.map(join, *operands[part])), size) for part in parts]
     if len(parts) == 1:
         return StoredKeys(keys[0])
     joined = jnp.zeros((len(operands), *keys[0].shape[1:]), keys[0].dtype)
     for some, first in zip(keys, _unknown(parts), strict=True):
         joined = lax.dynamic_update_slice_in_dim(joined, some, first, 0)
     return StoredKeys(joined)
+
+
+def _of_entries(keys: jax.Array, size: int) -> jax.Array:
+    """The keys [members, rows, row], with 0 in the place of the padding behind `size` entries.
+
+    A score of padding may have any key; a search subtracts the padding as keys of 0.
+    """
+    _, rows, row = keys.shape
+    if rows * row == size:
+        return keys
+    index_in_row, of_row = (lax.broadcasted_iota(jnp.int32, keys.shape, i) for i in (2, 1))
+    return jnp.where(of_row * row + index_in_row < size, keys, jnp.zeros_like(keys))
 
 
 def in_parts(tree: Any) -> Iterator[Any]:

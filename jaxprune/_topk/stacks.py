@@ -211,7 +211,8 @@ def stacked(
         of_leaves = tuple(operands[leaf] for leaf in leaves)
         form = forms[leaves[0]]
         if len(leaves) > 1 and keys_of is not None:
-            x = copied_keys(of_leaves, join, functools.partial(keys_of, form=form)), None
+            keys = copied_keys(of_leaves, join, functools.partial(keys_of, form=form), size)
+            x = keys, None
         else:
             x = of_leaves[0] if n_slices > 1 else jax.tree.map(join, *of_leaves)
         stacks.append(Stack(tuple(leaves), of_leaves, pool_of, offsets, size, form, x))

@@ -66,15 +66,24 @@ def test_global_pools_are_those_of_the_cpu(n_devices, ties, gpu, monkeypatch):
             jax.tree.map(np.testing.assert_array_equal, on_gpu(leaves, n), want)
 
 
-@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
-@pytest.mark.parametrize("n_leaves", (4, 5))
-def test_leaves_copied_in_parts_are_exact(n_leaves, dtype, gpu, monkeypatch):
+@pytest.mark.parametrize(
+    "n_leaves, dtype, density",
+    (
+        (4, jnp.float32, 0.6),
+        (5, jnp.float32, 0.6),
+        (4, jnp.bfloat16, 0.6),
+        (5, jnp.bfloat16, 0.6),
+        (4, jnp.float32, 1),  # without flags, scores below zero have lower keys than padding
+    ),
+)
+def test_leaves_copied_in_parts_are_exact(n_leaves, dtype, density, gpu, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(copies, "_AT_ONCE", 2)
     shapes = [(523, 3)] * n_leaves + [(7, 2)]  # rows of 511, with padding
     rng = np.random.default_rng(0)
-    among = [rng.random(shape) < 0.6 for shape in shapes]
-    fn = jax.jit(lambda leaves, n: topk.select(leaves, n, among=among)[0])
+    among = [rng.random(shape) < density for shape in shapes]
+    flags = among if density < 1 else None
+    fn = jax.jit(lambda leaves, n: topk.select(leaves, n, among=flags)[0])
     for kind in KINDS:
         leaves = leaves_of(kind, shapes, dtype)
         orders = [
