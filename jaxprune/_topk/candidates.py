@@ -18,6 +18,7 @@ from jax import lax
 
 from jaxprune._base import counting
 from jaxprune._base.counting import per_member
+from jaxprune._base.sharding import on_tpu
 from jaxprune._topk.bracket import columns
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.stacks import Stack, of_entries
@@ -90,8 +91,8 @@ def large_stacks(problem: Problem) -> list[int]:
     one_leaf_each = n_members == len(set(problem.pools.pool_of)) == len(problem.pools.sizes)
     if not (problem.one_device and problem.ties == "index" and one_leaf_each):
         return []
-    if problem.axis_name is not None:
-        return []
+    if problem.axis_name is not None or on_tpu(jax.tree.leaves([x.x for x in problem.stacks])):
+        return []  # on a TPU the compiler would store keys of all rows
     many = _MANY_ROWS * (_GPU_ROWS if problem.is_gpu else 1)
     large = [i for i, stack in enumerate(problem.stacks) if _is_large(stack, many)]
     return large if len(large) <= _MOST_STACKS else []

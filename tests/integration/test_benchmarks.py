@@ -156,7 +156,8 @@ def test_a_version_that_makes_other_masks_is_refused(tmp_path):
 def test_the_page_gets_one_section_on_an_earlier_version(monkeypatch):
     def row(case, programs, beside=()):
         numbers = {"against": "0123456789", "x_faster": 2.345, "x_cpu_faster": 0.5, "this_ms": 1}
-        numbers["beside_ms"] = {program.name: 12 for program in beside}
+        for unit, this in (("ms", 1), ("cpu_ms", 3)):
+            numbers |= {f"this_{unit}": this, f"beside_{unit}": {p.name: 12 for p in beside}}
         return [{"case": case, "method": p.name, **p.facts, **numbers} for p in programs]
 
     monkeypatch.setattr(bench_against, "compare", row)

@@ -395,3 +395,11 @@ def test_a_search_in_every_slice_holds_no_copy_of_the_scores(monkeypatch):
     # Compiled quickly, as most tests are, even a program that stores a copy passes.
     stats = mapped.lower([scores], jnp.full((4, 1), 3)).compile().memory_analysis()
     assert stats.temp_size_in_bytes < scores.nbytes / 10
+
+
+def test_a_search_on_a_tpu_gathers_no_rows(short_rows, monkeypatch, getkey):
+    monkeypatch.setattr(candidates, "on_tpu", lambda arrays: True)
+    monkeypatch.setattr(search, "gather", lambda *x: pytest.fail("its compiler stores their keys"))
+    scores = jax.random.normal(getkey(), (300, 256))
+    mask = topk_mask(scores, 7000)
+    np.testing.assert_array_equal(mask, scores >= jnp.sort(scores.ravel())[-7000])
