@@ -149,17 +149,14 @@ def _count_on_tpu(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
     slice_size = math.prod(shape[2:])
     if slice_size > _MOST:
         return jnp.stack([_summed(flag.astype(dtype)) for flag in flags], axis=1)
-    n_slices = _MOST // max(slice_size, 1)  # a 32-bit count of so many slices can't overflow
-    total = jnp.zeros((shape[0], len(flags)), dtype)
-    for first in range(0, shape[1] if len(shape) > 1 else 1, n_slices):
-        selected = flags
-        if len(shape) > 1 and shape[1] > n_slices:
-            index = lax.broadcasted_iota(jnp.uint32, shape, 1)
-            in_part = (index >= jnp.uint32(first)) & (index < jnp.uint32(first + n_slices))
-            selected = [flag & in_part for flag in flags]
-        counts = [_summed(flag.astype(jnp.uint32)) for flag in selected]
-        total += jnp.stack(counts, axis=1).astype(dtype)
-    return total
+    if math.prod(shape[1:]) <= _MOST:
+        counts = [_summed(flag.astype(jnp.uint32)) for flag in flags]
+        return jnp.stack(counts, axis=1).astype(dtype)
+    # A 32-bit count of a slice can't overflow.
+    axes = tuple(range(2, len(shape)))
+    zero = np.zeros((), np.uint32)
+    of_slices = [lax.reduce(flag.astype(jnp.uint32), zero, lax.add, axes) for flag in flags]
+    return jnp.stack([jnp.sum(n.astype(dtype), axis=1) for n in of_slices], axis=1)
 
 
 def _summed(x: jax.Array) -> jax.Array:
