@@ -327,11 +327,12 @@ def test_what_is_said_of_tpus_is_what_the_benchmark_wrote():
     mib = lambda row, name: f"{row[name] / 2**20:.0f} MiB"
     assert f"holds {mib(stacked, 'param_bytes')} of bfloat16 params" in page
     assert f"and {mib(stacked, 'mask_bytes')} of masks" in page
-    assert f"another {mib(stacked, 'temp_bytes')} on Auto axes" in page
+    assert f"another {mib(stacked, 'temp_bytes')} on Auto axes with a pool for each leaf" in page
     assert f"and {mib(explicit, 'temp_bytes')} on Explicit axes" in page
     assert f"sends {kib_of_a_fire(stacked) / 7:.1f} KiB for each of 7 pools" in page
-    auto, explicit = kib_of_a_fire(one_pool), kib_of_a_fire(explicit)
-    assert f"sends {auto:.1f} KiB on Auto axes and {explicit:.1f} KiB on Explicit axes" in page
+    assert f"it sends {kib_of_a_fire(explicit):.1f} KiB on Explicit axes" in page
+    sent, held = kib_of_a_fire(one_pool) / 2**20, one_pool["temp_bytes"] / 2**30
+    assert f"gathers weights, {sent:.0f} GiB in a fire, and holds {held:.0f} GiB" in page
 
 
 def test_what_is_said_of_gpus_is_what_the_benchmark_wrote():
