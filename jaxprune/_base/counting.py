@@ -153,15 +153,13 @@ def _count_on_tpu(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:
         counts = [_summed(flag.astype(jnp.uint32)) for flag in flags]
         return jnp.stack(counts, axis=1).astype(dtype)
     # A 32-bit count of a slice can't overflow.
-    axes = tuple(range(2, len(shape)))
-    zero = np.zeros((), np.uint32)
-    of_slices = [lax.reduce(flag.astype(jnp.uint32), zero, lax.add, axes) for flag in flags]
+    of_slices = [_summed(flag.astype(jnp.uint32), n_kept=2) for flag in flags]
     return jnp.stack([jnp.sum(n.astype(dtype), axis=1) for n in of_slices], axis=1)
 
 
-def _summed(x: jax.Array) -> jax.Array:
-    """The sum over all axes but the first, as one reduction."""
-    return lax.reduce(x, np.zeros((), np.dtype(x.dtype)), lax.add, tuple(range(1, x.ndim)))
+def _summed(x: jax.Array, n_kept: int = 1) -> jax.Array:
+    """The sum over all axes but the first `n_kept`, as one reduction."""
+    return lax.reduce(x, np.zeros((), np.dtype(x.dtype)), lax.add, tuple(range(n_kept, x.ndim)))
 
 
 def reduced(arrays: Sequence[jax.Array], *axes: int) -> Any:

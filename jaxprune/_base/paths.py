@@ -99,6 +99,16 @@ def _is_from(package: str, kind: type) -> bool:
     return kind.__module__.partition(".")[0] == package
 
 
+def parts_of(path: str) -> tuple[str, ...]:
+    """The parts of a path, which are separated by `/`, or by dots, as in files from PyTorch.
+
+    Example:
+      >>> parts_of("layers/0/kernel"), parts_of("fc.weight")
+      (('layers', '0', 'kernel'), ('fc', 'weight'))
+    """
+    return tuple(re.split("[/.]", path))
+
+
 def shown_path(path: str) -> str:
     """A path for an error message or a table: the path itself, or `(root)` where it is empty.
 

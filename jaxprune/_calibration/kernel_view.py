@@ -7,7 +7,6 @@ convolution see different inputs: each group of outputs is a matrix of its own, 
 """
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxprune._base.arguments import BadValue
-from jaxprune._base.paths import rule_for, shown_path
+from jaxprune._base.paths import parts_of, rule_for, shown_path
 from jaxprune._recipe.roles import RoleRules, is_out_in_name
 
 _IN_OUT = ("in", "out")
@@ -142,7 +141,7 @@ def _without_roles(path: str, shape: tuple[int, ...], reason: str) -> BadValue:
         problem = f"its axes (shape {shape}) have no roles: {reason}."
     elif len(shape) == 2:
         problem = (
-            f"a leaf named {re.split('[/.]', path)[-1]!r} (shape {shape}) may be stored as "
+            f"a leaf named {parts_of(path)[-1]!r} (shape {shape}) may be stored as "
             "(out, in), as in torch and Equinox."
         )
     else:

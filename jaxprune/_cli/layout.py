@@ -4,10 +4,10 @@ A file does not say it, but its metadata and the names and shapes of its leaves 
 not agree, the layout is unclear, and what depends on it needs `--layout`.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxprune._base.paths import parts_of
 from jaxprune._cli.words import WrongOption, structure_text
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
@@ -129,7 +129,7 @@ def _bias_of(path: str) -> str:
 
 
 def _name(path: str) -> str:
-    return re.split("[/.]", path)[-1]
+    return parts_of(path)[-1]
 
 
 def _torch_roles(leaf: Leaf) -> tuple[str, ...] | None:

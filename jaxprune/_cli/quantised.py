@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxprune._base.paths import parts_of
 from jaxprune._files.leaves import Leaf
 
 _SCALE = re.compile(".*scales?(_inv|_[0-9]+)?|absmax|.*_absmax")
@@ -89,5 +90,5 @@ def _is_quantised(leaf: Leaf, has_scale: bool) -> bool:
 
 def _split(path: str) -> tuple[str, str]:
     """The parent and the name of a leaf, whose keys are separated by slashes or dots."""
-    parts = re.split("[/.]", path)
+    parts = parts_of(path)
     return "/".join(parts[:-1]), parts[-1]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune._base.paths import Rule, matches, rule_name
+from jaxprune._base.paths import Rule, matches, parts_of, rule_name
 from jaxprune._recipe.spelling import spelled_rules
 
 Specs = tuple[jax.ShapeDtypeStruct | None, ...]
@@ -39,7 +39,7 @@ def default_reasons(paths: Sequence[str], specs: Specs) -> list[str]:
     neighbours: dict[tuple[str, ...], _Neighbours] = {}
     for path, spec in zip(paths, specs, strict=True):
         if spec is not None:
-            *parent, name = _parts(path)
+            *parent, name = parts_of(path)
             neighbours.setdefault(tuple(parent), _Neighbours()).add(name, spec)
     return [
         _default_reason(path, spec, neighbours) for path, spec in zip(paths, specs, strict=True)
@@ -107,7 +107,7 @@ def _default_reason(
         return f"dtype {spec.dtype}"
     if len(spec.shape) < 2:
         return f"{len(spec.shape)}-D"
-    *parent, name = _parts(path)
+    *parent, name = parts_of(path)
     beside = neighbours[tuple(parent)]
     if name == "offset":
         return name
@@ -148,7 +148,7 @@ def is_embedding(path: str) -> bool:
       >>> [is_embedding(p) for p in ("Embed_0/embedding", "wte.weight", "embed/mlp/kernel")]
       [True, True, False]
     """
-    return any(_EMBEDDING.fullmatch(part) for part in _parts(path)[-2:])
+    return any(_EMBEDDING.fullmatch(part) for part in parts_of(path)[-2:])
 
 
 _ENDING = "(?P<ending>[0-9]*|[a-zA-Z]{1,2}[0-9]*|_[a-zA-Z0-9]+)"
@@ -172,10 +172,6 @@ _QUANTISATION_SCALE = re.compile("scales?|.*_scale(_inv)?|zero_point", re.DOTALL
 _EMBEDDING = re.compile(
     "wte|wpe|(.*_)?emb(ed(s|der|ding|dings)?)?(_.*)?", re.IGNORECASE | re.DOTALL
 )
-
-
-def _parts(path: str) -> tuple[str, ...]:
-    return tuple(re.split("[/.]", path))
 
 
 def _is_quantised(dtype: Any) -> bool:

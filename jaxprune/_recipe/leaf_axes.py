@@ -4,11 +4,10 @@ Structures that go by roles ask this module. Where it is not known which axes ar
 names both remedies: roles, and an explicit axis.
 """
 
-import re
 from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import BadValue
-from jaxprune._base.paths import rule_for, shown_path
+from jaxprune._base.paths import parts_of, rule_for, shown_path
 from jaxprune._recipe.choice import is_embedding
 from jaxprune._recipe.roles import is_out_in_name
 
@@ -72,7 +71,7 @@ def is_in_out(path: str, shape: tuple[int, ...]) -> bool:
 
 def _conv_layer(path: str) -> str:
     """The name of the layer if a leaf is named like the kernel of a convolution; else empty."""
-    *parents, name = re.split("[/.]", path)
+    *parents, name = parts_of(path)
     layer = parents[-1].lower() if parents else ""
     return layer if name in ("kernel", "w") and "conv" in layer else ""
 
@@ -84,7 +83,7 @@ def is_table(path: str) -> bool:
       >>> [is_table(path) for path in ("Embed_0/embedding", "wte.weight", "patch_embed/kernel")]
       [True, True, False]
     """
-    return is_embedding(path) and re.split("[/.]", path)[-1] not in ("kernel", "w")
+    return is_embedding(path) and parts_of(path)[-1] not in ("kernel", "w")
 
 
 def _has_window_last(shape: tuple[int, ...]) -> bool:
@@ -166,7 +165,7 @@ def _why_unknown(leaf: AxesOf, role: str) -> str:
     if leaf.reason:
         return f"the leaf has no roles ({leaf.reason})"
     if n_axes == 2 and is_out_in_name(leaf.path):
-        name = re.split("[/.]", leaf.path)[-1]
+        name = parts_of(leaf.path)[-1]
         return f"a leaf named {name} may be (out, in), as in torch and Equinox, or (in, out)"
     if n_axes == 2 and role == "in" and is_table(leaf.path):
         return "a table of embeddings has no inputs, unless it is also an output layer (out, in)"

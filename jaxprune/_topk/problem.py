@@ -35,9 +35,7 @@ class Problem:
     one_device: bool  # whether axes may be merged at no cost
     axis_name: Any  # the mapped axis that every pool is spread over, or None
     is_gpu: bool  # whether the arrays lie on GPUs
-    bits: Sequence[
-        Any
-    ] = ()  # on GPUs, of each leaf: the flags of what may be kept as bits, or None
+    bits: Sequence[Any] = ()  # on GPUs, of each leaf: what may be kept as `BitFlags`, or None
 
     def sources(self) -> list[Any]:
         """What a loop carries to read each stack; see `read`."""
