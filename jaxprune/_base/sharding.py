@@ -214,6 +214,16 @@ def split_axis(x: jax.Array, axis: int, length: int) -> jax.Array:
     return lax.reshape(x, shape, out_sharding=split)
 
 
+def whole_along(x: jax.Array, axis: int) -> jax.Array:
+    """`x` with this axis whole on every device; no change unless it lies on a mesh of Auto axes."""
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty or mesh.size == 1 or set(mesh.axis_types) != {AxisType.Auto}:
+        return x
+    free = PartitionSpec.UNCONSTRAINED
+    spec = [None if i == axis else free for i in range(x.ndim)]
+    return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
 def merge_axis(x: jax.Array, like: jax.Array) -> jax.Array:
     """Undoes `split_axis`; the result has the shape and sharding of `like`."""
     return lax.reshape(x, like.shape, out_sharding=explicit_sharding(like))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune._base.sharding import on_cpu, on_one_device, split_axis
+from jaxprune._base.sharding import on_cpu, on_one_device, split_axis, whole_along
 
 
 def pooled(x: jax.Array, axis: int, length: int, pooling: str) -> jax.Array:
@@ -51,6 +51,8 @@ def _pooled(x: jax.Array, axis: int, length: int, pooling: str) -> jax.Array:
     if not on_cpu([x]):
         return (jnp.max if pooling == "max" else jnp.sum)(x, axis=inner)
     combine, neutral = (lax.max, -jnp.inf) if pooling == "max" else (lax.add, 0)
+    # A block may lie across devices; the sum of two sums of parts would be rounded differently.
+    x = whole_along(x, inner)
     half = length // 2
     halves = [lax.slice_in_dim(x, i * half, (i + 1) * half, axis=inner) for i in range(2)]
 
