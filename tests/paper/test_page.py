@@ -73,7 +73,7 @@ def test_the_explanation_of_the_small_language_model_is_one_matrix():
 
 
 def test_the_command_prints_every_network_and_every_reported_quality():
-    result = CliRunner().invoke(app, ["sizes"])
+    result = CliRunner().invoke(app, ["sizes"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     for name in {size.network for size in SIZES}:
         assert name in result.output

@@ -125,7 +125,7 @@ def test_a_structure_that_says_nothing_gets_the_defaults():
 
 
 def rising(shape):
-    return jnp.arange(1.0, 1 + np.prod(shape)).reshape(shape)
+    return jnp.arange(1, 1 + np.prod(shape), dtype=jnp.float32).reshape(shape)
 
 
 def test_a_users_structure_is_pruned_like_a_built_in_one():
