@@ -25,6 +25,7 @@ PAGES = {
     **dict.fromkeys(("sparse-from-the-start.md", "which-leaves.md"), _TABLES),
     "recipes.md": {"strict": "the actions of its agent are integers"},
     **dict.fromkeys(("shrink.py", "channels.py", "shrinking.md"), _BIASES),
+    "troubleshooting.md": {"debug_nans": "it shows how NaN is reported"},
     "prune_state.py": {"debug_nans": "it masks a NaN"},
 }
 

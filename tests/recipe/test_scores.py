@@ -164,6 +164,7 @@ def test_a_fused_score_keeps_what_the_stored_one_keeps(getkey, name, distributio
     assert sum(n_kept) == 174
 
 
+@pytest.mark.skip_in("debug_nans", reason="some scores of infinite weights are NaN")
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_stored_score_keeps_an_exact_number(getkey, name):
     params, grads = trees(getkey(), (2, 3)), trees(getkey(), (2, 3))

@@ -26,6 +26,7 @@ def patterns(dtype):
     return np.concatenate([np.array(SPECIAL, np.uint64), drawn]).astype(np.uint32)
 
 
+@pytest.mark.skip_in("debug_nans", reason="NaN is among the scores")
 @pytest.mark.parametrize("dtype, is_key", FORMS)
 @pytest.mark.parametrize("has_sign", (True, False), ids=("signed", "magnitude"))
 @pytest.mark.parametrize("has_floor", (True, False), ids=("among", "all"))
@@ -108,6 +109,7 @@ def test_other_scores_may_have_a_sign(score):
     assert score_specs(score, [jnp.zeros(3)])[0].has_sign
 
 
+@pytest.mark.skip_in("debug_nans", reason="NaN is among the numbers")
 def test_a_number_is_zero_if_all_its_bits_but_the_sign_are():
     x = np.array([0, -0.0, 1e-45, np.nan, 2], np.float32)
     assert is_nonzero(jnp.asarray(x)).tolist() == [False, False, True, True, True]

@@ -161,6 +161,7 @@ def test_keeps_exactly_the_largest_of_any_bit_patterns(bits, n_keep):
     )
 
 
+@pytest.mark.skip_in("debug_nans", reason="NaN is among the scores")
 @pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float16), ids=lambda d: d.__name__)
 def test_keys_sort_like_all_65536_patterns(dtype):
     scores = np.arange(2**16).astype(np.uint16).view(dtype)
