@@ -94,7 +94,10 @@ class _Shares:
                 jax.eval_shape(functools.partial(self._scores, part), part.spec)
                 for part in members.values()
             ]
-            self._dtype = np.dtype(jnp.result_type(*(keyed_dtype(spec.dtype) for spec in specs)))
+            # Scores are compared, not added up, so strict promotion has no reason to forbid this.
+            with jax.numpy_dtype_promotion("standard"):
+                dtype = jnp.result_type(*(keyed_dtype(spec.dtype) for spec in specs))
+        self._dtype = np.dtype(dtype)
         self._n_bits = 8 * self._dtype.itemsize
         self._n_reads = 0
 

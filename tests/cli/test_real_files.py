@@ -43,6 +43,7 @@ def files(draw):
     return tensors, draw(metadata)
 
 
+@pytest.mark.skip_in("debug_nans", reason="random bits hold NaN")
 @pytest.mark.parametrize("way", ((".safetensors",), (".zst", ".safetensors")), ids=len)
 @given(file=files())
 def test_pruning_keeps_metadata_order_and_every_other_tensor(tmp_path_factory, way, file):

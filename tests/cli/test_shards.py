@@ -33,6 +33,8 @@ pytest.importorskip("zstandard")
 
 from cli_command import as_json, run
 
+pytestmark = pytest.mark.skip_in("debug_nans", reason="random bits hold NaN")
+
 
 @pytest.fixture
 def model(tmp_path):

@@ -57,6 +57,7 @@ def test_shards_are_read_as_the_file_that_holds_all_of_them(tmp_path_factory, pa
     assert jaxprune.load_metadata(folder / "model").order == tuple(joined(parts))
 
 
+@pytest.mark.skip_in("debug_nans", reason="random bits hold NaN")
 def test_like_gives_its_structure_and_devices(model):
     params = jaxprune.load(model)
     params = {name: x if x.dtype == np.int64 else jnp.asarray(x) for name, x in params.items()}
