@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxprune._base.counting import per_member
 from jaxprune._base.float_bits import key_value
+from jaxprune._base.sharding import on_cpu
 from jaxprune._topk.copies import StoredKeys, in_parts
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.ranks import (
@@ -21,7 +22,7 @@ from jaxprune._topk.ranks import (
     tie_order,
 )
 from jaxprune._topk.search import Cuts
-from jaxprune._topk.stacks import Pools, Stack, unstacked
+from jaxprune._topk.stacks import SHORT, Pools, Stack, unstacked
 
 
 def kept_masks(cuts: Cuts, problem: Problem) -> list[jax.Array]:
@@ -61,6 +62,8 @@ def _stack_masks(
     pool_cuts, cuts, members = _member_cuts(stack, cuts, first, problem)
     if stack.is_sliced:
         return [_mask(stack, stack.operands[0], cuts, members, problem)]
+    if _is_masked_by_case(stack, problem):
+        return _masks_by_case(stack, pool_cuts, cuts, members, problem)
     if len(stack.leaves) == 1:
         # Not from the rows: in the shape of the leaf, ranks need no division for each entry.
         operand = jax.tree.map(lambda x: x[None], stack.operands[0])
@@ -77,6 +80,36 @@ def _stack_masks(
         *(flat, cuts, members),
     )
     return unstacked(masks[:, : stack.size])
+
+
+def _is_masked_by_case(stack: Stack, problem: Problem) -> bool:
+    """Whether a program on one CPU device has a second, shorter way to the masks of a stack.
+
+    For one leaf of many it is not worth the time to compile it. For one that is short and the only
+    one, the time to start a second thread counts.
+    """
+    on_one_cpu = problem.one_device and not problem.is_gpu and on_cpu(jax.tree.leaves(stack.x))
+    if not on_one_cpu:
+        return False
+    return len(stack.leaves) > 1 or (len(problem.stacks) == 1 and stack.size <= SHORT)
+
+
+def _masks_by_case(
+    stack: Stack, pool_cuts: Cuts, cuts: Cuts, members: Members, problem: Problem
+) -> Sequence[jax.Array]:
+    """The mask of each leaf of a stack, flat, by the shorter way if all cuts are plain.
+
+    `cond` makes its result one buffer. Otherwise XLA computes, and compiles, the whole mask again
+    for every member that is sliced from it.
+    """
+    masks = lax.cond(
+        jnp.any((pool_cuts.tie > 1) | ~stack.form.are_plain(cuts.key)),
+        lambda x, cuts, members: _mask(stack, x, cuts, members, problem),
+        lambda x, cuts, members: _plain_mask(stack, x, cuts, problem),
+        *(stack.x, cuts, members),
+    )
+    masks = masks.reshape(len(masks), -1)[:, : stack.size]
+    return unstacked(masks) if len(masks) > 1 else list(masks)
 
 
 def _masks_in_parts(
@@ -120,6 +153,11 @@ def _mask(stack: Stack, x: Any, cuts: Cuts, members: Members, problem: Problem) 
     order = tie_order(entry.shape, members, problem.ties)
     # Where a tie is lost, the entry must be above the cut. No cut is the largest integer.
     return _among(entry >= cut_key + (order <= cut_tie).astype(entry.dtype), stack, x)
+
+
+def _plain_mask(stack: Stack, x: Any, cuts: Cuts, problem: Problem) -> jax.Array:
+    """`_mask` if all cuts are plain, and none divides tied entries."""
+    return _among(problem.reaching(stack, x, cuts.key), stack, x)
 
 
 def _mask_without_ties(stack: Stack, x: Any, cuts: Cuts, problem: Problem) -> jax.Array:

@@ -58,7 +58,18 @@ class KeyForm:
         return bits_of(self.dtype).lowest_key - self.has_floor if self.has_sign else 0
 
     @property
-    def _nan(self) -> int:
+    def _zero(self) -> Any:
+        """The integer of zero; that of a larger number exceeds it by the bits of the number."""
+        layout = bits_of(self.dtype)
+        return self.signed(layout.infinity - layout.sign)
+
+    @property
+    def _has_plain_bits(self) -> bool:
+        """Whether scores are compared by their bits in `reaching`."""
+        return self.has_sign and not self.has_floor
+
+    @property
+    def nan(self) -> int:
         """The integer of the smallest NaN."""
         layout = bits_of(self.dtype)
         return layout.nan_key - self._offset - layout.sign
@@ -86,14 +97,39 @@ class KeyForm:
             start = signed(layout.sign - layout.infinity)
             entry = jnp.where(bits < 0, (lowest - start) - bits, bits - start)
             if exact or self.has_floor:
-                entry = jnp.minimum(entry, signed(self._nan - self.has_floor))
+                entry = jnp.minimum(entry, signed(self.nan - self.has_floor))
             if self.has_floor:
                 entry = entry + signed(1)
         else:
             entry = bits & signed(layout.sign - 1)
             if exact:
-                entry = jnp.minimum(entry, signed(self._nan))
+                entry = jnp.minimum(entry, signed(self.nan))
         return entry if not self.has_floor else jnp.where(among.astype(bool), entry, lowest)
+
+    def are_plain(self, cuts: jax.Array) -> jax.Array:
+        """Whether `reaching` may compare scores with each of these `cuts`."""
+        plain = cuts <= self.signed(self.nan)
+        return plain & (cuts > self._zero) if self._has_plain_bits else plain
+
+    def reaching(self, scores: jax.Array, among: Any, cuts: jax.Array) -> jax.Array:
+        """Whether entries reach plain cuts, in fewer operations than `integers` takes.
+
+        If a kernel has no more operations than it reads and writes bytes, a CPU runs it in one
+        thread where the array is small. Most cuts are plain: they lie above zero, if there are
+        negative scores, and not above NaN.
+
+        Args:
+          scores: as for `integers`.
+          among: as for `integers`.
+          cuts: signed integers, which broadcast to the scores.
+        """
+        if not self._has_plain_bits:
+            return self.integers(scores, among) >= cuts
+        layout, scores = bits_of(self.dtype), scores.astype(self.dtype)
+        bits = lax.bitcast_convert_type(scores, self.signed)
+        unsigned = lax.bitcast_convert_type(scores, layout.unsigned)
+        is_negative_nan = unsigned > layout.unsigned(layout.sign + layout.infinity)
+        return (bits >= cuts - self._zero) | is_negative_nan
 
     def stored(self, scores: jax.Array, among: Any) -> jax.Array:
         """The `exact` integers, if they are keys, in the size of the scores.

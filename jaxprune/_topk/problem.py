@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.counting import enable_x64
+from jaxprune._base.counting import enable_x64, per_member
 from jaxprune._base.float_bits import order_key
 from jaxprune._base.sharding import on_cpu
 from jaxprune._topk.bit_flags import BitFlags
@@ -72,6 +72,18 @@ class Problem:
         if isinstance(operand, StoredKeys):
             return operand.integers.astype(stack.form.compared)
         return stack.form.integers(self.score(operand), among, exact=exact)
+
+    def reaching(self, stack: Stack, x: Any, cuts: jax.Array) -> jax.Array:
+        """Whether entries reach the plain cut of their member; see `KeyForm.reaching`.
+
+        Args:
+          stack: the stack.
+          x: as for `integers`.
+          cuts: signed integers, [n_members].
+        """
+        operand, among = x
+        scores = self.score(operand)
+        return stack.form.reaching(scores, among, per_member(cuts, scores.ndim))
 
     def stored_keys(self, x: Any, form: KeyForm) -> jax.Array:
         """The integers of an operand and what may be kept, in as few bits as hold them."""

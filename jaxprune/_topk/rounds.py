@@ -22,14 +22,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.counting import as_rows, take
+from jaxprune._base.counting import take
 from jaxprune._base.lanes import LONGEST_ROW
 from jaxprune._base.sharding import on_cpu
 from jaxprune._topk.kept import kept_masks, masks_of_members, thresholds
 from jaxprune._topk.keys import KeyForm
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.search import search
-from jaxprune._topk.stacks import Stack, leaves_of_stacks, stacked, unstacked
+from jaxprune._topk.stacks import (
+    Stack,
+    concatenated,
+    in_rows,
+    leaves_of_stacks,
+    stacked,
+    unstacked,
+)
 
 # About how many bytes a round copies.
 _ROUND_BYTES = 2**25
@@ -184,8 +191,8 @@ def _in_rounds(leaves: Leaves, rounds: Rounds) -> tuple[dict[int, jax.Array], ja
 
 
 def _concatenated(pairs: Sequence[Any]) -> Any:
-    """Operands of equal shape as one, along the first axis: a copy that XLA need not compile."""
-    return jax.tree.map(lambda *xs: jnp.concatenate(list(map(jnp.atleast_1d, xs))), *pairs)
+    """Operands of equal shape as one, along the first axis."""
+    return jax.tree.map(lambda *xs: concatenated(xs), *pairs)
 
 
 def _stacks(leaves: Leaves, xs: Sequence[Any], lengths: Sequence[int]) -> list[Stack]:
@@ -201,11 +208,6 @@ def _stacks(leaves: Leaves, xs: Sequence[Any], lengths: Sequence[int]) -> list[S
         members = np.arange(first, first := first + length)
         size = leaves.problem.pools.sizes[members[0]]
         form, offsets = leaves.forms[members[0]], np.zeros_like(members)
-        rows = jax.tree.map(functools.partial(_in_rows, n=length), x)
+        rows = jax.tree.map(functools.partial(in_rows, n_members=length), x)
         stacks.append(Stack(tuple(members.tolist()), (), members, offsets, size, form, rows))
     return stacks
-
-
-def _in_rows(x: jax.Array, n: int) -> jax.Array:
-    """The rows of each of `n` concatenated arrays, [n, rows, row]."""
-    return jax.vmap(lambda x: as_rows(x)[0])(x.reshape(n, -1))

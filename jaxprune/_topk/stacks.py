@@ -29,6 +29,9 @@ from jaxprune._topk.signs import ScoreSpec
 
 # Only leaves of at most this many entries are copied into a stack with others of their shape.
 _STACKED = 2**20
+# A CPU reads a leaf of at most so many entries as one row, in one thread: to start other threads
+# takes as long as to read so many entries.
+SHORT = 2**17
 # How many leaves are taken out of a stack by one kernel.
 _AT_ONCE = 7
 # From this size on, the ranks within a member would need more than 31 bits.
@@ -198,6 +201,8 @@ def stacked(
     """
 
     def join(*xs: jax.Array) -> jax.Array:
+        if one_device and not longest_row and on_cpu(xs):
+            return in_rows(concatenated(xs), len(xs))
         rows = [as_rows(x, longest_row) if one_device else jnp.expand_dims(x, 0) for x in xs]
         return jnp.concatenate(rows) if len(rows) > 1 else rows[0]
 
@@ -217,6 +222,21 @@ def stacked(
             x = of_leaves[0] if n_slices > 1 else jax.tree.map(join, *of_leaves)
         stacks.append(Stack(tuple(leaves), of_leaves, pool_of, offsets, size, form, x))
     return stacks
+
+
+def concatenated(xs: Sequence[jax.Array]) -> jax.Array:
+    """Arrays of equal shape as one, along the first axis: a copy that XLA need not compile."""
+    return jnp.concatenate(list(map(jnp.atleast_1d, xs))) if len(xs) > 1 else xs[0]
+
+
+def in_rows(x: jax.Array, n_members: int) -> jax.Array:
+    """The rows of each of so many concatenated arrays on a CPU, [n_members, rows, row].
+
+    A short array that is not joined with others is one row.
+    """
+    if n_members == 1:
+        return as_rows(x, x.size if x.size <= SHORT else 0)
+    return jax.vmap(lambda x: as_rows(x)[0])(x.reshape(n_members, -1))
 
 
 def unstacked(x: jax.Array) -> list[jax.Array]:

@@ -28,6 +28,23 @@ MUTANTS = (
         ("topk/test_topk.py::test_keeps_exactly_the_largest_and_the_earlier_of_equal_scores",),
     ),
     Mutant(
+        "a-cut-at-zero-is-plain",
+        "_topk/keys.py",
+        "plain & (cuts > self._zero)",
+        "plain & (cuts >= self._zero)",
+        (
+            "topk/test_keys.py::test_scores_reach_plain_cuts_as_their_keys_do",
+            "topk/test_topk.py::test_keeps_exactly_the_largest_and_the_earlier_of_equal_scores",
+        ),
+    ),
+    Mutant(
+        "a-plain-mask-divides-ties",
+        "_topk/kept.py",
+        "jnp.any((pool_cuts.tie > 1) | ~stack.form.are_plain(cuts.key))",
+        "jnp.any(~stack.form.are_plain(cuts.key))",
+        ("topk/test_topk.py::test_keeps_exactly_the_largest_and_the_earlier_of_equal_scores",),
+    ),
+    Mutant(
         "rounds-keep-what-the-first-one-keeps",
         "_topk/rounds.py",
         "take(leaves.n_keep, pool)",

@@ -56,6 +56,32 @@ def test_integers_and_cuts_compare_like_keys(dtype, is_key, has_sign, has_floor,
     assert not exact or (integers < np.asarray(above_all)).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("has_sign", (True, False), ids=("signed", "magnitude"))
+@pytest.mark.parametrize("has_floor", (True, False), ids=("among", "all"))
+def test_scores_reach_plain_cuts_as_their_keys_do(dtype, has_sign, has_floor):
+    bits, layout = patterns(dtype)[::7], bits_of(dtype)
+    special = np.array(SPECIAL, np.uint64) >> (32 - 8 * np.dtype(dtype).itemsize)
+    bits = np.concatenate([bits, special.astype(bits.dtype)])
+    is_nan = np.isnan(bits.view(dtype).astype(np.float32))
+    if not has_sign:
+        bits = bits[(bits < layout.sign) | (bits == layout.sign) | is_nan]
+    scores = jnp.asarray(bits.view(dtype))
+    among = jnp.asarray(np.random.default_rng(1).random(len(bits)) < 0.5) if has_floor else None
+    form = KeyForm(np.dtype(dtype), has_sign, has_floor)
+    keys = np.asarray(order_key(scores)).astype(np.int64)
+    keys = np.where(among, keys, 0) if has_floor else keys
+    zero = layout.sign
+    cuts = np.array([*sorted(keys[::97]), zero - 1, zero, zero + 1, *range(-1, 2)])
+    cuts[-3:] += layout.nan_key
+    in_form = form.cuts(jnp.asarray(np.maximum(cuts, 1 - has_floor).astype(np.uint32)))
+    plain = np.asarray(form.are_plain(in_form))
+    reaching = np.asarray(form.reaching(scores, among, in_form[:, None]))
+    np.testing.assert_array_equal(reaching[plain], (keys >= cuts[:, None])[plain])
+    is_above_zero = (cuts > zero) | (not has_sign or has_floor)
+    np.testing.assert_array_equal(plain, (cuts <= layout.nan_key) & is_above_zero)
+
+
 @pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float16), ids=str)
 def test_masks_are_equal_on_a_gpu(dtype, monkeypatch):
     scores = jnp.round(jax.random.normal(jax.random.key(0), (7, 9)) * 4).astype(dtype)

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from jaxprune._base import counting
 from jaxprune._base.counting import enable_x64
 from jaxprune._base.float_bits import key_value, order_key
-from jaxprune._topk import candidates, first_cuts, search, topk
+from jaxprune._topk import candidates, first_cuts, kept, search, stacks, topk
 from jaxprune._topk.topk import select, topk_mask, topk_masks
 from topk_oracle import KINDS, first, ranking, values
 
@@ -84,6 +84,24 @@ def test_selection_from_sampled_leaves_is_exact(shape, dtype, monkeypatch):
             np.testing.assert_array_equal(mask_b, first(n_keep // 2, order_b, shape))
 
 
+@pytest.mark.parametrize("short", (0, 2**17), ids=("in rows", "one row"))
+@pytest.mark.parametrize("score", (None, jnp.abs), ids=("signed", "magnitude"))
+@pytest.mark.parametrize("shape", ((4, 300), *SAMPLED[1:]), ids=str)
+def test_a_leaf_alone_is_exact_whether_it_is_one_row_or_several(shape, score, short, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(stacks, "SHORT", short)
+    monkeypatch.setattr(kept, "SHORT", short)
+    monkeypatch.setattr(topk, "_select", fresh_select())
+    fn = jax.jit(functools.partial(topk_mask, score=score))
+    magnitude = np.asarray if score is None else np.abs
+    for kind, dtype in itertools.product(KINDS, DTYPES[: 2 if shape[0] < 99 else 1]):
+        w = values(kind, shape, dtype)
+        order = ranking(magnitude(w))
+        for n_keep in (0, 1, w.size // 10, w.size // 2, w.size * 9 // 10, w.size - 1, w.size):
+            want = first(n_keep, order, shape)
+            np.testing.assert_array_equal(fn(w, n_keep), want, err_msg=f"{kind} {n_keep}")
+
+
 def test_a_global_pool_of_sampled_leaves_is_exact(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     fn = jax.jit(lambda leaves, n: topk_masks(leaves, n, pool="global"))
@@ -98,18 +116,20 @@ def test_a_global_pool_of_sampled_leaves_is_exact(monkeypatch):
             np.testing.assert_array_equal(flat, want, err_msg=f"{kind} {n_keep}")
 
 
+def fresh_select():
+    """A `jit` of its own, since that of `topk` may have traced leaves of the same shapes before."""
+    static = ("score", "pool_of", "ties", "one_device", "axis_name")
+    return jax.jit(topk._select.__wrapped__, static_argnames=static)
+
+
 @pytest.fixture
 def short_rows(monkeypatch):
-    """Leaves of 2**15 entries have as many rows as otherwise those of 2**17, and that is many.
-
-    A `jit` of its own, since the one of `topk` may have traced leaves of these shapes before.
-    """
+    """Leaves of 2**15 entries have as many rows as otherwise those of 2**17, and that is many."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(counting, "_ROW", 256)
     monkeypatch.setattr(candidates, "_MANY_ROWS", 100)
-    static = ("score", "pool_of", "ties", "one_device", "axis_name")
-    fresh = jax.jit(topk._select.__wrapped__, static_argnames=static)
-    monkeypatch.setattr(topk, "_select", fresh)
+    monkeypatch.setattr(stacks, "SHORT", 0)
+    monkeypatch.setattr(topk, "_select", fresh_select())
     counting._row_length.cache_clear()
     yield
     counting._row_length.cache_clear()
