@@ -211,7 +211,10 @@ def test_sweep_compares_a_list_of_schedules_with_one(tmp_path):
     assert many["quiet_cpu_ms"] > 0
 
 
-@pytest.mark.parametrize("make", (tasks.transformer, tasks.lstm))
+ATTENTION = pytest.mark.skip_in("strict", reason="jax.nn.dot_product_attention promotes bfloat16")
+
+
+@pytest.mark.parametrize("make", (pytest.param(tasks.transformer, marks=ATTENTION), tasks.lstm))
 def test_every_network_has_finite_gradients_of_its_params(make):
     task = make(True, jnp.bfloat16)
     grads = jax.jit(task.grads)(task.params, task.batch)

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 TRAIN = """
 import collections
 
@@ -49,6 +51,7 @@ def hits_and_misses(folder):
     return [int(n) for n in out.split()]
 
 
+@pytest.mark.skip_in("strict", reason="optax.adamw promotes its count")
 def test_a_second_process_compiles_nothing(tmp_path):
     hits, misses = hits_and_misses(tmp_path)  # some small programs occur twice
     assert misses > 1

@@ -8,9 +8,13 @@ from promises import __main__ as cli, long_run, runner
 from promises.table import PROMISES
 
 CHUNKS = [(name, chunk) for name, promise in PROMISES.items() for chunk in promise.few]
+HOLD_NAN = pytest.mark.skip_in("debug_nans", reason="of all bit patterns, some are NaN")
 
 
-@pytest.mark.parametrize("name, chunk", CHUNKS)
+@pytest.mark.parametrize(
+    "name, chunk",
+    [pytest.param(*case, marks=[HOLD_NAN] * (case[0] == "landing")) for case in CHUNKS],
+)
 def test_the_promise_holds(name, chunk):
     assert PROMISES[name].check(chunk) > 0
 

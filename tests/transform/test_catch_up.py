@@ -167,6 +167,7 @@ def test_nothing_is_caught_up_before_the_first_fire():
     assert n_dropped(state) == {"a": 0, "b": 0}
 
 
+@pytest.mark.skip_in("debug_nans", reason="some gradients are NaN")
 def test_skipped_updates_lose_no_fire():
     tx = optax.apply_if_finite(prune(jaxprune.cubic_schedule(0.75, 1, 5, 2)), 100)
     params, state = make_params(), tx.init(make_params())
