@@ -2,8 +2,9 @@
 
 The environment variables of JAX turn the modes on; `modes` lists them. A test that cannot run in a
 mode is marked `skip_in(*modes, reason=...)`. Where another library does what a mode forbids (strict
-promotion makes `optax.adam` raise), the test is skipped with the place in that library. The code of
-jaxprune and of the tests must run in every mode.
+promotion makes `optax.adam` raise), the test is skipped with the place in that library. So is a test
+whose network adds a bias to a batch, as networks of users do, where ranks may not be promoted. The
+code of jaxprune must run in every mode, and that of the tests in all others.
 """
 
 import doctest
@@ -17,6 +18,7 @@ import pytest
 pytest.register_assert_rewrite("bad_input", "combinations", "helpers")  # shared by tests/
 collect_ignore = ["docs/conf.py", "docs/extension"]  # Sphinx runs them
 LIBRARIES = ("jax", "optax", "flax", "equinox", "haiku")
+ROOT = pathlib.Path(__file__).parent
 # Why examples of the documentation are skipped in a mode.
 _TABLES = {"x64": "its tables say float32"}
 _BIASES = {"rank": "it adds a bias to a batch of rows"}
@@ -73,17 +75,17 @@ def _skips_what_a_mode_forbids():
     except Exception as error:
         on = ", ".join(mode for mode, is_on in modes().items() if is_on)
         for cause in _causes(error):
-            if on and _is_of_a_mode(cause) and (place := _place_in_another_library(cause)):
+            if on and _is_of_a_mode(cause) and (place := _place_outside(cause)):
                 pytest.skip(f"{on}: {place} does what the mode forbids")
         raise
 
 
 def _causes(error):
-    """The error, and those that it was raised from."""
+    """The error, those that it was raised from, and those that were being handled."""
     cause = error.exc_info[1] if isinstance(error, doctest.UnexpectedException) else error
     while cause is not None:
         yield cause
-        cause = cause.__cause__
+        cause = cause.__cause__ or cause.__context__
 
 
 def _is_of_a_mode(error):
@@ -97,13 +99,16 @@ def _folder(library):
     return None if spec is None else pathlib.Path(spec.origin).parent
 
 
-def _place_in_another_library(error):
-    """File and line of the innermost frame outside jax if a library owns it, else None."""
+def _place_outside(error):
+    """File and line of the innermost frame outside jax if a mode may be broken there, else None."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = pathlib.Path(frame.filename)
         libraries = [name for name in LIBRARIES if _folder(name) in path.parents]
         if "jax" not in libraries and path.name not in ("contextlib.py", "functools.py"):
-            if not libraries:
-                return None
-            return f"{path.relative_to(_folder(libraries[0]).parent)}:{frame.lineno}"
+            if libraries:
+                return f"{path.relative_to(_folder(libraries[0]).parent)}:{frame.lineno}"
+            of_library = ROOT / "jaxprune" in path.parents
+            if ROOT in path.parents and not of_library and "rank_promotion" in str(error):
+                return f"{path.relative_to(ROOT)}:{frame.lineno}"
+            return None
     return None

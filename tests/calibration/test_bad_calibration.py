@@ -17,11 +17,11 @@ EXPERTS = {"experts": ones(3, 4, 2), "b": ones(2)}
 
 
 def dense(params, x):
-    return x @ params["w"] + params["b"]
+    return x @ params["w"] + params["b"][None]
 
 
 def experts(params, x):
-    return jnp.einsum("bi,eio->ebo", x, params["experts"]) + params["b"]
+    return jnp.einsum("bi,eio->ebo", x, params["experts"]) + params["b"][None, None]
 
 
 def both_ways(params, x):

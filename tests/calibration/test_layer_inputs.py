@@ -214,7 +214,7 @@ def test_groups_of_outputs_with_inputs_of_their_own_have_moments_of_their_own():
 
 
 def mlp(params, x):
-    return jax.nn.relu(x @ params["w"] + params["b"]) @ params["v"].T
+    return jax.nn.relu(x @ params["w"] + params["b"][None]) @ params["v"].T
 
 
 MLP = {"w": integers(4, 6), "b": integers(6), "v": integers(3, 6)}
@@ -489,7 +489,7 @@ BAD = {
     "a leaf without inputs": (
         lambda: wanda(
             {**MLP, "table": X},
-            layer_inputs(lambda p, x: mlp(p, x + p["table"][0]), {**MLP, "table": X}, X),
+            layer_inputs(lambda p, x: mlp(p, x + p["table"][:1]), {**MLP, "table": X}, X),
             0.5,
         ),
         ("wanda:", "table (in no product)", "exclude='table'"),
@@ -546,7 +546,7 @@ def test_layer_inputs_under_vmap_gives_no_warning():
     x = jnp.asarray(normal(3, 5, 4))
 
     def collect(x):
-        return layer_inputs(lambda p, x: x @ p["w"] + p["b"], params, x)
+        return layer_inputs(lambda p, x: x @ p["w"] + p["b"][None], params, x)
 
     got = jax.vmap(collect)(x)["w"].gram
     np.testing.assert_allclose(got, jnp.stack([collect(one)["w"].gram for one in x]), rtol=1e-5)

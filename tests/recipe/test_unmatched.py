@@ -278,7 +278,7 @@ def test_leaves_hidden_in_a_box_count_as_present():
 
 
 def mlp(tree, x):
-    return jax.nn.relu(x @ tree["w"] + tree["b"]) @ tree["v"]
+    return jax.nn.relu(x @ tree["w"] + tree["b"][None]) @ tree["v"]
 
 
 def test_groups_of_channels_are_checked_as_a_whole():

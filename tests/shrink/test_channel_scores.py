@@ -25,12 +25,12 @@ def normal(*shape):
 
 
 def two_readers(p, x):
-    h = jnp.tanh(x @ p["w"] + p["b"])
+    h = jnp.tanh(x @ p["w"] + p["b"][None])
     return h @ p["u"] + (h * 2) @ p["v"].T
 
 
 PARAMS = {"w": normal(3, 6), "b": normal(6), "u": normal(6, 2), "v": normal(2, 6)}
-X = normal(8, 3) * jnp.array([0.1, 1.0, 5.0])
+X = normal(8, 3) * jnp.array([[0.1, 1.0, 5.0]])
 
 
 def channel_scores(score, params, structures):
@@ -169,7 +169,7 @@ def test_data_show_which_channels_matter_where_the_weights_do_not():
     """The weights of a channel are large where its inputs are small, and the other way round."""
     scale = jnp.array([0.01, 0.01, 0.01, 1.0, 1.0, 1.0])
     p = {"w": normal(6, 20) / scale[:, None] ** 0.5, "u": normal(20, 3)}
-    x = normal(64, 6) * scale
+    x = normal(64, 6) * scale[None]
 
     def mlp(p, x):
         return jax.nn.relu(x @ p["w"]) @ p["u"]

@@ -60,7 +60,7 @@ def test_a_dead_unit_goes_only_where_its_neighbours_stay_where_they_are(name):
     params = {"w": draw(4, N_HIDDEN).at[:, DEAD].set(0), "v": draw(n_before, 3), "bias": draw(3)}
 
     def apply(p, x):
-        return change(hidden(p, x), x) @ p["v"] + p["bias"]
+        return change(hidden(p, x), x) @ p["v"] + p["bias"][None]
 
     x = draw(2, 4)
     if isinstance(n_after, str):
