@@ -2,9 +2,9 @@
 
 The environment variables of JAX turn the modes on; `modes` lists them. A test that cannot run in a
 mode is marked `skip_in(*modes, reason=...)`. Where another library does what a mode forbids (strict
-promotion makes `optax.adam` raise), the test is skipped with the place in that library. So is a test
-whose network adds a bias to a batch, as networks of users do, where ranks may not be promoted. The
-code of jaxprune must run in every mode, and that of the tests in all others.
+promotion makes `optax.adam` raise), the test is skipped with the place in that library. So is a
+test whose network adds a bias to a batch, as networks of users do, where ranks may not be promoted.
+The code of jaxprune must run in every mode, and that of the tests in all others.
 """
 
 import doctest
@@ -24,8 +24,9 @@ _TABLES = {"x64": "its tables say float32"}
 _BIASES = {"rank": "it adds a bias to a batch of rows"}
 PAGES = {
     **dict.fromkeys(("README.md", "algorithms.md"), _TABLES | _BIASES),
-    **dict.fromkeys(("sparse-from-the-start.md", "which-leaves.md"), _TABLES),
-    "recipes.md": {"strict": "the actions of its agent are integers"},
+    **dict.fromkeys(("sparse-from-the-start.md", "which-leaves.md", "index.md"), _TABLES),
+    **dict.fromkeys(("is-it-working.md", "tour.md"), _TABLES),
+    "recipes.md": _TABLES | {"strict": "the actions of its agent are integers"},
     **dict.fromkeys(("shrink.py", "channels.py", "shrinking.md"), _BIASES),
     "troubleshooting.md": {"debug_nans": "it shows how NaN is reported"},
     "prune_state.py": {"debug_nans": "it masks a NaN"},

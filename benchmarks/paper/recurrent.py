@@ -62,7 +62,7 @@ class LSTMLayer(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (4 * self.hidden,))
         drive = x @ kernel[:inputs] + bias
         recur = kernel[inputs:]
-        start = zero_state(n, self.hidden, x.dtype) if state is None else state
+        start = zero_state(n, self.hidden, drive.dtype) if state is None else state
         is_token = jnp.ones((n, time), bool) if where is None else where
 
         def step(state: State, inputs_now: tuple[jax.Array, jax.Array]) -> tuple[State, jax.Array]:
@@ -247,7 +247,7 @@ class Translator(nn.Module):
             return self.decode(carry, x, memory)
 
         scan = nn.scan(step, **_SHARED, in_axes=1, out_axes=1)
-        _, out = scan(self, self.start(source.shape[0]), x)
+        _, out = scan(self, self.start(source.shape[0], memory.values.dtype), x)
         return self.softmax(out)
 
     def encode(self, source: jax.Array, *, train: bool = False) -> Memory:
@@ -276,10 +276,10 @@ class Translator(nn.Module):
             x = after[i][0] + (x if i > 1 else 0)
         return (after, attended), x
 
-    def start(self, n: int) -> Carry:
+    def start(self, n: int, dtype: Any) -> Carry:
         """The carry of the decoder before its first step."""
-        states = [zero_state(n, self.hidden) for _ in range(self.n_layers)]
-        return states, jnp.zeros((n, self.hidden))
+        states = [zero_state(n, self.hidden, dtype) for _ in range(self.n_layers)]
+        return states, jnp.zeros((n, self.hidden), dtype)
 
     def greedy(self, source: jax.Array, n_steps: int, begin: int) -> jax.Array:
         """Decodes greedily to int[n, n_steps] tokens; it does not stop at the end token."""
@@ -293,5 +293,6 @@ class Translator(nn.Module):
 
         n = source.shape[0]
         scan = nn.scan(step, **_SHARED, out_axes=1, length=n_steps)
-        _, out = scan(self, (self.start(n), jnp.full((n,), begin, jnp.int32)), None)
+        start = self.start(n, memory.values.dtype), jnp.full((n,), begin, jnp.int32)
+        _, out = scan(self, start, None)
         return out

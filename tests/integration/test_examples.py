@@ -20,7 +20,7 @@ def run(name, monkeypatch, folder):
         assert source.count(long) == 1
         source = source.replace(long, short)
     monkeypatch.setattr("tempfile.mkdtemp", lambda: str(folder))
-    exec(compile(source, name, "exec"), {"__name__": "__main__"})
+    exec(compile(source, str(FOLDER / name), "exec"), {"__name__": "__main__"})
 
 
 def events(path):

@@ -66,7 +66,14 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("score", ELEMENTWISE.values(), ids=ELEMENTWISE)
+CASTS = pytest.mark.skip_in("x64", reason="clip casts its limits, so its scores are stored")
+
+
+@pytest.mark.parametrize(
+    "score",
+    [pytest.param(ELEMENTWISE[name], marks=[CASTS] * (name == "limits")) for name in ELEMENTWISE],
+    ids=ELEMENTWISE,
+)
 def test_operations_that_round_alike_everywhere_are_fused(score):
     assert is_elementwise(score, spec(), spec())
     assert is_elementwise(score, spec(shape=(4,)), spec(shape=(4,)))

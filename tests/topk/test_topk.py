@@ -390,7 +390,7 @@ def test_the_first_cuts_of_a_sampled_array_enclose_its_threshold(part, monkeypat
 
     monkeypatch.setattr(search, "first_cuts", recorded)
     monkeypatch.setattr(jax, "device_count", lambda: 1)  # else nothing is sampled
-    scores = jax.random.uniform(jax.random.key(0), (2**8, 2**7))
+    scores = jax.random.uniform(jax.random.key(0), (2**8, 2**7), jnp.float32)
     n_keep = int(part * scores.size)
     with jax.disable_jit():
         mask = topk_mask(scores, n_keep)
