@@ -49,7 +49,7 @@ def keys_reaching(table: jax.Array, problem: Problem, in_rows: Sequence[int] = (
     integers = [problem.integers(stack, problem.read(stack, source)) for stack, source in pairs]
     sizes = np.array(problem.pools.sizes) * problem.n_parts
     total = jnp.asarray(sizes, table.dtype)
-    return _keys_reaching(cuts_in(table), integers, total, problem, in_rows)
+    return _keys_reaching(table, integers, total, problem, in_rows)
 
 
 def keys_reaching_in(
@@ -73,23 +73,36 @@ def keys_reaching_in(
             problem.integers(stack, problem.read(stack, source)) if entries is None else entries
         )
     total = jnp.where(is_gathered, n_lo, jnp.asarray(total, n_lo.dtype))
-    return _keys_reaching(cuts_in(table), integers, total, problem, (), skip=gathered)
+    return _keys_reaching(table, integers, total, problem, (), skip=gathered)
 
 
 def _keys_reaching(
-    cuts: jax.Array,
+    table: jax.Array,
     integers: list[jax.Array],
     total: jax.Array,
     problem: Problem,
     in_rows: Sequence[int],
     skip: Container[int] = (),
 ) -> Counted:
-    member_cuts = [stack.form.cuts(stack.of_members(cuts)) for stack in problem.stacks]
+    member_cuts = [
+        stack.form.cuts(stack.of_members(cuts_in(of_stack)))
+        for stack, of_stack in zip(problem.stacks, _for_stacks(table, problem), strict=True)
+    ]
     counted = pool_counts(integers, member_cuts, BELOW, problem, in_rows)
     n_below = counted.counts.n
     if problem.one_device:
         n_below -= _padding_below(member_cuts, problem, skip)
     return counted._replace(counts=Counts(n_below, total))
+
+
+def _for_stacks(x: Any, problem: Problem) -> list[Any]:
+    """`x` once for each stack; on many devices XLA can't tell that they are equal.
+
+    Otherwise, for two leaves of one shape and one pool, it computes once what is compared with both
+    of them, shards that like one of them, and in every pass gathers the other one.
+    """
+    copies = [x] * len(problem.stacks)
+    return copies if problem.one_device else lax.optimization_barrier(copies)
 
 
 def _padding_below(
@@ -120,9 +133,10 @@ def ties_reaching(
     sources, gathered, sizes, table, tied_key, first = lax.optimization_barrier(
         (problem.sources(), gathered, sizes, table, tied_key, first_ranks(problem))
     )
-    cuts = cuts_in(table)
+    shared = _for_stacks((table, tied_key), problem)
     orders, member_cuts = [], []
     for i, (stack, source, size) in enumerate(zip(problem.stacks, sources, sizes, strict=True)):
+        table, tied_key = shared[i]
         members = Members(member_bases(stack, first), size)
         if i in gathered:
             integers, order = gathered[i].integers, gathered[i].ranks()
@@ -131,7 +145,8 @@ def ties_reaching(
             order = tie_order(integers.shape, members, problem.ties)
         tied = per_member(stack.form.cuts(stack.of_members(tied_key)), integers.ndim)
         orders.append(jnp.where(integers == tied, order, lowest_order(members, problem.ties)))
-        member_cuts.append(cuts_in_members(stack.of_members(cuts), members, problem.ties))
+        cuts = stack.of_members(cuts_in(table))
+        member_cuts.append(cuts_in_members(cuts, members, problem.ties))
     return pool_counts(orders, member_cuts, ABOVE, problem)
 
 
@@ -154,8 +169,10 @@ def ties_reaching_on_gpu(
     sources, gathered, ranks, table, tied_key = lax.optimization_barrier(
         (problem.sources(), gathered, ranks, table, tied_key)
     )
+    shared = _for_stacks((table, tied_key), problem)
     orders, member_cuts = [], []
     for i, (stack, source) in enumerate(zip(problem.stacks, sources, strict=True)):
+        table, tied_key = shared[i]
         if i in gathered:  # a leaf that is a pool
             integers, order = gathered[i].integers, gathered[i].ranks().astype(ranks[i].first.dtype)
         else:
