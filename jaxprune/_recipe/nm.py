@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -142,29 +144,45 @@ class NM(SingleWeights):
         key = order_key(scores)
         key = jnp.where(allowed.astype(bool), key, jnp.zeros_like(key))
         groups = split_axis(key, axis, self.m)
-        best = _ranks_in_groups(groups, axis + 1) < n_keep
+        ranks = _ranks_in_groups(groups, axis + 1)
         if on_gpu([scores]) and self.m <= _MOST_BITS:
             # An entry of the mask must not be read for its neighbours: then XLA for GPUs writes the
             # new mask into the memory of the old one.
             may_stay = split_axis(allowed.astype(bool), axis, self.m)
-            return merge_axis(_by_bits(best & may_stay, axis + 1), scores)
-        mask = merge_axis(best, scores)
+            best = [some < n_keep for some in ranks]
+            return merge_axis(_by_bits(best, may_stay, axis + 1), scores)
+        mask = merge_axis(jnp.concatenate(ranks, axis + 1) < n_keep, scores)
         return mask & allowed.astype(bool)
 
 
-def _by_bits(flags: jax.Array, axis: int) -> jax.Array:
-    """The same flags, read from a stored number for each group, in which they are bits."""
-    m = flags.shape[axis]
+def _by_bits(best: Sequence[jax.Array], may_stay: jax.Array, axis: int) -> jax.Array:
+    """The mask of all groups, read from a stored number for each group, in which it is bits.
+
+    Args:
+      best: flags of the members of the groups along an axis, in some parts of it.
+      may_stay: flags of all members; others are not kept.
+      axis: of the members.
+    """
+    m = may_stay.shape[axis]
     dtype = next(t for t in (jnp.uint8, jnp.uint16, jnp.uint32) if m <= jnp.iinfo(t).bits)
-    place = lax.broadcasted_iota(dtype, flags.shape, axis)
-    bits = jnp.where(flags, jnp.ones_like(place) << place, jnp.zeros_like(place))
-    numbers = jnp.sum(bits, axis, dtype=dtype, keepdims=True)
+    place = lax.broadcasted_iota(dtype, may_stay.shape, axis)
+    bits = jnp.where(may_stay, jnp.ones_like(place) << place, jnp.zeros_like(place))
+    numbers: Any = 0
+    end = 0
+    for flags in best:
+        first, end = end, end + flags.shape[axis]
+        some = lax.slice_in_dim(bits, first, end, axis=axis)
+        numbers += jnp.sum(
+            jnp.where(flags, some, jnp.zeros_like(some)), axis, dtype=dtype, keepdims=True
+        )
     numbers = lax.optimization_barrier(numbers)
     return ((numbers >> place) & jnp.ones_like(place)).astype(bool)
 
 
-def _ranks_in_groups(groups: jax.Array, axis: int) -> jax.Array:
+def _ranks_in_groups(groups: jax.Array, axis: int) -> list[jax.Array]:
     """How many of the other members along an axis beat each member; of equal ones, the first does.
+
+    The members come in some parts along the axis, in their order: each alone if they are few.
 
     Ranks come from comparing with every other member: XLA fuses this, which it can't do with a
     sort. Members of small groups are compared one by one, because XLA CPU does not vectorise the
@@ -178,12 +196,12 @@ def _ranks_in_groups(groups: jax.Array, axis: int) -> jax.Array:
             wins = [other >= member for other in members[:i]]
             wins += [other > member for other in members[i + 1 :]]
             ranks.append(sum(won.astype(jnp.int32) for won in wins))
-        return jnp.concatenate(ranks, axis)
+        return ranks
     place = lax.broadcasted_iota(jnp.int32, groups.shape, axis)
     rank = jnp.zeros(groups.shape, jnp.int32)
     for i, member in enumerate(members):
         rank += jnp.where(place > i, member >= groups, member > groups).astype(jnp.int32)
-    return rank
+    return [rank]
 
 
 # Its example runs, although by `__module__` it belongs to `jaxprune`.
