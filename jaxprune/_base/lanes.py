@@ -141,8 +141,10 @@ def count_on_devices(lanes: jax.Array, dtype: Any) -> jax.Array:
     if length == 1:
         flags = [x.astype(bool) for x in jnp.moveaxis(_counts(lanes), 1, 0)]
         return count_in_shards(flags, dtype)
-    counts = _counts(_sum(split_axis(lanes, axis + 1, length), axis + 2))
-    return reduced([counts.astype(dtype)], *range(2, counts.ndim))[0]
+    sums = _sum(split_axis(lanes, axis + 1, length), axis + 2)
+    # With the lanes along the last axis, XLA makes one kernel of this for few rows, instead of two.
+    counts = _counts(sums, sums.ndim).astype(dtype)
+    return reduced([counts], *range(1, sums.ndim))[0]
 
 
 def local_row_sums(lanes: jax.Array) -> jax.Array:
@@ -160,9 +162,10 @@ def _sum(lanes: jax.Array, axis: int) -> jax.Array:
         return reduced([lanes], axis)[0]
 
 
-def _counts(lanes: jax.Array) -> jax.Array:
-    """The counts in the lanes, uint32; the lanes are a new axis 1."""
+def _counts(lanes: jax.Array, axis: int = 1) -> jax.Array:
+    """The counts in the lanes, uint32; the lanes are a new axis."""
     with enable_x64(True):
         first_bits = np.arange(N_CUTS, dtype=np.uint64) * np.uint64(_LANE_BITS)
-        shifts = jnp.expand_dims(jnp.asarray(first_bits), (0, *range(2, lanes.ndim + 1)))
-        return (lanes[:, None] >> shifts).astype(jnp.uint32) & np.uint32(LONGEST_ROW)
+        others = [i for i in range(lanes.ndim + 1) if i != axis]
+        shifts = jnp.asarray(np.expand_dims(first_bits, others))
+        return (jnp.expand_dims(lanes, axis) >> shifts).astype(jnp.uint32) & np.uint32(LONGEST_ROW)
