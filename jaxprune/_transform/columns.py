@@ -7,32 +7,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
+from jax import lax
 
-from jaxprune._base.sharding import on_gpu, on_one_device
+from jaxprune._base.counting import counting, is_wide
 
 
 def picked_in_columns(
     pick: Callable[..., tuple[jax.Array, jax.Array]], units: Any, allowed: Any, n_keep: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The best units of each column along the last axis, and the thresholds of the columns."""
-    axis = -1
-    if on_gpu([units]) and on_one_device([units]):
-        # A search through columns is fastest if these are transposed. XLA would lay out the params
-        # in the same way, and transpose them on every step, if the layouts were left to it. Across
-        # devices, it would gather what has a fixed layout.
-        units, allowed = jax.tree.map(_transposed, (units, allowed))
-        axis = 0
-    axes = (axis, None if allowed is None else axis, None)
-    kept, thresholds = jax.vmap(pick, axes, (axis, 0))(units, allowed, n_keep)
-    return kept if axis else _transposed(kept, back=True), thresholds
+    axes = (-1, None if allowed is None else -1, None)
+    return jax.vmap(pick, axes, (-1, 0))(units, allowed, n_keep)
 
 
-def _transposed(x: jax.Array, back: bool = False) -> jax.Array:
-    """A copy of `x` with its last axis moved to the front, or back."""
-    moved = jnp.moveaxis(_row_major(x), 0, -1) if back else jnp.moveaxis(_row_major(x), -1, 0)
-    return _row_major(moved)
+def in_rows(units_of: Callable[[], Any], n_keep: jax.Array) -> Any:
+    """What `units_of` returns; XLA for GPUs lays out everything that it reads in rows.
 
+    A search through columns is fastest if these are transposed. XLA would transpose the params,
+    too, and on every step. It chooses the layouts of a branch without regard to the rest of the
+    program, so it transposes only what this branch returns.
 
-def _row_major(x: jax.Array) -> jax.Array:
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    Args:
+      units_of: computes the units and which of them may be kept, from arrays that it refers to.
+      n_keep: how many units are kept. The branch is taken if no number is negative, which XLA can't
+        know beforehand.
+    """
+    zeros = lambda: jax.tree.map(jnp.zeros_like, units_of())
+    with counting(is_wide(n_keep)):
+        is_taken = jnp.all(n_keep >= 0)
+    return lax.cond(is_taken, units_of, zeros)

@@ -14,15 +14,15 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune._base.counting import counting, is_wide, take
-from jaxprune._base.sharding import explicit_mesh, on_gpu, sharding_in, typed_like
+from jaxprune._base.sharding import explicit_mesh, on_gpu, sharding_in
 from jaxprune._recipe.coupled import combined
 from jaxprune._recipe.leaf import Leaf
-from jaxprune._recipe.scores import leaf_arguments
 from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._topk.topk import select
-from jaxprune._transform.columns import picked_in_columns
+from jaxprune._transform.apart import decided_apart
+from jaxprune._transform.case import Case, is_one_pool, weight_scores
 from jaxprune._transform.normalized import normalized, scale_of
-from jaxprune._transform.operand import Operand, Rules, Scored, has_elementwise_score, is_fused
+from jaxprune._transform.operand import Operand, Rules, Scored, is_fused
 
 
 def tighten(
@@ -81,11 +81,11 @@ def _tighten(
     """`tighten`, where no axis of a mesh is Explicit or no unit is larger than a weight."""
     allowed = [None] * len(operands) if masks is None else _readable(masks, operands, leaves)
     starts = [None] * len(operands) if start is None else list(start)
-    cases = list(map(_Case, operands, allowed, leaves, starts))
-    together = [case for case in cases if _is_one_pool(case)]
+    cases = list(map(Case, operands, allowed, leaves, starts))
+    together = [case for case in cases if is_one_pool(case)]
     decided_together = iter(_together(together, n_keep, rules) if together else ())
     decided = [
-        next(decided_together) if _is_one_pool(case) else _apart(case, n_keep, rules)
+        next(decided_together) if is_one_pool(case) else decided_apart(case, n_keep, rules)
         for case in cases
     ]
     thresholds = jnp.stack([threshold.astype(jnp.float32) for _, threshold in decided])
@@ -105,32 +105,6 @@ def _readable(
         return mask if is_read else mask.flags(param)
 
     return list(map(readable, masks, params, leaves))
-
-
-class _Case(NamedTuple):
-    """One leaf to decide: its operand, which weights may be kept, how, and where to start."""
-
-    operand: Operand
-    allowed: Any
-    leaf: Leaf
-    start: Any
-
-
-def _is_one_pool(case: _Case) -> bool:
-    """Whether all units of a leaf compete with each other."""
-    leaf, shape = case.leaf, case.operand.param.shape
-    if leaf.axes or leaf.traits.decides_in_groups:
-        return False
-    return leaf.structure.n_groups(shape) == 1
-
-
-def _weight_scores(case: _Case, rules: Rules) -> jax.Array:
-    """One score per weight of a leaf, stored."""
-    operand, leaf = case.operand, case.leaf
-    about_leaf = leaf_arguments(rules.score, leaf.path, leaf.roles)
-    scores = rules.score(operand.param, operand.grad, operand.key, **about_leaf)
-    # Random scores are drawn on the devices that need them, not all on every device.
-    return typed_like(scores, operand.param) if jnp.shape(scores) == operand.param.shape else scores
 
 
 # Leaves that are one pool, or a part of one
@@ -157,10 +131,10 @@ class _Contest(NamedTuple):
 
 
 def _together(
-    cases: Sequence[_Case], n_keep: jax.Array, rules: Rules
+    cases: Sequence[Case], n_keep: jax.Array, rules: Rules
 ) -> list[tuple[jax.Array, jax.Array]]:
     """Masks and thresholds of leaves that are one pool, or parts of one, by one selection."""
-    deciders: dict[Any, list[_Case]] = {}
+    deciders: dict[Any, list[Case]] = {}
     for i, case in enumerate(cases):
         deciders.setdefault(_decider(case, i), []).append(case)
     contest = _contest(list(deciders.values()), rules)
@@ -176,13 +150,13 @@ def _together(
     return by_case
 
 
-def _decider(case: _Case, i: int) -> Any:
+def _decider(case: Case, i: int) -> Any:
     """A name for what decides a leaf: its group of coupled leaves, else the leaf itself."""
     group = case.leaf.traits.coupled_group
     return i if group is None else group
 
 
-def _contest(deciders: Sequence[list[_Case]], rules: Rules) -> _Contest:
+def _contest(deciders: Sequence[list[Case]], rules: Rules) -> _Contest:
     """What to select; where leaves are coupled, the first of the group says how."""
     leads = [members[0] for members in deciders]
     pools = sorted({lead.leaf.pools[0] for lead in leads})
@@ -224,7 +198,7 @@ def _select(
     return [k | s for k, s in zip(kept, safe, strict=True)] if safe else kept, thresholds
 
 
-def _units(members: Sequence[_Case], rules: Rules) -> Any:
+def _units(members: Sequence[Case], rules: Rules) -> Any:
     """What `select` scores: the units of a leaf, or those that several coupled leaves share."""
     lead = members[0]
     if lead.leaf.traits.is_elementwise and is_fused(lead.operand, rules):
@@ -232,98 +206,28 @@ def _units(members: Sequence[_Case], rules: Rules) -> Any:
     return combined([_unit_scores(case, rules) for case in members])
 
 
-def _unit_scores(case: _Case, rules: Rules) -> jax.Array:
+def _unit_scores(case: Case, rules: Rules) -> jax.Array:
     """One score per unit of a leaf, stored, as it competes with those of other leaves."""
-    scores = normalized(_weight_scores(case, rules), rules.normalized, case.leaf.traits)
+    scores = normalized(weight_scores(case, rules), rules.normalized, case.leaf.traits)
     return case.leaf.structure.unit_scores(scores)
 
 
 def unit_scores(operand: Operand, leaf: Leaf, rules: Rules) -> jax.Array:
     """One score per unit of a leaf that shares a pool, as it competes with those of others."""
-    return _unit_scores(_Case(operand, None, leaf, None), rules)
+    return _unit_scores(Case(operand, None, leaf, None), rules)
 
 
-def _with_scale(case: _Case, rules: Rules) -> Operand:
+def _with_scale(case: Case, rules: Rules) -> Operand:
     """The operand that `select` computes the scores of a leaf from."""
     if not rules.normalized:
         return case.operand._replace(key=None)
-    scale = scale_of(_weight_scores(case, rules), rules.normalized, case.leaf.traits)
+    scale = scale_of(weight_scores(case, rules), rules.normalized, case.leaf.traits)
     return case.operand._replace(key=None, scale=scale.reshape([1] * case.operand.param.ndim))
 
 
-def _allowed(members: Sequence[_Case]) -> Any:
+def _allowed(members: Sequence[Case]) -> Any:
     """The units that may be kept: none of those that any of the leaves has dropped."""
     if members[0].allowed is None:
         return None
     masks = [case.leaf.structure.unit_mask(case.allowed) for case in members]
     return masks[0] if len(masks) == 1 else functools.reduce(jnp.logical_and, masks)
-
-
-# Leaves that are several pools
-
-
-def _apart(case: _Case, n_keep: jax.Array, rules: Rules) -> tuple[jax.Array, jax.Array]:
-    """Mask and threshold of a leaf that is several pools."""
-    axes, shape = case.leaf.axes, case.operand.param.shape
-    scored = _scored_apart(case, rules)
-    decide: Any = functools.partial(_decide_slice, case, rules)
-    if not axes:
-        return decide(scored, case.allowed, take(n_keep, case.leaf.pools[0]))
-    n_of_slice = take(n_keep, np.array(case.leaf.pools))
-    if len(axes) > 1:
-        with counting(is_wide(n_of_slice)):
-            n_of_slice = n_of_slice.reshape(tuple(shape[axis] for axis in axes))
-    for n_outer, axis in reversed(list(enumerate(axes))):
-        inner = axis - n_outer  # the maps around this one have removed so many earlier axes
-        mapped = (inner, None if case.allowed is None else inner, 0)
-        decide = jax.vmap(decide, mapped, (inner, 0))
-    kept, thresholds = decide(scored, case.allowed, n_of_slice)
-    return kept, jnp.min(thresholds)
-
-
-def _scored_apart(case: _Case, rules: Rules) -> Any:
-    """The scores of the weights of a leaf, or the operand that `select` computes them from."""
-    is_fused = case.leaf.traits.is_elementwise and has_elementwise_score(case.operand, rules)
-    return case.operand._replace(key=None) if is_fused else _weight_scores(case, rules)
-
-
-def _decide_slice(
-    case: _Case, rules: Rules, scored: Any, allowed: Any, n_keep: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mask and threshold of a leaf, or of one slice of it, which may have groups of its own."""
-    structure: Any = case.leaf.structure
-    shape = jax.tree.leaves(scored)[0].shape
-    units: Any = scored if isinstance(scored, Operand) else structure.unit_scores(scored)
-    allowed_units = None if allowed is None else structure.unit_mask(allowed)
-    n_groups = structure.n_groups(shape)
-    pick = functools.partial(_pick, case.start, rules)
-    if case.leaf.traits.decides_in_groups:
-        everything = jnp.ones(units.shape, bool) if allowed_units is None else allowed_units
-        kept = structure.keep_best(units, everything, _per_group(n_keep, n_groups))
-        return structure.expand(kept, shape), jnp.zeros((), jnp.float32)
-    if n_groups == 1:
-        kept, threshold = pick(units, allowed_units, n_keep)
-    else:
-        kept, threshold = picked_in_columns(
-            pick, units, allowed_units, _per_group(n_keep, n_groups)
-        )
-    return structure.expand(kept, shape), jnp.min(threshold)
-
-
-def _per_group(n_keep: jax.Array, n_groups: int) -> jax.Array:
-    """How many units each of the groups keeps, all alike."""
-    with counting(is_wide(n_keep)):
-        return (n_keep // max(n_groups, 1)).astype(jnp.int32)
-
-
-def _pick(
-    start: Any, rules: Rules, units: Any, allowed: Any, n_keep: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The best units of one array, and their threshold."""
-    among = None if allowed is None else [allowed]
-    start, n_keep = None if start is None else start[None], take(n_keep, None)
-    score = Scored(rules.score)
-    kept, thresholds = select(
-        [units], n_keep, score=score, among=among, start=start, ties=rules.ties
-    )
-    return kept[0], thresholds[0]

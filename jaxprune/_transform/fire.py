@@ -152,12 +152,11 @@ def _trip(
     if settings.bit_masks:
         masks = [bits_typed_like(to_bits(m), p) for m, p in zip(masks, params, strict=True)]
     masks = [m.astype(b.dtype) for m, b in zip(masks, before.masks, strict=True)]
-    # XLA for GPUs stores masks twice, unless they are counted after a barrier. Those decided by
-    # columns are laid out in columns; were these counted, every quiet step would transpose them.
+    # XLA for GPUs stores masks twice, unless they are counted after a barrier.
     if settings.bit_masks and on_gpu(params):
         masks = lax.optimization_barrier(masks)
         kept = list(map(from_bits, masks, params))
-    elif not settings.bit_masks and not _by_columns(budget, params):
+    elif not settings.bit_masks:
         masks = kept = lax.optimization_barrier(masks)
     progress = before.progress
     if progress is not None:
@@ -168,15 +167,6 @@ def _trip(
         thresholds, violations, progress = lax.pmax(equal, settings.axis_name)
     fired = Fired(masks, thresholds, violations, inner_state, progress)
     return Carry(fired, jnp.zeros((), bool))
-
-
-def _by_columns(budget: Budget, params: Sequence[jax.Array]) -> bool:
-    """Whether a leaf is decided column by column (balanced blocks)."""
-    return any(
-        not leaf.traits.decides_in_groups
-        and leaf.structure.n_groups(leaf.decided_shape(p.shape)) > 1
-        for leaf, p in zip(budget.leaves, params, strict=True)
-    )
 
 
 def _counted(

@@ -169,14 +169,14 @@ MUTANTS = (
     ),
     Mutant(
         "most-threshold-of-slices",
-        "_transform/decide.py",
+        "_transform/apart.py",
         "return kept, jnp.min(thresholds)",
         "return kept, jnp.max(thresholds)",
         ("recipe/test_slices.py::test_the_threshold_of_a_leaf_is_the_least_of_its_slices",),
     ),
     Mutant(
         "most-threshold-of-columns",
-        "_transform/decide.py",
+        "_transform/apart.py",
         "jnp.min(threshold)\n",
         "jnp.max(threshold)\n",
         ("recipe/test_slices.py::test_the_threshold_of_a_leaf_is_the_least_of_its_slices",),

@@ -28,21 +28,27 @@ KINDS = {
     "NM of 12": lambda: jaxprune.prune(HALF, structure=jaxprune.NM(6, 12, axis=0)),
     "blocks": lambda: jaxprune.prune(HALF, structure=jaxprune.Block((2, 2))),
     "balanced": lambda: jaxprune.prune(HALF, structure=jaxprune.Block((1, 2), balanced=True)),
+    "balanced, slices": lambda: jaxprune.prune(
+        HALF,
+        structure=jaxprune.Block((1, 2), balanced=True),
+        distribution=jaxprune.per_slice({"a": 0, "b": 1}),
+    ),
 }
+SHAPES = {"a": (12, 5), "b": (12, 5), "bias": (5,)}
+STACKED = {"a": (2, 12, 5), "b": (12, 2, 5), "bias": (5,)}
 # The others take some seconds each.
 SHORT = ("bit masks, some exist", "rigl", "NM", "balanced")
 
 
-def tree():
+def tree(shapes):
     rng = np.random.default_rng(0)
-    shapes = {"a": (12, 5), "b": (12, 5), "bias": (5,)}
     return {name: jnp.array(rng.normal(size=shape), "float32") for name, shape in shapes.items()}
 
 
 def masks_of(kind):
     """The masks after each of some steps."""
     tx, history = KINDS[kind](), []
-    params: Any = tree()
+    params: Any = tree(STACKED if "slices" in kind else SHAPES)
     state = tx.init(params)
     step = jax.jit(tx.update)
     for i in range(5):
