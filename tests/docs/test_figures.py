@@ -329,10 +329,21 @@ def test_what_is_said_of_tpus_is_what_the_benchmark_wrote():
     assert f"and {mib(stacked, 'mask_bytes')} of masks" in page
     assert f"another {mib(stacked, 'temp_bytes')} on Auto axes with a pool for each leaf" in page
     assert f"and {mib(explicit, 'temp_bytes')} on Explicit axes" in page
-    assert f"sends {kib_of_a_fire(stacked) / 7:.1f} KiB for each of 7 pools" in page
+    assert f"{mib(one_pool, 'temp_bytes')} on Auto axes with one pool over all leaves" in page
+    sent = [f"{kib_of_a_fire(row):.1f} KiB" for row in (stacked, one_pool)]
+    assert sent[0] == sent[1]
+    assert f"A fire sends {sent[0]} on Auto axes, with one pool or with 7" in page
     assert f"it sends {kib_of_a_fire(explicit):.1f} KiB on Explicit axes" in page
-    sent, held = kib_of_a_fire(one_pool) / 2**20, one_pool["temp_bytes"] / 2**30
-    assert f"gathers weights, {sent:.0f} GiB in a fire, and holds {held:.0f} GiB" in page
+
+
+def test_no_tpu_program_on_auto_axes_sends_weights_or_stores_them():
+    rows = [r for r in results("tpu-cpu")["rows"] if r["case"] == "fire"]
+    auto = [r for r in rows if "Explicit" not in r["layout"]]
+    assert len(auto) == 4
+    for row in auto:
+        assert row["kinds"] == ["all-reduce"]
+        assert row["largest_crossing"] < 10_000
+    assert all(r["temp_bytes"] < 2**27 for r in rows)
 
 
 def test_what_is_said_of_gpus_is_what_the_benchmark_wrote():
