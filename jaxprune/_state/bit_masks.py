@@ -5,7 +5,9 @@ is. Padding bits in the last byte are set, so that they never count as dropped w
 for bit masks with `prune(..., packed=True)`.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +18,13 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune._base.paths import shape_of
-from jaxprune._base.sharding import explicit_sharding, in_sharding, typed_like
+from jaxprune._base.sharding import (
+    explicit_sharding,
+    in_sharding,
+    on_gpu,
+    split_axis,
+    typed_like,
+)
 
 
 def bit_mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -58,7 +66,17 @@ def to_bits(mask: jax.Array) -> jax.Array:
         return jnp.zeros(bit_mask_shape(mask.shape), jnp.uint8)
     padding = [(0, 0)] * (mask.ndim - 1) + [(0, -mask.shape[-1] % 8)]
     flags = jnp.pad(_in_whole_bytes(mask).astype(bool), padding, constant_values=True)
-    return jnp.packbits(flags, axis=-1, bitorder="little")
+    if not on_gpu([flags]):
+        return jnp.packbits(flags, axis=-1, bitorder="little")
+    # XLA for GPUs fuses this into what reads the bits, and a sum only into what makes the flags.
+    in_bytes = split_axis(flags.astype(jnp.uint8), mask.ndim - 1, 8)
+    bits = [lax.index_in_dim(in_bytes, i, -1, keepdims=False) << np.uint8(i) for i in range(8)]
+    return functools.reduce(operator.or_, bits)
+
+
+def to_bits_like(mask: jax.Array, like: Any) -> jax.Array:
+    """`to_bits`, with the sharding of its param on an Explicit mesh."""
+    return bits_typed_like(to_bits(mask), like)
 
 
 def from_bits(bits: jax.Array, like: Any) -> jax.Array:

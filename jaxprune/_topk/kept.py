@@ -1,5 +1,6 @@
 """The masks that the cuts of a search give, and the thresholds that the cuts correspond to."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax import lax
 from jaxprune._base.counting import per_member
 from jaxprune._base.float_bits import key_value
 from jaxprune._base.sharding import on_cpu
+from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._topk.copies import StoredKeys, in_parts
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.ranks import (
@@ -25,15 +27,16 @@ from jaxprune._topk.search import Cuts
 from jaxprune._topk.stacks import SHORT, Pools, Stack, unstacked
 
 
-def kept_masks(cuts: Cuts, problem: Problem) -> list[jax.Array]:
-    """The mask of each leaf; True means kept."""
+def kept_masks(cuts: Cuts, problem: Problem) -> list[Any]:
+    """The mask of each leaf; True means kept. `BitFlags` where the old masks can be packed."""
     first = first_ranks(problem)
     shapes = problem.pools.shapes
     masks: list[Any] = [jnp.zeros(shape, bool) for shape in shapes]  # empty leaves are in no stack
     for stack in problem.stacks:
         leaf_masks = _stack_masks(stack, cuts, first, problem)
         for leaf, mask in zip(stack.leaves, leaf_masks, strict=True):
-            masks[leaf] = mask.reshape(shapes[leaf])
+            is_packed = isinstance(mask, BitFlags)
+            masks[leaf] = mask if is_packed else mask.reshape(shapes[leaf])
     return masks
 
 
@@ -48,10 +51,8 @@ def masks_of_members(cuts: Cuts, problem: Problem) -> list[jax.Array]:
     return masks
 
 
-def _stack_masks(
-    stack: Stack, cuts: Cuts, first: jax.Array, problem: Problem
-) -> Sequence[jax.Array]:
-    """The mask of each leaf of a stack, in the shape of the leaf or flat.
+def _stack_masks(stack: Stack, cuts: Cuts, first: jax.Array, problem: Problem) -> Sequence[Any]:
+    """The mask of each leaf of a stack, in the shape of the leaf or flat; or its `BitFlags`.
 
     Args:
       stack: the leaves.
@@ -66,6 +67,9 @@ def _stack_masks(
         return _masks_by_case(stack, pool_cuts, cuts, members, problem)
     if len(stack.leaves) == 1:
         # Not from the rows: in the shape of the leaf, ranks need no division for each entry.
+        old = problem.bits[stack.leaves[0]] if problem.bits else None
+        if old is not None and old.pack is not None:
+            return [_bit_mask(stack, cuts, members, problem, old)]
         operand = jax.tree.map(lambda x: x[None], stack.operands[0])
         return [_mask(stack, operand, cuts, members, problem)[0]]
     flat = _flat(stack.x)
@@ -110,6 +114,20 @@ def _masks_by_case(
     )
     masks = masks.reshape(len(masks), -1)[:, : stack.size]
     return unstacked(masks) if len(masks) > 1 else list(masks)
+
+
+def _bit_mask(
+    stack: Stack, cuts: Cuts, members: Members, problem: Problem, old: BitFlags
+) -> BitFlags:
+    """The mask of a leaf, given the bits of what may be kept.
+
+    These are read in the last operation only. So XLA for GPUs writes the new bits in their place.
+    """
+    leaf = stack.operands[0][0]
+    operand = jax.tree.map(lambda x: x[None], leaf)
+    anything = stack._replace(form=dataclasses.replace(stack.form, has_floor=False))
+    mask = _mask(anything, (operand, None), cuts, members, problem)[0]
+    return old.only(mask, jax.tree.leaves(leaf)[0])
 
 
 def _masks_in_parts(

@@ -95,8 +95,8 @@ class Rounds(NamedTuple):
         ]
 
 
-def select_all(leaves: Leaves) -> tuple[list[jax.Array], jax.Array]:
-    """The mask of each leaf, and the threshold of each pool."""
+def select_all(leaves: Leaves) -> tuple[list[Any], jax.Array]:
+    """The mask of each leaf, see `kept_masks`, and the threshold of each pool."""
     rounds = _planned(leaves)
     if rounds is None:
         return _at_once(leaves)
@@ -111,7 +111,7 @@ def select_all(leaves: Leaves) -> tuple[list[jax.Array], jax.Array]:
     return [masks[leaf] for leaf in range(len(leaves.pairs))], of_rounds[of_pools]
 
 
-def _at_once(leaves: Leaves) -> tuple[list[jax.Array], jax.Array]:
+def _at_once(leaves: Leaves) -> tuple[list[Any], jax.Array]:
     """`select_all`, by one search for all of them."""
     problem, pools = leaves.problem, leaves.problem.pools
     longest_row = LONGEST_ROW if problem.is_gpu else 0

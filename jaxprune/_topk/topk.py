@@ -164,7 +164,7 @@ def select(
     start: jax.Array | None = None,
     ties: str = "index",
     axis_name: Any = None,
-) -> tuple[list[jax.Array], jax.Array]:
+) -> tuple[list[Any], jax.Array]:
     """Exact masks and their thresholds, with the scores computed while they are read.
 
     Args:
@@ -175,7 +175,8 @@ def select(
         `score` share their compilation.
       among: per leaf, nonzero where an entry may be kept. All other entries rank below every score
         and are False in the result, even if `n_keep` exceeds the number that may be kept. A GPU
-        reads `BitFlags` in this form in every pass.
+        reads `BitFlags` in this form in every pass, and may return their masks as `BitFlags` if
+        they can be packed.
       pool_of: the pool of each leaf, numbered from 0; by default each leaf is its own pool.
       start: float[n_pools], thresholds to start the search from, such as those of the last call.
         Wrong ones cost time and change nothing else. Zero and non-finite ones are ignored.
@@ -218,7 +219,7 @@ def _select(
     ties: str,
     one_device: bool,
     axis_name: Any,
-) -> tuple[list[jax.Array], jax.Array]:
+) -> tuple[list[Any], jax.Array]:
     specs = score_specs(score, operands)
     pools = Pools.of(specs, pool_of, axis_length(axis_name))
     check_pool_sizes(pools, ties)

@@ -20,7 +20,7 @@ from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.pools import round_half_up
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import accumulates, itself, needs_key, random_score
-from jaxprune._state.bit_masks import bits_typed_like, from_bits, to_bits
+from jaxprune._state.bit_masks import from_bits, to_bits_like
 from jaxprune._state.masks import full_mask
 from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._transform.decide import tighten
@@ -185,7 +185,7 @@ def _dropped(
     if not on_gpu(params):
         dropped = lax.optimization_barrier(dropped)
         return dropped, dropped
-    bits = map(bits_typed_like, map(to_bits, dropped), params)
+    bits = map(to_bits_like, dropped, params)
     may_grow = [BitFlags(x, from_bits) for x in lax.optimization_barrier(list(bits))]
     return [flags.flags(p) for flags, p in zip(may_grow, params, strict=True)], may_grow
 

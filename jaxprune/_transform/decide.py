@@ -45,8 +45,9 @@ def tighten(
       start: float[n_leaves], the thresholds of the last fire; the search starts there.
 
     Returns:
-      Bool masks, and the threshold of each leaf, float32, 0 where it drops nothing. Where a leaf
-      has several pools it is the smallest of theirs.
+      Bool masks, on a GPU `BitFlags` for such masks that can be packed; and the threshold of each
+      leaf, float32, 0 where it drops nothing. Where a leaf has several pools it is the smallest of
+      theirs.
     """
     inputs = (list(operands), masks, n_keep, start)
     decide = functools.partial(_tighten, leaves=leaves, rules=rules)
@@ -59,9 +60,15 @@ def tighten(
     shardings = [sharding_in(mesh, operand.param) for operand in operands]
     replicated = NamedSharding(mesh, PartitionSpec())
 
+    def as_flags(operands: Sequence[Operand], *others: Any) -> tuple[list[jax.Array], jax.Array]:
+        decided, thresholds = decide(operands, *others)
+        pairs = zip(decided, operands, strict=True)
+        flags = [m.flags(o.param) if isinstance(m, BitFlags) else m for m, o in pairs]
+        return flags, thresholds
+
     def chosen_by_compiler(*inputs: Any) -> tuple[list[jax.Array], jax.Array]:
         with jax.sharding.use_abstract_mesh(mesh):
-            decided: Any = jax.sharding.auto_axes(decide, out_sharding=(shardings, replicated))
+            decided: Any = jax.sharding.auto_axes(as_flags, out_sharding=(shardings, replicated))
             return decided(*inputs)
 
     # Outside `jit`, the mesh of a type has no devices: they come from the inputs. Random scores

@@ -21,7 +21,7 @@ from jax import lax
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.sharding import everywhere, on_gpu
 from jaxprune._recipe.budget import Budget
-from jaxprune._state.bit_masks import bits_typed_like, from_bits, to_bits
+from jaxprune._state.bit_masks import from_bits, to_bits_like
 from jaxprune._state.masks import count_violations
 from jaxprune._state.progress import Progress, zeros_of
 from jaxprune._topk.bit_flags import BitFlags
@@ -142,7 +142,7 @@ def _trip(
         if on_gpu(params):
             inputs, old, violations = _after(inputs, old, violations)
     if settings.bit_masks:
-        old = [BitFlags(bits, from_bits) for bits in old]
+        old = [BitFlags(bits, from_bits, to_bits_like) for bits in old]
     chosen = np.array(budget.chosen)
     masks, reached = settings.algorithm.decide(settings, budget, inputs, old, before.thresholds)
     inner_state = before.inner_state
@@ -150,7 +150,10 @@ def _trip(
         inner_state = reset_grown(wrapped, inner_state, budget, masks)
     kept = masks
     if settings.bit_masks:
-        masks = [bits_typed_like(to_bits(m), p) for m, p in zip(masks, params, strict=True)]
+        masks = [
+            m.bits if isinstance(m, BitFlags) else to_bits_like(m, p)
+            for m, p in zip(masks, params, strict=True)
+        ]
     masks = [m.astype(b.dtype) for m, b in zip(masks, before.masks, strict=True)]
     # XLA for GPUs stores masks twice, unless they are counted after a barrier.
     if settings.bit_masks and on_gpu(params):

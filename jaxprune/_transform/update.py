@@ -18,7 +18,13 @@ from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.errors import check_shuffled
 from jaxprune._recipe.schedule_list import ScheduleList
 from jaxprune._recipe.scores import accumulates, reads_grads, required_grads
-from jaxprune._state.bit_masks import bits_typed_like, from_bits, full_bits, to_bits, widths_of
+from jaxprune._state.bit_masks import (
+    bits_typed_like,
+    from_bits,
+    full_bits,
+    to_bits_like,
+    widths_of,
+)
 from jaxprune._state.masks import keep, land
 from jaxprune._state.progress import CAN_PASS_64_BITS, Progress, count_dtype, zeros_of
 from jaxprune._state.prune_state import PruneState
@@ -121,7 +127,7 @@ def _as_bits(settings: Settings, masks: Sequence[jax.Array]) -> list[jax.Array]:
     """The first masks as bit masks."""
     if not settings.recipe.structural:  # all ones, with the shardings of the masks
         return list(map(full_bits, masks))
-    return [bits_typed_like(to_bits(mask), mask) for mask in masks]
+    return [to_bits_like(mask, mask) for mask in masks]
 
 
 def _first_progress(

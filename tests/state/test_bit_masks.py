@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
 from helpers import grads_at, random_params, says, stepper
+from jaxprune._state import bit_masks
 from jaxprune._state.bit_masks import bit_mask_shape, from_bits, full_bits, to_bits
 from jaxprune._state.masks import keep
 
@@ -60,6 +61,14 @@ def test_packing_is_undone_by_unpacking(shape, seed):
     if mask.ndim and mask.size:  # the bits that fill up the last byte are set
         fill = np.unpackbits(np.asarray(bits), axis=-1, bitorder="little")[..., mask.shape[-1] :]
         assert fill.all()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 8), (2, 19)])
+def test_a_gpu_packs_the_same_bits(shape, monkeypatch):
+    mask = jnp.asarray(np.random.default_rng(0).random(shape) < 0.5)
+    bits = to_bits(mask)
+    monkeypatch.setattr(bit_masks, "on_gpu", lambda arrays: True)
+    np.testing.assert_array_equal(to_bits(mask), bits)
 
 
 @pytest.mark.parametrize(

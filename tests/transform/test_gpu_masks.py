@@ -1,14 +1,14 @@
 """Masks as the programs for a GPU decide them, run on a CPU: those that the CPU decides."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, PartitionSpec as P
 
 import jaxprune
+from helpers import make_mesh, place
 from jaxprune._base import sharding
 
 HALF = jaxprune.cubic_schedule(0.5, begin_step=0, end_step=4, every=2)
@@ -45,19 +45,34 @@ def tree(shapes):
     return {name: jnp.array(rng.normal(size=shape), "float32") for name, shape in shapes.items()}
 
 
-def masks_of(kind):
+SHARDED = {"a": (16, 64), "b": (16, 64), "c": (8, 24), "bias": (8,)}
+SPECS = {"a": P("data", "model"), "b": P("model", "data"), "c": P(None, "data"), "bias": P()}
+
+
+def masks_of(kind, params):
     """The masks after each of some steps."""
     tx, history = KINDS[kind](), []
-    params: Any = tree(STACKED if "slices" in kind else SHAPES)
     state = tx.init(params)
     step = jax.jit(tx.update)
     for i in range(5):
         grads = jax.tree.map(lambda p, i=i: jnp.sin(p + i), params)
         updates, state = step(grads, state, params)
         params = optax.apply_updates(params, updates)
-        history.append(jaxprune.get_masks(state))
+        history.append(jax.device_get(jaxprune.get_masks(state)))
     jaxprune.check(params, state)
     return history
+
+
+def assert_as_on_cpu(kind, params, monkeypatch):
+    """Compares the masks of programs for a GPU with those of programs for a CPU."""
+    want = masks_of(kind, params)
+    monkeypatch.setattr(sharding, "_device_kind", lambda arrays: "NVIDIA H100 80GB HBM3")
+    jax.clear_caches()
+    try:
+        masks = masks_of(kind, params)
+    finally:
+        jax.clear_caches()
+    jax.tree.map(np.testing.assert_array_equal, masks, want)
 
 
 @pytest.mark.parametrize(
@@ -66,11 +81,20 @@ def masks_of(kind):
 )
 def test_masks_are_those_of_the_cpu(kind, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    want = masks_of(kind)
-    monkeypatch.setattr(sharding, "_device_kind", lambda arrays: "NVIDIA H100 80GB HBM3")
-    jax.clear_caches()
-    try:
-        masks = masks_of(kind)
-    finally:
-        jax.clear_caches()
-    jax.tree.map(np.testing.assert_array_equal, masks, want)
+    assert_as_on_cpu(kind, tree(STACKED if "slices" in kind else SHAPES), monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, axes",
+    [
+        ("bit masks", "Explicit"),
+        ("bit masks, global", "Auto"),
+        ("balanced", "Auto"),
+        ("balanced", "Explicit"),
+        ("NM", "Auto"),
+    ],
+)
+def test_masks_on_many_devices_are_those_of_cpus(kind, axes, monkeypatch):
+    mesh = make_mesh((4, 2), getattr(AxisType, axes))
+    assert_as_on_cpu(kind, place(tree(SHARDED), mesh, SPECS), monkeypatch)
