@@ -33,6 +33,8 @@ LONGEST_ROW = 2**_LANE_BITS - 1
 # one kernel adds up the parts of all leaves.
 _MANY_ROWS = 2**11
 _N_PARTS = 2**7
+# The most sums of rows on each of many devices that are few.
+_FEW_SUMS = 2**12
 # The longest row where rows are fewer.
 _SHORT_ROW = 2**7
 
@@ -142,9 +144,12 @@ def count_on_devices(lanes: jax.Array, dtype: Any) -> jax.Array:
         flags = [x.astype(bool) for x in jnp.moveaxis(_counts(lanes), 1, 0)]
         return count_in_shards(flags, dtype)
     sums = _sum(split_axis(lanes, axis + 1, length), axis + 2)
-    # With the lanes along the last axis, XLA makes one kernel of this for few rows, instead of two.
-    counts = _counts(sums, sums.ndim).astype(dtype)
-    return reduced([counts], *range(1, sums.ndim))[0]
+    # Where the new axis lies decides how many kernels XLA makes: of many sums one less if it is the
+    # last one, of few sums if it is the first one. Seen in programs for an H100.
+    is_last = sums.size // n_devices([sums]) > _FEW_SUMS
+    counts = _counts(sums, sums.ndim if is_last else 1).astype(dtype)
+    others = range(1, sums.ndim) if is_last else range(2, counts.ndim)
+    return reduced([counts], *others)[0]
 
 
 def local_row_sums(lanes: jax.Array) -> jax.Array:

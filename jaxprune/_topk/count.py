@@ -96,13 +96,15 @@ def _keys_reaching(
 
 
 def _for_stacks(x: Any, problem: Problem) -> list[Any]:
-    """`x` once for each stack; on many devices XLA can't tell that they are equal.
+    """`x` once for each stack; XLA can't tell that they are equal where stacks share a pool.
 
-    Otherwise, for two leaves of one shape and one pool, it computes once what is compared with both
-    of them, shards that like one of them, and in every pass gathers the other one.
+    Otherwise, for two leaves of one shape on many devices, it computes once what is compared with
+    both of them, shards that like one of them, and in every pass gathers the other one.
     """
     copies = [x] * len(problem.stacks)
-    return copies if problem.one_device else lax.optimization_barrier(copies)
+    pools = {int(stack.pool_of[0]) for stack in problem.stacks}
+    is_shared = not problem.one_device and len(pools) < len(copies)
+    return lax.optimization_barrier(copies) if is_shared else copies
 
 
 def _padding_below(
