@@ -370,10 +370,9 @@ def test_what_is_said_of_gpus_is_what_the_benchmark_wrote():
     kinds = ("bit masks", "NM(2, 4)", "blocks", "balanced blocks", "random score", "rigl")
     held = [f"{one[kind]['temp_per_weight']:.1f}" for kind in (*kinds, "150 leaves")]
     assert f"| {' | '.join(held)} |" in page
-    assert {round(x["balanced blocks"]["temp_per_weight"]) for x in (auto, explicit)} == {5}
-    assert "On eight GPUs balanced blocks hold 5 bytes" in page
-    [nm] = [r for r in rows if where(r)[:2] == ("a100", 1) and r["kind"] == "NM(2, 4)"]
-    assert f"XLA stores the scores of N:M, {nm['temp_per_weight']:.1f} bytes in all" in page
+    for row in (x["balanced blocks"] for x in (auto, explicit)):
+        assert f"balanced blocks hold {row['temp_per_weight']:.1f} bytes a weight" in page
+        assert row["quiet_extra"] == usual["quiet_extra"]
 
 
 def kib_of_a_fire(row, n_passes=8):

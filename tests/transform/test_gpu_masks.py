@@ -1,5 +1,7 @@
 """Masks as the programs for a GPU decide them, run on a CPU: those that the CPU decides."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +51,7 @@ SHARDED = {"a": (16, 64), "b": (16, 64), "c": (8, 24), "bias": (8,)}
 SPECS = {"a": P("data", "model"), "b": P("model", "data"), "c": P(None, "data"), "bias": P()}
 
 
-def masks_of(kind, params):
+def masks_of(kind, params: Any):
     """The masks after each of some steps."""
     tx, history = KINDS[kind](), []
     state = tx.init(params)
