@@ -20,6 +20,10 @@ KINDS = {
     "bit masks, global": lambda: jaxprune.prune(
         HALF, packed=True, distribution=jaxprune.global_pool
     ),
+    # Dropped weights have the best scores.
+    "bit masks, small weights": lambda: jaxprune.prune(
+        HALF, packed=True, score=lambda params, grads, key: jnp.exp(-jnp.abs(params))
+    ),
     "bit masks, some exist": lambda: jaxprune.prune(
         HALF, packed=True, structural={"a": np.arange(60).reshape(12, 5) % 4 > 0}
     ),
@@ -36,10 +40,11 @@ KINDS = {
         distribution=jaxprune.per_slice({"a": 0, "b": 1}),
     ),
 }
-SHAPES = {"a": (12, 5), "b": (12, 5), "bias": (5,)}
+# "a" and "b" are copied into one array.
+SHAPES = {"a": (12, 5), "b": (12, 5), "c": (24, 9), "bias": (5,)}
 STACKED = {"a": (2, 12, 5), "b": (12, 2, 5), "bias": (5,)}
 # The others take some seconds each.
-SHORT = ("bit masks, some exist", "rigl", "NM", "balanced")
+SHORT = ("bit masks, small weights", "bit masks, some exist", "rigl", "NM", "balanced")
 
 
 def tree(shapes):
