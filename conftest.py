@@ -25,7 +25,7 @@ _BIASES = {"rank": "it adds a bias to a batch of rows"}
 PAGES = {
     **dict.fromkeys(("README.md", "algorithms.md"), _TABLES | _BIASES),
     **dict.fromkeys(("sparse-from-the-start.md", "which-leaves.md", "index.md"), _TABLES),
-    **dict.fromkeys(("is-it-working.md", "tour.md"), _TABLES),
+    **dict.fromkeys(("is-it-working.md", "tour.md", "combining-with-optax.md"), _TABLES),
     "recipes.md": _TABLES | {"strict": "the actions of its agent are integers"},
     **dict.fromkeys(("shrink.py", "channels.py", "shrinking.md"), _BIASES),
     "troubleshooting.md": {"debug_nans": "it shows how NaN is reported"},

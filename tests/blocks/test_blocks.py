@@ -91,7 +91,7 @@ def test_a_block_is_kept_where_any_weight_is_and_its_dropped_weights_are_zero():
 
 
 def test_balanced_pruning_needs_no_padding():
-    w = jax.random.normal(jax.random.key(0), (64, 48))
+    w = jax.random.normal(jax.random.key(0), (64, 48), jnp.float32)
     structure = jaxprune.Block((1, 16), balanced=True)
     pruned, masks = jaxprune.prune_params({"w": w}, 0.75, structure=structure)
     packed = pack_matrix(pruned["w"], masks["w"], (1, 16))
@@ -268,7 +268,7 @@ def linen_models():
 @pytest.mark.parametrize("name", ("mlp", "lstm", "optimized lstm", "bf16"))
 def test_linen_models_run_from_packed_kernels(name):
     model = linen_models()[name]
-    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8), jnp.float32)
     params = pruned_params(model.init(jax.random.key(1), x)["params"])
     params = jax.tree.map(lambda p: p + 0.5 if p.ndim == 1 else p, params)
     packed = pack_kernels(params, block=(1, 4))
@@ -314,7 +314,7 @@ def test_nnx_models_are_packed_in_place(name):
         "optimized lstm": lambda: nnx.RNN(nnx.OptimizedLSTMCell(8, 8, rngs=rngs)),
     }[name]()
     nnx.update(model, pruned_params(nnx.state(model, nnx.Param)))
-    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8), jnp.float32)
     expected = model(x)
     packed = pack_linear(model, block=(1, 4))
     assert len(packed) == {"mlp": 2, "lstm": 8, "optimized lstm": 2}[name]

@@ -225,7 +225,7 @@ def test_weights_of_an_input_that_is_always_zero_go_first_and_are_not_moved(prun
 
 @both_kernels
 def test_where_inputs_are_always_zero_the_largest_weights_stay(prune_kernel):
-    kernel = jnp.array([[0.1], [0.2], [5.0], [9.0]])
+    kernel = jnp.array([[0.1], [0.2], [5.0], [9.0]], jnp.float32)
     new, mask = prune_kernel(kernel, jnp.zeros((7, 4)), 0.5)  # an expert without tokens
     assert new[:, 0].tolist() == [0, 0, 5, 9]
     assert mask[:, 0].tolist() == [False, False, True, True]
@@ -342,7 +342,7 @@ class LinenNet(nn.Module):
         x = nn.relu(shared(shared(x)))
         x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
         scan = nn.scan(Cell, variable_broadcast="params", split_rngs={"params": False})
-        x, _ = scan(name="scan")(x, jnp.ones((3, 4)))
+        x, _ = scan(name="scan")(x, jnp.ones((3, 4), jnp.float32))
         x = nn.remat(nn.Dense)(4, name="remat")(x)
         x = nn.jit(nn.Dense)(4, name="jitted")(x)
         return nn.Dense(4, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, name="head")(x)

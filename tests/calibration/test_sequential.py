@@ -113,7 +113,7 @@ def test_a_block_gets_inputs_from_before_it_was_pruned(method):
 
 @both_methods
 def test_experts_of_stacked_layers_have_budgets_of_their_own(method):
-    params = {"experts": jnp.asarray(normal(2, 3, 8, 8)), "norm": jnp.ones(8)}
+    params = {"experts": jnp.asarray(normal(2, 3, 8, 8)), "norm": jnp.ones(8, jnp.float32)}
 
     def model(p, x):
         step = lambda x, w: (jnp.einsum("btd,bdf->btf", x * p["norm"][None, None], w), None)
