@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.sharding import n_devices, on_tpu, split_axis
+from jaxprune._base.sharding import n_devices, on_cpu, on_tpu, split_axis
 
 try:
     from jax import enable_x64
@@ -30,6 +30,8 @@ WIDE = 2**31 - 1
 # The longest row that is reduced on one device: long enough to vectorise, short enough that XLA
 # CPU has rows left to spread over its threads.
 _ROW = 1024
+# A CPU reads at most so many entries in one thread: to start others takes as long.
+SHORT = 2**17
 # Rows of this length are long enough along the last axis.
 _SHORT_ROW = 64
 # The largest number of 32 bits.
@@ -106,7 +108,17 @@ def count_each(flags: Sequence[jax.Array], dtype: Any, is_local: bool) -> jax.Ar
         return _count_on_tpu(flags, dtype)
     if not is_local:
         return count_in_shards(flags, dtype)
-    return count_rows([as_rows(flag) for flag in flags], dtype)
+    longest = _longest_row(flags)
+    return count_rows([as_rows(flag, longest) for flag in flags], dtype)
+
+
+def _longest_row(flags: Sequence[jax.Array]) -> int:
+    """The longest rows to count in; 0 for the usual ones. A CPU counts few entries in one thread.
+
+    Then there are no counts of rows to sum up.
+    """
+    size = flags[0].size
+    return size if len(flags) * size <= SHORT and on_cpu(flags) else 0
 
 
 def count_rows(flags: Sequence[jax.Array], dtype: Any) -> jax.Array:

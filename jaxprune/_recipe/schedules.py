@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprune._base.arguments import as_flag, as_sparsity, check_step, check_steps, is_int, shown
 
@@ -308,13 +309,23 @@ def fire_grid(begin_step: int, end_step: int, every: int) -> tuple[int, ...]:
 def fires_at(step: Any, begin_step: Any, end_step: Any, every: Any) -> Any:
     """Whether a schedule with these steps fires at `step`; all of them may be traced."""
     inside = (step >= begin_step) & (step < end_step)
-    on_grid = inside & ((step - begin_step) % every == 0)
+    on_grid = inside & (_periods(step - begin_step, every) * every == step - begin_step)
     return on_grid | (step == end_step)
 
 
 def latest_fire(step: Any, begin_step: Any, end_step: Any, every: Any, last: Any) -> jax.Array:
     """The number of the latest fire, of `last + 1`, at a step that is not before the first."""
-    return jnp.where(step >= end_step, last, (step - begin_step) // every)
+    return jnp.where(step >= end_step, last, _periods(step - begin_step, every))
+
+
+def _periods(n_steps: Any, every: Any) -> Any:
+    """How often `every` steps fit into `n_steps`, if these are not negative.
+
+    `//` of arrays rounds negative quotients down, and takes ten operations.
+    """
+    if not isinstance(n_steps, jax.Array):
+        return n_steps // every
+    return lax.div(*jnp.broadcast_arrays(n_steps, jnp.asarray(every, n_steps.dtype)))
 
 
 def check_schedule(schedule: Any, also: str = "") -> None:

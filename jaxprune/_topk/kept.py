@@ -1,7 +1,7 @@
 """The masks that the cuts of a search give, and the thresholds that the cuts correspond to."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.counting import per_member
+from jaxprune._base.counting import SHORT, per_member
 from jaxprune._base.float_bits import key_value
 from jaxprune._base.sharding import on_cpu
 from jaxprune._topk.bit_flags import BitFlags
@@ -24,7 +24,7 @@ from jaxprune._topk.ranks import (
     tie_order,
 )
 from jaxprune._topk.search import Cuts
-from jaxprune._topk.stacks import SHORT, Pools, Stack, unstacked
+from jaxprune._topk.stacks import Pools, Stack, unstacked
 
 
 def kept_masks(cuts: Cuts, problem: Problem) -> list[Any]:
@@ -45,7 +45,8 @@ def masks_of_members(cuts: Cuts, problem: Problem) -> list[jax.Array]:
     first = first_ranks(problem)
     masks = []
     for stack in problem.stacks:
-        _, member_cuts, members = _member_cuts(stack, cuts, first, problem)
+        pool_cuts, members = _pool_cuts(stack, cuts, first, problem)
+        member_cuts = _member_cuts(stack, pool_cuts, members, problem)
         mask = _mask(stack, _flat(stack.x), member_cuts, members, problem)
         masks.append(mask[:, : stack.size])
     return masks
@@ -60,11 +61,12 @@ def _stack_masks(stack: Stack, cuts: Cuts, first: jax.Array, problem: Problem) -
       first: [n_pools], the rank of the first entry of each pool.
       problem: the selection.
     """
-    pool_cuts, cuts, members = _member_cuts(stack, cuts, first, problem)
+    pool_cuts, members = _pool_cuts(stack, cuts, first, problem)
+    if _is_masked_by_case(stack, problem):
+        return _masks_by_case(stack, pool_cuts, members, problem)
+    cuts = _member_cuts(stack, pool_cuts, members, problem)
     if stack.is_sliced:
         return [_mask(stack, stack.operands[0], cuts, members, problem)]
-    if _is_masked_by_case(stack, problem):
-        return _masks_by_case(stack, pool_cuts, cuts, members, problem)
     if len(stack.leaves) == 1:
         # Not from the rows: in the shape of the leaf, ranks need no division for each entry.
         old = problem.bits[stack.leaves[0]] if problem.bits else None
@@ -93,24 +95,35 @@ def _is_masked_by_case(stack: Stack, problem: Problem) -> bool:
     one, the time to start a second thread counts.
     """
     on_one_cpu = problem.one_device and not problem.is_gpu and on_cpu(jax.tree.leaves(stack.x))
-    if not on_one_cpu:
+    if not on_one_cpu or stack.is_sliced:
         return False
     return len(stack.leaves) > 1 or (len(problem.stacks) == 1 and stack.size <= SHORT)
 
 
 def _masks_by_case(
-    stack: Stack, pool_cuts: Cuts, cuts: Cuts, members: Members, problem: Problem
+    stack: Stack, pool_cuts: Cuts, members: Members, problem: Problem
 ) -> Sequence[jax.Array]:
     """The mask of each leaf of a stack, flat, by the shorter way if all cuts are plain.
 
     `cond` makes its result one buffer. Otherwise XLA computes, and compiles, the whole mask again
-    for every member that is sliced from it.
+    for every member that is sliced from it. The cuts of members are computed in its branches, where
+    they need no kernels of their own.
     """
+    are_plain = stack.form.are_plain(stack.form.cuts(pool_cuts.key))
+
+    def masks_with(mask: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        def masks_of(x: Any, pool_cuts: Cuts, members: Members) -> jax.Array:
+            return mask(
+                stack, x, _member_cuts(stack, pool_cuts, members, problem), members, problem
+            )
+
+        return masks_of
+
     masks = lax.cond(
-        jnp.any((pool_cuts.tie > 1) | ~stack.form.are_plain(cuts.key)),
-        lambda x, cuts, members: _mask(stack, x, cuts, members, problem),
-        lambda x, cuts, members: _plain_mask(stack, x, cuts, problem),
-        *(stack.x, cuts, members),
+        jnp.any((pool_cuts.tie > 1) | ~are_plain),
+        masks_with(_mask),
+        masks_with(_plain_mask),
+        *(stack.x, pool_cuts, members),
     )
     masks = masks.reshape(len(masks), -1)[:, : stack.size]
     return unstacked(masks) if len(masks) > 1 else list(masks)
@@ -143,10 +156,10 @@ def _masks_in_parts(
     return masks
 
 
-def _member_cuts(
+def _pool_cuts(
     stack: Stack, cuts: Cuts, first: jax.Array, problem: Problem
-) -> tuple[Cuts, Cuts, Members]:
-    """The cuts of the pool of each member, those that its entries compare with, and its ranks."""
+) -> tuple[Cuts, Members]:
+    """The cuts of the pool of each member, and its ranks."""
     pool_cuts = Cuts(stack.of_members(cuts.key), stack.of_members(cuts.tie))
     # The barrier ties all ranks to the cuts: otherwise XLA computes them before the search, even
     # outside a loop that contains it. It ties them to the base too: otherwise XLA shares the ranks
@@ -154,9 +167,13 @@ def _member_cuts(
     size, base, pool_cuts = lax.optimization_barrier(
         (member_sizes(stack, problem.pools), member_bases(stack, first), pool_cuts)
     )
-    members = Members(base, size)
+    return pool_cuts, Members(base, size)
+
+
+def _member_cuts(stack: Stack, pool_cuts: Cuts, members: Members, problem: Problem) -> Cuts:
+    """The cuts that the entries of each member compare with."""
     ties = cuts_in_members(pool_cuts.tie, members, problem.ties)
-    return pool_cuts, Cuts(stack.form.cuts(pool_cuts.key), ties), members
+    return Cuts(stack.form.cuts(pool_cuts.key), ties)
 
 
 def _flat(x: Any) -> Any:
@@ -173,8 +190,9 @@ def _mask(stack: Stack, x: Any, cuts: Cuts, members: Members, problem: Problem) 
     return _among(entry >= cut_key + (order <= cut_tie).astype(entry.dtype), stack, x)
 
 
-def _plain_mask(stack: Stack, x: Any, cuts: Cuts, problem: Problem) -> jax.Array:
+def _plain_mask(stack: Stack, x: Any, cuts: Cuts, members: Members, problem: Problem) -> jax.Array:
     """`_mask` if all cuts are plain, and none divides tied entries."""
+    del members
     return _among(problem.reaching(stack, x, cuts.key), stack, x)
 
 

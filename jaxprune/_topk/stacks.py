@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base import counting
-from jaxprune._base.counting import as_rows
+from jaxprune._base.counting import SHORT, as_rows
 from jaxprune._base.float_bits import keyed_dtype
 from jaxprune._base.sharding import on_cpu
 from jaxprune._topk.copies import copied_keys
@@ -29,9 +29,6 @@ from jaxprune._topk.signs import ScoreSpec
 
 # Only leaves of at most this many entries are copied into a stack with others of their shape.
 _STACKED = 2**20
-# A CPU reads a leaf of at most so many entries as one row, in one thread: to start other threads
-# takes as long as to read so many entries.
-SHORT = 2**17
 # How many leaves are taken out of a stack by one kernel.
 _AT_ONCE = 7
 # From this size on, the ranks within a member would need more than 31 bits.

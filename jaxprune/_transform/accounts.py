@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.counting import counting, is_wide
+from jaxprune._base.places import placed
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.schedule_list import ChosenSchedule, ScheduleList
@@ -241,8 +242,10 @@ def counted(
     with counting(is_wide(zeros) or is_wide(reached)):
         if accounts.absent is not None:
             new = new - jnp.asarray(accounts.absent[np.array(chosen)], new.dtype)
-        zeros = zeros.at[np.array(chosen)].set(new.astype(zeros.dtype))
-        by_account = jnp.zeros_like(asked).at[account_of].add(new.astype(asked.dtype))
+        zeros = placed(zeros, chosen, new.astype(zeros.dtype))
+        new, none = new.astype(asked.dtype), jnp.zeros_like(asked)
+        is_account = np.array_equal(account_of, chosen)
+        by_account = placed(none, chosen, new) if is_account else none.at[account_of].add(new)
         known = jnp.asarray(accounts.unit_size > 0)
         most = jnp.maximum(jnp.where(known, by_account, 0).astype(asked.dtype), asked)
         return progress._replace(zeros=zeros, reached=reached.at[...].set(most))

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base.counting import as_counts, counting, is_wide, take
+from jaxprune._base.places import picked
 from jaxprune._base.sharding import on_gpu, placed_like
 from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.pools import round_half_up
@@ -106,7 +107,7 @@ def _tighten(
     n_keep = _row(budget.n_keep(), index)
     allowed = masks if settings.regrow == NEVER else None
     allowed = among_existing(budget.leaves, inputs.params, allowed)
-    start = thresholds[np.array(budget.chosen)]
+    start = picked(thresholds, budget.chosen)
     return tighten(operands, allowed, n_keep, budget.leaves, rules, start)
 
 

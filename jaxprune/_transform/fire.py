@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxprune._base.counting import counting, is_wide
+from jaxprune._base.places import placed
 from jaxprune._base.sharding import everywhere, on_gpu
 from jaxprune._recipe.budget import Budget
 from jaxprune._state.bit_masks import from_bits, to_bits_like
@@ -143,7 +143,6 @@ def _trip(
             inputs, old, violations = _after(inputs, old, violations)
     if settings.bit_masks:
         old = [BitFlags(bits, from_bits, to_bits_like) for bits in old]
-    chosen = np.array(budget.chosen)
     masks, reached = settings.algorithm.decide(settings, budget, inputs, old, before.thresholds)
     inner_state = before.inner_state
     if wrapped is not None:
@@ -164,7 +163,8 @@ def _trip(
     progress = before.progress
     if progress is not None:
         progress = _counted(settings, budget, inputs.step, progress, kept)
-    thresholds = before.thresholds.at[chosen].set(reached.astype(before.thresholds.dtype))
+    reached = reached.astype(before.thresholds.dtype)
+    thresholds = placed(before.thresholds, budget.chosen, reached)
     if settings.axis_name is not None:  # equal in all parts; `pmax` makes their types say so
         equal = thresholds, violations, progress
         thresholds, violations, progress = lax.pmax(equal, settings.axis_name)
