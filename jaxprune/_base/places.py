@@ -1,8 +1,8 @@
 """Some numbers of a small array, read or replaced.
 
-XLA for CPUs makes a kernel of every gather and scatter. If the places are evenly spaced, as those of
-the kernels among kernels and biases, there a slice and a padded array do the same, as parts of the
-kernels that use or compute the numbers: programs compile faster.
+XLA for CPUs makes a kernel of every gather and scatter. If the places are evenly spaced, as those
+of the weights among weights and biases, a slice and a padded array do the same there, as parts of
+the kernels that use or compute the numbers: programs compile faster.
 """
 
 from collections.abc import Sequence

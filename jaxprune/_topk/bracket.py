@@ -1,13 +1,16 @@
 """One step of a search, for all pools at once: counts narrow the brackets, which give new cuts.
 
 The loop of a search carries one array, the table, with one row per pool: the cuts of the next pass,
-the four numbers of the bracket, and which of the last cuts became its ends. A step computes every
+the four numbers of the bracket, and, if it has ends, which of the last cuts became the ends of the
+bracket: only the rows of large stacks need them, so most programs for CPUs compile faster without
+them, and compilers for GPUs and TPUs are given one form only. A step computes every
 entry of it in the same way, without a reduction, so XLA makes one kernel of it. With an array for
 each number, a pass on a GPU would start ten small kernels instead, and every program with a search
 would take longer to compile. For the same reason, what a step divides has the shape of the table:
 on a CPU, a division of one number per pool would be a kernel of its own.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +23,7 @@ from jaxprune._base.lanes import N_CUTS
 
 # Where the cuts of an interpolated pass lie around the expected place, in standard deviations.
 LADDER = np.array([-3.5, -1.1, -0.35, 0.0, 0.35, 1.1, 3.5], np.float32)
-_N_COLUMNS = N_CUTS + 6
+_BRACKET_END = N_CUTS + 4
 
 
 class Bracket(NamedTuple):
@@ -66,40 +69,50 @@ def cuts_in(table: jax.Array) -> jax.Array:
 
 def bracket_in(table: jax.Array) -> Bracket:
     """The brackets."""
-    return Bracket(*columns(table)[N_CUTS : N_CUTS + 4])
+    return Bracket(*columns(table)[N_CUTS:_BRACKET_END])
 
 
 def new_ends_in(table: jax.Array) -> jax.Array:
     """Which cuts of the last pass the ends of the brackets are, [n_pools, 2]: 1 for the first one.
 
-    0 for an end that has not changed.
+    0 for an end that has not changed. There are none in a table without ends.
     """
-    return table[:, N_CUTS + 4 :]
+    return table[:, _BRACKET_END:]
 
 
-def table_with(bracket: Bracket, cuts: jax.Array) -> jax.Array:
+def table_with(bracket: Bracket, cuts: jax.Array, has_ends: bool) -> jax.Array:
     """The table of these brackets and cuts, which are clipped to the inside of the brackets.
 
     Args:
       bracket: the brackets.
       cuts: keys, [n_pools, N_CUTS]. They rise along each row.
+      has_ends: whether the table says which cuts the ends of the brackets are.
     """
     zero = np.zeros((), np.dtype(cuts.dtype))
-    no_ends = (jnp.zeros_like(bracket.lo),) * 2
-    n_others = _N_COLUMNS - N_CUTS
-    return _table(bracket, no_ends, lax.pad(cuts, zero, ((0, 0, 0), (0, n_others, 0))))
+    n_others = _n_columns(has_ends) - N_CUTS
+    padded = lax.pad(cuts, zero, ((0, 0, 0), (0, n_others, 0)))
+    return _table(bracket, _no_ends(bracket, has_ends), padded)
 
 
-@jax.jit
-def table_to_start(bracket: Bracket, n_keep: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="has_ends")
+def table_to_start(bracket: Bracket, n_keep: jax.Array, has_ends: bool) -> jax.Array:
     """The table of these brackets, with interpolated cuts.
 
     Args:
       bracket: the brackets.
       n_keep: how many entries are to reach the cut, [n_pools].
+      has_ends: as for `table_with`.
     """
-    no_ends = (jnp.zeros_like(bracket.lo),) * 2
-    return _table(bracket, no_ends, _next_cuts(bracket, n_keep))
+    cuts = _next_cuts(bracket, n_keep, _n_columns(has_ends))
+    return _table(bracket, _no_ends(bracket, has_ends), cuts)
+
+
+def _n_columns(has_ends: bool) -> int:
+    return _BRACKET_END + 2 * has_ends
+
+
+def _no_ends(bracket: Bracket, has_ends: bool) -> list[jax.Array]:
+    return [jnp.zeros_like(bracket.lo)] * (2 * has_ends)
 
 
 @jax.jit
@@ -111,13 +124,14 @@ def step(table: jax.Array, counts: Counts, n_keep: jax.Array) -> jax.Array:
       counts: what the pass counted.
       n_keep: how many entries are to reach the cut, [n_pools].
     """
-    old = bracket_in(table)
+    old, n = bracket_in(table), table.shape[1]
+    no_ends = _no_ends(old, has_ends=n > _BRACKET_END)
     new, ends = _narrowed(old, columns(cuts_in(table)), counts, n_keep)
-    none = jnp.zeros_like(n_keep)
-    kept = _chosen(old.is_done(n_keep), (*old, none, none), (*new, *ends))
+    ends = ends[: len(no_ends)]
+    kept = _chosen(old.is_done(n_keep), (*old, *no_ends), (*new, *ends))
     new = Bracket(*kept[:4])
-    narrowed_little = _across(new.hi - new.lo) > _across(old.hi - old.lo) // (N_CUTS + 1)
-    cuts = lax.select(narrowed_little, _even_cuts(new), _next_cuts(new, n_keep))
+    narrowed_little = _across(new.hi - new.lo, n) > _across(old.hi - old.lo, n) // (N_CUTS + 1)
+    cuts = lax.select(narrowed_little, _even_cuts(new, n), _next_cuts(new, n_keep, n))
     return _table(new, kept[4:], cuts)
 
 
@@ -157,7 +171,7 @@ def _chosen(
     return [lax.select(condition, *pair) for pair in zip(numbers, others, strict=True)]
 
 
-def _next_cuts(b: Bracket, n_keep: jax.Array) -> jax.Array:
+def _next_cuts(b: Bracket, n_keep: jax.Array, n_columns: int) -> jax.Array:
     """Cuts interpolated from the counts, in the shape of the table.
 
     The interpolation assumes that entries are uniform within the bracket. Then the number of them
@@ -167,39 +181,42 @@ def _next_cuts(b: Bracket, n_keep: jax.Array) -> jax.Array:
     Args:
       b: the brackets.
       n_keep: how many entries are to reach the cut, [n_pools].
+      n_columns: of the table.
     """
+    along = functools.partial(_along, n_columns=n_columns)
     real = jnp.float64 if b.lo.dtype == jnp.uint64 else jnp.float32
     width, n_inside, n_below = (
-        _across(x).astype(real) for x in (b.hi - b.lo, b.n_lo - b.n_hi, b.n_lo - n_keep)
+        _across(x, n_columns).astype(real) for x in (b.hi - b.lo, b.n_lo - b.n_hi, b.n_lo - n_keep)
     )
     # Different numbers in the columns, or XLA would divide one number per pool, in its own kernel.
-    n_inside = jnp.maximum(n_inside, _along(np.ones(N_CUTS), real, others=2))
+    n_inside = jnp.maximum(n_inside, along(np.ones(N_CUTS), real, others=2))
     # A cut is this many entries below or above the expected place, but at least a key per unit.
     n_away = jnp.sqrt(
-        _along(LADDER**2, real) * n_below * jnp.maximum(n_inside - n_below, 0) / n_inside
+        along(LADDER**2, real) * n_below * jnp.maximum(n_inside - n_below, 0) / n_inside
     )
-    away = _along(np.sign(LADDER), real) * jnp.maximum(
-        width * n_away, _along(np.abs(LADDER), real) * n_inside
+    away = along(np.sign(LADDER), real) * jnp.maximum(
+        width * n_away, along(np.abs(LADDER), real) * n_inside
     )
     offset = (width * n_below + away) / n_inside
     # Rounding may carry the width just past the integer type; anything past `hi` is clipped later.
     offset = lax.clamp(jnp.zeros_like(offset), offset, width * (1 - 2.0**-20))
-    return _across(b.lo) + offset.astype(b.lo.dtype)
+    return _across(b.lo, n_columns) + offset.astype(b.lo.dtype)
 
 
-def _even_cuts(b: Bracket) -> jax.Array:
+def _even_cuts(b: Bracket, n_columns: int) -> jax.Array:
     """Cuts that divide the brackets evenly, in the shape of the table."""
-    section = (_across(b.hi - b.lo) + N_CUTS) // (N_CUTS + 1)
-    return _across(b.lo) + section * _along(np.arange(1, N_CUTS + 1), b.lo.dtype)
+    section = (_across(b.hi - b.lo, n_columns) + N_CUTS) // (N_CUTS + 1)
+    numbers = _along(np.arange(1, N_CUTS + 1), b.lo.dtype, n_columns)
+    return _across(b.lo, n_columns) + section * numbers
 
 
 def _table(b: Bracket, ends: Sequence[jax.Array], cuts: jax.Array) -> jax.Array:
     """The table of brackets, and of the cuts in the first columns of an array of its shape."""
-    one = jnp.ones_like(b.lo)
-    table = lax.clamp(_across(b.lo + one), cuts, _across(b.hi - one))
+    one, n_columns = jnp.ones_like(b.lo), cuts.shape[1]
+    table = lax.clamp(_across(b.lo + one, n_columns), cuts, _across(b.hi - one, n_columns))
     for i, number in enumerate((*b, *ends), N_CUTS):
-        is_column = jnp.asarray(np.broadcast_to(np.arange(_N_COLUMNS) == i, table.shape))
-        table = lax.select(is_column, _across(number), table)
+        is_column = jnp.asarray(np.broadcast_to(np.arange(n_columns) == i, table.shape))
+        table = lax.select(is_column, _across(number, n_columns), table)
     return table
 
 
@@ -208,12 +225,12 @@ def columns(x: jax.Array) -> list[jax.Array]:
     return [lax.index_in_dim(x, j, 1, keepdims=False) for j in range(x.shape[1])]
 
 
-def _across(x: jax.Array) -> jax.Array:
+def _across(x: jax.Array, n_columns: int) -> jax.Array:
     """Repeats one number per pool in all columns of the table."""
-    return lax.broadcast_in_dim(x, (*x.shape, _N_COLUMNS), (0,))
+    return lax.broadcast_in_dim(x, (*x.shape, n_columns), (0,))
 
 
-def _along(numbers: np.ndarray, dtype: Any, others: int = 0) -> jax.Array:
+def _along(numbers: np.ndarray, dtype: Any, n_columns: int, others: int = 0) -> jax.Array:
     """One number for each cut, and `others` in the other columns; [1, columns]."""
-    padded = np.pad(numbers, (0, _N_COLUMNS - N_CUTS), constant_values=others)
+    padded = np.pad(numbers, (0, n_columns - N_CUTS), constant_values=others)
     return jnp.asarray(padded[None], dtype)

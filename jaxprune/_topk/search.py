@@ -17,6 +17,7 @@ from jax import lax
 
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.float_bits import bits_of
+from jaxprune._base.sharding import on_cpu
 from jaxprune._topk.bracket import (
     Bracket,
     bracket_in,
@@ -77,7 +78,7 @@ def search(problem: Problem, n_keep: jax.Array, start: jax.Array | None) -> Cuts
         cuts = lax.pmax(cuts, problem.axis_name)
     large = large_stacks(problem)
     rows = [all_rows(problem.stacks[i]) for i in large]
-    state = SearchState(table_with(whole, cuts), rows)
+    state = SearchState(table_with(whole, cuts, _has_ends(problem, rows)), rows)
     count = lambda table: keys_reaching(table, problem, large)
     by_key, rows = _narrowed(state, n_keep, count, problem, most_candidates(problem, large))
     gathered: dict[int, Gathered] = {}
@@ -94,7 +95,7 @@ def _narrowed_in(
     gathered: dict[int, Gathered], bracket: Bracket, n_keep: jax.Array, problem: Problem
 ) -> Bracket:
     """Narrows the brackets further by reading the gathered rows, and all of the other stacks."""
-    state = SearchState(table_to_start(bracket, n_keep), [])
+    state = SearchState(table_to_start(bracket, n_keep, _has_ends(problem)), [])
     count = lambda table: keys_reaching_in(table, gathered, bracket.n_lo, problem)
     return _narrowed(state, n_keep, count, problem)[0]
 
@@ -125,7 +126,7 @@ def _with_ties(
         n_hi=zero,
     )
     n_keep_tied = jnp.where(is_exact, one, n_keep_tied)
-    state = SearchState(table_to_start(tied, n_keep_tied), [])
+    state = SearchState(table_to_start(tied, n_keep_tied, _has_ends(problem)), [])
     if problem.is_gpu:
         ranks = [PoolRanks.of(stack, problem) for stack in problem.stacks]
         count = lambda table: ties_reaching_on_gpu(table, key, gathered, ranks, problem)
@@ -133,6 +134,11 @@ def _with_ties(
         count = lambda table: ties_reaching(table, key, gathered, problem)
     by_tie, _ = _narrowed(state, n_keep_tied, count, problem)
     return Cuts(key, by_tie.exact_end(n_keep_tied))
+
+
+def _has_ends(problem: Problem, rows: Sequence[Rows] = ()) -> bool:
+    """Whether the table of a loop says which cuts the ends of the brackets are."""
+    return bool(rows) or problem.is_gpu or not on_cpu(jax.tree.leaves(problem.sources()))
 
 
 class SearchState(NamedTuple):
