@@ -1,0 +1,33 @@
+"""Numbers of a small array at some places, evenly spaced or not, against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune._base.places import picked, placed
+
+PLACES = ((), (3,), (0, 1, 2), (1, 3, 5), (0, 3, 6), (6, 4, 2), (0, 1, 3), (5, 0), (2, 6))
+
+
+@pytest.mark.parametrize("places", PLACES, ids=str)
+@pytest.mark.parametrize("dtype", (np.int32, np.float32))
+def test_numbers_are_read_and_replaced_at_their_places(places, dtype):
+    x = np.arange(10, 17, dtype=dtype)
+    new = -np.arange(1, len(places) + 1, dtype=dtype)
+    want = x.copy()
+    want[list(places)] = new
+    index = np.array(places, int)
+    got = jax.jit(lambda x, new: (picked(x, index), placed(x, index, new)))(x, new)
+    np.testing.assert_array_equal(got[0], x[list(places)])
+    np.testing.assert_array_equal(got[1], want)
+    assert got[0].dtype == got[1].dtype == dtype
+
+
+def test_evenly_spaced_places_on_a_cpu_need_no_gather_and_no_scatter():
+    x, new = jnp.zeros(7), jnp.ones(3)
+    program = str(
+        jax.make_jaxpr(lambda x, new: (picked(x, [1, 3, 5]), placed(x, [1, 3, 5], new)))(x, new)
+    )
+    assert "gather" not in program
+    assert "scatter" not in program
