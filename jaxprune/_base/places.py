@@ -20,7 +20,9 @@ def picked(x: jax.Array, places: Sequence[int] | np.ndarray) -> jax.Array:
     """The numbers at these places of an array [n], in this order."""
     places = np.array(places)
     step = _even_step(x, places)
-    return lax.slice(x, places[:1], places[-1:] + 1, (step,)) if step else x[places]
+    if not step:
+        return x[places]
+    return lax.slice(x, (int(places[0]),), (int(places[-1]) + 1,), (step,))
 
 
 def placed(x: jax.Array, places: Sequence[int] | np.ndarray, new: jax.Array) -> jax.Array:
