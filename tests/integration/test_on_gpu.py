@@ -96,7 +96,7 @@ def test_the_judge_on_the_device_agrees_with_numpy(kind):
 
 def test_broken_laws_are_named():
     tx = correct.EXACT["unstructured"]()
-    params = {"w": jnp.arange(1.0, 1025.0).reshape(32, 32)}
+    params = {"w": jnp.arange(1, 1025, dtype=jnp.float32).reshape(32, 32)}
     updates = jax.tree.map(jnp.ones_like, params)
     _, state = tx.update(updates, tx.init(params), params)
     _, state = tx.update(updates, state, params)

@@ -177,7 +177,7 @@ def over_the_largest(params, grads, key):
 
 @pytest.mark.skip_in("disable_jit", reason="nothing is compiled")
 def test_an_own_elementwise_score_is_not_stored():
-    params = {"w": jax.random.normal(jax.random.key(3), (512, 256))}
+    params = {"w": jax.random.normal(jax.random.key(3), (512, 256), jnp.float32)}
     n_bytes, masks = {}, {}
     for score in (jaxprune.magnitude, own_magnitude, over_the_largest):
         tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), score=score)
