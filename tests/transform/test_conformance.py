@@ -145,5 +145,6 @@ def test_a_hyperparameter_can_be_injected(create):
     injected = optax.inject_hyperparams(lambda rate: create(sgd(rate)))(rate=0.25)
     params = make_params()
     expected = step(params, plain.init(params), params)[:2]
-    updates, state = jax.jit(injected.update)(params, jax.jit(injected.init)(params), params)
+    with jax.checking_leaks():  # `injected` makes an optimizer of traced values in every trace
+        updates, state = jax.jit(injected.update)(params, jax.jit(injected.init)(params), params)
     chex.assert_trees_all_equal((updates, state.inner_state), expected)
