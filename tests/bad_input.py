@@ -32,7 +32,7 @@ class Tensor:
     dtype = "torch.float32"
 
 
-def case(name, call, kind, parts):
+def case(name, call, kind, parts, marks=()):
     """A wrong call, and what its error must say.
 
     Args:
@@ -43,8 +43,9 @@ def case(name, call, kind, parts):
         offending value as the message shows it, and what it conflicts with; what to type instead,
         or what is needed where there are many ways. Each is a fragment of the message, a tuple of
         fragments; the first two may be None where the message has nothing short to say.
+      marks: of pytest.
     """
-    return pytest.param(call, kind, parts, id=name)
+    return pytest.param(call, kind, parts, id=name, marks=marks)
 
 
 def error_of(call, kind):

@@ -297,8 +297,8 @@ def _fire_if_due(
         return fire(settings, budget, None, inputs, before), state.inner_state
     wrapped = Wrapped(optimizer, tree.treedef)
     before = before._replace(inner_state=state.inner_state)
-    # `optax.inject_hyperparams` makes an optimizer of traced values in every trace, and the cache of
-    # `jit` would keep them.
+    # `optax.inject_hyperparams` makes an optimizer of traced values in every trace, and the cache
+    # of `jit` would keep them.
     is_traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(inputs))
     decide: Any = fire.__wrapped__ if is_traced else fire
     fired = decide(settings, budget, wrapped, inputs, before)

@@ -299,6 +299,7 @@ STATES = [
         lambda: jax.jit(jaxprune.set_masks)(start(), jaxprune.get_masks(start())),
         ValueError,
         (None, ("counted on the host", "traced"), "outside the compiled function"),
+        marks=pytest.mark.skip_in("disable_jit", reason="nothing is traced"),
     ),
     case(
         "summarize_a_file",
