@@ -604,7 +604,7 @@ def test_the_step_of_several_states_is_the_largest():
         assert jaxprune.metrics(states)["prune/step"] == 7
 
 
-@pytest.mark.skip_in("debug_nans", reason="nothing is donated")
+@pytest.mark.skip_in("debug_nans", "disable_jit", reason="nothing is donated")
 @pytest.mark.parametrize("function", ("check", "metrics", "summarize", "save"))
 def test_donated_arrays_are_named(function, tmp_path):
     tx = jaxprune.prune(SCHEDULE, inner=optax.sgd(0.1))
