@@ -18,7 +18,9 @@ def test_numbers_are_read_and_replaced_at_their_places(places, dtype):
     want = x.copy()
     want[list(places)] = new
     index = np.array(places, int)
-    got = jax.jit(lambda x, new: (picked(x, index), placed(x, index, new)))(x, new)
+    got = jax.jit(lambda x, new: (picked(x, index), placed(x, index, new)))(
+        jnp.asarray(x), jnp.asarray(new)
+    )
     np.testing.assert_array_equal(got[0], x[list(places)])
     np.testing.assert_array_equal(got[1], want)
     assert got[0].dtype == got[1].dtype == dtype
