@@ -14,6 +14,7 @@ from jaxprune._base.float_bits import order_key
 from jaxprune._base.sharding import on_cpu
 from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._topk.copies import StoredKeys
+from jaxprune._topk.drawn import Drawn, DrawnSource, in_loop, read as read_drawn
 from jaxprune._topk.keys import KeyForm
 from jaxprune._topk.stacks import Pools, Stack
 
@@ -36,27 +37,36 @@ class Problem:
     axis_name: Any  # the mapped axis that every pool is spread over, or None
     is_gpu: bool  # whether the arrays lie on GPUs
     bits: Sequence[Any] = ()  # on GPUs, of each leaf: what may be kept as `BitFlags`, or None
+    # Of each stack: the `index_steps` of a member if its scores are drawn, else none.
+    steps: Sequence[list[jax.Array]] = ()
 
     def sources(self) -> list[Any]:
         """What a loop carries to read each stack; see `read`."""
-        xs = [self._with_bits(stack) for stack in self.stacks]
+        xs = [self._in_loop(stack) for stack in self.stacks]
         on_one_cpu = self.one_device and on_cpu(jax.tree.leaves(xs))
         return [stack.source for stack in self.stacks] if on_one_cpu else xs
 
-    def _with_bits(self, stack: Stack) -> Any:
-        """`stack.x`, with what may be kept as bits if it is stored in bits."""
+    def _in_loop(self, stack: Stack) -> Any:
+        """`stack.x`, but what may be kept as bits if it is stored so, and no drawn scores."""
+        operand, among = stack.x
+        if isinstance(operand, Drawn):
+            steps = next(s for x, s in zip(self.stacks, self.steps, strict=True) if x is stack)
+            operand = in_loop(operand, steps)
         bits = self.bits[stack.leaves[0]] if self.bits and len(stack.leaves) == 1 else None
-        if bits is None or stack.is_sliced or stack.n_padding:
-            return stack.x
-        return stack.x[0], bits
+        is_bits = bits is not None and not stack.is_sliced and not stack.n_padding
+        return operand, bits if is_bits else among
 
     def read(self, stack: Stack, source: Any) -> Any:
         """`stack.x`, given its source within a loop."""
-        if not isinstance(source[1], BitFlags):
+        operand, among = source
+        if isinstance(operand, DrawnSource):
+            operand = read_drawn(operand, stack.x[0], stack.n_padding)
+        elif not isinstance(among, BitFlags):
             return stack.read(source)
-        operand, bits = source
+        if not isinstance(among, BitFlags):
+            return operand, among
         leaf = jax.tree.leaves(stack.operands[0])[0]
-        flags, shape = bits.flags(leaf), stack.x[1].shape
+        flags, shape = among.flags(leaf), stack.x[1].shape
         same_axes = shape[1:] == flags.shape
         return operand, jnp.expand_dims(flags, 0) if same_axes else flags.reshape(shape)
 

@@ -25,6 +25,7 @@ from jax import lax
 from jaxprune._base.counting import take
 from jaxprune._base.lanes import LONGEST_ROW
 from jaxprune._base.sharding import on_cpu
+from jaxprune._topk.drawn import Drawn, index_steps
 from jaxprune._topk.kept import kept_masks, masks_of_members, thresholds
 from jaxprune._topk.keys import KeyForm
 from jaxprune._topk.problem import Problem
@@ -117,9 +118,15 @@ def _at_once(leaves: Leaves) -> tuple[list[Any], jax.Array]:
     longest_row = LONGEST_ROW if problem.is_gpu else 0
     keys_of = problem.stored_keys if problem.is_gpu else None
     stacks = stacked(leaves.pairs, leaves.forms, pools, problem.one_device, longest_row, keys_of)
-    problem = dataclasses.replace(problem, stacks=stacks)
+    problem = dataclasses.replace(problem, stacks=stacks, steps=list(map(_steps, stacks)))
     cuts = search(problem, leaves.n_keep, leaves.start)
     return kept_masks(cuts, problem), thresholds(cuts.key, pools)
+
+
+def _steps(stack: Stack) -> list[jax.Array]:
+    """The `index_steps` of a member of a stack if its scores are drawn."""
+    operand, _ = stack.x
+    return index_steps(operand.index.shape[1:]) if isinstance(operand, Drawn) else []
 
 
 def _planned(leaves: Leaves) -> Rounds | None:

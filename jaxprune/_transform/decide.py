@@ -18,11 +18,12 @@ from jaxprune._base.sharding import explicit_mesh, on_gpu, sharding_in
 from jaxprune._recipe.coupled import combined
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._topk.bit_flags import BitFlags
+from jaxprune._topk.drawn import drawn
 from jaxprune._topk.topk import select
 from jaxprune._transform.apart import decided_apart
 from jaxprune._transform.case import Case, is_one_pool, weight_scores
 from jaxprune._transform.normalized import normalized, scale_of
-from jaxprune._transform.operand import Operand, Rules, Scored, is_fused
+from jaxprune._transform.operand import Operand, Rules, Scored, is_drawn, is_fused
 
 
 def tighten(
@@ -210,6 +211,8 @@ def _units(members: Sequence[Case], rules: Rules) -> Any:
     lead = members[0]
     if lead.leaf.traits.is_elementwise and is_fused(lead.operand, rules):
         return _with_scale(lead, rules)
+    if lead.leaf.traits.is_elementwise and is_drawn(lead.operand, rules):
+        return drawn(lead.operand.param, lead.operand.key)
     return combined([_unit_scores(case, rules) for case in members])
 
 

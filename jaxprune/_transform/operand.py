@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._base.sharding import on_gpu
-from jaxprune._recipe.scores import is_elementwise, leaf_arguments, magnitude, needs_key
+from jaxprune._recipe.scores import (
+    is_elementwise,
+    leaf_arguments,
+    magnitude,
+    needs_key,
+    random_score,
+)
+from jaxprune._topk.drawn import Drawn, can_be_drawn
 
 
 class Operand(NamedTuple):
@@ -47,6 +54,8 @@ class Scored:
     score: Callable[..., jax.Array]
 
     def __call__(self, operand: Any) -> jax.Array:
+        if isinstance(operand, Drawn):
+            return operand.scores()
         if not isinstance(operand, Operand):
             return operand
         # A score that was found to be elementwise reads no key, but may fail on None.
@@ -63,6 +72,16 @@ def is_fused(operand: Operand, rules: Rules) -> bool:
     """
     is_stored = bool(rules.normalized) and not on_gpu([operand.param])
     return not is_stored and has_elementwise_score(operand, rules)
+
+
+def is_drawn(operand: Operand, rules: Rules) -> bool:
+    """Whether random scores are drawn in every read of the weights, and never stored: on GPUs.
+
+    Elsewhere drawing a score takes longer than reading it, and memory is not as short.
+    """
+    if rules.score is not random_score or rules.normalized or not on_gpu([operand.param]):
+        return False
+    return can_be_drawn(operand.param, operand.key)
 
 
 def has_elementwise_score(operand: Operand, rules: Rules) -> bool:

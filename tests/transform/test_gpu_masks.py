@@ -27,6 +27,13 @@ KINDS = {
     "bit masks, some exist": lambda: jaxprune.prune(
         HALF, packed=True, structural={"a": np.arange(60).reshape(12, 5) % 4 > 0}
     ),
+    "random": lambda: jaxprune.prune(HALF, score=jaxprune.random_score, packed=True),
+    "random, one pool": lambda: jaxprune.prune(
+        HALF, score=jaxprune.random_score, distribution=jaxprune.global_pool, ties="hashed"
+    ),
+    "random growth": lambda: jaxprune.set_(
+        0.5, 4, every=2, inner=optax.sgd(0.1), distribution=jaxprune.uniform
+    ),
     "rigl": lambda: jaxprune.rigl(
         0.5, 4, every=2, inner=optax.sgd(0.1), distribution=jaxprune.uniform
     ),
@@ -100,6 +107,10 @@ def test_masks_are_those_of_the_cpu(kind, monkeypatch):
         ("balanced", "Auto"),
         ("balanced", "Explicit"),
         ("NM", "Auto"),
+        ("random", "Auto"),
+        ("random", "Explicit"),
+        ("random, one pool", "Explicit"),
+        ("random growth", "Auto"),
     ],
 )
 def test_masks_on_many_devices_are_those_of_cpus(kind, axes, monkeypatch):
