@@ -124,6 +124,11 @@ class Block:
         """The number of block columns along the last axis if balanced, else 1."""
         return max(self._grid(shape)[-1], 1) if self.balanced else 1
 
+    def rows_of_unit(self, shape: tuple[int, ...]) -> int | None:
+        """How many rows of a matrix each block covers; None if some cover fewer."""
+        n_rows = self._grid(shape)[0] if len(shape) == 2 and shape[0] else 0
+        return shape[0] // n_rows if n_rows and shape[0] % n_rows == 0 else None
+
     def unit_scores(self, scores: jax.Array) -> jax.Array:
         """The mean or the largest score of each block, float32 or wider."""
         x = scores.astype(_wide(scores))

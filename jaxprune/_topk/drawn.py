@@ -29,20 +29,20 @@ class Drawn(NamedTuple):
 
     Attributes:
       param: the leaf; only its shape, its sharding and its devices count.
-      index: the flat index of each entry in the leaf, uint32.
+      flat_index: the row-major index of each entry in the leaf, uint32.
       words: the two numbers of the key, arrays of one number each.
     """
 
     param: jax.Array
-    index: jax.Array
+    flat_index: jax.Array
     words: tuple[jax.Array, jax.Array]
 
     def scores(self) -> jax.Array:
         """What `jax.random.uniform(key, shape, "float32")` gives for the entries."""
         # XLA computes nothing for the high half of a 64-bit index, which is 0.
-        zeros = jnp.zeros_like(self.index)
+        zeros = jnp.zeros_like(self.flat_index)
         high, low = threefry2x32_p.bind(
-            zeros + self.words[0], zeros + self.words[1], zeros, self.index
+            zeros + self.words[0], zeros + self.words[1], zeros, self.flat_index
         )
         mantissa = lax.shift_right_logical(high ^ low, np.uint32(32 - 23))
         one_to_two = lax.bitcast_convert_type(mantissa | np.uint32(0x3F800000), jnp.float32)
@@ -59,11 +59,12 @@ class DrawnSource(NamedTuple):
 
 def can_be_drawn(param: jax.Array, key: Any) -> bool:
     """Whether the scores of a leaf can be drawn for each entry apart."""
+    config: Any = jax.config
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    name = str(jax.random.key_impl(key)) if is_typed else jax.config.jax_default_prng_impl
-    is_by_index = getattr(jax.config, "jax_threefry_partitionable", True)
+    name = str(jax.random.key_impl(key)) if is_typed else config.jax_default_prng_impl
+    is_by_index = getattr(config, "jax_threefry_partitionable", True)
     # With this setting the numbers come from a kernel that stores them.
-    is_stored = getattr(jax.config, "jax_threefry_gpu_kernel_lowering", False)
+    is_stored = getattr(config, "jax_threefry_gpu_kernel_lowering", False)
     may_fuse = name == _THREEFRY and is_by_index and not is_stored
     return may_fuse and 0 < param.size < _LONG and param.ndim > 0
 
@@ -94,7 +95,7 @@ def in_loop(operand: Drawn, steps: list[jax.Array]) -> DrawnSource:
 
 def read(source: DrawnSource, operand: Drawn, n_padding: int) -> Drawn:
     """The operand, given its source within a loop; the index of padding is 0."""
-    shape = operand.index.shape
+    shape = operand.flat_index.shape
     index = _index(source.steps, shape)
     if n_padding:
         size = np.uint32(math.prod(shape[1:]) - n_padding)

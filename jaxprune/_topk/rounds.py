@@ -126,7 +126,7 @@ def _at_once(leaves: Leaves) -> tuple[list[Any], jax.Array]:
 def _steps(stack: Stack) -> list[jax.Array]:
     """The `index_steps` of a member of a stack if its scores are drawn."""
     operand, _ = stack.x
-    return index_steps(operand.index.shape[1:]) if isinstance(operand, Drawn) else []
+    return index_steps(operand.flat_index.shape[1:]) if isinstance(operand, Drawn) else []
 
 
 def _planned(leaves: Leaves) -> Rounds | None:

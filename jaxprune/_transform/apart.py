@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprune._base.counting import counting, is_wide, take
-from jaxprune._base.sharding import on_gpu
+from jaxprune._base.sharding import on_gpu, on_one_device
+from jaxprune._topk.signs import score_specs
 from jaxprune._topk.topk import select
 from jaxprune._transform.case import Case, n_columns, weight_scores
-from jaxprune._transform.columns import in_rows, picked_in_columns
+from jaxprune._transform.columns import by_columns, in_rows, picked_in_columns
 from jaxprune._transform.operand import Operand, Rules, Scored, has_elementwise_score
 
 
@@ -27,7 +29,10 @@ def decided_apart(case: Case, n_keep: jax.Array, rules: Rules) -> tuple[jax.Arra
     units_of = functools.partial(_units_of_slice, case)
     decide = functools.partial(_decide_slice, case, rules, slice_shape)
     scored = lambda: (_scored_apart(case, rules), case.allowed)
-    if on_gpu([case.operand.param]) and n_columns(case, slice_shape) > 1:
+    in_columns = on_gpu([case.operand.param]) and n_columns(case, slice_shape) > 1
+    if in_columns and (n_rows := _rows_of_unit(case, rules)):
+        kept, thresholds = _decided_by_columns(case, rules, n_rows, n_of_slice)
+    elif in_columns:
         units_of_slices = _over_slices(units_of, axes, (True, True), (False, False))
         units = in_rows(lambda: units_of_slices(*scored()), n_of_slice)
         decide_slices = _over_slices(decide, axes, (False, False, False), (True, False))
@@ -76,13 +81,48 @@ def _units_of_slice(case: Case, scored: Any, allowed: Any) -> tuple[Any, Any]:
     return units, None if allowed is None else structure.unit_mask(allowed)
 
 
+def _rows_of_unit(case: Case, rules: Rules) -> int:
+    """How many rows of a leaf a unit has, if units can be scored some rows at a time; else 0."""
+    rows_of_unit = getattr(case.leaf.structure, "rows_of_unit", None)
+    if rows_of_unit is None or case.leaf.axes or not has_elementwise_score(case.operand, rules):
+        return 0
+    return (rows_of_unit(case.operand.param.shape) or 0) if on_one_device(case.operand) else 0
+
+
+def _decided_by_columns(
+    case: Case, rules: Rules, n_rows: int, n_keep: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mask and thresholds of a matrix, whose units are stored by columns."""
+    structure: Any = case.leaf.structure
+    shape = case.operand.param.shape
+    units, allowed = in_rows(lambda: _columns_of_units(case, rules, n_rows), n_keep)
+    axes = (0, None if allowed is None else 0, None)
+    pick = functools.partial(_pick, case.start, rules, _score_of_units(case, rules))
+    pick = jax.vmap(pick, axes, (0, 0))
+    kept, thresholds = pick(units, allowed, _per_group(n_keep, structure.n_groups(shape)))
+    return structure.expand(kept.T, shape), thresholds
+
+
+def _columns_of_units(case: Case, rules: Rules, n_rows: int) -> tuple[Any, Any]:
+    """The units of a matrix and which may be kept, [columns, rows]; a unit has `n_rows` rows."""
+    structure: Any = case.leaf.structure
+    operand = case.operand._replace(key=None)
+
+    def scores_of(first: Any, n: int) -> jax.Array:
+        rows = lambda x: lax.dynamic_slice_in_dim(x, first * n_rows, n * n_rows)
+        return structure.unit_scores(Scored(rules.score)(jax.tree.map(rows, operand)))
+
+    units = by_columns(scores_of, operand.param.shape[0] // n_rows)
+    return units, None if case.allowed is None else structure.unit_mask(case.allowed).T
+
+
 def _decide_slice(
     case: Case, rules: Rules, shape: tuple[int, ...], units: Any, allowed: Any, n_keep: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Mask and threshold of a leaf, or of one slice of it, which may have groups of its own."""
     structure: Any = case.leaf.structure
     n_groups = structure.n_groups(shape)
-    pick = functools.partial(_pick, case.start, rules)
+    pick = functools.partial(_pick, case.start, rules, _score_of_units(case, rules))
     if case.leaf.traits.decides_in_groups:
         everything = jnp.ones(units.shape, bool) if allowed is None else allowed
         kept = structure.keep_best(units, everything, _per_group(n_keep, n_groups))
@@ -100,13 +140,26 @@ def _per_group(n_keep: jax.Array, n_groups: int) -> jax.Array:
         return (n_keep // max(n_groups, 1)).astype(jnp.int32)
 
 
+def _score_of_units(case: Case, rules: Rules) -> Callable[[Any], jax.Array]:
+    """The score function of units; `jnp.abs` of blocks that are known to have no negative scores.
+
+    Keys of signed scores need two more flags for each block, which a GPU may store.
+    """
+    score = Scored(rules.score)
+    is_block = getattr(case.leaf.structure, "rows_of_unit", None) is not None
+    operand = case.operand._replace(key=None)
+    if not (is_block and on_gpu([operand.param]) and has_elementwise_score(operand, rules)):
+        return score
+    [spec] = score_specs(score, [operand])
+    return score if spec.has_sign else jnp.abs
+
+
 def _pick(
-    start: Any, rules: Rules, units: Any, allowed: Any, n_keep: jax.Array
+    start: Any, rules: Rules, score: Any, units: Any, allowed: Any, n_keep: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The best units of one array, and their threshold."""
     among = None if allowed is None else [allowed]
     start, n_keep = None if start is None else start[None], take(n_keep, None)
-    score = Scored(rules.score)
     kept, thresholds = select(
         [units], n_keep, score=score, among=among, start=start, ties=rules.ties
     )

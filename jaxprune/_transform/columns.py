@@ -11,6 +11,9 @@ from jax import lax
 
 from jaxprune._base.counting import counting, is_wide
 
+# In so many parts, what is stored twice while it is transposed is a small part of the whole.
+_PARTS = 8
+
 
 def picked_in_columns(
     pick: Callable[..., tuple[jax.Array, jax.Array]], units: Any, allowed: Any, n_keep: jax.Array
@@ -36,3 +39,24 @@ def in_rows(units_of: Callable[[], Any], n_keep: jax.Array) -> Any:
     with counting(is_wide(n_keep)):
         is_taken = jnp.all(n_keep >= 0)
     return lax.cond(is_taken, units_of, zeros)
+
+
+def by_columns(rows_of: Callable[[Any, int], jax.Array], n: int) -> jax.Array:
+    """A matrix of `n` rows, transposed: the rows are computed some at a time.
+
+    So a GPU stores only some of them twice.
+
+    Args:
+      rows_of: computes so many rows from the first of them on, which may be a traced number.
+      n: at least 1.
+    """
+    n_of_part = -(-n // _PARTS)
+    some = jax.eval_shape(lambda: rows_of(0, n_of_part))
+
+    def with_part(i: Any, columns: jax.Array) -> jax.Array:
+        # The last part may begin in the one before it. These rows are computed twice.
+        first = jnp.minimum(i * n_of_part, n - n_of_part)
+        return lax.dynamic_update_slice_in_dim(columns, rows_of(first, n_of_part).T, first, 1)
+
+    columns = jnp.zeros((some.shape[1], n), some.dtype)
+    return lax.fori_loop(0, -(-n // n_of_part), with_part, columns)
