@@ -1,13 +1,15 @@
 """One step of a search, for all pools at once: counts narrow the brackets, which give new cuts.
 
-The loop of a search carries one array, the table, with one row per pool: the cuts of the next pass,
-the four numbers of the bracket, and, if it has ends, which of the last cuts became the ends of the
-bracket: only the rows of large stacks need them, so most programs for CPUs compile faster without
-them, and compilers for GPUs and TPUs are given one form only. A step computes every
-entry of it in the same way, without a reduction, so XLA makes one kernel of it. With an array for
-each number, a pass on a GPU would start ten small kernels instead, and every program with a search
-would take longer to compile. For the same reason, what a step divides has the shape of the table:
-on a CPU, a division of one number per pool would be a kernel of its own.
+The loop of a search carries one array, the table, with one row per pool: the cuts of the next pass
+and the four numbers of the bracket. A table may have ends, too: two columns that say which of the
+last cuts became the ends of the bracket. Only large stacks need these, and without them programs
+for CPUs compile faster. Tables on GPUs and TPUs always have them.
+
+A step computes every entry of the table in the same way, without a reduction, so XLA makes one
+kernel of it. With an array for each number, a pass on a GPU would start ten small kernels instead,
+and every program with a search would take longer to compile. For the same reason, what a step
+divides has the shape of the table: on a CPU, a division of one number per pool would be a kernel of
+its own.
 """
 
 import functools

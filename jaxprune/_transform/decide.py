@@ -46,9 +46,9 @@ def tighten(
       start: float[n_leaves], the thresholds of the last fire; the search starts there.
 
     Returns:
-      Bool masks, on a GPU `BitFlags` for such masks that can be packed; and the threshold of each
-      leaf, float32, 0 where it drops nothing. Where a leaf has several pools it is the smallest of
-      theirs.
+      Bool masks; on a GPU, `BitFlags` for some of the leaves for which `masks` holds `BitFlags`
+      with `pack`. And the threshold of each leaf, float32, 0 where it drops nothing; the smallest
+      one where a leaf has several pools.
     """
     inputs = (list(operands), masks, n_keep, start)
     decide = functools.partial(_tighten, leaves=leaves, rules=rules)
