@@ -77,8 +77,7 @@ def _stack_masks(stack: Stack, cuts: Cuts, first: jax.Array, problem: Problem) -
     flat = _flat(stack.x)
     if isinstance(flat[0], StoredKeys):
         return _masks_in_parts(stack, flat, cuts, members, problem)
-    # `cond` makes its result one buffer. Otherwise XLA computes, and compiles, the whole mask again
-    # for every member that is sliced from it.
+    # `cond` makes its result one buffer, as in `_masks_by_case`.
     masks = lax.cond(
         jnp.any(pool_cuts.tie > 1),
         lambda flat, cuts, members: _mask(stack, flat, cuts, members, problem),

@@ -29,6 +29,8 @@ def decided_apart(case: Case, n_keep: jax.Array, rules: Rules) -> tuple[jax.Arra
     units_of = functools.partial(_units_of_slice, case)
     decide = functools.partial(_decide_slice, case, rules, slice_shape)
     scored = lambda: (_scored_apart(case, rules), case.allowed)
+    # Columns of blocks are pools. For a GPU their scores are stored by columns: at once if the leaf
+    # allows it, else by a branch, whose result XLA transposes.
     in_columns = on_gpu([case.operand.param]) and n_columns(case, slice_shape) > 1
     if in_columns and (n_rows := _rows_of_unit(case, rules)):
         kept, thresholds = _decided_by_columns(case, rules, n_rows, n_of_slice)

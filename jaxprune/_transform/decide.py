@@ -33,7 +33,7 @@ def tighten(
     leaves: Sequence[Leaf],
     rules: Rules = Rules(),
     start: jax.Array | None = None,
-) -> tuple[list[jax.Array], jax.Array]:
+) -> tuple[list[Any], jax.Array]:
     """Masks that keep exactly the best `n_keep` units of each pool.
 
     Args:
@@ -85,7 +85,7 @@ def _tighten(
     *,
     leaves: Sequence[Leaf],
     rules: Rules,
-) -> tuple[list[jax.Array], jax.Array]:
+) -> tuple[list[Any], jax.Array]:
     """`tighten`, where no axis of a mesh is Explicit or no unit is larger than a weight."""
     allowed = [None] * len(operands) if masks is None else _readable(masks, operands, leaves)
     starts = [None] * len(operands) if start is None else list(start)

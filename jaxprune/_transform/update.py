@@ -4,6 +4,7 @@
 fire is in `fire.py`.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -300,7 +301,7 @@ def _fire_if_due(
     # `optax.inject_hyperparams` makes an optimizer of traced values in every trace, and the cache
     # of `jit` would keep them.
     is_traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(inputs))
-    decide: Any = fire.__wrapped__ if is_traced else fire
+    decide: Any = inspect.unwrap(fire) if is_traced else fire
     fired = decide(settings, budget, wrapped, inputs, before)
     return fired, fired.inner_state
 
