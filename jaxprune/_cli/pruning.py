@@ -20,7 +20,7 @@ from jaxprune._cli.planned import Part, Plan, all_dtypes
 from jaxprune._recipe.distributions import uniform
 from jaxprune._recipe.scores import magnitude
 from jaxprune._report.table import Report
-from jaxprune._state.masks import keep
+from jaxprune._state.masks import keep, wider_dtype
 from jaxprune._transform.decide import tighten, unit_scores
 from jaxprune._transform.operand import Operand, Rules
 
@@ -94,10 +94,8 @@ class _Shares:
                 jax.eval_shape(functools.partial(self._scores, part), part.spec)
                 for part in members.values()
             ]
-            # Scores are compared, not added up, so strict promotion has no reason to forbid this.
-            with jax.numpy_dtype_promotion("standard"):
-                dtype = jnp.result_type(*(keyed_dtype(spec.dtype) for spec in specs))
-        self._dtype = np.dtype(dtype)
+        dtypes = [keyed_dtype(spec.dtype) for spec in specs]
+        self._dtype = np.dtype(functools.reduce(wider_dtype, dtypes))
         self._n_bits = 8 * self._dtype.itemsize
         self._n_reads = 0
 
