@@ -29,7 +29,7 @@ def placed(x: jax.Array, places: Sequence[int] | np.ndarray, new: jax.Array) -> 
     """An array [n] with new numbers of its dtype at these places, of which none comes twice.
 
     Example:
-      >>> placed(jnp.zeros(5, jnp.int32), [0, 2], jnp.array([7, 8])).tolist()
+      >>> placed(jnp.zeros(5, jnp.int32), [0, 2], jnp.array([7, 8], jnp.int32)).tolist()
       [7, 0, 8, 0, 0]
     """
     places = np.array(places)
