@@ -15,7 +15,6 @@ So a function is accepted only if its jaxpr consists of a few elementwise operat
 same way in every program. All others are refused, which is always correct: their scores are stored.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from jaxprune._base.caching import bounded_cache
 
 # Operations whose results are exact, whatever the dtype.
 _COMPARE = ("eq", "ne", "lt", "le", "gt", "ge", "is_finite", "select_n")
@@ -81,7 +82,7 @@ def _spec(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(x), x.dtype)
 
 
-@functools.lru_cache(maxsize=256)
+@bounded_cache(maxsize=256)
 def _is_elementwise(score: Callable[..., Any], params: Any, grads: Any) -> bool:
     # The program must be the same for every shape: a division by `params.size` is elementwise, but
     # gives another number for a part of the leaf.

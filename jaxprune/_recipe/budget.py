@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune._base.arguments import BadValue
+from jaxprune._base.caching import bounded_cache
 from jaxprune._base.paths import Rule, as_rules, spec_of
 from jaxprune._recipe import errors
 from jaxprune._recipe.choice import Choice, LeafRules, RuleUse, Specs
@@ -110,6 +111,11 @@ class Recipe:
         ends = list(itertools.accumulate(self.n_fires))
         parts = zip([0, *ends], ends, strict=False)
         return [dataclasses.replace(self, targets=self.targets[a:b], n_fires=()) for a, b in parts]
+
+    @property
+    def may_hold_tracers(self) -> tuple[Any, ...]:
+        """The attributes that may be functions; see `_base.caching`."""
+        return self.distribution, self.structures, self.score
 
     @property
     def last_rows(self) -> tuple[int, ...]:
@@ -225,6 +231,11 @@ class Budget:
         return hash(self.made_from)
 
     @property
+    def may_hold_tracers(self) -> tuple[Any, ...]:
+        """The recipe; see `_base.caching`."""
+        return (self.made_from[0],)
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """The paths of all leaves of the tree."""
         return self.made_from[1]
@@ -282,7 +293,7 @@ def _budget_of_list(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_part
     )
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache(maxsize=64)
 def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) -> Budget:
     if recipe.n_fires:
         return _budget_of_list(recipe, paths, specs, n_parts)

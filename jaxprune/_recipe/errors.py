@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import BadValue, shown
+from jaxprune._base.caching import bounded_cache
 from jaxprune._base.paths import is_hashable, is_model, listed, rule_for, shown_path, spec_of
 from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.leaf_axes import AxesOf
@@ -220,7 +221,7 @@ def check_score(
         )
 
 
-@functools.lru_cache(maxsize=256)
+@bounded_cache(maxsize=256)
 def _scores(score: Any, spec: jax.ShapeDtypeStruct, about_leaf: tuple[tuple[str, Any], ...]) -> Any:
     """The shape and dtype of the scores of a leaf; many leaves of a model are alike."""
     if about_leaf:

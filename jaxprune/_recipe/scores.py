@@ -13,7 +13,6 @@ weights. See `Score` for the attributes of a function, and `is_elementwise`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -24,6 +23,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base.arguments import check_key, shown
+from jaxprune._base.caching import bounded_cache
 from jaxprune._base.elementwise import is_elementwise_program
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -249,7 +249,7 @@ def leaf_arguments(
     return {name: values[name] for name in _declared(score)}
 
 
-@functools.lru_cache(maxsize=256)
+@bounded_cache(maxsize=256)
 def _declared(score: Any) -> tuple[str, ...]:
     """Those of `path` and `roles` that a function declares after its first three arguments."""
     try:

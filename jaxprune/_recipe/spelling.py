@@ -6,11 +6,11 @@ ends in slashes and indices, also where that of its leaf has dots: `encoder.fc.w
 """
 
 import dataclasses
-import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from jaxprune._base.caching import bounded_cache
 from jaxprune._base.paths import Rule
 
 _Recipe = TypeVar("_Recipe")
@@ -84,7 +84,7 @@ def spelled_roles(roles: Any, paths: Sequence[str]) -> Any:
     return dataclasses.replace(roles, rules=spelled_pairs(roles.rules, paths))
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache(maxsize=64)
 def spelled_recipe(recipe: _Recipe, paths: tuple[str, ...]) -> _Recipe:
     """A `Recipe` whose rules are `spelled`; the same object where none changes."""
     fields: Any = recipe

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import as_array, is_int, kind_of, shown
+from jaxprune._base.caching import jitted_unless_traced
 from jaxprune._base.counting import as_counts, counting
 from jaxprune._base.elementwise import is_elementwise_program
 from jaxprune._base.sharding import on_gpu, on_one_device
@@ -201,9 +202,8 @@ def select(
         return [], jnp.zeros((0,), jnp.float32)
     counts = _as_counts(n_keep)
     one_device = on_one_device((operands, among))
-    return _select(
-        list(operands), counts, among, start, score, pool_of, ties, one_device, axis_name
-    )
+    select = jitted_unless_traced(_select, score)
+    return select(list(operands), counts, among, start, score, pool_of, ties, one_device, axis_name)
 
 
 # Has its own `jit` so that calls outside `jit` don't compile the loop every time. Within another

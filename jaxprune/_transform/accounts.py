@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.caching import bounded_cache
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.places import placed
 from jaxprune._recipe.budget import Budget, Recipe
@@ -60,7 +61,7 @@ def accounts_of(settings: Settings, budget: Budget) -> Accounts:
     return _accounts_of(settings.is_exact, budget)
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache(maxsize=64)
 def _accounts_of(is_exact: bool, budget: Budget) -> Accounts:
     """`accounts_of`; `is_exact` says that masks are sparse from the start."""
     recipe, paths, specs, n_parts = budget.made_from

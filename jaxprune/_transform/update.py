@@ -4,7 +4,6 @@
 fire is in `fire.py`.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune._base.agreement import remember
+from jaxprune._base.caching import jitted_unless_traced
 from jaxprune._base.paths import leaves_with_paths, shape_of, spec_of
 from jaxprune._base.sharding import typed_like
 from jaxprune._recipe.budget import Budget
@@ -295,13 +295,12 @@ def _fire_if_due(
     stored = list(map(typed, _chosen(masks, budget), inputs.params))
     before = Fired(stored, state.thresholds, state.violations, (), state.progress)
     if optimizer is None or not settings.algorithm.resets:
-        return fire(settings, budget, None, inputs, before), state.inner_state
+        decide = jitted_unless_traced(fire, settings.recipe)
+        return decide(settings, budget, None, inputs, before), state.inner_state
     wrapped = Wrapped(optimizer, tree.treedef)
     before = before._replace(inner_state=state.inner_state)
-    # `optax.inject_hyperparams` makes an optimizer of traced values in every trace, and the cache
-    # of `jit` would keep them.
-    is_traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(inputs))
-    decide: Any = inspect.unwrap(fire) if is_traced else fire
+    # `optax.inject_hyperparams` makes an optimizer of traced values in every trace.
+    decide = jitted_unless_traced(fire, settings.recipe, inputs)
     fired = decide(settings, budget, wrapped, inputs, before)
     return fired, fired.inner_state
 

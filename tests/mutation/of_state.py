@@ -73,6 +73,27 @@ MUTANTS = (
         ("state/test_bit_masks.py::test_packing_is_undone_by_unpacking",),
     ),
     Mutant(
+        "a-cache-keeps-traced-values",
+        "_base/caching.py",
+        "if holds_tracer(args) or holds_tracer(kwargs):",
+        "if False:",
+        ("transform/test_conformance.py::test_a_score_can_use_an_injected_hyperparameter",),
+    ),
+    Mutant(
+        "a-fire-keeps-traced-values",
+        "_transform/update.py",
+        "decide = jitted_unless_traced(fire, settings.recipe)",
+        "decide = fire",
+        ("transform/test_conformance.py::test_a_score_can_use_an_injected_hyperparameter",),
+    ),
+    Mutant(
+        "a-selection-keeps-traced-values",
+        "_topk/topk.py",
+        "select = jitted_unless_traced(_select, score)",
+        "select = _select",
+        ("transform/test_conformance.py::test_a_score_can_use_an_injected_hyperparameter",),
+    ),
+    Mutant(
         "the-end-is-not-left",
         "_state/recount.py",
         "return n_on_grid - n_past + (step <= end)",

@@ -148,3 +148,35 @@ def test_a_hyperparameter_can_be_injected(create):
     with jax.checking_leaks():  # `injected` makes an optimizer of traced values in every trace
         updates, state = jax.jit(injected.update)(params, jax.jit(injected.init)(params), params)
     chex.assert_trees_all_equal((updates, state.inner_state), expected)
+
+
+SCORED = {  # optimizers whose score a hyperparameter scales; a power of 2 changes no mask
+    "elementwise": lambda score: jaxprune.prune(SCHEDULE, score=score, inner=sgd()),
+    "stored": lambda score: jaxprune.prune(SCHEDULE, score=lambda *x: score(*x) / x[0].size),
+    "accumulated": lambda score: jaxprune.prune(
+        SCHEDULE,
+        score=jaxprune.Accumulated("scaled", lambda p, g: score(p, g, None)),
+        inner=sgd(),
+    ),
+    "blocks": lambda score: jaxprune.prune(
+        SCHEDULE, score=score, structure=jaxprune.Block((2, 3)), packed=True
+    ),
+    "global": lambda score: jaxprune.prune(
+        SCHEDULE, score=functools.partial(score), distribution=jaxprune.global_pool
+    ),
+    "rigl": lambda score: jaxprune.rigl(0.5, 5, every=2, inner=sgd(), grow=score),
+}
+
+
+@pytest.mark.parametrize("create", SCORED.values(), ids=SCORED)
+def test_a_score_can_use_an_injected_hyperparameter(create):
+    def scaled(scale):
+        return create(lambda params, grads, key: abs(params) * scale)
+
+    params = make_params()
+    injected = optax.inject_hyperparams(scaled)(scale=4.0)
+    with jax.checking_leaks():
+        updates, state = jax.jit(injected.update)(params, jax.jit(injected.init)(params), params)
+    expected = scaled(4.0)
+    expected = jax.jit(expected.update)(params, jax.jit(expected.init)(params), params)
+    chex.assert_trees_all_equal((updates, state.inner_state), expected)

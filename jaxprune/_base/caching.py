@@ -1,0 +1,110 @@
+"""Caches that never hold a traced value.
+
+A function may close over values that JAX is tracing: `optax.inject_hyperparams` makes an optimizer,
+and so the score in it, of traced hyperparameters in every trace. A cache with such a function among
+its keys would keep the whole trace alive, and no later trace could use the entry.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+from jax.core import Tracer
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def bounded_cache(
+    maxsize: int,
+) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:
+    """`functools.lru_cache(maxsize)` that computes anew where an argument holds a traced value.
+
+    The decorated function has `cache_info` and `cache_clear`, too.
+
+    Example:
+      >>> @bounded_cache(maxsize=8)
+      ... def first_of(score):
+      ...     return score(1.0)
+      >>> double = lambda x: 2 * x
+      >>> first_of(double), first_of(double), first_of.cache_info().hits
+      (2.0, 2.0, 1)
+    """
+
+    def decorate(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+        cached = functools.lru_cache(maxsize)(function)
+
+        @functools.wraps(function)
+        def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+            if holds_tracer(args) or holds_tracer(kwargs):
+                return function(*args, **kwargs)
+            return cached(*args, **kwargs)
+
+        vars(call).update(cache_info=cached.cache_info, cache_clear=cached.cache_clear)
+        return call
+
+    return decorate
+
+
+def jitted_unless_traced(jitted: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+    """A jitted function; what it wraps where these hold a traced value that its cache would keep.
+
+    Example:
+      >>> jitted = jax.jit(lambda x: 2 * x)
+      >>> jitted_unless_traced(jitted, 1.0) is jitted
+      True
+    """
+    return inspect.unwrap(jitted) if holds_tracer(arguments) else jitted
+
+
+def holds_tracer(value: Any) -> bool:
+    """Whether a traced value is in a tree, or in what the functions in it close over.
+
+    Looks into closures, default arguments, bound methods, partials and the attributes of objects.
+    A class may say itself what to search in its objects, as the property `may_hold_tracers`.
+
+    Example:
+      >>> def is_traced(x):
+      ...     return x + 100 * holds_tracer(lambda params: params * x)
+      >>> is_traced(2.0), float(jax.jit(is_traced)(2.0))
+      (2.0, 102.0)
+    """
+    seen: set[int] = set()
+    waiting = jax.tree.leaves(value)
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Tracer):
+            return True
+        if id(part) not in seen:
+            seen.add(id(part))
+            waiting += jax.tree.leaves(list(_parts(part)))
+    return False
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """What an object that is no tree refers to; nothing for classes, modules and plain values."""
+    if isinstance(value, types.FunctionType):
+        cells = map(_contents, value.__closure__ or ())
+        return [*cells, value.__defaults__, value.__kwdefaults__, vars(value)]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, (type, types.ModuleType)):
+        return ()
+    if hasattr(type(value), "may_hold_tracers"):
+        return value.may_hold_tracers
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def _contents(cell: Any) -> list[Any]:
+    """What a cell of a closure holds; nothing while its variable has no value."""
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []
