@@ -1,7 +1,7 @@
 """The masks that the cuts of a search give, and the thresholds that the cuts correspond to."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -110,18 +110,13 @@ def _masks_by_case(
     """
     are_plain = stack.form.are_plain(stack.form.cuts(pool_cuts.key))
 
-    def masks_with(mask: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        def masks_of(x: Any, pool_cuts: Cuts, members: Members) -> jax.Array:
-            return mask(
-                stack, x, _member_cuts(stack, pool_cuts, members, problem), members, problem
-            )
-
-        return masks_of
+    def masks_of(x: Any, pool_cuts: Cuts, members: Members) -> jax.Array:
+        return _mask(stack, x, _member_cuts(stack, pool_cuts, members, problem), members, problem)
 
     masks = lax.cond(
         jnp.any((pool_cuts.tie > 1) | ~are_plain),
-        masks_with(_mask),
-        masks_with(_plain_mask),
+        masks_of,
+        lambda x, pool_cuts, members: _plain_mask(stack, x, pool_cuts.key, problem),
         *(stack.x, pool_cuts, members),
     )
     masks = masks.reshape(len(masks), -1)[:, : stack.size]
@@ -189,10 +184,9 @@ def _mask(stack: Stack, x: Any, cuts: Cuts, members: Members, problem: Problem) 
     return _among(entry >= cut_key + (order <= cut_tie).astype(entry.dtype), stack, x)
 
 
-def _plain_mask(stack: Stack, x: Any, cuts: Cuts, members: Members, problem: Problem) -> jax.Array:
-    """`_mask` if all cuts are plain, and none divides tied entries."""
-    del members
-    return _among(problem.reaching(stack, x, cuts.key), stack, x)
+def _plain_mask(stack: Stack, x: Any, keys: jax.Array, problem: Problem) -> jax.Array:
+    """`_mask` if all cuts, given by their keys, are plain and none divides tied entries."""
+    return _among(problem.reaching(stack, x, keys), stack, x)
 
 
 def _mask_without_ties(stack: Stack, x: Any, cuts: Cuts, problem: Problem) -> jax.Array:

@@ -111,25 +111,25 @@ class KeyForm:
         plain = cuts <= self.signed(self.nan)
         return plain & (cuts > self._zero) if self._has_plain_bits else plain
 
-    def reaching(self, scores: jax.Array, among: Any, cuts: jax.Array) -> jax.Array:
+    def reaching(self, scores: jax.Array, among: Any, keys: jax.Array) -> jax.Array:
         """Whether entries reach plain cuts, in fewer operations than `integers` takes.
 
         If a kernel has no more operations than it reads and writes bytes, a CPU runs it in one
-        thread where the array is small. Most cuts are plain: they lie above zero, if there are
-        negative scores, and not above NaN.
+        thread where the array is small. The operations on the cut count, too. Most cuts are plain:
+        they lie above zero, if there are negative scores, and not above NaN.
 
         Args:
           scores: as for `integers`.
           among: as for `integers`.
-          cuts: signed integers, which broadcast to the scores.
+          keys: the `order_key`s of the cuts, which broadcast to the scores.
         """
         if not self._has_plain_bits:
-            return self.integers(scores, among) >= cuts
+            return self.integers(scores, among) >= self.cuts(keys)
         layout, scores = bits_of(self.dtype), scores.astype(self.dtype)
         bits = lax.bitcast_convert_type(scores, self.signed)
         unsigned = lax.bitcast_convert_type(scores, layout.unsigned)
         is_negative_nan = unsigned > layout.unsigned(layout.sign + layout.infinity)
-        return (bits >= cuts - self._zero) | is_negative_nan
+        return (bits >= self._without_sign(keys)) | is_negative_nan
 
     def stored(self, scores: jax.Array, among: Any) -> jax.Array:
         """The `exact` integers, if they are keys, in the size of the scores.
@@ -161,6 +161,11 @@ class KeyForm:
             scored = jnp.maximum(keys, wide(layout.lowest_key)) - wide(self._offset)
             is_floor = keys == wide(0) if self.has_floor else False
             keys = jnp.where(is_floor, wide(0), scored)
+        return self._without_sign(keys)
+
+    def _without_sign(self, keys: jax.Array) -> jax.Array:
+        """Keys less the sign bit, signed. From zero on these are the bits of the scores."""
+        layout = bits_of(self.dtype)
         unsigned = keys.astype(layout.unsigned) ^ layout.unsigned(layout.sign)
         return lax.bitcast_convert_type(unsigned, self.signed)
 

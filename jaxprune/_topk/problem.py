@@ -83,17 +83,17 @@ class Problem:
             return operand.integers.astype(stack.form.compared)
         return stack.form.integers(self.score(operand), among, exact=exact)
 
-    def reaching(self, stack: Stack, x: Any, cuts: jax.Array) -> jax.Array:
+    def reaching(self, stack: Stack, x: Any, keys: jax.Array) -> jax.Array:
         """Whether entries reach the plain cut of their member; see `KeyForm.reaching`.
 
         Args:
           stack: the stack.
           x: as for `integers`.
-          cuts: signed integers, [n_members].
+          keys: the `order_key`s of the cuts, [n_members].
         """
         operand, among = x
         scores = self.score(operand)
-        return stack.form.reaching(scores, among, per_member(cuts, scores.ndim))
+        return stack.form.reaching(scores, among, per_member(keys, scores.ndim))
 
     def stored_keys(self, x: Any, form: KeyForm) -> jax.Array:
         """The integers of an operand and what may be kept, in as few bits as hold them."""

@@ -74,9 +74,9 @@ def test_scores_reach_plain_cuts_as_their_keys_do(dtype, has_sign, has_floor):
     zero = layout.sign
     cuts = np.array([*sorted(keys[::97]), zero - 1, zero, zero + 1, *range(-1, 2)])
     cuts[-3:] += layout.nan_key
-    in_form = form.cuts(jnp.asarray(np.maximum(cuts, 1 - has_floor).astype(np.uint32)))
-    plain = np.asarray(form.are_plain(in_form))
-    reaching = np.asarray(form.reaching(scores, among, in_form[:, None]))
+    cut_keys = jnp.asarray(np.maximum(cuts, 1 - has_floor).astype(np.uint32))
+    plain = np.asarray(form.are_plain(form.cuts(cut_keys)))
+    reaching = np.asarray(form.reaching(scores, among, cut_keys[:, None]))
     np.testing.assert_array_equal(reaching[plain], (keys >= cuts[:, None])[plain])
     is_above_zero = (cuts > zero) | (not has_sign or has_floor)
     np.testing.assert_array_equal(plain, (cuts <= layout.nan_key) & is_above_zero)

@@ -418,6 +418,15 @@ def test_a_search_in_every_slice_holds_no_copy_of_the_scores(monkeypatch):
     assert stats.temp_size_in_bytes < scores.nbytes / 10
 
 
+@pytest.mark.parametrize("score", (None, jnp.abs), ids=("scores", "magnitude"))
+def test_a_short_mask_takes_one_thread(score, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    mask = jax.jit(lambda x, n_keep: topk_mask(x, n_keep, score=score))
+    program = mask.lower(jnp.zeros(10_000), jnp.int32(2_000)).compile().as_text()
+    # To start a second thread takes as long as the whole search. Only divided ties have one.
+    assert program.count("outer_dimension_partitions") <= 1
+
+
 def test_a_search_on_a_tpu_gathers_no_rows(short_rows, monkeypatch, getkey):
     monkeypatch.setattr(candidates, "on_tpu", lambda arrays: True)
     monkeypatch.setattr(search, "gather", lambda *x: pytest.fail("its compiler stores their keys"))
