@@ -27,7 +27,7 @@ TIGHT = ("unstructured", "inner", "bit masks", "hashed ties", "global pool", "mo
 LOOSE = ("NM(2, 4)", "blocks", "balanced blocks", "channels", "normalized pool", "random score")
 LOOSE += ("rigl", "per_slice")
 MISSES = Path(__file__).parent / "gpu_known_misses.json"
-# Besides the weights a pass reads their masks, one byte each, and the counts of rows.
+# Besides scores a pass reads masks, one byte a weight, and the counts of rows.
 _MASK_AND_COUNTS, _COUNTS = 1.2, 0.2
 
 
@@ -41,7 +41,10 @@ def limits(row: Row) -> Iterator[tuple[str, float]]:
         yield "copies", 0
     if is_tight or kind == "large leaves":
         yield "temp_per_weight", 0.2 if is_many else 0.1
-        yield "pass_read_per_weight", row["item_bytes"] + _MASK_AND_COUNTS
+        # The scores of `movement` are sums, float32 for weights of any dtype. A pass reads them in
+        # place of the weights.
+        score_bytes = 4 if kind == "movement" else row["item_bytes"]
+        yield "pass_read_per_weight", score_bytes + _MASK_AND_COUNTS
         yield "pass_written_per_weight", _COUNTS
         # Leaves of 4e6 weights and more are not stacked: two kernels each.
         more = 2 * (row["leaves"] - 1) if kind == "large leaves" else 0
@@ -56,16 +59,23 @@ def limits(row: Row) -> Iterator[tuple[str, float]]:
         yield "pass_kernels", 30
         yield "fire_kernels", 150
         yield "compile_s", 5
-    if row["case"] == "layer":  # nothing of the size of the weights
-        yield "temp_per_weight", row["item_bytes"] / 2 + _of_gram(row)
+    if row["case"] == "layer":
+        yield "temp_per_weight", _of_layer(row)
 
 
-def _of_gram(row: Row) -> float:
-    """Bytes a weight of two float32 matrices of the size of the Gram matrix.
+def _of_layer(row: Row) -> float:
+    """Bytes a weight for the programs of one kernel: nothing of its size, but for SparseGPT.
 
-    SparseGPT holds the Cholesky factor and its inverse, [n_in, n_in] each.
+    SparseGPT holds the Cholesky factor and its inverse, float32[n_in, n_in] each. Then it changes
+    the weights in float32. For float32 weights that is in the memory of the result, and the inverse
+    takes memory of its own. Narrower ones need a float32 copy, and the inverse fits into the memory
+    of the result.
     """
-    return 2 * 4 * gpu_kinds.KERNEL[0] ** 2 / row["weights"] if row["kind"] == "sparsegpt" else 0
+    some = row["item_bytes"] / 2
+    if row["kind"] != "sparsegpt":
+        return 0.5 if row["kind"] == "wanda" else some
+    two_factors = 2 * 4 * gpu_kinds.KERNEL[0] ** 2 / row["weights"]
+    return some + max(two_factors, 4 if row["item_bytes"] < 4 else 0)
 
 
 def name(row: Row) -> str:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune._base.float_bits import is_nonzero, order_key
+from jaxprune._base.layouts import row_by_row
 from jaxprune._base.sharding import on_cpu, on_one_device
 from jaxprune._calibration.kernel_view import KernelView
 from jaxprune._state.masks import full_mask, keep
@@ -57,13 +58,16 @@ def prune_by_wanda(
 def _in_parts(
     decide: Callable[[jax.Array], jax.Array], matrices: jax.Array, n_columns: int
 ) -> jax.Array:
-    """The mask of matrices, decided a few columns at a time."""
+    """The mask of matrices, decided a few columns at a time.
+
+    A GPU transposes only these columns and their mask, not all of the kernel and its mask.
+    """
 
     def part(i: jax.Array, mask: jax.Array) -> jax.Array:
         # Slices are moved to lie inside: the last part may decide some columns again.
         start = i * n_columns
-        columns = lax.dynamic_slice_in_dim(matrices, start, n_columns, axis=2)
-        return lax.dynamic_update_slice_in_dim(mask, decide(columns), start, axis=2)
+        columns = row_by_row(lax.dynamic_slice_in_dim(matrices, start, n_columns, axis=2))
+        return lax.dynamic_update_slice_in_dim(mask, row_by_row(decide(columns)), start, axis=2)
 
     n_parts = -(-matrices.shape[2] // n_columns)
     return lax.fori_loop(0, n_parts, part, full_mask(matrices, bool))

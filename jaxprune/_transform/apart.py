@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base.counting import counting, is_wide, take
-from jaxprune._base.sharding import on_gpu, on_one_device
+from jaxprune._base.sharding import n_devices, on_gpu
 from jaxprune._topk.signs import score_specs
 from jaxprune._topk.topk import select
 from jaxprune._transform.case import Case, n_columns, weight_scores
@@ -88,7 +88,10 @@ def _rows_of_unit(case: Case, rules: Rules) -> int:
     rows_of_unit = getattr(case.leaf.structure, "rows_of_unit", None)
     if rows_of_unit is None or case.leaf.axes or not has_elementwise_score(case.operand, rules):
         return 0
-    return (rows_of_unit(case.operand.param.shape) or 0) if on_one_device(case.operand) else 0
+    shape = case.operand.param.shape
+    n_rows = rows_of_unit(shape) or 0
+    can_be_split = n_rows and shape[0] % (n_rows * n_devices([case.operand.param])) == 0
+    return n_rows if can_be_split else 0
 
 
 def _decided_by_columns(
@@ -109,12 +112,17 @@ def _columns_of_units(case: Case, rules: Rules, n_rows: int) -> tuple[Any, Any]:
     """The units of a matrix and which may be kept, [columns, rows]; a unit has `n_rows` rows."""
     structure: Any = case.leaf.structure
     operand = case.operand._replace(key=None)
+    # Some rows of every part are scored at a time. If the rows lie on several devices, each of
+    # these has whole parts, so no row is sent to another device.
+    n_parts = n_devices([operand.param])
+    in_parts = jax.tree.map(lambda x: x.reshape(n_parts, -1, x.shape[1]), operand)
+    score_of = lambda operand: structure.unit_scores(Scored(rules.score)(operand))
 
     def scores_of(first: Any, n: int) -> jax.Array:
-        rows = lambda x: lax.dynamic_slice_in_dim(x, first * n_rows, n * n_rows)
-        return structure.unit_scores(Scored(rules.score)(jax.tree.map(rows, operand)))
+        rows = lambda x: lax.dynamic_slice_in_dim(x, first * n_rows, n * n_rows, axis=1)
+        return jax.vmap(score_of)(jax.tree.map(rows, in_parts))
 
-    units = by_columns(scores_of, operand.param.shape[0] // n_rows)
+    units = by_columns(scores_of, operand.param.shape[0] // (n_rows * n_parts))
     return units, None if case.allowed is None else structure.unit_mask(case.allowed).T
 
 

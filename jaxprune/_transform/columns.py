@@ -11,8 +11,8 @@ from jax import lax
 
 from jaxprune._base.counting import counting, is_wide
 
-# In so many parts, what is stored twice while it is transposed is a small part of the whole.
-_PARTS = 8
+# In so many steps, what is stored twice while it is transposed is a small part of the whole.
+_STEPS = 8
 
 
 def picked_in_columns(
@@ -42,21 +42,25 @@ def in_rows(units_of: Callable[[], Any], n_keep: jax.Array) -> Any:
 
 
 def by_columns(rows_of: Callable[[Any, int], jax.Array], n: int) -> jax.Array:
-    """A matrix of `n` rows, transposed: the rows are computed some at a time.
+    """A matrix, transposed: some rows of each of its parts are computed at a time.
 
-    So a GPU stores only some of them twice.
+    So a GPU stores only these rows twice.
 
     Args:
-      rows_of: computes so many rows from the first of them on, which may be a traced number.
-      n: at least 1.
+      rows_of: computes so many rows of every part, [parts, rows, columns], from the first of them
+        on, which may be a traced number.
+      n: how many rows each part has, at least 1.
     """
-    n_of_part = -(-n // _PARTS)
-    some = jax.eval_shape(lambda: rows_of(0, n_of_part))
+    n_at_once = -(-n // _STEPS)
+    some = jax.eval_shape(lambda: rows_of(0, n_at_once))
+    n_parts, _, n_columns = some.shape
 
-    def with_part(i: Any, columns: jax.Array) -> jax.Array:
-        # The last part may begin in the one before it. These rows are computed twice.
-        first = jnp.minimum(i * n_of_part, n - n_of_part)
-        return lax.dynamic_update_slice_in_dim(columns, rows_of(first, n_of_part).T, first, 1)
+    def with_rows(i: Any, columns: jax.Array) -> jax.Array:
+        # The last rows may begin among those before them, which are then computed twice.
+        first = jnp.minimum(i * n_at_once, n - n_at_once)
+        rows = rows_of(first, n_at_once).transpose(2, 0, 1)
+        return lax.dynamic_update_slice_in_dim(columns, rows, first, 2)
 
-    columns = jnp.zeros((some.shape[1], n), some.dtype)
-    return lax.fori_loop(0, -(-n // n_of_part), with_part, columns)
+    columns = jnp.zeros((n_columns, n_parts, n), some.dtype)
+    columns = lax.fori_loop(0, -(-n // n_at_once), with_rows, columns)
+    return columns.reshape(n_columns, n_parts * n)

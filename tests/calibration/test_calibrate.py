@@ -24,6 +24,7 @@ from jaxprune import (
     wanda,
     wanda_kernel,
 )
+from jaxprune._base import sharding
 from jaxprune._base.paths import path_str
 from jaxprune._calibration import sparsegpt_solver, wanda_solver
 
@@ -85,10 +86,12 @@ def test_wanda_keeps_n_of_every_m_inputs(case, nm):
     np.testing.assert_array_equal(new, np.where(mask, kernel, 0))
 
 
-def test_wanda_of_a_few_columns_at_a_time_is_that_of_all(monkeypatch):
-    kernel, inputs = normal(15, 11), correlated(32, 15)  # a shape that no other test compiles
+@pytest.mark.parametrize("device, n_in", (("cpu", 15), ("NVIDIA H100 80GB HBM3", 17)))
+def test_wanda_of_a_few_columns_at_a_time_is_that_of_all(monkeypatch, device, n_in):
+    kernel, inputs = normal(n_in, 11), correlated(32, n_in)  # shapes that no other test compiles
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(wanda_solver, "_MAX_ENTRIES", 4 * 15)  # 4, 4 and 3 columns
+    monkeypatch.setattr(sharding, "_device_kind", lambda arrays: device)
+    monkeypatch.setattr(wanda_solver, "_MAX_ENTRIES", 4 * n_in)  # 4, 4 and 3 columns
     new, mask = wanda_kernel(kernel, inputs, 0.6)
     expected, expected_mask = wanda_oracle(kernel, inputs, 0.6)
     np.testing.assert_array_equal(mask, expected_mask)

@@ -41,6 +41,9 @@ KINDS = {
     "NM of 12": lambda: jaxprune.prune(HALF, structure=jaxprune.NM(6, 12, axis=0)),
     "blocks": lambda: jaxprune.prune(HALF, structure=jaxprune.Block((2, 2))),
     "balanced": lambda: jaxprune.prune(HALF, structure=jaxprune.Block((1, 2), balanced=True)),
+    "balanced, two rows": lambda: jaxprune.prune(
+        HALF, structure=jaxprune.Block((2, 2), balanced=True)
+    ),
     "balanced, slices": lambda: jaxprune.prune(
         HALF,
         structure=jaxprune.Block((1, 2), balanced=True),
@@ -106,6 +109,7 @@ def test_masks_are_those_of_the_cpu(kind, monkeypatch):
         ("bit masks, global", "Auto"),
         ("balanced", "Auto"),
         ("balanced", "Explicit"),
+        ("balanced, two rows", "Auto"),  # the rows of "c" can't be split over eight devices
         ("NM", "Auto"),
         ("random", "Auto"),
         ("random", "Explicit"),
