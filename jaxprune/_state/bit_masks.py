@@ -93,9 +93,19 @@ def from_bits(bits: jax.Array, like: Any) -> jax.Array:
     if not bits.size:
         return jnp.ones(like.shape, bool)
     whole = _in_whole_bytes(bits, entries_per_byte=1)
-    flags = jnp.unpackbits(whole, axis=-1, bitorder="little").astype(bool)
+    flags = _unpacked(whole).astype(bool)
     flags = lax.slice_in_dim(flags, 0, like.shape[-1], axis=-1)
     return typed_like(flags, like)
+
+
+def _unpacked(bits: jax.Array) -> jax.Array:
+    """The entries of bit masks, 0 or 1: uint8, eight times as long along the last axis."""
+    if not on_gpu([bits]):
+        return jnp.unpackbits(bits, axis=-1, bitorder="little")
+    # `unpackbits` compares with the eight powers of 2, for which an A100 starts a kernel.
+    places = jnp.arange(8, dtype=jnp.uint8).reshape((1,) * bits.ndim + (8,))
+    flags = (jnp.expand_dims(bits, -1) >> places) & np.uint8(1)
+    return flags.reshape((*bits.shape[:-1], -1))
 
 
 def full_bits(leaf: Any) -> jax.Array:

@@ -10,6 +10,7 @@ import pytest
 
 import jaxprune
 from helpers import random_params
+from jaxprune._base import sharding
 from jaxprune._recipe.scores import (
     accumulates,
     is_elementwise,
@@ -303,3 +304,16 @@ def test_a_score_that_needs_roles_fails_with_the_path_of_the_leaf():
 
     with pytest.raises(TypeError, match=r"a/kernel|b/kernel"):
         jaxprune.prune(jaxprune.one_shot_schedule(0.5), score=score).init(told_params())
+
+
+@pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float16))
+def test_magnitudes_of_16_bits_clear_the_sign_on_every_device(dtype, monkeypatch):
+    patterns = jnp.arange(2**16, dtype=jnp.uint16)  # all of them
+    numbers = jax.lax.bitcast_convert_type(patterns, dtype)
+    is_nan = np.isnan(np.asarray(numbers, np.float32))
+    for device in ("cpu", "NVIDIA H100 80GB HBM3"):
+        monkeypatch.setattr(sharding, "_device_kind", lambda arrays, kind=device: kind)
+        scores = jaxprune.magnitude(numbers)
+        assert np.isnan(np.asarray(scores, np.float32))[is_nan].all()
+        bits = jax.lax.bitcast_convert_type(scores, jnp.uint16)
+        np.testing.assert_array_equal(bits[~is_nan], (patterns & 0x7FFF)[~is_nan])
