@@ -3,7 +3,9 @@
 The loop of a search carries one array, the table, with one row per pool: the cuts of the next pass
 and the four numbers of the bracket. A table may have ends, too: two columns that say which of the
 last cuts became the ends of the bracket. Only large stacks need these, and without them programs
-for CPUs compile faster. Tables on GPUs and TPUs always have them.
+for CPUs compile faster. Tables on GPUs and TPUs always have them. On a CPU a table has an aim:
+numbers that no step changes. As arrays beside the table, each would have a kernel of its own. With
+the table alone, the loops of both searches have the same step, of which XLA compiles one.
 
 A step computes every entry of the table in the same way, without a reduction, so XLA makes one
 kernel of it. With an array for each number, a pass on a GPU would start ten small kernels instead,
@@ -26,6 +28,7 @@ from jaxprune._base.lanes import N_CUTS
 # Where the cuts of an interpolated pass lie around the expected place, in standard deviations.
 LADDER = np.array([-3.5, -1.1, -0.35, 0.0, 0.35, 1.1, 3.5], np.float32)
 _BRACKET_END = N_CUTS + 4
+_N_ENDS = 2
 
 
 class Bracket(NamedTuple):
@@ -52,12 +55,29 @@ class Bracket(NamedTuple):
         return jnp.where(self.n_lo == n_keep, self.lo, self.hi)
 
 
+class Aim(NamedTuple):
+    """What stays the same during a search; every field has one entry per pool.
+
+    Attributes:
+      n_keep: how many entries are to reach the cut.
+      total: how many entries a pass counts.
+      key: that of the tied entries if a search goes through their order, else any number.
+    """
+
+    n_keep: jax.Array
+    total: jax.Array
+    key: jax.Array
+
+
+_AIM_END = _BRACKET_END + len(Aim._fields)
+
+
 class Counts(NamedTuple):
     """What a pass counts for each pool and cut.
 
     Attributes:
       n: how many entries reach the cut, [n_pools, N_CUTS]; with a `total`, how many do not.
-      total: how many entries a pool has, [n_pools], or None.
+      total: how many entries a pool has, [n_pools], or None; the aim of a table says it, too.
     """
 
     n: jax.Array
@@ -77,64 +97,78 @@ def bracket_in(table: jax.Array) -> Bracket:
 def new_ends_in(table: jax.Array) -> jax.Array:
     """Which cuts of the last pass the ends of the brackets are, [n_pools, 2]: 1 for the first one.
 
-    0 for an end that has not changed. There are none in a table without ends.
+    0 for an end that has not changed. Only in a table with ends.
     """
-    return table[:, _BRACKET_END:]
+    return table[:, -_N_ENDS:]
 
 
-def table_with(bracket: Bracket, cuts: jax.Array, has_ends: bool) -> jax.Array:
+def aim_in(table: jax.Array) -> Aim:
+    """The aim, in a table that has one."""
+    return Aim(*columns(table)[_BRACKET_END:_AIM_END])
+
+
+def table_with(bracket: Bracket, cuts: jax.Array, aim: Aim | None, has_ends: bool) -> jax.Array:
     """The table of these brackets and cuts, which are clipped to the inside of the brackets.
 
     Args:
       bracket: the brackets.
       cuts: keys, [n_pools, N_CUTS]. They rise along each row.
+      aim: of a table that has one, else None.
       has_ends: whether the table says which cuts the ends of the brackets are.
     """
     zero = np.zeros((), np.dtype(cuts.dtype))
-    n_others = _n_columns(has_ends) - N_CUTS
+    n_others = _n_columns(aim is not None, has_ends) - N_CUTS
     padded = lax.pad(cuts, zero, ((0, 0, 0), (0, n_others, 0)))
-    return _table(bracket, _no_ends(bracket, has_ends), padded)
+    return _table(bracket, padded, _new_columns(bracket, aim, has_ends))
 
 
 @functools.partial(jax.jit, static_argnames="has_ends")
-def table_to_start(bracket: Bracket, n_keep: jax.Array, has_ends: bool) -> jax.Array:
+def table_to_start(
+    bracket: Bracket, n_keep: jax.Array, aim: Aim | None, has_ends: bool
+) -> jax.Array:
     """The table of these brackets, with interpolated cuts.
 
     Args:
       bracket: the brackets.
       n_keep: how many entries are to reach the cut, [n_pools].
+      aim: as for `table_with`.
       has_ends: as for `table_with`.
     """
-    cuts = _next_cuts(bracket, n_keep, _n_columns(has_ends))
-    return _table(bracket, _no_ends(bracket, has_ends), cuts)
+    cuts = _next_cuts(bracket, n_keep, _n_columns(aim is not None, has_ends))
+    return _table(bracket, cuts, _new_columns(bracket, aim, has_ends))
 
 
-def _n_columns(has_ends: bool) -> int:
-    return _BRACKET_END + 2 * has_ends
+def _n_columns(has_aim: bool, has_ends: bool) -> int:
+    return (_AIM_END if has_aim else _BRACKET_END) + _N_ENDS * has_ends
 
 
-def _no_ends(bracket: Bracket, has_ends: bool) -> list[jax.Array]:
-    return [jnp.zeros_like(bracket.lo)] * (2 * has_ends)
+def _new_columns(bracket: Bracket, aim: Aim | None, has_ends: bool) -> list[jax.Array]:
+    """The columns behind the brackets."""
+    return [*(aim or ()), *[jnp.zeros_like(bracket.lo)] * (_N_ENDS * has_ends)]
 
 
 @jax.jit
-def step(table: jax.Array, counts: Counts, n_keep: jax.Array) -> jax.Array:
+def step(table: jax.Array, counts: Counts, n_keep: jax.Array | None) -> jax.Array:
     """The table after a pass. Brackets that are done stay the same.
 
     Args:
       table: the table of the pass.
       counts: what the pass counted.
-      n_keep: how many entries are to reach the cut, [n_pools].
+      n_keep: how many entries are to reach the cut, [n_pools]; None if the table has an aim.
     """
     old, n = bracket_in(table), table.shape[1]
-    no_ends = _no_ends(old, has_ends=n > _BRACKET_END)
+    aim: tuple[jax.Array, ...] = ()
+    if n_keep is None:
+        n_keep, total, _ = aim = aim_in(table)
+        counts = counts._replace(total=total)
+    no_ends = [jnp.zeros_like(old.lo)] * (n - _BRACKET_END - len(aim))
     new, ends = _narrowed(old, columns(cuts_in(table)), counts, n_keep)
     ends = ends[: len(no_ends)]
     kept = _chosen(old.is_done(n_keep), (*old, *no_ends), (*new, *ends))
     new = Bracket(*kept[:4])
     narrowed_little = _across(new.hi - new.lo, n) > _across(old.hi - old.lo, n) // (N_CUTS + 1)
     cuts = lax.select(narrowed_little, _even_cuts(new, n), _next_cuts(new, n_keep, n))
-    return _table(new, kept[4:], cuts)
+    return _table(new, cuts, [*aim, *kept[4:]])
 
 
 def _narrowed(
@@ -212,11 +246,11 @@ def _even_cuts(b: Bracket, n_columns: int) -> jax.Array:
     return _across(b.lo, n_columns) + section * numbers
 
 
-def _table(b: Bracket, ends: Sequence[jax.Array], cuts: jax.Array) -> jax.Array:
-    """The table of brackets, and of the cuts in the first columns of an array of its shape."""
+def _table(b: Bracket, cuts: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
+    """The table of brackets, other columns, and the cuts in the first columns of its shape."""
     one, n_columns = jnp.ones_like(b.lo), cuts.shape[1]
     table = lax.clamp(_across(b.lo + one, n_columns), cuts, _across(b.hi - one, n_columns))
-    for i, number in enumerate((*b, *ends), N_CUTS):
+    for i, number in enumerate((*b, *others), N_CUTS):
         is_column = jnp.asarray(np.broadcast_to(np.arange(n_columns) == i, table.shape))
         table = lax.select(is_column, _across(number, n_columns), table)
     return table

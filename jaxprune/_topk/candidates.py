@@ -99,7 +99,8 @@ def large_stacks(problem: Problem) -> list[int]:
 
 
 def _is_large(stack: Stack, many_rows: int) -> bool:
-    return stack.size < counting.WIDE and _shape(stack)[1] >= many_rows
+    shape = _shape(stack)
+    return stack.size < counting.WIDE and len(shape) > 2 and shape[1] >= many_rows
 
 
 def _shape(stack: Stack) -> tuple[int, ...]:

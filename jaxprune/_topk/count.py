@@ -4,6 +4,7 @@ The data are read once. XLA fuses scores, comparisons and counts into the read, 
 nothing for each entry.
 """
 
+import math
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from jaxprune._topk.ranks import (
     tie_order,
 )
 from jaxprune._topk.stacks import of_entries
-from jaxprune._topk.tally import ABOVE, BELOW, REACHING, Counted, by_pool, pool_counts
+from jaxprune._topk.tally import ABOVE, BELOW, NOT_ABOVE, REACHING, Counted, by_pool, pool_counts
 
 
 def keys_reaching(table: jax.Array, problem: Problem, in_rows: Sequence[int] = ()) -> Counted:
@@ -64,16 +65,29 @@ def keys_reaching_in(
       problem: the selection.
     """
     sources, table = lax.optimization_barrier((problem.sources(), table))
-    integers, total = [], np.array(problem.pools.sizes)
-    is_gathered = np.zeros(total.shape, bool)
+    integers = []
     for i, (stack, source) in enumerate(zip(problem.stacks, sources, strict=True)):
-        is_gathered[stack.pool_of] = i in gathered
         entries = gathered[i].integers if i in gathered else None
         integers.append(
             problem.integers(stack, problem.read(stack, source)) if entries is None else entries
         )
-    total = jnp.where(is_gathered, n_lo, jnp.asarray(total, n_lo.dtype))
+    total = n_read(gathered, n_lo, problem)
     return _keys_reaching(table, integers, total, problem, (), skip=gathered)
+
+
+def n_read(gathered: Container[int], n_lo: jax.Array, problem: Problem) -> jax.Array:
+    """How many entries of each pool reach the smallest key that `keys_reaching_in` can count.
+
+    Args:
+      gathered: as for `keys_reaching_in`.
+      n_lo: as for `keys_reaching_in`.
+      problem: the selection.
+    """
+    total = np.array(problem.pools.sizes)
+    is_gathered = np.zeros(total.shape, bool)
+    for i, stack in enumerate(problem.stacks):
+        is_gathered[stack.pool_of] = i in gathered
+    return jnp.where(is_gathered, n_lo, jnp.asarray(total, n_lo.dtype))
 
 
 def _keys_reaching(
@@ -149,7 +163,18 @@ def ties_reaching(
         orders.append(jnp.where(integers == tied, order, lowest_order(members, problem.ties)))
         cuts = stack.of_members(cuts_in(table))
         member_cuts.append(cuts_in_members(cuts, members, problem.ties))
-    return pool_counts(orders, member_cuts, ABOVE, problem)
+    # With an aim, tables hold how many numbers are compared: all passes count those below a cut.
+    comparison = NOT_ABOVE if problem.is_on_cpu else ABOVE
+    return pool_counts(orders, member_cuts, comparison, problem)
+
+
+def n_compared(gathered: dict[int, Gathered], problem: Problem) -> jax.Array:
+    """How many numbers of each pool `ties_reaching` compares, with padding, [n_pools]."""
+    total = np.zeros(len(problem.pools.sizes), np.int64)
+    for i, stack in enumerate(problem.stacks):
+        entries = gathered[i].integers if i in gathered else jax.tree.leaves(stack.x)[0]
+        np.add.at(total, stack.pool_of, math.prod(entries.shape[1:]) * problem.n_parts)
+    return jnp.asarray(total, problem.pools.pool_dtype)
 
 
 def ties_reaching_on_gpu(

@@ -126,11 +126,13 @@ def _sample(x: jax.Array, n: int) -> jax.Array:
     selected first: where memory is tiled, merging the axes of the whole array would copy it.
 
     Args:
-      x: [n_members, rows, row].
+      x: [n_members, rows, row], or [n_members, row].
     """
-    _, n_rows, row = x.shape
-    row_stride = -(-n_rows // max(_SAMPLED_ROWS, 16 * n // row))
-    flat = x[:, row_stride // 2 :: row_stride].reshape(len(x), -1)
+    *_, row = x.shape
+    if x.ndim > 2:
+        row_stride = -(-x.shape[1] // max(_SAMPLED_ROWS, 16 * n // row))
+        x = x[:, row_stride // 2 :: row_stride]
+    flat = x.reshape(len(x), -1)
     stride = flat.shape[1] // n
     while math.gcd(stride, row) > 1:
         stride -= 1

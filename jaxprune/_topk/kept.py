@@ -23,47 +23,47 @@ from jaxprune._topk.ranks import (
     member_sizes,
     tie_order,
 )
-from jaxprune._topk.search import Cuts
+from jaxprune._topk.search import Cuts, Ended
 from jaxprune._topk.stacks import Pools, Stack, unstacked
 
 
-def kept_masks(cuts: Cuts, problem: Problem) -> list[Any]:
+def kept_masks(ended: Ended, problem: Problem) -> list[Any]:
     """The mask of each leaf; True means kept. `BitFlags` where the old masks can be packed."""
     first = first_ranks(problem)
     shapes = problem.pools.shapes
     masks: list[Any] = [jnp.zeros(shape, bool) for shape in shapes]  # empty leaves are in no stack
     for stack in problem.stacks:
-        leaf_masks = _stack_masks(stack, cuts, first, problem)
+        leaf_masks = _stack_masks(stack, ended, first, problem)
         for leaf, mask in zip(stack.leaves, leaf_masks, strict=True):
             is_packed = isinstance(mask, BitFlags)
             masks[leaf] = mask if is_packed else mask.reshape(shapes[leaf])
     return masks
 
 
-def masks_of_members(cuts: Cuts, problem: Problem) -> list[jax.Array]:
+def masks_of_members(ended: Ended, problem: Problem) -> list[jax.Array]:
     """The masks of the members of each stack, [n_members, size]."""
     first = first_ranks(problem)
     masks = []
     for stack in problem.stacks:
-        pool_cuts, members = _pool_cuts(stack, cuts, first, problem)
+        pool_cuts, members = _pool_cuts(stack, ended.cuts(), first, problem)
         member_cuts = _member_cuts(stack, pool_cuts, members, problem)
         mask = _mask(stack, _flat(stack.x), member_cuts, members, problem)
         masks.append(mask[:, : stack.size])
     return masks
 
 
-def _stack_masks(stack: Stack, cuts: Cuts, first: jax.Array, problem: Problem) -> Sequence[Any]:
+def _stack_masks(stack: Stack, ended: Ended, first: jax.Array, problem: Problem) -> Sequence[Any]:
     """The mask of each leaf of a stack, in the shape of the leaf or flat; or its `BitFlags`.
 
     Args:
       stack: the leaves.
-      cuts: of each pool.
+      ended: how the search ended.
       first: [n_pools], the rank of the first entry of each pool.
       problem: the selection.
     """
-    pool_cuts, members = _pool_cuts(stack, cuts, first, problem)
     if _is_masked_by_case(stack, problem):
-        return _masks_by_case(stack, pool_cuts, members, problem)
+        return _masks_by_case(stack, ended, problem)
+    pool_cuts, members = _pool_cuts(stack, ended.cuts(), first, problem)
     cuts = _member_cuts(stack, pool_cuts, members, problem)
     if stack.is_sliced:
         return [_mask(stack, stack.operands[0], cuts, members, problem)]
@@ -99,26 +99,24 @@ def _is_masked_by_case(stack: Stack, problem: Problem) -> bool:
     return len(stack.leaves) > 1 or (len(problem.stacks) == 1 and stack.size <= SHORT)
 
 
-def _masks_by_case(
-    stack: Stack, pool_cuts: Cuts, members: Members, problem: Problem
-) -> Sequence[jax.Array]:
+def _masks_by_case(stack: Stack, ended: Ended, problem: Problem) -> Sequence[jax.Array]:
     """The mask of each leaf of a stack, flat, by the shorter way if all cuts are plain.
 
     `cond` makes its result one buffer. Otherwise XLA computes, and compiles, the whole mask again
     for every member that is sliced from it. The cuts of members are computed in its branches, where
     they need no kernels of their own.
     """
-    are_plain = stack.form.are_plain(stack.form.cuts(pool_cuts.key))
 
-    def masks_of(x: Any, pool_cuts: Cuts, members: Members) -> jax.Array:
+    def masks_of(x: Any, ended: Ended) -> jax.Array:
+        pool_cuts, members = _pool_cuts(stack, ended.cuts(), first_ranks(problem), problem)
         return _mask(stack, x, _member_cuts(stack, pool_cuts, members, problem), members, problem)
 
-    masks = lax.cond(
-        jnp.any((pool_cuts.tie > 1) | ~are_plain),
-        masks_of,
-        lambda x, pool_cuts, members: _plain_mask(stack, x, pool_cuts.key, problem),
-        *(stack.x, pool_cuts, members),
-    )
+    def plain_masks_of(x: Any, ended: Ended) -> jax.Array:
+        return _plain_mask(stack, x, stack.of_members(ended.cuts().key), problem)
+
+    key, tie = map(stack.of_members, ended.cuts())
+    are_plain = stack.form.are_plain(stack.form.cuts(key))
+    masks = lax.cond(jnp.any((tie > 1) | ~are_plain), masks_of, plain_masks_of, *(stack.x, ended))
     masks = masks.reshape(len(masks), -1)[:, : stack.size]
     return unstacked(masks) if len(masks) > 1 else list(masks)
 

@@ -109,6 +109,11 @@ class Problem:
         return key if among is None else jnp.where(among.astype(bool), key, jnp.zeros_like(key))
 
     @property
+    def is_on_cpu(self) -> bool:
+        """Whether the arrays lie on CPUs, and are read as these read them best."""
+        return not self.is_gpu and on_cpu(jax.tree.leaves([stack.x for stack in self.stacks]))
+
+    @property
     def n_parts(self) -> int:
         """How many parts of equal size every pool has: the length of the mapped axis."""
         return axis_length(self.axis_name)

@@ -119,8 +119,8 @@ def _at_once(leaves: Leaves) -> tuple[list[Any], jax.Array]:
     keys_of = problem.stored_keys if problem.is_gpu else None
     stacks = stacked(leaves.pairs, leaves.forms, pools, problem.one_device, longest_row, keys_of)
     problem = dataclasses.replace(problem, stacks=stacks, steps=list(map(_steps, stacks)))
-    cuts = search(problem, leaves.n_keep, leaves.start)
-    return kept_masks(cuts, problem), thresholds(cuts.key, pools)
+    ended = search(problem, leaves.n_keep, leaves.start)
+    return kept_masks(ended, problem), thresholds(ended.cuts().key, pools)
 
 
 def _steps(stack: Stack) -> list[jax.Array]:
@@ -180,8 +180,8 @@ def _in_rounds(leaves: Leaves, rounds: Rounds) -> tuple[dict[int, jax.Array], ja
         problem = dataclasses.replace(first.problem, stacks=stacks)
         pool = jnp.asarray(pools)[i]
         start = None if leaves.start is None else leaves.start[pool]
-        cuts = search(problem, take(leaves.n_keep, pool), start)
-        new = masks_of_members(cuts, problem), thresholds(cuts.key, problem.pools)
+        ended = search(problem, take(leaves.n_keep, pool), start)
+        new = masks_of_members(ended, problem), thresholds(ended.cuts().key, problem.pools)
         put = lambda into, x: lax.dynamic_update_index_in_dim(into, x, i, 0)
         return jax.tree.map(put, results, new)
 

@@ -17,9 +17,11 @@ from jax import lax
 
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.float_bits import bits_of
-from jaxprune._base.sharding import on_cpu
 from jaxprune._topk.bracket import (
+    Aim,
     Bracket,
+    Counts,
+    aim_in,
     bracket_in,
     new_ends_in,
     step,
@@ -38,6 +40,8 @@ from jaxprune._topk.candidates import (
 from jaxprune._topk.count import (
     keys_reaching,
     keys_reaching_in,
+    n_compared,
+    n_read,
     ties_reaching,
     ties_reaching_on_gpu,
 )
@@ -58,7 +62,26 @@ class Cuts(NamedTuple):
     tie: jax.Array
 
 
-def search(problem: Problem, n_keep: jax.Array, start: jax.Array | None) -> Cuts:
+class Ended(NamedTuple):
+    """How a search ended.
+
+    Attributes:
+      known: the cuts of each pool; None if the table has an aim.
+      table: that of the search through the order of ties; None if the cuts are known.
+    """
+
+    known: Cuts | None
+    table: Any = None
+
+    def cuts(self) -> Cuts:
+        """The cuts of each pool. On a CPU, what reads them computes them in its own kernel."""
+        if self.known is not None:
+            return self.known
+        n_keep, _, key = aim_in(self.table)
+        return Cuts(key, bracket_in(self.table).exact_end(n_keep))
+
+
+def search(problem: Problem, n_keep: jax.Array, start: jax.Array | None) -> Ended:
     """Finds cuts that keep exactly `n_keep` entries of each pool.
 
     With a mapped axis, counts are summed over it, so every one of its members gets the same cuts.
@@ -71,16 +94,18 @@ def search(problem: Problem, n_keep: jax.Array, start: jax.Array | None) -> Cuts
     whole, n_keep = _whole_bracket(problem, n_keep)
     one = jnp.ones_like(n_keep)
     if not problem.stacks:  # all leaves are empty
-        return Cuts(whole.lo, one)
+        return Ended(Cuts(whole.lo, one))
     fraction = n_keep / jnp.maximum(whole.n_lo, 1)
     cuts = first_cuts(fraction.astype(jnp.float32), problem, start)
     if problem.axis_name is not None:
         cuts = lax.pmax(cuts, problem.axis_name)
     large = large_stacks(problem)
     rows = [all_rows(problem.stacks[i]) for i in large]
-    state = SearchState(table_with(whole, cuts, _has_ends(problem, rows)), rows)
+    aim = Aim(n_keep, whole.n_lo, whole.lo) if problem.is_on_cpu else None
+    state = SearchState(table_with(whole, cuts, aim, _has_ends(problem, rows)), rows)
     count = lambda table: keys_reaching(table, problem, large)
-    by_key, rows = _narrowed(state, n_keep, count, problem, most_candidates(problem, large))
+    table, rows = _narrowed(state, n_keep, count, problem, most_candidates(problem, large))
+    by_key, n_keep = bracket_in(table), _n_keep_in(table, n_keep, problem)
     gathered: dict[int, Gathered] = {}
     if large:
         for i, stack_rows in zip(large, rows, strict=True):
@@ -95,14 +120,17 @@ def _narrowed_in(
     gathered: dict[int, Gathered], bracket: Bracket, n_keep: jax.Array, problem: Problem
 ) -> Bracket:
     """Narrows the brackets further by reading the gathered rows, and all of the other stacks."""
-    state = SearchState(table_to_start(bracket, n_keep, _has_ends(problem)), [])
+    aim = None
+    if problem.is_on_cpu:
+        aim = Aim(n_keep, n_read(gathered, bracket.n_lo, problem), bracket.lo)
+    state = SearchState(table_to_start(bracket, n_keep, aim, _has_ends(problem)), [])
     count = lambda table: keys_reaching_in(table, gathered, bracket.n_lo, problem)
-    return _narrowed(state, n_keep, count, problem)[0]
+    return bracket_in(_narrowed(state, n_keep, count, problem)[0])
 
 
 def _with_ties(
     by_key: Bracket, gathered: dict[int, Gathered], n_keep: jax.Array, problem: Problem
-) -> Cuts:
+) -> Ended:
     """The cuts that the brackets of keys give, after a search through the order of ties."""
     one, zero = jnp.ones_like(n_keep), jnp.zeros_like(n_keep)
     is_exact = by_key.is_exact(n_keep)
@@ -126,19 +154,28 @@ def _with_ties(
         n_hi=zero,
     )
     n_keep_tied = jnp.where(is_exact, one, n_keep_tied)
-    state = SearchState(table_to_start(tied, n_keep_tied, _has_ends(problem)), [])
+    aim = Aim(n_keep_tied, n_compared(gathered, problem), key) if problem.is_on_cpu else None
+    state = SearchState(table_to_start(tied, n_keep_tied, aim, _has_ends(problem)), [])
     if problem.is_gpu:
         ranks = [PoolRanks.of(stack, problem) for stack in problem.stacks]
         count = lambda table: ties_reaching_on_gpu(table, key, gathered, ranks, problem)
     else:
-        count = lambda table: ties_reaching(table, key, gathered, problem)
-    by_tie, _ = _narrowed(state, n_keep_tied, count, problem)
-    return Cuts(key, by_tie.exact_end(n_keep_tied))
+        key_in = lambda table: aim_in(table).key if problem.is_on_cpu else key
+        count = lambda table: ties_reaching(table, key_in(table), gathered, problem)
+    table, _ = _narrowed(state, n_keep_tied, count, problem)
+    if problem.is_on_cpu:
+        return Ended(None, table)
+    return Ended(Cuts(key, bracket_in(table).exact_end(n_keep_tied)))
 
 
 def _has_ends(problem: Problem, rows: Sequence[Rows] = ()) -> bool:
     """Whether the table of a loop says which cuts the ends of the brackets are."""
-    return bool(rows) or problem.is_gpu or not on_cpu(jax.tree.leaves(problem.sources()))
+    return bool(rows) or not problem.is_on_cpu
+
+
+def _n_keep_in(table: jax.Array, n_keep: jax.Array, problem: Problem) -> jax.Array:
+    """How many entries are to reach the cut; read from the table if it has an aim."""
+    return aim_in(table).n_keep if problem.is_on_cpu else n_keep
 
 
 class SearchState(NamedTuple):
@@ -159,8 +196,8 @@ def _narrowed(
     count: Callable[[jax.Array], Counted],
     problem: Problem,
     rest: Any = 0,
-) -> tuple[Bracket, list[Rows]]:
-    """Narrows every bracket until one of its ends is exact, or nothing lies between the two.
+) -> tuple[jax.Array, list[Rows]]:
+    """The table whose brackets have an exact end each, or nothing between their ends.
 
     Args:
       state: where to start.
@@ -172,19 +209,23 @@ def _narrowed(
 
     def one_pass(state: SearchState) -> SearchState:
         counted = count(state.table)
-        table, rows = step(state.table, counted.counts, n_keep), []
+        # From the counts alone, so that JAX traces one step for all loops.
+        counts, wanted = counted.counts, n_keep
+        if problem.is_on_cpu:
+            counts, wanted = Counts(counts.n), None
+        table, rows = step(state.table, counts, wanted), []
         for i, before, row_counts in zip(counted.in_rows, state.rows, counted.rows, strict=True):
             new_ends = problem.stacks[i].of_members(new_ends_in(table))
             rows.append(narrowed_rows(before, row_counts, new_ends))
         return SearchState(table, rows)
 
     def is_unfinished(state: SearchState) -> jax.Array:
-        bracket = bracket_in(state.table)
+        bracket, wanted = bracket_in(state.table), _n_keep_in(state.table, n_keep, problem)
         n_inside = bracket.n_lo - bracket.n_hi
-        return jnp.any(~bracket.is_done(n_keep) & (n_inside > jnp.asarray(rest, n_inside.dtype)))
+        return jnp.any(~bracket.is_done(wanted) & (n_inside > jnp.asarray(rest, n_inside.dtype)))
 
     state = lax.while_loop(is_unfinished, one_pass, state)
-    return bracket_in(state.table), state.rows
+    return state.table, state.rows
 
 
 def _whole_bracket(problem: Problem, n_keep: jax.Array) -> tuple[Bracket, jax.Array]:

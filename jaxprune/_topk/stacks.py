@@ -229,10 +229,13 @@ def concatenated(xs: Sequence[jax.Array]) -> jax.Array:
 def in_rows(x: jax.Array, n_members: int) -> jax.Array:
     """The rows of each of so many concatenated arrays on a CPU, [n_members, rows, row].
 
-    A short array that is not joined with others is one row.
+    A short array is one row: its entries are read by one thread, and there are no counts of rows to
+    sum up. Then the result is [n_members, row]. An axis of length 1 between these would let XLA
+    choose another layout for a loop than for what it reads, and copy the array.
     """
-    if n_members == 1:
-        return as_rows(x, x.size if x.size <= SHORT else 0)
+    size = x.size // n_members
+    if size <= SHORT:
+        return x.reshape(n_members, size)
     return jax.vmap(lambda x: as_rows(x)[0])(x.reshape(n_members, -1))
 
 

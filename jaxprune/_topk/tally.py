@@ -54,6 +54,7 @@ class Comparison(NamedTuple):
 
 BELOW = Comparison(operator.lt, operator.ge)
 ABOVE = Comparison(operator.gt, operator.gt)
+NOT_ABOVE = Comparison(operator.le, operator.gt)
 REACHING = Comparison(operator.ge, operator.ge)
 
 
@@ -117,7 +118,8 @@ def _count_flags(
         cuts = _columns(member_cuts[i], numbers[i].ndim)
         flags = [comparison.counted(numbers[i], cut) for cut in cuts]
         if problem.one_device and not stack.is_sliced:
-            rows[i] = count_in_rows(flags)
+            is_row = numbers[i].ndim == 2  # each member
+            rows[i] = flags if is_row else count_in_rows(flags)
             counts.append(sum_rows(rows[i], dtype))
         else:
             flags = [_as_one_member(flag, stack) for flag in flags]

@@ -427,6 +427,13 @@ def test_a_short_mask_takes_one_thread(score, monkeypatch):
     assert program.count("outer_dimension_partitions") <= 1
 
 
+def test_both_loops_of_a_search_run_one_step(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    text = jax.jit(topk_mask).lower(jnp.zeros(100), jnp.int32(7)).as_text()
+    # XLA compiles one kernel for both, which takes longer to compile than any other.
+    assert text.count("call @step(") == 2
+
+
 def test_a_search_on_a_tpu_gathers_no_rows(short_rows, monkeypatch, getkey):
     monkeypatch.setattr(candidates, "on_tpu", lambda arrays: True)
     monkeypatch.setattr(search, "gather", lambda *x: pytest.fail("its compiler stores their keys"))
