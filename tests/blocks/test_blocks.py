@@ -135,6 +135,7 @@ def test_any_number_of_columns_at_once_gives_the_same_product(n_columns_at_once,
     np.testing.assert_array_equal(packed_matmul(packed, x), x @ w)
 
 
+@pytest.mark.skip_in("disable_jit", reason="nothing is compiled")
 @pytest.mark.parametrize("is_gradient", (False, True))
 def test_a_large_batch_stores_few_of_the_gathered_parts(is_gradient):
     n_columns, n_kept, batch = 256, 100, 512
@@ -167,6 +168,7 @@ def test_x_is_computed_once_and_not_for_every_column(batch):
     assert not any(" gather(" in text and " tanh(" in text for text in computations)
 
 
+@pytest.mark.skip_in("disable_jit", reason="nothing is traced")
 def test_it_is_a_pytree_of_two_arrays_and_traces_once():
     w, _ = matrix(2, (16, 16), (1, 4), 0.5, balanced=True)
     packed = pack_matrix(w, block=(1, 4))
@@ -232,7 +234,12 @@ UNFIT = {
 }
 
 
-@pytest.mark.parametrize("name", UNFIT)
+NEEDS_TRACES = pytest.mark.skip_in("disable_jit", reason="nothing is traced")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=NEEDS_TRACES if n == "traced" else ()) for n in UNFIT]
+)
 def test_arguments_that_do_not_fit_are_errors(name):
     call, kind, said = UNFIT[name]
     with pytest.raises(kind, match=says(*said)):
