@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.counting import as_rows, count_each, count_in_rows, equal_parts, reduced
+from jaxprune._base.counting import (
+    as_rows,
+    count_each,
+    count_in_rows,
+    equal_parts,
+    reduced,
+    sum_along,
+)
 from jaxprune._base.lanes import LONGEST_ROW
 from jaxprune._base.sharding import on_gpu, on_one_device, on_tpu
 
@@ -74,7 +81,7 @@ def _counts_of_alike(
         # The counts of rows are joined: their sums are one kernel, too.
         rows = [count_in_rows([as_rows(members[i]) for i in part]) for part in parts]
         joined = jnp.concatenate([row for some in rows for row in some])
-        return reduced([joined.astype(dtype)], 1)[0]
+        return sum_along(joined.astype(dtype), 1)
     # XLA for GPUs stores a flag that two counts are computed from.
     if len(members) > 1 or on_gpu(arrays):
         counts = [count_each([members[i] for i in part], dtype, is_local)[0] for part in parts]

@@ -34,6 +34,8 @@ _ROW = 1024
 SHORT = 2**17
 # Rows of this length are long enough along the last axis.
 _SHORT_ROW = 64
+# XLA for CPUs splits the reduction of more numbers than this to one, which takes three kernels.
+_SPLIT = 32
 # The largest number of 32 bits.
 _MOST = 2**32 - 1
 # If the number of devices divides no axis, arrays of at most this many entries get plain sums.
@@ -178,6 +180,36 @@ def reduced(arrays: Sequence[jax.Array], *axes: int) -> Any:
     """The sums of several arrays over some axes, as one variadic reduction."""
     zeros = tuple(np.zeros((), np.dtype(x.dtype)) for x in arrays)
     return lax.reduce(tuple(arrays), zeros, lambda a, b: tuple(map(operator.add, a, b)), axes)
+
+
+def sum_along(x: jax.Array, axis: int) -> jax.Array:
+    """The sums of integers along an axis, as one reduction."""
+    if x.shape[axis] <= _SPLIT or not on_cpu([x]):
+        return reduced([x], axis)[0]
+    # XLA splits no reduction of pairs, and leaves out none of two results that are both used.
+    total, negative = reduced([x, -x], axis)
+    return jnp.maximum(total, -negative)
+
+
+def any_of(flags: jax.Array) -> jax.Array:
+    """Whether any of the flags is True, as one reduction."""
+    return jnp.any(flags) if _is_one_kernel(flags) else ~_all_in_pairs(~flags)
+
+
+def all_of(flags: jax.Array) -> jax.Array:
+    """Whether all of the flags are True, as one reduction."""
+    return jnp.all(flags) if _is_one_kernel(flags) else _all_in_pairs(flags)
+
+
+def _is_one_kernel(flags: jax.Array) -> bool:
+    return flags.size <= _SPLIT or not on_cpu([flags])
+
+
+def _all_in_pairs(flags: jax.Array) -> jax.Array:
+    both = lambda a, b: (a[0] & b[0], a[1] | b[1])
+    ends = np.ones((), bool), np.zeros((), bool)
+    every, some_is_false = lax.reduce((flags, ~flags), ends, both, tuple(range(flags.ndim)))
+    return every & ~some_is_false  # equal, as in `sum_along`
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base.float_bits import bits_of, order_key
+from jaxprune._base.places import picked_in_rows
 from jaxprune._topk.bracket import LADDER, N_CUTS
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.stacks import Pools, Stack, of_entries
@@ -45,8 +46,11 @@ def first_cuts(fraction: jax.Array, problem: Problem, start: jax.Array | None) -
         is_usable = jnp.isfinite(start) & (start != 0)
         cuts = jnp.where(is_usable[:, None], warm, cuts)
     for pools, keys in _samples(problem):
-        quantiles = _quantile_cuts(keys, 1 - fraction[pools])
-        cuts = cuts.at[pools].set(quantiles.astype(cuts.dtype))
+        if problem.is_on_cpu and np.array_equal(pools, np.arange(len(cuts))):
+            cuts = _quantile_cuts(keys, 1 - fraction).astype(cuts.dtype)
+        else:
+            quantiles = _quantile_cuts(keys, 1 - fraction[pools])
+            cuts = cuts.at[pools].set(quantiles.astype(cuts.dtype))
     return cuts
 
 
@@ -150,7 +154,7 @@ def _quantile_cuts(keys: jax.Array, fraction: jax.Array) -> jax.Array:
     n = key.shape[1]
     deviation = jnp.sqrt(fraction * (1 - fraction) * n) + 1
     index = (fraction * n)[:, None] + deviation[:, None] * jnp.asarray(LADDER)[None, :]
-    cuts = jnp.take_along_axis(key, jnp.clip(index.astype(jnp.int32), 0, n - 1), axis=1)
+    cuts = picked_in_rows(key, jnp.clip(index.astype(jnp.int32), 0, n - 1))
     # Two equal cuts enclose a tied key: raising the second one by 1 settles that key in one pass.
     is_repeated = jnp.pad(cuts[:, 1:] == cuts[:, :-1], ((0, 0), (1, 0)))
     return cuts + is_repeated.astype(cuts.dtype)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.caching import bounded_cache
-from jaxprune._base.counting import counting, is_wide
+from jaxprune._base.counting import all_of, any_of, counting, is_wide
 from jaxprune._base.places import placed
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.leaf import Leaf
@@ -172,7 +172,7 @@ def in_dtypes(accounts: Accounts, progress: Progress) -> Progress:
 def with_known_counts(accounts: Accounts, progress: Progress) -> Progress:
     """The progress where nothing is known to be reached if its accounts were others before."""
     with counting(is_wide(progress.reached)):
-        same = jnp.all(
+        same = all_of(
             (progress.pool_of == accounts.pool_of) & (progress.unit_size == accounts.unit_size)
         )
         unknown = jnp.full_like(progress.reached, UNKNOWN)
@@ -190,7 +190,7 @@ def asked_at(settings: Settings, accounts: Accounts, step: Any) -> jax.Array:
 def is_behind(settings: Settings, accounts: Accounts, step: Any, progress: Progress) -> jax.Array:
     """Whether an account drops fewer units than the schedule asks for at this step."""
     with counting(is_wide(progress.reached)):
-        return jnp.any(_are_behind(settings, accounts, step, progress))
+        return any_of(_are_behind(settings, accounts, step, progress))
 
 
 def _are_behind(settings: Settings, accounts: Accounts, step: Any, progress: Progress) -> jax.Array:
@@ -214,7 +214,7 @@ def has_work(settings: Settings, accounts: Accounts, step: Any, progress: Progre
         flags = _are_behind(settings, accounts, step, progress) | (progress.due != new.due)
         flags |= (progress.pool_of != new.pool_of) | (progress.unit_size != new.unit_size)
         work = functools.reduce(jnp.logical_or, numbers)
-        return jnp.any(flags | work) if flags.size else work
+        return any_of(flags | work) if flags.size else work
 
 
 def counted(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune._base.places import picked, placed
+from jaxprune._base.places import picked, picked_in_rows, placed
 
 PLACES = ((), (3,), (0, 1, 2), (1, 3, 5), (0, 3, 6), (6, 4, 2), (0, 1, 3), (5, 0), (2, 6))
 
@@ -33,3 +33,10 @@ def test_evenly_spaced_places_on_a_cpu_need_no_gather_and_no_scatter():
     )
     assert "gather" not in program
     assert "scatter" not in program
+
+
+def test_each_row_has_places_of_its_own():
+    x = np.arange(12).reshape(3, 4)
+    places = np.array([[0, 3], [1, 1], [3, 2]], np.int32)
+    got = jax.jit(picked_in_rows)(jnp.asarray(x), jnp.asarray(places))
+    np.testing.assert_array_equal(got, np.take_along_axis(x, places, axis=1))
