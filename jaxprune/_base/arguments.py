@@ -54,6 +54,10 @@ class BadArgument(Exception):
         texts = {name: format_argument(name, value) for name, value in self.arguments.items()}
         return f"{self.problem} {self.suggestion.format(**texts)}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = isinstance(self, ValueError), self.problem, self.suggestion, self.arguments
+        return _again, parts
+
 
 class BadValue(BadArgument, ValueError):
     """A `ValueError` whose suggestion names arguments; see `BadArgument`."""
@@ -61,6 +65,18 @@ class BadValue(BadArgument, ValueError):
 
 class BadType(BadArgument, TypeError):
     """A `TypeError` whose suggestion names arguments; see `BadArgument`."""
+
+
+# A traceback shows users the names of the errors that they can catch.
+for _shown, _base in ((BadValue, ValueError), (BadType, TypeError)):
+    _shown.__module__, _shown.__name__, _shown.__qualname__ = "builtins", *[_base.__name__] * 2
+
+
+def _again(
+    is_value: bool, problem: str, suggestion: str, arguments: dict[str, Any]
+) -> BadArgument:
+    """The copy of an error; pickle can't find its class by the name that it shows."""
+    return (BadValue if is_value else BadType)(problem, suggestion, **arguments)
 
 
 def as_python(argument: str, value: Any) -> str:

@@ -8,7 +8,7 @@ does linen `Partitioned`). A regex must match the whole path.
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -233,11 +233,20 @@ def as_rules(rules: Any, argument: str) -> tuple[Rule, ...]:
     if not isinstance(rules, Sequence) or isinstance(rules, bytes) or is_record:
         raise TypeError(
             f"{argument} must be a regex, a function (path, leaf) -> bool, or a sequence of these, "
-            f"got {shown(rules)}. A regex matches the whole path, such as '.*kernel'."
+            f"got {shown(rules)}. {_rule_hint(rules)}"
         )
     for rule in rules:
         _check_rule(rule, argument)
     return tuple(rules)
+
+
+def _rule_hint(rule: Any) -> str:
+    """What to pass in place of a value that is not a rule, for an error."""
+    if isinstance(rule, re.Pattern):
+        return f"Pass its text: {rule.pattern!r}. It must match the whole path."
+    if isinstance(rule, Mapping):
+        return "A tree of bools is no rule. Name the leaves by their paths, such as '.*kernel'."
+    return "A regex matches the whole path, such as '.*kernel'."
 
 
 def _check_rule(rule: Any, argument: str) -> None:
@@ -252,7 +261,7 @@ def _check_rule(rule: Any, argument: str) -> None:
     elif not callable(rule) or isinstance(rule, type) or is_model(rule):
         raise TypeError(
             f"{argument}: each rule must be a regex or a function (path, leaf) -> bool, got "
-            f"{shown(rule)}. A regex matches the whole path, such as '.*kernel'."
+            f"{shown(rule)}. {_rule_hint(rule)}"
         )
     elif not is_hashable(rule):
         raise TypeError(

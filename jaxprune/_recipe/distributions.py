@@ -232,6 +232,11 @@ def min_density(density: float, distribution: Distribution = uniform) -> Distrib
       >>> min_density(0.05, erk)
       min_density(0.05, erk)
     """
+    if isinstance(density, Distribution):
+        raise TypeError(
+            f"min_density: density must be a real number in [0, 1), got the distribution {density}."
+            f" Pass the number first: min_density(0.05, jaxprune.{density})."
+        )
     floor = as_sparsity(density, "min_density: density", of="kept weights")
     _check_distribution("min_density", distribution)
     name = f"min_density({density!r}, {distribution})"

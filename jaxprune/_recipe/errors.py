@@ -25,6 +25,7 @@ from jaxprune._recipe.traits import Structure, traits_of
 _DISTRIBUTIONS = ("uniform", "er", "erk", "global_pool", "l2_pool", "normalized_pool")
 _SCORES = ("magnitude", "saliency", "movement", "gradient_magnitude", "random_score")
 _STRUCTURES = ("Unstructured", "NM", "Block", "Channel")
+_METHODS = ("wanda", "sparsegpt")
 
 # Arguments
 
@@ -39,6 +40,9 @@ def check_distribution(value: Any) -> None:
 def check_score_type(score: Any) -> None:
     """Raises a TypeError unless this is a score function or an accumulated score, with a hash."""
     is_function = callable(score) and not isinstance(score, type) and not is_model(score)
+    name = getattr(score, "__name__", "")
+    if name in _METHODS and score.__module__.startswith("jaxprune."):
+        raise TypeError(f"score: jaxprune.{name} is not a score. {_method_named(name)}")
     if not is_function and not accumulates(score):
         needed = "a function such as jaxprune.magnitude, jaxprune.saliency or jaxprune.movement"
         raise _wrong_type("score", score, needed)
@@ -90,6 +94,8 @@ def _wrong_type(argument: str, value: Any, needed: str) -> TypeError:
         hint = f" {_object_named(value) or 'Pass the object, not its name.'}"
     if isinstance(value, type):
         hint = f" Pass an object of it: {value.__module__}.{value.__name__}(...)."
+    if argument.startswith("structure") and isinstance(value, (tuple, list)) and len(value) == 2:
+        hint = f" Pass jaxprune.NM({value[0]!r}, {value[1]!r})."
     return TypeError(f"{argument} must be {needed}, got {shown(value)}.{hint}")
 
 
@@ -97,6 +103,8 @@ def _object_named(text: str) -> str:
     """What to type for an object that was given as a string; empty if that is not known."""
     if re.fullmatch(r"[1-9]\d*:[1-9]\d*", text):
         return f"Pass jaxprune.NM({text.replace(':', ', ')})."
+    if text.lower() in _METHODS:
+        return _method_named(text.lower())
     names = (*_DISTRIBUTIONS, *_SCORES, *_STRUCTURES)
     by_lower = {name.lower(): name for name in names}
     close = difflib.get_close_matches(text.lower(), by_lower, n=1, cutoff=0.5)
@@ -107,14 +115,22 @@ def _object_named(text: str) -> str:
     return f"Pass the object, jaxprune.{name}{'(...)' if name in _STRUCTURES else ''}."
 
 
+def _method_named(name: str) -> str:
+    """What to call for a method that needs the inputs of the model, not only the params."""
+    return (
+        "It needs the inputs of the model, and returns params and masks: "
+        f"jaxprune.{name}(params, inputs, sparsity=0.5), with inputs of jaxprune.layer_inputs."
+    )
+
+
 # Leaves
 
 
 def together(errors: Sequence[tuple[str, BadValue]], n_leaves: int) -> BadValue:
     """One error about all leaves that have the problem of the first, with one suggestion.
 
-    Problems are the same if their suggestions have a sentence in common. A suggestion names the
-    rules of at most 8 leaves, and none where one value of another argument is right for all leaves.
+    Problems are the same if their suggestions have a sentence in common. An argument in a suggestion
+    names the rules of at most 8 leaves, and none where one value of another argument is right for all leaves.
 
     Args:
       errors: paths of leaves, and the errors about them, which begin with the path.
@@ -132,18 +148,22 @@ def together(errors: Sequence[tuple[str, BadValue]], n_leaves: int) -> BadValue:
         (problem,) = paths_of
         return BadValue(f"all {n_leaves} leaves that are pruned: {problem}", **fix)
     problems = [f"{listed(paths)}: {problem}" for problem, paths in paths_of.items()]
-    others = [path for paths in list(paths_of.values())[8:] for path in paths]
-    more = [f"And {len(problems) - 8} more problems, of {listed(others)}."] if others else []
-    named = [error for _, error in alike[:8]]
-    names = dict.fromkeys(name for error in named for name in error.arguments)
-    arguments = {
-        name: _joined([error.arguments[name] for error in named if name in error.arguments])
-        for name in names
-    }
+    unlisted = [path for paths in list(paths_of.values())[8:] for path in paths]
+    more = [f"And {len(problems) - 8} more problems, of {listed(unlisted)}."] if unlisted else []
     suggestion = _joined_sentences([error.suggestion for _, error in alike])
     suggestion = suggestion.replace(" it ", " them ").replace("the leaf", "these leaves")
-    if n_more := len(alike) - len(named):
-        suggestion += f" So for the other {n_more} leaves; one regex may match them all."
+    errors_with: dict[str, list[BadValue]] = {}
+    for _, error in alike:
+        for name in error.arguments:
+            errors_with.setdefault(name, []).append(error)
+    arguments = {
+        name: _joined([error.arguments[name] for error in having[:8]])
+        for name, having in errors_with.items()
+    }
+    named = {id(error) for having in errors_with.values() for error in having[:8]}
+    if named and (n_more := len(alike) - len(named)):
+        others = "leaf" if n_more == 1 else f"{n_more} leaves"
+        suggestion += f" So for the other {others}; one regex may match them all."
     return BadValue(" ".join([*problems[:8], *more]), suggestion, **arguments)
 
 
@@ -208,7 +228,7 @@ def check_score(
     except TypeError as error:
         raise TypeError(
             f"score: {getattr(score, '__name__', score)!r} fails on (params, grads, key) of "
-            f"{shown_path(path)}: {error}. A score takes all three; wrap one that does not: "
+            f"{shown_path(path)}: {str(error).rstrip('.')}. A score takes all three; wrap one that does not: "
             "lambda params, grads, key: jnp.abs(params)."
         ) from error
     got = spec_of(out)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import traceback
 from fractions import Fraction
 
 import jax
@@ -41,6 +42,12 @@ def test_copies_of_an_error_hold_its_suggestion(kind, base, through):
     assert isinstance(error, BadArgument)
     assert str(error) == "w: bad. Use exclude='w'."
     assert error.told(in_options) == "w: bad. Use --exclude 'w'."
+
+
+@pytest.mark.parametrize("kind, base", ((BadValue, ValueError), (BadType, TypeError)))
+def test_a_traceback_shows_the_name_of_the_error_that_users_catch(kind, base):
+    lines = traceback.format_exception_only(kind("w: bad."))
+    assert lines == traceback.format_exception_only(base("w: bad.")) == [f"{base.__name__}: w: bad.\n"]
 
 
 @pytest.mark.parametrize("value", (3, np.int8(3), np.uint64(3)))

@@ -68,6 +68,12 @@ VALUES = [
         ("min_density: distribution", "3", "jaxprune.erk"),
     ),
     case(
+        "density_and_distribution_swapped",
+        lambda: jaxprune.min_density(jaxprune.global_pool, 0.05),
+        TypeError,
+        ("min_density: density", "global_pool", "min_density(0.05, jaxprune.global_pool)"),
+    ),
+    case(
         "slices_along_a_missing_axis",
         lambda: init(params(), distribution=jaxprune.per_slice({"w": 5})),
         ValueError,

@@ -220,6 +220,17 @@ def test_leaves_of_unknown_axes_are_refused_together(structure):
         )
 
 
+@pytest.mark.parametrize("n_layers, last", ((8, "the other leaf; "), (9, "the other 2 leaves; ")))
+def test_every_suggestion_names_its_leaves_however_many_there_are(n_layers, last):
+    """`exclude` was missing where the first embedding was the ninth leaf: a KeyError."""
+    tree = {f"layer{i:02}": {"kernel": ones(8, 2, 4)} for i in range(n_layers + 1)}
+    tree["wte"] = ones(8, 8)
+    with pytest.raises(ValueError, match="wte: ") as error:
+        jaxprune.plan(tree, 0.5, structure=NM(2, 4))
+    assert_says(str(error.value), "exclude='wte'", "'layer07/kernel': ...}", f"So for {last}")
+    assert len(error.value.arguments["roles"]) == 8
+
+
 @pytest.mark.parametrize("structure", (NM(2, 4), Channel()), ids=("2:4", "channel"))
 @pytest.mark.parametrize(
     "path, shape",

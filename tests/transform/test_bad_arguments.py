@@ -1,6 +1,7 @@
 """Wrong arguments of `prune`, `plan`, `prune_params` and `masks_from_params`."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,24 @@ ARGUMENTS = [
         ("include", "{'w'}", "regex"),
     ),
     case(
+        "include_tree_of_bools",
+        lambda: jaxprune.prune(HALF, include={"w": True}),
+        TypeError,
+        ("include", "{'w': True}", ("A tree of bools is no rule", "'.*kernel'")),
+    ),
+    case(
+        "exclude_compiled",
+        lambda: jaxprune.prune(HALF, exclude=re.compile("head/.*")),
+        TypeError,
+        ("exclude", "re.compile('head/.*')", "Pass its text: 'head/.*'"),
+    ),
+    case(
+        "exclude_compiled_among_others",
+        lambda: jaxprune.prune(HALF, exclude=("w", re.compile("head/.*"))),
+        TypeError,
+        ("exclude", "re.compile('head/.*')", "Pass its text: 'head/.*'"),
+    ),
+    case(
         "include_bytes",
         lambda: jaxprune.prune(HALF, include=b"w"),
         TypeError,
@@ -192,6 +211,30 @@ ARGUMENTS = [
         lambda: jaxprune.prune(HALF, structure=jaxprune.Unstructured),
         TypeError,
         ("structure", "the class Unstructured", "jaxprune.Unstructured(...)"),
+    ),
+    case(
+        "structure_of_two_numbers",
+        lambda: jaxprune.prune(HALF, structure=(2, 4)),
+        TypeError,
+        ("structure", "(2, 4)", "jaxprune.NM(2, 4)"),
+    ),
+    case(
+        "structure_of_two_numbers_by_rule",
+        lambda: jaxprune.prune(HALF, structure={"w": [1, 4]}),
+        TypeError,
+        ("structure['w']", "[1, 4]", "jaxprune.NM(1, 4)"),
+    ),
+    case(
+        "score_wanda",
+        lambda: jaxprune.prune_params(params(), 0.5, score=jaxprune.wanda),
+        TypeError,
+        ("score", "jaxprune.wanda is not a score", "jaxprune.wanda(params, inputs, sparsity=0.5)"),
+    ),
+    case(
+        "score_name_of_a_method",
+        lambda: jaxprune.prune(HALF, score="SparseGPT"),
+        TypeError,
+        ("score", "'SparseGPT'", ("jaxprune.sparsegpt(params, inputs,", "jaxprune.layer_inputs")),
     ),
     case(
         "score_string",
