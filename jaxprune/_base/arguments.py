@@ -72,9 +72,7 @@ for _shown, _base in ((BadValue, ValueError), (BadType, TypeError)):
     _shown.__module__, _shown.__name__, _shown.__qualname__ = "builtins", *[_base.__name__] * 2
 
 
-def _again(
-    is_value: bool, problem: str, suggestion: str, arguments: dict[str, Any]
-) -> BadArgument:
+def _again(is_value: bool, problem: str, suggestion: str, arguments: dict[str, Any]) -> BadArgument:
     """The copy of an error; pickle can't find its class by the name that it shows."""
     return (BadValue if is_value else BadType)(problem, suggestion, **arguments)
 

@@ -129,8 +129,9 @@ def _method_named(name: str) -> str:
 def together(errors: Sequence[tuple[str, BadValue]], n_leaves: int) -> BadValue:
     """One error about all leaves that have the problem of the first, with one suggestion.
 
-    Problems are the same if their suggestions have a sentence in common. An argument in a suggestion
-    names the rules of at most 8 leaves, and none where one value of another argument is right for all leaves.
+    Problems are the same if their suggestions have a sentence in common. An argument in a
+    suggestion names the rules of at most 8 leaves, and none where one value of another argument is
+    right for all leaves.
 
     Args:
       errors: paths of leaves, and the errors about them, which begin with the path.
@@ -228,8 +229,8 @@ def check_score(
     except TypeError as error:
         raise TypeError(
             f"score: {getattr(score, '__name__', score)!r} fails on (params, grads, key) of "
-            f"{shown_path(path)}: {str(error).rstrip('.')}. A score takes all three; wrap one that does not: "
-            "lambda params, grads, key: jnp.abs(params)."
+            f"{shown_path(path)}: {str(error).rstrip('.')}. A score takes all three; wrap one that "
+            "does not: lambda params, grads, key: jnp.abs(params)."
         ) from error
     got = spec_of(out)
     if got is None or got.shape != spec.shape or not jnp.issubdtype(got.dtype, jnp.floating):

@@ -33,12 +33,14 @@ class Forecast(NamedTuple):
       shared: the leaves where it does, by pool.
       asked: the fraction of units that the schedule asks to drop, overrides included.
       reached: the fraction that is dropped; less where a density floor prevents the target.
+      n_spared: how many units the density floor keeps beyond what the schedule asks for.
     """
 
     n_zero: list[int | None]
     shared: list[Shared]
     asked: Fraction
     reached: Fraction
+    n_spared: int
 
 
 def forecast(budget: Budget, shapes: Sequence[Shape]) -> Forecast:
@@ -74,7 +76,7 @@ def forecast(budget: Budget, shapes: Sequence[Shape]) -> Forecast:
     n_drop = int(budget.pools.n_drop[-1].sum()) if budget.leaves else 0
     all_units = max(sum(budget.pools.n_units), 1)
     asked, reached = Fraction(budget.n_asked, all_units), Fraction(n_drop, all_units)
-    return Forecast(n_zero, shared, asked, reached)
+    return Forecast(n_zero, shared, asked, reached, budget.n_asked - n_drop)
 
 
 def _dropped_units(budget: Budget, pool: int, n_units: dict[int, int]) -> dict[int, int | None]:

@@ -192,6 +192,7 @@ def _planned_once(params: chex.ArrayTree, settings: Settings) -> Report:
         f"plan: {_when(settings, budget, expected)}",
         tuple(map(leaf_report, paths, leaves, counts, notes, roles, absent)),
         (
+            *_schedule_notes(settings),
             *_floor_notes(distribution, expected),
             *map(functools.partial(_pool_note, distribution), expected.shared, pools),
             *(f"unused: {line}" for line in budget.unused),
@@ -217,13 +218,28 @@ def _pool_note(distribution: Distribution, shared: Shared, pool: PoolReport) -> 
     )
 
 
+def _schedule_notes(settings: Settings) -> list[str]:
+    """That a gradual schedule drops everything in one step, because it has only two fires."""
+    schedule: Any = settings.schedule
+    targets = schedule.targets
+    if settings.swap_fractions or len(targets) != 2 or targets[0] or not targets[1]:
+        return []
+    first, last = schedule.begin_step, schedule.end_step
+    return [
+        f"schedule: every={schedule.every} is not shorter than the time from step {first} to step "
+        f"{last}, so all weights are dropped at once, at step {last}; for gradual pruning, pass "
+        f"every={max((last - first) // 20, 1)}"
+    ]
+
+
 def _floor_notes(distribution: Distribution, expected: Forecast) -> list[str]:
     """What a density floor changes, if it prevents the target."""
     if expected.reached == expected.asked:
         return []
     return [
         f"floor: {distribution} prevents the target: {float(expected.reached):.4g} of the units in "
-        f"pruned leaves are dropped in the end, not {float(expected.asked):.4g}"
+        f"pruned leaves are dropped in the end, not {float(expected.asked):.4g} "
+        f"({_units(expected)} fewer)"
     ]
 
 
@@ -250,7 +266,10 @@ def _when(settings: Settings, budget: Budget, expected: Forecast) -> str:
     schedule: Any = settings.schedule
     final = f"{float(schedule.final_sparsity):.4g}"
     if expected.reached != expected.asked:
-        final += f" (the density floor allows {float(expected.reached):.4g})"
+        has_overrides = any(k is not None for leaf in budget.leaves for k in leaf.overrides)
+        allowed = f"allows {float(expected.reached):.4g}"
+        kept = f"keeps {_units(expected)} more"  # the sparsity of overrides is another one
+        final += f" (the density floor {kept if has_overrides else allowed})"
     if not settings.swap_fractions:
         n_fires = len(schedule.targets)
         fires = "1 fire" if n_fires == 1 else f"{n_fires} fires"
@@ -261,6 +280,11 @@ def _when(settings: Settings, budget: Budget, expected: Forecast) -> str:
         return f"{final} from the start, the masks never change"
     swaps = "swap" if len(steps) == 1 else "swaps"
     return f"{final} from the start, {swaps} at {_steps(steps[0], steps[-1])}"
+
+
+def _units(expected: Forecast) -> str:
+    n_spared = expected.n_spared
+    return "1 unit" if n_spared == 1 else f"{n_spared:,} units"
 
 
 def _steps(first: int, last: int) -> str:

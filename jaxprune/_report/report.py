@@ -28,7 +28,7 @@ from jaxprune._base.paths import (
     spec_of,
 )
 from jaxprune._recipe.structural_rules import existing_of
-from jaxprune._recipe.tree_errors import PASS_PARAMS
+from jaxprune._recipe.tree_errors import PASS_PARAMS, check_no_optimizer_state
 from jaxprune._report.table import LeafReport, Report, leaf_report
 from jaxprune._report.unfinished import does_land, emptied, require_progress, unfinished
 from jaxprune._state.prune_state import (
@@ -56,7 +56,8 @@ def summarize(params: chex.ArrayTree, masks: Any = None, *, structural: Any = No
       are not zero, and how many kept weights are, if there are any.
 
     Raises:
-      TypeError: `params` is the name of a file, or a leaf has no values.
+      TypeError: `params` is the name of a file, a train state or an optimizer state, or a leaf has
+        no values.
       ValueError: a mask that does not fit its param, with the path; rules of `structural` that
         match nothing.
 
@@ -70,6 +71,7 @@ def summarize(params: chex.ArrayTree, masks: Any = None, *, structural: Any = No
       kernel  4x4    float32       16        4    75.00%
       total                        20        8    60.00%
     """
+    check_no_optimizer_state(params)
     paths, leaves, _ = leaves_with_paths(params)
     _check_arrays(paths, leaves)
     check_not_donated("summarize: params", params)
@@ -224,7 +226,8 @@ def _check_done(
     for path in dict.fromkeys(path for state in states for path in emptied(state)):
         warnings.warn(
             f"{shown_path(path)}: every weight of this leaf is dropped. Keep some in each leaf "
-            "with distribution=jaxprune.min_density(0.01, distribution), or exclude the leaf.",
+            "with distribution=jaxprune.min_density(0.05, jaxprune.global_pool) (or another "
+            "distribution in place of global_pool), or exclude the leaf.",
             stacklevel=3,
         )
     return in_params
@@ -283,10 +286,11 @@ _DIVERGED = (
 )
 _MISPLACED = (
     "Something changes the updates after prune: make jaxprune.prune the last link of the chain, or "
-    "wrap the optimizer with prune(schedule, inner=optimizer). Change params only with "
-    "optax.apply_updates. If the params are of an earlier step, were restored without their "
-    "optimizer state, or are an average, use jaxprune.apply_masks(params, opt_state). If the model "
-    "sets or rescales this leaf itself (a reparametrised weight), exclude it from pruning."
+    "wrap the optimizer with prune(schedule, inner=optimizer). Apply every update, params = "
+    "optax.apply_updates(params, updates), and change the params in no other way. If the params "
+    "are of an earlier step, were restored without their optimizer state, or are an average, use "
+    "jaxprune.apply_masks(params, opt_state). If the model sets or rescales this leaf itself (a "
+    "reparametrised weight), exclude it from pruning."
 )
 _NOT_DONE = (
     "Train until the last fire, or let the schedule end earlier. Steps are updates since tx.init; "
@@ -302,10 +306,10 @@ _LOST = (
     "it drops the smallest weights until the counts are right."
 )
 _EARLIER = (
-    "Are the params from an earlier step than the state, such as the best checkpoint of early "
-    "stopping? Pass params and state of the same step, or prune these params with "
-    "jaxprune.apply_masks(params, opt_state). If they are of the same step, something changes the "
-    "updates after prune: make jaxprune.prune the last link of the chain."
+    "Are the params an average, or from an earlier step than the state, such as the best "
+    "checkpoint of early stopping? Pass params and state of the same step, or prune these params "
+    "with jaxprune.apply_masks(params, opt_state). If they are of the same step, something changes "
+    "the updates after prune: make jaxprune.prune the last link of the chain."
 )
 _NOT_FINITE = (
     "An update cannot turn NaN or inf into zero: repair the params with "

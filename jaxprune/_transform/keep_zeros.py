@@ -13,7 +13,7 @@ import optax
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import listed
+from jaxprune._base.paths import check_not_donated, listed
 from jaxprune._base.sharding import placed_like
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.schedules import one_shot_schedule
@@ -93,7 +93,8 @@ def masks_of_zeros(
     if free:
         warnings.warn(
             f"jaxprune.{function}: {listed(free)}: only zeros, so not masked and free to learn. "
-            "To keep these zeros, name the leaves with include; to hide this, exclude them.",
+            "To keep these zeros, name the leaves with include; to hide this warning, exclude "
+            "them.",
             stacklevel=stacklevel,
         )
     return masks
@@ -104,6 +105,7 @@ def _first_masks(
 ) -> list[jax.Array]:
     """Masks of the zeros in the params."""
     del key
+    check_not_donated("keep_zeros: params", dict(zip(budget.paths, leaves, strict=True)))
     masks = masks_of_zeros("keep_zeros", settings.recipe, budget, leaves, stacklevel=6)
     no_zeros = [jnp.all(masks[i]) for i in budget.chosen]
     if no_zeros and not any(isinstance(x, jax.core.Tracer) for x in no_zeros) and all(no_zeros):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxprune._base.arguments import as_seed, as_sparsity, shown
 from jaxprune._base.counting import as_counts
-from jaxprune._base.paths import leaves_with_paths, listed, rule_for, shown_path
+from jaxprune._base.paths import check_not_donated, leaves_with_paths, listed, rule_for, shown_path
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.scores import accumulates, magnitude, reads_grads
@@ -89,7 +89,7 @@ def prune_params(
     rules = Rules(score, check_ties(ties), distribution.normalized)
     key = jax.random.key(0 if seed is None else as_seed("seed", seed))
     paths, leaves, treedef = leaves_with_paths(params)
-    _check_values("prune_params", paths, leaves)
+    _check_values("prune_params", params, paths, leaves)
     budget = recipe.checked_budget(params, paths, leaves)
     masks = [full_mask(leaf, bool) for leaf in leaves]
     if not budget.chosen:
@@ -182,14 +182,15 @@ def masks_from_params(
       ([[False, True]], [True, True])
     """
     paths, leaves, treedef = leaves_with_paths(params)
-    _check_values("masks_from_params", paths, leaves)
+    _check_values("masks_from_params", params, paths, leaves)
     recipe = Recipe.of((as_sparsity(0.0, "sparsity"),), include, exclude)
     budget = recipe.checked_budget(params, paths, leaves)
     return treedef.unflatten(masks_of_zeros("masks_from_params", recipe, budget, leaves))
 
 
-def _check_values(function: str, paths: list[str], leaves: list[Any]) -> None:
+def _check_values(function: str, params: Any, paths: list[str], leaves: list[Any]) -> None:
     """Raises where a leaf has a shape but no values."""
+    check_not_donated(f"{function}: params", params)
     for path, leaf in zip(paths, leaves, strict=True):
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise TypeError(

@@ -47,7 +47,9 @@ def test_copies_of_an_error_hold_its_suggestion(kind, base, through):
 @pytest.mark.parametrize("kind, base", ((BadValue, ValueError), (BadType, TypeError)))
 def test_a_traceback_shows_the_name_of_the_error_that_users_catch(kind, base):
     lines = traceback.format_exception_only(kind("w: bad."))
-    assert lines == traceback.format_exception_only(base("w: bad.")) == [f"{base.__name__}: w: bad.\n"]
+    assert (
+        lines == traceback.format_exception_only(base("w: bad.")) == [f"{base.__name__}: w: bad.\n"]
+    )
 
 
 @pytest.mark.parametrize("value", (3, np.int8(3), np.uint64(3)))

@@ -67,7 +67,8 @@ SNAPSHOTS = {
         ValueError,
         "w: 2 of 4 dropped weights are not zero. Something changes the updates after "
         "prune: make jaxprune.prune the last link of the chain, or wrap the optimizer with "
-        "prune(schedule, inner=optimizer). Change params only with optax.apply_updates. If the "
+        "prune(schedule, inner=optimizer). Apply every update, params = "
+        "optax.apply_updates(params, updates), and change the params in no other way. If the "
         "params are of an earlier step, were restored without their optimizer state, or are an "
         "average, use jaxprune.apply_masks(params, opt_state). If the model sets or rescales this "
         "leaf itself (a reparametrised weight), exclude it from pruning.",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import jaxprune
-from helpers import by_path, on_device, ones, says
+from helpers import assert_says, by_path, on_device, ones, says
 from jaxprune import Block, Channel, global_pool, min_density, normalized_pool
 from jaxprune._recipe.coupled import Coupled
 from jaxprune._report.table import PoolReport
@@ -174,9 +174,42 @@ def test_plan_says_that_a_density_floor_prevents_the_target():
         assert report.title == "plan: 0.95 (the density floor allows 0.8) at step 0, 1 fire"
         assert report.notes == (
             f"floor: {distribution} prevents the target: 0.8 of the units in pruned leaves are "
-            "dropped in the end, not 0.95",
+            "dropped in the end, not 0.95 (30 units fewer)",
         )
         assert report.sparsity == 0.8
+
+
+@pytest.mark.parametrize("n_columns, kept", ((50, "5 units"), (10, "1 unit")))
+def test_beside_overrides_the_title_counts_what_a_density_floor_keeps(n_columns, kept):
+    """The title gave the sparsity of all leaves, as if 0.9 were missed by far."""
+    params = {"w": ones(10, n_columns), "v": ones(10, 10)}
+    rules = dict(overrides={"v": 0.5}, distribution=min_density(0.11, global_pool))
+    report = jaxprune.plan(params, 0.9, **rules)
+    assert report.title == f"plan: 0.9 (the density floor keeps {kept} more) at step 0, 1 fire"
+
+
+# --- gradual schedules that drop everything at once
+
+
+def plan_notes(every, **steps):
+    return jaxprune.plan(
+        {"w": ones(10, 10)}, jaxprune.cubic_schedule(0.9, every=every, **steps)
+    ).notes
+
+
+def test_plan_says_that_a_gradual_schedule_fires_too_rarely():
+    (note,) = plan_notes(100, begin_step=0, end_step=60)
+    assert_says(note, "every=100 is not shorter than", "at once, at step 60", "pass every=3")
+    (note,) = plan_notes(5, begin_step=2, end_step=7)
+    assert_says(note, "from step 2 to step 7", "pass every=1")
+
+
+def test_other_schedules_have_no_such_note():
+    assert plan_notes(59, begin_step=0, end_step=60) == ()
+    assert plan_notes(100, begin_step=60, end_step=60) == ()  # one shot
+    assert plan_notes(100, begin_step=0, end_step=60, initial_sparsity=0.5) == ()
+    shot = jaxprune.from_optax_schedule(lambda step: 0.9, 0, 60, 100)
+    assert jaxprune.plan({"w": ones(10, 10)}, shot).notes == ()
 
 
 def test_a_floor_that_does_not_bind_is_not_mentioned():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 
 import jaxprune
 from helpers import by_path, n_dropped, ones, random_params, says, stepper
@@ -605,7 +606,13 @@ def test_the_step_of_several_states_is_the_largest():
 
 
 @pytest.mark.skip_in("debug_nans", "disable_jit", reason="nothing is donated")
-@pytest.mark.parametrize("function", ("check", "metrics", "summarize", "save"))
+@pytest.mark.parametrize(
+    "function",
+    (
+        *("check", "metrics", "summarize", "save", "get_masks", "apply_masks", "prune_params"),
+        *("masks_from_params", "keep_zeros"),
+    ),
+)
 def test_donated_arrays_are_named(function, tmp_path):
     tx = jaxprune.prune(SCHEDULE, inner=optax.sgd(0.1))
     step = jax.jit(tx.update, donate_argnums=(1, 2))
@@ -617,10 +624,25 @@ def test_donated_arrays_are_named(function, tmp_path):
         "metrics": lambda: jaxprune.metrics(state),
         "summarize": lambda: jaxprune.summarize(params),
         "save": lambda: jaxprune.save(tmp_path / "model.zst", given, state),
+        "get_masks": lambda: jaxprune.get_masks(state),
+        "apply_masks": lambda: jaxprune.apply_masks(given, state),
+        "prune_params": lambda: jaxprune.prune_params(params, 0.5),
+        "masks_from_params": lambda: jaxprune.masks_from_params(params),
+        "keep_zeros": lambda: jaxprune.keep_zeros(optax.sgd(0.1)).init(params),
     }
     with pytest.raises(ValueError, match=rf"{function}: .*/.* donated .* Pass those") as raised:
         calls[function]()
     assert "fc/kernel" in str(raised.value)
+
+
+def test_summarize_of_a_train_state_asks_for_its_params():
+    """Its total counted moments and masks as if they were weights."""
+    tx = jaxprune.prune(SCHEDULE, inner=optax.adam(0.1))
+    state = TrainState.create(apply_fn=None, params=small(), tx=tx)
+    for wrong in (state, state.opt_state, tx.init(small())):
+        with pytest.raises(TypeError, match=r"state of an optimizer, PruneState.*state\.params"):
+            jaxprune.summarize(wrong)
+    assert jaxprune.summarize(state.params).n_zero == jaxprune.summarize(small()).n_zero
 
 
 @pytest.mark.parametrize("wrong", (jaxprune.one_shot_schedule(0.5), nn.Dense(3)), ids=type)
