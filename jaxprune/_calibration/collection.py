@@ -4,6 +4,7 @@ A `Collection` is for one shape of the inputs. `collect` makes one for each shap
 have, and runs them.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,13 @@ from jaxprune._recipe.user_rules import UserRules
 from jaxprune._trace.axis_roles import products_by_leaf, roles_of
 from jaxprune._trace.leaf_views import UnclearError
 from jaxprune._trace.model_arguments import check_arrays
-from jaxprune._trace.program import Program, array_program, trace_products
+from jaxprune._trace.program import (
+    INFERENCE_MODE,
+    Program,
+    array_program,
+    draws_random,
+    trace_products,
+)
 from jaxprune._trace.tracer import EquationPath
 from jaxprune._trace.view_tracer import ViewTracer
 
@@ -60,6 +67,8 @@ def collect(
         key = shape_key(batch)
         if key not in collections:
             trace = ModelTrace.of(apply_fn, variables, batch, rules, params)
+            if not collections:
+                warn_of_training("layer_inputs", trace.program)
             collections[key] = Collection(trace, trace.leaves, diagonal)
             is_empty = has_empty_array(batch) and empty_batch is not None
             empty_batch = batch if is_empty else None
@@ -71,6 +80,19 @@ def collect(
     if empty_batch is not None and counts_nothing(inputs):
         raise no_inputs("layer_inputs", empty_batch)
     return inputs
+
+
+def warn_of_training(function: str, program: Program) -> None:
+    """Warns if a model draws random numbers: dropout changes the inputs of the layers behind it.
+
+    The warning points to the caller of the caller of the caller.
+    """
+    if draws_random(program):
+        warnings.warn(
+            f"jaxprune.{function}: the model draws random numbers. If they are those of dropout, "
+            f"its layers get other inputs than at inference. {INFERENCE_MODE}",
+            stacklevel=4,
+        )
 
 
 def has_empty_array(batch: Any) -> bool:

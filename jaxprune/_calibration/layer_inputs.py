@@ -7,11 +7,12 @@ runs. This module has the public functions, `collection` compiles the collector.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from jaxprune._base.flax_import import import_flax
-from jaxprune._base.paths import as_rules, leaves_with_paths
+from jaxprune._base.paths import as_rules, leaves_with_paths, listed
 from jaxprune._calibration.batches import as_batches, as_bool
 from jaxprune._calibration.collection import collect
 from jaxprune._calibration.inputs_of_leaves import LayerInputs
@@ -41,8 +42,9 @@ def layer_inputs(
     expert from the tokens that reached it. If a leaf is used several times, its moments are added.
 
     Args:
-      apply_fn: a function `(variables, *batch) -> outputs`, such as `model.apply`. Pass keyword
-        arguments through a lambda.
+      apply_fn: a function `(variables, *batch) -> outputs`, such as `model.apply`. Pass the
+        model in inference mode, and options through a lambda:
+        `lambda variables, x: model.apply(variables, x, train=False)`.
       variables: its first argument: a tree of arrays, such as params or an Equinox module.
       batch: its other arguments, for one batch.
       batches: instead of `batch`, an iterable of batches; each is an array, or a tuple of
@@ -96,7 +98,7 @@ def layer_inputs_nnx(
     """`layer_inputs` for an NNX model, with the paths of `nnx.state(model, nnx.Param)`.
 
     A copy of the model runs, so that its statistics and counters do not change. Call `model.eval()`
-    first to collect the inputs that layers get at inference.
+    first to collect the inputs that layers get at inference; a warning says if you forgot.
 
     Args:
       model: an `nnx.Module`.
@@ -124,6 +126,7 @@ def layer_inputs_nnx(
     nnx = import_flax("layer_inputs_nnx", "nnx")
     check_module("layer_inputs_nnx", model)
     rules = LeafRules(as_include(include), as_rules(() if exclude is None else exclude, "exclude"))
+    _warn_of_batch_statistics(nnx, model)
     graphdef, state = nnx.split(model)
     return collect(
         lambda state, *args: nnx.merge(graphdef, state)(*args),
@@ -133,3 +136,19 @@ def layer_inputs_nnx(
         diagonal=as_bool("diagonal", diagonal),
         params=leaves_with_paths(nnx.state(model, nnx.Param))[0],
     )
+
+
+def _warn_of_batch_statistics(nnx: Any, model: Any) -> None:
+    """Warns of layers in training mode that use the statistics of the batch, as BatchNorm does."""
+    layers = [
+        "/".join(map(str, path))
+        for path, node in nnx.iter_graph(model)
+        if getattr(node, "use_running_average", None) is False
+    ]
+    if layers:
+        warnings.warn(
+            f"jaxprune.layer_inputs_nnx: {listed(layers)}: in training mode, with the statistics "
+            "of the batch, so the layers behind get other inputs than at inference. Call "
+            "model.eval() first.",
+            stacklevel=3,
+        )

@@ -36,6 +36,7 @@ from jaxprune._calibration.collection import (
     has_empty_array,
     no_inputs,
     shape_key,
+    warn_of_training,
 )
 from jaxprune._calibration.inputs_of_leaves import LayerInputs, counts_nothing
 from jaxprune._calibration.kernel_view import KernelView
@@ -217,6 +218,7 @@ class _Model:
             if (key := shape_key(batch)) not in self._traces:
                 self._traces[key] = ModelTrace.of(apply_fn, variables, batch, rules.leaves)
         self.first = next(iter(self._traces.values()))
+        warn_of_training("prune_sequentially", self.first.program)
         self._leaves = list(self.first.program.leaves)
         self._collections: dict[Any, Collection] = {}
 

@@ -14,7 +14,7 @@ from jaxprune._base.text_table import Table, folded
 from jaxprune._shrink.costs import Cost, LayerCost, total
 from jaxprune._shrink.groups import Group
 from jaxprune._shrink.units import LeafAxis
-from jaxprune._trace.program import Program, draws_random
+from jaxprune._trace.program import INFERENCE_MODE, Program, draws_random
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,10 +158,23 @@ class ShrinkReport:
         return tuple(group for group in self.groups if group.reason)
 
     def __repr__(self) -> str:
-        return "\n".join([self._head, *groups_text(self._sizes, self.groups)])
+        hint = folded(self._hint, indent="  ") if self._hint else []
+        return "\n".join([self._head, *groups_text(self._sizes, self.groups), *hint])
 
     def _repr_html_(self) -> str:
-        return groups_html(self._head, self._sizes, self.groups)
+        head = f"{self._head}. {self._hint}".rstrip(". ")
+        return groups_html(head, self._sizes, self.groups)
+
+    @property
+    def _hint(self) -> str:
+        """What to do if nothing was removed, although no group was refused for another reason."""
+        if all(group.reason for group in self.groups) or self.size != self.size_before:
+            return ""
+        return (
+            "Nothing was removed, because in no group a whole unit is zero. Prune whole units "
+            "first: groups = jaxprune.channel_groups(...), then structure=groups, "
+            "include=tuple(groups)"
+        )
 
     @property
     def _head(self) -> str:
@@ -223,13 +236,18 @@ def refusals(program: Program, groups: Iterable[Group]) -> str:
     """All refused groups, for an error, in one or two sentences."""
     refused = [str(group) for group in axis_groups(program, groups) if group.reason]
     reasons = "; ".join(refused) or "no product sums over any of them"
-    return f"{reasons}.{_IN_TRAINING if draws_random(program) else ''}"
+    in_training = _IN_TRAINING if draws_random(program) else ""
+    has_arrays = any(map(np.ndim, program.jaxpr.consts))
+    return f"{reasons}.{in_training}{_CLOSED_OVER if has_arrays else ''}"
 
 
 _IN_TRAINING = (
-    " The model draws random numbers, whose shapes can't change. If they are those of dropout, "
-    "pass the model in inference mode: model.eval() in NNX, deterministic=True in linen, "
-    "eqx.nn.inference_mode(model)."
+    " The model draws random numbers, whose shapes can't change. If they are those of dropout: "
+    f"{INFERENCE_MODE}"
+)
+_CLOSED_OVER = (
+    " Arrays that the function closes over are constants, whose shapes can't change. If they "
+    "belong to the model, as batch_stats do, pass them in its first argument, with the params."
 )
 
 

@@ -43,11 +43,30 @@ def program_of(
     try:
         jaxpr = jax.make_jaxpr(apply_fn)(variables, *inputs)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise TypeError(
-            f"{call.partition('(')[0]} fails on these variables and {len(inputs)} inputs, with "
-            f"{_summary(error)}. Try the call first: {call}. Keyword arguments go into a lambda."
-        ) from error
+        raise TypeError(_failure(call, inputs, error)) from error
+    except Exception as error:
+        if type(error).__name__ in _IN_TRAINING:
+            error.add_note(f"jaxprune: pass the model in inference mode. {_OPTIONS}")
+        raise
     return Program(paths, leaves, treedef, jaxpr)
+
+
+_OPTIONS = (
+    "Options such as train=False go into a lambda: "
+    "lambda variables, x: model.apply(variables, x, train=False)."
+)
+# Errors of linen where a model in training mode gets no PRNG key, or may not change its statistics.
+_IN_TRAINING = ("InvalidRngError", "ModifyScopeVariableError")
+
+
+def _failure(call: str, inputs: Sequence[Any], error: Exception) -> str:
+    """Which call fails, how, and what to type instead."""
+    n_inputs = "1 input" if len(inputs) == 1 else f"{len(inputs)} inputs"
+    where = f"{call.partition('(')[0]} fails on these variables and {n_inputs}"
+    if any(isinstance(x, bool) for x in inputs):
+        return f"{where}, which are traced, so True and False can't be among them. {_OPTIONS}"
+    options = f" {_OPTIONS}" if call.startswith("apply_fn") else ""
+    return f"{where}, with {_summary(error)}. Try the call first: {call}.{options}"
 
 
 def array_program(
@@ -74,8 +93,14 @@ def array_program(
     return program._replace(paths=[paths[k] for k in arrays])
 
 
+INFERENCE_MODE = (
+    "Pass the model in inference mode: model.eval() in NNX, deterministic=True in linen (or the "
+    "name that your model gives it), eqx.nn.inference_mode(model)."
+)
+
+
 def draws_random(program: Program) -> bool:
-    """Whether a program draws random numbers, as dropout does."""
+    """Whether a program draws random numbers, as dropout in training does."""
     return any(
         eqn.primitive.name in ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
         for eqn in _equations(program.jaxpr.jaxpr)

@@ -3,6 +3,7 @@
 import functools
 import io
 import re
+import warnings
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,7 @@ from real_layers import LAYERS
 
 import jaxprune
 from calibration_oracles import correlated, normal, wanda_oracle
-from helpers import assert_same, make_mesh, on_device, says
+from helpers import assert_same, make_mesh, on_device, ones, says
 from jaxprune import layer_inputs, layer_inputs_nnx, moments, sparsegpt, wanda
 from jaxprune._calibration.kernel_view import KernelView
 from jaxprune._trace.program import array_program
@@ -393,11 +394,41 @@ def test_an_nnx_model_and_its_state_have_the_same_paths():
     model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(0)))
     x = jnp.asarray(correlated(6, 4))
     before = nnx.to_pure_dict(nnx.state(model))
-    inputs = layer_inputs_nnx(model, x)
+    with pytest.warns(UserWarning, match=says("layers/1:", "in training mode")):
+        inputs = layer_inputs_nnx(model, x)
     np.testing.assert_allclose(inputs["layers/0/kernel"].gram, moments(x).gram, rtol=1e-6)
     _, masks = wanda(nnx.state(model, nnx.Param), inputs, 0.5)
     assert int(np.sum(~nnx.to_pure_dict(masks)["layers"][0]["kernel"])) == 16
     jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(model)), before)
+
+
+def with_dropout(params, x):
+    x = x @ params["w"]
+    return jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, x.shape), x, 0) @ params["v"]
+
+
+IN_TRAINING = says("the model draws random numbers", "model.eval() in NNX", "deterministic=True")
+
+
+def test_a_model_in_training_mode_gives_a_warning():
+    """The moments were those of dropout, or of layers behind the statistics of the batch."""
+    params, x = {"w": ones(4, 4), "v": ones(4, 2)}, ones(3, 4)
+    with pytest.warns(UserWarning, match=IN_TRAINING) as caught:
+        layer_inputs(with_dropout, params, x)
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=IN_TRAINING) as caught:
+        jaxprune.prune_sequentially(wanda, with_dropout, params, x, sparsity=0.5)
+    assert caught[0].filename == __file__
+    layers = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+    model = nnx.Sequential(*layers, nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
+    with pytest.warns(UserWarning, match=says("layers/1:", "model.eval()")) as caught:
+        layer_inputs_nnx(model, x)
+    assert caught[0].filename == __file__
+    model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer_inputs_nnx(model, x)
+        layer_inputs(mlp, MLP, X)
 
 
 def test_it_works_under_jit():

@@ -31,7 +31,27 @@ def dropout(params, x):
 IN_EVALUATION = ("draws random numbers", "model.eval() in NNX", "deterministic=True in linen")
 
 
+def closes_over(array):
+    """Two layers, with an array between them as the statistics of a BatchNorm are."""
+    return lambda params, x: (jax.nn.relu(x @ params["w"]) - array) @ params["v"]
+
+
+CLOSED_OVER = ("closes over", "batch_stats", "in its first argument")
+
+
 MODELS = [
+    case(
+        "channel_groups_without_statistics",
+        lambda: jaxprune.channel_groups(closes_over(ones(4)), LAYERS, X),
+        ValueError,
+        ("w[1]", "a constant array", CLOSED_OVER),
+    ),
+    case(
+        "shrink_without_statistics",
+        lambda: jaxprune.shrink(closes_over(ones(4)), {**LAYERS, "w": jnp.zeros((4, 4))}, X),
+        ValueError,
+        ("w[1]", "a constant array", CLOSED_OVER),
+    ),
     case(
         "channel_groups_of_a_whole_equinox_model",
         lambda: jaxprune.channel_groups(

@@ -858,3 +858,19 @@ def test_a_channel_that_one_of_coupled_leaves_has_dropped_is_dropped_in_all():
     _, state = tx.update(params, jaxprune.set_masks(tx.init(params), masks), params)
     assert state.masks["a"].tolist() == [[0, 1, 1, 0, 1]] * 3
     assert state.masks["b"][:, 0].tolist() == [0, 1, 1, 0]
+
+
+def test_the_report_says_why_nothing_was_removed():
+    """Single weights leave no unit that is zero; the report showed equal numbers without a word."""
+    x = on_device(np.ones((2, 5), np.float32))
+    variables = Mlp().init(jax.random.key(0), x)
+    hint = "in no group a whole unit is zero"
+    sparse, _ = jaxprune.prune_params(variables, 0.2)
+    _, report = jaxprune.shrink(Mlp().apply, sparse, x)
+    assert hint in repr(report).replace("\n  ", " ")
+    assert hint in report._repr_html_()
+    groups = jaxprune.channel_groups(Mlp().apply, variables, x)
+    sparse, _ = jaxprune.prune_params(variables, 0.5, structure=groups, include=tuple(groups))
+    _, report = jaxprune.shrink(Mlp().apply, sparse, x)
+    assert "Nothing" not in repr(report)
+    assert "Nothing" not in report._repr_html_()

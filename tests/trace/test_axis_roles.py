@@ -288,6 +288,16 @@ MISTAKES = [
         TypeError,
         ("model fails", "TypeError: dot_general", "model(*inputs)"),
     ),
+    case(
+        "options_as_inputs",
+        lambda: jaxprune.axis_roles(lambda p, x, train: x @ p if train else x, ones(4, 2), X, True),
+        TypeError,
+        (
+            "apply_fn fails",
+            "2 inputs",
+            ("True and False", "model.apply(variables, x, train=False)"),
+        ),
+    ),
 ]
 
 
@@ -295,6 +305,18 @@ def linear():
     from flax import nnx
 
     return nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+
+def test_the_error_of_a_linen_model_in_training_mode_has_a_note():
+    from flax import errors, linen as nn
+
+    norm = nn.BatchNorm(use_running_average=False)
+    variables = norm.init(jax.random.key(0), ones(2, 3))
+    with pytest.raises(errors.ModifyScopeVariableError) as caught:
+        jaxprune.axis_roles(norm.apply, variables, ones(2, 3))
+    assert any(
+        "inference mode" in note and "train=False" in note for note in caught.value.__notes__
+    )
 
 
 @pytest.mark.parametrize("call, kind, parts", MISTAKES)
