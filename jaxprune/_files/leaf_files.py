@@ -25,7 +25,7 @@ from jaxprune._files.leaves import (
     encode_leaf,
     sparse_tensors,
 )
-from jaxprune._files.other_formats import check_format
+from jaxprune._files.other_formats import check_format, check_no_zip
 from jaxprune._files.safetensors import Header, Tensor
 from jaxprune._files.stream import Stream
 
@@ -229,6 +229,7 @@ def open_leaves(path: str | os.PathLike[str], max_bytes: int | None = None) -> I
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file. Check the path.")
     check_format(path)
+    check_no_zip(path)
     with path.open("rb") as file:
         yield LeafReader(Stream(path, file), max_bytes)
 

@@ -78,6 +78,29 @@ def check_format(path: Path) -> None:
         raise ValueError(f"{path}: is {kind}.")
 
 
+def check_no_zip(path: Path) -> None:
+    """Raises where a file is an archive of arrays, which only the command line reads.
+
+    Raises:
+      ValueError: says what to do.
+
+    Example:
+      >>> import tempfile, numpy as np
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     np.savez(f"{folder}/model.npz", w=np.ones(2))
+      ...     check_no_zip(Path(folder, "model.npz"))
+      Traceback (most recent call last):
+      ...
+      ValueError: .../model.npz: is a zip file, as .npz files are. Read it with numpy.load(...
+    """
+    with path.open("rb") as file:
+        if file.read(4) == _ZIP:
+            raise ValueError(
+                f"{path}: is a zip file, as .npz files are. Read it with numpy.load(path), or "
+                f"convert it in a shell: jaxprune export {path} -o model.safetensors."
+            )
+
+
 def check_own_name(path: Path, level: int | None) -> None:
     """Raises where `save` would write its format under the name of another one.
 

@@ -4,6 +4,7 @@ Structures that go by roles ask this module. Where it is not known which axes ar
 names both remedies: roles, and an explicit axis.
 """
 
+import re
 from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import BadValue
@@ -84,6 +85,28 @@ def is_table(path: str) -> bool:
       [True, True, False]
     """
     return is_embedding(path) and parts_of(path)[-1] not in ("kernel", "w")
+
+
+def note_of_name(path: str) -> str:
+    """What `plan` notes about a leaf that is pruned, but is not the weight of a layer by its name.
+
+    Example:
+      >>> paths = "wte.weight", "cls_token", "pos_table", "patch_embed/kernel", "token_mixer/kernel"
+      >>> [note_of_name(path) for path in paths]
+      ['embedding', 'token', 'positions', '', '']
+    """
+    name = parts_of(path)[-1]
+    if is_embedding(path) and name != "kernel":  # as of the convolution that embeds patches
+        return "embedding"
+    return next((note for note, names in _NOTES.items() if names.fullmatch(name)), "")
+
+
+_NOTES = {
+    "token": re.compile("(.*_)?(cls|tokens?)", re.IGNORECASE | re.DOTALL),
+    "positions": re.compile(
+        "(.*_)?pos(ition(s|al)?)?(_(bias_)?(table|encodings?))?", re.IGNORECASE | re.DOTALL
+    ),
+}
 
 
 def _has_window_last(shape: tuple[int, ...]) -> bool:

@@ -17,7 +17,7 @@ from jaxprune._recipe.coupled_checks import check_groups
 from jaxprune._recipe.role_checks import check_known, check_numbers_of_axes
 from jaxprune._recipe.slice_hints import slice_hint
 from jaxprune._recipe.spelling import spelled
-from jaxprune._recipe.user_rules import UserRules
+from jaxprune._recipe.user_rules import ANY, UserRules
 
 
 def check_rules(rules: UserRules, params: Any, paths: Sequence[str], leaves: Sequence[Any]) -> None:
@@ -45,7 +45,7 @@ def check_rules(rules: UserRules, params: Any, paths: Sequence[str], leaves: Seq
         check_known(rules.roles, paths, is_hidden)
     specs = tuple(map(spec_of, leaves))
     if problems := _unmatched(rules, paths, specs, is_hidden):
-        raise _unmatched_error(problems, paths)
+        raise _unmatched_error(rules, problems, paths)
     if rules.roles is not None:
         check_numbers_of_axes(rules.roles, paths, specs, is_hidden)
     if problems := _without_effect(rules, paths, specs, is_hidden):
@@ -182,23 +182,44 @@ def _listed(problems: Sequence[_Problem]) -> str:
     return "; ".join(lines) + more + "."
 
 
-def _unmatched_error(problems: Sequence[_Problem], paths: Sequence[str]) -> BadValue:
+def _unmatched_error(
+    rules: UserRules, problems: Sequence[_Problem], paths: Sequence[str]
+) -> BadValue:
     """The error that lists rules which match nothing, with what to write instead."""
-    arguments: dict[str, Any] = {}
-    for argument in dict.fromkeys(p.argument for p in problems):
-        fixed = [p for p in problems if p.argument == argument and p.fix is not None]
-        if fixed and argument in ("include", "exclude"):
-            fixes = tuple(dict.fromkeys(p.fix for p in fixed))
-            arguments[argument] = fixes[0] if len(fixes) == 1 else fixes
-        elif fixed:
-            arguments[argument] = {p.fix: _literal(p.value) for p in fixed}
+    arguments = {
+        argument: fixed
+        for argument in dict.fromkeys(p.argument for p in problems)
+        if (fixed := _fixed_argument(argument, rules, problems))
+    }
     if all(problem.is_slice for problem in problems):
         return BadValue(_listed(problems))
     problem = f"{_listed(problems)} A regex matches the whole path"
     if not arguments:
-        return BadValue(f"{problem}, for example {rule_for(paths[0]) or '.*'!r}.")
+        example = rule_for(paths[0]) or ".*"
+        fix = f"Remove the {'rule' if len(problems) == 1 else 'rules'} if there are no such leaves."
+        return BadValue(f"{problem}, for example {example!r}. {fix}")
     fix = " and ".join(f"{{{argument}}}" for argument in arguments)
     return BadValue(f"{problem}:", f"write {fix}.", **arguments)
+
+
+def _fixed_argument(argument: str, rules: UserRules, problems: Sequence[_Problem]) -> Any:
+    """The argument to pass instead; None where no rule of it is close to a path.
+
+    It has all rules of the user, apart from those that match nothing and are close to no path. If
+    there are functions or many rules, only those that are to be changed are shown.
+    """
+    wrong = {p.rule: p for p in problems if p.argument == argument}
+    if all(p.fix is None for p in wrong.values()):
+        return None
+    own = [(rule, value) for name, rule, value in rules.by_argument() if name == argument]
+    own = [(rule, value) for rule, value in own if rule != ANY]
+    if not own or len(own) > 8 or not all(isinstance(rule, str) for rule, _ in own):
+        own = [(rule, p.value) for rule, p in wrong.items()]
+    kept = [(wrong[rule].fix if rule in wrong else rule, value) for rule, value in own]
+    fixed = {rule: value for rule, value in kept if rule is not None}
+    if argument in ("include", "exclude"):
+        return next(iter(fixed)) if len(fixed) == 1 else tuple(fixed)
+    return {rule: _literal(value) for rule, value in fixed.items()}
 
 
 def _literal(value: Any) -> Any:

@@ -12,7 +12,7 @@ from jaxprune._recipe.roles import RoleRules
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import Structure, traits_of
 
-_ANY = "(?s:.*)"  # matches every path, even one with line breaks
+ANY = "(?s:.*)"  # matches every path, even one with line breaks
 
 
 class UserRules(NamedTuple):
@@ -58,11 +58,11 @@ def as_structures(structure: Any) -> tuple[tuple[Rule, Structure], ...]:
     """Rules with their structures; the last matches all leaves."""
     if not isinstance(structure, Mapping):
         errors.check_structure("structure", structure)
-        return ((_ANY, structure),)
+        return ((ANY, structure),)
     rules = as_rules(tuple(structure), "structure")
     for rule, value in structure.items():
         errors.check_structure(f"structure[{rule!r}]", value)
-    return (*zip(rules, structure.values(), strict=True), (_ANY, Unstructured()))
+    return (*zip(rules, structure.values(), strict=True), (ANY, Unstructured()))
 
 
 def as_overrides(overrides: Any, final: Fraction) -> tuple[tuple[Rule, Fraction], ...]:

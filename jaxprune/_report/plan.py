@@ -15,9 +15,9 @@ import optax
 from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.paths import leaves_with_paths, rule_name
 from jaxprune._recipe.budget import Budget, Recipe
-from jaxprune._recipe.choice import is_embedding
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.leaf import Leaf
+from jaxprune._recipe.leaf_axes import note_of_name
 from jaxprune._recipe.schedule_list import ScheduleList
 from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
 from jaxprune._recipe.scores import magnitude
@@ -244,8 +244,8 @@ def _floor_notes(distribution: Distribution, expected: Forecast) -> list[str]:
 
 
 def _note(recipe: Recipe, budget: Budget, i: int, leaf: Leaf) -> str:
-    """What decides the count of a pruned leaf, apart from the target; and whether it embeds."""
-    notes = ["embedding"] if is_embedding(budget.paths[i]) else []
+    """What decides the count of a pruned leaf, apart from the target; and what its name says."""
+    notes = [note] if (note := note_of_name(budget.paths[i])) else []
     if leaf.traits.exists is not None:
         notes.append(repr(leaf.structure))
     overrides = dict.fromkeys(k for k in leaf.overrides if k is not None)

@@ -60,6 +60,18 @@ def test_a_zip_of_pytorch_is_no_npz(tmp_path):
     assert_says(error, f"{tmp_path / 'model.pt'}:", "PyTorch")
 
 
+def test_load_of_an_npz_says_how_to_read_it(tmp_path):
+    """It was called damaged, although the command line reads it, and converts it as suggested."""
+    file, converted = tmp_path / "model.npz", tmp_path / "model.safetensors"
+    np.savez_compressed(file, **{"fc/kernel": np.eye(4, dtype=np.float32)})
+    said = f"{file}:", "numpy.load(path)", f"jaxprune export {file} -o model.safetensors"
+    for read in (jaxprune.load, jaxprune.load_metadata):
+        with pytest.raises(ValueError, match=says(*said)):
+            read(file)
+    run("export", file, "-o", converted)
+    assert np.array_equal(jaxprune.load(converted)["fc"]["kernel"], np.eye(4))
+
+
 @pytest.mark.parametrize("name", ("model.bin", "model.pt", "model.onnx", "params"))
 def test_the_content_counts_and_not_the_name(tmp_path, name):
     w = np.eye(8, dtype=np.float32)

@@ -298,9 +298,26 @@ EMBEDDINGS = (
 
 
 def test_plan_marks_embeddings_which_are_pruned():
-    tree = dict.fromkeys((*EMBEDDINGS, "unembedding/w", "embed/mlp/kernel", "member"), F32)
+    others = "unembedding/w", "embed/mlp/kernel", "patch_embed/kernel", "member"
+    tree = dict.fromkeys((*EMBEDDINGS, *others), F32)
     report = jaxprune.plan(tree, 0.5, overrides={"wte/weight": 0.25})
     notes = {leaf.path: leaf.note for leaf in report.leaves}
     assert {path for path in notes if notes[path].startswith("embedding")} == set(EMBEDDINGS)
     assert notes["wte/weight"] == "embedding; override 'wte/weight'"
+    assert all(leaf.n_zero for leaf in report.leaves)
+
+
+NAMES = {
+    "token": ("cls", "cls_token", "encoder/class_token", "vit.mask_token", "register_tokens"),
+    "positions": ("pos", "position", "relative_position_bias_table", "positional_encoding"),
+    "": ("token_mixer/kernel", "tokenizer/w", "classes", "position/kernel", "pos_proj/w", "out"),
+}
+
+
+def test_plan_marks_tokens_and_tables_of_positions_which_are_pruned():
+    tree = dict.fromkeys((path for paths in NAMES.values() for path in paths), F32)
+    report = jaxprune.plan(tree, 0.5)
+    assert {leaf.path: leaf.note for leaf in report.leaves} == {
+        path: note for note, paths in NAMES.items() for path in paths
+    }
     assert all(leaf.n_zero for leaf in report.leaves)

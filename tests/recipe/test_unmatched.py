@@ -51,11 +51,19 @@ RULES = {
     "a glob": (dict(exclude="head/*"), ("exclude='head/.*'",)),
     "a collection": (dict(exclude="params/head/.*"), ("exclude='head/.*'",)),
     "alternatives": (dict(exclude="head|body"), ("exclude='(head|body)/.*'",)),
+    "one of two": (dict(exclude=("head/.*", "body")), ("exclude=('head/.*', 'body/.*')",)),
+    "one of two, and a function": (
+        dict(exclude=(lambda path, leaf: False, "body")),
+        ("exclude='body/.*'",),
+    ),
+    "nothing to keep": (dict(exclude=("zzz", "body")), ("exclude='body/.*'",)),
+    "no such leaf": (dict(exclude="zzz"), ("Remove the rule if there are no such leaves",)),
+    "no such leaves": (dict(exclude=("zzz", "yyy")), ("Remove the rules if there are no such",)),
     "two": (dict(exclude=("head", "bias")), ("exclude=('head/.*', '.*bias')",)),
     "unlike any path": (dict(exclude="zzz"), ("exclude: 'zzz'", "'body/attn/bias'")),
     "overrides": (
         dict(overrides={"head": 0.25, ".*": 0.5}),
-        ("overrides: 'head'", "overrides={'head/.*': 0.25}"),
+        ("overrides: 'head'", "overrides={'head/.*': 0.25, '.*': 0.5}"),
     ),
     "structure": (
         dict(structure={"head": Channel()}),
@@ -63,7 +71,7 @@ RULES = {
     ),
     "per_slice": (
         dict(distribution=per_slice({"head/.*": 0, "attn": 1})),
-        ("per_slice: 'attn'", "per_slice({'.*attn/.*': 1})"),
+        ("per_slice: 'attn'", "per_slice({'head/.*': 0, '.*attn/.*': 1})"),
     ),
     "all": (
         dict(include=(".*", "i"), exclude="e", overrides={"o": 0.5}, structure={"s": Block((2,))}),
