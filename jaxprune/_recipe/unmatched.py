@@ -208,15 +208,15 @@ def _fixed_argument(argument: str, rules: UserRules, problems: Sequence[_Problem
     It has all rules of the user, apart from those that match nothing and are close to no path. If
     there are functions or many rules, only those that are to be changed are shown.
     """
-    wrong = {p.rule: p for p in problems if p.argument == argument}
+    wrong: dict[Rule, _Problem] = {p.rule: p for p in problems if p.argument == argument}
     if all(p.fix is None for p in wrong.values()):
         return None
     own = [(rule, value) for name, rule, value in rules.by_argument() if name == argument]
     own = [(rule, value) for rule, value in own if rule != ANY]
     if not own or len(own) > 8 or not all(isinstance(rule, str) for rule, _ in own):
         own = [(rule, p.value) for rule, p in wrong.items()]
-    kept = [(wrong[rule].fix if rule in wrong else rule, value) for rule, value in own]
-    fixed = {rule: value for rule, value in kept if rule is not None}
+    pairs = [(wrong[rule].fix if rule in wrong else rule, value) for rule, value in own]
+    fixed = {rule: value for rule, value in pairs if rule is not None}
     if argument in ("include", "exclude"):
         return next(iter(fixed)) if len(fixed) == 1 else tuple(fixed)
     return {rule: _literal(value) for rule, value in fixed.items()}

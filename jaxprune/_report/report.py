@@ -71,8 +71,8 @@ def summarize(params: chex.ArrayTree, masks: Any = None, *, structural: Any = No
       kernel  4x4    float32       16        4    75.00%
       total                        20        8    60.00%
     """
-    check_no_optimizer_state(params)
     paths, leaves, _ = leaves_with_paths(params)
+    check_no_optimizer_state(params)
     _check_arrays(paths, leaves)
     check_not_donated("summarize: params", params)
     check_not_donated("summarize: masks", masks)
