@@ -36,17 +36,17 @@ class Inputs(NamedTuple):
     """What a fire reads and does not change; lists have one entry per pruned leaf.
 
     Attributes:
-      scored: what the score function gets as `params`: the params, or the sums of a score that
-        accumulates over steps.
       params: the params.
+      sums: of a score that accumulates over steps, which the score function gets as its `params`;
+        else None.
       grads: their gradients, or None.
       key: a PRNG key that the user chose, or None.
       step: updates applied so far.
       progress: of the state, if it follows one of several schedules; else None.
     """
 
-    scored: list[jax.Array]
     params: list[jax.Array]
+    sums: list[jax.Array] | None
     grads: list[jax.Array] | None
     key: Any
     step: Any
@@ -61,7 +61,8 @@ def _operands(settings: Settings, score: Any, inputs: Inputs, chosen: Sequence[i
         key = jax.random.fold_in(key, inputs.step)
         keys = [jax.random.fold_in(key, i) for i in chosen]
     grads = [None] * len(chosen) if inputs.grads is None else inputs.grads
-    return list(map(Operand, inputs.scored, grads, keys))
+    scored = inputs.params if inputs.sums is None else inputs.sums
+    return list(map(Operand, scored, grads, keys))
 
 
 def _index(settings: Settings, step: Any) -> Any:
@@ -132,7 +133,7 @@ def _random_masks(
         return masks
     params = [jnp.asarray(leaves[i]) for i in budget.chosen]
     # The step is one that no fire has, so that the key is used for nothing else.
-    inputs = Inputs(params, params, None, key, step=2**31 - 1)
+    inputs = Inputs(params, None, None, key, step=2**31 - 1)
     operands = _operands(settings, random_score, inputs, budget.chosen)
     n_keep = as_counts(budget.n_keep()[-1])
     allowed = among_existing(budget.leaves, params, None)

@@ -205,12 +205,12 @@ def _after(
 
 
 def _arrays_of(inputs: Inputs) -> tuple[Any, ...]:
-    return inputs.scored, inputs.params, inputs.grads
+    return inputs.params, inputs.sums, inputs.grads
 
 
 def _with_arrays(inputs: Inputs, arrays: tuple[Any, ...]) -> Inputs:
-    scored, params, grads = arrays
-    return inputs._replace(scored=scored, params=params, grads=grads)
+    params, sums, grads = arrays
+    return inputs._replace(params=params, sums=sums, grads=grads)
 
 
 def _violations_now(

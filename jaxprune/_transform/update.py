@@ -263,12 +263,12 @@ def _inputs(
     """What a fire reads, and the next `score_state`."""
     score, params = transform.settings.recipe.score, _chosen(tree.leaves, budget)
     follows = state.progress if isinstance(transform.settings.schedule, ScheduleList) else None
-    inputs = Inputs(params, params, grads, transform.key, state.prune_step, follows)
+    inputs = Inputs(params, None, grads, transform.key, state.prune_step, follows)
     if not accumulates(score):
         return inputs, state.score_state
     sums = parallel(tree, state.score_state, "score_state in the state")
     summed = _summed(score, _chosen(sums, budget), params, grads)
-    return inputs._replace(scored=summed), tree.treedef.unflatten(_replaced(sums, budget, summed))
+    return inputs._replace(sums=summed), tree.treedef.unflatten(_replaced(sums, budget, summed))
 
 
 def _summed(
