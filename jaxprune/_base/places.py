@@ -1,8 +1,8 @@
 """Some numbers of a small array, read or replaced.
 
-XLA for CPUs makes a kernel of every gather and scatter. If the places are evenly spaced, as those
-of the weights among weights and biases, a slice and a padded array do the same there, as parts of
-the kernels that use or compute the numbers: programs compile faster.
+XLA for CPUs and GPUs makes a kernel of every scatter, and often of a gather. If the places are
+evenly spaced, as those of the weights among weights and biases, a slice and a padded array do the
+same, as parts of the kernels that use or compute the numbers: programs compile faster.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.sharding import on_cpu
+from jaxprune._base.sharding import on_cpu, on_tpu
 
 
 def picked(x: jax.Array, places: Sequence[int] | np.ndarray) -> jax.Array:
@@ -53,7 +53,7 @@ def placed(x: jax.Array, places: Sequence[int] | np.ndarray, new: jax.Array) -> 
 
 
 def _even_step(x: Any, places: np.ndarray) -> int:
-    """The distance between places that rise evenly; 0 for others, or elsewhere than on a CPU."""
+    """The distance between places that rise evenly; 0 for others, and on a TPU."""
     steps = set(np.diff(places).tolist()) or {1}
     step = min(steps)
-    return step if len(places) and len(steps) == 1 and step > 0 and on_cpu([x]) else 0
+    return step if len(places) and len(steps) == 1 and step > 0 and not on_tpu([x]) else 0

@@ -68,15 +68,19 @@ def _of_entries(keys: jax.Array, size: int) -> jax.Array:
 
 
 def in_parts(tree: Any) -> Iterator[Any]:
-    """Arrays of all members, [n_members, ...], in the parts in which they were copied."""
-    parts = equal_parts(len(jax.tree.leaves(tree)[0]), _AT_ONCE)
+    """Arrays of all members, [n_members, ...], in the parts in which they were copied.
+
+    Those of length 1, with a number that all members share, are in every part.
+    """
+    n_members = len(jax.tree.leaves(tree)[0])
+    parts = equal_parts(n_members, _AT_ONCE)
     for part, first in zip(parts, _unknown(parts), strict=True):
         # Without the barrier, XLA would make one large kernel of all parts.
         tree = lax.optimization_barrier(tree)
         take = functools.partial(
             lax.dynamic_slice_in_dim, start_index=first, slice_size=part.stop - part.start
         )
-        yield jax.tree.map(take, tree)
+        yield jax.tree.map(lambda x, take=take: take(x) if len(x) == n_members else x, tree)
 
 
 def _unknown(parts: Sequence[slice]) -> Sequence[jax.Array]:

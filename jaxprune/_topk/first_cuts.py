@@ -46,12 +46,17 @@ def first_cuts(fraction: jax.Array, problem: Problem, start: jax.Array | None) -
         is_usable = jnp.isfinite(start) & (start != 0)
         cuts = jnp.where(is_usable[:, None], warm, cuts)
     for pools, keys in _samples(problem):
-        if problem.is_on_cpu and np.array_equal(pools, np.arange(len(cuts))):
-            cuts = _quantile_cuts(keys, 1 - fraction).astype(cuts.dtype)
-        else:
-            quantiles = _quantile_cuts(keys, 1 - fraction[pools])
-            cuts = cuts.at[pools].set(quantiles.astype(cuts.dtype))
+        quantiles = _quantile_cuts(keys, 1 - _rows(fraction, pools)).astype(cuts.dtype)
+        if len(pools) < len(cuts):
+            cuts = cuts.at[pools].set(quantiles)
+        else:  # the cuts above are not computed, and there is no scatter: fewer kernels
+            cuts = _rows(quantiles, np.argsort(pools))
     return cuts
+
+
+def _rows(x: jax.Array, places: np.ndarray) -> jax.Array:
+    """The rows of an array at these places; the array itself if these are all rows in order."""
+    return x if np.array_equal(places, np.arange(len(x))) else x[places]
 
 
 def _even_cuts(pools: Pools) -> jax.Array:

@@ -17,6 +17,7 @@ from jaxprune._topk.copies import StoredKeys, in_parts
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.ranks import (
     Members,
+    are_alike,
     cuts_in_members,
     first_ranks,
     member_bases,
@@ -156,9 +157,10 @@ def _pool_cuts(
     # The barrier ties all ranks to the cuts: otherwise XLA computes them before the search, even
     # outside a loop that contains it. It ties them to the base too: otherwise XLA shares the ranks
     # of two leaves, and shards them as only one of the two is sharded.
-    size, base, pool_cuts = lax.optimization_barrier(
-        (member_sizes(stack, problem.pools), member_bases(stack, first), pool_cuts)
-    )
+    size, base = member_sizes(stack, problem.pools), member_bases(stack, first)
+    if problem.is_gpu and are_alike(stack, problem.pools):  # a kernel would fill an array of them
+        size, base = size[:1], base[:1]
+    size, base, pool_cuts = lax.optimization_barrier((size, base, pool_cuts))
     return pool_cuts, Members(base, size)
 
 

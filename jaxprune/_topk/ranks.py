@@ -28,7 +28,10 @@ _MOST_SHUFFLED = 2**31 - 2
 
 
 class Members(NamedTuple):
-    """Where the entries of each member of a stack rank in its pool; both are [n_members]."""
+    """Where the entries of each member of a stack rank in its pool.
+
+    Both are [n_members], or [1] on a GPU if they are the same for all members.
+    """
 
     base: jax.Array  # the highest rank below those of its entries
     size: jax.Array  # its number of entries, in the dtype of its ranks
@@ -59,6 +62,12 @@ def first_ranks(problem: Problem) -> jax.Array:
 def member_sizes(stack: Stack, pools: Pools) -> jax.Array:
     """The number of entries of each member, [n_members]."""
     return jnp.full(stack.pool_of.shape, stack.size, pools.rank_dtype)
+
+
+def are_alike(stack: Stack, pools: Pools) -> bool:
+    """Whether the entries of all members have the same ranks in their pools."""
+    sizes = [pools.sizes[pool] for pool in stack.pool_of]
+    return len(set(zip(sizes, stack.offsets.tolist(), strict=True))) == 1
 
 
 def member_bases(stack: Stack, first_ranks: jax.Array) -> jax.Array:
@@ -106,7 +115,7 @@ class PoolRanks(NamedTuple):
     and constants in the loop, XLA would make some kernels of their own.
 
     Attributes:
-      first: the rank of the first entry of each member, [n_members], unsigned.
+      first: the rank of the first entry of each member, unsigned; [1] if all have the same.
       steps: for each other axis, how far ranks fall along it, [length].
     """
 
@@ -123,7 +132,8 @@ class PoolRanks(NamedTuple):
             lax.iota(pools.rank_dtype, n) * jnp.asarray(stride, pools.rank_dtype)
             for n, stride in zip(shape[1:], strides, strict=True)
         ]
-        return PoolRanks(base + member_sizes(stack, pools).astype(base.dtype), steps)
+        first = base + member_sizes(stack, pools).astype(base.dtype)
+        return PoolRanks(first[:1] if are_alike(stack, pools) else first, steps)
 
 
 def order_in_pool(ranks: PoolRanks, shape: tuple[int, ...], ties: str, n_padding: int) -> jax.Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxprune._base import sharding
 from jaxprune._base.places import picked, picked_in_rows, placed
 
 PLACES = ((), (3,), (0, 1, 2), (1, 3, 5), (0, 3, 6), (6, 4, 2), (0, 1, 3), (5, 0), (2, 6))
@@ -26,7 +27,9 @@ def test_numbers_are_read_and_replaced_at_their_places(places, dtype):
     assert got[0].dtype == got[1].dtype == dtype
 
 
-def test_evenly_spaced_places_on_a_cpu_need_no_gather_and_no_scatter():
+@pytest.mark.parametrize("device", ("cpu", "NVIDIA H100 80GB HBM3"))
+def test_evenly_spaced_places_need_no_gather_and_no_scatter(device, monkeypatch):
+    monkeypatch.setattr(sharding, "_device_kind", lambda arrays: device)
     x, new = jnp.zeros(7), jnp.ones(3)
     program = str(
         jax.make_jaxpr(lambda x, new: (picked(x, [1, 3, 5]), placed(x, [1, 3, 5], new)))(x, new)

@@ -9,8 +9,8 @@ MUTANTS = (
     Mutant(
         "first-quantile-upside-down",
         "_topk/first_cuts.py",
-        "_quantile_cuts(keys, 1 - fraction[pools])",
-        "_quantile_cuts(keys, fraction[pools])",
+        "_quantile_cuts(keys, 1 - _rows(fraction, pools))",
+        "_quantile_cuts(keys, _rows(fraction, pools))",
         ("topk/test_topk.py::test_the_first_cuts_of_a_sampled_array_enclose_its_threshold",),
     ),
     Mutant(

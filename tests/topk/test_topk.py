@@ -399,6 +399,28 @@ def test_the_first_cuts_of_a_sampled_array_enclose_its_threshold(part, monkeypat
     assert cuts[0] <= np.sort(np.asarray(scores).ravel())[-n_keep] <= cuts[-1]
 
 
+@pytest.mark.parametrize("is_long", (True, False), ids=("all sampled", "one is short"))
+def test_first_cuts_are_those_of_their_own_array(is_long, monkeypatch):
+    opened = []
+
+    def first_of_search(*args):
+        opened.append(first_cuts.first_cuts(*args))
+        raise StopIteration  # nothing is searched
+
+    monkeypatch.setattr(search, "first_cuts", first_of_search)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    shapes = (2**8, 2**7), (2**9, 2**6), (2**8, 2**7), (2**7, 2**8 if is_long else 3)
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    arrays = [10.0**i * jax.random.uniform(keys[i], shape) for i, shape in enumerate(shapes)]
+    n_keep = [x.size // 3 for x in arrays]
+    with jax.disable_jit(), pytest.raises(StopIteration):
+        topk_masks(arrays, n_keep)
+    cuts = key_value(opened[0], np.dtype(np.float32))
+    for i in range(3 + is_long):  # those that are sampled
+        threshold = np.sort(np.asarray(arrays[i]).ravel())[-n_keep[i]]
+        assert cuts[i, 0] <= threshold <= cuts[i, -1]
+
+
 def test_nothing_is_read_to_keep_all_or_none(monkeypatch):
     passes, counted = [], search.keys_reaching
     monkeypatch.setattr(search, "keys_reaching", lambda *args: passes.append(0) or counted(*args))
