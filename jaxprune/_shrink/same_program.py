@@ -15,13 +15,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxprune._shrink.cut import Cut
 from jaxprune._shrink.flax_sizes import Model
 from jaxprune._shrink.places import lines_of_error, model_line, place_of
-from jaxprune._trace.program import Program, to_numpy
+from jaxprune._trace.program import Program, jaxpr_of, to_numpy
 from jaxprune._trace.records import EquationPath
 from jaxprune._trace.traced_arrays import TracedArray
 from jaxprune._trace.tracer import Tracer, is_literal
@@ -78,7 +77,7 @@ def differences(
             errors.append(error)
             return ()
 
-    small_jaxpr = jax.make_jaxpr(run_until_it_fails)(small, *model.inputs)
+    small_jaxpr = jaxpr_of(run_until_it_fails, small, *model.inputs)
     jaxpr = program.jaxpr
     comparison = _Comparison(tracer, cut, [])
     comparison.compare(jaxpr.jaxpr, small_jaxpr.jaxpr, (), complete=not errors)

@@ -41,7 +41,7 @@ def program_of(
     """The program of `apply_fn(variables, *inputs)`, which users write as `call`."""
     paths, leaves, treedef = leaves_with_paths(variables)
     try:
-        jaxpr = jax.make_jaxpr(apply_fn)(variables, *inputs)
+        jaxpr = jaxpr_of(apply_fn, variables, *inputs)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise TypeError(_failure(call, inputs, error)) from error
     except Exception as error:
@@ -49,6 +49,15 @@ def program_of(
             error.add_note(f"jaxprune: pass the model in inference mode. {_OPTIONS}")
         raise
     return Program(paths, leaves, treedef, jaxpr)
+
+
+def jaxpr_of(function: Callable[..., Any], *args: Any) -> Any:
+    """The closed jaxpr of a function, the same under `jax.disable_jit`.
+
+    There a scan would run in Python, as many layers of the same params.
+    """
+    with jax.disable_jit(False):
+        return jax.make_jaxpr(function)(*args)
 
 
 _OPTIONS = (

@@ -673,7 +673,12 @@ TYPE_ERRORS |= {"words_for_inputs", "moments_concatenated", "one_array_for_input
 TYPE_ERRORS |= {"linen_under_jit", "nnx_under_jit"}
 
 
-@pytest.mark.parametrize("name", BAD)
+NEEDS_TRACES = pytest.mark.skip_in("disable_jit", reason="nothing is traced")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=NEEDS_TRACES if "under_jit" in n else ()) for n in BAD]
+)
 def test_errors_name_the_argument_and_what_to_type_instead(name):
     call, parts = BAD[name]
     with pytest.raises((TypeError, ValueError), match=says(*parts)) as caught:

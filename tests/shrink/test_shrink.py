@@ -214,13 +214,9 @@ def at(tree, path):
     return tree
 
 
-MARKS = {
-    "mobile": pytest.mark.slow,
-    "scanned": pytest.mark.skip_in("disable_jit", reason="scans run in Python"),
-}
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS.get(n, ())) for n in LINEN])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "mobile")) for n in LINEN]
+)
 def test_linen_models_are_shrunk_by_half(name):
     make, shape, expected = LINEN[name]
     model, x = make(), inputs(shape)
