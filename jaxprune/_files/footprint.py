@@ -91,8 +91,9 @@ def structure_of(kept: np.ndarray) -> str:
     """The structure of a mask, in words.
 
     One of: whole channels are dropped; as in `2 of 4`, every run of m neighbours keeps equally
-    many; whole blocks are dropped. The first that holds for every entry is returned, and only if
-    the mask has at least eight runs or blocks.
+    many; whole blocks are dropped; no run of 4 keeps more than 2, as hardware for 2:4 needs it. The
+    first that holds for every entry is returned, and only if the mask has at least eight runs or
+    blocks.
 
     Args:
       kept: True where a weight is not zero.
@@ -110,7 +111,8 @@ def structure_of(kept: np.ndarray) -> str:
         return "all zero" if kept.size and not n_kept else "dense"
     if kept.ndim < 2:
         return "unstructured"
-    return _channels(kept, n_kept) or _n_of_m(kept) or _blocks(kept) or "unstructured"
+    exact = _channels(kept, n_kept) or _n_of_m(kept) or _blocks(kept)
+    return exact or _at_most_2_of_4(kept) or "unstructured"
 
 
 def _channels(kept: np.ndarray, n_kept: int) -> str:
@@ -126,10 +128,21 @@ def _n_of_m(kept: np.ndarray) -> str:
         for m in (4, 8, 16, 32):
             if length % m or kept.size < 8 * m:
                 continue
-            groups = np.moveaxis(kept, axis, -1).reshape(-1, m)
-            counts = groups.sum(1, dtype=np.int32)
+            counts = _counts(kept, axis, m)
             if 0 < counts[0] < m and (counts == counts[0]).all():
                 return f"{counts[0]} of {m}, axis {axis}"
+    return ""
+
+
+def _counts(kept: np.ndarray, axis: int, m: int) -> np.ndarray:
+    """How many of every m neighbours along an axis are kept."""
+    return np.moveaxis(kept, axis, -1).reshape(-1, m).sum(1, dtype=np.int32)
+
+
+def _at_most_2_of_4(kept: np.ndarray) -> str:
+    for axis, length in enumerate(kept.shape):
+        if length % 4 == 0 and kept.size >= 32 and _counts(kept, axis, 4).max() <= 2:
+            return f"at most 2 of 4, axis {axis}"
     return ""
 
 

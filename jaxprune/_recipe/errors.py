@@ -314,9 +314,13 @@ def all_dropped(leaf: LeafShape, n_units: int) -> ValueError:
     """The error about a leaf that would lose all of its weights."""
     rule = rule_for(leaf.path)
     units = "weights" if n_units == math.prod(leaf.shape) else "units"
+    why = ""
+    if leaf.n_groups > 1:
+        n = n_units // leaf.n_groups
+        why = f", because each of its {leaf.n_groups} groups of {n} drops a whole number of units"
     return BadValue(
         f"{shown_path(leaf.path)}: shape {leaf.shape} would lose all of its {n_units} {units} at "
-        f"sparsity {float(leaf.targets[-1]):g}.",
+        f"sparsity {float(leaf.targets[-1]):g}{why}.",
         "Leave it out with {exclude}, or lower its sparsity with {overrides}.",
         exclude=rule,
         overrides={rule: ...},

@@ -364,6 +364,9 @@ STRUCTURES = {
     "channels, axis 3": np.broadcast_to(np.arange(8) % 3 == 0, (3, 3, 4, 8)),
     "2 of 4, axis 1": rows_kept(2, (64, 4)).reshape(16, 16),
     "2 of 4, axis 0": rows_kept(2, (64, 4)).reshape(16, 16).T,
+    # 2:4 whose last run of four has lost one more weight
+    "at most 2 of 4, axis 1": rows_kept(np.array([[2]] * 63 + [[1]]), (64, 4)).reshape(16, 16),
+    "at most 2 of 4, axis 0": rows_kept(np.array([[2]] * 63 + [[0]]), (64, 4)).reshape(16, 16).T,
     "blocks, 1x16": np.repeat(np.random.default_rng(0).random((32, 4)) < 0.3, 16, axis=1),
     "blocks, 8x8": np.kron(np.random.default_rng(0).random((4, 4)) < 0.4, np.ones((8, 8))) > 0,
 }

@@ -53,6 +53,18 @@ LEAVES = [
         ("w:", ("<lambda>", "True or False"), "path.endswith('kernel')"),
     ),
     case(
+        "a_leaf_whose_groups_are_too_small",
+        lambda: jaxprune.plan(
+            {"w": ones(8, 16)}, 0.75, structure=jaxprune.Block((4, 4), balanced=True)
+        ),
+        ValueError,
+        (
+            "w:",
+            "all of its 8 units at sparsity 0.75, because each of its 4 groups of 2",
+            "exclude=",
+        ),
+    ),
+    case(
         "a_train_state",
         lambda: jaxprune.prune_params(train_state(), 0.5),
         TypeError,
