@@ -225,8 +225,8 @@ def _check_done(
         raise ValueError(f"the masks are not those of a finished run: {_some(in_masks)}. {_LOST}")
     for path in dict.fromkeys(path for state in states for path in emptied(state)):
         warnings.warn(
-            f"{shown_path(path)}: every weight of this leaf is dropped. Keep some in each leaf "
-            "with distribution=jaxprune.min_density(0.05, jaxprune.global_pool) (or another "
+            f"jaxprune.check: {shown_path(path)}: every weight of this leaf is dropped. Keep some "
+            "in each leaf with distribution=jaxprune.min_density(0.05, jaxprune.global_pool) (or another "
             "distribution in place of global_pool), or exclude the leaf.",
             stacklevel=3,
         )

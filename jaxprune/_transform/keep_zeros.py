@@ -106,7 +106,7 @@ def _first_masks(
     """Masks of the zeros in the params."""
     del key
     check_not_donated("keep_zeros: params", dict(zip(budget.paths, leaves, strict=True)))
-    masks = masks_of_zeros("keep_zeros", settings.recipe, budget, leaves, stacklevel=6)
+    masks = masks_of_zeros("keep_zeros", settings.recipe, budget, leaves, stacklevel=5)
     no_zeros = [jnp.all(masks[i]) for i in budget.chosen]
     if no_zeros and not any(isinstance(x, jax.core.Tracer) for x in no_zeros) and all(no_zeros):
         warnings.warn(

@@ -1,5 +1,7 @@
 """`keep_zeros` trains sparse params: what is zero at `init` stays zero, in one call."""
 
+import inspect
+
 import chex
 import flax.linen as nn
 import jax
@@ -145,3 +147,12 @@ def test_params_without_zeros_are_named_in_a_warning():
     assert caught[0].filename == __file__
     one_is_sparse = {**params, "fc": sparse()["fc"]}
     jaxprune.keep_zeros(optax.sgd(0.1)).init(one_is_sparse)  # a warning would be an error
+
+
+def test_warnings_point_to_the_line_that_calls_init():
+    """That of leaves with zeros only pointed to the caller of that line."""
+    params = {"fc": jnp.eye(4), "head": jnp.zeros((4, 4))}
+    line = inspect.currentframe().f_lineno
+    with pytest.warns(UserWarning, match="head: only zeros") as caught:
+        jaxprune.keep_zeros(optax.sgd(0.1)).init(params)
+    assert (caught[0].filename, caught[0].lineno) == (__file__, line + 2)
