@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import path_str, shown_path
@@ -58,6 +59,9 @@ def nothing_chosen(
     if all(spec is None for spec in specs):
         return BadValue(problem, PASS_PARAMS)
     reasons_why = [choice.reason for choice in choices]
+    if all(spec is None or not jnp.issubdtype(spec.dtype, jnp.inexact) for spec in specs):
+        fix = "Only floating point and complex weights can be pruned: pass the params that these"
+        return BadValue(problem, f"{fix} arrays were made of, or the float part of the tree.")
     if any(why.startswith("excluded by") and "the default" not in why for why in reasons_why):
         return BadValue(problem, "Exclude fewer leaves.")
     if not by_default:

@@ -226,8 +226,8 @@ def _check_done(
     for path in dict.fromkeys(path for state in states for path in emptied(state)):
         warnings.warn(
             f"jaxprune.check: {shown_path(path)}: every weight of this leaf is dropped. Keep some "
-            "in each leaf with distribution=jaxprune.min_density(0.05, jaxprune.global_pool) (or another "
-            "distribution in place of global_pool), or exclude the leaf.",
+            "in each leaf with distribution=jaxprune.min_density(0.05, jaxprune.global_pool) (or "
+            "another distribution in place of global_pool), or exclude the leaf.",
             stacklevel=3,
         )
     return in_params

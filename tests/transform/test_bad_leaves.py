@@ -65,6 +65,12 @@ LEAVES = [
         ),
     ),
     case(
+        "integers_only",
+        lambda: jaxprune.prune_params({"w": jnp.ones((4, 4), jnp.int8)}, 0.5),
+        ValueError,
+        ("nothing to prune", "w (dtype int8)", "pass the params that these arrays were made of"),
+    ),
+    case(
         "a_train_state",
         lambda: jaxprune.prune_params(train_state(), 0.5),
         TypeError,
