@@ -268,7 +268,16 @@ def checked_units(path: str, structure: Structure, shape: tuple[int, ...]) -> tu
     try:
         return structure.n_units(shape), structure.n_groups(shape)
     except ValueError as error:
+        if traits_of(structure).coupled_group is not None:
+            raise BadValue(f"{shown_path(path)}: {error}.", _OTHER_SIZES) from None
         raise _does_not_fit(path, error) from None
+
+
+_OTHER_SIZES = (
+    "These groups are of a model with other sizes: call jaxprune.channel_groups for this one. "
+    "After jaxprune.shrink, train on with the optimizer that prune wraps; its state is "
+    "jaxprune.get_state(opt_state).inner_state."
+)
 
 
 def _does_not_fit(path: str, error: ValueError) -> BadValue:

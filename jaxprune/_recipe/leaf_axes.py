@@ -15,7 +15,7 @@ from jaxprune._recipe.roles import is_out_in_name
 _LEAVE_OUT = "Embeddings, and leaves without roles, are usually left out: {exclude}."
 _GIVE_ROLES = "To prune a leaf, give the roles of its axes, {roles}."
 _KEEP_ROLES = "Write {{**roles, ...}} to keep the roles of the other leaves."
-_READ_ROLES = "jaxprune.axis_roles reads them from the model."
+_READ_ROLES = "jaxprune.axis_roles, or axis_roles_nnx, reads them from the model."
 _ORDERS = "for (in, out) or (layers, in, out)"
 
 

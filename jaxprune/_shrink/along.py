@@ -72,5 +72,16 @@ class Carrier:
         return path
 
 
+def without_progress(opt_state: Any) -> Any:
+    """The state of an NNX optimizer, its prune states without progress, as in `Carrier.smaller`."""
+
+    def strip(node: Any) -> Any:
+        if not _is_state(node):
+            return node
+        return node._replace(progress=None, inner_state=without_progress(node.inner_state))
+
+    return jax.tree.map(strip, opt_state, is_leaf=_is_state)
+
+
 def _is_state(node: Any) -> bool:
     return isinstance(node, PruneState)

@@ -19,7 +19,7 @@ from jaxprune._base.arguments import shown
 from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import flattened
 from jaxprune._shrink.allow import allowed
-from jaxprune._shrink.along import Carrier
+from jaxprune._shrink.along import Carrier, without_progress
 from jaxprune._shrink.balance import balance
 from jaxprune._shrink.costs import layer_costs
 from jaxprune._shrink.cut import units_of_labels
@@ -141,7 +141,8 @@ def shrink_nnx(
         first.
       example_inputs: as for `shrink`.
       rtol: as for `shrink`.
-      along: more NNX objects to change in place, such as `[optimizer]` or a model of averages.
+      along: more NNX objects to change in place, such as `[optimizer]` or a model of averages. The
+        prune state of an optimizer has no `progress` then; see `shrink`.
       allow: as for `shrink`.
 
     Returns:
@@ -174,6 +175,8 @@ def shrink_nnx(
     for x, state in zip([model, *along], [small, *states], strict=True):
         nnx.update(x, state)
         set_nnx_sizes(x)
+        if isinstance(x, nnx.Optimizer):
+            x.opt_state = without_progress(x.opt_state)
     return report
 
 

@@ -215,5 +215,6 @@ def wrong_shape(
     needs = f", which needs a bit mask of shape {bit_mask_shape(shape)}" if is_bits else ""
     return (
         f"{shown_path(path)}: the mask has shape {mask_shape} but the param has shape {shape}"
-        f"{needs}. Was the state restored from another model?"
+        f"{needs}. Was the state restored from another model, or the model shrunk? jaxprune.shrink "
+        "removes the same units from what you pass as along=."
     )

@@ -11,6 +11,7 @@ from flax import linen as nn, nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxprune
+from helpers import says
 
 X = jnp.ones((2, 3))
 
@@ -165,6 +166,30 @@ def test_a_shrunk_state_loads_into_a_fresh_nnx_model_and_its_optimizer_goes_alon
         np.testing.assert_array_equal(fresh(x), model(x))
         assert fresh.last.in_features == 4
     optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
+
+
+def test_the_optimizer_that_prune_wraps_goes_on_after_shrinking():
+    """In NNX the state kept the counts of the larger params: `metrics` gave a sparsity of 1.67."""
+    model, x = Net(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
+    groups = jaxprune.channel_groups_nnx(model, x)
+    adam = optax.adam(0.1)
+    shot = jaxprune.one_shot_schedule(0.5)
+    tx = jaxprune.prune(shot, inner=adam, structure=groups, include=tuple(groups))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
+    jaxprune.shrink_nnx(model, x, along=[optimizer])
+    assert optimizer.opt_state.progress is None
+    jaxprune.check(model, optimizer)
+    with pytest.raises(ValueError, match=r"no `progress`.* jaxprune\.shrink"):
+        jaxprune.check(model, optimizer, done=True)
+    grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    with pytest.raises(ValueError, match=says("Coupled(", "get_state(opt_state).inner_state")):
+        optimizer.update(model, grads)
+    adam_optimizer = nnx.Optimizer(model, adam, wrt=nnx.Param)
+    inner_state = jaxprune.get_state(optimizer).inner_state
+    nnx.update(adam_optimizer.opt_state, nnx.state(inner_state))
+    adam_optimizer.update(model, grads)
+    assert optax.tree_utils.tree_get(adam_optimizer.opt_state, "count")[...] == 2
 
 
 def test_keys_and_their_counters_are_no_numbers_of_an_nnx_model():
