@@ -192,24 +192,21 @@ def sum_along(x: jax.Array, axis: int) -> jax.Array:
 
 
 def any_of(flags: jax.Array) -> jax.Array:
-    """Whether any of the flags is True, as one reduction."""
-    return jnp.any(flags) if _is_one_kernel(flags) else ~_all_in_pairs(~flags)
+    """Whether any of the flags is True, [n], as one reduction."""
+    return jnp.any(flags) if _is_one_kernel(flags) else _n_true(flags) > 0
 
 
 def all_of(flags: jax.Array) -> jax.Array:
-    """Whether all of the flags are True, as one reduction."""
-    return jnp.all(flags) if _is_one_kernel(flags) else _all_in_pairs(flags)
+    """Whether all of the flags are True, [n], as one reduction."""
+    return jnp.all(flags) if _is_one_kernel(flags) else _n_true(~flags) == 0
 
 
 def _is_one_kernel(flags: jax.Array) -> bool:
     return flags.size <= _SPLIT or not on_cpu([flags])
 
 
-def _all_in_pairs(flags: jax.Array) -> jax.Array:
-    both = lambda a, b: (a[0] & b[0], a[1] | b[1])
-    ends = np.ones((), bool), np.zeros((), bool)
-    every, some_is_false = lax.reduce((flags, ~flags), ends, both, tuple(range(flags.ndim)))
-    return every & ~some_is_false  # equal, as in `sum_along`
+def _n_true(flags: jax.Array) -> jax.Array:
+    return sum_along(flags.astype(jnp.int32), 0)
 
 
 @functools.cache
