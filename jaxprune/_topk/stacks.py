@@ -30,7 +30,7 @@ from jaxprune._topk.signs import ScoreSpec
 # Only leaves of at most this many entries are copied into a stack with others of their shape.
 _STACKED = 2**20
 # How many leaves are taken out of a stack by one kernel.
-_AT_ONCE = 7
+_AT_ONCE = 12
 # From this size on, the ranks within a member would need more than 31 bits.
 LONG = 2**31 - 1
 
