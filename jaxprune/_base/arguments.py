@@ -5,6 +5,7 @@ An error names the argument, shows the value, and suggests what to type instead.
 """
 
 import inspect
+import math
 import numbers
 import os
 from collections.abc import Callable, Mapping
@@ -282,8 +283,8 @@ def as_int(name: str, value: Any, least: int | None = None) -> int:
         fix = ""
         if isinstance(value, (jax.Array, np.ndarray)):
             fix = " It is decided on the host, before tracing: pass a Python int."
-        elif isinstance(value, float) and value.is_integer():
-            fix = f" Did you mean {int(value)}?"
+        elif isinstance(value, float) and math.isfinite(value) and round(value):
+            fix = f" Did you mean {round(value)}?"
         raise TypeError(f"{name} must be an int, got {shown(value)}.{fix}")
     number = int(value)
     if least is not None and number < least:
@@ -324,6 +325,11 @@ def check_key(name: str, key: Any) -> None:
 
 def check_step(name: str, value: Any) -> int:
     """A step as a Python int in [0, 2**31 - 2]."""
+    if isinstance(value, float) and 0 < value < 1:
+        raise TypeError(
+            f"{name} must be a number of updates, an int, got {value}. For a fraction of the run, "
+            f"multiply by its number of updates: {name}=int({value} * n_updates)."
+        )
     step = as_int(name, value, least=0)
     if step > _LAST_STEP:
         raise ValueError(f"{name} must be at most {_LAST_STEP}, got {step}.")

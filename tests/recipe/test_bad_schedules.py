@@ -57,7 +57,10 @@ def test_every_sparsity_argument_is_validated(argument, value, kind, got, fix):
 NOT_STEPS = {
     "negative": (-1, ValueError, "-1", "0"),
     "float": (1e3, TypeError, "1000.0", "Did you mean 1000?"),
-    "fractional": (1.5, TypeError, "1.5", "int"),
+    "fractional": (1.5, TypeError, "1.5", "Did you mean 2?"),
+    "rounded": (0.07 * 100, TypeError, "7.000000000000001", "Did you mean 7?"),
+    "fraction_of_the_run": (0.1, TypeError, "0.1", "=int(0.1 * n_updates)"),
+    "not_finite": (float("inf"), TypeError, "inf", "int"),
     "bool": (True, TypeError, "True", "int"),
     "string": ("10", TypeError, "'10'", "int"),
     "none": (None, TypeError, "None", "int"),
