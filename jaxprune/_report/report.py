@@ -24,6 +24,7 @@ from jaxprune._base.paths import (
     check_not_donated,
     flattened,
     leaves_with_paths,
+    listed,
     shown_path,
     spec_of,
 )
@@ -144,9 +145,9 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
         those of an earlier step, with the counts of every leaf; or the state has no `progress`,
         which `upgrade_state` adds. In any case, a dropped weight is not zero, or not finite, naming
         the leaf; dropped weights were not zero at an earlier fire (`violations`); a mask does not
-        fit its param. Also, in all processes alike: `prune` got other arguments in some process, or
-        devices that should hold the same part of a param or of the prune state hold different
-        values.
+        fit its param, or no param has a mask. Also, in all processes alike: `prune` got other
+        arguments in some process, or devices that should hold the same part of a param or of the
+        prune state hold different values.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -176,6 +177,12 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
     paths, leaves, _ = leaves_with_paths(params)
     _check_copies(params, opt_state)  # first: the checks below may differ between processes
     masks = masks_by_path(opt_state, paths, leaves)
+    if paths and all(mask is None for mask in masks):
+        raise ValueError(
+            f"check: the prune state has no masks, but the params have {listed(paths)}. The "
+            "optimizer was made for an empty tree, so nothing is pruned: pass the params to "
+            "tx.init, or wrt=nnx.Param to nnx.Optimizer."
+        )
     states = find_states(opt_state)
     violations = max(int(np.max(unboxed(s.violations))) for s in states)
     lacking: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from flax.training.train_state import TrainState
 
 import jaxprune
@@ -643,6 +644,16 @@ def test_summarize_of_a_train_state_asks_for_its_params():
         with pytest.raises(TypeError, match=r"state of an optimizer, PruneState.*state\.params"):
             jaxprune.summarize(wrong)
     assert jaxprune.summarize(state.params).n_zero == jaxprune.summarize(small()).n_zero
+
+
+def test_check_finds_an_optimizer_that_was_made_for_no_params():
+    """With a `wrt` that matches nothing, NNX trains nothing, and `check` had nothing to check."""
+    model = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    tx = jaxprune.prune(SCHEDULE, inner=optax.sgd(0.1))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.BatchStat)
+    with pytest.raises(ValueError, match=says("check:", "bias, kernel", "wrt=nnx.Param")):
+        jaxprune.check(nnx.state(model, nnx.Param), optimizer)
+    jaxprune.check({}, tx.init({}))
 
 
 @pytest.mark.parametrize("wrong", (jaxprune.one_shot_schedule(0.5), nn.Dense(3)), ids=type)
