@@ -35,6 +35,20 @@ MUTANTS = (
         ("topk/test_keys.py::test_scores_reach_plain_cuts_as_their_keys_do",),
     ),
     Mutant(
+        "a-tie-at-the-cut-counts-as-above-it",
+        "_topk/tally.py",
+        "NOT_ABOVE = Comparison(operator.le",
+        "NOT_ABOVE = Comparison(operator.lt",
+        ("topk/test_topk.py::test_keeps_exactly_the_largest_and_the_earlier_of_equal_scores",),
+    ),
+    Mutant(
+        "padding-is-not-compared",
+        "_topk/count.py",
+        "math.prod(entries.shape[1:]) * problem.n_parts",
+        "stack.size * problem.n_parts",
+        ("topk/test_topk.py::test_a_leaf_alone_is_exact_whether_it_is_one_row_or_several",),
+    ),
+    Mutant(
         "a-plain-mask-divides-ties",
         "_topk/kept.py",
         "jnp.any((tie > 1) | ~are_plain)",

@@ -56,6 +56,7 @@ def test_integers_and_cuts_compare_like_keys(dtype, is_key, has_sign, has_floor,
     assert not exact or (integers < np.asarray(above_all)).all()
 
 
+@pytest.mark.skip_in("debug_nans", reason="NaN is among the scores")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("has_sign", (True, False), ids=("signed", "magnitude"))
 @pytest.mark.parametrize("has_floor", (True, False), ids=("among", "all"))
@@ -76,7 +77,8 @@ def test_scores_reach_plain_cuts_as_their_keys_do(dtype, has_sign, has_floor):
     cuts[-3:] += layout.nan_key
     cut_keys = jnp.asarray(np.maximum(cuts, 1 - has_floor).astype(np.uint32))
     plain = np.asarray(form.are_plain(form.cuts(cut_keys)))
-    reaching = np.asarray(form.reaching(scores, among, cut_keys[:, None]))
+    entries = jax.tree.map(lambda x: x[None], (scores, among))
+    reaching = np.asarray(form.reaching(*entries, cut_keys[:, None]))
     np.testing.assert_array_equal(reaching[plain], (keys >= cuts[:, None])[plain])
     is_above_zero = (cuts > zero) | (not has_sign or has_floor)
     np.testing.assert_array_equal(plain, (cuts <= layout.nan_key) & is_above_zero)

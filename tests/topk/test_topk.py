@@ -69,10 +69,16 @@ def test_keeps_exactly_the_largest_and_the_earlier_of_equal_scores(shape, dtype,
 SAMPLED = ((219, 160), (33_037,))
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=lambda d: d.__name__)
+@pytest.mark.parametrize(
+    "dtype, short",
+    ((jnp.float32, 2**17), (jnp.float32, 0), (jnp.bfloat16, 2**17)),
+    ids=("float32", "float32 in rows", "bfloat16"),
+)
 @pytest.mark.parametrize("shape", SAMPLED, ids=str)
-def test_selection_from_sampled_leaves_is_exact(shape, dtype, monkeypatch):
+def test_selection_from_sampled_leaves_is_exact(shape, dtype, short, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(stacks, "SHORT", short)
+    monkeypatch.setattr(topk, "_select", fresh_select())
     fn = jax.jit(lambda a, b, n: topk_masks([a, b], [n, n // 2]))  # two of a shape: a stack
     for kind in KINDS:
         a, b = values(kind, shape, dtype), values(kind, shape, dtype, key=1)
@@ -449,6 +455,7 @@ def test_a_short_mask_takes_one_thread(score, monkeypatch):
     assert program.count("outer_dimension_partitions") <= 1
 
 
+@pytest.mark.skip_in("disable_jit", reason="nothing is traced")
 def test_both_loops_of_a_search_run_one_step(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     text = jax.jit(topk_mask).lower(jnp.zeros(100), jnp.int32(7)).as_text()
