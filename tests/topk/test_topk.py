@@ -123,9 +123,18 @@ def test_a_global_pool_of_sampled_leaves_is_exact(monkeypatch):
 
 
 def fresh_select():
-    """A `jit` of its own, since that of `topk` may have traced leaves of the same shapes before."""
+    """A `jit` of its own, since that of `topk` may have traced leaves of the same shapes before.
+
+    Its function is another one, too: all `jit`s of a function share what JAX has traced.
+    """
     static = ("score", "pool_of", "ties", "one_device", "axis_name")
-    return jax.jit(topk._select.__wrapped__, static_argnames=static)
+    select = topk._select.__wrapped__
+
+    @functools.wraps(select)
+    def fresh(*args, **kwargs):
+        return select(*args, **kwargs)
+
+    return jax.jit(fresh, static_argnames=static)
 
 
 @pytest.fixture
