@@ -56,8 +56,7 @@ class BadArgument(Exception):
         return f"{self.problem} {self.suggestion.format(**texts)}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = isinstance(self, ValueError), self.problem, self.suggestion, self.arguments
-        return _again, parts
+        return _again, (isinstance(self, ValueError), str(self)), vars(self)
 
 
 class BadValue(BadArgument, ValueError):
@@ -73,9 +72,9 @@ for _shown, _base in ((BadValue, ValueError), (BadType, TypeError)):
     _shown.__module__, _shown.__name__, _shown.__qualname__ = "builtins", *[_base.__name__] * 2
 
 
-def _again(is_value: bool, problem: str, suggestion: str, arguments: dict[str, Any]) -> BadArgument:
+def _again(is_value: bool, text: str) -> BadArgument:
     """The copy of an error; pickle can't find its class by the name that it shows."""
-    return (BadValue if is_value else BadType)(problem, suggestion, **arguments)
+    return (BadValue if is_value else BadType)(text)
 
 
 def as_python(argument: str, value: Any) -> str:
@@ -283,7 +282,7 @@ def as_int(name: str, value: Any, least: int | None = None) -> int:
         fix = ""
         if isinstance(value, (jax.Array, np.ndarray)):
             fix = " It is decided on the host, before tracing: pass a Python int."
-        elif isinstance(value, float) and math.isfinite(value) and round(value):
+        elif isinstance(value, float) and math.isfinite(value) and (round(value) or value == 0):
             fix = f" Did you mean {round(value)}?"
         raise TypeError(f"{name} must be an int, got {shown(value)}.{fix}")
     number = int(value)

@@ -19,6 +19,8 @@ from jax.core import Tracer
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
+_PLAIN = (str, bytes, int, float, complex, type, types.ModuleType)
+
 
 def bounded_cache(
     maxsize: int,
@@ -74,20 +76,26 @@ def holds_tracer(value: Any) -> bool:
       >>> is_traced(2.0), float(jax.jit(is_traced)(2.0))
       (2.0, 102.0)
     """
-    seen: set[int] = set()
-    waiting = jax.tree.leaves(value)
+    seen: dict[int, Any] = {}  # an object that is freed would leave its id to another one
+    waiting = [value]
     while waiting:
         part = waiting.pop()
         if isinstance(part, Tracer):
             return True
         if id(part) not in seen:
-            seen.add(id(part))
-            waiting += jax.tree.leaves(list(_parts(part)))
+            seen[id(part)] = part
+            waiting += _parts(part)
     return False
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """What an object that is no tree refers to; nothing for classes, modules and plain values."""
+    """What an object refers to; nothing for classes, modules and plain values."""
+    if isinstance(value, _PLAIN):
+        return ()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return value
+    if isinstance(value, dict):  # `jax.tree` would sort the keys, which may have several types
+        return value.values()
     if isinstance(value, types.FunctionType):
         cells = map(_contents, value.__closure__ or ())
         return [*cells, value.__defaults__, value.__kwdefaults__, vars(value)]
@@ -95,11 +103,12 @@ def _parts(value: Any) -> Iterable[Any]:
         return [value.__self__, value.__func__]
     if isinstance(value, functools.partial):
         return [value.func, value.args, value.keywords]
-    if isinstance(value, (type, types.ModuleType)):
-        return ()
     if hasattr(type(value), "may_hold_tracers"):
         return value.may_hold_tracers
-    return list(getattr(value, "__dict__", {}).values())
+    if hasattr(value, "__dict__"):
+        return list(vars(value).values())
+    # The children of a pytree without attributes, such as a dataclass with slots.
+    return jax.tree.leaves(value, is_leaf=lambda x: x is not value)
 
 
 def _contents(cell: Any) -> list[Any]:

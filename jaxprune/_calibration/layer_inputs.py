@@ -126,25 +126,53 @@ def layer_inputs_nnx(
     nnx = import_flax("layer_inputs_nnx", "nnx")
     check_module("layer_inputs_nnx", model)
     rules = LeafRules(as_include(include), as_rules(() if exclude is None else exclude, "exclude"))
-    _warn_of_batch_statistics(nnx, model)
     graphdef, state = nnx.split(model)
-    return collect(
-        lambda state, *args: nnx.merge(graphdef, state)(*args),
+    updated: set[str] = set()
+
+    def run(state: Any, *args: Any) -> Any:
+        model = nnx.merge(graphdef, state)
+        before = _batch_statistics(nnx, model)
+        outputs = model(*args)
+        after = _batch_statistics(nnx, model)
+        updated.update(path for path in after if after[path] is not before.get(path))
+        return outputs
+
+    inputs = collect(
+        run,
         state,
         as_batches("layer_inputs_nnx", batch, batches, progress),
         rules,
         diagonal=as_bool("diagonal", diagonal),
         params=leaves_with_paths(nnx.state(model, nnx.Param))[0],
     )
+    _warn_of_batch_statistics(nnx, model, updated)
+    return inputs
 
 
-def _warn_of_batch_statistics(nnx: Any, model: Any) -> None:
-    """Warns of layers in training mode that use the statistics of the batch, as BatchNorm does."""
-    layers = [
-        "/".join(map(str, path))
-        for path, node in nnx.iter_graph(model)
-        if getattr(node, "use_running_average", None) is False
-    ]
+def _batch_statistics(nnx: Any, model: Any) -> dict[str, Any]:
+    """The running averages of all layers, by path."""
+    paths, leaves, _ = leaves_with_paths(nnx.state(model, nnx.BatchStat))
+    return dict(zip(paths, leaves, strict=True))
+
+
+def _warn_of_batch_statistics(nnx: Any, model: Any, updated: Iterable[str]) -> None:
+    """Warns of layers in training mode that use the statistics of the batch, as BatchNorm does.
+
+    A layer with `use_running_average=False` may still get True in the call: then it does not update
+    its running averages. Transformations such as `nnx.scan` return new ones in any case, so this
+    looks at both.
+
+    Args:
+      nnx: the module.
+      model: the model.
+      updated: the paths of the running averages that the call updated.
+    """
+    layers = []
+    for path, node in nnx.iter_graph(model):
+        if getattr(node, "use_running_average", None) is False:
+            name = "/".join(map(str, path))
+            prefix = f"{name}/" if name else ""
+            layers += [name] if any(x.startswith(prefix) for x in updated) else []
     if layers:
         warnings.warn(
             f"jaxprune.layer_inputs_nnx: {listed(layers)}: in training mode, with the statistics "

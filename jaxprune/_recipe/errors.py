@@ -94,8 +94,9 @@ def _wrong_type(argument: str, value: Any, needed: str) -> TypeError:
         hint = f" {_object_named(value) or 'Pass the object, not its name.'}"
     if isinstance(value, type):
         hint = f" Pass an object of it: {value.__module__}.{value.__name__}(...)."
-    if argument.startswith("structure") and isinstance(value, (tuple, list)) and len(value) == 2:
-        hint = f" Pass jaxprune.NM({value[0]!r}, {value[1]!r})."
+    is_pair = isinstance(value, (tuple, list)) and list(map(type, value)) == [int, int]
+    if argument.startswith("structure") and is_pair:
+        hint = f" Pass jaxprune.NM({value[0]}, {value[1]})."
     return TypeError(f"{argument} must be {needed}, got {shown(value)}.{hint}")
 
 

@@ -225,9 +225,11 @@ def _schedule_notes(settings: Settings) -> list[str]:
     if settings.swap_fractions or len(targets) != 2 or targets[0] or not targets[1]:
         return []
     first, last = schedule.begin_step, schedule.end_step
+    if last - first < 2:  # no step lies between
+        return []
     return [
         f"schedule: every={schedule.every} is not shorter than the time from step {first} to step "
-        f"{last}, so all weights are dropped at once, at step {last}; for gradual pruning, pass "
+        f"{last}, so all pruning happens in one step, {last}; for gradual pruning, pass "
         f"every={max((last - first) // 20, 1)}"
     ]
 

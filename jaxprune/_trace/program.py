@@ -72,7 +72,8 @@ def _failure(call: str, inputs: Sequence[Any], error: Exception) -> str:
     """Which call fails, how, and what to type instead."""
     n_inputs = "1 input" if len(inputs) == 1 else f"{len(inputs)} inputs"
     where = f"{call.partition('(')[0]} fails on these variables and {n_inputs}"
-    if any(isinstance(x, bool) for x in inputs):
+    is_flag = isinstance(error, jax.errors.TracerBoolConversionError)
+    if is_flag and any(isinstance(x, bool) for x in inputs):
         return f"{where}, which are traced, so True and False can't be among them. {_OPTIONS}"
     options = f" {_OPTIONS}" if call.startswith("apply_fn") else ""
     return f"{where}, with {_summary(error)}. Try the call first: {call}.{options}"

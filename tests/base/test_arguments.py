@@ -44,6 +44,12 @@ def test_copies_of_an_error_hold_its_suggestion(kind, base, through):
     assert error.told(in_options) == "w: bad. Use --exclude 'w'."
 
 
+def test_copies_of_an_error_keep_its_notes():
+    error = BadValue("w: bad.")
+    error.add_note("In layer 3.")
+    assert copy.copy(error).__notes__ == ["In layer 3."]
+
+
 @pytest.mark.parametrize("kind, base", ((BadValue, ValueError), (BadType, TypeError)))
 def test_a_traceback_shows_the_name_of_the_error_that_users_catch(kind, base):
     lines = traceback.format_exception_only(kind("w: bad."))

@@ -44,7 +44,24 @@ def recursive(scale):
     return score
 
 
+def in_a_list_that_contains_itself(scale):
+    items = [scale]
+    items.append(items)
+    return lambda params: params * items[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(slots=True)
+class Slots:
+    """A pytree without a `__dict__`."""
+
+    scale: object
+
+
 HOLDERS = {
+    "cycle": in_a_list_that_contains_itself,
+    "keys_of_two_types": lambda scale: lambda params, d={1: 2, None: scale}: params * d[None],
+    "slots": lambda scale: lambda params, slots=Slots(scale): params * slots.scale,
     "closure": lambda scale: lambda params: params * scale,
     "nested": lambda scale: lambda params: (lambda x: x * scale)(params),
     "tree": lambda scale: lambda params, tree={"a": [1, (scale,)]}: params * tree["a"][1][0],

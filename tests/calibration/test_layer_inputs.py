@@ -431,6 +431,22 @@ def test_a_model_in_training_mode_gives_a_warning():
         layer_inputs(mlp, MLP, X)
 
 
+class NormByArgument(nnx.Module):
+    """Uses the running averages, although the attribute of its BatchNorm is False."""
+
+    def __init__(self):
+        self.norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+        self.linear = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x, train=False):
+        return self.linear(self.norm(x, use_running_average=not train))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_argument_of_the_call_may_choose_inference_mode():
+    layer_inputs_nnx(NormByArgument(), ones(3, 4))
+
+
 def test_it_works_under_jit():
     x = integers(6, 4)
     got = jax.jit(lambda params, x: layer_inputs(mlp, params, x))(MLP, x)

@@ -57,6 +57,7 @@ def test_every_sparsity_argument_is_validated(argument, value, kind, got, fix):
 NOT_STEPS = {
     "negative": (-1, ValueError, "-1", "0"),
     "float": (1e3, TypeError, "1000.0", "Did you mean 1000?"),
+    "zero": (0.0, TypeError, "0.0", "Did you mean 0?"),
     "fractional": (1.5, TypeError, "1.5", "Did you mean 2?"),
     "rounded": (0.07 * 100, TypeError, "7.000000000000001", "Did you mean 7?"),
     "fraction_of_the_run": (0.1, TypeError, "0.1", "=int(0.1 * n_updates)"),

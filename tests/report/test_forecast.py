@@ -199,7 +199,7 @@ def plan_notes(every, **steps):
 
 def test_plan_says_that_a_gradual_schedule_fires_too_rarely():
     (note,) = plan_notes(100, begin_step=0, end_step=60)
-    assert_says(note, "every=100 is not shorter than", "at once, at step 60", "pass every=3")
+    assert_says(note, "every=100 is not shorter than", "in one step, 60", "pass every=3")
     (note,) = plan_notes(5, begin_step=2, end_step=7)
     assert_says(note, "from step 2 to step 7", "pass every=1")
 
@@ -207,6 +207,7 @@ def test_plan_says_that_a_gradual_schedule_fires_too_rarely():
 def test_other_schedules_have_no_such_note():
     assert plan_notes(59, begin_step=0, end_step=60) == ()
     assert plan_notes(100, begin_step=60, end_step=60) == ()  # one shot
+    assert plan_notes(1, begin_step=0, end_step=1) == ()  # no step between
     assert plan_notes(100, begin_step=0, end_step=60, initial_sparsity=0.5) == ()
     shot = jaxprune.from_optax_schedule(lambda step: 0.9, 0, 60, 100)
     assert jaxprune.plan({"w": ones(10, 10)}, shot).notes == ()

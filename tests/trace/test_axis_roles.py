@@ -289,6 +289,12 @@ MISTAKES = [
         ("model fails", "TypeError: dot_general", "model(*inputs)"),
     ),
     case(
+        "another_mistake_beside_an_option",
+        lambda: jaxprune.axis_roles(lambda p, x, train: x @ p.T, ones(4, 2), X, True),
+        TypeError,
+        ("apply_fn fails", "with TypeError: dot_general"),
+    ),
+    case(
         "options_as_inputs",
         lambda: jaxprune.axis_roles(lambda p, x, train: x @ p if train else x, ones(4, 2), X, True),
         TypeError,

@@ -549,3 +549,9 @@ def test_the_error_for_a_score_of_one_argument_names_all_three():
 
 def test_exclude_none_excludes_nothing():
     assert str(jaxprune.plan(params(), 0.5, exclude=None)) == str(jaxprune.plan(params(), 0.5))
+
+
+def test_a_rule_and_a_structure_in_a_list_are_no_pair_of_numbers():
+    with pytest.raises(TypeError) as caught:
+        jaxprune.prune(HALF, structure=["w", jaxprune.NM(2, 4)])
+    assert "Pass jaxprune.NM('w'" not in str(caught.value)
