@@ -114,8 +114,9 @@ class Recipe:
 
     @property
     def may_hold_tracers(self) -> tuple[Any, ...]:
-        """The attributes that may be functions; see `_base.caching`."""
-        return self.distribution, self.structures, self.score
+        """The attributes that may be functions or hold some; see `_base.caching`."""
+        rules = self.include, self.exclude, self.overrides, self.structures, self.structural
+        return self.distribution, self.score, *rules
 
     @property
     def last_rows(self) -> tuple[int, ...]:

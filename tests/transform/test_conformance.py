@@ -180,3 +180,17 @@ def test_a_score_can_use_an_injected_hyperparameter(create):
     expected = scaled(4.0)
     expected = jax.jit(expected.update)(params, jax.jit(expected.init)(params), params)
     chex.assert_trees_all_equal((updates, state.inner_state), expected)
+
+
+@pytest.mark.parametrize("argument", ("include", "exclude"))
+def test_a_rule_can_close_over_an_injected_hyperparameter(argument):
+    def create(rate):
+        rule = lambda path, leaf: (rate is not None) and (leaf.ndim >= 2) == (argument == "include")
+        return jaxprune.prune(SCHEDULE, inner=sgd(rate), **{argument: rule})
+
+    params = make_params()
+    injected = optax.inject_hyperparams(create)(rate=0.25)
+    with jax.checking_leaks():
+        state = jax.jit(injected.init)(params)
+    expected = create(0.25).init(params)
+    chex.assert_trees_all_equal(state.inner_state, expected)
