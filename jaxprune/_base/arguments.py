@@ -68,8 +68,9 @@ class BadType(BadArgument, TypeError):
 
 
 # A traceback shows users the names of the errors that they can catch.
-for _shown, _base in ((BadValue, ValueError), (BadType, TypeError)):
-    _shown.__module__, _shown.__name__, _shown.__qualname__ = "builtins", *[_base.__name__] * 2
+for _kind, _base in ((BadValue, ValueError), (BadType, TypeError)):
+    _kind.__module__ = _base.__module__
+    _kind.__name__ = _kind.__qualname__ = _base.__name__
 
 
 def _again(is_value: bool, text: str) -> BadArgument:

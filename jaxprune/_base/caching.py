@@ -54,7 +54,9 @@ def bounded_cache(
 
 
 def jitted_unless_traced(jitted: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """A jitted function; what it wraps where these hold a traced value that its cache would keep.
+    """A jitted function, or the function that it wraps if one of these holds a traced value.
+
+    The cache of `jax.jit` would keep the traced value.
 
     Example:
       >>> jitted = jax.jit(lambda x: 2 * x)

@@ -186,7 +186,8 @@ def sum_along(x: jax.Array, axis: int) -> jax.Array:
     """The sums of integers along an axis, as one reduction."""
     if x.shape[axis] <= _SPLIT or not on_cpu([x]):
         return reduced([x], axis)[0]
-    # XLA splits no reduction of pairs, and leaves out none of two results that are both used.
+    # XLA does not split a reduction with two results. It would remove one that is not used, so
+    # both are: the second is the first one with the other sign.
     total, negative = reduced([x, -x], axis)
     return jnp.maximum(total, -negative)
 

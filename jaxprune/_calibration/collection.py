@@ -83,14 +83,14 @@ def collect(
 
 
 def warn_of_training(function: str, program: Program) -> None:
-    """Warns if a model draws random numbers: dropout changes the inputs of the layers behind it.
+    """Warns if a model draws random numbers: dropout changes the inputs of later layers.
 
     The warning points to the caller of the caller of the caller.
     """
     if draws_random(program):
         warnings.warn(
             f"jaxprune.{function}: the model draws random numbers. If they are those of dropout, "
-            f"its layers get other inputs than at inference. {INFERENCE_MODE}",
+            f"later layers get other inputs than at inference. {INFERENCE_MODE}",
             stacklevel=4,
         )
 

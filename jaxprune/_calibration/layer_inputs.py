@@ -175,8 +175,8 @@ def _warn_of_batch_statistics(nnx: Any, model: Any, updated: Iterable[str]) -> N
             layers += [name] if any(x.startswith(prefix) for x in updated) else []
     if layers:
         warnings.warn(
-            f"jaxprune.layer_inputs_nnx: {listed(layers)}: in training mode, with the statistics "
-            "of the batch, so the layers behind get other inputs than at inference. Call "
+            f"jaxprune.layer_inputs_nnx: {listed(layers)}: in training mode, which uses the "
+            "statistics of the batch, so later layers get other inputs than at inference. Call "
             "model.eval() first.",
             stacklevel=3,
         )

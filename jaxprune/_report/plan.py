@@ -270,7 +270,8 @@ def _when(settings: Settings, budget: Budget, expected: Forecast) -> str:
     if expected.reached != expected.asked:
         has_overrides = any(k is not None for leaf in budget.leaves for k in leaf.overrides)
         allowed = f"allows {float(expected.reached):.4g}"
-        kept = f"keeps {_units(expected)} more"  # the sparsity of overrides is another one
+        # Overrides have a sparsity of their own, so that of all leaves would mislead.
+        kept = f"keeps {_units(expected)} more"
         final += f" (the density floor {kept if has_overrides else allowed})"
     if not settings.swap_fractions:
         n_fires = len(schedule.targets)

@@ -56,9 +56,9 @@ def require_progress(states: Sequence[PruneState]) -> None:
     """Raises unless every state has a progress."""
     if any(state.progress is None for state in states):
         raise ValueError(
-            "the prune state has no `progress`, because it was saved by an older release, or went "
-            "along with jaxprune.shrink. Add it: opt_state = jaxprune.upgrade_state(tx, params, "
-            "opt_state)."
+            "the prune state has no `progress`, because it was saved by an older release, or was "
+            "passed to jaxprune.shrink as along=. Add it: opt_state = jaxprune.upgrade_state(tx, "
+            "params, opt_state)."
         )
 
 
