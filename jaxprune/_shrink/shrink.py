@@ -175,8 +175,9 @@ def shrink_nnx(
     for x, state in zip([model, *along], [small, *states], strict=True):
         nnx.update(x, state)
         set_nnx_sizes(x)
-        if isinstance(x, nnx.Optimizer):
-            x.opt_state = without_progress(x.opt_state)
+        for _, node in list(nnx.iter_graph(x)):
+            if isinstance(node, nnx.Optimizer):
+                node.opt_state = without_progress(node.opt_state)
     return report
 
 

@@ -192,6 +192,22 @@ def test_the_optimizer_that_prune_wraps_goes_on_after_shrinking():
     assert optax.tree_utils.tree_get(adam_optimizer.opt_state, "count")[...] == 2
 
 
+def test_an_optimizer_in_a_module_that_goes_along_has_no_progress_either():
+    class Run(nnx.Module):
+        def __init__(self, model):
+            tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.sgd(0.1))
+            self.optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    layers = nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    model = nnx.Sequential(*layers)
+    layers[0].kernel[...] = layers[0].kernel[...].at[:, :2].set(0)
+    run = Run(model)
+    assert jaxprune.get_state(run.optimizer).progress is not None
+    jaxprune.shrink_nnx(model, X, along=[run])
+    assert layers[0].kernel.shape == (3, 2)
+    assert jaxprune.get_state(run.optimizer).progress is None
+
+
 def test_keys_and_their_counters_are_no_numbers_of_an_nnx_model():
     rngs = nnx.Rngs(0)
     layers = nnx.Linear(2, 8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
