@@ -217,6 +217,7 @@ def _fixed_argument(argument: str, rules: UserRules, problems: Sequence[_Problem
         own = [(rule, p.value) for rule, p in wrong.items()]
     pairs = [(wrong[rule].fix if rule in wrong else rule, value) for rule, value in own]
     fixed = {rule: value for rule, value in pairs if rule is not None}
+    fixed |= {rule: value for rule, value in own if rule not in wrong}  # these keep their values
     if argument in ("include", "exclude"):
         return next(iter(fixed)) if len(fixed) == 1 else tuple(fixed)
     return {rule: _literal(value) for rule, value in fixed.items()}

@@ -190,6 +190,12 @@ def test_other_rules_are_still_answered_beside_slices():
     assert error.value.arguments == {"exclude": "w"}
 
 
+def test_a_suggestion_changes_no_value_of_a_rule_that_matches():
+    with pytest.raises(ValueError, match="'ww' matches no leaf") as error:
+        jaxprune.plan({"w": ones(2, 2)}, 0.5, overrides={"w": 0.25, "ww": 0.75})
+    assert error.value.arguments == {"overrides": {"w": 0.25}}
+
+
 # --- what is allowed
 
 
