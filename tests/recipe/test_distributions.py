@@ -53,6 +53,8 @@ def test_erk_densities_and_the_exact_total(shapes, percent, kernel):
 
 
 @given(seed=st.integers(0, 999), floor=st.sampled_from((0, 5, 20)))
+@example(seed=821, floor=0)  # rounding each fire by itself would give a leaf back a weight
+@example(seed=305, floor=20)
 def test_budgets_never_fall_while_the_schedule_rises(seed, floor):
     rng = np.random.default_rng(seed)
     targets = tuple(Fraction(int(t), 1000) for t in sorted(rng.integers(0, 990, 12)))

@@ -259,6 +259,8 @@ def test_traced_counts_are_clipped_and_need_one_trace(getkey):
     for n_keep, expected in ((-3, 0), (4, 4), (99, 10)):
         assert fn(scores, n_keep).sum() == expected
     assert fn._cache_size() == 1
+    threshold = jax.jit(lambda scores, n_keep: select([scores], n_keep)[1])
+    assert threshold(scores, jnp.array([-3])) == threshold(scores, jnp.array([0])) == jnp.inf
 
 
 def test_vmap_selects_in_each_member(getkey):
