@@ -68,21 +68,22 @@ def differences(
       cut: the labels of the axes that the smaller params lack.
       small: the smaller params, or their shapes.
     """
-    errors: list[Exception] = []
+    failures: list[Difference] = []  # not the errors, which hold traced values
 
     def run_until_it_fails(*args: Any) -> Any:
         try:
             return model.apply_resized(*args)
         except Exception as error:  # the model is the user's: whatever it raises is the reason
-            errors.append(error)
+            failures.append(_failure(error))
             return ()
 
     small_jaxpr = jaxpr_of(run_until_it_fails, small, *model.inputs)
     jaxpr = program.jaxpr
     comparison = _Comparison(tracer, cut, [])
-    comparison.compare(jaxpr.jaxpr, small_jaxpr.jaxpr, (), complete=not errors)
-    if errors:
-        comparison.differences.append(_failure(len(small_jaxpr.jaxpr.eqns), errors[0]))
+    comparison.compare(jaxpr.jaxpr, small_jaxpr.jaxpr, (), complete=not failures)
+    if failures:
+        n = len(small_jaxpr.jaxpr.eqns)
+        comparison.differences.append(failures[0]._replace(path=(n,)))
     if comparison.differences:
         return comparison.differences
     before, after = ([var.aval.shape for var in j.jaxpr.outvars] for j in (jaxpr, small_jaxpr))
@@ -95,14 +96,14 @@ def differences(
     return []
 
 
-def _failure(number: int, error: Exception) -> Difference:
-    """The error of a model that failed where equation `number` should be."""
+def _failure(error: Exception) -> Difference:
+    """The error of a model that failed after some equations."""
     message = str(error).strip().partition("\n")[0]
     reason = (
         "the model fails when this axis is shorter, is its length hard-coded? "
         f"{type(error).__name__}: {message}"
     )
-    return Difference(reason, str(model_line(lines_of_error(error)) or ""), (number,))
+    return Difference(reason, str(model_line(lines_of_error(error)) or ""), ())
 
 
 def _same_constants(before: Sequence[Any], after: Sequence[Any]) -> bool:
