@@ -61,17 +61,36 @@ def test_the_page_has_the_tables_of_the_results_or_says_that_there_are_none():
 
 def test_what_is_said_of_the_results_is_in_them():
     results = RESULTS["fashion-plain"]
+    done = (0.8, 0.9, 0.95)
+    names = ["dense", *(f"{kind}-{s:g}" for kind in ("uniform", "erk", "small") for s in done)]
     runs = {(run["network"], run["seed"]) for run in results["runs"]}
-    names = ("dense", "uniform-0.9", "erk-0.9", "small-0.9")
     assert runs == {(name, seed) for name in names for seed in range(3)}
-    uniform, erk = (paired.against_small(results, kind, 0.9) for kind in ("sparse", "ERK"))
-    assert erk.mean > 0
-    assert [erk.is_tie, uniform.is_tie] == [False, True]
-    below = -paired.difference(results, "erk-0.9", "dense").mean
-    text = (
-        f"beats small-dense by {erk.mean:.2f} ± {erk.error:.2f} points, and is {below:.2f} points"
+    uniform, erk = (
+        [paired.against_small(results, kind, s) for s in done] for kind in ("sparse", "ERK")
     )
-    assert text in WORDS
-    assert f"sparsity it ties ({uniform.mean:+.2f} ± {uniform.error:.2f})" in WORDS
+    assert all(x.mean > 0 and not x.is_tie for x in erk)
+    assert all(x.is_tie for x in uniform)
+    first, second, last = (f"{x.mean:.2f}" for x in erk)
+    assert (
+        f"beats small-dense at 80, 90 and 95 %**, by {first}, {second} and {last} points" in WORDS
+    )
+    mean = {row["name"]: row["mean"] for row in results["summary"]}
+    n = {row["name"]: row["n_nonzero"] for row in results["summary"]}
+    assert mean["erk-0.95"] > mean["small-0.8"]
+    assert f"At 95 %, with {n['erk-0.95']:,} nonzeros, it has {mean['erk-0.95']:.2f} %" in WORDS
+    small = f"small dense network of {n['small-0.8']:,} parameters ({mean['small-0.8']:.2f})"
+    assert f"more than the {small}" in WORDS
+    costs = [-paired.difference(results, f"erk-{s:g}", "dense").mean for s in done]
+    assert "80 % costs {:.2f} points, 90 % {:.2f} and 95 % {:.2f}".format(*costs) in WORDS
     gain = paired.gain(results, "dense")
     assert f"The dense network still gains {gain:.2f} points over the last third" in WORDS
+
+
+def test_the_readme_has_the_numbers_of_the_results():
+    mean = {row["name"]: row["mean"] for row in RESULTS["fashion-plain"]["summary"]}
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    sparse, dense, small = (f"{mean[name]:.1f} %" for name in ("erk-0.9", "dense", "small-0.9"))
+    assert (
+        f"is right on {sparse}, dense on {dense}, and a small dense one of that size on" in readme
+    )
+    assert f"of that size on {small}" in readme
