@@ -94,9 +94,9 @@ def _wrong_type(argument: str, value: Any, needed: str) -> TypeError:
         hint = f" {_object_named(value) or 'Pass the object, not its name.'}"
     if isinstance(value, type):
         hint = f" Pass an object of it: {value.__module__}.{value.__name__}(...)."
-    is_pair = isinstance(value, (tuple, list)) and list(map(type, value)) == [int, int]
-    if argument.startswith("structure") and is_pair:
-        hint = f" Pass jaxprune.NM({value[0]}, {value[1]})."
+    is_list = isinstance(value, (tuple, list))
+    if is_list and argument.startswith("structure") and list(map(type, value)) == [int, int]:
+        hint = " Pass jaxprune.NM({}, {}).".format(*value)
     return TypeError(f"{argument} must be {needed}, got {shown(value)}.{hint}")
 
 
