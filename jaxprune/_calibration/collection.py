@@ -38,6 +38,7 @@ from jaxprune._trace.view_tracer import ViewTracer
 
 
 def collect(
+    function: str,
     apply_fn: Callable[..., Any],
     variables: Any,
     batches: Iterable[tuple[Any, ...]],
@@ -49,6 +50,7 @@ def collect(
     """The moments of all batches.
 
     Args:
+      function: the name of the public function, for errors and warnings.
       apply_fn: the model.
       variables: its first argument.
       batches: tuples of its other arguments.
@@ -63,22 +65,22 @@ def collect(
     totals, collection = None, None
     empty_batch: Any = ()  # None as soon as a batch is not empty
     for batch in batches:
-        check_arrays("layer_inputs: inputs", batch)
+        check_arrays(f"{function}: inputs", batch)
         key = shape_key(batch)
         if key not in collections:
             trace = ModelTrace.of(apply_fn, variables, batch, rules, params)
             if not collections:
-                warn_of_training("layer_inputs", trace.program)
+                warn_of_training(function, trace.program)
             collections[key] = Collection(trace, trace.leaves, diagonal)
             is_empty = has_empty_array(batch) and empty_batch is not None
             empty_batch = batch if is_empty else None
         collection = collections[key]
         totals = collection.add(totals, collection.trace.program.leaves, batch)
     if collection is None or totals is None:
-        raise ValueError("layer_inputs: batches is empty. Pass at least one batch.")
+        raise ValueError(f"{function}: batches is empty. Pass at least one batch.")
     inputs = collection.result(totals)
     if empty_batch is not None and counts_nothing(inputs):
-        raise no_inputs("layer_inputs", empty_batch)
+        raise no_inputs(function, empty_batch)
     return inputs
 
 

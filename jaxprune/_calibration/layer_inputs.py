@@ -78,6 +78,7 @@ def layer_inputs(
     check_function("layer_inputs", apply_fn)
     rules = LeafRules(as_include(include), as_rules(() if exclude is None else exclude, "exclude"))
     return collect(
+        "layer_inputs",
         apply_fn,
         variables,
         as_batches("layer_inputs", batch, batches, progress),
@@ -138,6 +139,7 @@ def layer_inputs_nnx(
         return outputs
 
     inputs = collect(
+        "layer_inputs_nnx",
         run,
         state,
         as_batches("layer_inputs_nnx", batch, batches, progress),

@@ -429,6 +429,11 @@ def test_a_model_in_training_mode_gives_a_warning():
         warnings.simplefilter("error")
         layer_inputs_nnx(model, x)
         layer_inputs(mlp, MLP, X)
+    dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), dropout)
+    with pytest.warns(UserWarning, match="layer_inputs_nnx: .*draws random numbers") as caught:
+        layer_inputs_nnx(model, x)
+    assert caught[0].filename == __file__
 
 
 class NormByArgument(nnx.Module):
