@@ -73,10 +73,12 @@ def holds_tracer(value: Any) -> bool:
     A class may say itself what to search in its objects, as the property `may_hold_tracers`.
 
     Example:
-      >>> def is_traced(x):
-      ...     return x + 100 * holds_tracer(lambda params: params * x)
-      >>> is_traced(2.0), float(jax.jit(is_traced)(2.0))
-      (2.0, 102.0)
+      >>> holds_tracer(lambda params: params * 2.0)
+      False
+      >>> held = []
+      >>> jax.eval_shape(lambda x: held.append(holds_tracer(lambda params: params * x)), 2.0)
+      >>> held
+      [True]
     """
     seen: dict[int, Any] = {}  # an object that is freed would leave its id to another one
     waiting = [value]
