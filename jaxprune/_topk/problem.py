@@ -1,6 +1,7 @@
 """One selection as the functions of this package pass it on: pools, stacks, keys and options."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -108,7 +109,7 @@ class Problem:
         key = order_key(self.score(operand)).astype(self.pools.pool_dtype)
         return key if among is None else jnp.where(among.astype(bool), key, jnp.zeros_like(key))
 
-    @property
+    @functools.cached_property  # a search asks in every loop, and there may be many stacks
     def is_on_cpu(self) -> bool:
         """Whether the arrays lie on CPUs, and are read as these read them best."""
         return not self.is_gpu and on_cpu(jax.tree.leaves([stack.x for stack in self.stacks]))
