@@ -91,6 +91,8 @@ def large_stacks(problem: Problem) -> list[int]:
     one_leaf_each = n_members == len(set(problem.pools.pool_of)) == len(problem.pools.sizes)
     if not (problem.one_device and problem.ties == "index" and one_leaf_each):
         return []
+    if problem.skips_finished:
+        return []
     if problem.axis_name is not None or on_tpu(jax.tree.leaves([x.x for x in problem.stacks])):
         return []  # on a TPU the compiler would store keys of all rows
     many = _MANY_ROWS * (_GPU_ROWS if problem.is_gpu else 1)

@@ -5,7 +5,7 @@ nothing for each entry.
 """
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base.counting import per_member
-from jaxprune._topk.bracket import Counts, cuts_in
+from jaxprune._topk.bracket import N_CUTS, Counts, aim_in, bracket_in, cuts_in
 from jaxprune._topk.candidates import Gathered
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.ranks import (
@@ -43,6 +43,8 @@ def keys_reaching(table: jax.Array, problem: Problem, in_rows: Sequence[int] = (
       problem: the selection.
       in_rows: positions of the stacks whose rows are counted, too.
     """
+    if problem.skips_finished:
+        return _of_unfinished(keys_reaching, table, problem)
     # The barrier ties the read to the loop's own values. Without it XLA computes keys once outside
     # the loop and keeps them: several times the memory, and slower.
     sources, table = lax.optimization_barrier((problem.sources(), table))
@@ -109,6 +111,28 @@ def _keys_reaching(
     return counted._replace(counts=Counts(n_below, total))
 
 
+def _of_unfinished(
+    count: Callable[[jax.Array, Problem], Counted], table: jax.Array, problem: Problem
+) -> Counted:
+    """Counts stack by stack, and reads none whose brackets are done.
+
+    A step leaves such brackets as they are, whatever is counted.
+
+    Args:
+      count: counts the entries of one stack, given the table of its pools.
+      table: of all pools.
+      problem: the selection.
+    """
+    is_done = bracket_in(table).is_done(aim_in(table).n_keep)
+    counts = []
+    for stack in problem.stacks:
+        nothing = lambda table: jnp.zeros((len(table), N_CUTS), table.dtype)
+        of_stack = lambda table, stack=stack: count(table, problem.alone(stack)).counts.n
+        finished = jnp.all(stack.of_members(is_done))
+        counts.append(lax.cond(finished, nothing, of_stack, stack.of_members(table)))
+    return Counted(Counts(by_pool(counts, problem.stacks, problem)), [], ())
+
+
 def _for_stacks(x: Any, problem: Problem) -> list[Any]:
     """`x` once for each stack; XLA can't tell that they are equal where stacks share a pool.
 
@@ -145,6 +169,9 @@ def ties_reaching(
       gathered: the rows to read of some stacks, by position.
       problem: the selection.
     """
+    if problem.skips_finished:
+        count = lambda table, alone: ties_reaching(table, aim_in(table).key, {}, alone)
+        return _of_unfinished(count, table, problem)
     sizes = [member_sizes(stack, problem.pools) for stack in problem.stacks]
     sources, gathered, sizes, table, tied_key, first = lax.optimization_barrier(
         (problem.sources(), gathered, sizes, table, tied_key, first_ranks(problem))

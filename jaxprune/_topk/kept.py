@@ -85,7 +85,7 @@ def _stack_masks(stack: Stack, ended: Ended, first: jax.Array, problem: Problem)
         lambda flat, cuts, members: _mask_without_ties(stack, flat, cuts, problem),
         *(flat, cuts, members),
     )
-    return unstacked(masks[:, : stack.size])
+    return unstacked(list(masks[:, : stack.size]))
 
 
 def _is_masked_by_case(stack: Stack, problem: Problem) -> bool:
@@ -119,7 +119,7 @@ def _masks_by_case(stack: Stack, ended: Ended, problem: Problem) -> Sequence[jax
     are_plain = stack.form.are_plain(stack.form.cuts(key))
     masks = lax.cond(jnp.any((tie > 1) | ~are_plain), masks_of, plain_masks_of, *(stack.x, ended))
     masks = masks.reshape(len(masks), -1)[:, : stack.size]
-    return unstacked(masks) if len(masks) > 1 else list(masks)
+    return unstacked(list(masks)) if len(masks) > 1 else list(masks)
 
 
 def _bit_mask(

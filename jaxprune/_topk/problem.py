@@ -40,6 +40,15 @@ class Problem:
     bits: Sequence[Any] = ()  # on GPUs, of each leaf: what may be kept as `BitFlags`, or None
     # Of each stack: the `index_steps` of a member if its scores are drawn, else none.
     steps: Sequence[list[jax.Array]] = ()
+    # Whether a pass reads a stack only while the search in one of its pools goes on. Then each leaf
+    # is a pool, on one CPU.
+    skips_finished: bool = False
+
+    def alone(self, stack: Stack) -> "Problem":
+        """The selection in one stack, whose pools are numbered from 0. Each leaf is a pool."""
+        pools, members = self.pools.only(stack.leaves), tuple(range(len(stack.leaves)))
+        stack = stack._replace(leaves=members, pool_of=np.array(members))
+        return dataclasses.replace(self, pools=pools, stacks=[stack], skips_finished=False)
 
     def sources(self) -> list[Any]:
         """What a loop carries to read each stack; see `read`."""

@@ -63,6 +63,13 @@ MUTANTS = (
         ("topk/test_rounds.py::test_masks_and_thresholds_are_those_of_one_search",),
     ),
     Mutant(
+        "a-slot-is-left-out-while-one-of-its-leaves-is-searched",
+        "_topk/count.py",
+        "finished = jnp.all(",
+        "finished = jnp.any(",
+        ("topk/test_rounds.py::test_each_leaf_keeps_its_largest",),
+    ),
+    Mutant(
         "thresholds-in-the-order-of-leaves",
         "_topk/rounds.py",
         "np.argsort(leaves.problem.pools.pool_of)",

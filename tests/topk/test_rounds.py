@@ -20,6 +20,7 @@ def in_rounds(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     plan, plans = rounds._planned, []
     monkeypatch.setattr(rounds, "_planned", lambda leaves: plans.append(plan(leaves)) or plans[-1])
+    monkeypatch.setattr(rounds, "_SLOT_BYTES", 300)  # two leaves of (7, 5), six of (3, 4)
 
     def selected(n_bytes, operands, n_keep, **options):
         monkeypatch.setattr(rounds, "_ROUND_BYTES", 2**30 if n_bytes is None else n_bytes)
@@ -72,7 +73,22 @@ def test_rounds_under_vmap(in_rounds):
         np.testing.assert_array_equal(mask, want)
 
 
-def planned(n_leaves, monkeypatch, n_pools=None, **options):
+@pytest.mark.parametrize("kind", ("ties", "wild"))
+def test_masks_are_the_same_if_finished_stacks_are_not_read(kind, in_rounds, monkeypatch):
+    operands = leaves(kind)
+    n_keep = jnp.array([i * x.size // len(SHAPES) for i, x in enumerate(operands)])
+    want = in_rounds(None, operands, n_keep)
+    skips, may_skip = [], rounds._may_skip
+    monkeypatch.setattr(rounds, "_LONG_SEARCH", 1)
+    monkeypatch.setattr(
+        rounds, "_may_skip", lambda *args: skips.append(may_skip(*args)) or skips[0]
+    )
+    got = in_rounds(None, operands, n_keep)
+    assert skips == [True]
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def planned(n_leaves, monkeypatch, slot_bytes=2**14, n_pools=None, **options):
     """The rounds of equal leaves of 16 KiB, planned as in `select`."""
     plan, plans = rounds._planned, []
     operands = [jax.ShapeDtypeStruct((64, 64), jnp.float32)] * n_leaves
@@ -80,22 +96,35 @@ def planned(n_leaves, monkeypatch, n_pools=None, **options):
     score = lambda x: jnp.abs(x)
     with monkeypatch.context() as patch:
         patch.setattr(rounds, "_ROUND_BYTES", 2**16)  # four leaves
+        patch.setattr(rounds, "_SLOT_BYTES", slot_bytes)
         patch.setattr(rounds, "_planned", lambda leaves: plans.append(plan(leaves)) or plans[-1])
         jax.eval_shape(lambda *args: select(*args, score=score, **options), operands, n_keep)
     return plans[0]
 
 
-@pytest.mark.parametrize("n_leaves", (2, 7, 16, 31, 100))
-def test_rounds_copy_every_leaf_and_few_of_them_twice(n_leaves, monkeypatch):
+@pytest.mark.parametrize("n_leaves", (2, 6, 16, 31, 100))
+@pytest.mark.parametrize("in_slot", (1, 2))
+def test_rounds_copy_every_leaf_and_few_of_them_twice(n_leaves, in_slot, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    plan = planned(n_leaves, monkeypatch)
+    plan = planned(n_leaves, monkeypatch, in_slot * 2**14)
     if n_leaves < 8:
         assert plan is None
         return
-    [of_rounds] = plan.leaves()
-    assert set(of_rounds.ravel().tolist()) == set(range(n_leaves))
-    assert of_rounds.size <= 1.1 * n_leaves + 1
-    assert of_rounds.shape[1] <= 4
+    in_rounds = plan.leaves()
+    assert set(in_rounds.ravel().tolist()) == set(range(n_leaves))
+    assert in_rounds.size <= 1.1 * n_leaves + 2 * in_slot
+    assert in_rounds.shape == (plan.n, len(plan.slots) * in_slot)
+    assert in_rounds.shape[1] <= 4
+    assert all(slot.shape == (plan.n, in_slot) for slot in plan.slots)
+
+
+def test_more_rounds_keep_the_number_of_slots_small(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert len(planned(100, monkeypatch).slots) == 4
+    monkeypatch.setattr(rounds, "_MOST_SLOTS", 2)
+    plan = planned(100, monkeypatch)
+    assert len(plan.slots) == 2
+    assert set(plan.leaves().ravel().tolist()) == set(range(100))
 
 
 def test_rounds_are_for_leaves_that_are_a_pool_each_on_one_cpu(monkeypatch):
@@ -110,6 +139,7 @@ def test_rounds_are_for_leaves_that_are_a_pool_each_on_one_cpu(monkeypatch):
 
 def test_rounds_need_the_memory_of_one_copy(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(rounds, "_SLOT_BYTES", 2**14)
     operands = [jax.ShapeDtypeStruct((64, 64), jnp.float32)] * 32
     n_keep = jax.ShapeDtypeStruct((32,), jnp.int32)
 
