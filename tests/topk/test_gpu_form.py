@@ -112,6 +112,7 @@ def test_a_search_that_ends_in_gathered_rows_is_exact(gpu, monkeypatch):
     assert gathered
 
 
+@pytest.mark.skip_in("disable_jit", reason="jnp.where of arrays on an Explicit mesh needs jit")
 def test_scores_on_all_devices_and_sharded_masks(gpu):
     mesh = make_mesh((4, 2), AxisType.Explicit)
     scores = values("ties", (16, 32), jnp.float32)

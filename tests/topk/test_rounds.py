@@ -137,6 +137,7 @@ def test_rounds_are_for_leaves_that_are_a_pool_each_on_one_cpu(monkeypatch):
     assert planned(32, monkeypatch) is None
 
 
+@pytest.mark.skip_in("disable_jit", reason="the rounds are not a loop")
 def test_rounds_need_the_memory_of_one_copy(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(rounds, "_SLOT_BYTES", 2**14)

@@ -253,6 +253,7 @@ def test_agrees_with_lax_top_k_on_which_of_equal_scores_are_kept(getkey):
     np.testing.assert_array_equal(topk_mask(scores, 123), kept)
 
 
+@pytest.mark.skip_in("disable_jit", reason="nothing is traced")
 def test_traced_counts_are_clipped_and_need_one_trace(getkey):
     scores = jax.random.normal(getkey(), (10,))
     fn = jax.jit(lambda scores, n_keep: topk_mask(scores, n_keep))

@@ -505,7 +505,7 @@ def test_injected_hyperparams_change_in_mid_run_without_another_trace(form):
     traces = []
 
     def grads(params, t):
-        traces.append(t)
+        traces.append(t.dtype)
         return jax.grad(quadratic)(params)
 
     tx = with_prune(form, optax.inject_hyperparams(optax.adamw)(learning_rate=0.1))
