@@ -2,7 +2,8 @@
 
     python -m benchmarks.against_page
 
-The section is put before that of a training step, in place of an older one.
+The section is put before that of a training step, in place of an older one. It has the tables of
+two processors: the first is the one of `against-cpu.json`, on which every case was run last.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 
 _ROOT = Path(__file__).parents[1]
 PAGE = _ROOT / "docs" / "performance.md"
-RESULTS = _ROOT / "benchmarks" / "results" / "against-cpu.json"
+# The results, by processor.
+RESULTS = {"Intel Xeon": "against-cpu", "AMD EPYC": "against-amd-cpu"}
 _SIZES = tuple(10**e for e in range(4, 9))
 _FORMS = ("topk_mask(scores)", "topk_mask(w, score=jnp.abs)")
 _STRUCTURES = {
@@ -36,15 +38,19 @@ _SECTION = """\
 
 How many times as fast selection has become: the time of an earlier commit ({commit}) divided by
 that of this version, the less favourable of 10 and 20 % kept. `python -m benchmarks against` runs
-both versions in turns, in a process each, and compares their masks; its JSON is
-[against-cpu.json](../benchmarks/results/against-cpu.json). The last line is the time of
-`np.partition`, from scores to mask, divided by that of this version:
+both versions in turns, in a process each, and compares their masks. The last line is the time of
+`np.partition`, from scores to mask, divided by that of this version. On the Intel Xeon
+([against-cpu.json](../benchmarks/results/against-cpu.json)):
 
-{sizes}
+{intel}
 
-The same for the kinds of pruning above, for the least favourable of 90 % zeros, ties, constants,
-bfloat16 and float16, and for the CPU time to trace and compile an update of `adamw` with `prune`,
-for 4 and 24 layers:
+On the AMD EPYC ([against-amd-cpu.json](../benchmarks/results/against-amd-cpu.json)):
+
+{amd}
+
+The same for the kinds of pruning above, on the Xeon, for the least favourable of 90 % zeros, ties,
+constants, bfloat16 and float16, and for the CPU time to trace and compile an update of `adamw` with
+`prune`, for 4 and 24 layers:
 
 {kinds}
 
@@ -55,39 +61,50 @@ steps skip it. JAX's persistent compilation cache saves this from the second run
 """
 
 
-def section(rows: Sequence[dict[str, Any]]) -> str:
-    """The section with the tables of these results.
+def section() -> str:
+    """The section with the tables of the results.
 
     Raises:
       ValueError: the results are of several earlier commits, after `--only` or `--resume`.
     """
-    commits = sorted({row["against"][:7] for row in rows})
+    intel, amd = (_rows(name) for name in RESULTS.values())
+    commits = sorted({row["against"][:7] for row in (*intel, *amd)})
     if len(commits) > 1:
         raise ValueError(
-            f"{RESULTS.name} compares with {', '.join(commits)}. Run all cases with one commit: "
-            "python -m benchmarks against COMMIT"
+            f"{', '.join(RESULTS.values())} compare with {', '.join(commits)}. Run all cases with "
+            "one commit: python -m benchmarks against COMMIT"
         )
-    select = [row for row in rows if row["case"] == "select"]
-    normal = [row for row in select if row["kind"] == "normal"]
-    others = [row for row in select if row["kind"] != "normal"]
-    by_size = [[f"`{form}`", *_least(normal, form, lambda row: row["x_faster"])] for form in _FORMS]
-    against_numpy = lambda row: row["beside_ms"]["np.partition"] / row["this_ms"]
-    by_size.append(["`np.partition`", *_least(normal, _FORMS[0], against_numpy)])
-    by_method = {row["method"]: row["x_faster"] for row in rows if row["case"] != "select"}
+    others = [row for row in intel if row["case"] == "select" and row["kind"] != "normal"]
+    by_method = {row["method"]: row["x_faster"] for row in intel if row["case"] != "select"}
     kinds = [*map(by_method.__getitem__, _STRUCTURES), min(row["x_faster"] for row in others)]
-    compiled = [row for row in rows if row["case"] == "compile"]
+    compiled = [row for row in intel if row["case"] == "compile"]
     kinds += [row["x_cpu_faster"] for row in compiled]
     alone = [row["beside_cpu_ms"]["adamw"] for row in compiled]
     pairs = [(row["this_cpu_ms"], ms) for row, ms in zip(compiled, alone, strict=True)]
     names = [*_STRUCTURES.values(), "other weights", "compiling 4", "compiling 24"]
     return _SECTION.format(
         commit=commits[0],
-        sizes=_table(["", *(f"1e{len(str(n)) - 1}" for n in _SIZES)], *by_size, has_names=True),
+        intel=_by_size(intel),
+        amd=_by_size(amd),
         kinds=_table(names, kinds),
         change=_NO_CHANGE * any(row["x_cpu_faster"] < _FASTER for row in compiled),
         compiling=" and ".join(_two_digits(this / ms) for this, ms in pairs),
         seconds=" and ".join(_two_digits((this - ms) / 1000) for this, ms in pairs),
     )
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    path = _ROOT / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+
+def _by_size(rows: Sequence[dict[str, Any]]) -> str:
+    """The table by number of weights."""
+    normal = [row for row in rows if row["case"] == "select" and row["kind"] == "normal"]
+    lines = [[f"`{form}`", *_least(normal, form, lambda row: row["x_faster"])] for form in _FORMS]
+    against_numpy = lambda row: row["beside_ms"]["np.partition"] / row["this_ms"]
+    lines.append(["`np.partition`", *_least(normal, _FORMS[0], against_numpy)])
+    return _table(["", *(f"1e{len(str(n)) - 1}" for n in _SIZES)], *lines, has_names=True)
 
 
 def _least(rows: Sequence[dict[str, Any]], form: str, ratio: Any) -> list[float]:
@@ -108,13 +125,12 @@ def _two_digits(ratio: float) -> str:
     return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
-def filled(page: str, rows: Sequence[dict[str, Any]]) -> str:
+def filled(page: str) -> str:
     """The page with this section."""
     before, after = page.split(_NEXT)
-    return before.partition(_FIRST)[0] + section(rows) + _NEXT + after
+    return before.partition(_FIRST)[0] + section() + _NEXT + after
 
 
 if __name__ == "__main__":
-    results = json.loads(RESULTS.read_text())
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), results["rows"]), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"wrote the section '{_FIRST}' of {PAGE.relative_to(_ROOT)}")
