@@ -67,7 +67,7 @@ def section() -> str:
     Raises:
       ValueError: the results are of several earlier commits, after `--only` or `--resume`.
     """
-    intel, amd = (_rows(name) for name in RESULTS.values())
+    intel, amd = (rows_of(name) for name in RESULTS.values())
     commits = sorted({row["against"][:7] for row in (*intel, *amd)})
     if len(commits) > 1:
         raise ValueError(
@@ -93,7 +93,8 @@ def section() -> str:
     )
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """The rows of a results file."""
     path = _ROOT / "benchmarks" / "results" / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))["rows"]
 

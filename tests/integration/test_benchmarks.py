@@ -162,14 +162,15 @@ def test_the_page_gets_one_section_on_an_earlier_version(monkeypatch):
 
     monkeypatch.setattr(bench_against, "compare", row)
     rows = [row for case in bench_against.cases(False) for row in case.rows()]
+    monkeypatch.setattr(against_page, "rows_of", lambda name: rows)
     page = against_page.PAGE.read_text(encoding="utf-8")
-    once = against_page.filled(page, rows)
-    assert "| `topk_mask(scores)` | 2.3 | 2.3 | 2.3 | 2.3 | 2.3 |" in once
-    assert "| `np.partition` | 12 | 12 | 12 | 12 | 12 |" in once
+    once = against_page.filled(page)
+    assert once.count("| `topk_mask(scores)` | 2.3 | 2.3 | 2.3 | 2.3 | 2.3 |") == 2  # processors
+    assert once.count("| `np.partition` | 12 | 12 | 12 | 12 | 12 |") == 2
     assert f"| {'2.3 | ' * 8}0.5 | 0.5 |" in once
-    assert against_page.filled(once, rows) == once
+    assert against_page.filled(once) == once
     without = re.sub("### Against an earlier version.*?(?=## A tr)", "", once, flags=re.DOTALL)
-    assert against_page.filled(without, rows) == once
+    assert against_page.filled(without) == once
 
 
 @pytest.mark.slow
