@@ -219,18 +219,23 @@ def _pool_note(distribution: Distribution, shared: Shared, pool: PoolReport) -> 
 
 
 def _schedule_notes(settings: Settings) -> list[str]:
-    """That a gradual schedule drops everything in one step, because it has only two fires."""
+    """What a schedule with only two fires loses: its gradual rise, or its dense phases."""
     schedule: Any = settings.schedule
     targets = schedule.targets
-    if settings.swap_fractions or len(targets) != 2 or targets[0] or not targets[1]:
-        return []
     first, last = schedule.begin_step, schedule.end_step
-    if last - first < 2:  # no step lies between
+    if settings.swap_fractions or len(targets) != 2 or not targets[1] or last - first < 2:
+        return []
+    if schedule.may_fall:
+        lost, phases = "no phase is dense", 10
+        wanted = "sparse and dense phases in turn"
+    elif not targets[0]:
+        lost, phases = f"all pruning happens in one step, {last}", 20
+        wanted = "gradual pruning"
+    else:
         return []
     return [
         f"schedule: every={schedule.every} is not shorter than the time from step {first} to step "
-        f"{last}, so all pruning happens in one step, {last}; for gradual pruning, pass "
-        f"every={max((last - first) // 20, 1)}"
+        f"{last}, so {lost}; for {wanted}, pass every={max((last - first) // phases, 1)}"
     ]
 
 

@@ -204,6 +204,15 @@ def test_plan_says_that_a_gradual_schedule_fires_too_rarely():
     assert_says(note, "from step 2 to step 7", "pass every=1")
 
 
+def test_plan_says_that_alternating_phases_are_all_sparse():
+    plan = lambda *steps: jaxprune.plan(
+        {"w": ones(10, 10)}, jaxprune.acdc_schedule(0.9, *steps), regrow="zero"
+    )
+    (note,) = plan(0, 500).notes
+    assert_says(note, "every=1000 is not shorter than", "so no phase is dense", "pass every=50")
+    assert plan(0, 500, 100).notes == ()
+
+
 def test_other_schedules_have_no_such_note():
     assert plan_notes(59, begin_step=0, end_step=60) == ()
     assert plan_notes(100, begin_step=60, end_step=60) == ()  # one shot
