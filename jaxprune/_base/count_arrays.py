@@ -16,6 +16,7 @@ from jaxprune._base.counting import (
     count_each,
     count_in_rows,
     equal_parts,
+    joined_rows,
     reduced,
     sum_along,
 )
@@ -110,7 +111,7 @@ def _joined_counts(
     """
 
     def join(*xs: jax.Array) -> jax.Array:
-        return jnp.concatenate([as_rows(x, LONGEST_ROW) for x in xs])
+        return joined_rows(xs, LONGEST_ROW)
 
     row_counts = []
     for part in equal_parts(len(operands), _JOINED_AT_ONCE):

@@ -139,13 +139,13 @@ def _bit_mask(
 def _masks_in_parts(
     stack: Stack, flat: Any, cuts: Cuts, members: Members, problem: Problem
 ) -> list[jax.Array]:
-    """The masks of copied leaves, flat."""
-    masks = []
+    """The masks of copied leaves."""
+    masks, shape = [], problem.pools.shapes[stack.leaves[0]]
     for part in in_parts((flat, cuts, members)):
         x, of_members, ranks = part
         # Without the barrier, XLA would compute, and compile, the mask of every member apart.
         mask = lax.optimization_barrier(_mask(stack, x, of_members, ranks, problem))
-        masks += list(mask[:, : stack.size])
+        masks += list(mask[:, : stack.size].reshape(-1, *shape))
     return masks
 
 

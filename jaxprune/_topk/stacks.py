@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base import counting
-from jaxprune._base.counting import SHORT, as_rows
+from jaxprune._base.counting import SHORT, as_rows, joined_rows
 from jaxprune._base.float_bits import keyed_dtype
 from jaxprune._base.sharding import on_cpu
 from jaxprune._topk.copies import copied_keys
@@ -200,6 +200,8 @@ def stacked(
     def join(*xs: jax.Array) -> jax.Array:
         if one_device and not longest_row and on_cpu(xs):
             return in_rows(concatenated(xs), len(xs))
+        if longest_row and len(xs) > 1:
+            return joined_rows(xs, longest_row)
         rows = [as_rows(x, longest_row) if one_device else jnp.expand_dims(x, 0) for x in xs]
         return jnp.concatenate(rows) if len(rows) > 1 else rows[0]
 

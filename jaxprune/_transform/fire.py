@@ -19,7 +19,7 @@ from jax import lax
 
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.places import placed
-from jaxprune._base.sharding import everywhere, on_gpu
+from jaxprune._base.sharding import everywhere, on_gpu, on_one_device
 from jaxprune._recipe.budget import Budget
 from jaxprune._state.bit_masks import from_bits, to_bits_like
 from jaxprune._state.masks import count_violations
@@ -139,7 +139,7 @@ def _trip(
     if settings.lands:
         flags = list(map(from_bits, old, params)) if settings.bit_masks else old
         violations = jnp.maximum(violations, _violations_now(settings, inputs, flags, violations))
-        if on_gpu(params):
+        if on_gpu(params) and not on_one_device(params):
             inputs, old, violations = _after(inputs, old, violations)
     if settings.bit_masks:
         old = [BitFlags(bits, from_bits, to_bits_like) for bits in old]
