@@ -712,7 +712,7 @@ def test_a_scan_equals_a_loop_of_jitted_steps():
     chex.assert_trees_all_equal(carry, (params, state))
 
 
-@pytest.mark.skip_in("debug_nans", reason="nothing is donated")
+@pytest.mark.skip_in("debug_nans", "disable_jit", reason="nothing is donated")
 def test_donation_takes_every_buffer_and_changes_nothing():
     tx = adam("inner")
     step, donating_step = jitted_stepper(tx), jax.jit(stepper(tx), donate_argnums=0)

@@ -103,7 +103,7 @@ def test_members_of_a_batch_follow_their_schedules(form):
         params, states = step(params, states, jnp.float32(t))
         for number, schedule in enumerate(schedules):
             assert_same(states, number, alone(form, schedule), t)
-    assert step._cache_size() == 1
+    assert jax.config.jax_disable_jit or step._cache_size() == 1
     jaxprune.check(params, states, done=True)
     for number, target in enumerate(jaxprune.metrics(states)["prune/target"].tolist()):
         assert target == alone(form, schedules[number])[-1][1].target
@@ -147,7 +147,7 @@ def test_the_schedule_can_change_between_updates():
     back = choose_schedule(state, 0)
     params, after = step(params, back, jnp.float32(5))
     assert jaxprune.metrics(after)["prune/sparsity"] == jaxprune.metrics(state)["prune/sparsity"]
-    assert step._cache_size() == 1
+    assert jax.config.jax_disable_jit or step._cache_size() == 1
 
 
 def test_one_number_serves_all_members_and_parts():
@@ -160,6 +160,7 @@ def test_one_number_serves_all_members_and_parts():
     assert choose_schedule(states, jnp.array([1, 3]))[1].progress.fires_left.tolist() == [4, 1]
 
 
+@pytest.mark.skip_in("disable_jit", reason="nothing is traced")
 def test_a_traced_number_out_of_range_means_the_nearest():
     state = jaxprune.prune(SCHEDULES).init(make_params())
     for number, nearest in ((-1, 0), (99, 3)):
