@@ -435,7 +435,7 @@ def test_an_update_keeps_every_type_of_the_state_and_compiles_once(kind):
         chex.assert_trees_all_equal_structs(new, state)
         assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)  # weak types too
         state = new
-    assert len(traces) == 1
+    assert jax.config.jax_disable_jit or len(traces) == 1
 
 
 @pytest.mark.parametrize("kind", few(["chain", "inner", "hold", "train", "rigl", "set"]))
