@@ -163,6 +163,16 @@ def check_not_donated(where: str, tree: Any) -> None:
         )
 
 
+def check_values(where: str, tree: Any) -> None:
+    """Raises a TypeError where a leaf is a shape in place of an array."""
+    for path, leaf in zip(*leaves_with_paths(tree)[:2], strict=True):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"{where}: {shown_path(path)}: needs numbers, got {shown(leaf)}, which is only a "
+                "shape. Pass arrays."
+            )
+
+
 def listed(paths: Sequence[str]) -> str:
     """Paths for an error message: the first 8, and how many more there are."""
     more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxprune._base.paths import listed, spec_of
+from jaxprune._base.paths import check_values, listed, spec_of
 from jaxprune._calibration.collector import Collector, Totals
 from jaxprune._calibration.inputs_of_leaves import LayerInputs, counts_nothing
 from jaxprune._calibration.kernel_view import KernelView
@@ -61,11 +61,13 @@ def collect(
     Raises:
       ValueError: there is no batch, no batch has inputs for any leaf, or nothing to collect.
     """
+    check_values(f"{function}: variables", variables)
     collections: dict[Any, Collection] = {}
     totals, collection = None, None
     empty_batch: Any = ()  # None as soon as a batch is not empty
     for batch in batches:
         check_arrays(f"{function}: inputs", batch)
+        check_values(f"{function}: inputs", batch)
         key = shape_key(batch)
         if key not in collections:
             trace = ModelTrace.of(apply_fn, variables, batch, rules, params)

@@ -9,6 +9,8 @@ import jaxprune
 from bad_input import assert_error, case
 from helpers import ones
 
+X_SHAPE = jax.ShapeDtypeStruct((5, 4), jnp.float32)
+
 X = ones(2, 4)
 MODEL = linen.Dense(4)
 PARAMS = {"w": ones(4, 4), "b": ones(4)}
@@ -53,6 +55,18 @@ CALIBRATION = [
         lambda: jaxprune.linen_inputs(MODEL, {"kernel": 1.0}, X),
         TypeError,
         ("linen_inputs: variables", "{'kernel': 1.0}", "{'params': params}"),
+    ),
+    case(
+        "shapes_for_a_batch",
+        lambda: jaxprune.layer_inputs(lambda v, x: x @ v["w"], {"w": ones(4, 3)}, X_SHAPE),
+        TypeError,
+        ("layer_inputs: inputs: 0", "ShapeDtypeStruct", "Pass arrays"),
+    ),
+    case(
+        "shapes_for_variables",
+        lambda: jaxprune.layer_inputs(lambda v, x: x @ v["w"], {"w": X_SHAPE}, ones(3, 5)),
+        TypeError,
+        ("layer_inputs: variables: w", "ShapeDtypeStruct", "Pass arrays"),
     ),
     case(
         "nnx_inputs_of_params",

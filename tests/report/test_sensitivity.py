@@ -218,6 +218,12 @@ BAD = [
         ("sensitivity: loss_fn", "KeyError", "loss_fn(params)"),
     ),
     case(
+        "shapes_for_params",
+        lambda: sensitivity(loss, jax.eval_shape(make_params), [0.5]),
+        TypeError,
+        ("sensitivity: params: ", "ShapeDtypeStruct", "Pass arrays"),
+    ),
+    case(
         "params_before_the_loss",
         lambda: sensitivity({"w": 1.0}, loss, [0.5]),
         TypeError,
