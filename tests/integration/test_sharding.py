@@ -52,7 +52,15 @@ def history_of_one_device():
     return jax.device_get(history)
 
 
-@pytest.mark.parametrize("axis_type", (AxisType.Auto, AxisType.Explicit), ids=lambda t: t.name)
+# jnp.where of arrays on an Explicit mesh needs jit before jax 0.12.
+NEEDS_JIT = pytest.mark.skip_in("disable_jit", reason="jnp.where on an Explicit mesh needs jit")
+
+
+@pytest.mark.parametrize(
+    "axis_type",
+    (AxisType.Auto, pytest.param(AxisType.Explicit, marks=NEEDS_JIT)),
+    ids=lambda t: t.name,
+)
 @pytest.mark.parametrize(
     "layout", ["both", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rows", "columns"))]
 )
