@@ -15,8 +15,8 @@ from typing import Any
 
 _ROOT = Path(__file__).parents[1]
 PAGE = _ROOT / "docs" / "performance.md"
-# The results, by processor.
-RESULTS = {"Intel Xeon": "against-cpu", "AMD EPYC": "against-amd-cpu"}
+# The results on an Intel Xeon, and those on an AMD EPYC.
+RESULTS = ("against-cpu", "against-amd-cpu")
 _SIZES = tuple(10**e for e in range(4, 9))
 _FORMS = ("topk_mask(scores)", "topk_mask(w, score=jnp.abs)")
 _STRUCTURES = {
@@ -67,11 +67,11 @@ def section() -> str:
     Raises:
       ValueError: the results are of several earlier commits, after `--only` or `--resume`.
     """
-    intel, amd = (rows_of(name) for name in RESULTS.values())
+    intel, amd = map(rows_of, RESULTS)
     commits = sorted({row["against"][:7] for row in (*intel, *amd)})
     if len(commits) > 1:
         raise ValueError(
-            f"{', '.join(RESULTS.values())} compare with {', '.join(commits)}. Run all cases with "
+            f"{' and '.join(RESULTS)} compare with {', '.join(commits)}. Run all cases with "
             "one commit: python -m benchmarks against COMMIT"
         )
     others = [row for row in intel if row["case"] == "select" and row["kind"] != "normal"]

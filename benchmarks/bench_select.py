@@ -207,7 +207,7 @@ def _too_long(n: int, keep: float) -> Sequence[str]:
 
 def _case(case: str, kind: str, n: int, keep: float, **options: Any) -> Case:
     def rows() -> list[Row]:
-        needed = n * (2 if kind == "bf16" else 4) * 10  # to check the masks takes most of it
+        needed = n * (2 if kind == "bf16" else 4) * 10  # checking the masks takes most
         if needed > free_bytes():
             note = f"{kind} {n:.0e} skipped: it needs {needed:.0e} bytes of memory"
             return [{"case": "note", "note": note}]

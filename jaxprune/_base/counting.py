@@ -249,10 +249,11 @@ def joined_rows(xs: Sequence[jax.Array], longest: int) -> jax.Array:
     If no row needs padding they are joined first. That is one operation to compile for each array
     less, and XLA for GPUs takes long to decide which of them to fuse.
     """
-    if not xs[0].ndim or xs[0].size % _row_length(xs[0].size, longest):
+    row = _row_length(xs[0].size, longest)
+    if not xs[0].ndim or xs[0].size % row:
         return jnp.concatenate([as_rows(x, longest) for x in xs])
     joined = jnp.concatenate(list(xs)) if len(xs) > 1 else xs[0]
-    return joined.reshape(len(xs), -1, _row_length(xs[0].size, longest))
+    return joined.reshape(len(xs), -1, row)
 
 
 @functools.cache

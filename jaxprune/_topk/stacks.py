@@ -241,13 +241,12 @@ def in_rows(x: jax.Array, n_members: int) -> jax.Array:
     return jax.vmap(lambda x: as_rows(x)[0])(x.reshape(n_members, -1))
 
 
-def unstacked(members: Sequence[jax.Array]) -> list[jax.Array]:
+def unstacked(members: list[jax.Array]) -> list[jax.Array]:
     """Arrays of bools or integers that are slices of others, each as an array of its own.
 
     On a CPU, XLA would compile a kernel for each of them, which takes 15 ms. A reduction of several
     arrays is one kernel. This one reduces each over two copies of itself, which it does not store.
     """
-    members = list(members)
     if not on_cpu(members):
         return members
     zero, parts = np.zeros((), np.dtype(members[0].dtype)), []
