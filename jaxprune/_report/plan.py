@@ -13,7 +13,7 @@ import chex
 import optax
 
 from jaxprune._base.arguments import as_sparsity
-from jaxprune._base.paths import leaves_with_paths, rule_name
+from jaxprune._base.paths import leaves_with_paths, listed, rule_name
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.leaf import Leaf
@@ -26,6 +26,7 @@ from jaxprune._report.combined_plans import combined, plan_of_zeros, with_leaves
 from jaxprune._report.forecast import Forecast, Shared, forecast
 from jaxprune._report.table import PoolReport, Report, leaf_report
 from jaxprune._transform.algorithms import swap_counts
+from jaxprune._transform.placement import changed_later
 from jaxprune._transform.prune import prune
 from jaxprune._transform.recorded import is_transformation, transformations_in
 from jaxprune._transform.settings import Settings
@@ -81,8 +82,9 @@ def plan(
 
     Returns:
       A `Report` of the zeros after the last fire, which prints as a table. Its notes name the rules
-      that have no effect. Where leaves compete in one pool, only the total of the pool is known:
-      `n_zero` of these leaves is None, and `pools` has the totals.
+      that have no effect, and the leaves whose dropped weights a later link of a chain moves. Where
+      leaves compete in one pool, only the total of the pool is known: `n_zero` of these leaves is
+      None, and `pools` has the totals.
 
     Raises:
       TypeError, ValueError: whatever `prune`, and `init` of what it returns, would raise; other
@@ -147,9 +149,21 @@ def _planned_by(params: chex.ArrayTree, tx: Any) -> Report:
     paths, leaves, _ = leaves_with_paths(params)
     leaf_of = dict(zip(paths, leaves, strict=True))
     plans = [_planned(with_leaves(part.params, leaf_of), part.settings) for part in parts]
-    if len(plans) == 1 and len(plans[0].leaves) == len(paths):
-        return plans[0]
-    return combined(params, plans)
+    is_whole = len(plans) == 1 and len(plans[0].leaves) == len(paths)
+    report = plans[0] if is_whole else combined(params, plans)
+    return dataclasses.replace(report, notes=(*_order_notes(tx, params), *report.notes))
+
+
+def _order_notes(tx: Any, params: chex.ArrayTree) -> list[str]:
+    """What is wrong if a chain goes on after pruning, and changes the updates."""
+    changed = changed_later(tx, params)
+    if not changed:
+        return []
+    return [
+        f"order: a later link of the chain changes the updates of {listed(changed)}, so that "
+        "dropped weights do not stay zero; make jaxprune.prune the last link, or wrap the "
+        "optimizer: prune(schedule, inner=optimizer)"
+    ]
 
 
 def _planned(params: chex.ArrayTree, settings: Any) -> Report:

@@ -53,6 +53,7 @@ from jaxprune._transform.checks import (
 from jaxprune._transform.fire import Fired, fire
 from jaxprune._transform.inner import Wrapped, as_optimizer
 from jaxprune._transform.parts import check_parts
+from jaxprune._transform.placement import is_asked, returned_for
 from jaxprune._transform.recorded import record
 from jaxprune._transform.settings import TRAIN, Settings
 
@@ -191,6 +192,9 @@ def _update(
     budget = settings.recipe.budget(tree.paths, tree.leaves, _n_parts(settings))
     record_pruned(tree.paths, budget.chosen)
     check_updates(budget.chosen, tree, u_leaves, "update")
+    if is_asked():  # by `plan`: what becomes of updates that set weights to zero, nothing else
+        pruned = budget.chosen if settings.lands else ()
+        return tree.treedef.unflatten(returned_for(tree.paths, u_leaves, pruned)), state
     grads = _grads(transform, tree, budget, u_leaves, extra_args.get("grads"))
     pruned_paths = [tree.paths[i] for i in budget.chosen]
     check_parts(settings.axis_name, pruned_paths, _chosen(tree.leaves, budget), grads)
