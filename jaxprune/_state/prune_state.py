@@ -50,7 +50,7 @@ class PruneState(NamedTuple):
       score_state: float32 tree like the params, the running sums of a score that accumulates over
         steps (`movement`); None for any other score.
       progress: a `Progress`, the counts by which fires and `check` are decided. None in a state
-        that was saved before version 0.2; `upgrade_state` adds it.
+        that was saved before this field existed; `upgrade_state` adds it.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune

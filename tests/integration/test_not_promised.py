@@ -87,7 +87,7 @@ def test_whole_runs_on_several_devices_may_differ_in_the_last_bits_of_gradients(
 
 
 def test_lbfgs_caches_a_value_of_params_that_prune_changes_afterwards():
-    """So a loss must be that of masked params, as docs/guides/combining-with-optax.md shows."""
+    """So a loss must be that of masked params, as docs/guides/fine-tuning.md shows."""
     tx = optax.chain(optax.lbfgs(), jaxprune.prune(jaxprune.one_shot_schedule(0.5)))
     params = make_params()
     state = tx.init(params)
