@@ -38,8 +38,8 @@ _SECTION = """\
 
 How many times as fast selection has become: the time of an earlier commit ({commit}) divided by
 that of this version, the less favourable of 10 and 20 % kept. `python -m benchmarks against` runs
-both versions in turns, in a process each, and compares their masks. The last line is the time of
-`np.partition`, from scores to mask, divided by that of this version. On the Intel Xeon
+both versions alternately, each in its own process, and compares their masks. The last line is the
+time of `np.partition`, from scores to mask, divided by that of this version. On the Intel Xeon
 ([against-cpu.json](../benchmarks/results/against-cpu.json)):
 
 {intel}
@@ -48,9 +48,9 @@ On the AMD EPYC ([against-amd-cpu.json](../benchmarks/results/against-amd-cpu.js
 
 {amd}
 
-The same for the kinds of pruning above, on the Xeon, for the least favourable of 90 % zeros, ties,
-constants, bfloat16 and float16, and for the CPU time to trace and compile an update of `adamw` with
-`prune`, for 4 and 24 layers:
+The same on the Xeon, for the kinds of pruning above; for other weights, which are the least
+favourable of 90 % zeros, ties, constants, bfloat16 and float16; and for the CPU time to trace and
+compile an update of `adamw` with `prune`, for 4 and 24 layers:
 
 {kinds}
 

@@ -38,8 +38,9 @@ def layer_inputs(
     The program of the function says which params are in products, and on which axes. Inputs may be
     sharded: they stay where they are, and only moments cross devices.
 
-    Slices of a leaf, such as experts or layers of a `scan`, have moments of their own, those of an
-    expert from the tokens that reached it. If a leaf is used several times, its moments are added.
+    Slices of a leaf, such as experts or layers of a `scan`, have moments of their own; those of an
+    expert count only the tokens that reached it. If a leaf is used several times, its moments are
+    added.
 
     Args:
       apply_fn: a function `(variables, *batch) -> outputs`, such as `model.apply`. Pass the

@@ -58,7 +58,7 @@ def plan(
     chain, `optax.masked`, a transformation of `prune` that wraps another one, and so on.
 
     Args:
-      params: a tree of arrays or of `jax.ShapeDtypeStruct`. Nothing is computed, but for
+      params: a tree of arrays or of `jax.ShapeDtypeStruct`. Nothing is computed, except for
         `keep_zeros`, whose plan counts the zeros of arrays.
       schedule: as in `prune`, or a final sparsity, or an optimizer, or what holds it as `.tx`. An
         optimizer has its own arguments, so pass no others with it. If it contains several

@@ -130,7 +130,7 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
     """Raises an error unless every dropped weight is exactly zero, now and at all fires so far.
 
     Call it outside `jit`, where you save or evaluate. With `done=True` it also verifies that
-    pruning is finished: call it so on the params that you keep.
+    pruning is finished: use that form for the params that you keep.
 
     Args:
       params: the params that the optimizer trains.

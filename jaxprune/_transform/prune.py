@@ -72,7 +72,7 @@ def prune(
     >>> tx = optax.chain(optax.adamw(3e-4), jaxprune.prune(schedule))
     >>> tx = jaxprune.prune(schedule, inner=optax.adamw(3e-4))
 
-    After `optax.apply_updates`, every dropped weight that was finite is exactly +0.0. This holds on
+    After `optax.apply_updates`, every dropped weight that was finite is exactly +0.0. This holds in
     every step, not only where the schedule fires, so the next update repairs a checkpoint whose
     params and masks do not match. Updates of kept weights are not changed by a single bit. After
     each fire every pool has exactly the budgeted number of zeros, and masks only shrink. Scores are
@@ -144,8 +144,7 @@ def prune(
     Raises:
       TypeError, ValueError: for invalid arguments. `init` raises for a leaf that can't be pruned or
         would lose all of its weights, for regexes that match nothing, and if no leaf is chosen;
-        `update` raises, while tracing, if
-        `params` is missing or the masks do not fit them.
+        `update` raises, while tracing, if `params` is missing or the masks do not fit them.
 
     References:
       Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_, 2017.
