@@ -8,6 +8,7 @@ import pytest
 
 import jaxprune
 from helpers import on_device
+from promises import placement
 
 SGD = optax.sgd(0.1)
 HALF = jaxprune.one_shot_schedule(0.5)
@@ -105,6 +106,12 @@ def test_check_raises_for_the_leaves_that_the_note_names(name):
     with pytest.raises(ValueError, match="dropped weights are not zero") as error:
         jaxprune.check(params, state)
     assert all(f"{path}: " in str(error.value) for path in moved)
+
+
+@pytest.mark.parametrize("is_right, name", placement.CASES)
+def test_the_compositions_of_the_promise_are_told_apart(is_right, name):
+    tx = (placement.RIGHT if is_right else placement.WRONG)[name]()
+    assert bool(order_note(placement.make_params(), tx)) == (not is_right)
 
 
 @pytest.mark.parametrize("regrow", ("hold", "train"))
