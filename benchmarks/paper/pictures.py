@@ -85,14 +85,14 @@ def _against_nonzeros(results: dict[str, Any], path: Path) -> Any:
 
 
 def _paired(results: dict[str, Any], path: Path) -> Any:
-    """Quality against nonzeros, and the differences from the narrower dense networks."""
+    """Quality against nonzeros, and the differences from the better small dense networks."""
     figure, (left, right) = panels(2, 2, 4.4, results["title"])
     _compare(left, results["summary"], _PAIRED_SERIES)
     left.set(ylabel=unit(results), title="Mean and standard deviation over seeds")
     levels = results["config"]["sparsities"]
-    for k, kind in enumerate(("ERK", "sparse", "shallow dense")):
+    for k, kind in enumerate(("ERK", "sparse")):
         points = [(i, paired.against_small(results, kind, s)) for i, s in enumerate(levels)]
-        shown = [(i + 0.12 * (k - 1), d) for i, d in points if d is not None]
+        shown = [(i + 0.12 * (k - 0.5), d) for i, d in points if d is not None]
         if shown:
             label, style = _PAIRED_SERIES[kind]
             means, bars = zip(*((d.mean, 2 * (d.error or 0)) for _, d in shown), strict=True)
@@ -100,7 +100,7 @@ def _paired(results: dict[str, Any], path: Path) -> Any:
             right.errorbar([x for x, _ in shown], means, bars, label=label, **style)
     right.axhline(0, color="black", linewidth=0.8)
     right.set_xticks(range(len(levels)), [f"{100 * s:g}" for s in levels])
-    right.set(xlabel="zeros, %", ylabel="points better than small dense, narrower")
+    right.set(xlabel="zeros, %", ylabel="points better than the better small dense")
     right.set_title("Paired difference, two standard errors")
     if right.get_legend_handles_labels()[0]:
         right.legend()

@@ -199,6 +199,18 @@ def test_the_table_of_a_complete_study():
     assert len(lines) == 4  # nothing of 50% was trained
 
 
+def test_the_comparison_is_with_the_better_small_dense_network():
+    shallow = {0: 81.0, 1: 84.0, 2: 88.0}
+    results = results_with(COMPLETE | {"shallow-0.9": shallow})
+    assert list(paired.markdown(results))[3].endswith("| -0.33 ± 0.33, tie | +0.83 ± 0.44, tie |")
+    worse = {seed: value - 2 for seed, value in shallow.items()}
+    results = results_with(COMPLETE | {"shallow-0.9": worse})
+    assert list(paired.markdown(results))[3].endswith("| +0.00 ± 0.00, tie | **+1.17 ± 0.17** |")
+    results["config"]["measure"] = "bits_per_byte"  # less is better
+    results["runs"] = [run | {"bits_per_byte": run["accuracy"]} for run in results["runs"]]
+    assert paired.small_network(results, 0.9)["name"] == "shallow-0.9"
+
+
 def test_a_partial_table_says_what_is_missing():
     partial = COMPLETE | {"uniform-0.9": {}, "erk-0.9": {1: 85.0}, "small-0.9": {0: 80.0, 1: 84.0}}
     results = results_with(partial)
