@@ -43,6 +43,20 @@ def test_quality_at_each_sparsity(study, network, digits):
         assert cell.strip() == means.get(sparsity, ""), column
 
 
+def test_the_row_and_the_advice_of_real_images(page):
+    summary = {r["name"]: r["mean"] for r in results("paper-fashion-plain")["summary"]}
+    row = next(line for line in lines() if line.startswith("| CNN, 583,594 parameters, with"))
+    sparsities = (0.5, 0.75, 0.8, 0.85, 0.875, 0.9, 0.95)
+    pruned = [summary.get(f"erk-{s:g}") for s in sparsities]
+    cells = [f"{mean:.1f}" if mean else "" for mean in (summary["dense"], *pruned)]
+    assert [cell.strip() for cell in row.split("|")[3:-1]] == cells
+    levels = (0.8, 0.875, 0.9, 0.95, 0.975)
+    gains = [summary[f"erk-{s:g}"] - summary[f"shallow-{s:g}"] for s in levels]
+    assert f"by {min(gains):.1f} to {max(gains):.1f} points, and `uniform` lost to them" in page
+    assert all(summary[f"uniform-{s:g}"] < summary[f"shallow-{s:g}"] for s in levels)
+    assert all(summary[f"small-{s:g}"] < summary[f"shallow-{s:g}"] for s in levels)
+
+
 def test_the_table_of_schedules(page):
     rows = {r["name"]: r for r in results("paper-findings")["summary"]}
     names = {

@@ -61,32 +61,52 @@ def test_the_page_has_the_tables_of_the_results_or_says_that_there_are_none():
 
 def test_what_is_said_of_the_results_is_in_them():
     results = RESULTS["fashion-plain"]
-    done = (0.8, 0.875, 0.9, 0.95, 0.975)
-    names = ["dense", *(f"{kind}-{s:g}" for kind in ("uniform", "erk", "small") for s in done)]
+    done = (0.75, 0.8, 0.875, 0.9, 0.95, 0.975)
+    kinds = ("uniform", "erk", "small", "shallow")
+    names = ["dense", *(f"{kind}-{s:g}" for kind in kinds for s in done)]
     runs = {(run["network"], run["seed"]) for run in results["runs"]}
     assert runs == {(name, seed) for name in names for seed in range(3)}
-    uniform, erk = (
-        [paired.against_small(results, kind, s) for s in done] for kind in ("sparse", "ERK")
-    )
-    assert all(x.mean > 0 and not x.is_tie for x in erk)
-    gains = "{:.2f}, {:.2f}, {:.2f}, {:.2f} and {:.2f} points".format(*(x.mean for x in erk))
-    assert f"beats small-dense from 80 to 97.5 %**, by {gains}" in WORDS
-    won = uniform.pop(1)
-    *ties, lost = uniform
-    assert all(x.is_tie for x in ties)
-    assert not won.is_tie
-    assert f"better by {won.mean:.2f} ± {won.error:.2f} points at 87.5 %, and ties at 80" in WORDS
-    assert not lost.is_tie
-    assert f"**At 97.5 % small-dense is better**, by {-lost.mean:.2f} points" in WORDS
+
+    def differences(first, second, sparsities=done):
+        return [paired.difference(results, f"{first}-{s:g}", f"{second}-{s:g}") for s in sparsities]
+
+    def listed(values):
+        *others, last = (f"{abs(value):.2f}" for value in values)
+        return f"{', '.join(others)} and {last}"
+
+    assert [paired.small_network(results, s)["kind"] for s in done] == ["shallow dense"] * len(done)
+    tie, *won = differences("erk", "shallow")
+    assert tie.is_tie
+    assert all(x.mean > 0 and not x.is_tie for x in won)
+    gains = listed(x.mean for x in won)
+    assert f"beats small-dense from 80 to 97.5 %**, by {gains} points over the better" in WORDS
+    assert "and ties with it at 75 %" in WORDS
+    lost = differences("uniform", "shallow")
+    assert all(x.mean < 0 and not x.is_tie for x in lost)
+    assert f"small-dense is better at every size**, by {listed(x.mean for x in lost)}" in WORDS
+
     mean = {row["name"]: row["mean"] for row in results["summary"]}
     n = {row["name"]: row["n_nonzero"] for row in results["summary"]}
-    assert mean["erk-0.975"] > mean["small-0.9"]
-    assert f"with {n['erk-0.975']:,} nonzeros, it has {mean['erk-0.975']:.2f} %" in WORDS
-    small = f"small dense network of {n['small-0.9']:,} parameters ({mean['small-0.9']:.2f})"
-    assert f"more than the {small}" in WORDS
-    costs = [-paired.difference(results, f"erk-{s:g}", "dense").mean for s in done]
+    assert f"with {n['erk-0.975']:,} nonzeros, it has {mean['erk-0.975']:.2f} %, about" in WORDS
+    small = f"network of {n['shallow-0.95']:,} parameters ({mean['shallow-0.95']:.2f})"
+    assert f"as much as the small dense {small}" in WORDS
+    assert abs(mean["erk-0.975"] - mean["shallow-0.95"]) < 0.2
+
+    better = differences("shallow", "small")
+    assert not any(x.is_tie for x in better)
+    least, most = min(x.mean for x in better), max(x.mean for x in better)
+    assert f"better than narrower ones at every size, by {least:.2f} to {most:.2f} points" in WORDS
+    wins = [x.mean for x in differences("erk", "small")]
+    assert f"ERK would win by {min(wins):.2f} to {max(wins):.2f} points" in WORDS
+    verdicts = ["tie" if x.is_tie else x.mean > 0 for x in differences("uniform", "small")]
+    assert verdicts == [True, "tie", True, "tie", "tie", False]
+    assert "uniform sparsity would win at 75 and 87.5 %, and lose at 97.5 % only" in WORDS
+
+    nothing, *costs = (paired.difference(results, f"erk-{s:g}", "dense") for s in done)
+    assert nothing.is_tie
+    assert f"75 % costs nothing (it gains {nothing.mean:.2f} points, a tie)" in WORDS
     said = "80 % costs {:.2f} points, 87.5 % {:.2f}, 90 % {:.2f}, 95 % {:.2f} and 97.5 % {:.2f}"
-    assert said.format(*costs) in WORDS
+    assert said.format(*(-x.mean for x in costs)) in WORDS
     gain = paired.gain(results, "dense")
     assert f"The dense network still gains {gain:.2f} points over the last third" in WORDS
 
@@ -94,8 +114,9 @@ def test_what_is_said_of_the_results_is_in_them():
 def test_the_readme_has_the_numbers_of_the_results():
     mean = {row["name"]: row["mean"] for row in RESULTS["fashion-plain"]["summary"]}
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    sparse, dense, small = (f"{mean[name]:.1f} %" for name in ("erk-0.9", "dense", "small-0.9"))
+    names = ("erk-0.9", "dense", "shallow-0.9")
+    sparse, dense, small = (f"{mean[name]:.1f} %" for name in names)
     assert (
-        f"is right on {sparse}, dense on {dense}, and a small dense one of that size on" in readme
-    )
-    assert f"of that size on {small}" in readme
+        f"is right on {sparse}, dense on {dense}, and the better of two small dense ones of that "
+        f"size on {small}"
+    ) in readme
