@@ -1,4 +1,4 @@
-"""Caches that never hold a traced value.
+"""Caches that never hold a traced value, and traces that no cache of JAX keeps for others.
 
 A function may close over values that JAX is tracing: `optax.inject_hyperparams` makes an optimizer,
 and so the score in it, of traced hyperparameters in every trace. A cache with such a function among
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import types
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.core import Tracer
+from jax.experimental.xla_metadata import set_xla_metadata
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -121,3 +123,26 @@ def _contents(cell: Any) -> list[Any]:
         return [cell.cell_contents]
     except ValueError:
         return []
+
+
+_traces = itertools.count()
+
+
+def traced_anew() -> Any:
+    """A context in which JAX traces what it has traced before, and keeps the result for itself.
+
+    `jit` remembers what a function did for arguments of these shapes and dtypes, and metadata for
+    XLA are a part of what it remembers.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> traced = []
+      >>> double = jax.jit(lambda x: (traced.append("traced"), 2 * x)[1])
+      >>> _ = double(jnp.ones(3))
+      >>> with traced_anew():
+      ...     _ = jax.eval_shape(double, jnp.ones(3))
+      >>> _ = double(jnp.ones(3))
+      >>> len(traced)
+      2
+    """
+    return set_xla_metadata(jaxprune_trace=str(next(_traces)))

@@ -7,8 +7,10 @@ transformation of jaxprune returns new arrays. What the whole optimizer returns 
 """
 
 import contextvars
+import functools
 import itertools
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +18,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune._base.caching import traced_anew
 from jaxprune._base.paths import leaves_with_paths, spec_of
 from jaxprune._state.prune_state import PruneState
 from jaxprune._transform.inner import as_optimizer
 
-# What transformations of jaxprune have returned: a path and an array for each pruned leaf.
+# What transformations of jaxprune have returned: a path and an array for each pruned leaf. Weak
+# references, because traced values must not outlive their trace.
 _returned: contextvars.ContextVar[list[tuple[str, Any]] | None] = contextvars.ContextVar(
     "returned", default=None
 )
@@ -37,7 +41,7 @@ def returned_for(paths: Sequence[str], updates: Sequence[Any], pruned: Sequence[
     for i in pruned:
         new[i] = lax.optimization_barrier(jnp.asarray(updates[i]))
         if returned is not None:
-            returned.append((paths[i], new[i]))
+            returned.append((paths[i], weakref.ref(new[i])))
     return new
 
 
@@ -58,28 +62,31 @@ def changed_later(tx: Any, params: Any) -> list[str]:
       []
     """
     arrays = jax.tree.map(lambda x: None if spec_of(x) is None else x, params)
-    update = as_optimizer(tx).update
-    extra_args = {"value": jnp.zeros(()), "value_fn": lambda *_: jnp.zeros(()), "grad": arrays}
+    returned: list[tuple[str, Any]] = []
     changed: list[str] = []
 
-    def trace(params: Any) -> None:
+    def trace(params: Any, has_extra_args: bool) -> None:
         state = tx.init(params)
         if not _is_followed(state):
             return
-        returned: list[tuple[str, Any]] = []
-        token = _returned.set(returned)
-        try:
-            updates, _ = update(params, state, params, **extra_args)
-        finally:
-            _returned.reset(token)
+        value = jnp.zeros(())
+        extra_args = {"value": value, "value_fn": lambda *_: value, "grad": params}
+        extra_args = extra_args if has_extra_args else {}
+        updates, _ = as_optimizer(tx).update(params, state, params, **extra_args)
         changed.extend(_not_among(returned, updates))
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `init` gives them when it is used
-            jax.eval_shape(trace, arrays)
-    except Exception:  # it needs other arguments, or raises the same when it is used
-        return []
+    for has_extra_args in (False, True):
+        returned.clear()
+        token = _returned.set(returned)
+        try:
+            with traced_anew(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # `init` gives them when it is used
+                jax.eval_shape(functools.partial(trace, has_extra_args=has_extra_args), arrays)
+            break
+        except Exception:  # it needs other arguments, or raises the same when it is used
+            continue
+        finally:
+            _returned.reset(token)
     return changed
 
 
@@ -89,7 +96,7 @@ def _not_among(returned: Sequence[tuple[str, Any]], updates: Any) -> list[str]:
     update_of = dict(zip(paths, leaves, strict=True))
     is_unchanged = {path: False for path, _ in returned if path in update_of}
     for path in is_unchanged:
-        arrays = [array for other, array in returned if other == path]
+        arrays = [array() for other, array in returned if other == path]
         is_unchanged[path] = any(array is update_of[path] for array in arrays)
     return [path for path, unchanged in is_unchanged.items() if not unchanged]
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxprune._base.arguments import BadArgument
+from jaxprune._base.caching import traced_anew
 from jaxprune._base.paths import spec_of
 from jaxprune._transform.settings import Settings
 
@@ -65,8 +66,8 @@ def initialised_by(init: Callable[[Any], Any], params: Any) -> list[Initialised]
     records: list[Initialised] = []
     token = _records.set(records)
     try:
-        # A function of its own: JAX would not trace the same one again for the same shapes.
-        jax.eval_shape(lambda params: (init(params), None)[1], arrays)
+        with traced_anew():
+            jax.eval_shape(lambda params: (init(params), None)[1], arrays)
     finally:
         _records.reset(token)
     return [part for i, part in enumerate(records) if part not in records[:i]]

@@ -135,3 +135,12 @@ def test_the_plan_of_keep_zeros_counts_the_zeros_of_the_params():
         }
     with pytest.raises(ValueError, match=r"values are needed.* Pass the arrays"):
         jaxprune.plan(jax.eval_shape(lambda: params), jaxprune.keep_zeros(SGD))
+
+
+def test_an_init_that_jit_has_traced_before_is_planned_again():
+    link = jaxprune.prune(HALF)
+    tx = optax.chain(SGD, optax.GradientTransformation(jax.jit(link.init), link.update))
+    params = make_params()
+    tx.init(params)
+    plans = [jaxprune.plan(params, tx) for _ in range(2)]
+    assert plans == [jaxprune.plan(params, optax.chain(SGD, link))] * 2
