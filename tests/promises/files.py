@@ -110,8 +110,8 @@ def check(chunk):
 
 PROMISE = Promise(
     "files",
-    "A damaged file is read or refused, with its path, in bounded time and memory; what a checksum "
-    "covers is never read as something else.",
+    "Reading a damaged file returns what is in it or raises an error with its path, in bounded "
+    "time and memory; values under a checksum never come back changed.",
     100,
     check,
     few=(0,),
