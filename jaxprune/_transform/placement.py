@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune._base.caching import traced_anew
-from jaxprune._base.paths import leaves_with_paths, spec_of
+from jaxprune._base.paths import leaves_with_paths
 from jaxprune._state.prune_state import PruneState
 from jaxprune._transform.inner import as_optimizer
+from jaxprune._transform.recorded import only_arrays
 
 # What transformations of jaxprune have returned: a path and an array for each pruned leaf. Weak
 # references, because traced values must not outlive their trace.
@@ -61,7 +62,7 @@ def changed_later(tx: Any, params: Any) -> list[str]:
       >>> changed_later(optax.chain(optax.sgd(0.1), prune), params)
       []
     """
-    arrays = jax.tree.map(lambda x: None if spec_of(x) is None else x, params)
+    arrays = only_arrays(params)
     returned: list[tuple[str, Any]] = []
     changed: list[str] = []
 

@@ -62,7 +62,7 @@ def initialised_by(init: Callable[[Any], Any], params: Any) -> list[Initialised]
       >>> initialised_by(optax.adam(1e-3).init, {"w": jnp.ones((4, 4))})
       []
     """
-    arrays = jax.tree.map(lambda x: None if spec_of(x) is None else x, params)
+    arrays = only_arrays(params)
     records: list[Initialised] = []
     token = _records.set(records)
     try:
@@ -71,6 +71,11 @@ def initialised_by(init: Callable[[Any], Any], params: Any) -> list[Initialised]
     finally:
         _records.reset(token)
     return [part for i, part in enumerate(records) if part not in records[:i]]
+
+
+def only_arrays(params: Any) -> Any:
+    """The tree with None in the place of what is neither an array nor the shape of one."""
+    return jax.tree.map(lambda x: None if spec_of(x) is None else x, params)
 
 
 def settings_of(tx: Any) -> Settings | None:
