@@ -22,7 +22,7 @@ from jaxprune._base.caching import traced_anew
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._state.prune_state import PruneState
 from jaxprune._transform.inner import as_optimizer
-from jaxprune._transform.recorded import only_arrays
+from jaxprune._transform.recorded import only_arrays, settings_of
 
 # What transformations of jaxprune have returned: a path and an array for each pruned leaf. Weak
 # references, because traced values must not outlive their trace.
@@ -62,6 +62,8 @@ def changed_later(tx: Any, params: Any) -> list[str]:
       >>> changed_later(optax.chain(optax.sgd(0.1), prune), params)
       []
     """
+    if settings_of(tx) is not None:  # nothing follows it
+        return []
     arrays = only_arrays(params)
     returned: list[tuple[str, Any]] = []
     changed: list[str] = []
@@ -115,8 +117,7 @@ def _is_followed(state: Any) -> bool:
         return any(map(_is_followed, itertools.chain(*fields)))
     else:
         return False
-    is_last = [_prunes(link) for link in links][-1:] != [False]
-    return any(map(_is_followed, links)) or (_prunes(state) and not is_last)
+    return any(map(_is_followed, links)) or (_prunes(state) and not _prunes(links[-1]))
 
 
 def _prunes(state: Any) -> bool:

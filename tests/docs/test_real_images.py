@@ -106,10 +106,10 @@ def test_what_is_said_of_the_results_is_in_them():
     assert verdicts == [True, True, "tie", True, "tie", "tie", False]
     assert "uniform sparsity would win at 50, 75 and 87.5 %, and lose at 97.5 % only" in WORDS
 
-    half, most, *costs = (paired.difference(results, f"erk-{s:g}", "dense") for s in done)
+    half, three_quarters, *costs = (paired.difference(results, f"erk-{s:g}", "dense") for s in done)
     assert half.is_tie
-    assert most.is_tie
-    gains = f"{half.mean:.2f} and {most.mean:.2f} points, ties"
+    assert three_quarters.is_tie
+    gains = f"{half.mean:.2f} and {three_quarters.mean:.2f} points, ties"
     assert f"50 and 75 % cost nothing (they gain {gains})" in WORDS
     said = "80 % costs {:.2f} points, 87.5 % {:.2f}, 90 % {:.2f}, 95 % {:.2f} and 97.5 % {:.2f}"
     assert said.format(*(-x.mean for x in costs)) in WORDS

@@ -132,10 +132,6 @@ def test_an_update_that_can_not_be_traced_gives_no_note():
     assert not order_note({**params, "name": None}, optax.chain(SGD, PRUNE))
 
 
-def compiled(tx):
-    return optax.GradientTransformation(jax.jit(tx.init), jax.jit(tx.update))
-
-
 def test_asking_changes_no_later_update_and_no_update_changes_the_answer():
     """`jit` keeps what was traced, of the link of a chain, too."""
     link = jaxprune.prune(HALF)
