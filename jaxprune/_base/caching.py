@@ -138,10 +138,9 @@ def traced_anew() -> Any:
       >>> import jax, jax.numpy as jnp
       >>> traced = []
       >>> double = jax.jit(lambda x: (traced.append("traced"), 2 * x)[1])
-      >>> _ = double(jnp.ones(3))
-      >>> with traced_anew():
-      ...     _ = jax.eval_shape(double, jnp.ones(3))
-      >>> _ = double(jnp.ones(3))
+      >>> for _ in range(2):
+      ...     with traced_anew(), jax.disable_jit(False):
+      ...         _ = jax.eval_shape(double, jnp.ones(3))
       >>> len(traced)
       2
     """
