@@ -8,7 +8,7 @@ from typing import Any
 
 import optax
 
-from jaxprune._base.arguments import as_int, as_part, check_key, check_step
+from jaxprune._base.arguments import as_int, as_part, as_sparsity, check_key, check_step
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, erk
 from jaxprune._recipe.schedules import SparsitySchedule, cubic_schedule, one_shot_schedule
@@ -37,15 +37,16 @@ def rigl(
     structural: Any = None,
     grow: Any = gradient_magnitude,
 ) -> optax.GradientTransformationExtraArgs:
-    """Trains sparse from the start, and regularly swaps the smallest weights for others.
+    """Trains sparse from the start, and regularly swaps small weights for more useful ones.
 
-    The first masks are random. At steps `every, 2 * every, ...` the smallest kept weights of each
-    leaf are dropped, and as many others grow where the gradient is largest. The fraction of kept
-    weights that is swapped decreases to zero at `end_step`; at step t it is
-    `drop_fraction / 2 * (1 + cos(pi * t / end_step))`.
+    The first masks are random. At steps `every, 2 * every, ...` before `end_step`, the smallest
+    kept weights of each leaf are dropped, and as many weights grow where the gradient is largest.
+    The weights that were just dropped compete too, as in the paper; one that grows again at once
+    keeps its value. The fraction of kept weights that is dropped in a swap decreases to zero at
+    `end_step`; at step t it is `drop_fraction / 2 * (1 + cos(pi * t / end_step))`.
 
-    The number of kept weights never changes. A weight that grows starts at zero, with zero moments
-    in the optimizer, and is trained from the next step on.
+    The number of kept weights never changes. A weight that was zero before and grows starts at
+    zero, with zero moments in the optimizer, and is trained from the next step on.
 
     Mask the params once before training, so that the first gradient is that of the sparse network:
     `params = jaxprune.apply_masks(params, opt_state)`. Without this, the first update sets dropped
@@ -56,8 +57,8 @@ def rigl(
       end_step: the step from which masks no longer change.
       inner: the optimizer. The incoming updates must be gradients, of dropped weights too.
       every: steps between swaps; the paper used 100.
-      drop_fraction: in [0, 1]; the schedule of swaps starts at this fraction of the
-        kept weights.
+      drop_fraction: the largest fraction of the kept weights that a swap drops, in [0, 1]. The
+        formula above has this value at step 0.
       key: PRNG key of the first masks and of random growth; `jax.random.key(0)` by default.
       include: which leaves to prune, as in `prune`; so are the next six arguments.
       exclude: which leaves to leave out.
@@ -74,7 +75,9 @@ def rigl(
       the last swap.
 
     Raises:
-      TypeError, ValueError: as in `prune`.
+      TypeError: `inner` is None, or an argument has a wrong type.
+      ValueError: a value out of range, a distribution in which leaves share a pool, the structure
+        `NM`, or a `grow` that adds up over steps. `init` raises as that of `prune` does.
 
     References:
       Evci et al., `Rigging the Lottery <https://arxiv.org/abs/1911.11134>`_, 2020.
@@ -88,35 +91,22 @@ def rigl(
       >>> int(params["kernel"].sum())
       8
     """
-    schedule = _swap_schedule(final_sparsity, check_step("end_step", end_step), every)
-    fractions = _swap_fractions(schedule, end_step, as_part("drop_fraction", drop_fraction))
-    recipe = Recipe.of(
-        schedule.targets,
-        include,
-        exclude,
-        overrides,
-        distribution,
-        structure,
-        grow,
-        roles,
+    swaps = _swap_schedule(final_sparsity, check_step("end_step", end_step), every)
+    return _sparse_training(
+        "rigl",
+        swaps,
+        as_part("drop_fraction", drop_fraction),
+        inner,
+        key,
+        include=include,
+        exclude=exclude,
+        overrides=overrides,
+        distribution=distribution,
+        structure=structure,
+        score=grow,
+        roles=roles,
         structural=structural,
     )
-    _check_leafwise("rigl", distribution, structure)
-    if accumulates(grow):
-        raise ValueError(
-            f"rigl: grow={grow} adds up over steps, but swaps need the scores of one step. Use "
-            "jaxprune.gradient_magnitude, or another score function."
-        )
-    if inner is None:
-        raise TypeError(
-            "rigl: inner must be the optimizer, whose moments are reset at swaps, got None. Pass "
-            "one, such as inner=optax.adamw(3e-4)."
-        )
-    if key is not None:
-        check_key("key", key)
-    algorithm = SWAP if end_step else STATIC
-    settings = Settings(schedule, recipe, algorithm, swap_fractions=fractions)
-    return transformation(settings, inner, key)
 
 
 def set_(
@@ -138,7 +128,8 @@ def set_(
     """Sparse evolutionary training: `rigl` with random growth.
 
     Mocanu et al. 2018 (arXiv:1707.04780) swap a constant fraction after every epoch; here the
-    fraction decreases, as in the comparison of Evci et al. 2020. Arguments are those of `rigl`.
+    fraction decreases, as in the comparison of Evci et al. 2020. Arguments are those of `rigl`,
+    which has `grow` in addition.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -147,21 +138,21 @@ def set_(
       >>> int(state.masks["kernel"].sum())
       8
     """
-    return rigl(
-        final_sparsity,
-        end_step,
-        inner=inner,
-        every=every,
-        drop_fraction=drop_fraction,
-        key=key,
+    swaps = _swap_schedule(final_sparsity, check_step("end_step", end_step), every)
+    return _sparse_training(
+        "set_",
+        swaps,
+        as_part("drop_fraction", drop_fraction),
+        inner,
+        key,
         include=include,
         exclude=exclude,
         overrides=overrides,
         distribution=distribution,
         structure=structure,
+        score=random_score,
         roles=roles,
         structural=structural,
-        grow=random_score,
     )
 
 
@@ -180,7 +171,26 @@ def static_sparse(
 ) -> optax.GradientTransformationExtraArgs:
     """Random masks that never change: the baseline of sparse training.
 
-    Arguments are those of `rigl`. To train with masks of your own, see `set_masks`.
+    To train with masks of your own, see `set_masks`.
+
+    Args:
+      sparsity: fraction of zeros, from the first step on, in [0, 1).
+      inner: the optimizer.
+      key: PRNG key of the masks; `jax.random.key(0)` by default.
+      include: which leaves to prune, as in `prune`; so are the next six arguments.
+      exclude: which leaves to leave out.
+      overrides: maps regexes to sparsities.
+      distribution: how sparsity is spread over leaves. Distributions in which leaves share a pool,
+        such as `global_pool`, are an error, as in `rigl`.
+      structure: what is kept or dropped together.
+      roles: what each axis does in the products of the model.
+      structural: which weights exist; the masks drop all others.
+
+    Returns:
+      A transformation whose state is a `PruneState`.
+
+    Raises:
+      TypeError, ValueError: as in `rigl`.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -189,21 +199,60 @@ def static_sparse(
       >>> int(state.masks["kernel"].sum())
       8
     """
-    return rigl(
-        sparsity,
-        end_step=0,
-        inner=inner,
-        every=1,
-        drop_fraction=0.0,
-        key=key,
+    as_sparsity(sparsity, "sparsity")
+    return _sparse_training(
+        "static_sparse",
+        one_shot_schedule(sparsity),
+        0.0,
+        inner,
+        key,
         include=include,
         exclude=exclude,
         overrides=overrides,
         distribution=distribution,
         structure=structure,
+        score=gradient_magnitude,
         roles=roles,
         structural=structural,
     )
+
+
+def _sparse_training(
+    function: str,
+    schedule: SparsitySchedule,
+    drop_fraction: float,
+    inner: Any,
+    key: Any,
+    **rules: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of `rigl` and its variants.
+
+    Args:
+      function: the public function, for errors.
+      schedule: fires at the swaps; masks never change if its only step is 0.
+      drop_fraction: of the kept weights, at step 0.
+      inner: the optimizer.
+      key: PRNG key, or None.
+      rules: the other arguments of `Recipe.of`; `score` is that of the weights to grow.
+    """
+    recipe = Recipe.of(schedule.targets, **rules)
+    _check_leafwise(function, rules["distribution"], rules["structure"])
+    if accumulates(rules["score"]):
+        raise ValueError(
+            f"{function}: grow={rules['score']} adds up over steps, but swaps need the scores of "
+            "one step. Use jaxprune.gradient_magnitude, or another score function."
+        )
+    if inner is None:
+        raise TypeError(
+            f"{function}: inner must be the optimizer to wrap, got None. Pass one, such as "
+            "inner=optax.adamw(3e-4)."
+        )
+    if key is not None:
+        check_key("key", key)
+    fractions = _swap_fractions(schedule, drop_fraction)
+    algorithm = SWAP if schedule.end_step else STATIC
+    settings = Settings(schedule, recipe, algorithm, swap_fractions=fractions)
+    return transformation(settings, inner, key)
 
 
 def _swap_schedule(final_sparsity: float, end_step: int, every: Any) -> SparsitySchedule:
@@ -216,8 +265,9 @@ def _swap_schedule(final_sparsity: float, end_step: int, every: Any) -> Sparsity
     return SparsitySchedule(every, end_step, every, (schedule.final_sparsity,) * n_fires)
 
 
-def _swap_fractions(schedule: SparsitySchedule, end_step: int, first: float) -> tuple[float, ...]:
-    """The fraction of kept units that each fire swaps: half a cosine from `first` to zero."""
+def _swap_fractions(schedule: SparsitySchedule, first: float) -> tuple[float, ...]:
+    """The fraction of kept units that each fire drops: half a cosine from `first` to zero."""
+    end_step = schedule.end_step
     return tuple(
         first / 2 * (1 + math.cos(math.pi * step / end_step)) if step < end_step else 0.0
         for step in schedule.fire_steps

@@ -435,7 +435,19 @@ ARGUMENTS = [
         "rigl_without_optimizer",
         lambda: jaxprune.rigl(0.5, 10, inner=None),
         TypeError,
-        ("inner", "None", "optax.adamw(3e-4)"),
+        ("rigl: inner", "None", "optax.adamw(3e-4)"),
+    ),
+    case(
+        "set_without_optimizer",
+        lambda: jaxprune.set_(0.5, 10, inner=None),
+        TypeError,
+        ("set_: inner", "None", "optax.adamw(3e-4)"),
+    ),
+    case(
+        "static_sparse_without_optimizer",
+        lambda: jaxprune.static_sparse(0.5, inner=None),
+        TypeError,
+        ("static_sparse: inner", "None", "optax.adamw(3e-4)"),
     ),
     case(
         "axis_name_number",
