@@ -352,6 +352,6 @@ def check_steps(begin_step: Any, end_step: Any, every: Any) -> tuple[int, int, i
         raise ValueError(
             f"every={every} from step {begin_step} to step {end_step} makes {n_fires} fires; at "
             f"most {_MOST_FIRES} are tabulated. Recompute the masks less often: "
-            f"every={-(-(end_step - begin_step) // 1000)} makes 1000 fires."
+            f"every={-(-(end_step - begin_step) // 1000)} makes about 1000 fires."
         )
     return begin_step, end_step, every

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import as_sparsity, check_steps, shown
-from jaxprune._recipe.schedules import SparsitySchedule, fire_grid
+from jaxprune._recipe.fire_steps import fire_grid
+from jaxprune._recipe.schedules import SparsitySchedule
 
 _ROUNDING = Fraction(1, 10**6)  # a float32 schedule may fall by this much through rounding
 
@@ -23,8 +24,9 @@ def from_optax_schedule(
     """A schedule with the values of any optax schedule, which is called only while it is built.
 
     Args:
-      fn: step -> sparsity, called with each fire step as an int32 scalar. Its float32 values are
-        read as the shortest decimals that round to them: 0.9 gives exactly nine tenths.
+      fn: a function from a step, an int32 scalar, to a sparsity. It is called once for each fire. A
+        float32 value stands for the shortest decimal that rounds to it, so 0.9 means exactly nine
+        tenths.
       begin_step: step of the first fire.
       end_step: step of the last fire, which always fires.
       every: steps between fires.
@@ -33,7 +35,7 @@ def from_optax_schedule(
       A `SparsitySchedule`.
 
     Raises:
-      TypeError: `fn` is not callable, or a step is not an int.
+      TypeError: `fn` is not callable or fails, or a step is not an int.
       ValueError: a value is outside [0, 1), or lower than the one before: masks only shrink.
 
     Example:
@@ -70,8 +72,9 @@ def _value_at(fn: Callable[[Any], Any], step: int) -> np.ndarray:
     try:
         return np.asarray(fn(jnp.asarray(step, jnp.int32)))
     except Exception as error:  # of any type: it comes from the code of the user
+        cause = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": .")
         raise TypeError(
-            f"from_optax_schedule: fn({step}) fails with {type(error).__name__}. `fn` must be a "
-            f"function from a step, an int32 scalar, to a sparsity, got {shown(fn)}. Pass a "
-            "schedule such as optax.linear_schedule(0.0, 0.9, 1000)."
+            f"from_optax_schedule: fn({step}) fails with {cause}. `fn` must be a function from a "
+            f"step, an int32 scalar, to a sparsity, got {shown(fn)}. Pass a schedule such as "
+            "optax.linear_schedule(0.0, 0.9, 1000)."
         ) from error

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._recipe.schedules import SparsitySchedule, check_schedule, fires_at, latest_fire
+from jaxprune._base.arguments import shown
+from jaxprune._recipe.fire_steps import fires_at, latest_fire
+from jaxprune._recipe.schedules import SparsitySchedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,3 +130,31 @@ def as_schedule(schedule: Any, also: str = "") -> SparsitySchedule | ScheduleLis
     for member in schedule:
         check_schedule(member)
     return ScheduleList(tuple(schedule))
+
+
+def check_schedule(schedule: Any, also: str = "") -> None:
+    """Raises a TypeError that says how to build a schedule, unless `schedule` is one.
+
+    `also` names what else the caller accepts.
+    """
+    if isinstance(schedule, SparsitySchedule):
+        return
+    is_own = (getattr(schedule, "__module__", None) or "").partition(".")[0] == "jaxprune"
+    name = getattr(schedule, "__name__", "")
+    if isinstance(schedule, (int, float, np.ndarray, jax.Array)):
+        fix = (
+            "For a constant sparsity pass jaxprune.one_shot_schedule(sparsity), for a gradual one "
+            "jaxprune.cubic_schedule(sparsity, begin_step=..., end_step=...)."
+        )
+    elif hasattr(schedule, "init"):
+        fix = "Pass the optimizer by name: prune(schedule, inner=optimizer)."
+    elif is_own and name.endswith("_schedule"):
+        first = "fn" if name == "from_optax_schedule" else "0.9"
+        fix = f"Call it: jaxprune.{name}({first}, ...)."
+    elif callable(schedule) and not is_own:
+        fix = "Wrap it: jaxprune.from_optax_schedule(fn, begin_step=..., end_step=...)."
+    else:
+        fix = "Build one with jaxprune.cubic_schedule(0.9, begin_step=..., end_step=...)."
+    raise TypeError(
+        f"schedule must be a jaxprune.SparsitySchedule{also}, got {shown(schedule)}. {fix}"
+    )

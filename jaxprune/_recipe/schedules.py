@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprune._base.arguments import as_flag, as_sparsity, check_step, check_steps, is_int, shown
+from jaxprune._recipe.fire_steps import fire_grid, fires_at, latest_fire
 
 _LARGEST_EXACT_POWER = 100
 
@@ -37,6 +37,12 @@ class SparsitySchedule:
       targets: one exact sparsity per fire, in [0, 1).
       may_fall: whether a target may be lower than the one before it. False by default, because
         masks only shrink; `prune` accepts a schedule that falls only with `regrow`.
+
+    Raises:
+      TypeError: a step is not an int, `targets` is not a tuple or a list of real numbers, or
+        `may_fall` is not a bool.
+      ValueError: steps as for `polynomial_schedule`, a target outside [0, 1), not exactly one
+        target per fire, or targets that fall without `may_fall`.
 
     Example:
       >>> schedule = cubic_schedule(0.9, begin_step=10, end_step=25, every=10)
@@ -70,7 +76,8 @@ class SparsitySchedule:
                 raise ValueError(
                     "targets must not fall, because masks only shrink, got "
                     f"{float(targets[i - 1])} at step {fire_steps[i - 1]} and {float(targets[i])} "
-                    f"at step {fire_steps[i]}. Pass targets in increasing order."
+                    f"at step {fire_steps[i]}. Pass targets in increasing order, or "
+                    "may_fall=True for prune(..., regrow='zero')."
                 )
         for name, value in zip(("begin_step", "end_step", "every"), steps, strict=True):
             object.__setattr__(self, name, value)
@@ -93,7 +100,7 @@ class SparsitySchedule:
         return fires_at(step, self.begin_step, self.end_step, self.every)
 
     def index(self, step: Any) -> Any:
-        """The number of the latest fire at a step, an int or an array; -1 before the first."""
+        """Which fire is the latest at a step, counted from 0; -1 before the first. Int or array."""
         last = len(self.targets) - 1
         if isinstance(step, numbers.Integral):
             step = int(step)
@@ -242,7 +249,20 @@ def linear_schedule(
     every: int = 100,
     initial_sparsity: float = 0.0,
 ) -> SparsitySchedule:
-    """A schedule that rises by the same amount at every fire: `polynomial_schedule` with power 1.
+    """A schedule that rises in proportion to the step: `polynomial_schedule` with power 1.
+
+    Args:
+      final_sparsity: fraction of zeros from `end_step` on, in [0, 1).
+      begin_step: step of the first fire.
+      end_step: step of the last fire. If it is not on the grid, the last rise is smaller.
+      every: steps between fires.
+      initial_sparsity: reached at `begin_step`.
+
+    Returns:
+      A `SparsitySchedule`.
+
+    Raises:
+      TypeError, ValueError: as `polynomial_schedule`.
 
     Example:
       >>> [float(t) for t in linear_schedule(0.8, 0, 4, every=1).targets]
@@ -255,6 +275,16 @@ def linear_schedule(
 
 def one_shot_schedule(final_sparsity: float, step: int = 0) -> SparsitySchedule:
     """A schedule that reaches its final sparsity in one step; leaves are dense before it.
+
+    Args:
+      final_sparsity: fraction of zeros from `step` on, in [0, 1).
+      step: the only fire; 0 is the first update.
+
+    Returns:
+      A `SparsitySchedule`.
+
+    Raises:
+      TypeError, ValueError: as `polynomial_schedule`.
 
     Example:
       >>> one_shot_schedule(0.5, step=100).fire_steps
@@ -294,63 +324,6 @@ def acdc_schedule(
     sparse = [i % 2 == 0 or step == end_step for i, step in enumerate(steps)]
     targets = [final if phase else Fraction(0) for phase in sparse]
     return SparsitySchedule(begin_step, end_step, every, tuple(targets), may_fall=True)
-
-
-def fire_grid(begin_step: int, end_step: int, every: int) -> tuple[int, ...]:
-    """The steps at which a schedule fires: `every` steps from the first, and always the last.
-
-    Example:
-      >>> fire_grid(10, 25, 10)
-      (10, 20, 25)
-    """
-    return (*range(begin_step, end_step, every), end_step)
-
-
-def fires_at(step: Any, begin_step: Any, end_step: Any, every: Any) -> Any:
-    """Whether a schedule with these steps fires at `step`; all of them may be traced."""
-    inside = (step >= begin_step) & (step < end_step)
-    on_grid = inside & (_periods(step - begin_step, every) * every == step - begin_step)
-    return on_grid | (step == end_step)
-
-
-def latest_fire(step: Any, begin_step: Any, end_step: Any, every: Any, last: Any) -> jax.Array:
-    """The number of the latest fire, of `last + 1`, at a step that is not before the first."""
-    return jnp.where(step >= end_step, last, _periods(step - begin_step, every))
-
-
-def _periods(n_steps: Any, every: Any) -> Any:
-    """How often `every` steps fit into `n_steps`, if these are not negative.
-
-    `//` of arrays rounds negative quotients down, and takes ten operations.
-    """
-    if not isinstance(n_steps, jax.Array):
-        return n_steps // every
-    return lax.div(*jnp.broadcast_arrays(n_steps, jnp.asarray(every, n_steps.dtype)))
-
-
-def check_schedule(schedule: Any, also: str = "") -> None:
-    """Raises a TypeError that says how to build a schedule, unless `schedule` is one.
-
-    `also` names what else the caller accepts.
-    """
-    if isinstance(schedule, SparsitySchedule):
-        return
-    if isinstance(schedule, (int, float, np.ndarray, jax.Array)):
-        fix = (
-            "For a constant sparsity pass jaxprune.one_shot_schedule(sparsity), for a gradual one "
-            "jaxprune.cubic_schedule(sparsity, begin_step=..., end_step=...)."
-        )
-    elif hasattr(schedule, "init"):
-        fix = "Pass the optimizer by name: prune(schedule, inner=optimizer)."
-    elif getattr(schedule, "__module__", "").startswith("jaxprune.") and callable(schedule):
-        fix = f"Call it: jaxprune.{schedule.__name__}(0.9, ...)."
-    elif callable(schedule):
-        fix = "Wrap it: jaxprune.from_optax_schedule(fn, begin_step=..., end_step=...)."
-    else:
-        fix = "Build one with jaxprune.cubic_schedule(0.9, begin_step=..., end_step=...)."
-    raise TypeError(
-        f"schedule must be a jaxprune.SparsitySchedule{also}, got {shown(schedule)}. {fix}"
-    )
 
 
 # Their examples run, although by `__module__` they belong to `jaxprune`.

@@ -18,8 +18,8 @@ from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.leaf_axes import note_of_name
-from jaxprune._recipe.schedule_list import ScheduleList
-from jaxprune._recipe.schedules import SparsitySchedule, check_schedule
+from jaxprune._recipe.schedule_list import ScheduleList, check_schedule
+from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._report.combined_plans import combined, plan_of_zeros, with_leaves
@@ -60,12 +60,12 @@ def plan(
     Args:
       params: a tree of arrays or of `jax.ShapeDtypeStruct`. Nothing is computed, except for
         `keep_zeros`, whose plan counts the zeros of arrays.
-      schedule: as in `prune`, or a final sparsity, or an optimizer, or what holds it as `.tx`. An
-        optimizer has its own arguments, so pass no others with it. If it contains several
-        transformations of jaxprune, the table shows what all of them prune. Of a list of schedules,
-        the table shows the first, and the notes have the totals of the others.
-      inner: as in `prune`, and so are all arguments after it. This one is checked, but changes no
-        count.
+      schedule: as in `prune`, or a final sparsity, or an optimizer, or an object that has one as
+        `.tx`, such as a TrainState. An optimizer has its own arguments, so pass no others with it.
+        If it contains several transformations of jaxprune, the table shows what all of them prune.
+        Of a list of schedules, the table shows the first, and the notes have the totals of the
+        others.
+      inner: checked, but changes no count. It and all arguments after it are those of `prune`.
       include: which leaves to prune.
       exclude: which leaves to leave out.
       overrides: maps regexes to final sparsities.
@@ -289,7 +289,7 @@ def _when(settings: Settings, budget: Budget, expected: Forecast) -> str:
     if expected.reached != expected.asked:
         has_overrides = any(k is not None for leaf in budget.leaves for k in leaf.overrides)
         allowed = f"allows {float(expected.reached):.4g}"
-        # Overrides have a sparsity of their own, so that of all leaves would mislead.
+        # With overrides, the sparsity of all leaves is not the one that was asked for.
         kept = f"keeps {_units(expected)} more"
         final += f" (the density floor {kept if has_overrides else allowed})"
     if not settings.swap_fractions:

@@ -176,7 +176,9 @@ def check_sums(score: Any, score_state: Any) -> None:
 
 
 def _n_schedules(n: int | None) -> str:
-    return "a single schedule" if n is None else f"a list of {n} schedules"
+    if n is None:
+        return "a single schedule"
+    return f"a list of {n} schedule{'' if n == 1 else 's'}"
 
 
 def check_updates(chosen: Sequence[int], tree: Tree, updates: list[Any], name: str) -> None:

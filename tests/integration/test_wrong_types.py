@@ -328,6 +328,7 @@ OF_PYTHON = re.compile(
 # Code of the user that fails, or that a message quotes: the error of that code is all there is.
 QUOTES = ("shrink", "channel_groups", "shrunk_apply", "packed_apply", "axis_roles")
 QUOTES += ("sensitivity score", "layer_inputs", "prune_sequentially", "resize_linen")
+QUOTES += ("from_optax_schedule",)
 
 
 CALLED = (

@@ -112,7 +112,7 @@ MUTANTS = (
     ),
     Mutant(
         "the-end-step-does-not-fire",
-        "_recipe/schedules.py",
+        "_recipe/fire_steps.py",
         "return on_grid | (step == end_step)",
         "return on_grid",
         (
@@ -123,7 +123,7 @@ MUTANTS = (
     ),
     Mutant(
         "the-begin-step-does-not-fire",
-        "_recipe/schedules.py",
+        "_recipe/fire_steps.py",
         "inside = (step >= begin_step) & (step < end_step)",
         "inside = (step > begin_step) & (step < end_step)",
         (
@@ -145,7 +145,7 @@ MUTANTS = (
     ),
     Mutant(
         "the-traced-last-fire-is-one-late",
-        "_recipe/schedules.py",
+        "_recipe/fire_steps.py",
         "return jnp.where(step >= end_step, last,",
         "return jnp.where(step > end_step, last,",
         ("recipe/test_schedules.py::test_traced_steps_agree_with_host_steps",),

@@ -80,6 +80,23 @@ def test_every_step_argument_is_validated(argument, value, kind, got, fix):
     assert_says(error_of(lambda: TAKES_STEP[argument](value), kind), argument, got, fix)
 
 
+NOT_SCHEDULES = {
+    "a_score": (jaxprune.magnitude, "jaxprune.cubic_schedule(0.9, begin_step=..., end_step=...)"),
+    "prune": (jaxprune.prune, "jaxprune.cubic_schedule(0.9, begin_step=..., end_step=...)"),
+    "the_class": (jaxprune.SparsitySchedule, "jaxprune.cubic_schedule(0.9, begin_step=..., "),
+    "a_sum": (jaxprune.movement, "jaxprune.cubic_schedule(0.9, begin_step=..., end_step=...)"),
+    "linear": (jaxprune.linear_schedule, "Call it: jaxprune.linear_schedule(0.9, ...)"),
+    "one_shot": (jaxprune.one_shot_schedule, "Call it: jaxprune.one_shot_schedule(0.9, ...)"),
+    "read_off": (jaxprune.from_optax_schedule, "Call it: jaxprune.from_optax_schedule(fn, ...)"),
+    "of_optax": (optax.cosine_decay_schedule, "Wrap it: jaxprune.from_optax_schedule(fn, "),
+}
+
+
+@pytest.mark.parametrize("value, fix", NOT_SCHEDULES.values(), ids=NOT_SCHEDULES)
+def test_a_function_in_place_of_a_schedule_is_told_what_to_call(value, fix):
+    assert_says(error_of(lambda: jaxprune.prune(value), TypeError), "schedule must be", fix)
+
+
 def poly(**arguments):
     return jaxprune.polynomial_schedule(0.5, 0, 10, **arguments)
 
@@ -129,7 +146,7 @@ SCHEDULES = [
         "too_many_fires",
         lambda: cubic(end_step=200_000, every=1),
         ValueError,
-        ("every=1", ("200001 fires", "100000"), "every=200"),
+        ("every=1", ("200001 fires", "100000"), "every=200 makes about 1000 fires"),
     ),
     case(
         "initial_above_final",
@@ -179,6 +196,12 @@ SCHEDULES = [
         (("from_optax_schedule", "fn(0)"), "array([0.5, 0.5], dtype=float32)", "[0, 1)"),
     ),
     case(
+        "read_off_a_function_that_fails",
+        lambda: read_off(lambda step: {}["sparsities"]),
+        TypeError,
+        ("fn(0)", "KeyError: 'sparsities'", "optax.linear_schedule(0.0, 0.9, 1000)"),
+    ),
+    case(
         "read_off_number",
         lambda: read_off(0.5),
         TypeError,
@@ -206,7 +229,7 @@ SCHEDULES = [
         "falling_targets",
         lambda: jaxprune.SparsitySchedule(0, 10, 5, (0.1, 0.5, 0.25)),
         ValueError,
-        ("targets", ("0.5 at step 5", "0.25 at step 10"), "increasing order"),
+        ("targets", ("0.5 at step 5", "0.25 at step 10"), ("increasing order", "may_fall=True")),
     ),
     case(
         "one_target",

@@ -258,6 +258,12 @@ BAD = [
         ("state", ("a single schedule", "a list of 4"), "jaxprune.upgrade_state"),
     ),
     case(
+        "a_list_of_one",
+        lambda: updated(SCHEDULES, SCHEDULES[:1]),
+        ValueError,
+        ("state", ("a list of 1 schedule,", "a list of 4 schedules"), "jaxprune.upgrade_state"),
+    ),
+    case(
         "a_list_for_a_single_schedule",
         lambda: updated(SCHEDULES[0], SCHEDULES),
         ValueError,
