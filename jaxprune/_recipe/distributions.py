@@ -30,7 +30,9 @@ class Distribution:
 
     Attributes:
       name: its name in reports and errors.
-      assign: `(leaves, minimum density of each leaf) -> Pools`.
+      assign: `(leaves, floor) -> Pools`. `leaves` is a list of `LeafShape`, with the attributes
+        `path`, `shape`, `n_units`, `targets`, `fixed`, `n_groups` and `roles`. `floor` is the
+        minimum density, a fraction. Both classes are in `jaxprune._recipe.pools`.
       normalized: what scores are divided by before leaves compete: False for nothing, True for the
         root mean square of their leaf, `"l2"` for its Euclidean norm.
       floor: the minimum density of every leaf.
@@ -89,7 +91,14 @@ def _pools(
 
 
 uniform = Distribution("uniform", _uniform, needs_whole_leaves=False)
-"""Every leaf reaches the same sparsity on its own, as in Zhu & Gupta (2017)."""
+"""Every leaf reaches the same sparsity on its own, as in Zhu & Gupta (2017).
+
+Example:
+  >>> import jax.numpy as jnp, jaxprune
+  >>> params = {"a": jnp.ones((10, 10)), "b": jnp.ones((20, 100))}
+  >>> {leaf.path: leaf.sparsity for leaf in jaxprune.plan(params, 0.9).leaves}
+  {'a': 0.9, 'b': 0.9}
+"""
 
 
 # Higher density for small leaves
@@ -156,20 +165,36 @@ def _shares(
 
 
 erk = Distribution("erk", _erk)
-"""Erdos-Renyi-Kernel: the density of a leaf is in proportion to (sum of its axes) / (product).
+"""Erdos-Renyi-Kernel: small leaves stay denser than large ones.
+
+The density of a leaf is proportional to the sum of the lengths of its axes, divided by their
+product.
 
 Where the roles of a leaf are known, its axes are the window of a convolution, the flattened inputs
 and the flattened outputs, so that (512, 8, 64) has the density of 512 x 512.
 
-Small leaves stay denser than large ones. Where a density would exceed 1 the leaf stays dense, and
-the other leaves absorb the difference, as in Evci et al. 2020 (arXiv:1911.11134). The total is
-exact.
+Where a density would exceed 1 the leaf stays dense, and the other leaves absorb the difference, as
+in Evci et al. 2020 (arXiv:1911.11134). The total is exact.
+
+Example:
+  >>> import jax.numpy as jnp, jaxprune
+  >>> params = {"a": jnp.ones((10, 10)), "b": jnp.ones((20, 100))}
+  >>> report = jaxprune.plan(params, 0.9, distribution=jaxprune.erk)
+  >>> {leaf.path: leaf.sparsity for leaf in report.leaves}
+  {'a': 0.7, 'b': 0.91}
 """
 
 er = Distribution("er", _er)
 """Erdos-Renyi: `erk` on inputs and outputs only (Mocanu et al. 2018, arXiv:1707.04780).
 
 Without roles, these are the last two axes.
+
+Example:
+  >>> import jax.numpy as jnp, jaxprune
+  >>> params = {"a": jnp.ones((3, 3, 10, 10)), "b": jnp.ones((20, 100))}
+  >>> report = jaxprune.plan(params, 0.5, distribution=jaxprune.er)
+  >>> {leaf.path: round(leaf.sparsity, 2) for leaf in report.leaves}
+  {'a': 0.03, 'b': 0.71}
 """
 
 
@@ -200,10 +225,24 @@ def _global(leaves: Sequence[LeafShape], floor: Fraction) -> Pools:
 
 
 global_pool = Distribution("global_pool", _global, pooled=True, needs_whole_leaves=False)
-"""All leaves compete in one pool by their unscaled scores."""
+"""All leaves compete in one pool by their unscaled scores.
+
+Example:
+  >>> import jax.numpy as jnp, jaxprune
+  >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0, 4.0]])}
+  >>> jaxprune.prune_params(params, 0.25, distribution=jaxprune.global_pool)[1]["a"].tolist()
+  [[False, True]]
+"""
 
 normalized_pool = Distribution("normalized_pool", _global, normalized=True, pooled=True)
-"""All leaves compete in one pool by scores divided by the root mean square of their leaf."""
+"""All leaves compete in one pool by scores divided by the root mean square of their leaf.
+
+Example:
+  >>> import jax.numpy as jnp, jaxprune
+  >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[30.0, 900.0]])}
+  >>> jaxprune.prune_params(params, 0.25, distribution=jaxprune.normalized_pool)[1]["b"].tolist()
+  [[False, True]]
+"""
 
 l2_pool = Distribution("l2_pool", _global, normalized="l2", pooled=True)
 """All leaves compete in one pool by scores divided by the Euclidean norm of their leaf.
@@ -211,6 +250,12 @@ l2_pool = Distribution("l2_pool", _global, normalized="l2", pooled=True)
 This is the global pruning of JaxPruner and nncf. The norm grows with the number of weights, so a
 large leaf loses more of its weights than a small one of the same scale; in `normalized_pool` both
 lose the same part.
+
+Example:
+  >>> import jax.numpy as jnp, jaxprune
+  >>> params = {"a": jnp.ones((2, 2)), "b": jnp.ones((1, 2))}
+  >>> jaxprune.prune_params(params, 0.5, distribution=jaxprune.l2_pool)[1]["a"].tolist()
+  [[True, False], [False, False]]
 """
 
 
@@ -228,6 +273,10 @@ def min_density(density: float, distribution: Distribution = uniform) -> Distrib
     Returns:
       A `Distribution`.
 
+    Raises:
+      TypeError: `density` is not a real number, or `distribution` is not a `Distribution`.
+      ValueError: a density outside [0, 1).
+
     Example:
       >>> min_density(0.05, erk)
       min_density(0.05, erk)
@@ -235,7 +284,8 @@ def min_density(density: float, distribution: Distribution = uniform) -> Distrib
     if isinstance(density, Distribution):
         raise TypeError(
             f"min_density: density must be a real number in [0, 1), got the distribution {density}."
-            f" Pass the number first: min_density(0.05, jaxprune.{density})."
+            " Pass the number first, and then the distribution without its own minimum, such as "
+            "min_density(0.05, jaxprune.global_pool)."
         )
     floor = as_sparsity(density, "min_density: density", of="kept weights")
     _check_distribution("min_density", distribution)
@@ -261,7 +311,8 @@ def per_slice(rules: str | Mapping[str, int], distribution: Distribution = unifo
       A `Distribution`.
 
     Raises:
-      ValueError: a distribution with one pool for all leaves, where slices make no difference.
+      TypeError: rules that are neither a regex nor map regexes to ints, or no `Distribution`.
+      ValueError: an invalid regex, or one pool for all leaves, where slices make no difference.
 
     Example:
       >>> per_slice(".*layers/.*")
@@ -279,7 +330,7 @@ def per_slice(rules: str | Mapping[str, int], distribution: Distribution = unifo
     if distribution.pooled:
         raise ValueError(
             f"per_slice: {distribution} puts all slices in one pool, so per_slice has no effect. "
-            f"Pass distribution={distribution} alone."
+            "Leave it out, and pass the distribution itself."
         )
     as_rules(tuple(axes), "per_slice: rules")
     name = f"per_slice({axes!r}, {distribution})"

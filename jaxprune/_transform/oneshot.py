@@ -148,7 +148,8 @@ def _warn_emptied(
         warnings.warn(
             f"jaxprune.prune_params: {listed(emptied)}: all weights are dropped, because in "
             f"{distribution} the weights of all leaves compete. Keep some in every leaf with "
-            f"distribution=jaxprune.min_density(0.05, {distribution}), or leave leaves out with "
+            "distribution=jaxprune.min_density(0.05, jaxprune.global_pool) (or another "
+            "distribution in place of global_pool), or leave leaves out with "
             f"exclude={rule_for(emptied[0])!r}.",
             stacklevel=3,
         )
@@ -157,14 +158,14 @@ def _warn_emptied(
 def masks_from_params(
     params: chex.ArrayTree, *, include: Any = None, exclude: Any = ()
 ) -> chex.ArrayTree:
-    """Masks that drop the weights which are zero: to go on from sparse params without their state.
+    """Masks that drop the weights which are zero, to continue from sparse params without a state.
 
-    To fine-tune sparse params, `keep_zeros` does all of it in one call.
+    To fine-tune sparse params, `keep_zeros` does everything in one call.
 
     Args:
       params: any tree.
-      include: which leaves to look at; by default those that `prune` would prune. A leaf of zeros
-        only is kept whole, so that it can learn, unless `include` matches it.
+      include: which leaves to look at; by default those that `prune` would prune. A leaf that
+        contains only zeros is kept whole, so that it can learn, unless `include` matches it.
       exclude: which leaves to leave out. A leaf that is not chosen is kept whole, zeros included.
 
     Returns:

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import doctest
 import inspect
 import pickle
 import pydoc
@@ -88,6 +89,13 @@ def test_values_have_the_docstring_below_their_assignment(name):
     assert value.__doc__ != type(value).__doc__
     assert value.__doc__ in inspect.getsource(inspect.getmodule(_class_module(value)))
     assert f"\n{name}\n" in pydoc.plain(pydoc.render_doc(value))
+
+
+@pytest.mark.parametrize("name", [name for name in VALUES if name != "movement"])
+def test_examples_of_distributions_run(name):
+    test = doctest.DocTestParser().get_doctest(getattr(jaxprune, name).__doc__, {}, name, name, 0)
+    assert test.examples
+    assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
 
 
 def _class_module(value):

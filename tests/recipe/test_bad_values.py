@@ -74,6 +74,22 @@ VALUES = [
         ("min_density: density", "global_pool", "min_density(0.05, jaxprune.global_pool)"),
     ),
     case(
+        "a_density_that_is_a_distribution_with_a_floor",
+        lambda: jaxprune.min_density(jaxprune.min_density(0.1, jaxprune.erk)),
+        TypeError,
+        (
+            "min_density: density",
+            "min_density(0.1, erk)",
+            "min_density(0.05, jaxprune.global_pool)",
+        ),
+    ),
+    case(
+        "slices_in_one_pool",
+        lambda: jaxprune.per_slice("w", jaxprune.min_density(0.1, jaxprune.global_pool)),
+        ValueError,
+        ("per_slice:", "min_density(0.1, global_pool)", "pass the distribution itself"),
+    ),
+    case(
         "slices_along_a_missing_axis",
         lambda: init(params(), distribution=jaxprune.per_slice({"w": 5})),
         ValueError,
@@ -114,6 +130,24 @@ VALUES = [
         lambda: rigl(grow=jaxprune.movement),
         ValueError,
         ("rigl: grow", "movement", "jaxprune.gradient_magnitude"),
+    ),
+    case(
+        "set_in_one_pool",
+        lambda: jaxprune.set_(0.5, 4, inner=ADAM, distribution=jaxprune.global_pool),
+        ValueError,
+        ("set_:", "global_pool", "jaxprune.erk"),
+    ),
+    case(
+        "static_sparse_groups",
+        lambda: jaxprune.static_sparse(0.5, inner=ADAM, structure=jaxprune.NM(2, 4)),
+        ValueError,
+        ("static_sparse:", "NM groups", "prune(..., structure=NM(n, m))"),
+    ),
+    case(
+        "static_sparse_without_weights",
+        lambda: jaxprune.static_sparse(1, inner=ADAM),
+        ValueError,
+        ("sparsity is a fraction", "got 1", "such as 0.99"),
     ),
     case(
         "gradients_of_another_model",

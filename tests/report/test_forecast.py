@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import warnings
 
 import jax
@@ -247,6 +248,10 @@ def test_prune_params_warns_where_a_pool_empties_a_leaf(distribution):
         jaxprune.prune_params(unequal(), 0.6, distribution=distribution)
     assert len(caught) == 1
     assert caught[0].filename == __file__
+    fix = re.search(
+        r"with distribution=(jaxprune\.min_density\(.*?\)) \(or", str(caught[0].message)
+    )
+    assert isinstance(eval(fix[1], {"jaxprune": jaxprune}), jaxprune.Distribution)
 
 
 @pytest.mark.skip_in("disable_jit", reason="nothing is traced")
