@@ -314,7 +314,8 @@ def sensitivity_map(sensitivity: Sensitivity, ax: Any = None) -> Any:
     image = ax.imshow(shown_change, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     ax.set_xticks(range(n_columns), [f"{sparsity:.4g}" for sparsity in sensitivity.sparsities])
     ax.set_yticks(range(n_rows), sensitivity.rules)
-    ax.set(xlabel="sparsity of the leaf", title="Loss with one leaf pruned")
+    row = "group" if sensitivity.grouped else "leaf"
+    ax.set(xlabel=f"sparsity of the {row}", title=f"Loss with one {row} pruned")
     ax.figure.colorbar(image, ax=ax, label="change of the loss")
     return ax
 

@@ -48,7 +48,7 @@ def _options() -> Any:
             ...,
             "--out",
             "-o",
-            help="File to write; its suffix sets the format. Shards: a folder.",
+            help="File to write; its suffix sets the format. For shards, a folder.",
         ),
         kind=_choice(None, "--format", FORMATS, "|".join(FORMATS)),
         force=typer.Option(False, "--force", help="Replace an existing file."),
@@ -57,7 +57,7 @@ def _options() -> Any:
             None,
             "--sparsity",
             "-s",
-            help="Fraction of zeros, in [0, 1). nm:2:4 implies 0.5.",
+            help="Fraction of zeros, in [0, 1). Optional with nm:N:M, which implies it.",
             parser=as_number,
             metavar="<float>",
         ),
@@ -69,15 +69,17 @@ def _options() -> Any:
 
 
 def _ways_to_prune() -> dict[str, Any]:
-    """The options that say how leaves are pruned, each a word of a few."""
-    structure = "nm:2:4[:AXIS], block:1x16[:balanced], channel[:AXIS]; without AXIS by --layout."
+    """The options that say how leaves are pruned; each takes one of a few words."""
+    structure = "nm:2:4[:AXIS], block:1x16[:balanced], channel[:AXIS]. --layout finds the axis."
     layout = "auto|jax|torch: weights are (in, out) in jax, (out, in) in torch."
     distribution = f"How sparsity is spread over leaves: {'|'.join(DISTRIBUTIONS)}"
     ties = f"Which of equal scores are kept: {'|'.join(TIES)}"
     return {
         "structure": _choice("unstructured", "--structure", _STRUCTURES, structure),
         "distribution": _choice("uniform", "--distribution", DISTRIBUTIONS, distribution),
-        "score": _choice("magnitude", "--score", SCORES, f"What is kept: {'|'.join(SCORES)}"),
+        "score": _choice(
+            "magnitude", "--score", SCORES, f"Which weights to keep: {'|'.join(SCORES)}"
+        ),
         "ties": _choice("index", "--ties", TIES, ties),
         "layout": _choice("auto", "--layout", LAYOUTS, layout),
     }
@@ -240,7 +242,7 @@ def _exit_codes() -> Iterator[None]:
         typer.echo(f"jaxprune: {_told(error)}", err=True)
         code = {WrongOption: 2, FailedCheck: 3}.get(type(error), 1)
         raise typer.Exit(code) from None
-    if is_stopped:  # the interrupt is freed by now, and with it what it kept from being cleaned up
+    if is_stopped:  # by now the interrupt is freed, and so are the objects that it kept alive
         exit_if_program()
         typer.echo(STOPPED, err=True)
         raise typer.Exit(130)
@@ -251,7 +253,7 @@ def _told(error: Exception) -> str:
     """The text of an error, in the words of the command line."""
     if not isinstance(error, OSError) or not error.strerror:
         return told(error)
-    if error.filename is None:  # files name their path: this is a print
+    if error.filename is None:  # an error of a file has its path, so this one comes from printing
         _discard_output()
         return f"standard output: {error.strerror}."
     return f"{os.fsdecode(error.filename)}: {error.strerror}."

@@ -88,7 +88,8 @@ def planned(source: Source, sparsity: float, rules: Rules, layout: str = "auto")
     if line := quantised_line([leaf for leaf in leaves if row_of[leaf.path].n_zero == 0]):
         notes.append(line)
     rows = tuple(row_of[leaf.path] for leaf in leaves)
-    report = dataclasses.replace(report, leaves=rows, notes=tuple(notes))
+    title = f"plan: sparsity {sparsity:.4g}"  # a file has no steps
+    report = dataclasses.replace(report, title=title, leaves=rows, notes=tuple(notes))
     return Plan(report, *_parts(chosen, list(shapes.values())))
 
 

@@ -14,7 +14,7 @@ from jaxprune._files.any_kind import Source
 from jaxprune._files.extras import import_extra
 from jaxprune._report.table import Report
 
-_FORMAT_LABELS = {"bound": "bound, uncompressed values", "jaxprune": "jaxprune.save"}
+_FORMAT_LABELS = {"bound": "lower bound, values uncompressed", "jaxprune": "jaxprune.save"}
 _LEFT_ALIGNED = ("leaf", "shape", "dtype", "structure")
 # Columns that are left out on a narrow terminal, in this order.
 _OPTIONAL = ("dense bytes", "nonzero", "dtype", "shape")
@@ -72,7 +72,7 @@ def print_inspection(report: Mapping[str, Any]) -> None:
     sizes = Table(title="Bytes by format" + ", of the params" * bool(others))
     sizes.add_column("format")
     sizes.add_column("bytes", justify="right")
-    sizes.add_column("smaller", justify="right")
+    sizes.add_column("compression", justify="right")
     for name, n_bytes in report["bytes"].items():
         ratio = report["bytes"]["dense"] / max(n_bytes, 1)
         sizes.add_row(_FORMAT_LABELS.get(name, name), f"{n_bytes:,}", f"{ratio:.2f}x")

@@ -29,8 +29,8 @@ def sizes(array: np.ndarray, formats: tuple[str, ...] = QUICK + SLOW) -> dict[st
       longer distances take an additional zero for every 256 entries.
     - `bitmask`: the nonzero values, and one bit per entry.
     - `jaxprune`: the file of `save`.
-    - `bound`: the nonzero values, and the entropy of their positions. Not a format: no format that
-      stores the values uncompressed can be smaller.
+    - `bound`: the nonzero values, and the entropy of their positions. Not a format: with the values
+      uncompressed, none is smaller, unless the positions have a pattern such as blocks.
 
     Args:
       array: any array that `save` accepts.

@@ -54,7 +54,7 @@ def summarize(params: chex.ArrayTree, masks: Any = None, *, structural: Any = No
 
     Returns:
       A `Report`. It prints as a table. With masks, the note of a leaf says how many dropped weights
-      are not zero, and how many kept weights are, if there are any.
+      are not zero and how many kept weights are zero, if there are any.
 
     Raises:
       TypeError: `params` is the name of a file, a train state or an optimizer state, or a leaf has
@@ -130,7 +130,8 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
     """Raises an error unless every dropped weight is exactly zero, now and at all fires so far.
 
     Call it outside `jit`, where you save or evaluate. With `done=True` it also verifies that
-    pruning is finished: use that form for the params that you keep.
+    pruning is finished: use that form for the params that you keep. With `regrow="hold"` and
+    `"train"` the params stay dense: without `done`, pass `apply_masks(params, opt_state)`.
 
     Args:
       params: the params that the optimizer trains.
@@ -197,7 +198,7 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
             raise ValueError(
                 f"the params are not pruned as the masks are: {_some(lacking)}. {_EARLIER}"
             )
-        fix = _NOT_FINITE if not_finite else _MISPLACED
+        fix = _NOT_FINITE if not_finite else _DENSE if _stay_dense(states) else _MISPLACED
         raise ValueError("; ".join(map(str, moved)) + ". " + fix)
     if violations:
         raise ValueError(
@@ -238,6 +239,11 @@ def _check_done(
             stacklevel=3,
         )
     return in_params
+
+
+def _stay_dense(states: Sequence[PruneState]) -> bool:
+    """Whether the params of some state hold dropped weights that are not zero."""
+    return any(state.progress is not None and not does_land(state) for state in states)
 
 
 def _some(lines: Sequence[str]) -> str:
@@ -298,6 +304,11 @@ _MISPLACED = (
     "are of an earlier step, were restored without their optimizer state, or are an average, use "
     "jaxprune.apply_masks(params, opt_state). If the model sets or rescales this leaf itself (a "
     "reparametrised weight), exclude it from pruning."
+)
+_DENSE = (
+    'With regrow="hold" and "train" the params stay dense. Check what the model uses, '
+    "jaxprune.check(jaxprune.apply_masks(params, opt_state), opt_state), or, at the end, only the "
+    "masks, jaxprune.check(params, opt_state, done=True)."
 )
 _NOT_DONE = (
     "Train until the last fire, or let the schedule end earlier. Steps are updates since tx.init; "

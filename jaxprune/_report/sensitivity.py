@@ -119,7 +119,8 @@ def sensitivity(
             pruned, n_zero[i, j] = prune(group, by_path, grads_of, sparsity)
             losses[i, j] = loss(treedef.unflatten((by_path | pruned).values()))
     sizes = [sum(math.prod(by_path[path].shape) for path in group) for group in members.values()]
-    return Sensitivity(tuple(members), tried, losses, loss.dense, np.array(sizes, np.int64), n_zero)
+    counts = np.array(sizes, np.int64), n_zero
+    return Sensitivity(tuple(members), tried, losses, loss.dense, *counts, groups is not None)
 
 
 def _prune_group(

@@ -22,6 +22,7 @@ class Sensitivity:
       dense_loss: the loss with nothing pruned.
       sizes: int64[n_groups], the number of weights in each group.
       n_zero: int64[n_groups, n_sparsities], how many of them were zero.
+      grouped: whether the groups are those of the argument `groups`, instead of single leaves.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -39,6 +40,7 @@ class Sensitivity:
     dense_loss: float
     sizes: np.ndarray
     n_zero: np.ndarray
+    grouped: bool = False
 
     def __repr__(self) -> str:
         return self._table().text()
@@ -47,12 +49,13 @@ class Sensitivity:
         return self._table().html()
 
     def _table(self) -> Table:
-        header = ["leaf", "weights", *(f"{sparsity:.1%}" for sparsity in self.sparsities)]
+        row = "group" if self.grouped else "leaf"
+        header = [row, "weights", *(f"{sparsity:.1%}" for sparsity in self.sparsities)]
         rows = [
             [rule, f"{size:,}", *(f"{loss:.4g}" for loss in losses)]
             for rule, size, losses in zip(self.rules, self.sizes, self.losses, strict=True)
         ]
-        title = f"sensitivity: loss with one leaf pruned; {self.dense_loss:.4g} with none"
+        title = f"sensitivity: loss with one {row} pruned; {self.dense_loss:.4g} with none"
         return Table(header, rows, title, numbers=header[1:], n_fixed=2)
 
     def to_dict(self) -> dict[str, Any]:

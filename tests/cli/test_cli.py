@@ -164,6 +164,7 @@ def test_plan_says_what_prune_does_and_writes_nothing(model, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
     pruned = as_json("prune", model, "-o", tmp_path / "a.npz", "-s", 0.9, "--exclude", "head")
     assert planned["leaves"] == pruned["leaves"]
+    assert planned["title"] == pruned["title"] == "plan: sparsity 0.9"  # a file has no steps
     text, _ = run("plan", model, "-s", 0.9, "--exclude", "head")
     assert "excluded by 'head'" in text
 

@@ -1,5 +1,6 @@
 """Pictures: their marks, labels and colours are those of the data that they show."""
 
+import dataclasses
 import functools
 
 import jax
@@ -247,6 +248,13 @@ def test_other_axes_of_a_mask_go_from_top_to_bottom():
 
 
 # sensitivity_map
+
+
+@pytest.mark.parametrize("grouped, row", ((False, "leaf"), (True, "group")))
+def test_the_map_says_what_a_row_is(grouped, row):
+    ax = plots.sensitivity_map(dataclasses.replace(TABLE, grouped=grouped))
+    assert ax.get_title() == f"Loss with one {row} pruned"
+    assert ax.get_xlabel() == f"sparsity of the {row}"
 
 
 def test_a_cell_has_the_colour_of_its_loss():

@@ -92,6 +92,19 @@ def test_it_raises_at_every_step_before_the_end_and_never_after(form):
             jaxprune.check(params, state, done=True)
 
 
+@pytest.mark.parametrize("form", DENSE)
+def test_params_that_stay_dense_are_told_what_to_check(form):
+    params, state = trace(form)[-1]
+    with pytest.raises(ValueError, match=r"not zero\. With regrow=.* stay dense") as raised:
+        jaxprune.check(params, state)
+    for call in (
+        "jaxprune.check(jaxprune.apply_masks(params, opt_state), opt_state)",
+        "jaxprune.check(params, opt_state, done=True)",
+    ):
+        assert call in str(raised.value)
+        eval(call, {"jaxprune": jaxprune, "params": params, "opt_state": state})
+
+
 @every_form
 def test_masks_that_were_lost_are_named_with_counts(form):
     params, state = trace(form)[-1]

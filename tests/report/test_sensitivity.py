@@ -84,6 +84,9 @@ def test_groups_are_pruned_together_and_the_first_match_counts():
     assert table.rules == ("layer0/.*", ".*kernel")
     assert table.losses[:, 0].tolist() == [float(jax.jit(loss)(p)) for p in (together, rest)]
     assert table.sizes.tolist() == [32, 32]
+    title, header, *_ = str(table).splitlines()
+    assert "loss with one group pruned" in title
+    assert header.split()[0] == "group"
 
 
 @pytest.mark.skip_in("disable_jit", reason="nothing is compiled")
