@@ -6,23 +6,15 @@ from typing import Any
 from jaxprune._base.arguments import shown
 
 
-def as_bool(argument: str, value: Any) -> bool:
-    """A bool of the user, checked."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{argument} must be True or False, got {shown(value)}.")
-    return value
-
-
 def as_batches(
     function: str, batch: Sequence[Any], batches: Any, progress: Any
 ) -> Iterable[tuple[Any, ...]]:
     """The batches of a user, each as a tuple of arguments, with a progress bar around them.
 
     Raises:
-      TypeError: both or none are given, or `batches` are not several.
+      TypeError: both or none are given, `batches` are not several, or `progress` is neither a bool
+        nor None.
     """
-    if progress is not None:
-        as_bool("progress", progress)
     if batches is None:
         if not batch:
             raise TypeError(
@@ -63,8 +55,11 @@ def progress_bar(
       unit: the name of an item.
 
     Raises:
+      TypeError: `progress` is neither a bool nor None.
       ModuleNotFoundError: tqdm is not installed, and `progress` is True.
     """
+    if progress is not None and not isinstance(progress, bool):
+        raise TypeError(f"{function}: progress must be True, False or None, got {shown(progress)}.")
     if progress is False or (progress is None and n == 1):
         return items
     try:

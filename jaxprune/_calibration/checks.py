@@ -41,7 +41,7 @@ def check_damping(damping: Any) -> float:
     if not 0 < number < math.inf:
         raise ValueError(
             f"damping must be positive and finite, got {number:g}. Without damping, the Hessian "
-            "has no inverse if there are fewer inputs than weights. The usual value is 0.01."
+            "has no inverse if there are fewer rows of data than inputs. The usual value is 0.01."
         )
     return number
 

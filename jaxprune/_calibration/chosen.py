@@ -63,7 +63,7 @@ class Rules(NamedTuple):
         choices = self.leaves.choose(paths, specs, RuleUse())
         chosen = [i for i, choice in enumerate(choices) if choice.chosen]
         if paths and not chosen:
-            raise nothing_chosen(paths, choices, specs, include is None)
+            raise nothing_chosen(paths, choices, specs, include)
         return chosen
 
     def views(

@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from jaxprune._base.arguments import as_flag
 from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import as_rules, leaves_with_paths, listed
-from jaxprune._calibration.batches import as_batches, as_bool
+from jaxprune._calibration.batches import as_batches
 from jaxprune._calibration.collection import collect
 from jaxprune._calibration.inputs_of_leaves import LayerInputs
 from jaxprune._recipe.choice import LeafRules
@@ -61,6 +62,7 @@ def layer_inputs(
       axes. Pass it to `wanda` and `sparsegpt`. Add those of other batches with `a + b`.
 
     Raises:
+      ModuleNotFoundError: `progress=True`, and tqdm is not installed.
       TypeError: as for `axis_roles`; or neither or both of `batch` and `batches`.
       ValueError: no param is in a product, all batches are without rows, or `include` and `exclude`
         match nothing.
@@ -84,7 +86,7 @@ def layer_inputs(
         variables,
         as_batches("layer_inputs", batch, batches, progress),
         rules,
-        diagonal=as_bool("diagonal", diagonal),
+        diagonal=as_flag("layer_inputs: diagonal", diagonal),
     )
 
 
@@ -145,7 +147,7 @@ def layer_inputs_nnx(
         state,
         as_batches("layer_inputs_nnx", batch, batches, progress),
         rules,
-        diagonal=as_bool("diagonal", diagonal),
+        diagonal=as_flag("layer_inputs_nnx: diagonal", diagonal),
         params=leaves_with_paths(nnx.state(model, nnx.Param))[0],
     )
     _warn_of_batch_statistics(nnx, model, updated)

@@ -62,8 +62,8 @@ _ONLY_IN_PYTHON = (
     r" To prune a leaf, give the roles of its axes, --layout \.{4}",
     r" Write \{\*\*roles, \.{3}\} to keep the roles of the other leaves\.",
     r" jaxprune\.axis_roles, or axis_roles_nnx, reads them from the model\.",
-    r"; to keep all weights of a slice, pass roles= and overrides=\{'.*?': 0\}",
-    r": an index in a path needs roles= .*?, or per_slice",
+    r"; to keep all weights of a slice, pass overrides=\{'.*?': 0\}, .*?, or from per_slice",
+    r"; to name its slices, give an axis the role 'stack'.*?, or use per_slice",
 )
 
 

@@ -123,7 +123,9 @@ def checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 def _check_level(level: Any) -> None:
     if level is not None and (not is_int(level) or not 1 <= level <= 22):
-        raise ValueError(f"level must be 1 to 22, or None for no zstd, got {shown(level)}.")
+        raise ValueError(
+            f"level must be 1 to 22, or None for no zstd, got {shown(level)}. The default is 3."
+        )
 
 
 # Reading

@@ -1,4 +1,4 @@
-"""`save` and `load`: params to one compact file and back, bit by bit.
+"""`save` and `load`: params to one compact file and back, bit for bit.
 
 Here are the trees; `leaf_files.py` writes and reads the file. Everything runs on the host.
 """
@@ -42,7 +42,7 @@ def save(
     order: Sequence[str] | None = None,
     level: int | None = 3,
 ) -> None:
-    """Writes params to one file, compact if they are sparse; `load` returns them bit by bit.
+    """Writes params to one file, compact if they are sparse; `load` returns them bit for bit.
 
     Args:
       path: of the file, for example `model.safetensors.zst`. An existing file is replaced, in one
@@ -50,7 +50,7 @@ def save(
       params: any tree of arrays of numbers or bools.
       masks: masks, or an optimizer state that contains the state of `prune`. If given, every
         dropped weight must be zero, and is written as +0.0 even if it is -0.0, which saves room.
-      structure: a note in the file, such as the structure of the masks.
+      structure: a note for people who read the header of the file; jaxprune does not read it.
       metadata: strings by name, stored in the file.
       order: the paths of all leaves in the order that the file should have; by default that of the
         tree. `load_metadata` returns the metadata and the order of a file.
@@ -60,8 +60,8 @@ def save(
     Raises:
       TypeError: a leaf is not an array of numbers or bools, or a metadata value is not a string.
       ValueError: the masks do not fit the params, or a dropped weight is not zero; with the path.
-        Or `order` does not hold exactly the paths of the leaves, or the name of the file is one of
-        another format.
+        Or `order` does not hold exactly the paths of the leaves, the level is out of range, the
+        metadata have the name `jaxprune`, or the name of the file is one of another format.
       ImportError: `zstandard` is not installed.
 
     Example:
@@ -114,10 +114,11 @@ def in_order(function: str, paths: Sequence[str], order: Sequence[str] | None) -
             "paths of all leaves, or leave `order` out."
         )
     if len(order) > len(paths):
-        extra = sorted(set(order) - set(paths)) or [p for p in paths if order.count(p) > 1]
+        unknown = sorted(set(order) - set(paths))
+        extra = unknown or [path for path in paths if order.count(path) > 1]
+        problem = "which the params do not have" if unknown else "more than once"
         raise ValueError(
-            f"{function}: order has {listed(extra)} more often than the params. List the path of "
-            "each leaf once."
+            f"{function}: order has {listed(extra)}, {problem}. List the path of each leaf once."
         )
     position_of = {path: i for i, path in enumerate(paths)}
     return [position_of[path] for path in order]
@@ -168,7 +169,7 @@ def load_metadata(path: str | os.PathLike[str]) -> FileMetadata:
 
 
 def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | None = None) -> Any:
-    """Reads the params of a file that `save` wrote, or of safetensors files, bit by bit.
+    """Reads the params of a file that `save` wrote, or of safetensors files, bit for bit.
 
     A model in several safetensors files (shards) is read as one, by its index. Files are not
     trusted: sizes, shapes, dtypes and bit counts are checked before memory is allocated for them,

@@ -304,7 +304,7 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
     choices = rules.choose(paths, specs, use)
     chosen = tuple(i for i, choice in enumerate(choices) if choice.chosen)
     if paths and not chosen:
-        raise nothing_chosen(paths, choices, specs, recipe.include is None)
+        raise nothing_chosen(paths, choices, specs, recipe.include)
     parts = _parts(recipe, [(paths[i], specs[i], choices[i].override) for i in chosen], use)
     entries, entries_of = joined(parts, n_parts)
     pools = _pools(recipe.distribution, entries)

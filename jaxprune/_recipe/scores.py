@@ -304,7 +304,8 @@ def required_grads(score: Any, grads: Any) -> Any:
     if grads is None:
         raise ValueError(
             f"{score} needs gradients. Wrap the optimizer, prune(..., inner=optimizer), or pass "
-            "them, tx.update(updates, state, params, grads=grads)."
+            "them, tx.update(updates, state, params, grads=grads). Without an optimizer, pass "
+            "grads=jax.grad(loss)(params)."
         )
     return grads
 

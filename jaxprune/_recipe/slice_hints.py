@@ -39,7 +39,8 @@ def slice_hint(
     if argument == "exclude":
         return (
             f"{path} is one leaf, and exclude takes whole leaves; to keep all weights of a slice, "
-            f"pass roles= and overrides={{{rule!r}: 0}}"
+            f"pass overrides={{{rule!r}: 0}}, where slices come from the role 'stack' of an axis, "
+            "or from per_slice"
         )
     if argument != "overrides":
         return f"{path} is one leaf, and {argument} takes whole leaves"
@@ -47,8 +48,8 @@ def slice_hint(
     if names:
         return f"{path} has slices {names[0]} to {names[-1]}"
     return (
-        f"{path} is one leaf: an index in a path needs roles= in which an axis is 'stack'"
-        f"{_example(leaf, specs[leaf])}, or per_slice"
+        f"{path} is one leaf; to name its slices, give an axis the role 'stack'"
+        f"{_example(leaf, specs[leaf])}, or use per_slice"
     )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._base.arguments import BadValue
-from jaxprune._base.paths import path_str, shown_path
+from jaxprune._base.paths import Rule, path_str, shown_path
 from jaxprune._recipe.choice import Choice, Specs
 
 PASS_PARAMS = "Pass the params: variables['params'] of linen, or nnx.state(model, nnx.Param)."
@@ -48,9 +48,12 @@ def _is_optimizer_state(x: Any) -> bool:
 
 
 def nothing_chosen(
-    paths: Sequence[str], choices: Sequence[Choice], specs: Specs, by_default: bool
+    paths: Sequence[str],
+    choices: Sequence[Choice],
+    specs: Specs,
+    include: tuple[Rule, ...] | None,
 ) -> ValueError:
-    """The error about a tree of which no leaf is chosen."""
+    """The error about a tree of which no leaf is chosen; `include` is None for the default."""
     pairs = list(zip(paths, choices, strict=True))
     reasons = ", ".join(f"{shown_path(path)} ({choice.reason})" for path, choice in pairs[:8])
     more = f", and {len(paths) - 8} more" if len(paths) > 8 else ""
@@ -64,12 +67,16 @@ def nothing_chosen(
         return BadValue(problem, f"{fix} arrays were made of, or the float part of the tree.")
     if any(why.startswith("excluded by") and "the default" not in why for why in reasons_why):
         return BadValue(problem, "Exclude fewer leaves.")
-    if not by_default:
+    if include is not None and any(map(callable, include)):
+        fix = "A function in include must return True for the leaves to prune."
+        return BadValue(problem, fix)
+    if include is not None:
         fix = "A regex must match the whole path: write {include}, not 'kernel'."
         return BadValue(problem, fix, include=".*kernel")
     fix = (
         "By default, leaves of inexact dtype with two or more axes are chosen, except biases, "
-        "scales, logarithms, normalisation and LoRA factors; pass {include} to choose others."
+        "scales, params that hold logarithms (such as log_std), normalisation and LoRA factors; "
+        "pass {include} to choose others."
     )
     if tuple(paths) == ("",) and specs[0] is not None and specs[0].ndim == 1:
         fix += (

@@ -200,8 +200,10 @@ def mask_without_param(path: str, paths: Sequence[str], fix: str) -> str:
     """
     longer = next((p for p in paths if p.endswith(f"/{path}")), "")
     if part := longer.removesuffix(f"/{path}"):
-        fix = f"One has the path {longer}: pass the part {part!r} of this tree alone."
-        fix += " Of a TrainState that is state.params." if part == "params" else ""
+        fix = (
+            f"The path {longer} of a param ends with it: pass only the part {part!r} of this tree."
+        )
+        fix += " For a TrainState, that is state.params." if part == "params" else ""
     return (
         f"{shown_path(path)}: there is a mask but no param with this path; the params have "
         f"{listed(paths)}. {fix}"

@@ -155,7 +155,8 @@ def _misfit(path: tuple[Any, ...], fresh: Any, old: Any) -> str:
     return (
         f"{shown_path(path_str(path))}: the saved state does not fit this transformation: it has "
         f"{_outline(old)}, but tx.init(params) has {_outline(fresh)}. Build tx as it was built for "
-        "the saved run, and pass the params of that run."
+        "the saved run, and pass the params of that run. If the saved run did not prune, use "
+        "jaxprune.splice(tx, params, dense_opt_state)."
     )
 
 

@@ -7,7 +7,7 @@ from jaxprune._base.arguments import shown
 from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import is_model, leaves_with_paths, shown_path, spec_of
 
-_FOR_NNX = {name: f"{name}_nnx" for name in ("axis_roles", "layer_inputs")}
+_WITH_TWIN = ("axis_roles", "layer_inputs", "shrink", "channel_groups")
 
 
 def check_function(function: str, apply_fn: Any) -> None:
@@ -17,11 +17,11 @@ def check_function(function: str, apply_fn: Any) -> None:
     )
     if callable(apply_fn) and not isinstance(apply_fn, (type, *flax_modules)):
         return
-    for_nnx = _FOR_NNX.get(function, "shrink_nnx or channel_groups_nnx")
+    for_nnx = f"use {function}_nnx" if function in _WITH_TWIN else "call the model itself: model(x)"
     raise TypeError(
         f"{function}: apply_fn must be a function (variables, *inputs) -> outputs, got "
         f"{shown(apply_fn)}. Pass it first: {function}(model.apply, variables, x); for an NNX "
-        f"model, use {for_nnx}."
+        f"model, {for_nnx}."
     )
 
 

@@ -527,8 +527,18 @@ BAD = {
         lambda: layer_inputs_nnx(MLP, X),
         ("layer_inputs_nnx: model", "layer_inputs_nnx(model, x)"),
     ),
-    "progress": (lambda: layer_inputs(mlp, MLP, X, progress=3), ("progress", "3", "True")),
-    "diagonal": (lambda: layer_inputs(mlp, MLP, X, diagonal="yes"), ("diagonal", "'yes'", "True")),
+    "progress": (
+        lambda: layer_inputs(mlp, MLP, X, progress=3),
+        ("layer_inputs: progress", "3", "True, False or None"),
+    ),
+    "progress of steps": (
+        lambda: jaxprune.prune_sequentially(wanda, mlp, MLP, X, sparsity=0.5, progress=3),
+        ("prune_sequentially: progress", "3", "True, False or None"),
+    ),
+    "diagonal": (
+        lambda: layer_inputs(mlp, MLP, X, diagonal="yes"),
+        ("layer_inputs: diagonal", "'yes'", "True"),
+    ),
     "include": (lambda: layer_inputs(mlp, MLP, X, include="k"), ("include: 'k' matches no leaf",)),
     "only indexed": (
         lambda: layer_inputs(lambda p, i: p["table"][i], {"table": X}, jnp.array([1])),

@@ -151,13 +151,13 @@ WRONG = [
         "order_of_too_many",
         lambda: jaxprune.save_safetensors("a", ABC, order=["a", "b", "c", "d"]),
         ValueError,
-        ("save_safetensors: order", "has d", "once"),
+        ("save_safetensors: order", "has d, which the params do not have", "once"),
     ),
     case(
         "order_twice",
         lambda: jaxprune.save("a", ABC, order=["a", "b", "a", "c"]),
         ValueError,
-        ("save: order", "has a", "once"),
+        ("save: order", "has a, more than once", "once"),
     ),
     case(
         "metadata_numbers",

@@ -1,4 +1,4 @@
-"""Saved trees load bit by bit, files are small, and damaged or hostile files are rejected."""
+"""Saved trees load bit for bit, files are small, and damaged or hostile files are rejected."""
 
 import json
 import math

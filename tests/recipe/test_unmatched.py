@@ -152,16 +152,19 @@ SLICES = {
     "no roles": (
         dict(overrides={"experts/1": 0.75}),
         (
-            "experts is one leaf: an index in a path needs roles= in which an axis is 'stack'",
+            "experts is one leaf; to name its slices, give an axis the role 'stack'",
             "such as roles={'experts': ('stack', 'in', 'out')}",
             "per_slice",
         ),
     ),
     "no roles, and dots": (dict(overrides={r"experts\.1": 0.75}), ("experts is one leaf",)),
-    "two axes": (dict(overrides={"w.1": 0.75}), ("w is one leaf", "axis is 'stack', or per_slice")),
+    "two axes": (
+        dict(overrides={"w.1": 0.75}),
+        ("w is one leaf", "the role 'stack', or use per_slice"),
+    ),
     "exclude": (
         dict(roles=STACK, exclude="experts/2"),
-        ("exclude takes whole leaves", "overrides={'experts/2': 0}"),
+        ("exclude takes whole leaves", "overrides={'experts/2': 0}", "or from per_slice"),
     ),
     "include": (dict(include="experts/2"), ("include takes whole leaves",)),
     "structure": (dict(structure={"experts/2": Channel()}), ("structure takes whole leaves",)),

@@ -88,7 +88,7 @@ MODELS = [
         "shrink_an_nnx_model",
         lambda: jaxprune.shrink(linear(), LAYERS, X),
         TypeError,
-        ("shrink: apply_fn", "Linear", "shrink_nnx"),
+        ("shrink: apply_fn", "Linear", "for an NNX model, use shrink_nnx."),
     ),
     case(
         "shrink_params_of_another_model",
@@ -185,6 +185,12 @@ MODELS = [
         lambda: jaxprune.shrunk_apply(MODEL, LAYERS, X),
         TypeError,
         ("shrunk_apply: apply_fn", "Dense", "shrunk_apply(model.apply, variables, x)"),
+    ),
+    case(
+        "shrunk_apply_an_nnx_model",
+        lambda: jaxprune.shrunk_apply(linear(), LAYERS, X),
+        TypeError,
+        ("shrunk_apply: apply_fn", "Linear", "for an NNX model, call the model itself: model(x)"),
     ),
 ]
 

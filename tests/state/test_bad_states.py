@@ -96,7 +96,7 @@ STATES = [
         "apply_masks_to_a_part_of_a_tree",
         lambda: jaxprune.apply_masks({"model": {"net": params()}}, {"w": ones(2, 4) > 0}),
         ValueError,
-        ("w:", "model/net/w", "pass the part 'model/net' of this tree alone"),
+        ("w:", "model/net/w", "pass only the part 'model/net' of this tree"),
     ),
     case(
         "splice_a_model",
