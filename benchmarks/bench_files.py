@@ -2,7 +2,7 @@
 
 Sizes are those of normal weights, pruned by magnitude, in every format that `jaxprune inspect`
 shows. Times compare `jaxprune.save` with the alternatives, `numpy.savez_compressed` and dense
-safetensors. Every file is read back and compared bit by bit before timing. Files are in the page
+safetensors. Every file is read back and compared bit for bit before timing. Files are in the page
 cache, so reads do not wait for the disk. Writing with `save` does, because it replaces the file
 atomically; the alternatives do not.
 

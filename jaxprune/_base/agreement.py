@@ -35,8 +35,8 @@ def check_agreement(*configured: Any, what: str = "the pruning configuration") -
     Functions are compared by their modules and names. With one process it returns immediately.
 
     Args:
-      configured: host values that differ in their `repr` if they differ, or NumPy arrays: the
-        keyword arguments of `prune`, a schedule, the paths and shapes of the params.
+      configured: what to compare: NumPy arrays, or host values whose `repr` shows every difference,
+        such as the keyword arguments of `prune`, a schedule, or the paths and shapes of the params.
       what: the name of these values in the error.
 
     Raises:

@@ -103,8 +103,9 @@ def load_packed(
       `packed_apply`.
 
     Raises:
-      ValueError: a file is damaged, or no 2-D leaf matches `include`.
-      FileNotFoundError, IsADirectoryError: there is no such file, shard or index.
+      TypeError: as for `pack_kernels`.
+      ValueError: as for `load` and `pack_matrix`; or no 2-D leaf matches `include`.
+      FileNotFoundError, IsADirectoryError, ImportError: as for `load`.
 
     Example:
       >>> import jaxprune, tempfile
@@ -177,7 +178,9 @@ def packed_apply(
             f"packed_apply: apply_fn must be a function, got {shown(apply_fn)}. Pass model.apply "
             "first: packed_apply(model.apply, packed, variables, x)."
         )
-    if not isinstance(packed, Mapping) or not all(map(_is_packed, packed.values())):
+    if not isinstance(packed, Mapping) or not all(
+        isinstance(x, PackedMatrix) for x in packed.values()
+    ):
         raise TypeError(
             f"packed_apply: packed must map paths to packed matrices, got {shown(packed)}. Make "
             "it with jaxprune.pack_kernels(variables['params'])."
@@ -208,10 +211,6 @@ def packed_apply(
             "pack_kernels(params, include=...)."
         )
     return out
-
-
-def _is_packed(x: Any) -> bool:
-    return isinstance(x, PackedMatrix)
 
 
 def _dense(module: Any, product: Any, x: jax.Array) -> jax.Array:

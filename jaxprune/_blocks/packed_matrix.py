@@ -34,9 +34,9 @@ _ROWS_FIRST_FROM = 2
 # is more.
 _CHUNK = 2**20
 _FRACTION = 8
-# From so many gathered numbers on, there are at least two chunks. For a single one, XLA CPU gathers
-# from `x` itself, where the numbers of one part are strided, rather than from its transpose. With
-# 1024 inputs that took twice the time for 32 rows, and four times for 128.
+# From this many gathered numbers on, there are at least two chunks. For a single one, XLA CPU
+# gathers from `x` itself, where the numbers of one part are strided, rather than from its
+# transpose. With 1024 inputs that took twice the time for 32 rows, and four times for 128.
 _LOOP_FROM = 2**18
 
 
@@ -82,9 +82,9 @@ def pack_matrix(
 ) -> PackedMatrix:
     """Packs the kept blocks of a matrix; runs on the host, not under `jit`.
 
-    A dense product is the better choice where few blocks are dropped: on CPUs, where less than
-    about half are, or for batches of several rows less than about 70 %. It also is for matrices of
-    less than about 256 x 1024, whose product takes no longer than the call.
+    A dense product is the better choice if few blocks are dropped. On CPUs, that means less than
+    about half of them, or less than about 70 % for batches of several rows. It is also the better
+    choice for matrices smaller than about 256 x 1024: their product takes no longer than the call.
 
     Args:
       w: [in, out], the layout of kernels in Flax.
@@ -245,6 +245,12 @@ def _parts(x: jax.Array, rows: int) -> jax.Array:
 
 def unpack_matrix(packed: PackedMatrix) -> jax.Array:
     """The dense matrix, with +0.0 in its dropped blocks.
+
+    Args:
+      packed: from `pack_matrix`.
+
+    Returns:
+      An array [in, out] of the dtype of the values.
 
     Raises:
       TypeError: `packed` is not a `PackedMatrix`.

@@ -34,7 +34,7 @@ def wanda_kernel(
     Args:
       kernel: (in, out), real floating point.
       inputs: (..., in), or their `Moments`.
-      sparsity: fraction of zeros, in [0, 1).
+      sparsity: fraction of zeros, in [0, 1). Pass exactly one of `sparsity` and `nm`.
       nm: (n, m) instead of `sparsity`: n of every m neighbouring inputs of an output are kept.
 
     Returns:
@@ -64,18 +64,20 @@ def sparsegpt_kernel(
 ) -> tuple[jax.Array, jax.Array]:
     """Drops weights input by input, and changes the later weights to compensate for each.
 
-    This is SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774). With the Hessian H = X^T X plus
+    This is SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774). With the Hessian H = 2 X^T X plus
     damping, weight i of an output has the score |w_i| / U_ii, where U^T U = H^-1 and U is upper
-    triangular. Dropping it changes each later weight j by -w_i U_ij / U_ii. Masks are chosen for
-    one block of `block_size` inputs at a time, over all outputs together. Up to the end of each
-    block, exactly `sparsity * inputs so far * out` weights are dropped, rounded half up. The whole
-    kernel thus has the exact sparsity, but single outputs may not. The weights of an input that is
-    always 0 have score 0 and are not changed; the largest of them are kept.
+    triangular. Dropping it changes each later weight j by -w_i U_ij / U_ii.
+
+    With `sparsity`, masks are chosen for one block of `block_size` inputs at a time, over all
+    outputs together. Up to the end of each block, exactly `sparsity * inputs so far * out` weights
+    are dropped, rounded half up. So the kernel has the exact sparsity, but single outputs may not.
+    With `nm`, n weights of each group of m inputs are kept for each output. The weights of an input
+    that is always 0 have score 0 and are not changed; the largest of them are kept.
 
     Args:
       kernel: (in, out), real floating point.
       inputs: (..., in), or their `Moments`.
-      sparsity: fraction of zeros, in [0, 1).
+      sparsity: fraction of zeros, in [0, 1). Pass exactly one of `sparsity` and `nm`.
       nm: (n, m) instead of `sparsity`: n of every m neighbouring inputs of an output are kept.
       block_size: inputs per block; with `nm`, a multiple of m.
       damping: added to the diagonal of H = 2 X^T X, as a fraction of the mean of that diagonal. As
@@ -119,7 +121,7 @@ def wanda(
       params: any tree, such as `variables["params"]` or `nnx.state(model, nnx.Param)`.
       inputs: what `layer_inputs` returns; or a mapping from the path of each kernel to the inputs
         of its layer, or their `Moments`. Inputs of a leaf with stack axes have these axes first.
-      sparsity: fraction of zeros, in [0, 1).
+      sparsity: fraction of zeros, in [0, 1). Pass exactly one of `sparsity` and `nm`.
       include: leaves to prune, as in `prune`. Each of them needs inputs, unless it has no weights.
       exclude: leaves to leave out, as in `prune`.
       overrides: regex -> another sparsity for the leaves that it matches, or (n, m). The slices of
@@ -176,7 +178,7 @@ def sparsegpt(
     Args:
       params: any tree, such as `variables["params"]` or `nnx.state(model, nnx.Param)`.
       inputs: as in `wanda`.
-      sparsity: fraction of zeros, in [0, 1).
+      sparsity: fraction of zeros, in [0, 1). Pass exactly one of `sparsity` and `nm`.
       include: leaves to prune, as in `prune`. Each of them needs inputs.
       exclude: leaves to leave out, as in `prune`.
       overrides: as in `wanda`.

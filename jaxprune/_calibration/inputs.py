@@ -100,6 +100,12 @@ def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[
             new = jax.tree.map(jaxprune.moments, jaxprune.linen_inputs(model, variables, batch))
             total = new if total is None else jax.tree.map(jnp.add, total, new)
 
+    Args:
+      model: a `flax.linen.Module`.
+      variables: what `model.init` returned, a dict with the key `"params"`.
+      args: other arguments of `model.apply`, such as a batch.
+      kwargs: its keyword arguments.
+
     Returns:
       Path of the kernel, as in `variables["params"]` -> its inputs, (rows, in).
 
@@ -147,6 +153,11 @@ def nnx_inputs(model: Any, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
 
     A copy of the model runs, so that its statistics and counters do not change. Call `model.eval()`
     first to collect the inputs that layers get at inference.
+
+    Args:
+      model: an `nnx.Module`.
+      args: arguments of its call, such as a batch.
+      kwargs: keyword arguments of its call.
 
     Returns:
       Path of the kernel, as in `nnx.state(model, nnx.Param)` -> its inputs, (rows, in).

@@ -30,7 +30,8 @@ class Moments(NamedTuple):
     the number of groups of a grouped convolution.
 
     Attributes:
-      count: float32[*slices], the number of inputs; one number may be that of all slices.
+      count: float32[*slices], how many input vectors were added up; or a scalar, if it is the same
+        for all slices.
       gram: float32[*slices, in, in], the sum of their outer products, X^T X, where `in` are the
         axes with the roles `"in"` and `"window"`, flattened in the order of the leaf. For Wanda
         the diagonals, float32[*slices, in], are enough.
@@ -52,6 +53,13 @@ def moments(inputs: jax.Array) -> Moments:
 
     Args:
       inputs: (..., in), any real dtype.
+
+    Returns:
+      `Moments` with a scalar `count` and a `gram` of shape (in, in), both float32.
+
+    Raises:
+      TypeError: not an array of real numbers.
+      ValueError: no row of inputs.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -79,7 +79,7 @@ def prune_sequentially(
       variables: its first argument.
       batch: its other arguments, for one batch.
       batches: instead of `batch`, an iterable of batches, as in `layer_inputs`.
-      sparsity: fraction of zeros, in [0, 1).
+      sparsity: fraction of zeros, in [0, 1). Pass exactly one of `sparsity` and `nm`.
       nm: (n, m) instead of `sparsity`.
       include: leaves to prune, as in `prune`.
       exclude: leaves to leave out, as in `prune`.
@@ -94,7 +94,7 @@ def prune_sequentially(
       The variables, and bool masks (True = kept) at every leaf.
 
     Raises:
-      TypeError, ValueError: as for `layer_inputs` and for the method.
+      TypeError, ValueError, ModuleNotFoundError: as for `layer_inputs` and for the method.
 
     Example:
       >>> import jax, jax.numpy as jnp

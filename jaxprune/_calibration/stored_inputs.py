@@ -73,9 +73,13 @@ def load_inputs(path: str | os.PathLike[str]) -> LayerInputs:
     Args:
       path: of the file.
 
+    Returns:
+      The `LayerInputs` that were saved.
+
     Raises:
       TypeError: `path` is not a path.
       ValueError: the file was not written by `save_inputs`.
+      FileNotFoundError: there is no such file.
       OSError: the file can't be read.
 
     Example:

@@ -128,6 +128,9 @@ def to_csr(params: chex.ArrayTree) -> chex.ArrayTree:
     Args:
       params: any tree of arrays.
 
+    Returns:
+      A tree like `params`. A leaf with two axes is a matrix.
+
     Raises:
       TypeError: SciPy does not support the dtype of a matrix, such as bfloat16; with the path.
       ImportError: SciPy is not installed.
@@ -157,6 +160,9 @@ def to_bcoo(params: chex.ArrayTree) -> chex.ArrayTree:
     Args:
       params: any tree of arrays.
 
+    Returns:
+      A tree like `params`. A leaf with two axes is a matrix.
+
     Example:
       >>> to_bcoo({"w": jnp.eye(3), "b": jnp.ones(3)})["w"].nse
       3
@@ -178,6 +184,9 @@ def to_bcsr(params: chex.ArrayTree) -> chex.ArrayTree:
 
     Args:
       params: any tree of arrays.
+
+    Returns:
+      A tree like `params`. A leaf with two axes is a matrix.
 
     Example:
       >>> to_bcsr({"w": jnp.eye(3), "b": jnp.ones(3)})["w"].nse

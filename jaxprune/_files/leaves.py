@@ -2,7 +2,7 @@
 
 A leaf is stored dense, as one tensor; or, if it has enough zeros, sparse, as two: one bit per entry
 that says whether the entry is stored, then the values of the stored entries. An entry counts as
-zero only if all its bits are zero, so NaN payloads, subnormals and -0.0 come back bit by bit.
+zero only if all its bits are zero, so NaN payloads, subnormals and -0.0 come back bit for bit.
 Everything runs on the host. `docs/format.md` describes the format.
 """
 

@@ -19,9 +19,9 @@ from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
 from jaxprune._recipe.matrix_view import MatrixView
 from jaxprune._recipe.traits import SingleWeights, Structure
 
-# Groups of at most so many are compared member by member: the program grows with the square.
+# Groups of at most this many are compared member by member: the program grows with the square.
 _UNROLLED = 8
-# On a GPU the mask of a group of at most so many is stored in one number.
+# On a GPU the mask of a group of at most this many weights is stored in one number.
 _MOST_BITS = 32
 
 
@@ -47,6 +47,10 @@ class NM(SingleWeights):
       axis: the axis along which neighbours form groups, such as -2 for the kernels of scanned
         layers of shape (layers, in, out). Its length must be a multiple of `m`. None for the
         axes whose role is `"in"`.
+
+    Raises:
+      TypeError: an argument is not an int.
+      ValueError: `n` is not in [1, m).
 
     References:
       Zhou et al., `Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch

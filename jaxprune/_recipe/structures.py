@@ -70,6 +70,10 @@ class Block:
       balanced: whether every column of blocks along the last axis keeps the same number of blocks,
         so that a block product can gather rows of equal length.
 
+    Raises:
+      TypeError: `shape` is not a tuple of ints, or `balanced` is not a bool.
+      ValueError: an empty length, or another `pooling`.
+
     Example:
       >>> import jaxprune
       >>> w = jnp.array([[1.0, 1.0, 5.0, 0.0], [3.0, 3.0, 0.0, 0.0]])
@@ -189,6 +193,10 @@ class Channel:
         `NM`.
       norm: how the score of a channel is computed from those of its weights: 1 for their sum, 2 for
         their Euclidean norm.
+
+    Raises:
+      TypeError: `axis` is not an int.
+      ValueError: `norm` is neither 1 nor 2.
 
     Example:
       >>> import jaxprune

@@ -34,10 +34,11 @@ def metrics(
         weights that one of them drops.
       per_leaf: whether to add the sparsity and the threshold of every pruned leaf.
       missing_ok: return zeros if there is no prune state, for a dense baseline in the same loop.
+        Then `per_leaf` adds nothing.
 
     Returns:
-      float32 and int32 scalars by name, of the leaves that are pruned unless stated otherwise, and
-      with `structural` of the weights that exist:
+      float32 and int32 scalars by name. They cover the leaves that are pruned, unless stated
+      otherwise; with `structural`, only the weights that exist are counted.
 
       - `prune/step`: the number of updates so far.
       - `prune/sparsity`: the fraction of weights that are dropped.

@@ -20,7 +20,7 @@ class LeafReport:
       path: its keys, joined by `/`.
       shape: its shape.
       dtype: the name of its dtype.
-      size: number of weights that exist: all of them, but with `structural`.
+      size: number of weights; with `structural`, of those that exist.
       n_zero: how many of them are, or will be, zero; None where that is not known in advance,
         because the leaf shares a pool with others.
       note: why the leaf is not pruned, or what decides its sparsity.

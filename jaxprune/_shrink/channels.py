@@ -109,11 +109,11 @@ def channel_groups(
     leaves of a group share one budget, which counts channels. Weights that only read a channel,
     such as its rows in the next kernel, are not pruned: they are multiplied by zeros. Channels that
     are not zero when their weights are, such as those behind a sigmoid, are pruned where they are
-    read, in the rows of the next kernel. Where an axis is split into parts that must stay equally
-    long, channel i of each part belongs to one channel.
+    read, in the rows of the next kernel. Where an axis is split into parts that must keep equal
+    lengths, index i of every part belongs to channel i.
 
-    If a leaf could lose indices along several axes, the group with more leaves takes it. Axes that
-    `shrink` refuses are left out. So is the last layer, whose channels are the outputs.
+    A leaf whose axes belong to several groups is pruned with the group that has more leaves. Axes
+    that `shrink` refuses are left out. So is the last layer, whose channels are the outputs.
 
     Args:
       apply_fn: as for `shrink`, in inference mode.
@@ -201,7 +201,7 @@ def _coupled_structures(
         readers += read
     if not structures:
         raise ValueError(f"channel_groups: no channels can be pruned: {refusals(program, groups)}")
-    for group in groups:  # the units to try are still there
+    for group in groups:  # they still have the units that `accept` tried to remove
         group.removed = []
     return ChannelGroups(structures, axis_groups(program, groups), readers)
 

@@ -119,7 +119,7 @@ def shrunk_apply(apply_fn: Callable[..., Any], variables: Any, *args: Any, **kwa
 
 
 def resize_nnx(model: Any, state: Any) -> None:
-    """Loads the state of a shrunk NNX model into a fresh model, which takes its sizes, in place.
+    """Loads the state of a shrunk NNX model into a fresh model, in place, and adapts its sizes.
 
     Args:
       model: an `nnx.Module` with the layers of the model that was shrunk, in any sizes.

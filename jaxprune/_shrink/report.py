@@ -25,7 +25,7 @@ class AxisGroup:
       members: (path, axis) of every axis.
       size: number of units before: neurons, channels, heads.
       kept: number of units now.
-      reason: why none could be removed; empty if the group was not refused.
+      reason: why the group could not be removed; empty if there was no such reason.
       place: where in the model the reason is: the primitive, the module and the line; empty where
         that is unknown.
       changes: how the function changes without the removed units, which only `allow` permits; empty
@@ -154,7 +154,7 @@ class ShrinkReport:
 
     @property
     def refused(self) -> tuple[AxisGroup, ...]:
-        """The groups that keep their size for the reason that they give."""
+        """The groups that could not be removed, each with its `reason`."""
         return tuple(group for group in self.groups if group.reason)
 
     def __repr__(self) -> str:

@@ -28,8 +28,8 @@ def choose_schedule(opt_state: Any, index: Any) -> Any:
     new schedule asks for more zeros by then, and weights that are already dropped stay dropped.
 
     Args:
-      opt_state: an optax state with prune states inside. Those of a single schedule stay as they
-        are.
+      opt_state: an optax state with prune states inside, or a TrainState or `nnx.Optimizer` that
+        holds one. Prune states of a single schedule are unchanged.
       index: which schedule, counted from 0: an int, or an integer array. For a state that was made
         under `vmap`, an array with one entry for each member, or one number for all.
 
@@ -105,7 +105,7 @@ def _following(state: PruneState, index: jax.Array) -> PruneState:
     number = jnp.broadcast_to(index, jnp.shape(choices.number))
     taken = [_at(table, number) for table in (choices.schedules, choices.due, choices.target)]
     begin, end, every = jnp.moveaxis(taken[0], -1, 0)
-    step = jnp.asarray(unboxed(state.prune_step)) - 1  # of the last update
+    step = jnp.asarray(unboxed(state.prune_step)) - 1  # that of the last update
     n_fires = -((begin - end) // every) + 1
     past = jnp.clip((step - begin) // every + 1, 0, n_fires - 1)
     past = jnp.where(step >= end, n_fires, past)

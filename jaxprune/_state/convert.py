@@ -28,8 +28,8 @@ def pack_masks(opt_state: Any) -> Any:
     """The optimizer state with bit masks (one bit per weight), for `prune(..., packed=True)`.
 
     Args:
-      opt_state: an optax state with prune states inside, such as a checkpoint from a run without
-        `packed=True`. It is read on the host. For a TrainState, pass `.opt_state`.
+      opt_state: an optax state with prune states inside, or a TrainState or `nnx.Optimizer` that
+        holds one, such as a checkpoint from a run without `packed=True`. It is read on the host.
 
     Returns:
       The same state with bit masks. Prune states that already have bit masks are unchanged.
@@ -60,7 +60,8 @@ def unpack_masks(opt_state: Any) -> Any:
     """The optimizer state with one byte per mask entry, for `prune` without `packed=True`.
 
     Args:
-      opt_state: an optax state with prune states inside. It is read on the host.
+      opt_state: an optax state with prune states inside, or a TrainState or `nnx.Optimizer` that
+        holds one. It is read on the host.
 
     Returns:
       The same state with masks in the shapes of the params. Prune states without bit masks are
@@ -89,8 +90,8 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
     """The optimizer state with its masks replaced, to train a sparse model or use your own masks.
 
     Args:
-      opt_state: an optax state with prune states inside. With several, each takes the masks of its
-        own leaves.
+      opt_state: an optax state with prune states inside, or a TrainState or `nnx.Optimizer` that
+        holds one. With several, each takes the masks of its own leaves.
       masks: a tree like the params, nonzero = kept, such as `masks_from_params(params)` or the
         masks that `prune_params` returns. With `one_shot_schedule(0.0)` they never change. Masks of
         leaves that `optax.masked` or `optax.partition` hides from `prune` are ignored.

@@ -1,9 +1,7 @@
 """How far a run has come: the counts in a prune state by which fires and checks are decided.
 
-A pruned leaf belongs to an account, which is what has a budget of its own: a pool of one or more
-leaves. A leaf that consists of several pools (slices, groups of N:M) has one account, the sum of
-them. An account has the number of its first leaf, so every array has one entry per leaf of the
-tree, and entries that are not an account are zero.
+A pruned leaf belongs to an account, which `Progress` explains. Every array has one entry for each
+leaf of the tree, whether the leaf is the first of an account or not.
 """
 
 from __future__ import annotations
@@ -44,7 +42,10 @@ class Progress(NamedTuple):
     """What the schedule asks for, and what the masks have reached. It holds only arrays.
 
     Counts are int32, or int64 where a leaf or a pool has 2**31 - 1 weights or more. A unit is what
-    one decision covers: a weight, a block, a channel.
+    one decision covers: a weight, a block, a channel. An account is what has a budget of its own: a
+    pool of one or more leaves, or, for a leaf with several pools (slices, N:M groups), all of them
+    together. It has the index of its first leaf; at all other indices, `due`, `reached` and
+    `unit_size` are 0.
 
     Attributes:
       pool_of: int32[n_leaves], the account of each leaf in tree order; -1 for a leaf that is not

@@ -38,11 +38,13 @@ class PruneState(NamedTuple):
     Attributes:
       prune_step: int32 scalar, the number of updates applied so far. It is not named `count`,
         because `optax.tree.set(state, count=0)` would reset it with every other `count`.
-      masks: uint8 tree with the structure, shapes and shardings of the params; 1 = kept. Leaves
-        that are not pruned have masks of ones. With `packed=True` these are bit masks: each byte
-        holds eight neighbours along the last axis.
+      masks: uint8 tree with the structure, shapes and shardings of the params; 0 = dropped, any
+        other value = kept (`rigl` marks the weights that grew at the last swap with 2). Leaves that
+        are not pruned have masks of ones. With `packed=True` these are bit masks: each byte holds
+        eight neighbours along the last axis. `get_masks` returns bool masks of either.
       thresholds: float32[n_leaves] in the order of the leaves: the score that a weight needed to be
-        kept at the last fire; 0 where nothing is dropped.
+        kept at the last fire. 0 before the first fire, with `NM`, and where a pool of the leaf
+        drops nothing. For a leaf with several pools, such as slices, it is the smallest.
       violations: int32 scalar, the largest number of dropped weights that were not zero at any
         fire. It stays 0 unless something after `prune` changes the updates.
       inner_state: state of the wrapped optimizer.
@@ -152,13 +154,9 @@ def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
     if params is None or all(state.widths is None for state in states):
         return _merged([masks_of(state) for state in states])
     paths, leaves, treedef = leaves_with_paths(params)
-    masks = masks_by_path(opt_state, paths, leaves)
-    return treedef.unflatten(
-        [
-            jnp.ones(shape_of(leaf), bool) if mask is None else mask.astype(bool)
-            for mask, leaf in zip(masks, leaves, strict=True)
-        ]
-    )
+    pairs = zip(masks_by_path(opt_state, paths, leaves), leaves, strict=True)
+    masks = [jnp.ones(shape_of(p), bool) if m is None else m.astype(bool) for m, p in pairs]
+    return treedef.unflatten(masks)
 
 
 def masks_of(state: PruneState) -> Any:
@@ -342,9 +340,8 @@ def _path_of_raw_state(tree: Any) -> str:
     def is_raw(x: Any) -> bool:
         return isinstance(x, Mapping) and {"prune_step", "masks"} <= set(x)
 
-    nodes, _ = jax.tree_util.tree_flatten_with_path(
-        getattr(tree, "opt_state", tree), is_leaf=is_raw
-    )
+    tree = getattr(tree, "opt_state", tree)
+    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_raw)
     return next((shown_path(path_str(path)) for path, node in nodes if is_raw(node)), "")
 
 

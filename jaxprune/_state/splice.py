@@ -33,7 +33,7 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
 
     Moments, counters and all other arrays of the dense state are kept unchanged. The new masks keep
     every weight, and the schedule starts at step 0. `tx` must be the optimizer of the dense run
-    plus prune transforms, and nothing else.
+    plus transformations that prune, and nothing else.
 
     Args:
       tx: the transformation to continue with: `optax.chain(optimizer, jaxprune.prune(schedule))`,
@@ -50,8 +50,8 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
 
     Raises:
       TypeError: `tx` is not an optax transformation, or `params` is an NNX model.
-      ValueError: `tx` contains no prune transform; the dense state already contains a prune state,
-        or belongs to another optimizer or other params (names where they differ).
+      ValueError: `tx` contains no transformation that prunes; the dense state already contains a
+        prune state, or belongs to another optimizer or other params (names where they differ).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax

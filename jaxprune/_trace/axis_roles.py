@@ -45,8 +45,8 @@ def axis_roles(apply_fn: Callable[..., Any], variables: Any, *inputs: Any) -> Ax
     - Where all members of an ensemble, or all experts, have the same input, the first product has
       an axis of members like any other axis of its result. It is a `"stack"` if each member has a
       matrix of its own in the next product, and no other product comes in between.
-    - A multiplication followed by a sum is no product, nor is one with a kernel that was scaled by
-      data. Such kernels are reported as in no product.
+    - A kernel that is multiplied elementwise and then summed, or that was scaled by data before its
+      product, is not followed. Its note is "in no product".
 
     Args:
       apply_fn: a function `(variables, *inputs) -> outputs` of linen (`model.apply`), Haiku,

@@ -29,22 +29,22 @@ def keep_zeros(
     """Fine-tunes sparse params: weights that are zero when `init` is called stay zero.
 
     `init` derives the masks from the params that it is given, and they never change. A leaf that
-    contains only zeros is free: LoRA factors and zero-initialised heads start at zero and have to
-    learn. To mask such a leaf too, name it with `include`.
+    contains only zeros is not masked: LoRA factors and zero-initialised heads start at zero and
+    have to learn. To mask such a leaf too, name it with `include`.
 
     Args:
       inner: the optimizer to wrap.
       include: which leaves to mask, as in `prune`; by default those that `prune` would prune. A
-        leaf of zeros only that `include` matches is masked, and can't learn.
-      exclude: which leaves to leave free.
+        leaf that contains only zeros and that `include` matches is masked, and can't learn.
+      exclude: which leaves not to mask.
 
     Returns:
       A transformation whose state is a `PruneState`. Its `update` needs `params`.
 
     Raises:
       TypeError, ValueError: for invalid arguments. `init` raises if no leaf is chosen. Where the
-        values are known, it warns of leaves that are free because they contain only zeros, and if
-        there are no zeros to keep.
+        values are known, it warns of leaves that are not masked because they contain only zeros,
+        and if there are no zeros to keep.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax

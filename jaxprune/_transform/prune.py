@@ -72,12 +72,16 @@ def prune(
     >>> tx = optax.chain(optax.adamw(3e-4), jaxprune.prune(schedule))
     >>> tx = jaxprune.prune(schedule, inner=optax.adamw(3e-4))
 
-    After `optax.apply_updates`, every dropped weight that was finite is exactly +0.0. This holds in
-    every step, not only where the schedule fires, so the next update repairs a checkpoint whose
-    params and masks do not match. Updates of kept weights are not changed by a single bit. After
-    each fire every pool has exactly the budgeted number of zeros, and masks only shrink. Scores are
-    computed from the params passed to `update`. The update of a pruned leaf has the wider of the
-    dtypes of the param and the incoming update, because a narrower one could miss zero.
+    The schedule fires at some steps: there the masks are recomputed. Weights compete with the
+    others of their pool; by default each leaf is a pool. Each fire drops exactly the budgeted
+    number of weights of every pool.
+
+    After `optax.apply_updates`, every dropped weight that was finite is exactly +0.0, in every step
+    and not only at fires, so the next update repairs a checkpoint whose params and masks do not
+    match. Updates of kept weights are not changed by a single bit, and dropped weights stay
+    dropped; for both, `regrow` makes exceptions. Scores are computed from the params passed to
+    `update`. The update of a pruned leaf has the wider of the dtypes of the param and the incoming
+    update, because a narrower one could miss zero.
 
     With `inner`, gradients of dropped weights are set to zero before the optimizer sees them, those
     dropped in this step included. Momentum and global-norm clipping then see the gradients of the
@@ -92,9 +96,10 @@ def prune(
       inner: the optimizer to wrap.
       include: which leaves to prune: a regex that must match the whole `/`-joined path, a function
         `(path, shape_and_dtype) -> bool`, or a sequence of these. The default is every leaf of
-        floating point or complex dtype with two or more axes, except biases, scales, logarithms,
-        parameters of normalisation layers and LoRA factors; docs/guides/which-leaves.md has the
-        details. A regex that matches no leaf is an error.
+        floating point or complex dtype with two or more axes, except biases, scales, params
+        that hold logarithms (such as `log_std`), parameters of normalisation layers and LoRA
+        factors; docs/guides/which-leaves.md has the details. A regex that matches no leaf is an
+        error.
       exclude: which leaves to leave out, in the same form. It overrules `include`.
       overrides: maps regexes to final sparsities. The schedule of a leaf that matches is scaled to
         end there; the first match counts.
@@ -103,22 +108,25 @@ def prune(
         regexes to structures. The first match counts; other leaves are `Unstructured()`.
       roles: what each axis of the leaves does in the products of the model, `"in"`, `"window"`,
         `"out"` or `"stack"`: what `axis_roles` returns, or a mapping from regexes to tuples of
-        roles, such as `{".*weight": ("out", "in")}` or `jaxprune.torch_roles`. A rule holds for
-        leaves with as many axes. `NM`, `Channel` and `Block` then group weights by what the axes
-        mean, `erk` and `er` count inputs and outputs, and slices along `"stack"` axes, such as
-        layers or experts, are pools of their own, unless all leaves are one pool.
-      structural: for networks with structural zeros, such as masked autoregressive ones: maps
-        regexes to masks, True (or 1) where a weight exists. The others count neither as weights nor
-        as zeros: a sparsity is a fraction of the weights that exist. All masks drop them, so they
-        are zero from the first update on, which changes nothing in a model that multiplies by its
-        mask. For leaves that are `Unstructured()`, in any distribution; not with `axis_name`.
-      score: how important each weight is: `(params, grads, key) -> scores` of one leaf, larger
-        means keep. The score of a channel is the norm of those of its weights, so they must not be
-        negative there. `grads` is `update(..., grads=grads)` if given; otherwise the incoming
-        updates if there is an `inner`, and None if not. A function that declares the keyword
-        arguments `path` or `roles` gets the path of the leaf or the roles of its axes, which are
-        None where they are not known. Scores of simple elementwise functions are not stored; set
-        `score.elementwise` to True or False to decide that yourself.
+        roles, such as `{".*weight": ("out", "in")}` or `jaxprune.torch_roles`, which
+        docs/reference/what.md describes. A rule holds for leaves with as many axes. `NM`, `Channel`
+        and `Block` then group weights by what the axes mean, `erk` and `er` count inputs and
+        outputs, and slices along `"stack"` axes, such as layers or experts, are pools of their own,
+        unless all leaves are one pool.
+      structural: for models with weights that do not exist, such as masked autoregressive ones:
+        maps regexes to bool or integer arrays, True (or 1) where a weight exists. Missing weights
+        count neither as weights nor as zeros: sparsity is a fraction of the weights that exist.
+        They are dropped in every mask, so they are zero from the first update on, which changes
+        nothing in a model that multiplies by its own mask. Only for leaves that are
+        `Unstructured()`; any distribution; not with `axis_name`.
+      score: how important each weight is: a function `(params, grads, key) -> scores` that gets one
+        leaf, or an `Accumulated`, such as `movement`. Weights with larger scores are kept. With
+        `Channel`, scores must not be negative, because the score of a channel is the norm of the
+        scores of its weights. `grads` is `update(..., grads=grads)` if given; otherwise the
+        incoming updates if there is an `inner`, and None if not. A function with a keyword argument
+        `path` or `roles` gets the path of the leaf, or the roles of its axes (None where they are
+        not known). Scores of simple elementwise functions are recomputed rather than stored; set
+        `score.elementwise` to True or False to override this.
       packed: store masks at one bit per weight instead of one byte. `get_masks` and everything else
         work as before; `pack_masks` and `unpack_masks` convert the state in a checkpoint.
       regrow: whether a fire may keep weights again that were dropped. False: never. `"zero"`:

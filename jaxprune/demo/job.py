@@ -93,7 +93,7 @@ def train(
       progress: show progress bars on stderr.
 
     Returns:
-      The contents of `results.json`. Apart from `seconds`, they are the same bit by bit, however
+      The contents of `results.json`. Apart from `seconds`, they are the same bit for bit, however
       often the job was stopped and resumed.
 
     Raises:
