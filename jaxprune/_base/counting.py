@@ -30,7 +30,7 @@ WIDE = 2**31 - 1
 # The longest row that is reduced on one device: long enough to vectorise, short enough that XLA
 # CPU has rows left to spread over its threads.
 _ROW = 1024
-# A CPU reads at most so many entries in one thread: to start others takes as long.
+# A CPU reads at most this many entries in one thread: starting others would take as long.
 SHORT = 2**17
 # Rows of this length are long enough along the last axis.
 _SHORT_ROW = 64

@@ -29,10 +29,10 @@ N_CUTS = 7
 _LANE_BITS = 9
 # The longest row that is summed in lanes.
 LONGEST_ROW = 2**_LANE_BITS - 1
-# The counts of more rows than this need two kernels: so many parts of a leaf are counted apart, and
-# one kernel adds up the parts of all leaves.
+# The counts of more rows than this need two kernels: one for each leaf, which counts its parts, and
+# one that adds up the parts of all leaves.
 _MANY_ROWS = 2**11
-_N_PARTS = 2**7
+_N_PARTS = 2**7  # of a leaf
 # The most sums of rows on each of many devices that are few.
 _FEW_SUMS = 2**12
 # The longest row where rows are fewer.

@@ -206,7 +206,7 @@ class _Files:
         self.temporary, self.new = temporary, temporary / "new"
         self._old, self._folder = temporary / "old", folder  # `_old` keeps what is replaced
         self._names: list[Path] = []
-        self._replaced: set[Path] = set()  # those of the names that the folder had before
+        self._replaced: set[Path] = set()  # the names that existed in the folder before
         self._made: list[Path] = []  # folders, the outer ones first
         self._is_moving = False
 

@@ -159,7 +159,7 @@ _BIAS = re.compile(r"(.*_)?bias(es)?|bias_([nkv]|[ih]h(_l[0-9]+)?(_reverse)?)", 
 _OF_LAYER = ("weight", "w", "g", "b", "gamma", "beta")
 _SCALE = re.compile("(.*_)?(layer)?scales?(_?[0-9]+)?", re.DOTALL | re.IGNORECASE)
 _LAYER_SCALE = re.compile("ls[0-9]*|layer_?scale(_?[0-9]+)?", re.DOTALL | re.IGNORECASE)
-# As in log_std, A_log, logstd: a zero means one.
+# As in log_std, A_log: zero there stands for exp(0) = 1, so it must not be pruned.
 _LOGARITHM = re.compile("(.*_)?log(_.*|std|var|sigma|scale|alpha|dt)?", re.DOTALL | re.IGNORECASE)
 _LORA = re.compile("(.*_)?lora_[ab]", re.IGNORECASE | re.DOTALL)
 # As in layer_norm, LayerNorm_0, input_layernorm, rms_norm, norm1, norms, ln_f, bn2; but weight norm

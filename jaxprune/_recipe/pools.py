@@ -121,7 +121,7 @@ def _by_remainder(parts: Sequence[Fraction], number: np.ndarray, counts: np.ndar
     floors = np.array([math.floor(part) for part in parts], np.int64)
     above = counts - floors[number]
     n_above = int(above.max(initial=0)) + 1
-    pairs, pair_of = np.unique(number * n_above + above, return_inverse=True)  # a few differ
+    pairs, pair_of = np.unique(number * n_above + above, return_inverse=True)  # few of them
     excess = [
         int(floors[i]) + k - parts[i] for i, k in (divmod(x, n_above) for x in pairs.tolist())
     ]

@@ -43,7 +43,8 @@ def balance(groups: Sequence[Group], tilings: Iterable[Tiling], units_of: np.nda
       tilings: the axes that are cut.
       units_of: `units_of_labels` of the program.
     """
-    is_removed = np.zeros(len(units_of) + 1, bool)  # the last entry is that of no unit
+    # Index -1, for entries that belong to no unit, reads the last entry.
+    is_removed = np.zeros(len(units_of) + 1, bool)
     is_removed[[unit.label for group in groups for unit in group.removed]] = True
     parts = [units_of[tiling.parts] for tiling in tilings]
     while any(_keep_surplus(units, is_removed) for units in parts):

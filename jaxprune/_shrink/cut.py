@@ -23,7 +23,8 @@ class Cut:
 
     def __init__(self, units_of: np.ndarray, removed: Iterable[int]):
         """Args: `units_of_labels` of the program, and the units to remove."""
-        is_removed = np.zeros(len(units_of) + 1, bool)  # the last entry is that of -1
+        # Index -1, for entries that belong to no unit, reads the last entry.
+        is_removed = np.zeros(len(units_of) + 1, bool)
         is_removed[list(removed)] = True
         self._is_removed = np.asarray(is_removed[units_of].any(1))
 

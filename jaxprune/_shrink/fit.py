@@ -90,7 +90,8 @@ class _Fit:
         self._groups, self._allow_means = groups, allow_means
         self._candidates = [number for number, group in enumerate(groups) if group.removed]
         self._units_of = units_of_labels(tracer)
-        self._group_of = np.full(len(self._units_of) + 1, -1)  # the last entry is that of no unit
+        # Index -1, for entries that belong to no unit, reads the last entry.
+        self._group_of = np.full(len(self._units_of) + 1, -1)
         for number, group in enumerate(groups):
             self._group_of[[unit.label for unit in group.units]] = number
         self._order = {path: k for k, path in enumerate(tracer.equations)}

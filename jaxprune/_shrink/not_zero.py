@@ -123,7 +123,8 @@ def _refuse(program: Program, group: Group, loss: _Loss | None) -> None:
 def _losses(tracer: Tracer, groups: Iterable[Group]) -> dict[int, _Loss]:
     """For each unit to try that is zero at some time, the last equation that makes it nonzero."""
     units_of = units_of_labels(tracer)
-    wanted = np.zeros(len(units_of) + 1, bool)  # the last entry is that of no unit
+    # Index -1, for entries that belong to no unit, reads the last entry.
+    wanted = np.zeros(len(units_of) + 1, bool)
     wanted[[unit.label for group in groups for unit in group.removed]] = True
     losses: dict[int, _Loss] = {}
     for path, arrays in tracer.equations.items():

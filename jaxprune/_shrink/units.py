@@ -92,7 +92,8 @@ def _frozen(tracer: Tracer, table: np.ndarray) -> dict[int, dict[str, Frozen]]:
 
 def _zero(tracer: Tracer, table: np.ndarray) -> dict[int, bool]:
     """For each unit that a product sums over, whether each such product meets a zero there."""
-    is_contracted = np.zeros(len(table) + 1, bool)  # the last entry is that of no unit
+    # Index -1, for entries that belong to no unit, reads the last entry.
+    is_contracted = np.zeros(len(table) + 1, bool)
     is_nonzero = np.zeros(len(table) + 1, bool)
     for contraction in tracer.contractions:
         units = table[contraction.labels]

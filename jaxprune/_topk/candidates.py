@@ -25,11 +25,11 @@ from jaxprune._topk.stacks import Stack, of_entries
 
 # Leaves of at least this many rows are searched in this way.
 _MANY_ROWS = 2**11
-# On a GPU a leaf has up to so many times as many rows.
+# On a GPU, leaves must have this many times as many rows.
 _GPU_ROWS = 4
 # If there are more of them, none is: every one adds to the time of compiling.
 _MOST_STACKS = 4
-# At most one of so many rows is gathered.
+# At most one in this many rows is gathered.
 _ONE_ROW_OF = 64
 
 
@@ -171,7 +171,9 @@ def gather(
     places = lax.broadcasted_iota(jnp.int32, is_needed.shape, 1)
     n_gathered = n_rows // _ONE_ROW_OF
     places = jnp.where(is_needed, places, jnp.int32(n_rows))
-    order = lax.sort(places, dimension=1, is_stable=False)[:, :n_gathered]  # twice as fast
+    order = lax.sort(places, dimension=1, is_stable=False)[
+        :, :n_gathered
+    ]  # unstable sorts are twice as fast
     index = jnp.minimum(order, jnp.int32(n_rows - 1))
     take = lambda x: jnp.take_along_axis(x, index[:, :, None], axis=1, mode="promise_in_bounds")
     integers = problem.integers(stack, of_entries(take, stack.x), exact=True)

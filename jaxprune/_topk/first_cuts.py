@@ -119,7 +119,7 @@ def _sample_of_all(problem: Problem) -> list[tuple[np.ndarray, jax.Array]]:
 
 
 def _sample_size(size: int) -> int:
-    """How many of so many entries to sample; 0 if none."""
+    """How many of `size` entries to sample; 0 for none."""
     return next((n for least, n in _SAMPLES if size >= least), 0)
 
 

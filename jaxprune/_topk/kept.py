@@ -158,7 +158,8 @@ def _pool_cuts(
     # outside a loop that contains it. It ties them to the base too: otherwise XLA shares the ranks
     # of two leaves, and shards them as only one of the two is sharded.
     size, base = member_sizes(stack, problem.pools), member_bases(stack, first)
-    if problem.is_gpu and are_alike(stack, problem.pools):  # a kernel would fill an array of them
+    # One entry is enough for equal members; otherwise a kernel would fill a whole array.
+    if problem.is_gpu and are_alike(stack, problem.pools):
         size, base = size[:1], base[:1]
     size, base, pool_cuts = lax.optimization_barrier((size, base, pool_cuts))
     return pool_cuts, Members(base, size)

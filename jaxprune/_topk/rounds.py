@@ -47,7 +47,7 @@ from jaxprune._topk.stacks import (
 _ROUND_BYTES = 2**25
 # About how many slots there are at most. Each has kernels to compile.
 _MOST_SLOTS = 12
-# The largest arrays of the leaves that share a slot have at most so many bytes in all.
+# The largest arrays of the leaves that share a slot have at most this many bytes in all.
 _SLOT_BYTES = 2**19
 # If there are fewer entries in all, they are read in every pass.
 _LONG_SEARCH = 2**20

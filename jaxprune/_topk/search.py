@@ -204,7 +204,7 @@ def _narrowed(
       n_keep: how many entries are to reach the cut, [n_pools].
       count: counts how many entries reach each cut of a table; one read of the data.
       problem: the selection.
-      rest: brackets with at most so many entries need not be narrowed further, [n_pools].
+      rest: brackets with at most this many entries need not be narrowed further, [n_pools].
     """
 
     def one_pass(state: SearchState) -> SearchState:

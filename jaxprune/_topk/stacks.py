@@ -229,7 +229,7 @@ def concatenated(xs: Sequence[jax.Array]) -> jax.Array:
 
 
 def in_rows(x: jax.Array, n_members: int) -> jax.Array:
-    """The rows of each of so many concatenated arrays on a CPU, [n_members, rows, row].
+    """The rows of each of `n_members` concatenated arrays on a CPU, [n_members, rows, row].
 
     A short array is one row: its entries are read by one thread, and there are no counts of rows to
     sum up. Then the result is [n_members, row]. An axis of length 1 between these would let XLA

@@ -19,7 +19,7 @@ from jaxprune._topk.bracket import N_CUTS, Counts, columns
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.stacks import Stack
 
-# On many GPUs, the counts of so many stacks are added up as padded arrays.
+# On many GPUs, the counts of at most this many stacks are added up as padded arrays.
 _FEW_STACKS = 16
 
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from jaxprune._trace.tracer import EquationPath
 
-MAX_TABLE = 2**23  # entries of a table; a longer axis can be followed as long as it has digits
+# The most entries of a table. A longer axis is followed only while it consists of several digits.
+MAX_TABLE = 2**23
 
 
 class UnclearError(Exception):

@@ -62,7 +62,7 @@ def _over_slices(
       is_out_leaf: the same for each result.
     """
     for n_outer, axis in reversed(list(enumerate(axes))):
-        inner = axis - n_outer  # the maps around this one have removed so many earlier axes
+        inner = axis - n_outer  # the maps around this one remove `n_outer` axes
         in_axes, out_axes = (
             tuple(inner * is_leaf for is_leaf in some) for some in (is_in_leaf, is_out_leaf)
         )

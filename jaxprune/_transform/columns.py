@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxprune._base.counting import counting, is_wide
 
-# In so many steps, what is stored twice while it is transposed is a small part of the whole.
+# With this many steps, only a small part is stored twice while it is transposed.
 _STEPS = 8
 
 
@@ -47,8 +47,8 @@ def by_columns(rows_of: Callable[[Any, int], jax.Array], n: int) -> jax.Array:
     So a GPU stores only these rows twice.
 
     Args:
-      rows_of: computes so many rows of every part, [parts, rows, columns], from the first of them
-        on, which may be a traced number.
+      rows_of: `(first, n) -> [parts, n, columns]`, the `n` rows of every part that begin at row
+        `first`, which may be a traced number.
       n: how many rows each part has, at least 1.
     """
     n_at_once = -(-n // _STEPS)
