@@ -72,6 +72,9 @@ def lstm(
         bool,
         typer.Option("--long", help="Train a million weights for one pass over the text: hours."),
     ] = False,
+    one_layer: Annotated[
+        bool, typer.Option("--one-layer", help="Train and prune networks with one layer.")
+    ] = False,
     resume: Resume = False,
     out: Out = None,
     networks: Names = "",
@@ -79,15 +82,16 @@ def lstm(
 ):
     """Trains language models on the source code of CPython's standard library."""
     require()
-    if long and large:
-        raise typer.BadParameter("--long and --large exclude each other: pass only one")
-    if long:
+    if long + one_layer + large > 1:
+        raise typer.BadParameter("pass only one of --long, --one-layer and --large")
+    if long or one_layer:
         _use_one_core_per_run()
     from benchmarks.paper import text
 
-    if long:
-        study = text.long_study(_size(quick, large))
-        _run([study], quick, resume, out, text, only=networks, order=text.order, jobs=jobs)
+    if long or one_layer:
+        make_study = text.long_study if long else text.one_layer_study
+        studies = [make_study(_size(quick, large))]
+        _run(studies, quick, resume, out, text, only=networks, order=text.order, jobs=jobs)
         return
     _run([text.study(_size(quick, large))], quick, resume, out, only=networks, jobs=jobs)
 

@@ -30,10 +30,11 @@ from benchmarks.paper.study import (
     Network,
     Study,
     Task,
-    match_width,
     n_params_of,
+    small_networks,
     sparse_network,
 )
+from benchmarks.paper.summary import SMALL_KINDS
 
 __all__ = ["networks", "order", "studies", "table"]
 
@@ -232,21 +233,13 @@ def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Net
     """The dense network, then for each sparsity: uniform, ERK, narrower dense, shallower dense."""
     n_params = n_params_of(study, study.width, inputs)
     rows = [Network("dense", "dense", study.width, None, 0.0, n_params, n_params)]
-    shallow = dataclasses.replace(
-        study, module=study.shallow or study.module, width=4 * study.width
-    )
     for sparsity in study.sparsities:
         uniform = Pruning.gradual(sparsity, study.steps)
         erk = dataclasses.replace(uniform, spread="erk")
         sparse = sparse_network(study, f"uniform-{sparsity:g}", "sparse", uniform, inputs)
         rows += [sparse, sparse_network(study, f"erk-{sparsity:g}", "ERK", erk, inputs)]
-        for name, kind, of in (
-            ("small", "small dense", study),
-            ("shallow", "shallow dense", shallow),
-        ):
-            width = match_width(of, sparse.n_nonzero, inputs)
-            n = n_params_of(of, width, inputs)
-            rows.append(Network(f"{name}-{sparsity:g}", kind, width, None, sparsity, n, n))
+        names = {kind: f"{kind.split()[0]}-{sparsity:g}" for kind in SMALL_KINDS}
+        rows += small_networks(study, sparse, names, inputs)
     return rows
 
 

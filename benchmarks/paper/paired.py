@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.table import Table
 
-from benchmarks.paper.summary import Row
+from benchmarks.paper.summary import SMALL_KINDS, Row
 
 if TYPE_CHECKING:
     from benchmarks.paper.study import Study
@@ -27,7 +27,6 @@ KINDS = {
     "shallow dense": "small dense, half the layers",
 }
 _PRUNED = ("sparse", "ERK")
-_SMALL = ("small dense", "shallow dense")
 # The measures of which lower values are better.
 _LOWER_IS_BETTER = ("bits_per_byte",)
 
@@ -99,7 +98,7 @@ def _value(results: dict[str, Any], row: Row | None) -> str:
 
 def small_network(results: dict[str, Any], sparsity: float) -> Row | None:
     """The small dense network with the better mean; None if none has a finished run."""
-    rows = [network_of(results, kind, sparsity) for kind in _SMALL]
+    rows = [network_of(results, kind, sparsity) for kind in SMALL_KINDS]
     sign = -1 if results["config"]["measure"] in _LOWER_IS_BETTER else 1
     means = {
         sign * statistics.fmean(values.values()): row
@@ -137,7 +136,7 @@ def kinds_of(results: dict[str, Any]) -> dict[str, str]:
 def head(results: dict[str, Any]) -> list[str]:
     """The names of the columns."""
     kinds = kinds_of(results)
-    small = "better small dense" if kinds.keys() >= set(_SMALL) else "narrower"
+    small = "better small dense" if kinds.keys() >= set(SMALL_KINDS) else "narrower"
     differences = [f"{KINDS[kind]} - {small}" for kind in _PRUNED if kind in kinds]
     return ["zeros", "nonzero parameters", *kinds.values(), *differences]
 

@@ -21,13 +21,15 @@ _CURVES = {
     "one-shot at 0%": {"color": STYLES[3]["color"], "linestyle": ":", "linewidth": 2.5},
     "one-shot at 60%": {"color": STYLES[1]["color"], "linestyle": (0, (5, 1)), "linewidth": 1.5},
 }
-_SERIES = {"sparse": ("large, sparse", STYLES[0]), "small dense": ("small, dense", STYLES[1])}
-_PAIRED_SERIES = {
-    "ERK": ("large, pruned with ERK", STYLES[2]),
-    "sparse": ("large, pruned uniformly", STYLES[0]),
+_SMALL = {
     "small dense": ("small dense, narrower", STYLES[1]),
     "shallow dense": ("small dense, half the layers", STYLES[3]),
 }
+_SERIES = {"sparse": ("large, sparse", STYLES[0])} | _SMALL
+_PAIRED_SERIES = {
+    "ERK": ("large, pruned with ERK", STYLES[2]),
+    "sparse": ("large, pruned uniformly", STYLES[0]),
+} | _SMALL
 
 
 def draw(results: dict[str, Any], path: Path) -> list[Path]:

@@ -1,16 +1,18 @@
 """How much quality do structures lose that run fast or make small files?
 
 A language model and a convolutional network are pruned to the same sparsities with every structure
-of the library, and compared with small dense networks that have as many weights. Widths are
-multiples of 20, which suits N:M with 1:5, 1:10 and 1:20. Blocks at the edge of a layer can be
-smaller. Whole units (`units`) are pruned until the network has the shape of the small dense one.
-All networks are trained alike. The results also record the size of the file that `jaxprune.save`
-writes for the trained network.
+of the library, and compared with small dense networks that have as many weights: narrower ones, and
+for the language model also ones with a single layer. Widths are multiples of 20, which suits N:M
+with 1:5, 1:10 and 1:20. Blocks at the edge of a layer can be smaller. Whole units (`units`) are
+pruned until the network has the shape of the narrower one. All networks are trained alike. The
+results also record the size of the file that `jaxprune.save` writes for the trained network.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,10 +31,11 @@ from benchmarks.paper.study import (
     Network,
     Study,
     Task,
-    match_width,
     n_params_of,
+    small_networks,
     sparse_network,
 )
+from benchmarks.paper.summary import SMALL_KINDS
 from benchmarks.paper.units import Axes, Units, without_dead_units
 
 SPARSITIES = (0.8, 0.9, 0.95)
@@ -52,6 +55,7 @@ def studies(size: str) -> list[Study]:
         name="quality-lstm",
         title="Byte-level LSTM language model, bits per byte",
         module=_language_model,
+        shallow=_one_layer,
         width=widths[0],
         **few,
         **short,
@@ -59,7 +63,7 @@ def studies(size: str) -> list[Study]:
     images = Study(
         "quality-cnn",
         "Seven convolutions on 100 training digits, test accuracy in percent",
-        task=lambda: with_size(digits.make_task(32, 100), _CNN_AXES, _cnn_sizes, _cnn_of),
+        task=lambda: with_size(digits.make_task(32, 100), _cnn_axes, _cnn_sizes, _cnn_of),
         module=PlainNet,
         width=widths[1],
         measure="accuracy",
@@ -74,7 +78,7 @@ def studies(size: str) -> list[Study]:
     )
     task = language.task
     language = dataclasses.replace(
-        language, task=lambda: with_size(task(), _LSTM_AXES, _lstm_sizes, _lstm_of)
+        language, task=lambda: with_size(task(), _lstm_axes, _lstm_sizes, _lstm_of)
     )
     wide = dataclasses.replace(
         language,
@@ -90,29 +94,34 @@ def studies(size: str) -> list[Study]:
 # The units of both networks
 
 
-def _language_model(width: int) -> nn.Module:
-    return LanguageModel(text.SYMBOLS, width, embed=max(width // 2, 1))
+def _language_model(width: int, *, n_layers: int = 2) -> nn.Module:
+    return LanguageModel(text.SYMBOLS, width, n_layers, embed=max(width // 2, 1))
 
 
-_LSTM_AXES: Axes = {
-    "embed/embedding": ((), ("embed",)),
-    "lstm_0/kernel": (("embed", "lstm_0"), ("lstm_0",) * 4),
-    "lstm_0/bias": (("lstm_0",) * 4,),
-    "lstm_1/kernel": (("lstm_0", "lstm_1"), ("lstm_1",) * 4),
-    "lstm_1/bias": (("lstm_1",) * 4,),
-    "softmax/kernel": (("lstm_1",), ()),
-}
+_one_layer = functools.partial(_language_model, n_layers=1)
+
+
+def _lstm_axes(module: Any) -> Axes:
+    groups = ["embed", *(f"lstm_{i}" for i in range(module.n_layers))]
+    axes: dict[str, tuple[tuple[str, ...], ...]] = {
+        "embed/embedding": ((), ("embed",)),
+        "softmax/kernel": ((groups[-1],), ()),
+    }
+    for below, name in itertools.pairwise(groups):
+        axes |= {f"{name}/kernel": ((below, name), (name,) * 4), f"{name}/bias": ((name,) * 4,)}
+    return axes
 
 
 def _lstm_sizes(module: Any) -> dict[str, int]:
-    return {"embed": module.embed, "lstm_0": module.hidden, "lstm_1": module.hidden}
+    return {"embed": module.embed} | {f"lstm_{i}": module.hidden for i in range(module.n_layers)}
 
 
 def _lstm_of(sizes: Mapping[str, int]) -> nn.Module:
-    return LanguageModel(text.SYMBOLS, sizes["lstm_0"], embed=sizes["embed"])
+    return LanguageModel(text.SYMBOLS, sizes["lstm_0"], len(sizes) - 1, embed=sizes["embed"])
 
 
-def _cnn_axes(n_layers: int) -> Axes:
+def _cnn_axes(module: Any) -> Axes:
+    n_layers = len(module.stages)
     axes = {"logits/kernel": ((f"Conv_{n_layers - 1}",), ())}
     for i in range(n_layers):
         inputs = (f"Conv_{i - 1}",) if i else ()
@@ -120,9 +129,6 @@ def _cnn_axes(n_layers: int) -> Axes:
         for name in ("scale", "bias", "mean", "var"):
             axes[f"BatchNorm_{i}/{name}"] = ((f"Conv_{i}",),)
     return axes
-
-
-_CNN_AXES = _cnn_axes(len(PlainNet(1).stages))
 
 
 def _cnn_sizes(module: Any) -> dict[str, int]:
@@ -138,8 +144,9 @@ def _is_cnn(study: Study) -> bool:
 
 
 def _units(study: Study, width: int) -> Units:
-    axes, sizes = (_CNN_AXES, _cnn_sizes) if _is_cnn(study) else (_LSTM_AXES, _lstm_sizes)
-    return Units(axes, sizes(study.module(study.width)), sizes(study.module(width)))
+    axes_of, sizes_of = (_cnn_axes, _cnn_sizes) if _is_cnn(study) else (_lstm_axes, _lstm_sizes)
+    large, small = study.module(study.width), study.module(width)
+    return Units(axes_of(large), sizes_of(large), sizes_of(small))
 
 
 # Networks
@@ -172,14 +179,12 @@ def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Net
         for kind, structure in structures(sparsity).items():
             pruning = dataclasses.replace(gradual, structure=structure)
             rows[kind] = sparse_network(study, f"{kind} {sparsity:g}", kind, pruning, inputs)
-        width = match_width(study, rows["unstructured"].n_nonzero, inputs)
-        n_small = n_params_of(study, width, inputs)
-        with_units = dataclasses.replace(gradual, structure=_units(study, width))
-        name = f"units {sparsity:g}"
-        rows["units"] = Network(name, "units", study.width, with_units, sparsity, n, n_small)
-        name = f"small dense {sparsity:g}"
-        rows["small"] = Network(name, "small dense", width, None, sparsity, n_small, n_small)
-        all_networks += rows.values()
+        names = {kind: f"{kind} {sparsity:g}" for kind in SMALL_KINDS}
+        small, *others = small_networks(study, rows["unstructured"], names, inputs)
+        with_units = dataclasses.replace(gradual, structure=_units(study, small.width))
+        name, n_small = f"units {sparsity:g}", small.n_params
+        units = Network(name, "units", study.width, with_units, sparsity, n, n_small)
+        all_networks += [*rows.values(), units, small, *others]
     return all_networks
 
 
@@ -188,7 +193,7 @@ def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Net
 
 def with_size(
     task: Task,
-    axes: Axes,
+    axes_of: Callable[[Any], Axes],
     sizes_of: Callable[[Any], Mapping[str, int]],
     module_of: Callable[[Mapping[str, int]], nn.Module],
 ) -> Task:
@@ -202,7 +207,7 @@ def with_size(
 
     def measure(module: nn.Module, variables: Any, data: Any) -> dict[str, float]:
         measured = task.measure(module, variables, data)
-        small, sizes = without_dead_units(axes, sizes_of(module), variables)
+        small, sizes = without_dead_units(axes_of(module), sizes_of(module), variables)
         if sizes != sizes_of(module):
             measured_again = task.measure(module_of(sizes), small, data)
             for name, value in measured_again.items():

@@ -1,6 +1,7 @@
 """The tables of docs/paper.md, from the results files.
 
-One table compares large-sparse with small-dense for every study, the other every finding with its
+One table compares large-sparse with small-dense for every study: with the better of the networks
+that are narrower and those that have half the layers. The other compares every finding with its
 reference. Values that `summary.compare` does not call a tie are bold.
 """
 
@@ -40,7 +41,9 @@ def load(folder: Path, backend: str = "cpu") -> dict[str, dict[str, Any]]:
 
 def load_paired(folder: Path, backend: str = "cpu") -> dict[str, dict[str, Any]]:
     """The same for the studies whose tables `paired` makes."""
-    return _load(folder, backend, ["fashion-plain", "fashion-separable", "lstm-long"])
+    return _load(
+        folder, backend, ["fashion-plain", "fashion-separable", "lstm-one-layer", "lstm-long"]
+    )
 
 
 def _load(folder: Path, backend: str, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -61,7 +64,8 @@ def _cell(part: Part, row: Row, small: Row) -> str:
         sparse_value = f"**{sparse_value}**"
     elif verdict == "worse":
         small_value = f"**{small_value}**"
-    return f"{sparse_value} / {small_value}"
+    layers = ", half the layers" if small["kind"] == "shallow dense" else ""
+    return f"{sparse_value} / {small_value}{layers}"
 
 
 def comparison(results_by_name: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -76,7 +80,10 @@ def comparison(results_by_name: dict[str, dict[str, Any]]) -> Iterator[str]:
     values = (_value(row, part.decimals) for part, row in zip(parts, dense, strict=True))
     yield f"| dense | {' | '.join(values)} |"
     columns = [
-        {row["sparsity"]: _cell(part, row, small) for row, small in summary.pairs(rows)}
+        {
+            row["sparsity"]: _cell(part, row, small)
+            for row, small in summary.pairs(rows, part.lower_is_better)
+        }
         for part, rows in ((part, results_by_name[part.name]["summary"]) for part in parts)
     ]
     for sparsity in sorted({s for column in columns for s in column}):

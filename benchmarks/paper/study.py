@@ -22,6 +22,7 @@ from jax import lax
 
 import jaxprune
 from benchmarks.paper.pruning import Optimizer, Pruning, optimizer_of
+from benchmarks.paper.summary import SMALL_KINDS
 from benchmarks.paper.units import Units
 
 SPARSITIES = (0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 0.975)
@@ -171,17 +172,34 @@ def match_width(study: Study, n_params: int, inputs: tuple[jax.ShapeDtypeStruct,
 
 
 def networks_of(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
-    """The dense network, then for each sparsity the sparse one and its small-dense partner."""
+    """The dense network, then for each sparsity the sparse one and its small dense partners."""
     n_params = n_params_of(study, study.width, inputs)
     networks = [Network("dense", "dense", study.width, None, 0.0, n_params, n_params)]
     for sparsity in study.sparsities:
         pruning = Pruning.gradual(sparsity, study.steps)
         sparse = sparse_network(study, f"sparse-{sparsity:g}", "sparse", pruning, inputs)
-        width = match_width(study, sparse.n_nonzero, inputs)
-        n_small = n_params_of(study, width, inputs)
-        name = f"small-dense-{sparsity:g}"
-        small = Network(name, "small dense", width, None, sparsity, n_small, n_small)
-        networks += [sparse, small]
+        names = {kind: f"{kind.replace(' ', '-')}-{sparsity:g}" for kind in SMALL_KINDS}
+        networks += [sparse, *small_networks(study, sparse, names, inputs)]
+    return networks
+
+
+def small_networks(
+    study: Study, sparse: Network, names: dict[str, str], inputs: tuple[jax.ShapeDtypeStruct, ...]
+) -> list[Network]:
+    """Small dense networks with as many parameters as a sparse one has nonzeros.
+
+    One is narrower; if the study has `shallow` networks, another has fewer layers. `names` are
+    their names by kind.
+    """
+    made_by = {"small dense": study}
+    if study.shallow is not None:
+        width = 4 * study.width  # those with few layers may be wider
+        made_by["shallow dense"] = dataclasses.replace(study, module=study.shallow, width=width)
+    networks = []
+    for kind, of in made_by.items():
+        width = match_width(of, sparse.n_nonzero, inputs)
+        n = n_params_of(of, width, inputs)
+        networks.append(Network(names[kind], kind, width, None, sparse.sparsity, n, n))
     return networks
 
 

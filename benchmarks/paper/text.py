@@ -8,6 +8,7 @@ names.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import platform
 import sysconfig
@@ -26,9 +27,9 @@ from benchmarks.paper.recurrent import LanguageModel
 from benchmarks.paper.store import by_sparsity
 from benchmarks.paper.study import Study, Task, networks_of
 
-__all__ = ["long_study", "networks", "order", "read_library", "study", "table"]
+__all__ = ["long_study", "networks", "one_layer_study", "order", "read_library", "study", "table"]
 
-# Of the long study.
+# Of the long study, and of that with one layer.
 networks, order = networks_of, by_sparsity((0.9, 0.8, 0.95, 0.75, 0.85, 0.5, 0.975))
 
 # Newline, printable ASCII, and one last symbol for all other bytes.
@@ -144,9 +145,12 @@ def _nats(module: nn.Module, variables: Any, streams: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(outputs[0], tokens[:, 1:]).mean()
 
 
-def _model(width: int) -> nn.Module:
-    """Two LSTM layers, and an embedding of three eighths of their width."""
-    return LanguageModel(SYMBOLS, width, embed=max(3 * width // 8, 1))
+def _model(width: int, *, n_layers: int = 2) -> nn.Module:
+    """LSTM layers, and an embedding of three eighths of their width."""
+    return LanguageModel(SYMBOLS, width, n_layers, embed=max(3 * width // 8, 1))
+
+
+_one_layer = functools.partial(_model, n_layers=1)
 
 
 def study(size: str) -> Study:
@@ -156,7 +160,13 @@ def study(size: str) -> Study:
     3.83 and 3.08 bits per byte with 5e-3, 3.48 and 2.66 with 1e-2, 3.25 and 2.57 with 2e-2.
     """
     title = "Byte-level LSTM language model of the standard library, bits per byte"
-    common = {"name": "lstm", "title": title, "module": _model, "measure": "bits_per_byte"}
+    common: dict[str, Any] = {
+        "name": "lstm",
+        "title": title,
+        "module": _model,
+        "shallow": _one_layer,
+        "measure": "bits_per_byte",
+    }
     if size == "quick":
         return Study(
             **common,
@@ -186,6 +196,19 @@ def study(size: str) -> Study:
         steps=10_000,
         chunk=200,
         learning_rate=1e-3,
+    )
+
+
+def one_layer_study(size: str) -> Study:
+    """A network of one layer, with as many weights as that of two: "quick" or "cpu"."""
+    return dataclasses.replace(
+        study(size),
+        name="lstm-one-layer",
+        title="Byte-level LSTM language model with one layer, bits per byte",
+        module=_one_layer,
+        shallow=None,
+        width={"quick": 48, "cpu": 197}[size],
+        sparsities=(0.9,) if size == "quick" else (0.75, 0.9, 0.95),
     )
 
 

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-KINDS = ("unstructured", "blocks 1x8", "blocks 1x16", "blocks 1x32", "N:M", "units", "small dense")
+_PRUNED = ("unstructured", "blocks 1x8", "blocks 1x16", "blocks 1x32", "N:M", "units")
+KINDS = (*_PRUNED, "small dense", "shallow dense")
 # The method that runs each kind. N:M has none: nothing on a CPU runs it faster than dense.
 METHODS = {
     "unstructured": "scipy CSR",
     **{f"blocks 1x{width}": f"packed 1x{width}" for width in (8, 16, 32)},
     "units": "narrower dense",
     "small dense": "narrower dense",
+    "shallow dense": "",  # not timed
 }
 NETWORKS = {
     "quality-lstm": ("LSTM 2 x 650", "LSTM 2 x 1500"),
