@@ -14,12 +14,13 @@ import dataclasses
 from typing import NamedTuple
 
 import jaxprune
-from jaxprune.demo.network import N_LAYERS, match_widths, n_params_of, shapes_of
+from jaxprune.demo.network import N_LAYERS, match_widths, n_params_of, shallower, shapes_of
 
 DISTRIBUTIONS = {"uniform": jaxprune.uniform, "ERK": jaxprune.erk}
 """The kinds of sparse network, each with how it spreads the sparsity over the layers."""
 
-SMALL = "small dense"
+SMALL = {"narrower dense": tuple, "shallower dense": shallower}
+"""The kinds of small dense network, each with the widths to which its own are in proportion."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Config:
     """Everything that determines the results, apart from the versions and the machine.
 
     Attributes:
-      sparsities: of the pruned kernels. For each, two sparse networks (uniform and ERK) and a small
-        dense one are trained.
+      sparsities: of the pruned kernels. For each, two sparse networks (uniform and ERK) and two
+        small dense ones (narrower, and with three layers instead of five) are trained.
       n_seeds: runs per network. The seed determines the initial params and the batches.
       steps: updates per run, the same for all networks.
       steps_per_chunk: updates per compiled call. After each call, the accuracy is measured, the
@@ -92,7 +93,7 @@ class Network(NamedTuple):
 
     Attributes:
       name: used for its checkpoints, and for its runs in the results file.
-      kind: "dense", "uniform", "ERK" or "small dense".
+      kind: "dense", "uniform", "ERK", "narrower dense" or "shallower dense".
       sparsity: of the kernels; for a small dense network, that of the sparse networks with which it
         is compared.
       widths: channels of the convolutions.
@@ -114,7 +115,7 @@ class Network(NamedTuple):
 
 
 def networks(config: Config) -> list[Network]:
-    """The dense network; then for each sparsity the sparse networks and the small dense one."""
+    """The dense network; then for each sparsity the sparse networks and the small dense ones."""
     n_params = n_params_of(config.widths)
     rows = [Network("dense", "dense", 0.0, config.widths, n_params, n_params)]
     shapes = shapes_of(config.widths)
@@ -126,7 +127,9 @@ def networks(config: Config) -> list[Network]:
             n_left.append(n_params - n_zero)
             name = f"{kind.lower()}-{sparsity:g}"
             rows.append(Network(name, kind, sparsity, config.widths, n_params, n_left[-1]))
-        small = match_widths(config.widths, n_left[0])
-        n_small = n_params_of(small)
-        rows.append(Network(f"small-dense-{sparsity:g}", SMALL, sparsity, small, n_small, n_small))
+        for kind, proportions in SMALL.items():
+            widths = match_widths(proportions(config.widths), n_left[0])
+            n_small = n_params_of(widths)
+            name = f"{kind.replace(' ', '-')}-{sparsity:g}"
+            rows.append(Network(name, kind, sparsity, widths, n_small, n_small))
     return rows

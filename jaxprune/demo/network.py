@@ -1,7 +1,8 @@
 """The network, and the widths with which it has a given number of parameters.
 
 Five convolutions end with one column of channels for each place of the number, averaged over the
-rows; one dense layer, the same for all places, names the digit. The convolutions are `nn.Conv`
+rows; one dense layer, the same for all places, names the digit. A shallower network has only the
+three convolutions that make the images smaller. The convolutions are `nn.Conv`
 layers, but each is computed as one matrix product: with XLA's own convolutions inside a `lax.scan`,
 a step takes 2 to 25 times longer on CPUs.
 """
@@ -22,10 +23,16 @@ from jaxprune.demo.data import HEIGHT, WIDTH
 N_CLASSES = 10
 _STRIDES = ((2, 2), (1, 1), (2, 2), (1, 1), (1, 2))  # 10x20 pixels become 3x3
 N_LAYERS = len(_STRIDES)
+_STAY = [i for i, strides in enumerate(_STRIDES) if strides != (1, 1)]
+N_SHALLOW = len(_STAY)
 
 
 class ConvNet(nn.Module):
-    """Maps float[n, 10, 20, 1] images to float[n, 3, 10] logits; `widths` are the channels."""
+    """Maps float[n, 10, 20, 1] images to float[n, 3, 10] logits.
+
+    Attributes:
+      widths: channels of the five convolutions; or of three, those that make the images smaller.
+    """
 
     widths: tuple[int, ...]
 
@@ -33,7 +40,8 @@ class ConvNet(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """The logits of a batch of images."""
         x = images
-        for width, strides in zip(self.widths, _STRIDES, strict=True):
+        layers = _STAY if len(self.widths) == N_SHALLOW else range(N_LAYERS)
+        for width, strides in zip(self.widths, [_STRIDES[i] for i in layers], strict=True):
             x = nn.relu(
                 nn.Conv(width, (3, 3), strides=strides, conv_general_dilated=conv_as_matmul)(x)
             )
@@ -102,17 +110,29 @@ def n_biases_of(widths: Sequence[int]) -> int:
     return sum(widths) + N_CLASSES
 
 
+def shallower(widths: tuple[int, ...]) -> tuple[int, ...]:
+    """The widths of the convolutions that a shallower network has, too.
+
+    Example:
+      >>> shallower((16, 16, 32, 32, 48))
+      (16, 32, 48)
+    """
+    return tuple(widths[i] for i in _STAY)
+
+
 def match_widths(widths: tuple[int, ...], n_params: int) -> tuple[int, ...]:
     """Widths in about the proportions of `widths`, with nearly `n_params` parameters.
 
-    Every first width is tried. The others are scaled in proportion, then changed by at most one
-    channel, and at least 1. Among those with `n_params` parameters within one percent, the
-    widths nearest to the proportions win; if there are none, the nearest number of parameters.
+    Every first width up to twice the given one is tried. The others are scaled in proportion, then
+    changed by at most one channel (two in a shallower network), and at least 1. Among those with
+    `n_params` parameters within one percent, the widths nearest to the proportions win; if there
+    are none, the nearest number of parameters.
     """
+    most = 2 if len(widths) == N_SHALLOW else 1
     candidates = []
-    for first in range(1, widths[0] + 1):
+    for first in range(1, 2 * widths[0] + 1):
         scaled = [w * first / widths[0] for w in widths[1:]]
-        for moves in itertools.product(range(-1, 2), repeat=len(scaled)):
+        for moves in itertools.product(range(-most, most + 1), repeat=len(scaled)):
             others = [max(round(w) + m, 1) for w, m in zip(scaled, moves, strict=True)]
             off = abs(n_params_of((first, *others)) - n_params)
             skew = sum(abs(w - s) / s for w, s in zip(others, scaled, strict=True))

@@ -251,7 +251,7 @@ def test_a_real_signal_leaves_a_command_that_resumes(finished, tmp_path, number)
 def test_the_command_leaves_table_pictures_checkpoints_and_results(finished):
     folder, result = finished
     assert result.exit_code == 0, result.stderr
-    for words in ("90% uniform", "90% ERK", "small dense", "standard errors", "Result: "):
+    for words in ("90% uniform", "90% ERK", "narrower dense", "standard errors", "Result: "):
         assert words in result.stdout
     _, _, printed = result.stdout.partition("Three-digit numbers")
     assert max(map(len, printed.splitlines())) <= 80
@@ -289,12 +289,12 @@ def test_the_results_say_where_they_come_from(finished):
     assert environment["versions"]["jax"] == jax.__version__
     assert environment["versions"]["jaxprune"] == jaxprune.__version__
     assert environment["device"].startswith(jax.default_backend())
-    assert [run["seed"] for run in results["runs"]] == [0, 1] * 4
+    assert [run["seed"] for run in results["runs"]] == [0, 1] * 5
 
 
 def test_the_quick_table_has_one_sparsity():
     kinds = [network.kind for network in networks(quick())]
-    assert kinds == ["dense", "uniform", "ERK", "small dense"]
+    assert kinds == ["dense", "uniform", "ERK", "narrower dense", "shallower dense"]
 
 
 def test_every_run_ends_at_the_planned_number_of_nonzeros(finished):
@@ -468,8 +468,9 @@ def test_initial_kernels_have_the_variance_of_flax():
 @pytest.mark.parametrize("config", (Config(), quick()), ids=("full", "quick"))
 def test_small_dense_matches_the_nonzeros_within_one_percent(config):
     rows = {network.name: network for network in networks(config)}
-    for sparsity in config.sparsities:
-        small = rows[f"small-dense-{sparsity:g}"]
+    for sparsity, small_kind in itertools.product(config.sparsities, ("narrower", "shallower")):
+        small = rows[f"{small_kind}-dense-{sparsity:g}"]
+        assert len(small.widths) == (5 if small_kind == "narrower" else 3)
         assert small.n_params == small.n_nonzero == n_params_of(small.widths)
         for kind in ("uniform", "erk"):
             n_nonzero = rows[f"{kind}-{sparsity:g}"].n_nonzero
