@@ -5,7 +5,8 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from jaxprune.demo.config import Config, Network, networks
 from jaxprune.demo.data import Data, load
 from jaxprune.demo.report import summarize
 from jaxprune.demo.store import Store
-from jaxprune.demo.train import RunState, make_trainer, results_of
+from jaxprune.demo.train import (
+    Program,
+    RunState,
+    compile_program,
+    make_trainer,
+    program_key,
+    results_of,
+)
 
 _SECONDS_BETWEEN_SAVES = 10.0  # the training that a power cut can lose; signals lose none
 
@@ -31,6 +39,7 @@ class _Job:
     config: Config
     store: Store
     data: Data
+    programs: Mapping[Hashable, Future[Program]]
     stop: Callable[[], bool]
     bars: "_Bars"
 
@@ -105,10 +114,12 @@ def train(
     rows = networks(config)
     done = {run["network"] for run in results["runs"]}
     try:
+        left = [network for network in rows if network.name not in done]
         with _bars(config, len(rows), len(done), progress) as bars:
-            job = _Job(config, store, _load(config), stop, bars)
-            for network in rows:
-                if network.name not in done:
+            data = _load(config)
+            with _compiled(left, config, data) as programs:
+                job = _Job(config, store, data, programs, stop, bars)
+                for network in left:
                     results["runs"] += _run(job, network)
                     store.write(results)
         results["summary"] = summarize(results)
@@ -119,12 +130,30 @@ def train(
     return results
 
 
+@contextlib.contextmanager
+def _compiled(
+    rows: Sequence[Network], config: Config, data: Data
+) -> Iterator[Mapping[Hashable, Future[Program]]]:
+    """The programs of the networks, which are compiled while the first networks train.
+
+    XLA compiles a program mostly with one thread, so it compiles two programs at a time.
+    """
+    programs: dict[Hashable, Future[Program]] = {}
+    pool = ThreadPoolExecutor(2)
+    try:
+        for network in rows:
+            if (key := program_key(network)) not in programs:
+                programs[key] = pool.submit(compile_program, network, config, data)
+        yield programs
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _run(job: _Job, network: Network) -> list[dict[str, Any]]:
     """Trains a network with all seeds to the end, saves it, and returns its results."""
     name, config = network.name, job.config
-    trainer = make_trainer(network, config)
-    # Orbax restores arrays that are committed to a device. jit would compile again for arrays that
-    # are not, so commit these too.
+    trainer = make_trainer(network, config, job.programs[program_key(network)].result())
+    # The program is compiled for arrays that are committed to a device, as those of orbax are.
     state = jax.device_put(trainer.init(), jax.devices()[0])
     restored = job.store.restore(name, state)
     if restored is not None:

@@ -7,7 +7,7 @@ that were not.
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -69,15 +69,31 @@ def make_optimizer(kind: str, config: Config) -> optax.GradientTransformation:
     return jaxprune.prune(schedules, inner=adamw, distribution=DISTRIBUTIONS[kind])
 
 
-def make_trainer(network: Network, config: Config) -> Trainer:
-    """The functions that train a network. Networks of the same kind and widths share a program."""
-    init, advance = _compiled(network.kind, network.widths, config)
+Program = Callable[[RunState, np.ndarray, Data], RunState]
+
+
+def make_trainer(network: Network, config: Config, program: Program | None = None) -> Trainer:
+    """The functions that train a network; `program` is from `compile_program`."""
+    init, advance = _functions(network.kind, network.widths, config)
+    program = advance if program is None else program
     schedule = config.sparsities.index(network.sparsity) if network.is_sparse else 0
 
     def next_chunk(state: RunState, data: Data) -> RunState:
-        return advance(state, _batches(config, int(state.step)), data)
+        return program(state, _batches(config, int(state.step)), data)
 
     return Trainer(functools.partial(init, schedule), next_chunk)
+
+
+def program_key(network: Network) -> Hashable:
+    """Networks with the same key share a program."""
+    return network.kind, network.widths
+
+
+def compile_program(network: Network, config: Config, data: Data) -> Program:
+    """Compiles the training of a network, for states that are committed to the first device."""
+    init, advance = _functions(network.kind, network.widths, config)
+    state = jax.device_put(init(0), jax.devices()[0])
+    return advance.lower(state, _batches(config, 0), data).compile()
 
 
 def _batches(config: Config, first_step: int) -> np.ndarray:
@@ -92,7 +108,7 @@ def _batches(config: Config, first_step: int) -> np.ndarray:
 
 
 @functools.cache
-def _compiled(kind: str, widths: tuple[int, ...], config: Config) -> tuple[Any, Any]:
+def _functions(kind: str, widths: tuple[int, ...], config: Config) -> tuple[Any, Any]:
     """`init` of an index of a schedule, and `advance`, for all networks of this kind and widths."""
     tx = make_optimizer(kind, config)
 

@@ -171,10 +171,10 @@ def test_killed_in_the_middle_of_training_it_ends_on_the_same_bits(finished, tmp
         patch.setattr(
             job,
             "make_trainer",
-            lambda network, config: (
+            lambda network, config, program: (
                 made._replace(advance=advance)
                 if network == SPARSE
-                else make_trainer(network, config)
+                else make_trainer(network, config, program)
             ),
         )
         with pytest.raises(SystemExit):
@@ -190,7 +190,8 @@ def test_the_checkpoint_of_every_network_is_of_its_last_step(finished):
     for network in NETWORKS:
         state = restored(finished[0], network)
         assert int(state.step) == TINY.steps
-        assert [len(leaf) for leaf in jax.tree.leaves(state.params)] == [TINY.n_seeds] * 12
+        n_leaves = 2 * (len(network.widths) + 1)
+        assert [len(leaf) for leaf in jax.tree.leaves(state.params)] == [TINY.n_seeds] * n_leaves
 
 
 def test_resuming_a_finished_job_shows_it_again_and_trains_nothing(finished):
