@@ -83,7 +83,8 @@ def _in_order(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _first_cells(row: dict[str, Any]) -> list[str]:
-    return [f"{100 * row['sparsity']:g} %", row["kind"], f"{row['n_nonzero']:,}"]
+    kind = tradeoff.LABELS.get(row["kind"], row["kind"])
+    return [f"{100 * row['sparsity']:g} %", kind, f"{row['n_nonzero']:,}"]
 
 
 def _kilobytes(results: dict[str, Any], row: dict[str, Any]) -> str:

@@ -91,7 +91,8 @@ def lstm(
     if long or one_layer:
         make_study = text.long_study if long else text.one_layer_study
         studies = [make_study(_size(quick, large))]
-        _run(studies, quick, resume, out, text, only=networks, order=text.order, jobs=jobs)
+        rows = {"networks": text.networks if long else text.networks_with_erk}
+        _run(studies, quick, resume, out, text, only=networks, order=text.order, jobs=jobs, **rows)
         return
     _run([text.study(_size(quick, large))], quick, resume, out, only=networks, jobs=jobs)
 
@@ -303,8 +304,8 @@ def _run(
     shown_by = summary if module is None else module
     for study in studies:
         try:
-            options |= {} if module is None else {"networks": module.networks}
-            results = store.run(study, folder, resume=resume, jobs=jobs, **options)
+            made_by = {} if module is None else {"networks": module.networks}
+            results = store.run(study, folder, resume=resume, jobs=jobs, **made_by | options)
         except KeyboardInterrupt:
             console().print(f"Stopped. To continue, add --resume --out {folder}.", highlight=False)
             raise typer.Exit(130) from None

@@ -8,7 +8,6 @@ layers. Runs with the same seed are paired: they draw the same batches, shifts a
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,17 +23,8 @@ from benchmarks.paper.convolutional import MobileNetV1
 from benchmarks.paper.digits import PlainNet, convolve
 from benchmarks.paper.idx import ImageSets, read_image_sets
 from benchmarks.paper.paired import table
-from benchmarks.paper.pruning import Pruning
 from benchmarks.paper.store import by_sparsity
-from benchmarks.paper.study import (
-    Network,
-    Study,
-    Task,
-    n_params_of,
-    small_networks,
-    sparse_network,
-)
-from benchmarks.paper.summary import SMALL_KINDS
+from benchmarks.paper.study import Study, Task, networks_with_erk
 
 __all__ = ["networks", "order", "studies", "table"]
 
@@ -229,18 +219,5 @@ def studies(size: str, folder: Path) -> list[Study]:
     ]
 
 
-def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
-    """The dense network, then for each sparsity: uniform, ERK, narrower dense, shallower dense."""
-    n_params = n_params_of(study, study.width, inputs)
-    rows = [Network("dense", "dense", study.width, None, 0.0, n_params, n_params)]
-    for sparsity in study.sparsities:
-        uniform = Pruning.gradual(sparsity, study.steps)
-        erk = dataclasses.replace(uniform, spread="erk")
-        sparse = sparse_network(study, f"uniform-{sparsity:g}", "sparse", uniform, inputs)
-        rows += [sparse, sparse_network(study, f"erk-{sparsity:g}", "ERK", erk, inputs)]
-        names = {kind: f"{kind.split()[0]}-{sparsity:g}" for kind in SMALL_KINDS}
-        rows += small_networks(study, sparse, names, inputs)
-    return rows
-
-
+networks = networks_with_erk
 order = by_sparsity((0.9, 0.95, 0.8, 0.975, 0.875, 0.75, 0.5))

@@ -21,15 +21,12 @@ _CURVES = {
     "one-shot at 0%": {"color": STYLES[3]["color"], "linestyle": ":", "linewidth": 2.5},
     "one-shot at 60%": {"color": STYLES[1]["color"], "linestyle": (0, (5, 1)), "linewidth": 1.5},
 }
-_SMALL = {
+_SERIES = {
+    "ERK": ("large, pruned with ERK", STYLES[2]),
+    "sparse": ("large, pruned uniformly", STYLES[0]),
     "small dense": ("small dense, narrower", STYLES[1]),
     "shallow dense": ("small dense, half the layers", STYLES[3]),
 }
-_SERIES = {"sparse": ("large, sparse", STYLES[0])} | _SMALL
-_PAIRED_SERIES = {
-    "ERK": ("large, pruned with ERK", STYLES[2]),
-    "sparse": ("large, pruned uniformly", STYLES[0]),
-} | _SMALL
 
 
 def draw(results: dict[str, Any], path: Path) -> list[Path]:
@@ -50,6 +47,8 @@ def pictures_of(study: str) -> dict[str, Callable[[dict[str, Any], Path], Any]]:
         return {"": _quality}
     if study.startswith("fashion"):
         return {"": _paired}
+    if study == "lstm-one-layer":
+        return {"": _against_nonzeros}
     return {"": _against_nonzeros, "-training": _over_steps}
 
 
@@ -89,14 +88,14 @@ def _against_nonzeros(results: dict[str, Any], path: Path) -> Any:
 def _paired(results: dict[str, Any], path: Path) -> Any:
     """Quality against nonzeros, and the differences from the better small dense networks."""
     figure, (left, right) = panels(2, 2, 4.4, results["title"])
-    _compare(left, results["summary"], _PAIRED_SERIES)
+    _compare(left, results["summary"])
     left.set(ylabel=unit(results), title="Mean and standard deviation over seeds")
     levels = results["config"]["sparsities"]
     for k, kind in enumerate(("ERK", "sparse")):
         points = [(i, paired.against_small(results, kind, s)) for i, s in enumerate(levels)]
         shown = [(i + 0.12 * (k - 0.5), d) for i, d in points if d is not None]
         if shown:
-            label, style = _PAIRED_SERIES[kind]
+            label, style = _SERIES[kind]
             means, bars = zip(*((d.mean, 2 * (d.error or 0)) for _, d in shown), strict=True)
             style = style | {"linestyle": "", "markersize": 6, "capsize": 3}
             right.errorbar([x for x, _ in shown], means, bars, label=label, **style)
@@ -109,11 +108,11 @@ def _paired(results: dict[str, Any], path: Path) -> Any:
     return figure
 
 
-def _compare(axes: Any, rows: list[Row], series: dict[str, Any] = _SERIES) -> None:
+def _compare(axes: Any, rows: list[Row]) -> None:
     """Quality against nonzeros: a curve for each kind of networks."""
     from matplotlib.ticker import EngFormatter
 
-    for kind, (label, style) in series.items():
+    for kind, (label, style) in _SERIES.items():
         line = sorted((r for r in rows if r["kind"] == kind), key=lambda row: row["n_nonzero"])
         if not line:
             continue
@@ -249,7 +248,7 @@ def _quality(results: dict[str, Any], path: Path) -> Any:
                 x, y, sd = zip(*points, strict=True)
                 style = STYLES[i] | {"markersize": 6, "capsize": 2, "linewidth": 1.2}
                 style["markerfacecolor"] = "none"  # some points lie on each other
-                panel.errorbar(x, y, sd, label=kind, **style)
+                panel.errorbar(x, y, sd, label=tradeoff.LABELS[kind], **style)
         panel.set(xscale="log", xlabel=label, ylabel=unit(results), title=title)
         _round_ticks(panel, "{x:,g}")
     handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))

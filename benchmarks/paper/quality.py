@@ -246,7 +246,9 @@ def table(results: dict[str, Any], study: Study) -> Table:
         table_.add_column(f"{100 * sparsity:g}%", justify="right", no_wrap=True)
     for kind in tradeoff.KINDS:
         rows = [by_case.get((kind, sparsity)) for sparsity in study.sparsities]
-        table_.add_row(kind, *(summary.shown(row) if row else "" for row in rows))
+        if any(rows):
+            cells = (summary.shown(row) if row else "" for row in rows)
+            table_.add_row(tradeoff.LABELS[kind], *cells)
     if ("dense", 0.0) in by_case:
         table_.add_row("dense, all weights", summary.shown(by_case["dense", 0.0]))
     return table_

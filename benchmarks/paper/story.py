@@ -1,8 +1,8 @@
 """The tables of docs/paper.md, from the results files.
 
 One table compares large-sparse with small-dense for every study: with the better of the networks
-that are narrower and those that have half the layers. The other compares every finding with its
-reference. Values that `summary.compare` does not call a tie are bold.
+that are narrower and those that have half the layers (marked †). The other compares every finding
+with its reference. Values that `summary.compare` does not call a tie are bold.
 """
 
 from __future__ import annotations
@@ -64,8 +64,7 @@ def _cell(part: Part, row: Row, small: Row) -> str:
         sparse_value = f"**{sparse_value}**"
     elif verdict == "worse":
         small_value = f"**{small_value}**"
-    layers = ", half the layers" if small["kind"] == "shallow dense" else ""
-    return f"{sparse_value} / {small_value}{layers}"
+    return f"{sparse_value} / {small_value}{' †' if small['kind'] == 'shallow dense' else ''}"
 
 
 def comparison(results_by_name: dict[str, dict[str, Any]]) -> Iterator[str]:

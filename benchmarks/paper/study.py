@@ -183,6 +183,20 @@ def networks_of(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[
     return networks
 
 
+def networks_with_erk(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
+    """The dense network, then for each sparsity: uniform, ERK, and the small dense partners."""
+    n_params = n_params_of(study, study.width, inputs)
+    networks = [Network("dense", "dense", study.width, None, 0.0, n_params, n_params)]
+    for sparsity in study.sparsities:
+        uniform = Pruning.gradual(sparsity, study.steps)
+        erk = dataclasses.replace(uniform, spread="erk")
+        sparse = sparse_network(study, f"uniform-{sparsity:g}", "sparse", uniform, inputs)
+        networks += [sparse, sparse_network(study, f"erk-{sparsity:g}", "ERK", erk, inputs)]
+        names = {kind: f"{kind.split()[0]}-{sparsity:g}" for kind in SMALL_KINDS}
+        networks += small_networks(study, sparse, names, inputs)
+    return networks
+
+
 def small_networks(
     study: Study, sparse: Network, names: dict[str, str], inputs: tuple[jax.ShapeDtypeStruct, ...]
 ) -> list[Network]:

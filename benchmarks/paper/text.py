@@ -25,11 +25,20 @@ import optax
 from benchmarks.paper.paired import table
 from benchmarks.paper.recurrent import LanguageModel
 from benchmarks.paper.store import by_sparsity
-from benchmarks.paper.study import Study, Task, networks_of
+from benchmarks.paper.study import Study, Task, networks_of, networks_with_erk
 
-__all__ = ["long_study", "networks", "one_layer_study", "order", "read_library", "study", "table"]
+__all__ = [
+    "long_study",
+    "networks",
+    "networks_with_erk",
+    "one_layer_study",
+    "order",
+    "read_library",
+    "study",
+    "table",
+]
 
-# Of the long study, and of that with one layer.
+# Of the long study; that with one layer has the same order, and `networks_with_erk`.
 networks, order = networks_of, by_sparsity((0.9, 0.8, 0.95, 0.75, 0.85, 0.5, 0.975))
 
 # Newline, printable ASCII, and one last symbol for all other bytes.

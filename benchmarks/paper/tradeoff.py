@@ -16,6 +16,7 @@ from typing import Any
 
 _PRUNED = ("unstructured", "blocks 1x8", "blocks 1x16", "blocks 1x32", "N:M", "units")
 KINDS = (*_PRUNED, "small dense", "shallow dense")
+LABELS = {kind: kind for kind in KINDS} | {"shallow dense": "small dense, one layer"}
 # The method that runs each kind. N:M has none: nothing on a CPU runs it faster than dense.
 METHODS = {
     "unstructured": "scipy CSR",

@@ -75,11 +75,11 @@ Program = Callable[[RunState, np.ndarray, Data], RunState]
 def make_trainer(network: Network, config: Config, program: Program | None = None) -> Trainer:
     """The functions that train a network; `program` is from `compile_program`."""
     init, advance = _functions(network.kind, network.widths, config)
-    program = advance if program is None else program
+    run = program or advance
     schedule = config.sparsities.index(network.sparsity) if network.is_sparse else 0
 
     def next_chunk(state: RunState, data: Data) -> RunState:
-        return program(state, _batches(config, int(state.step)), data)
+        return run(state, _batches(config, int(state.step)), data)
 
     return Trainer(functools.partial(init, schedule), next_chunk)
 

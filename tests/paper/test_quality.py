@@ -113,7 +113,9 @@ def test_units_cover_the_network_and_the_rows_have_the_weights_they_say(study):
         for axis, groups in enumerate(chosen.axes.get(name, ())):
             assert not groups or sum(chosen.sizes[g] for g in groups) == leaf.shape[axis]
     rows = quality.networks(study, inputs)
-    assert len({row.name for row in rows}) == len(rows) == 1 + len(tradeoff.KINDS)
+    kinds = set(tradeoff.KINDS) - (set() if "lstm" in study.name else {"shallow dense"})
+    assert {row.kind for row in rows} == kinds | {"dense"}
+    assert len({row.name for row in rows}) == len(rows) == 1 + len(kinds)
     assert rows[0].n_nonzero == n_params_of(study, study.width, inputs)
     left = {row.kind: row.n_nonzero for row in rows[1:]}
     for kind, n in left.items():  # counts of small layers and widths are rounded
@@ -121,11 +123,23 @@ def test_units_cover_the_network_and_the_rows_have_the_weights_they_say(study):
     assert left["units"] == left["small dense"]
 
 
+def test_the_units_of_a_language_model_are_those_of_its_layers(getkey):
+    for n_layers in (1, 2, 3):
+        module = quality._language_model(6, n_layers=n_layers)
+        variables = module.init(getkey(), jnp.zeros((1, 2), jnp.int32))
+        axes, sizes = quality._lstm_axes(module), quality._lstm_sizes(module)
+        small, left = units.without_dead_units(axes, sizes, variables)
+        assert left == sizes == {"embed": 3, **{f"lstm_{i}": 6 for i in range(n_layers)}}
+        assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, variables)
+        assert quality._lstm_of(sizes) == module
+
+
 def test_latency_is_that_of_how_a_kind_is_run():
     row = {"task": "LSTM 2 x 650", "sparsity": 0.9, "batch": 1, "cores": 1, "x_cold": 7.0}
     latency = {"rows": [row | {"method": "packed 1x16"}, row | {"method": "x", "x_cold": 2.0}]}
     at = lambda kind: tradeoff.speedup(latency, "LSTM 2 x 650", kind, 0.9, "cold")
     assert (at("blocks 1x16"), at("N:M"), at("dense"), at("units")) == (7.0, 1.0, 1.0, None)
+    assert at("shallow dense") is None  # not timed
 
 
 @pytest.mark.slow

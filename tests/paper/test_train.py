@@ -155,6 +155,47 @@ def test_small_dense_networks_have_the_nearest_count_of_all_widths(tmp_path):
         assert abs(counts[width] - n) == min(abs(count - n) for count in counts.values())
 
 
+def test_networks_with_fewer_layers_have_the_nearest_count_of_all_widths_too(tmp_path):
+    one_layer = lambda width: LanguageModel(text.SYMBOLS, width, n_layers=1)
+    study = tiny(tmp_path, width=20, shallow=one_layer, sparsities=(0.5, 0.9))
+    study = dataclasses.replace(study, module=lambda width: LanguageModel(text.SYMBOLS, width))
+    shallow = dataclasses.replace(study, module=one_layer)
+    counts = [n_params_of(shallow, w, INPUTS) for w in range(1, 4 * study.width)]
+    rows = networks_of(study, INPUTS)
+    assert [row.kind for row in rows] == ["dense", *["sparse", *summary.SMALL_KINDS] * 2]
+    for sparse, small, other in zip(rows[1::3], rows[2::3], rows[3::3], strict=True):
+        assert small.sparsity == other.sparsity == sparse.sparsity
+        assert study.module_of(other).n_layers == 1
+        nearest = min(counts, key=lambda n: abs(n - sparse.n_nonzero))
+        assert other.n_params == other.n_nonzero == nearest
+        assert counts[other.width - 1] == nearest
+
+
+def test_a_sparse_network_is_compared_with_the_better_small_one():
+    def row(kind, mean, sparsity=0.9):
+        return {"kind": kind, "sparsity": sparsity, "mean": mean}
+
+    sparse, small, shallow = (row(k, m) for k, m in zip(KINDS, (2.0, 1.0, 3.0), strict=True))
+    alone = row("sparse", 1.0, 0.5)
+    for rows in ([sparse, small, shallow, alone], [alone, shallow, small, sparse]):
+        assert summary.pairs(rows, lower_is_better=True) == [(sparse, small)]
+        assert summary.pairs(rows, lower_is_better=False) == [(sparse, shallow)]
+    assert summary.pairs([sparse, shallow], lower_is_better=True) == [(sparse, shallow)]
+
+
+KINDS = ("sparse", *summary.SMALL_KINDS)
+
+
+def test_the_network_with_one_layer_has_as_many_weights_as_that_with_two():
+    one, two = (
+        n_params_of(study, study.width, INPUTS)
+        for study in (text.one_layer_study("cpu"), text.study("cpu"))
+    )
+    assert one == pytest.approx(two, rel=0.005)
+    rows = text.networks_with_erk(text.one_layer_study("cpu"), INPUTS)
+    assert {row.kind for row in rows} == {"dense", "sparse", "ERK", "small dense"}
+
+
 def test_a_network_and_its_partner_differ_by_less_than_a_width_step(tmp_path):
     study = tiny(tmp_path, width=128, sparsities=(0.5, 0.9))
     for sparse, small in zip(*[iter(networks_of(study, INPUTS)[1:])] * 2, strict=True):
@@ -244,6 +285,7 @@ def test_narrow_dense_networks_can_have_a_learning_rate_of_their_own():
     study = text.long_study("cpu")
     rates = {row.name: study.rate_of(row) for row in networks_of(study, INPUTS)}
     narrow = {f"small-dense-{s}" for s in (0.75, 0.8, 0.85, 0.9, 0.95, 0.975)}
+    narrow |= {f"shallow-dense-{s}" for s in (0.9, 0.95, 0.975)}
     assert {name for name, rate in rates.items() if rate == study.small_learning_rate} == narrow
     assert {rate for name, rate in rates.items() if name not in narrow} == {study.learning_rate}
     assert study.config()["small_learning_rate"] == study.small_learning_rate
@@ -280,8 +322,9 @@ def answer(module, variables, *args, **kwargs) -> Any:
     return jax.jit(lambda v: module.apply(v, *args, **kwargs))(variables)
 
 
-def test_teacher_forcing_and_greedy_decoding_agree_on_their_own_output(getkey):
-    module = phrases._module_of(3, (11, 13))(8)
+@pytest.mark.parametrize("n_layers", (1, 3))
+def test_teacher_forcing_and_greedy_decoding_agree_on_their_own_output(getkey, n_layers):
+    module = phrases._module_of(n_layers, (11, 13))(7)
     source = jax.random.randint(getkey(), (5, 6), 1, 11).at[:, 4:].set(phrases.PAD)
     variables = jax.jit(module.init)(getkey(), source, source)
     out = answer(module, variables, source, 7, phrases.BEGIN, method="greedy")
