@@ -43,6 +43,36 @@ def test_quality_at_each_sparsity(study, network, digits):
         assert cell.strip() == means.get(sparsity, ""), column
 
 
+def test_what_is_said_of_small_dense_networks(page):
+    from benchmarks.paper import story, summary
+
+    verdicts, means = {}, {}
+    for part in story.PARTS:
+        rows = results(f"paper-{part.name}")["summary"]
+        means[part.name] = {row["name"]: f"{row['mean']:.2f}" for row in rows}
+        for sparse, small in summary.pairs(rows, part.lower_is_better):
+            verdict = summary.compare(sparse, small, part.lower_is_better)[1]
+            verdicts.setdefault(sparse["sparsity"], {})[part.name] = verdict
+    translation, digits = ("seq2seq-en-de", "seq2seq-de-en"), ("cnn-plain", "cnn-separable")
+    assert {verdicts[0.9][name] for name in translation} == {"better"}
+    assert {verdicts[0.9][name] for name in (*digits, "lstm")} == {"tie"}
+    assert "uniform sparsity beat it by far in translation, and tied on digits." in page
+    lstm = means["lstm"]
+    assert f"128 units ({lstm['sparse-0.9']} bits) beat a narrower dense network" in page
+    assert f"({lstm['small-dense-0.9']}), and tied with one of a single layer" in page
+    assert f"({lstm['shallow-dense-0.9']}). At 97.5 %" in page
+    at_97 = sorted(verdicts[0.975].values())
+    assert at_97 == ["better", "tie", "worse", "worse", "worse"]
+    assert "At 97.5 % the small dense network won three of [five" in page
+    for level in verdicts:
+        assert lstm[f"shallow-dense-{level:g}"] < lstm[f"small-dense-{level:g}"]
+    demo = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["summary"]
+    accuracy = {row["name"]: row["accuracy_mean"] for row in demo}
+    for level in (0.75, 0.9, 0.95, 0.975):
+        assert accuracy[f"shallower-dense-{level}"] > accuracy[f"narrower-dense-{level}"]
+    assert "was a better small network than a narrower one: in the LSTM, the demo and" in page
+
+
 def test_the_row_and_the_advice_of_real_images(page):
     summary = {r["name"]: r["mean"] for r in results("paper-fashion-plain")["summary"]}
     row = next(line for line in lines() if line.startswith("| CNN, 583,594 parameters, with"))
@@ -95,7 +125,8 @@ def test_the_table_of_the_demo():
     sparsities = [sparsity for kind, sparsity in of if kind == "ERK"]
     assert len(sparsities) == 4
     for sparsity in sparsities:
-        cells = " | ".join(of[kind, sparsity] for kind in ("ERK", "uniform", "small dense"))
+        kinds = ("ERK", "uniform", "narrower dense", "shallower dense")
+        cells = " | ".join(of[kind, sparsity] for kind in kinds)
         assert f"| {100 * sparsity:g} % | {cells} |" in lines()
 
 
@@ -123,13 +154,17 @@ def test_figures_of_the_algorithms(page):
 def test_the_table_of_structures():
     from benchmarks import payoff
 
-    shown = ("dense", "unstructured", "blocks 1x16", "N:M", "units", "small dense")
+    trained = {
+        "small dense": "small dense, trained at that size",
+        "small dense, one layer": "small dense of one layer, trained at that size",
+    }
+    shown = ("dense", "unstructured", "blocks 1x16", "N:M", "units", *trained)
     for line in payoff.wide()[2:]:
         _, _, structure, _, bits, kilobytes, speeds, _ = (c.strip() for c in line.split("|"))
         if structure in shown:
-            name = structure.replace("small dense", "small dense, trained at that size")
-            warm = speeds.split(" / ")[0]
-            assert f"| {name} | {bits} | {kilobytes} | {warm} |" in lines()
+            warm = " ".join([*speeds.split(" / ")[:1], ""]).lstrip()
+            name = trained.get(structure, structure)
+            assert f"| {name} | {bits} | {kilobytes} | {warm}|" in lines()
 
 
 def test_the_sentence_encoder(page):
