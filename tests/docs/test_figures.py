@@ -271,8 +271,29 @@ def test_what_is_said_of_the_demo_is_what_it_wrote():
     assert f"The{sentence}" in page
     rows = {row["name"]: f"{100 * row['accuracy_mean']:.1f} %" for row in summary}
     assert f"At 90 % ERK reads {rows['erk-0.9']} where the dense network" in page
-    assert f"reads {rows['dense']} and the small dense one {rows['small-dense-0.9']}." in page
+    narrower, shallower = rows["narrower-dense-0.9"], rows["shallower-dense-0.9"]
+    assert f"{rows['dense']} and the small dense ones {narrower} (narrower) and {shallower}" in page
     assert f"The job took {results('demo')['seconds']:.0f} seconds on two idle cores" in page
+
+
+def test_the_table_of_the_demo_is_what_it_wrote():
+    report = pytest.importorskip("jaxprune.demo.report")
+    rows = {(row["kind"], row["sparsity"]): row for row in results("demo")["summary"]}
+    kinds = ("uniform", "ERK", "narrower dense", "shallower dense")
+    lines = (ROOT / "docs/paper.md").read_text(encoding="utf-8").splitlines()
+    for sparsity in results("demo")["config"]["sparsities"]:
+        of_level = [rows[kind, sparsity] for kind in kinds]
+        cells = [_as_percent(row["accuracy_mean"], row["accuracy_sd"]) for row in of_level]
+        for row in of_level[:2]:
+            cell = _as_percent(row["minus_small"], row["minus_small_se"], "+")
+            is_tie = report.verdict(row) == "tie"
+            cells.append(f"{cell}, a tie" if is_tie else f"**{cell}**")
+        count = f"{of_level[0]['n_nonzero']:,}"
+        assert f"| {100 * sparsity:g} % | {count} | {' | '.join(cells)} |" in lines
+
+
+def _as_percent(mean, spread, sign=""):
+    return f"{100 * mean:{sign}.1f} ± {100 * spread:.1f}"
 
 
 def test_what_is_said_of_the_setting_of_the_demo_is_in_its_configuration():
