@@ -200,8 +200,8 @@ class Translator(nn.Module):
     """GNMT (Wu et al., 2016).
 
     The encoder has a bidirectional LSTM layer and `n_layers - 1` further layers. The decoder has
-    `n_layers` layers and attention. Residual connections start at the third layer. If the
-    bidirectional layer is the only one, each direction has half of the units. Token 0 is padding.
+    `n_layers` layers and attention. Residual connections start at the third layer. Token 0 is
+    padding.
 
     Attributes:
       vocabularies: number of source tokens and of target tokens.
@@ -222,10 +222,8 @@ class Translator(nn.Module):
         init = init_weights(self.scale or 3**0.5)
         self.source = nn.Embed(self.vocabularies[0], self.hidden, embedding_init=init)
         self.target = nn.Embed(self.vocabularies[1], self.hidden, embedding_init=init)
-        n_back = self.hidden if self.n_layers > 1 else self.hidden // 2
-        n_forth = self.hidden if self.n_layers > 1 else self.hidden - n_back
-        self.forward = LSTMLayer(n_forth, scale=self.scale)
-        self.backward = LSTMLayer(n_back, backward=True, scale=self.scale)
+        self.forward = LSTMLayer(self.hidden, scale=self.scale)
+        self.backward = LSTMLayer(self.hidden, backward=True, scale=self.scale)
         self.encoder = [LSTMLayer(self.hidden, scale=self.scale) for _ in range(self.n_layers - 1)]
         self.attention = Attention(self.hidden, scale=self.scale)
         self.decoder = [LSTMCell(self.hidden, scale=self.scale) for _ in range(self.n_layers)]

@@ -322,9 +322,8 @@ def answer(module, variables, *args, **kwargs) -> Any:
     return jax.jit(lambda v: module.apply(v, *args, **kwargs))(variables)
 
 
-@pytest.mark.parametrize("n_layers", (1, 3))
-def test_teacher_forcing_and_greedy_decoding_agree_on_their_own_output(getkey, n_layers):
-    module = phrases._module_of(n_layers, (11, 13))(7)
+def test_teacher_forcing_and_greedy_decoding_agree_on_their_own_output(getkey):
+    module = phrases._module_of(3, (11, 13))(8)
     source = jax.random.randint(getkey(), (5, 6), 1, 11).at[:, 4:].set(phrases.PAD)
     variables = jax.jit(module.init)(getkey(), source, source)
     out = answer(module, variables, source, 7, phrases.BEGIN, method="greedy")
