@@ -44,16 +44,20 @@ def test_the_order_of_the_runs_begins_with_90_percent():
     rows = networks_of(text.long_study("cpu"), INPUTS)
     first = [row.name for row, _ in text.order(rows, 3)[:9]]
     assert first == ["dense", "sparse-0.9", "small-dense-0.9"] * 3
+    assert [row.kind for row, _ in text.order(rows, 3)[-21:]] == ["shallow dense"] * 21
 
 
 def test_what_is_said_of_the_results_is_in_them():
     runs = {(run["network"], run["seed"]) for run in RESULTS["runs"]}
-    names = ("dense", "sparse-0.9", "small-dense-0.9")
+    names = ("dense", "sparse-0.9", "small-dense-0.9", "shallow-dense-0.9")
     assert runs == {(name, seed) for name in names for seed in range(3)}
+    narrower = paired.difference(RESULTS, "sparse-0.9", "small-dense-0.9")
     better = paired.against_small(RESULTS, "sparse", 0.9)
-    assert better.mean < 0
+    assert better == paired.difference(RESULTS, "sparse-0.9", "shallow-dense-0.9")
     assert not better.is_tie
-    assert f"Large-sparse is better by {-better.mean:.2f} ± {better.error:.2f} bits." in WORDS
+    text = "better by {:.2f} ± {:.2f} bits than the narrower network, and by {:.2f} ± {:.2f} than"
+    numbers = (-narrower.mean, narrower.error, -better.mean, better.error)
+    assert text.format(*numbers) in WORDS
     cost = paired.difference(RESULTS, "sparse-0.9", "dense").mean
     assert f"90 % costs {cost:.2f} bits, {cost_in_percent(RESULTS):.0f} % of the dense" in WORDS
     assert f"In the smaller network above it costs {cost_in_percent(SHORT):.0f} %" in WORDS
