@@ -1,4 +1,4 @@
-"""What docs/paper.md says of the larger language model is what its code and its results say."""
+"""What docs/paper.md says of the language models of one layer and of a million weights is true."""
 
 import pathlib
 
@@ -38,6 +38,27 @@ def test_the_setting_is_that_of_the_code(monkeypatch):
     assert round(study.steps * batch * time / n_bytes) == 3
     assert (study.learning_rate, study.small_learning_rate) == (1e-2, 2e-2)
     assert "1e-2 at width 272, which the pruned networks use too, and 2e-2 at width 79" in WORDS
+
+
+def test_what_is_said_of_one_layer_is_in_its_results():
+    one = story.load_paired(ROOT / "benchmarks/results")["lstm-one-layer"]
+    names = ("dense", "uniform-0.9", "erk-0.9", "small-0.9")
+    runs = {(run["network"], run["seed"]) for run in one["runs"]}
+    assert runs == {(name, seed) for name in names for seed in range(3)}
+    study = text.one_layer_study("cpu")
+    assert f"This one is {study.width} wide" in WORDS
+    page = (ROOT / "docs/paper.md").read_text(encoding="utf-8").splitlines()
+    assert all(line in page for line in paired.markdown(one))
+    uniform, erk = (paired.against_small(one, kind, 0.9) for kind in ("sparse", "ERK"))
+    assert not uniform.is_tie
+    assert not erk.is_tie
+    said = f"by {-uniform.mean:.2f} ± {uniform.error:.2f} bits with uniform sparsity, and by "
+    assert said + f"{-erk.mean:.2f} ± {erk.error:.2f} with ERK." in WORDS
+    means = {row["name"]: row["mean"] for row in one["summary"]}
+    two = {row["name"]: row["mean"] for row in SHORT["summary"]}
+    assert means["uniform-0.9"] < two["sparse-0.9"]
+    assert means["small-0.9"] < two["small-dense-0.9"]
+    assert f"pruned to as many nonzeros ({two['sparse-0.9']:.2f})." in WORDS
 
 
 def test_the_order_of_the_runs_begins_with_90_percent():
