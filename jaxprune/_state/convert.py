@@ -5,14 +5,22 @@ Everything here runs on the host, outside `jit`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxprune._base.paths import hidden_paths, leaves_with_paths, listed, paths_of
+from jaxprune._base.paths import (
+    hidden_paths,
+    leaves_with_paths,
+    listed,
+    paths_of,
+    rule_for,
+    shown_path,
+)
 from jaxprune._state.bit_masks import to_bits, widths_of
 from jaxprune._state.masks import check_mask_dtype, wrong_shape
 from jaxprune._state.prune_state import (
@@ -20,6 +28,7 @@ from jaxprune._state.prune_state import (
     find_states,
     masks_of,
     require_states,
+    unboxed,
 )
 from jaxprune._state.recount import with_new_masks
 
@@ -94,14 +103,18 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
         holds one. With several, each takes the masks of its own leaves.
       masks: a tree like the params, nonzero = kept, such as `masks_from_params(params)` or the
         masks that `prune_params` returns. With `one_shot_schedule(0.0)` they never change. Masks of
-        leaves that `optax.masked` or `optax.partition` hides from `prune` are ignored.
+        leaves that `optax.masked` or `optax.partition` hides from `prune` are ignored. Those of
+        leaves that `prune` sees but does not prune must keep all weights: give it the `include` of
+        the masks, such as `include=tuple(groups)`.
 
     Returns:
       The same state with these masks. They are stored as bit masks if the old ones were.
 
     Raises:
       TypeError: masks of floating point numbers; names the path.
-      ValueError: no prune state, or masks with different paths or shapes.
+      ValueError: no prune state; masks with different paths or shapes; or masks that drop weights
+        of a leaf that no prune state prunes, because nothing would keep these at zero. A state
+        without `progress` does not tell; `check` then counts such weights.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -123,7 +136,45 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
             "jaxprune.masks_from_params(params)."
         )
     new = dict(zip(new_paths, new_masks, strict=True))
-    return _convert(lambda state: _with_masks(state, new), opt_state)
+    changed = _convert(lambda state: _with_masks(state, new), opt_state)
+    if unenforced := _unenforced(find_states(changed)):
+        raise ValueError(_not_enforced(unenforced, new))
+    return changed
+
+
+def _unenforced(states: Sequence[PruneState]) -> dict[str, int]:
+    """How many weights masks drop in leaves that no state prunes, as far as the states tell."""
+    n_dropped: dict[str, int] = {}
+    enforced: set[str] = set()
+    for state in states:
+        paths = paths_of(state.masks)
+        if state.progress is None or not paths:
+            enforced.update(paths)
+            continue
+        # A state made under `vmap` has one row per member.
+        pool_of = np.asarray(unboxed(state.progress.pool_of)).reshape(-1, len(paths))
+        zeros = np.asarray(unboxed(state.progress.zeros)).reshape(-1, len(paths)).sum(0)
+        for path, account, n in zip(paths, pool_of.max(0), zeros.tolist(), strict=True):
+            if account >= 0:
+                enforced.add(path)
+            elif n:
+                n_dropped[path] = n
+    return {path: n for path, n in n_dropped.items() if path not in enforced}
+
+
+def _not_enforced(n_dropped: Mapping[str, int], masks: Mapping[str, Any]) -> str:
+    """The message for masks that drop weights of leaves that are not pruned."""
+    counts = [
+        f"{shown_path(path)} ({n:,} of {np.size(masks[path]):,})" for path, n in n_dropped.items()
+    ]
+    rules = [repr(rule_for(path)) for path in n_dropped]
+    which, ones = ("this leaf", "a mask") if len(rules) == 1 else ("these leaves", "masks")
+    return (
+        f"set_masks: the masks drop weights of {listed(counts)}, but this optimizer does not prune "
+        f"{which}, so nothing would keep these weights at zero. Build prune with an include that "
+        f"also matches {listed(rules)} (include=tuple(groups) for the groups of channel_groups), "
+        f"or pass {ones} of ones there."
+    )
 
 
 def _is_below(path: str, hidden: set[str]) -> bool:

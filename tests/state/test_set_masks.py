@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import jaxprune
 from helpers import ones
@@ -80,3 +81,94 @@ def test_weights_that_new_masks_drop_are_no_violations_at_the_first_update():
     updates, state = prune().update(jax.tree.map(jnp.ones_like, dense), state, dense)
     jaxprune.check(optax.apply_updates(dense, updates), state)
     assert state.violations == 0
+
+
+# Masks of leaves that are not pruned: they were stored, and nothing kept the weights at zero.
+
+WITH_BIAS = {"fc": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}, "scale": jnp.ones((2, 2))}
+
+
+def random_masks(key):
+    keys = jax.random.split(key, len(jax.tree.leaves(WITH_BIAS)))
+    keys = jax.tree.structure(WITH_BIAS).unflatten(list(keys))
+    return jax.tree.map(lambda p, key: jax.random.bernoulli(key, 0.6, p.shape), WITH_BIAS, keys)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("include", (".*kernel", ("fc/bias", "scale"), ".*"))
+@pytest.mark.parametrize("packed", (False, True), ids=("bytes", "bits"))
+def test_masks_are_enforced_or_refused(include, packed, seed):
+    """What `set_masks` accepts, the next update keeps at zero; what it refuses, it names."""
+    masks = random_masks(jax.random.key(seed))
+    tx = prune(include=include, packed=packed)
+    rows = jaxprune.plan(WITH_BIAS, tx).leaves
+    pruned = {row.path for row in rows if not row.note}
+    lost = {
+        row.path: (int(np.sum(~mask)), mask.size)
+        for row, mask in zip(rows, jax.tree.leaves(masks), strict=True)
+        if row.path not in pruned and not np.all(mask)
+    }
+    if lost:
+        with pytest.raises(ValueError, match="set_masks: the masks drop weights of") as error:
+            jaxprune.set_masks(tx.init(WITH_BIAS), masks)
+        for path, (n, size) in lost.items():
+            assert f"{path} ({n} of {size})" in str(error.value)
+            assert f"{path!r}" in str(error.value)
+        assert not any(f"{path} (" in str(error.value) for path in pruned)
+        return
+    state = jaxprune.set_masks(tx.init(WITH_BIAS), masks)
+    updates, state = tx.update(WITH_BIAS, state, WITH_BIAS)
+    trained = optax.apply_updates(WITH_BIAS, updates)
+    for leaf, mask in zip(jax.tree.leaves(trained), jax.tree.leaves(masks), strict=True):
+        np.testing.assert_array_equal(leaf != 0, mask)
+
+
+@pytest.mark.parametrize("include", (None, ".*kernel", ("fc/bias", "scale"), ".*"))
+def test_masks_of_prune_params_fit_a_prune_with_the_same_rules(include):
+    masks = jaxprune.prune_params(WITH_BIAS, 0.5, include=include)[1]
+    state = jaxprune.set_masks(prune(include=include).init(WITH_BIAS), masks)
+    for got, mask in zip(*map(jax.tree.leaves, (jaxprune.get_masks(state), masks)), strict=True):
+        np.testing.assert_array_equal(got, mask)
+
+
+def test_masks_of_groups_need_the_include_of_the_groups():
+    def mlp(p, x):
+        return jax.nn.gelu(x @ p["a"]["kernel"] + p["a"]["bias"]) @ p["b"]["kernel"]
+
+    params = {"a": {"kernel": ones(3, 4), "bias": ones(4)}, "b": {"kernel": ones(4, 2)}}
+    groups = jaxprune.channel_groups(mlp, params, ones(1, 3))
+    rules = dict(structure=groups, include=tuple(groups))
+    sparse, masks = jaxprune.prune_params(params, 0.5, **rules)
+    with pytest.raises(ValueError, match=r"a/bias \(2 of 4\).*include=tuple\(groups\)"):
+        jaxprune.set_masks(prune().init(sparse), masks)
+    tx = prune(**rules)
+    state = jaxprune.set_masks(tx.init(sparse), masks)
+    updates, state = tx.update(sparse, state, sparse)
+    trained = optax.apply_updates(sparse, updates)
+    np.testing.assert_array_equal(trained["a"]["bias"] != 0, masks["a"]["bias"])
+
+
+def test_members_of_a_batch_and_of_nnx_are_checked_too():
+    masks = {**jax.tree.map(lambda p: p > 0, WITH_BIAS), "scale": jnp.eye(2) > 0}
+    tx = prune(include=".*kernel")
+    twice = lambda tree: jax.tree.map(lambda x: jnp.stack([x, x]), tree)
+    state = jax.vmap(tx.init)(twice(WITH_BIAS))
+    with pytest.raises(ValueError, match=r"scale \(4 of 8\), but"):
+        jaxprune.set_masks(state, twice(masks))
+    module = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(module, prune(), wrt=nnx.Param)
+    with pytest.raises(ValueError, match=r"bias \(4 of 4\), but"):
+        jaxprune.set_masks(optimizer, {"kernel": ones(3, 4) > 0, "bias": ones(4) < 0})
+
+
+def test_a_state_without_progress_takes_all_masks_and_check_counts_them():
+    masks = {**jax.tree.map(lambda p: p > 0, WITH_BIAS), "scale": jnp.eye(2) > 0}
+    state = prune(include=".*kernel").init(WITH_BIAS)._replace(progress=None)
+    state = jaxprune.set_masks(state, masks)
+    with pytest.raises(ValueError, match="scale: 2 of 2 dropped weights are not zero"):
+        jaxprune.check(WITH_BIAS, state)
+
+
+def test_a_tree_of_which_all_leaves_are_hidden_takes_masks():
+    tx = optax.masked(prune(), jax.tree.map(lambda _: False, PARAMS))
+    jaxprune.set_masks(tx.init(PARAMS), jaxprune.masks_from_params(PARAMS))
