@@ -1,7 +1,7 @@
 """Checks of the leaves that are pruned by groups of coupled channels."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import Rule, listed, rule_for
@@ -10,22 +10,102 @@ from jaxprune._recipe.traits import traits_of
 from jaxprune._recipe.user_rules import UserRules
 
 
-def check_groups(rules: UserRules, paths: Sequence[str], specs: Specs) -> None:
+def check_groups(
+    rules: UserRules, paths: Sequence[str], specs: Specs, is_hidden: Callable[[str], bool]
+) -> None:
     """Raises where the leaves that are pruned are not those of the groups of channels.
 
     Args:
       rules: what the user gave.
       paths: of all leaves.
       specs: the shapes of all leaves; None for what is not an array.
+      is_hidden: whether a regex may match a leaf that a placeholder hides.
 
     Raises:
-      ValueError: leaves that a group needs are left out, or others are pruned weight by weight.
+      ValueError: leaves that a group needs are left out or not there, or others are pruned weight
+        by weight.
     """
     if not rules.coupled():
         return
     choices = LeafRules(rules.include, rules.exclude).choose(paths, specs, RuleUse())
+    _check_nothing_is_absent(rules, paths, choices, is_hidden)
     _check_leaves_by_default(rules, paths, choices)
     _check_whole_groups(rules, paths, specs, choices)
+
+
+def _check_nothing_is_absent(
+    rules: UserRules,
+    paths: Sequence[str],
+    choices: Sequence[Choice],
+    is_hidden: Callable[[str], bool],
+) -> None:
+    """Raises where leaves of a group would be pruned, but others of the group are not there.
+
+    `optax.masked`, `partition` and `multi_transform` hide leaves from what they wrap. A hidden bias
+    keeps its channel alive, and a hidden kernel keeps half of it. Leaves that the user's own rules
+    leave out may be absent, and so may a whole group.
+    """
+    absent = _absent_members(rules, paths, is_hidden)
+    for group, indices in _members(rules, paths).items():
+        pruned = [paths[i] for i in indices if choices[i].chosen]
+        names = absent.get(group, {})
+        if pruned and names:
+            raise _absent_error(names, pruned)
+
+
+def _absent_members(
+    rules: UserRules, paths: Sequence[str], is_hidden: Callable[[str], bool]
+) -> dict[str, dict[str, bool]]:
+    """The leaves of each group that are not in the tree, and whether a placeholder hides them.
+
+    A user may write a group by hand. A regex in it for several leaves may match none.
+    """
+    known = dict.fromkeys(paths)
+    absent: dict[str, dict[str, bool]] = {}
+    for rule, structure in rules.assigned["structure"]:
+        group = traits_of(structure).coupled_group
+        if group is None or not isinstance(rule, str) or _matching(rule, known):
+            continue
+        name, hidden = _leaf_name(rule), is_hidden(rule)
+        if (hidden or _names_one_leaf(rule)) and not _is_left_out(rules, name):
+            absent.setdefault(group, {})[name] = hidden
+    return absent
+
+
+def _is_left_out(rules: UserRules, name: str) -> bool:
+    """Whether the user's regexes leave out a leaf that is not there. Functions do not tell."""
+
+    def any_matches(chosen: Sequence[Rule]) -> bool:
+        names = (name, f"params/{name}")
+        regexes = [rule for rule in chosen if isinstance(rule, str)]
+        return any(re.fullmatch(regex, path) for regex in regexes for path in names)
+
+    only_regexes = all(isinstance(rule, str) for rule in rules.include or ())
+    not_included = rules.include is not None and only_regexes and not any_matches(rules.include)
+    return not_included or any_matches(rules.exclude)
+
+
+def _absent_error(names: dict[str, bool], pruned: Sequence[str]) -> BadValue:
+    """The error about members of a group that are not there, of which some may be hidden."""
+    hidden = [name for name, is_hidden in names.items() if is_hidden]
+    missing = [name for name, is_hidden in names.items() if not is_hidden]
+    parts = []
+    if hidden:
+        parts.append(f"{listed(hidden)}: hidden from prune, as by optax.masked or partition")
+    if missing:
+        parts.append(f"{listed(missing)}: not in these params")
+    fix = (
+        "Let prune see all params, around the optimizer that splits them: prune(schedule, "
+        "inner=optax.multi_transform(...), structure=groups, include=tuple(groups))."
+        if hidden
+        else "Pass all params of the model, or groups of a model without these leaves: "
+        "channel_groups(apply_fn, params, x)."
+    )
+    return BadValue(
+        f"structure: {'; '.join(parts)}; but {listed(pruned)} of the same channels would be "
+        "pruned. These channels would not be dropped as a whole, so shrink could not remove them.",
+        fix,
+    )
 
 
 def _check_leaves_by_default(
@@ -65,16 +145,7 @@ def _check_whole_groups(
 
     A dropped scale or bias of a normalisation switches the channel off, whatever the kernel is.
     """
-    position = {path: i for i, path in enumerate(paths)}
-    members: dict[str, list[int]] = {}
-    taken: set[int] = set()
-    for rule, structure in rules.assigned["structure"]:
-        group = traits_of(structure).coupled_group
-        matching = [position[path] for path in _matching(rule, position)]
-        if group is not None:
-            members.setdefault(group, []).extend(i for i in matching if i not in taken)
-        taken.update(matching)
-    for indices in members.values():
+    for indices in _members(rules, paths).values():
         pruned = [paths[i] for i in indices if choices[i].chosen]
         left_out = [paths[i] for i in indices if not choices[i].chosen and _is_kernel(specs[i])]
         if pruned and left_out:
@@ -86,6 +157,20 @@ def _check_whole_groups(
             )
 
 
+def _members(rules: UserRules, paths: Sequence[str]) -> dict[str, list[int]]:
+    """The indices of the leaves of each group, by the name of the group."""
+    position = {path: i for i, path in enumerate(paths)}
+    members: dict[str, list[int]] = {}
+    taken: set[int] = set()
+    for rule, structure in rules.assigned["structure"]:
+        group = traits_of(structure).coupled_group
+        matching = [position[path] for path in _matching(rule, position)]
+        if group is not None:
+            members.setdefault(group, []).extend(i for i in matching if i not in taken)
+        taken.update(matching)
+    return members
+
+
 def _is_kernel(spec: object) -> bool:
     return len(getattr(spec, "shape", ())) > 1
 
@@ -94,9 +179,25 @@ def _matching(rule: Rule, paths: Collection[str]) -> list[str]:
     """The paths that a rule matches; those of `channel_groups` name one leaf each."""
     if not isinstance(rule, str):
         return []
-    name = rule.removeprefix("(params/)?").replace("\\", "")
+    name = _leaf_name(rule)
     named = [path for path in (name, f"params/{name}") if path in paths]
     if named and all(re.fullmatch(rule, path) for path in named):
         return named
     matcher = re.compile(rule)
     return [path for path in paths if matcher.fullmatch(path)]
+
+
+def _leaf_name(rule: str) -> str:
+    """The path that a rule of `channel_groups` names, without the collection of linen."""
+    return rule.removeprefix("(params/)?").replace("\\", "")
+
+
+def _names_one_leaf(rule: str) -> bool:
+    r"""Whether a rule is a path, escaped or not, as those of `channel_groups` are.
+
+    Example:
+      >>> [_names_one_leaf(rule) for rule in ("(params/)?fc/kernel", r"a\+b", ".*kernel")]
+      [True, True, False]
+    """
+    plain = re.sub(r"\\.", "", rule.removeprefix("(params/)?"))
+    return not set(plain) & set("*+?|()[]{}^$")

@@ -24,9 +24,9 @@ def check_rules(rules: UserRules, params: Any, paths: Sequence[str], leaves: Seq
     """Raises where a regex matches no leaf, or assigns a value only to leaves that are not pruned.
 
     Allowed are rules whose leaves are taken by earlier rules or left out by the user's own rules.
-    The rules of coupled channels are checked as a whole: one of them must match. So are roles that
-    `axis_roles` or the layout of another library give. A rule of `roles` must also have roles for
-    the number of axes of a leaf that it matches.
+    The rules of coupled channels are checked as a whole: one of them must match, and with it all of
+    its group. Of roles that `axis_roles` or the layout of another library give, one must match. A
+    rule of `roles` must also have roles for the number of axes of a leaf that it matches.
 
     Args:
       rules: what the user gave.
@@ -51,7 +51,7 @@ def check_rules(rules: UserRules, params: Any, paths: Sequence[str], leaves: Seq
     if problems := _without_effect(rules, paths, specs, is_hidden):
         fix = "Remove the rule, or name every leaf to prune with {include}."
         raise BadValue(_listed(problems), fix, include=("...", problems[0].rule))
-    check_groups(rules, paths, specs)
+    check_groups(rules, paths, specs, is_hidden)
 
 
 class _Problem(NamedTuple):

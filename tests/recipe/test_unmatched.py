@@ -301,10 +301,10 @@ def mlp(tree, x):
 def test_groups_of_channels_are_checked_as_a_whole():
     tree = {"w": ones(3, 4), "b": ones(4), "v": ones(4, 2)}
     groups = jaxprune.channel_groups(mlp, tree, ones(1, 3))
-    assert len(groups) == 2
     rules = dict(structure=groups, include=tuple(groups))
-    jaxprune.plan({"w": tree["w"], "v": tree["v"]}, 0.5, **rules)  # no bias
-    jaxprune.plan({"w": tree["w"]}, 0.5, structure=groups)  # only leaves of the groups
+    with pytest.raises(ValueError, match="structure: b: not in these params; but w of the same"):
+        jaxprune.plan({"w": tree["w"], "v": tree["v"]}, 0.5, **rules)
+    jaxprune.plan({"w": tree["w"]}, 0.5, structure=groups, include="w")  # as the user says
     with pytest.raises(ValueError, match="matches no leaf") as error:
         jaxprune.plan({"u": ones(4, 4)}, 0.5, structure=groups)
     assert_says(str(error.value), *(f"structure: {rule!r}" for rule in groups))
