@@ -46,6 +46,29 @@ def default_reasons(paths: Sequence[str], specs: Specs) -> list[str]:
     ]
 
 
+def may_keep_zeros(path: str, spec: Any) -> bool:
+    """Whether `keep_zeros` keeps the zeros of a leaf by default: those of biases and norms, too.
+
+    Example:
+      >>> spec = jax.ShapeDtypeStruct((4,), jnp.float32)
+      >>> may_keep_zeros("fc/bias", spec), may_keep_zeros("log_std", spec)
+      (True, False)
+    """
+    return not _free_reason(path, spec)
+
+
+def _free_reason(path: str, spec: Any) -> str:
+    """Why `keep_zeros` leaves a leaf free by default; an empty string where it keeps its zeros.
+
+    A zero logarithm, as in `log_std`, means one, not that something is dropped. A dtype without a
+    zero, or one that JAX can't compute with, can't be masked.
+    """
+    name = spec.dtype.name
+    if not jnp.issubdtype(spec.dtype, jnp.inexact) or name.startswith(("float6_", "float8_e8m0")):
+        return f"dtype {spec.dtype}"
+    return "logarithm" if _LOGARITHM.fullmatch(parts_of(path)[-1]) else ""
+
+
 class _Neighbours:
     """The leaves of one parent, as far as they show what another leaf of this parent is.
 
@@ -275,7 +298,9 @@ class LeafRules(NamedTuple):
             return Choice(False, default_reason)
         excluded = use.first("exclude", self.exclude, path, spec)
         if self.include is not None and use.first("include", self.include, path, spec) is None:
-            return Choice(False, "not matched by include", by_rule=True)
+            is_default = self.include == (may_keep_zeros,)
+            reason = _free_reason(path, spec) if is_default else "not matched by include"
+            return Choice(False, reason, by_rule=True)
         if excluded is not None:
             return Choice(False, f"excluded by {rule_name(self.exclude[excluded])}", by_rule=True)
         if self.include is None and default_reason:

@@ -94,7 +94,11 @@ def unfinished(paths: Sequence[str], leaves: Sequence[Any], state: PruneState) -
 
 
 def emptied(state: PruneState) -> list[str]:
-    """The paths of the pruned leaves that have lost all of their weights."""
+    """The paths of the pruned leaves that have lost all of their weights to other leaves.
+
+    No budget of a single leaf asks for all of its weights. What asks for them is `keep_zeros`, for
+    a leaf of zeros that the user has named.
+    """
     paths, masks, _ = leaves_with_paths(state.masks)
     if state.progress is None or not paths:
         return []
@@ -103,8 +107,23 @@ def emptied(state: PruneState) -> list[str]:
     pool_of = np.asarray(unboxed(state.progress.pool_of))
     sizes = _sizes(state, masks, n_batch_axes) - absent_in(state)
     is_empty = (zeros == sizes) & (pool_of >= 0) & (sizes > 0)
+    is_empty &= (np.asarray(unboxed(state.progress.due)) != sizes) | ~_are_alone(pool_of)
     is_empty = is_empty.reshape(-1, len(paths)).any(0)
     return [path for path, empty in zip(paths, is_empty, strict=True) if empty]
+
+
+def _are_alone(pool_of: np.ndarray) -> np.ndarray:
+    """Whether each leaf is the only one of its account.
+
+    Example:
+      >>> _are_alone(np.array([0, 1, 0, -1])).tolist()
+      [False, True, False, False]
+    """
+    n_leaves = pool_of.shape[-1]
+    rows = pool_of.reshape(-1, n_leaves)
+    counts = [np.bincount(row[row >= 0], minlength=n_leaves) for row in rows]
+    alone = [(row >= 0) & (count[row] == 1) for row, count in zip(rows, counts, strict=True)]
+    return np.reshape(alone, pool_of.shape)
 
 
 def _sizes(state: PruneState, masks: Sequence[Any], n_batch_axes: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import check_not_donated, listed
 from jaxprune._base.sharding import placed_like
 from jaxprune._recipe.budget import Budget, Recipe
+from jaxprune._recipe.choice import default_reasons, may_keep_zeros
 from jaxprune._recipe.schedules import one_shot_schedule
 from jaxprune._state.masks import full_mask
 from jaxprune._transform.algorithms import TIGHTEN
@@ -28,23 +29,29 @@ def keep_zeros(
 ) -> optax.GradientTransformationExtraArgs:
     """Fine-tunes sparse params: weights that are zero when `init` is called stay zero.
 
-    `init` derives the masks from the params that it is given, and they never change. A leaf that
-    contains only zeros is not masked: LoRA factors and zero-initialised heads start at zero and
-    have to learn. To mask such a leaf too, name it with `include`.
+    `init` derives the masks from the params that it is given, and they never change. All leaves of
+    floating point or complex numbers are masked, biases and normalisation parameters too: a dropped
+    channel whose bias learns is no longer zero. Logarithms such as `log_std` are not, because there
+    a zero means one.
+
+    A leaf that contains only zeros is not masked: LoRA factors and zero-initialised heads start at
+    zero and have to learn. So do biases, and one that is zero throughout brings dropped channels back
+    when it learns. To mask such a leaf too, name it with `include`. For channels of
+    `channel_groups`, write `include=tuple(groups)`.
 
     Args:
       inner: the optimizer to wrap.
-      include: which leaves to mask, as in `prune`; by default those that `prune` would prune. A
-        leaf that contains only zeros and that `include` matches is masked, and can't learn.
-      exclude: which leaves not to mask.
+      include: which leaves to mask; by default all that are not zero throughout. A leaf of zeros
+        only that `include` matches is masked, and can't learn.
+      exclude: which leaves not to mask, such as biases that only start at zero in part.
 
     Returns:
       A transformation whose state is a `PruneState`. Its `update` needs `params`.
 
     Raises:
       TypeError, ValueError: for invalid arguments. `init` raises if no leaf is chosen. Where the
-        values are known, it warns of leaves that are not masked because they contain only zeros,
-        and if there are no zeros to keep.
+        values are known, it warns if there are no zeros to keep, and of leaves that are not
+        masked because they contain only zeros, if `prune` would prune them by default.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
@@ -62,7 +69,7 @@ def keep_zeros(
             "keep_zeros(optax.adamw(1e-3))."
         )
     schedule = one_shot_schedule(0.0)
-    recipe = Recipe.of(schedule.targets, include, exclude)
+    recipe = Recipe.of(schedule.targets, may_keep_zeros if include is None else include, exclude)
     return transformation(Settings(schedule, recipe, KEEP), inner)
 
 
@@ -71,7 +78,8 @@ def masks_of_zeros(
 ) -> list[jax.Array]:
     """Bool masks of all leaves: False where a chosen leaf is zero.
 
-    A chosen leaf that contains only zeros is kept whole, unless the user has given `include`.
+    A chosen leaf that contains only zeros is kept whole, unless the user has given `include`. The
+    warning names those of them that `prune` would prune by default: a bias often starts at zero.
 
     Args:
       function: the public function, for the warning.
@@ -81,23 +89,31 @@ def masks_of_zeros(
       stacklevel: the frame that the warning points to; 3 is the caller of the caller.
     """
     masks = [full_mask(leaf, bool) for leaf in leaves]
+    is_default = recipe.include in (None, (may_keep_zeros,))
     free = []
     for i in budget.chosen:
         mask = is_nonzero(jnp.asarray(leaves[i]))
-        if recipe.include is None:
+        if is_default:
             has_weights = jnp.any(mask)
             mask = mask | ~has_weights
             if mask.size and not isinstance(has_weights, jax.core.Tracer) and not has_weights:
-                free.append(budget.paths[i])
+                free.append(i)
         masks[i] = placed_like(mask, masks[i])
-    if free:
+    if names := _pruned_by_default(budget, free):
         warnings.warn(
-            f"jaxprune.{function}: {listed(free)}: only zeros, so not masked and free to learn. "
+            f"jaxprune.{function}: {listed(names)}: only zeros, so not masked and free to learn. "
             "To keep these zeros, name the leaves with include; to hide this warning, exclude "
             "them.",
             stacklevel=stacklevel,
         )
     return masks
+
+
+def _pruned_by_default(budget: Budget, indices: Sequence[int]) -> list[str]:
+    """The paths of those leaves that `prune` would prune by default."""
+    _, paths, specs, _ = budget.made_from
+    reasons = default_reasons(paths, specs)
+    return [paths[i] for i in indices if not reasons[i]]
 
 
 def _first_masks(
@@ -109,9 +125,11 @@ def _first_masks(
     masks = masks_of_zeros("keep_zeros", settings.recipe, budget, leaves, stacklevel=5)
     no_zeros = [jnp.all(masks[i]) for i in budget.chosen]
     if no_zeros and not any(isinstance(x, jax.core.Tracer) for x in no_zeros) and all(no_zeros):
+        names = [budget.paths[i] for i in budget.chosen]
+        names = _pruned_by_default(budget, budget.chosen) or names
         warnings.warn(
-            f"jaxprune.keep_zeros: {listed([budget.paths[i] for i in budget.chosen])}: no zeros to "
-            "keep, so all weights train. Prune or load the params before tx.init.",
+            f"jaxprune.keep_zeros: {listed(names)}: no zeros to keep, so all weights train. Prune "
+            "or load the params before tx.init.",
             stacklevel=4,
         )
     return [mask.astype(jnp.uint8) for mask in masks]

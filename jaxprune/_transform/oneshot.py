@@ -160,7 +160,8 @@ def masks_from_params(
 ) -> chex.ArrayTree:
     """Masks that drop the weights which are zero, to continue from sparse params without a state.
 
-    To fine-tune sparse params, `keep_zeros` does everything in one call.
+    To fine-tune sparse params, `keep_zeros` does all of it in one call, and also masks biases and
+    other leaves that `prune` leaves out by default.
 
     Args:
       params: any tree.
@@ -170,8 +171,10 @@ def masks_from_params(
 
     Returns:
       Bool masks, False where a chosen leaf is exactly zero. Put them into an optimizer state with
-      `jaxprune.set_masks(opt_state, masks)`. Outside `jit` a warning names the leaves that are kept
-      whole because they contain only zeros.
+      `jaxprune.set_masks(opt_state, masks)`. Its `prune` must have the same `include` and
+      `exclude`, because it enforces masks of the leaves that it prunes only: for channels of
+      `channel_groups`, pass `include=tuple(groups)` to both. Outside `jit` a warning names the
+      leaves that are kept whole because they contain only zeros.
 
     Raises:
       TypeError, ValueError: as in `prune`.

@@ -156,3 +156,89 @@ def test_warnings_point_to_the_line_that_calls_init():
     with pytest.warns(UserWarning, match="head: only zeros") as caught:
         jaxprune.keep_zeros(optax.sgd(0.1)).init(params)
     assert (caught[0].filename, caught[0].lineno) == (__file__, line + 2)
+
+
+# Leaves that `prune` leaves out by default: their zeros were not kept, so that biases of dropped
+# channels trained.
+
+LEAVES = {
+    "fc": {"kernel": (6, 5), "bias": (5,)},
+    "norm": {"scale": (5,), "bias": (5,)},
+    "temperature": (),
+    "log_std": (5,),
+    "heads": {"kernel": (6, 2, 4), "bias": (2, 4)},
+}
+
+
+def with_zeros(key, dtype):
+    """Params with zeros at random, among them leaves without any and leaves of zeros only."""
+
+    def leaf(shape, key):
+        fraction, values, kept = jax.random.split(key, 3)
+        kind = jax.random.choice(fraction, jnp.array([0.0, 0.5, 1.0]))
+        p = 1 + jax.random.uniform(values, shape)
+        return jnp.where(jax.random.bernoulli(kept, kind, shape), p, 0).astype(dtype)
+
+    is_shape = lambda x: isinstance(x, tuple)
+    shapes, treedef = jax.tree.flatten(LEAVES, is_leaf=is_shape)
+    keys = jax.random.split(key, len(shapes))
+    params = treedef.unflatten(list(map(leaf, shapes, keys)))
+    params["fc"]["kernel"] = jnp.eye(6, 5, dtype=dtype)  # so that some are zero, and some are not
+    return params | {"count": jnp.arange(3)}
+
+
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16, jnp.complex64))
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.filterwarnings("ignore:jaxprune.keep_zeros.*only zeros")
+def test_zeros_of_every_leaf_stay_unless_it_is_zero_throughout(seed, dtype):
+    params = with_zeros(jax.random.key(seed), dtype)
+    tx = jaxprune.keep_zeros(optax.sgd(0.125))
+    state = tx.init(params)
+    grads = jax.tree.map(jnp.ones_like, params) | {"count": jnp.zeros(3, int)}
+    updates, state = jax.jit(tx.update)(grads, state, params)
+    trained = optax.apply_updates(params, updates)
+    for (path, before), after in zip(
+        jax.tree.leaves_with_path(params), jax.tree.leaves(trained), strict=True
+    ):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name == "count":
+            continue
+        is_free = name == "log_std" or not np.any(before)
+        np.testing.assert_array_equal(after == 0, (before == 0) & (not is_free), err_msg=name)
+        np.testing.assert_array_equal(before != after, (before != 0) | is_free, err_msg=name)
+    jaxprune.check(trained, state, done=True)
+
+
+def test_only_leaves_that_prune_would_choose_are_named_in_the_warnings():
+    params = sparse()
+    params["fc"]["bias"] = jnp.zeros(12)
+    jaxprune.keep_zeros(optax.sgd(0.1)).init(params)  # a warning would be an error
+    params["head"] = jnp.zeros((4, 4))
+    with pytest.warns(UserWarning, match="^jaxprune.keep_zeros: head: only zeros") as caught:
+        jaxprune.keep_zeros(optax.sgd(0.1)).init(params)
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=r"keep_zeros: b: no zeros to keep"):
+        jaxprune.keep_zeros(optax.sgd(0.1)).init({"b": jnp.ones(3)})
+
+
+def test_the_plan_says_which_leaves_are_free():
+    params = sparse() | {"log_std": jnp.zeros(4), "count": jnp.zeros(4, int)}
+    params["fc"]["bias"] = jnp.array([0.0, 1.0] * 6)
+    params["norm"] = {"bias": jnp.zeros(12)}
+    rows = jaxprune.plan(params, jaxprune.keep_zeros(optax.sgd(0.1))).leaves
+    assert {row.path: (row.n_zero, row.note) for row in rows} == {
+        "count": (0, "dtype int32"),
+        "fc/bias": (6, ""),
+        "fc/kernel": (72, ""),
+        "log_std": (0, "logarithm"),
+        "norm/bias": (0, "only zeros: free to learn"),
+        "out/kernel": (36, ""),
+    }
+
+
+def test_quantised_leaves_do_not_stop_it():
+    params = sparse() | {"q": {"w": jnp.zeros((4, 8), jnp.int8)}}
+    if hasattr(jnp, "float8_e8m0fnu"):
+        params["q"]["scales"] = jnp.ones((4, 1)).astype(jnp.float8_e8m0fnu)
+    state = jaxprune.keep_zeros(optax.sgd(0.1)).init(params)
+    assert all(map(np.all, jax.tree.leaves(state.masks["q"])))
