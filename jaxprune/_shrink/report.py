@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune._base.paths import shown_path
+from jaxprune._base.paths import listed, shown_path
 from jaxprune._base.text_table import Table, folded
+from jaxprune._shrink.constant_units import ConstantUnits, constant_units
 from jaxprune._shrink.costs import Cost, LayerCost, total
 from jaxprune._shrink.groups import Group
 from jaxprune._shrink.units import LeafAxis
@@ -86,6 +87,8 @@ class ShrinkReport:
         output.
       layers: the cost of each layer before and now: a `LayerCost` with a name and two `Cost`s of
         numbers, bytes, and multiply-adds for the example inputs.
+      constant: units that stay only because of biases or the like, although their kernels are zero:
+        `n_units`, and the `paths` of the leaves that are not zero there.
 
     Example:
       >>> report = ShrinkReport((), {}, size_before=10, size=4, difference=0.0)
@@ -101,6 +104,7 @@ class ShrinkReport:
     size: int
     difference: float
     layers: tuple[LayerCost, ...] = ()
+    constant: ConstantUnits = dataclasses.field(default_factory=ConstantUnits)
 
     @property
     def cost_before(self) -> Cost:
@@ -167,7 +171,9 @@ class ShrinkReport:
 
     @property
     def _hint(self) -> str:
-        """What to do if nothing was removed, although no group was refused for another reason."""
+        """What to do about units that stay although no group was refused for another reason."""
+        if self.constant.n_units:
+            return _constant_hint(self.constant)
         if all(group.reason for group in self.groups) or self.size != self.size_before:
             return ""
         return (
@@ -183,6 +189,19 @@ class ShrinkReport:
     @property
     def _sizes(self) -> list[str]:
         return [f"{group.size} -> {group.kept}" for group in self.groups]
+
+
+def _constant_hint(constant: ConstantUnits) -> str:
+    """Why constant units stay, and what to type so that they are zero."""
+    n = constant.n_units
+    units = "1 unit has" if n == 1 else f"{n:,} units have"
+    return (
+        f"{units} kernels of zeros but stayed, because of nonzero values in "
+        f"{listed(constant.paths)}. If you pruned these channels, fine-tuning changed these "
+        "values: start again from the pruned params, and keep their zeros with "
+        "jaxprune.keep_zeros(optimizer, include=tuple(groups)), where groups = "
+        "jaxprune.channel_groups(...)"
+    )
 
 
 def groups_text(sizes: Sequence[str], groups: Sequence[AxisGroup]) -> list[str]:
@@ -266,7 +285,8 @@ def report_of(
     before = total(layer.before for layer in layers).numbers
     now = total(layer.now for layer in layers).numbers
     shown = axis_groups(program, groups)
-    return ShrinkReport(shown, shapes, before, now, difference, tuple(layers))
+    constant = constant_units(program, groups)
+    return ShrinkReport(shown, shapes, before, now, difference, tuple(layers), constant)
 
 
 # Their examples run, although by `__module__` they belong to `jaxprune`.
