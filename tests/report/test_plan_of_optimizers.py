@@ -130,7 +130,7 @@ def test_the_plan_of_keep_zeros_counts_the_zeros_of_the_params():
         leaves = jaxprune.plan(params, tx).leaves
         assert {x.path: x.n_zero for x in leaves} == {"w": 12, "dense": 0, "lora": 0, "b": 0}
         assert {x.path: x.note for x in leaves if x.note} == {
-            "b": "1-D",
+            "b": "only zeros: free to learn",
             "lora": "only zeros: free to learn",
         }
     with pytest.raises(ValueError, match=r"values are needed.* Pass the arrays"):
