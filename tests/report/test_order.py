@@ -64,7 +64,10 @@ OPTIMIZERS = {
         lambda: optax.chain(jaxprune.rigl(0.5, end_step=9, inner=SGD), optax.scale(0.5)),
         PATHS,
     ),
-    "keep_zeros": (lambda: optax.chain(jaxprune.keep_zeros(SGD), optax.scale(0.5)), PATHS),
+    "keep_zeros": (
+        lambda: optax.chain(jaxprune.keep_zeros(SGD), optax.scale(0.5)),
+        ["conv", "fc/bias", "fc/kernel"],
+    ),
 }
 
 
