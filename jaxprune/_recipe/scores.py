@@ -88,6 +88,9 @@ def saliency(params: Any, grads: Any, key: Any = None) -> jax.Array:
     Known as SNIP (Lee et al. 2019, arXiv:1810.02340) at initialisation and as the Taylor criterion
     (Molchanov et al. 2017, arXiv:1611.06440) after training.
 
+    Weights whose gradient is NaN in the step that fires are kept. Where gradients may be NaN, as
+    with loss scaling, put `optax.apply_if_finite` around `prune`, not inside.
+
     Args:
       params: one leaf.
       grads: gradients of the loss with respect to it.
@@ -172,6 +175,8 @@ def random_score(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
 @dataclasses.dataclass(frozen=True)
 class Accumulated:
     """A score that is a sum over the steps. The sums are kept in the optimizer state.
+
+    Increments that are NaN or infinite add nothing to the sum of their weight.
 
     Attributes:
       name: its name in messages.

@@ -278,11 +278,16 @@ def _inputs(
 def _summed(
     score: Any, sums: Sequence[jax.Array], params: Sequence[Any], grads: Any
 ) -> list[jax.Array]:
-    """The accumulated scores after this step."""
-    return [
-        s + score.increment(p, g).astype(jnp.float32)
-        for s, p, g in zip(sums, params, required_grads(score, grads), strict=True)
-    ]
+    """The accumulated scores after this step.
+
+    Increments that are not finite add nothing. A sum would stay NaN for the rest of the run, also
+    where `inner` skips the gradients that made it so.
+    """
+    new = []
+    for s, p, g in zip(sums, params, required_grads(score, grads), strict=True):
+        increment = score.increment(p, g).astype(jnp.float32)
+        new.append(jnp.where(jnp.isfinite(increment), s + increment, s))
+    return new
 
 
 def _fire_if_due(

@@ -426,6 +426,23 @@ def test_apply_if_finite_inside_skips_the_optimizer_and_not_the_schedule():
     jaxprune.check(params, state)
 
 
+@pytest.mark.skip_in("debug_nans", reason="gradients are not finite on purpose")
+@pytest.mark.parametrize("bad", (jnp.nan, jnp.inf, -jnp.inf))
+def test_accumulated_scores_leave_out_increments_that_are_not_finite(bad):
+    inner = optax.apply_if_finite(optax.sgd(0.1), 3)
+    score = jaxprune.Accumulated("sum of gradients", lambda params, grads: grads)
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5, step=3), inner=inner, score=score)
+    params = {"w": jnp.ones((1, 4))}
+    state = tx.init(params)
+    rows = ([1.0, 2.0, 3.0, 4.0], [bad, 1.0, bad, 1.0], [8.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0])
+    for row in rows:
+        updates, state = tx.update({"w": jnp.array([row])}, state, params)
+        params = optax.apply_updates(params, updates)
+    assert state.score_state["w"].tolist() == [[9.0, 4.0, 4.0, 6.0]]
+    assert jaxprune.get_masks(state)["w"].tolist() == [[True, False, False, True]]
+    jaxprune.check(params, state, done=True)
+
+
 # Choosing and changing optimizers.
 
 
