@@ -219,6 +219,11 @@ def _check_done(
     reports = [unfinished(paths, leaves, state) for state in states]
     in_masks = [line for report in reports for line in report.in_masks]
     in_params = tuple(line for report in reports for line in report.in_params)
+    if copied := [path for report in reports for path in report.copied]:
+        raise ValueError(
+            f"every member of the mapped axis has a copy of {listed(copied)}, but the state counts "
+            f"over all members. {_COPIED}"
+        )
     waiting = max(reports, key=lambda report: report.fires_left)
     if waiting.fires_left:
         verb = "fire is" if waiting.fires_left == 1 else "fires are"
@@ -293,9 +298,16 @@ def _check_copies(params: Any, opt_state: Any) -> None:
 
 
 _DIVERGED = (
-    "From now on every device has its own masks. In shard_map or pmap, average the gradients over "
-    "the axis and pass its name, prune(..., axis_name=...). With several processes, build the same "
-    "transformation in all of them; jaxprune.check_agreement(schedule, ...) compares them."
+    "From now on every device has its own masks. In shard_map or pmap, where each device holds all "
+    "params and a part of the batch, average the gradients before tx.update, grads = "
+    "jax.lax.pmean(grads, axis), and leave out axis_name, which is only for leaves that are split "
+    "over the axis. With several processes, build the same transformation in all of them; "
+    "jaxprune.check_agreement(schedule, ...) compares them."
+)
+_COPIED = (
+    "prune(..., axis_name=...) is for leaves that are split over this axis: it counts all copies "
+    "together, so that no copy has the masks that are due. If only the data are split, leave "
+    "axis_name out, and average the gradients before tx.update: jax.lax.pmean(grads, axis)."
 )
 _MISPLACED = (
     "Something changes the updates after prune: make jaxprune.prune the last link of the chain, or "

@@ -27,6 +27,8 @@ class Unfinished(NamedTuple):
       in_masks: one line per account whose masks drop too few weights, or not exactly as many as due
         where they have to.
       in_params: one line per account that has too few zeros in the params.
+      copied: pruned leaves of which every member has a copy, although the state counts over all
+        members, as if each had a part.
     """
 
     fires_left: int
@@ -34,6 +36,7 @@ class Unfinished(NamedTuple):
     last_step: int
     in_masks: tuple[str, ...]
     in_params: tuple[str, ...]
+    copied: tuple[str, ...] = ()
 
 
 class _Member(NamedTuple):
@@ -76,7 +79,14 @@ def unfinished(paths: Sequence[str], leaves: Sequence[Any], state: PruneState) -
       state: with a progress.
     """
     mask_paths, _, _ = leaves_with_paths(state.masks)
-    members = _members(dict(zip(paths, leaves, strict=True)), mask_paths, state)
+    at = dict(zip(paths, leaves, strict=True))
+    members = _members(at, mask_paths, state)
+    copied: tuple[str, ...] = ()
+    if _counts_over_all(members):
+        pruned = np.flatnonzero(members[0].progress.pool_of >= 0)
+        copied = tuple(path for i in pruned if _are_copies(at[path := mask_paths[int(i)]]))
+        masked, zero = (sum(getattr(m, name) for m in members) for name in ("masked", "zero"))
+        members = [members[0]._replace(masked=masked, zero=zero)]
     in_masks: dict[str, None] = {}  # in order, each line once
     in_params: dict[str, None] = {}
     for member in members:
@@ -90,7 +100,25 @@ def unfinished(paths: Sequence[str], leaves: Sequence[Any], state: PruneState) -
         for member in members
         if np.any(member.progress.due)
     ]
-    return Unfinished(*max(waits, default=(0, 0, 0)), tuple(in_masks), tuple(in_params))
+    return Unfinished(*max(waits, default=(0, 0, 0)), tuple(in_masks), tuple(in_params), copied)
+
+
+def _counts_over_all(members: Sequence[_Member]) -> bool:
+    """Whether each member of a batched state counts the zeros of all of them.
+
+    With `axis_name` it does, inside `pmap` and `vmap`, whose members hold the parts of a leaf.
+    """
+    together = np.sum([member.masked for member in members], axis=0)
+    counts = [member.progress.zeros for member in members]
+    return len(members) > 1 and together.any() and all(np.array_equal(n, together) for n in counts)
+
+
+def _are_copies(leaf: Any) -> bool:
+    """Whether all members of a batched leaf have the same weights, but for those that are zero."""
+    first, *others = np.asarray(leaf)
+    both = [(first != 0) & (other != 0) for other in others]
+    same = [np.array_equal(first[b], other[b]) for b, other in zip(both, others, strict=True)]
+    return bool(np.any(both)) and all(same)
 
 
 def emptied(state: PruneState) -> list[str]:

@@ -16,6 +16,7 @@ from jaxprune._topk.topk import select
 
 N = 8
 SCHEDULE = jaxprune.cubic_schedule(0.75, 0, 4, 2)
+HALF = jaxprune.one_shot_schedule(0.5)
 PARTS = {"a": P("d"), "b": P("d"), "bias": P()}
 
 
@@ -165,6 +166,41 @@ def test_selection_over_a_mapped_axis(wrap):
     for values in (scores, np.round(scores)):  # among equal scores, those of earlier parts win
         (want,), _ = select([jnp.asarray(values)], [500])
         np.testing.assert_array_equal(selected(values), want)
+
+
+def mapped_run(wrap, tx, params):
+    """Params and state of every member after one update of `tx` in a map over the axis `d`."""
+
+    @functools.partial(jax.vmap if wrap == "vmap" else jax.pmap, axis_name="d")
+    def step(params):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        return optax.apply_updates(params, updates), state
+
+    return step(params)
+
+
+@pytest.mark.parametrize("wrap", ("vmap", "pmap"))
+def test_check_adds_up_the_parts_of_a_mapped_leaf(wrap):
+    parts = {"a": jnp.asarray(np.random.default_rng(2).normal(size=(N, 6, 5)), jnp.float32)}
+    params, state = mapped_run(wrap, jaxprune.prune(HALF, axis_name="d"), parts)
+    counts = np.sum(np.asarray(params["a"]) == 0, axis=(1, 2))
+    assert counts.sum() == N * 15
+    assert len(set(counts)) > 1
+    jaxprune.check(params, state, done=True)
+    fewer = {"a": jnp.where(params["a"] == 0, 0, parts["a"]).at[0].set(parts["a"][0])}
+    with pytest.raises(ValueError, match=r"^a: .* dropped weights are not zero|^the params"):
+        jaxprune.check(fewer, state, done=True)
+
+
+@pytest.mark.parametrize("wrap", ("vmap", "pmap"))
+def test_check_says_that_an_axis_name_is_not_for_copies(wrap):
+    copies = {"a": jnp.stack([make_params()["a"]] * N)}
+    params, state = mapped_run(wrap, jaxprune.prune(HALF, axis_name="d"), copies)
+    with pytest.raises(
+        ValueError, match=r"copy of a, .* leave axis_name out"
+    ):
+        jaxprune.check(params, state, done=True)
+    jaxprune.check(*mapped_run(wrap, jaxprune.prune(HALF), copies), done=True)
 
 
 def test_a_violation_in_one_part_is_counted_in_all():
