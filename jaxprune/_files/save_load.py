@@ -245,7 +245,8 @@ def as_host(path: str, leaf: Any) -> np.ndarray:
     if jnp.issubdtype(spec.dtype, jax.dtypes.prng_key):
         raise TypeError(
             f"{shown_path(path)}: a file can't hold random keys ({spec.dtype}). Leave "
-            "them out, as nnx.state(model, nnx.Param) does, or save jax.random.key_data(key)."
+            "them out, as nnx.state(model, nnx.Not(nnx.RngState)) does, or save "
+            "jax.random.key_data(key)."
         )
     if isinstance(leaf, (jax.ShapeDtypeStruct, jax.core.Tracer)):
         raise TypeError(

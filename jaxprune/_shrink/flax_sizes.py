@@ -124,11 +124,12 @@ def resize_nnx(model: Any, state: Any) -> None:
     Args:
       model: an `nnx.Module` with the layers of the model that was shrunk, in any sizes.
       state: the state of a model after `shrink_nnx`, from `nnx.state(model)` or restored from a
-        checkpoint as nested dicts of arrays.
+        checkpoint as nested dicts of arrays. It may lack the entries of random streams
+        (`nnx.RngState`), as files do: the model then keeps its own.
 
     Raises:
       TypeError: `model` is not an `nnx.Module`.
-      ValueError: the state lacks a leaf of the model, or has others.
+      ValueError: the state lacks another leaf of the model, or has leaves that the model lacks.
 
     Example:
       >>> from flax import nnx
@@ -146,15 +147,18 @@ def resize_nnx(model: Any, state: Any) -> None:
         )
     old_paths, _, treedef = leaves_with_paths(nnx.state(model))
     paths, leaves, _ = leaves_with_paths(state)
-    if set(paths) != set(old_paths):
-        missing, unknown = set(old_paths) - set(paths), set(paths) - set(old_paths)
+    random_paths, random_leaves, _ = leaves_with_paths(nnx.state(model, nnx.RngState))
+    missing = set(old_paths) - set(paths) - set(random_paths)
+    unknown = set(paths) - set(old_paths)
+    if missing or unknown:
         parts = [f"lacks {listed(sorted(missing))}"] if missing else []
         parts += [f"has {listed(sorted(unknown))}, which the model lacks"] if unknown else []
         raise ValueError(
             f"resize_nnx: the state {' and '.join(parts)}. Pass a model with the layers of the one "
-            "that was shrunk, and the whole nnx.state of that model."
+            "that was shrunk, and all of its state: nnx.state(model), or without random streams "
+            "nnx.state(model, nnx.Not(nnx.RngState))."
         )
-    by_path = dict(zip(paths, leaves, strict=True))
+    by_path = dict(zip([*random_paths, *paths], [*random_leaves, *leaves], strict=True))
     nnx.update(model, treedef.unflatten([by_path[path] for path in old_paths]))
     set_nnx_sizes(model)
 

@@ -1,5 +1,6 @@
 """After shrinking: costs by layer, other trees that shrink along, shardings, fresh models."""
 
+import chex
 import equinox as eqx
 import haiku as hk
 import jax
@@ -221,6 +222,49 @@ def test_keys_and_their_counters_are_no_numbers_of_an_nnx_model():
     assert len(jax.tree.leaves(nnx.state(model, nnx.RngState))) == 2
     model.train()
     assert np.isfinite(model(x)).all()
+
+
+class WithStreams(nnx.Module):
+    """Layers in a list, with statistics and a stream of random numbers."""
+
+    def __init__(self, rngs):
+        layers = [nnx.Linear(3, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)]
+        layers += [nnx.Dropout(0.5, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)]
+        self.layers = nnx.List(layers) if hasattr(nnx, "List") else layers
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_file_without_random_streams_is_loaded_into_a_fresh_nnx_model(tmp_path):
+    model, x = WithStreams(nnx.Rngs(0)), jnp.ones((4, 3))
+    model(jnp.arange(12.0).reshape(4, 3))  # moves the statistics
+    model.eval()
+    linear = model.layers[0]
+    linear.kernel[...] = linear.kernel[...].at[:, 5:].set(0.0)
+    model.layers[3].kernel[...] = model.layers[3].kernel[...].at[5:].set(0.0)
+    jaxprune.shrink_nnx(model, x)
+    with pytest.raises(TypeError, match=r"layers/2/rngs/.*nnx\.Not\(nnx\.RngState\)"):
+        jaxprune.save(tmp_path / "small.safetensors.zst", nnx.state(model))
+    state = nnx.state(model, nnx.Not(nnx.RngState))
+    jaxprune.save(tmp_path / "small.safetensors.zst", state)
+    fresh = WithStreams(nnx.Rngs(1))
+    streams = streams_of(fresh)
+    jaxprune.resize_nnx(fresh, jaxprune.load(tmp_path / "small.safetensors.zst"))
+    assert fresh.layers[0].out_features == fresh.layers[1].num_features == 5
+    restored = nnx.state(fresh, nnx.Not(nnx.RngState))
+    chex.assert_trees_all_equal(jax.tree.leaves(restored), jax.tree.leaves(state))
+    chex.assert_trees_all_equal(streams_of(fresh), streams)
+    fresh.eval()
+    np.testing.assert_array_equal(fresh(x), model(x))
+
+
+def streams_of(model):
+    """The count and the key of its random stream."""
+    count, key = jax.tree.leaves(nnx.state(model, nnx.RngState))
+    return count, jax.random.key_data(key)
 
 
 def test_resize_nnx_names_leaves_that_do_not_fit():
