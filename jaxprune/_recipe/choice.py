@@ -3,6 +3,7 @@
 By default, weights are chosen: see `default_reasons` and docs/guides/which-leaves.md.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -136,7 +137,7 @@ def _default_reason(
         return name
     if _BIAS.fullmatch(name) or beside.has_bias(name, spec.shape):
         return "bias"
-    if any(_LORA.fullmatch(part) for part in (*parent, name)):
+    if _is_of_lora((*parent, name)):
         return "LoRA factor"
     if beside.n_quantised > _is_quantised(spec.dtype) and _QUANTISATION_SCALE.fullmatch(name):
         return "quantisation scale"
@@ -145,6 +146,14 @@ def _default_reason(
     if _is_scale(parent, name):
         return "scale"
     return "logarithm" if _LOGARITHM.fullmatch(name) else ""
+
+
+def _is_of_lora(parts: Sequence[str]) -> bool:
+    """Whether a part of a path is named like a LoRA factor, or two of them are (`lora/up`)."""
+    pairs = itertools.pairwise(parts)
+    return any(map(_LORA_FACTOR.fullmatch, parts)) or any(
+        _LORA.fullmatch(layer) and _FACTOR.fullmatch(factor) for layer, factor in pairs
+    )
 
 
 def _is_of_norm(parent: Sequence[str], name: str) -> bool:
@@ -184,7 +193,12 @@ _SCALE = re.compile("(.*_)?(layer)?scales?(_?[0-9]+)?", re.DOTALL | re.IGNORECAS
 _LAYER_SCALE = re.compile("ls[0-9]*|layer_?scale(_?[0-9]+)?", re.DOTALL | re.IGNORECASE)
 # As in log_std, A_log: zero there stands for exp(0) = 1, so it must not be pruned.
 _LOGARITHM = re.compile("(.*_)?log(_.*|std|var|sigma|scale|alpha|dt)?", re.DOTALL | re.IGNORECASE)
-_LORA = re.compile("(.*_)?lora_[ab]", re.IGNORECASE | re.DOTALL)
+# As in lora_a, kernel_lora_b, loraA, lora_embedding_A (PEFT), lora_up (kohya); lora.up (diffusers).
+_LORA = re.compile("(.*_)?lora", re.IGNORECASE | re.DOTALL)
+_FACTOR = re.compile("a|b|up|down", re.IGNORECASE)
+_LORA_FACTOR = re.compile(
+    f"{_LORA.pattern}_?(embedding_)?({_FACTOR.pattern})", re.IGNORECASE | re.DOTALL
+)
 # As in layer_norm, LayerNorm_0, input_layernorm, rms_norm, norm1, norms, ln_f, bn2; but weight norm
 # and spectral norm rescale a weight, and are named after its layer.
 _NORM = re.compile(

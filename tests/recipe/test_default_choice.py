@@ -173,7 +173,37 @@ CASES = {
             "q_proj.lora_B.default.weight": "LoRA factor",
         },
     ),
+    "lora as kohya and diffusers name it": (
+        {"q": {"lora_down": {"weight": F32}, "lora": {"up": {"weight": F32}}}},
+        {"q/lora_down/weight": "LoRA factor", "q/lora/up/weight": "LoRA factor"},
+    ),
+    "lora of embeddings": (
+        {"embed": {"lora_embedding_A": F32, "lora_embedding_B": {"default": F32}}},
+        {
+            "embed/lora_embedding_A": "LoRA factor",
+            "embed/lora_embedding_B/default": "LoRA factor",
+        },
+    ),
+    "lora without underscores": (
+        {"fc": {"loraA": F32, "q_loraB": F32, "to_q_lora": {"a": F32}}},
+        {"fc/loraA": "LoRA factor", "fc/q_loraB": "LoRA factor", "fc/to_q_lora/a": "LoRA factor"},
+    ),
+    "lora with layers below": (
+        {"lora_a": {"kernel": F32}, "lora_up": {"kernel": F32}},
+        {"lora_a/kernel": "LoRA factor", "lora_up/kernel": "LoRA factor"},
+    ),
     "lora_c": ({"lora_c": F32, "flora_a": F32, "lora": F32}, {}),
+    "no lora": (
+        {
+            "flora_up": F32,
+            "explore_a": F32,
+            "explora": {"a": F32},
+            "lora_upper": F32,
+            "lora": {"mlp": {"up": F32}, "kernel": F32},
+            "lora_unet_down": {"kernel": F32},
+        },
+        {},
+    ),
     "int8": (
         {"fc": {"weight": spec("int8", 8, 4), "weight_scale": SCALES}},
         {"fc/weight": "dtype int8", "fc/weight_scale": "quantisation scale"},
