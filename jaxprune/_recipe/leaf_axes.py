@@ -17,6 +17,7 @@ _GIVE_ROLES = "To prune a leaf, give the roles of its axes, {roles}."
 _KEEP_ROLES = "Write {{**roles, ...}} to keep the roles of the other leaves."
 _READ_ROLES = "jaxprune.axis_roles, or axis_roles_nnx, reads them from the model."
 _ORDERS = "for (in, out) or (layers, in, out)"
+_HEADS = "In attention, heads and head_dim are outputs of query, key and value, and inputs of out."
 
 
 class AxesOf(NamedTuple):
@@ -157,10 +158,12 @@ def known_roles(
     if leaf.reason or of_table:
         suggestion.insert(0, _LEAVE_OUT)
         arguments = {"exclude": rule_for(leaf.path), **arguments}
-    if not of_table and len(likely) < 3:
+    has_heads = len(leaf.shape) > 2 and _may_have_heads_out(leaf.path)
+    if not of_table and len(likely) < 3 and not has_heads:
         suggestion.append(
             f"Or give axis=, which must be {axis_meaning}: for example, {{structure}} {_ORDERS}."
         )
+        suggestion += [_HEADS] if len(leaf.shape) > 2 else []
         arguments["structure"] = with_axis
     problem = f"{shown_path(leaf.path)}: {structure!r} {purpose}, but {why}."
     raise BadValue(problem, " ".join(suggestion), **arguments)
@@ -174,6 +177,19 @@ def _likely_roles(leaf: AxesOf) -> tuple[str, ...]:
     if _conv_layer(leaf.path) and _has_window_last(leaf.shape) and not leaf.reason:
         return ("out", "in", *["window"] * (n_axes - 2))
     return ()
+
+
+def _may_have_heads_out(path: str) -> bool:
+    """Whether a leaf is named like one of attention whose heads are outputs: (in, heads, head_dim).
+
+    Example:
+      >>> [_may_have_heads_out(path) for path in ("query/kernel", "out/kernel", "q_proj/kernel")]
+      [True, False, True]
+    """
+    return bool(_OF_HEADS.fullmatch("/".join(parts_of(path)[-2:])))
+
+
+_OF_HEADS = re.compile("(query|key|value|([qkv]|qkv|kv)(_proj)?)/(kernel|w)")
 
 
 def _why_unknown(leaf: AxesOf, role: str) -> str:

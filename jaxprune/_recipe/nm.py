@@ -114,6 +114,19 @@ class NM(SingleWeights):
         others = tuple(axis for axis in range(len(roles)) if axis not in inputs)
         return MatrixView(named, lead=(), rows=inputs, cols=others)
 
+    def note_of(self, roles: tuple[str, ...]) -> str:
+        """What `plan` says about groups that do not lie along inputs; empty where they do.
+
+        Args:
+          roles: of the axes of a leaf.
+
+        Example:
+          >>> NM(2, 4, axis=0).note_of(("in", "out")), NM(2, 4, axis=1).note_of(("in", "out"))
+          ('', "along an axis of role 'out'")
+        """
+        role = "in" if self.axis is None else roles[self.axis]
+        return "" if role == "in" else f"along an axis of role {role!r}"
+
     def n_units(self, shape: tuple[int, ...]) -> int:
         """The number of weights."""
         return math.prod(shape)

@@ -17,7 +17,7 @@ from jaxprune._base.paths import leaves_with_paths, listed, rule_name
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.leaf import Leaf
-from jaxprune._recipe.leaf_axes import note_of_name
+from jaxprune._recipe.leaf_axes import is_table, note_of_name
 from jaxprune._recipe.schedule_list import ScheduleList, check_schedule
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import magnitude
@@ -208,6 +208,7 @@ def _planned_once(params: chex.ArrayTree, settings: Settings) -> Report:
         (
             *_schedule_notes(settings),
             *_floor_notes(distribution, expected),
+            *_axis_notes(budget),
             *map(functools.partial(_pool_note, distribution), expected.shared, pools),
             *(f"unused: {line}" for line in budget.unused),
         ),
@@ -261,6 +262,23 @@ def _floor_notes(distribution: Distribution, expected: Forecast) -> list[str]:
         f"floor: {distribution} prevents the target: {float(expected.reached):.4g} of the units in "
         f"pruned leaves are dropped in the end, not {float(expected.asked):.4g} "
         f"({_units(expected)} fewer)"
+    ]
+
+
+def _axis_notes(budget: Budget) -> list[str]:
+    """Which structures have an axis that the roles of a leaf do not speak for."""
+    paths_of: dict[tuple[Any, str], list[str]] = {}
+    for leaf in budget.leaves:
+        note_of = getattr(leaf.structure, "note_of", None)
+        if note_of is None or leaf.roles is None or is_table(leaf.path):
+            continue
+        roles = tuple(role for axis, role in enumerate(leaf.roles) if axis not in leaf.axes)
+        if note := note_of(roles):
+            paths_of.setdefault((leaf.structure, note), []).append(leaf.path)
+    return [
+        f"axis: {structure!r} groups weights of {listed(paths)} {note}, not along inputs, which "
+        "products sum over; without axis=, it follows the roles"
+        for (structure, note), paths in paths_of.items()
     ]
 
 

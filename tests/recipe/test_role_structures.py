@@ -569,3 +569,37 @@ def test_roles_of_hidden_leaves_need_not_match():
     read = AxisRoles({"params/w": ("in", "out", "out")})
     tx = optax.masked(jaxprune.prune(HALF, roles=read), {"w": False, "v": True, "b": True})
     assert tx.init(KERNEL).inner_state.masks["v"].shape == (8, 8)
+
+
+# Explicit axes
+
+
+@pytest.mark.parametrize("name", ("query", "key", "value", "q_proj", "qkv"))
+def test_no_axis_is_suggested_for_kernels_whose_heads_are_outputs(name):
+    """Axis -2, as for (layers, in, out), would group along the heads."""
+    tree = {"attention": {name: {"kernel": ones(8, 4, 4)}}}
+    with pytest.raises(ValueError, match=r"kernel: .*roles=") as error:
+        jaxprune.plan(tree, 0.5, structure=NM(2, 4))
+    assert "axis=" not in str(error.value).replace("axis=None", "")
+    others = tree | {"layers": {"kernel": ones(3, 8, 4)}}
+    with pytest.raises(
+        ValueError, match=r"structure=NM\(n=2, m=4, axis=-2\) .*head_dim are outputs"
+    ):
+        jaxprune.plan(others, 0.5, structure=NM(2, 4))
+
+
+def test_plan_notes_an_axis_of_groups_that_no_product_sums_over():
+    tree = {"query": {"kernel": ones(8, 4, 4)}, "out": {"kernel": ones(4, 4, 8)}, "b": ones(4, 4)}
+    roles = {"query/kernel": ("in", "out", "out"), "out/kernel": ("in", "in", "out")}
+    report = jaxprune.plan(tree, 0.5, structure=NM(2, 4, axis=-2), roles=roles)
+    [note] = report.notes
+    assert_says(note, "NM(n=2, m=4, axis=-2)", "query/kernel along an axis of role 'out'")
+    assert "out/kernel" not in note.replace("query/kernel", "")
+    for options in (
+        dict(structure=NM(2, 4, axis=-2)),
+        dict(structure=NM(2, 4), exclude="b", roles=roles),
+    ):
+        assert jaxprune.plan(tree, 0.5, **options).notes == ()
+    table = {"embedding": ones(8, 4)}
+    looked_up = {"embedding": ("out", "in")}
+    assert not jaxprune.plan(table, 0.5, structure=NM(2, 4, axis=0), roles=looked_up).notes
