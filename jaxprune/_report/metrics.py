@@ -31,7 +31,8 @@ def metrics(
       opt_state: any optimizer state with prune states inside. With several, counts are added up,
         and `prune/step` and `prune/fires_left` are the largest; `get_state` of a part of the
         optimizer state selects one. A leaf that several states prune counts once, with the most
-        weights that one of them drops.
+        weights that one of them drops. With several networks, pass the state of one, such as
+        `states["q1"]`: leaves with the same path would be taken for one.
       per_leaf: whether to add the sparsity and the threshold of every pruned leaf.
       missing_ok: return zeros if there is no prune state, for a dense baseline in the same loop.
         Then `per_leaf` adds nothing.

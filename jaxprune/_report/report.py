@@ -9,7 +9,7 @@ import numbers
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax.core
@@ -18,7 +18,6 @@ import numpy as np
 
 from jaxprune._base.agreement import check_remembered, diverged
 from jaxprune._base.arguments import as_flag, shown
-from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import (
     check_not_donated,
@@ -30,6 +29,7 @@ from jaxprune._base.paths import (
 )
 from jaxprune._recipe.structural_rules import existing_of
 from jaxprune._recipe.tree_errors import PASS_PARAMS, check_no_optimizer_state
+from jaxprune._report.nonzero import nonzero_of, of_several_networks
 from jaxprune._report.table import LeafReport, Report, leaf_report
 from jaxprune._report.unfinished import does_land, emptied, require_progress, unfinished
 from jaxprune._state.prune_state import (
@@ -135,7 +135,8 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
 
     Args:
       params: the params that the optimizer trains.
-      opt_state: any optimizer state with prune states inside.
+      opt_state: any optimizer state with prune states inside. Of several networks with the same
+        paths, check each with its own state: `check(params["q1"], states["q1"])`.
       done: whether the schedule must be finished and the params must have as many zeros as it
         promises. Masks are counted, and params too, unless they stay dense (`regrow="hold"` and
         `"train"`). The masks of `rigl` and its variants must drop exactly as many as budgeted.
@@ -191,15 +192,16 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
         lacking = _check_done(paths, leaves, states)
         landing = [state for state in states if does_land(state)]
         masks = masks_by_path(landing, paths, leaves) if landing else [None] * len(leaves)
-    moved = [m for m in map(_moved, paths, leaves, masks) if m is not None]
-    if moved:
-        not_finite = any(m.n_not_finite for m in moved)
+    nonzero = [m for m in map(nonzero_of, paths, leaves, masks) if m is not None]
+    if nonzero:
+        not_finite = any(m.n_not_finite for m in nonzero)
+        shared = of_several_networks(states, [m.path for m in nonzero])
         if lacking and not violations and not not_finite:
             raise ValueError(
-                f"the params are not pruned as the masks are: {_some(lacking)}. {_EARLIER}"
+                f"the params are not pruned as the masks are: {_some(lacking)}. {shared}{_EARLIER}"
             )
         fix = _NOT_FINITE if not_finite else _DENSE if _stay_dense(states) else _MISPLACED
-        raise ValueError("; ".join(map(str, moved)) + ". " + fix)
+        raise ValueError("; ".join(map(str, nonzero)) + ". " + shared + fix)
     if violations:
         raise ValueError(
             f"every dropped weight is zero now, but at an earlier fire {violations} were not. "
@@ -255,33 +257,6 @@ def _some(lines: Sequence[str]) -> str:
     """The first 8 lines, and how many more there are."""
     more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
     return "; ".join(lines[:8]) + more
-
-
-class _Moved(NamedTuple):
-    """A leaf with dropped weights that are not zero."""
-
-    path: str
-    n_moved: int
-    n_dropped: int
-    n_not_finite: int
-
-    def __str__(self) -> str:
-        verb = "is" if self.n_moved == 1 else "are"
-        more = f", {self.n_not_finite} of them not finite" if self.n_not_finite else ""
-        return (
-            f"{shown_path(self.path)}: {self.n_moved} of {self.n_dropped} dropped weights {verb} "
-            f"not zero{more}"
-        )
-
-
-def _moved(path: str, leaf: Any, mask: Any) -> _Moved | None:
-    """The dropped weights of a leaf that are not zero; None if there are none."""
-    if mask is None or spec_of(leaf) is None or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return None
-    dropped = ~mask.astype(bool)
-    n_moved = int(total(dropped & is_nonzero(leaf)))
-    n_not_finite = int(total(dropped & ~jnp.isfinite(leaf)))
-    return _Moved(path, n_moved, int(total(dropped)), n_not_finite) if n_moved else None
 
 
 def _check_copies(params: Any, opt_state: Any) -> None:

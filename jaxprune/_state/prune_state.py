@@ -130,8 +130,8 @@ def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
     """The masks inside an optimizer state, as bool (True = kept).
 
     Args:
-      opt_state: as for `get_state`. If it holds several prune states, a weight counts as kept only
-        if all of them keep it.
+      opt_state: as for `get_state`. Of several prune states in it, a weight is kept if all keep it.
+        With several networks, pass the state of one, such as `states["q1"]`.
       params: the params, or their shapes. Needed only inside `jit` with bit masks
         (`packed=True`), because their shapes do not determine the length of the last axis.
 
@@ -223,7 +223,7 @@ def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTr
     Args:
       params: a tree of arrays.
       masks_or_opt_state: bool or integer masks (nonzero = kept), or any optimizer state with a
-        prune state inside.
+        prune state inside. With several networks, that of one, such as `states["q1"]`.
 
     Returns:
       A tree like `params`. A leaf without a mask is returned unchanged.

@@ -227,7 +227,7 @@ MUTANTS = (
     ),
     Mutant(
         "a-moved-weight-of-a-kept-one",
-        "_report/report.py",
+        "_report/nonzero.py",
         "n_moved = int(total(dropped & is_nonzero(leaf)))",
         "n_moved = int(total(is_nonzero(leaf)))",
         ("report/test_report.py::test_check_accepts_minus_zero_and_ignores_kept_weights",),

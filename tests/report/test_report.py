@@ -15,7 +15,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import jaxprune
-from helpers import by_path, n_dropped, ones, random_params, says, stepper
+from helpers import assert_says, by_path, n_dropped, ones, random_params, says, stepper
 
 STEPS = dict(begin_step=1, end_step=4, every=3)
 SCHEDULE = jaxprune.cubic_schedule(0.75, **STEPS, initial_sparsity=0.25)  # fires at 1 and 4
@@ -660,3 +660,24 @@ def test_check_finds_an_optimizer_that_was_made_for_no_params():
 def test_summarize_of_something_else_than_params_raises(wrong):
     with pytest.raises(TypeError, match=r"params must be a tree of arrays.*variables\['params'\]"):
         jaxprune.summarize(wrong)
+
+
+# Several networks
+
+
+def test_check_says_that_states_of_several_networks_were_merged():
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.sgd(0.1))
+    params = {"q1": {"w": jnp.array([[1.0, 2.0]])}, "q2": {"w": jnp.array([[2.0, 1.0]])}}
+    states = {name: tx.init(net) for name, net in params.items()}
+    for name, net in params.items():
+        updates, states[name] = tx.update(jax.tree.map(jnp.zeros_like, net), states[name], net)
+        params[name] = optax.apply_updates(net, updates)
+        jaxprune.check(params[name], states[name], done=True)
+    for done in (False, True):
+        with pytest.raises(ValueError, match="2 prune states in this optimizer state prune w") as e:
+            jaxprune.check(params["q1"], states, done=done)
+        assert_says(str(e.value), "w: 1 of 2 dropped weights", 'opt_state["q1"]')
+    wrong = {"w": jnp.ones((1, 2))}
+    with pytest.raises(ValueError, match="w: 1 of 1 dropped weights") as e:
+        jaxprune.check(wrong, states["q1"])
+    assert "different networks" not in str(e.value)

@@ -1,0 +1,66 @@
+"""Dropped weights that are not zero, as `check` reports them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune._base.counting import total
+from jaxprune._base.float_bits import is_nonzero
+from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
+from jaxprune._state.prune_state import PruneState, unboxed
+
+
+class Nonzero(NamedTuple):
+    """A leaf with dropped weights that are not zero."""
+
+    path: str
+    n_moved: int
+    n_dropped: int
+    n_not_finite: int
+
+    def __str__(self) -> str:
+        verb = "is" if self.n_moved == 1 else "are"
+        more = f", {self.n_not_finite} of them not finite" if self.n_not_finite else ""
+        return (
+            f"{shown_path(self.path)}: {self.n_moved} of {self.n_dropped} dropped weights {verb} "
+            f"not zero{more}"
+        )
+
+
+def nonzero_of(path: str, leaf: Any, mask: Any) -> Nonzero | None:
+    """The dropped weights of a leaf that are not zero; None if there are none."""
+    if mask is None or spec_of(leaf) is None or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return None
+    dropped = ~mask.astype(bool)
+    n_moved = int(total(dropped & is_nonzero(leaf)))
+    n_not_finite = int(total(dropped & ~jnp.isfinite(leaf)))
+    return Nonzero(path, n_moved, int(total(dropped)), n_not_finite) if n_moved else None
+
+
+def of_several_networks(states: Sequence[PruneState], paths: Sequence[str]) -> str:
+    """What to say if more than one state prunes one of these leaves; empty if none does.
+
+    The states of networks with the same paths are merged as if they were of one network.
+    """
+    n_states = Counter(path for state in states for path in _pruned(state))
+    shared = [path for path in paths if n_states[path] > 1]
+    if not shared:
+        return ""
+    n = max(n_states[path] for path in shared)
+    return (
+        f"{n} prune states in this optimizer state prune {listed(shared)}, and their masks are "
+        "merged. If they belong to different networks, check each with its own state: "
+        'check(params["q1"], opt_state["q1"]). '
+    )
+
+
+def _pruned(state: PruneState) -> set[str]:
+    """The paths of the leaves that a state prunes, or has masks of where that is not known."""
+    paths, _, _ = leaves_with_paths(state.masks)
+    if state.progress is None:
+        return set(paths)
+    pool_of = np.asarray(unboxed(state.progress.pool_of)).reshape(-1, len(paths))
+    return {path for path, pools in zip(paths, pool_of.T, strict=True) if np.any(pools >= 0)}
