@@ -12,6 +12,11 @@ from jaxprune._recipe.choice import Choice, Specs
 
 PASS_PARAMS = "Pass the params: variables['params'] of linen, or nnx.state(model, nnx.Param)."
 
+NO_LEAVES = (
+    "the params have no leaves, so there is nothing to prune; pass the params that the optimizer "
+    "trains, in nnx.Optimizer by wrt=nnx.Param or another type that the model has"
+)
+
 
 def check_variables(paths: Sequence[str]) -> None:
     """Raises where a tree holds all variables of a linen model instead of its params."""

@@ -22,6 +22,7 @@ from jaxprune._recipe.schedule_list import ScheduleList, check_schedule
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.structures import Unstructured
+from jaxprune._recipe.tree_errors import NO_LEAVES
 from jaxprune._report.combined_plans import combined, plan_of_zeros, with_leaves
 from jaxprune._report.forecast import Forecast, Shared, forecast
 from jaxprune._report.table import PoolReport, Report, leaf_report
@@ -151,7 +152,8 @@ def _planned_by(params: chex.ArrayTree, tx: Any) -> Report:
     plans = [_planned(with_leaves(part.params, leaf_of), part.settings) for part in parts]
     is_whole = len(plans) == 1 and len(plans[0].leaves) == len(paths)
     report = plans[0] if is_whole else combined(params, plans)
-    return dataclasses.replace(report, notes=(*_order_notes(tx, params), *report.notes))
+    empty = () if paths else (f"empty: {NO_LEAVES}",)
+    return dataclasses.replace(report, notes=(*empty, *_order_notes(tx, params), *report.notes))
 
 
 def _order_notes(tx: Any, params: chex.ArrayTree) -> list[str]:

@@ -28,7 +28,7 @@ from jaxprune._base.paths import (
     spec_of,
 )
 from jaxprune._recipe.structural_rules import existing_of
-from jaxprune._recipe.tree_errors import PASS_PARAMS, check_no_optimizer_state
+from jaxprune._recipe.tree_errors import NO_LEAVES, PASS_PARAMS, check_no_optimizer_state
 from jaxprune._report.nonzero import nonzero_of, of_several_networks
 from jaxprune._report.table import LeafReport, Report, leaf_report
 from jaxprune._report.unfinished import does_land, emptied, require_progress, unfinished
@@ -143,9 +143,9 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
 
     Raises:
       TypeError: called under `jit`, or with the arguments swapped.
-      ValueError: with `done`, the schedule is not finished, the masks were lost or the params are
-        those of an earlier step, with the counts of every leaf; or the state has no `progress`,
-        which `upgrade_state` adds. In any case, a dropped weight is not zero, or not finite, naming
+      ValueError: with `done`, the params have no leaves, the schedule is not finished, the masks were
+        lost or the params are those of an earlier step, with the counts of every leaf; or the state
+        has no `progress`, which `upgrade_state` adds. In any case, a dropped weight is not zero, or not finite, naming
         the leaf; dropped weights were not zero at an earlier fire (`violations`); a mask does not
         fit its param, or no param has a mask. Also, in all processes alike: `prune` got other
         arguments in some process, or devices that should hold the same part of a param or of the
@@ -185,6 +185,8 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
             "optimizer was made for an empty tree, so nothing is pruned: pass the params to "
             "tx.init, or wrt=nnx.Param to nnx.Optimizer."
         )
+    if done and not paths:
+        raise ValueError(f"check: {NO_LEAVES}.")
     states = find_states(opt_state)
     violations = max(int(np.max(unboxed(s.violations))) for s in states)
     lacking: tuple[str, ...] = ()

@@ -308,9 +308,12 @@ def test_summarize_takes_whatever_a_tree_may_hold():
 
 @pytest.mark.parametrize("tree", ({}, None, [], {"a": {}}), ids=repr)
 def test_an_empty_tree_has_an_empty_report(tree):
-    for report in (jaxprune.summarize(tree), jaxprune.plan(tree, 0.5)):
+    planned = jaxprune.plan(tree, 0.5)
+    [note] = planned.notes
+    assert_says(note, "no leaves", "nothing to prune", "wrt=nnx.Param")
+    for report in (jaxprune.summarize(tree), planned):
         assert (report.leaves, report.size, report.n_zero, report.sparsity) == ((), 0, 0, 0.0)
-        assert str(report).splitlines()[1:] == [
+        assert str(report).splitlines()[1:3] == [
             "leaf   shape  dtype  weights  nonzero  sparsity  note",
             "total                      0        0     0.00%",
         ]
@@ -654,6 +657,25 @@ def test_check_finds_an_optimizer_that_was_made_for_no_params():
     with pytest.raises(ValueError, match=says("check:", "bias, kernel", "wrt=nnx.Param")):
         jaxprune.check(nnx.state(model, nnx.Param), optimizer)
     jaxprune.check({}, tx.init({}))
+
+
+def test_check_says_that_a_finished_run_had_nothing_to_prune():
+    model = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    tx = jaxprune.prune(SCHEDULE, inner=optax.sgd(0.1))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.LoRAParam)
+    lora = nnx.state(model, nnx.LoRAParam)
+    jaxprune.check(lora, optimizer)
+    with pytest.raises(ValueError, match=says("check:", "no leaves", "wrt=nnx.Param")):
+        jaxprune.check(lora, optimizer, done=True)
+
+
+def test_check_passes_for_an_empty_group_of_a_partition():
+    groups = {name: jaxprune.prune(jaxprune.one_shot_schedule(0.5)) for name in ("some", "none")}
+    tx = optax.chain(optax.sgd(0.1), optax.partition(groups, {"w": "some"}))
+    params = {"w": ones(2, 4)}
+    updates, state = tx.update(params, tx.init(params), params)
+    jaxprune.check(optax.apply_updates(params, updates), state, done=True)
+    assert jaxprune.plan(params, tx).notes == ()
 
 
 @pytest.mark.parametrize("wrong", (jaxprune.one_shot_schedule(0.5), nn.Dense(3)), ids=type)
