@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -111,7 +112,8 @@ def resize_linen(model: Any, variables: Any, *example_inputs: Any, **kwargs: Any
       variables: what `shrink` returned, or a tree of `jax.ShapeDtypeStruct` of the same shapes.
       example_inputs: arguments of the model's `__call__`, after the variables; only their shapes
         matter.
-      kwargs: more arguments of `model.apply`, such as `train=False`.
+      kwargs: more arguments of `model.apply`, such as `train=False`: those of inference, where no
+        statistics change and nothing is random.
 
     Returns:
       An `nn.Module` that runs `model`. Its attribute `sizes` lists the changes, path of a layer ->
@@ -162,10 +164,28 @@ def resize_linen(model: Any, variables: Any, *example_inputs: Any, **kwargs: Any
     except (FlaxError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             "resize_linen: model.apply fails on these variables and inputs, with "
-            f"{_summary(error)}. Pass the model as it was before shrink, the variables that shrink "
-            "returned, and inputs as for shrink."
+            f"{_summary(error)}. {_CALL if _is_of_call(error) else _MODEL}"
         ) from error
     return _resized_class()(_Held(model), FrozenDict(sizes))
+
+
+_MODEL = (
+    "Pass the model as it was before shrink, the variables that shrink returned, and inputs as for "
+    "shrink."
+)
+_CALL = (
+    "Call the model as in inference, with its options after the inputs: "
+    "resize_linen(model, variables, x, train=False)."
+)
+
+
+def _is_of_call(error: Exception) -> bool:
+    """Whether an error is about the arguments of a call, or comes from a model in training mode."""
+    from flax.errors import InvalidRngError, ModifyScopeVariableError
+
+    of_training = isinstance(error, (InvalidRngError, ModifyScopeVariableError))
+    of_arguments = re.search("(positional|keyword(-only)?) argument", str(error))
+    return of_training or (isinstance(error, TypeError) and of_arguments is not None)
 
 
 def _summary(error: Exception) -> str:

@@ -13,6 +13,7 @@ from flax.training.train_state import TrainState
 
 import jaxprune
 from bad_input import assert_error, case
+from helpers import assert_says
 
 
 class Block(nn.Module):
@@ -207,3 +208,41 @@ WRONG = [
 @pytest.mark.parametrize("call, kind, parts", WRONG)
 def test_an_error_says_where_and_what_to_type_instead(call, kind, parts):
     assert_error(call, kind, parts)
+
+
+class Options(nn.Module):
+    """A model with an option that a call needs, or that is True by default."""
+
+    required: bool = True
+
+    @nn.compact
+    def __call__(self, x, train=None):
+        if self.required and train is None:
+            raise TypeError("__call__() missing 1 required positional argument: 'train'")
+        train = train is None or train
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))
+        return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+class OnlyDropout(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=True):
+        return nn.Dropout(0.5, deterministic=not train)(nn.Dense(8)(x))
+
+
+@pytest.mark.parametrize(
+    "model, problem",
+    (
+        (Options(), "missing 1 required positional argument: 'train'"),
+        (Options(required=False), "ModifyScopeVariableError"),
+        (OnlyDropout(), "InvalidRngError"),
+    ),
+    ids=("required", "statistics", "random"),
+)
+def test_an_option_of_inference_that_was_forgotten_is_named(model, problem):
+    x = jnp.ones((1, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    with pytest.raises(ValueError, match="resize_linen: ") as error:
+        jaxprune.resize_linen(model, variables, x)
+    assert_says(str(error.value), problem, "resize_linen(model, variables, x, train=False)")
+    jaxprune.resize_linen(model, variables, x, train=False)
