@@ -143,13 +143,13 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
 
     Raises:
       TypeError: called under `jit`, or with the arguments swapped.
-      ValueError: with `done`, there are no params, the schedule is not finished, the masks were lost
-        or the params are those of an earlier step, with the counts of every leaf; or the state has
-        no `progress`, which `upgrade_state` adds. In any case, a dropped weight is not zero, or not
-        finite, naming the leaf; dropped weights were not zero at an earlier fire (`violations`); a
-        mask does not fit its param, or no param has a mask. Also, in all processes alike: `prune`
-        got other arguments in some process, or devices that should hold the same part of a param or
-        of the prune state hold different values.
+      ValueError: with `done`, there are no params, the schedule is not finished, the masks were
+        lost or the params are those of an earlier step, with the counts of every leaf; or the state
+        has no `progress`, which `upgrade_state` adds. In any case, a dropped weight is not zero, or
+        not finite, naming the leaf; dropped weights were not zero at an earlier fire
+        (`violations`); a mask does not fit its param, or no param has a mask. Also, in all
+        processes alike: `prune` got other arguments in some process, or devices that should hold
+        the same part of a param or of the prune state hold different values.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune, optax
