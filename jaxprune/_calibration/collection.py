@@ -30,9 +30,9 @@ from jaxprune._trace.program import (
     INFERENCE_MODE,
     Program,
     array_program,
-    draws_random,
     trace_products,
 )
+from jaxprune._trace.random_numbers import draws_random
 from jaxprune._trace.tracer import EquationPath
 from jaxprune._trace.view_tracer import ViewTracer
 
@@ -91,7 +91,7 @@ def warn_of_training(function: str, program: Program) -> None:
 
     The warning points to the caller of the caller of the caller.
     """
-    if draws_random(program):
+    if draws_random(program.jaxpr.jaxpr):
         warnings.warn(
             f"jaxprune.{function}: the model draws random numbers. If they are those of dropout, "
             f"later layers get other inputs than at inference. {INFERENCE_MODE}",

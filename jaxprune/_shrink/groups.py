@@ -7,14 +7,20 @@ program.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from jaxprune._shrink.places import equation_at, place_of
 from jaxprune._shrink.units import LeafAxis, Unit
 from jaxprune._trace.program import Program
-from jaxprune._trace.records import SCANNED, WINDOW
+from jaxprune._trace.random_numbers import reads_random
+from jaxprune._trace.records import FIXED_BY_INPUT, SCANNED, WINDOW, Frozen
 
 NOT_CONTRACTED = "no product sums over it"
+READS_RANDOM = (
+    ", which reads random numbers: if they are those of dropout, first call model.eval(), or pass "
+    "deterministic=True in linen"
+)
 
 
 @dataclasses.dataclass
@@ -65,11 +71,19 @@ def group_units(program: Program, units: Iterable[Unit]) -> list[Group]:
         if not reasons and not any(unit.contracted for unit in members):
             group.refuse(NOT_CONTRACTED)
         elif not any(unit.is_candidate for unit in members):
-            paths = [frozen.path for frozen in reasons.values() if frozen.path]
-            place = place_of(equation_at(program.jaxpr.jaxpr, paths[0])) if paths else ""
-            group.refuse("; ".join(reasons), place)
+            group.refuse(*_reason_and_place(program.jaxpr.jaxpr, reasons.values()))
         groups.append(group)
     return groups
+
+
+def _reason_and_place(jaxpr: Any, reasons: Collection[Frozen]) -> tuple[str, str]:
+    """Why no unit of a group can be removed, and where in the model that is."""
+    reason = "; ".join(frozen.reason for frozen in reasons)
+    paths = [frozen.path for frozen in reasons if frozen.path]
+    fixed = [x.path for x in reasons if x.path and x.reason.startswith(FIXED_BY_INPUT)]
+    if any(reads_random(jaxpr, equation_at(jaxpr, path)) for path in fixed):
+        reason += READS_RANDOM
+    return reason, place_of(equation_at(jaxpr, paths[0])) if paths else ""
 
 
 def is_removable(unit: Unit) -> bool:

@@ -13,9 +13,10 @@ from jaxprune._base.paths import listed, shown_path
 from jaxprune._base.text_table import Table, folded
 from jaxprune._shrink.constant_units import ConstantUnits, constant_units
 from jaxprune._shrink.costs import Cost, LayerCost, total
-from jaxprune._shrink.groups import Group
+from jaxprune._shrink.groups import READS_RANDOM, Group
 from jaxprune._shrink.units import LeafAxis
-from jaxprune._trace.program import INFERENCE_MODE, Program, draws_random
+from jaxprune._trace.program import INFERENCE_MODE, Program
+from jaxprune._trace.random_numbers import draws_random
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +256,8 @@ def refusals(program: Program, groups: Iterable[Group]) -> str:
     """All refused groups, for an error, in one or two sentences."""
     refused = [str(group) for group in axis_groups(program, groups) if group.reason]
     reasons = "; ".join(refused) or "no product sums over any of them"
-    in_training = _IN_TRAINING if draws_random(program) else ""
+    in_training = _IN_TRAINING if draws_random(program.jaxpr.jaxpr) else ""
+    reasons = reasons.replace(READS_RANDOM, "") if in_training else reasons
     has_arrays = any(map(np.ndim, program.jaxpr.consts))
     return f"{reasons}.{in_training}{_CLOSED_OVER if has_arrays else ''}"
 

@@ -1,6 +1,6 @@
 """A model as a program: its jaxpr, the params that it reads, and how to trace it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -107,25 +107,6 @@ INFERENCE_MODE = (
     "Pass the model in inference mode: model.eval() in NNX, deterministic=True in linen (or the "
     "name that your model gives it), eqx.nn.inference_mode(model)."
 )
-
-
-def draws_random(program: Program) -> bool:
-    """Whether a program draws random numbers, as dropout in training does."""
-    return any(
-        eqn.primitive.name in ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
-        for eqn in _equations(program.jaxpr.jaxpr)
-    )
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a jaxpr, those of the programs that it calls included."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for param in eqn.params.values():
-            for value in param if isinstance(param, (tuple, list)) else (param,):
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner)
 
 
 def _summary(error: Exception) -> str:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from flax import linen as nn, nnx
 
 import jaxprune
 from helpers import on_device
@@ -325,3 +325,46 @@ def test_the_number_of_trials_is_linear_in_refused_layers_and_cuts(monkeypatch):
         return count
 
     assert trials_of(6) <= 2 * trials_of(3) + 2
+
+
+# Random numbers
+
+
+class Dropped(nnx.Module):
+    """Two hidden layers, and dropout behind the second."""
+
+    def __init__(self, rngs):
+        self.first, self.second = nnx.Linear(3, 8, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)
+        self.dropout, self.last = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.second(nnx.relu(self.first(x))))
+        return self.last(self.dropout(x))
+
+
+def hints_of(groups):
+    """For each refused group with a hint at inference mode: its first axis."""
+    return {group.members[0] for group in groups.refused if "model.eval()" in group.reason}
+
+
+def test_refused_groups_name_dropout_where_others_can_be_pruned():
+    model = Dropped(nnx.Rngs(0))
+    groups = jaxprune.channel_groups_nnx(model, X)
+    assert set(groups) == {"(params/)?first/bias", "(params/)?first/kernel"}
+    assert hints_of(groups) == {("second/kernel", 1), ("last/kernel", 0)}
+    model.eval()
+    assert not hints_of(jaxprune.channel_groups_nnx(model, X))
+
+
+@pytest.mark.parametrize("wrap", (same, jax.jit, jax.checkpoint), ids=("plain", "jit", "remat"))
+def test_random_numbers_are_followed_into_programs_that_are_called(wrap):
+    def drop(x, key):
+        noise = jax.random.bernoulli(key, 0.5, x.shape)
+        return wrap(lambda x, noise: jnp.where(noise, x, 0.0))(x, noise)
+
+    apply_fn, params = parallel(random=lambda h: drop(h, jax.random.key(0)), plain=same)
+    params["table"] = on_device(np.ones((8, 4)))
+    with_table = lambda p, x: (apply_fn(p, x), jnp.arange(8.0) @ p["table"])
+    groups = jaxprune.channel_groups(with_table, params, X)
+    assert hints_of(groups) == {("random_in", 1), ("random_out", 0)}
+    assert any("table" in str(group) for group in groups.refused)
