@@ -196,9 +196,7 @@ def test_check_adds_up_the_parts_of_a_mapped_leaf(wrap):
 def test_check_says_that_an_axis_name_is_not_for_copies(wrap):
     copies = {"a": jnp.stack([make_params()["a"]] * N)}
     params, state = mapped_run(wrap, jaxprune.prune(HALF, axis_name="d"), copies)
-    with pytest.raises(
-        ValueError, match=r"copy of a, .* leave axis_name out"
-    ):
+    with pytest.raises(ValueError, match=r"copy of a, .* leave axis_name out"):
         jaxprune.check(params, state, done=True)
     jaxprune.check(*mapped_run(wrap, jaxprune.prune(HALF), copies), done=True)
 
