@@ -35,8 +35,8 @@ def keep_zeros(
     a zero means one.
 
     A leaf that contains only zeros is not masked: LoRA factors and zero-initialised heads start at
-    zero and have to learn. So do biases, and one that is zero throughout brings dropped channels back
-    when it learns. To mask such a leaf too, name it with `include`. For channels of
+    zero and have to learn. So do biases, and one that is zero throughout brings dropped channels
+    back when it learns. To mask such a leaf too, name it with `include`. For channels of
     `channel_groups`, write `include=tuple(groups)`.
 
     Args:
