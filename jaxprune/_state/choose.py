@@ -57,7 +57,7 @@ def choose_schedule(opt_state: Any, index: Any) -> Any:
             "transformation with a list of them: jaxprune.prune([schedule, ...])."
         )
     index = _checked_index(index, states)
-    return with_changed_states(lambda state: _following(state, index), opt_state)
+    return with_changed_states(lambda state: following(state, index), opt_state)
 
 
 def _is_integer(index: Any) -> bool:
@@ -93,8 +93,8 @@ def _checked_index(index: Any, states: list[PruneState]) -> jax.Array:
     return jnp.clip(jnp.asarray(index, jnp.int32), 0, n - 1)
 
 
-def _following(state: PruneState, index: jax.Array) -> PruneState:
-    """The state with one schedule of its list; unchanged where it has no list."""
+def following(state: PruneState, index: jax.Array) -> PruneState:
+    """The state with the schedule at `index` of its list; unchanged where it has no list."""
     if _choices(state) is None:
         return state
     flat, treedef = jax.tree.flatten(state.progress)  # without the boxes of NNX

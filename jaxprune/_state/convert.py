@@ -98,6 +98,11 @@ def unpack_masks(opt_state: Any) -> Any:
 def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
     """The optimizer state with its masks replaced, to train a sparse model or use your own masks.
 
+    Masks that drop as many weights as the schedule asks for by now stay until its next fire. If
+    they drop fewer, the next update prunes further, and with `regrow` decides all weights anew. For
+    `NM`, `Block`, `Channel` and slices, whose units the state can't count, "fewer" means fewer
+    weights than the masks that they replace drop.
+
     Args:
       opt_state: an optax state with prune states inside, or a TrainState or `nnx.Optimizer` that
         holds one. With several, each takes the masks of its own leaves.

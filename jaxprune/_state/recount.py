@@ -1,5 +1,6 @@
 """Counts the masks of a state on the host, for a `Progress` that has none or has become wrong."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,17 +30,46 @@ def recounted(progress: Progress, state: PruneState) -> Progress:
     return with_counts(progress, zeros=zeros, reached=reached, fires_left=left)
 
 
+def with_saved_counts(
+    progress: Progress, saved: Mapping[str, Any], names: Sequence[str]
+) -> Progress:
+    """The progress with saved counts, if they belong to the same accounts and to the same masks.
+
+    Args:
+      progress: as `recounted` returns it.
+      saved: the arrays of a saved progress by name; may be empty.
+      names: which of them to take.
+    """
+    same = [
+        np.array_equal(unboxed(getattr(progress, name)), saved[name])
+        for name in ("pool_of", "unit_size", "zeros")
+        if name in saved
+    ]
+    if not same or not all(same):
+        return progress
+    return with_counts(progress, **{name: np.asarray(saved[name]) for name in names})
+
+
 def with_new_masks(state: PruneState) -> PruneState:
     """The state with its progress counted anew, for masks that a user has set.
 
-    Masks without a progress, from an older release, stay without one.
+    Where units can't be counted, masks that drop no fewer weights than the old ones are taken to
+    drop no fewer units. Masks without a progress, from an older release, stay without one.
     """
     progress = state.progress
     if progress is None:
         return state
     zeros = zeros_in(state)
     unit_size = np.asarray(unboxed(progress.unit_size))
-    reached = reached_by(zeros, np.asarray(unboxed(progress.pool_of)), unit_size)
+    pool_of = np.asarray(unboxed(progress.pool_of))
+    old_totals, totals = (
+        reached_by(counts, pool_of, np.ones_like(unit_size))
+        for counts in (np.asarray(unboxed(progress.zeros)), zeros)
+    )
+    still = (totals >= old_totals) & (old_totals > 0)
+    reached = reached_by(zeros, pool_of, unit_size)
+    known = np.where(still, np.asarray(unboxed(progress.reached)), UNKNOWN)
+    reached = np.where(reached == UNKNOWN, known, reached)
     return state._replace(progress=with_counts(progress, zeros=zeros, reached=reached))
 
 

@@ -11,14 +11,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.paths import check_array_library, flattened, path_str, shown_path
 from jaxprune._base.sharding import placed_like
-from jaxprune._state.prune_state import PruneState
-from jaxprune._state.recount import recounted
+from jaxprune._state.choose import following
+from jaxprune._state.progress import Progress
+from jaxprune._state.prune_state import PruneState, unboxed
+from jaxprune._state.recount import recounted, with_saved_counts
 from jaxprune._state.splice import check_transformation, fresh_state
 
 _MISSING = object()
@@ -28,8 +31,10 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
     """A saved optimizer state in the form of this release, to continue training with `tx`.
 
     Every array of the saved state is kept. What older releases did not save (`progress`) is derived
-    from its masks and its step. If the saved run had another score, the sums of a score that adds
-    up over steps (`movement`) begin at zero. It runs on the host, outside `jit`.
+    from its masks and its step. For `NM`, `Block`, `Channel` and slices, masks do not tell how many
+    units they drop; without a saved `progress`, the next update decides such masks anew. If the
+    saved run had another score, the sums of a score that adds up over steps (`movement`) begin at
+    zero. It runs on the host, outside `jit`.
 
     Args:
       tx: the transformation to continue with, built as it was for the saved run.
@@ -95,7 +100,7 @@ def _fitted(fresh: Any, old: Any, path: tuple[Any, ...]) -> Any:
 
 
 def _fitted_prune_state(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> PruneState:
-    """A prune state with the arrays of `old`, and the progress that they show."""
+    """A prune state with the arrays of `old`; of its progress, those that fit its masks."""
     fields = {}
     for i, name in enumerate(PruneState._fields[:-1]):
         fresh_field, key = getattr(fresh, name), jax.tree_util.GetAttrKey(name)
@@ -107,7 +112,38 @@ def _fitted_prune_state(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> P
             continue
         fields[name] = _fitted(fresh_field, old_field, (*path, key))
     state = fresh._replace(**fields)
-    return state._replace(progress=recounted(fresh.progress, state))
+    if fresh.progress is None:  # this JAX can't pass on its counts
+        return state
+    state = state._replace(progress=recounted(fresh.progress, state))
+    old_progress = _child(old, jax.tree_util.GetAttrKey("progress"), len(fields))
+    return _with_saved_progress(state, fresh.progress, old_progress)
+
+
+def _with_saved_progress(state: PruneState, fresh: Progress, old: Any) -> PruneState:
+    """The state with what its masks don't tell: the chosen schedule, and the units they drop."""
+    i = fresh._fields.index("choices")
+    if fresh.choices is not None:
+        choices = _saved_arrays(fresh.choices, _child(old, jax.tree_util.GetAttrKey("choices"), i))
+        state = following(state, choices["number"]) if choices else state
+    names = ["reached"]
+    if not np.any(unboxed(fresh.fires_left)):  # `keep_zeros`: what it dropped first is due
+        names += ["due", "target"]
+    progress = with_saved_counts(state.progress, _saved_arrays(fresh, old), names)
+    return state._replace(progress=progress)
+
+
+def _saved_arrays(fresh: Any, old: Any) -> dict[str, Any]:
+    """The arrays in the fields of a saved NamedTuple, by name; {} unless they fit the new one."""
+    saved = {}
+    for i, name in enumerate(fresh._fields):
+        field, key = getattr(fresh, name), jax.tree_util.GetAttrKey(name)
+        if len(jax.tree.leaves(field)) != 1:
+            continue
+        try:
+            saved[name] = _fitted_leaf(unboxed(field), _child(old, key, i), (key,))
+        except ValueError:
+            return {}
+    return saved
 
 
 def _fitted_leaf(fresh: Any, old: Any, path: tuple[Any, ...]) -> Any:

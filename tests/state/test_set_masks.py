@@ -172,3 +172,26 @@ def test_a_state_without_progress_takes_all_masks_and_check_counts_them():
 def test_a_tree_of_which_all_leaves_are_hidden_takes_masks():
     tx = optax.masked(prune(), jax.tree.map(lambda _: False, PARAMS))
     jaxprune.set_masks(tx.init(PARAMS), jaxprune.masks_from_params(PARAMS))
+
+
+STRUCTURES = {
+    "n:m": jaxprune.NM(2, 4),
+    "blocks": jaxprune.Block((2, 2)),
+    "channels": jaxprune.Channel(-1),
+    "weights": jaxprune.Unstructured(),
+}
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("regrow", (False, "hold", "train"))
+def test_masks_that_drop_no_less_stay_after_the_last_fire(structure, regrow):
+    params = {"a": jnp.arange(1.0, 65.0).reshape(8, 8)}
+    schedule = jaxprune.one_shot_schedule(0.5)
+    options = {"structure": STRUCTURES[structure], "regrow": regrow}
+    tx = jaxprune.prune(schedule, inner=optax.sgd(0.1), **options)
+    _, state = tx.update(params, tx.init(params), params)
+    flipped = jax.tree.map(jnp.logical_not, jaxprune.get_masks(state))
+    state = jaxprune.set_masks(state, flipped)
+    for _ in range(2):
+        _, state = tx.update(params, state, params)
+    assert jaxprune.get_masks(state)["a"].tolist() == flipped["a"].tolist()

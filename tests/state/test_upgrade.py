@@ -173,3 +173,55 @@ def test_keys_of_the_inner_optimizer_fit_as_keys_and_as_their_numbers():
         assert fitted["count"] == 8
         assert fitted["key"].dtype == key.dtype
         np.testing.assert_array_equal(jax.random.key_data(fitted["key"]), jax.random.key_data(key))
+
+
+def large_units(**options):
+    return jaxprune.prune(jaxprune.cubic_schedule(0.5, 0, 12, 4), inner=sgd(), **options)
+
+
+LARGE_UNITS = {
+    "n:m": large_units(structure=jaxprune.NM(2, 4), regrow="train", include="a"),
+    "blocks": large_units(structure=jaxprune.Block((2, 3)), regrow="hold"),
+    "channels": large_units(structure=jaxprune.Channel(-1), regrow="zero"),
+    "slices": large_units(distribution=jaxprune.per_slice("a"), packed=True, regrow="train"),
+}
+
+
+@pytest.mark.parametrize("saved", ("the same release", "a train state", "lists"))
+@pytest.mark.parametrize("form", LARGE_UNITS)
+def test_a_saved_count_of_units_is_kept_so_that_no_fire_is_added(form, saved):
+    tx = LARGE_UNITS[form]
+    params, state = make_params(), tx.init(make_params())
+    step = jax.jit(tx.update)
+    for t in range(6):
+        updates, state = step(grads_at(params, t), state, params)
+        params = optax.apply_updates(params, updates)
+    old = as_lists(state) if saved == "lists" else SAVED[saved](state)
+    upgraded = jaxprune.upgrade_state(tx, params, old)
+    chex.assert_trees_all_equal(upgraded, state)
+    assert state.progress.reached.min() >= 0
+    both = (step(grads_at(params, 6), s, params) for s in (state, upgraded))
+    chex.assert_trees_all_equal(*both)
+
+
+def test_a_saved_count_of_units_does_not_outlive_the_masks_that_it_counts():
+    tx = LARGE_UNITS["channels"]
+    _, state = tx.update(make_params(), tx.init(make_params()), make_params())
+    dense = optax.tree.set(state, masks=tx.init(make_params()).masks)
+    assert jaxprune.upgrade_state(tx, make_params(), dense).progress.reached.max() <= 0
+
+
+def test_the_chosen_schedule_is_kept():
+    tx = jaxprune.prune([jaxprune.one_shot_schedule(s) for s in (0.5, 0.75)], inner=sgd())
+    state = jaxprune.choose_schedule(tx.init(make_params()), 1)
+    for save in (as_dicts, as_lists):
+        upgraded = jaxprune.upgrade_state(tx, make_params(), save(state))
+        chex.assert_trees_all_equal(upgraded, state)
+
+
+def test_the_zeros_that_keep_zeros_found_stay_due_whatever_params_are_passed():
+    tx = jaxprune.keep_zeros(sgd())
+    state = tx.init(jax.tree.map(lambda p: p * (p > 0), make_params()))
+    with pytest.warns(UserWarning, match="no zeros to keep"):
+        upgraded = jaxprune.upgrade_state(tx, make_params(), as_dicts(state))
+    chex.assert_trees_all_equal(upgraded, state)
