@@ -1,12 +1,14 @@
 """Scores divided by the scale of their leaf, so that leaves of different scales compete."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprune._base.sharding import typed_like
 from jaxprune._recipe.traits import Traits
+
+# The range of scales. XLA may multiply by their reciprocals, and takes subnormal ones for zero.
+_LEAST, _MOST = 2.0**-126, 2.0**126
 
 
 def normalized(scores: jax.Array, by: bool | str, traits: Traits) -> jax.Array:
@@ -21,12 +23,29 @@ def normalized(scores: jax.Array, by: bool | str, traits: Traits) -> jax.Array:
 
 
 def scale_of(scores: jax.Array, by: bool | str, traits: Traits) -> jax.Array:
-    """What `normalized` divides the scores of a leaf by, as float32."""
+    """What `normalized` divides the scores of a leaf by, as float32; finite, and above zero.
+
+    NaN and inf count as zeros. The others are divided by a power of two before they are squared, so
+    that no square overflows and the squares that matter do not underflow. This rounds nothing, so
+    ordinary scores have the same scale as without it, bit for bit.
+    """
     scores = scores.astype(jnp.float32)
-    squares: Any = scores * scores
+    counts = jnp.isfinite(scores)
     if traits.exists is not None:
-        exists = typed_like(jnp.asarray(traits.exists), scores)
-        squares = jnp.where(exists, squares, jnp.zeros_like(squares))
+        counts &= typed_like(jnp.asarray(traits.exists), scores)
+    unit = _power_of_two(jnp.max(jnp.abs(scores), initial=0.0, where=counts))
+    parts = jnp.where(counts, scores, jnp.zeros_like(scores)) / unit
     n = 1 if by == "l2" else max(scores.size - traits.n_absent, 1)
-    scale = jnp.sqrt(jnp.sum(squares) / n)
-    return jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
+    root = jnp.sqrt(jnp.sum(parts * parts) / n)
+    return jnp.clip(root * unit, _LEAST, _MOST)
+
+
+def _power_of_two(x: jax.Array) -> jax.Array:
+    """The largest power of two that is no larger than a float32, within the range of scales.
+
+    Example:
+      >>> _power_of_two(jnp.array([5.0, 0.75, 0.0])).tolist() == [4.0, 0.5, 2.0**-126]
+      True
+    """
+    exponent = lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
+    return jnp.clip(lax.bitcast_convert_type(exponent, jnp.float32), _LEAST, _MOST)

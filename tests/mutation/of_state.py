@@ -345,8 +345,8 @@ MUTANTS = (
     Mutant(
         "a-leaf-of-zeros-is-divided-by-zero",
         "_transform/normalized.py",
-        "jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)",
-        "scale",
+        "jnp.clip(root * unit, _LEAST, _MOST)",
+        "root * unit",
         (
             "recipe/test_distributions.py::"
             "test_a_leaf_of_zeros_loses_its_weights_first_whatever_the_norm",

@@ -181,6 +181,34 @@ def test_a_leaf_of_zeros_loses_its_weights_first_whatever_the_norm():
         assert masks["b"].all()
 
 
+SCALED = pytest.mark.parametrize("distribution", (jaxprune.l2_pool, jaxprune.normalized_pool))
+
+
+@SCALED
+@pytest.mark.parametrize("exponent", (-80, -64, 64, 80, 120))
+def test_the_scale_of_a_leaf_does_not_matter_however_small_or_large_it_is(distribution, exponent):
+    params = make_params()
+    _, expected = pruned(params, 0.7, distribution=distribution)
+    params["fc"] = params["fc"] * jnp.float32(2.0**exponent)  # rounds nothing
+    _, masks = pruned(params, 0.7, distribution=distribution)
+    for name in SHAPES:
+        np.testing.assert_array_equal(masks[name], expected[name])
+
+
+@pytest.mark.skip_in("debug_nans", reason="some params are NaN")
+@SCALED
+@pytest.mark.parametrize("value", (jnp.nan, jnp.inf, -jnp.inf))
+def test_a_weight_that_is_not_finite_ranks_first_and_changes_no_scale(distribution, value):
+    params = make_params()
+    params["fc"] = params["fc"].at[0, 0].set(0)
+    _, expected = pruned(params, 0.7, distribution=distribution)
+    params["fc"] = params["fc"].at[0, 0].set(value)
+    _, masks = pruned(params, 0.7, distribution=distribution)
+    assert masks["fc"][0, 0]
+    differ = sum(int(np.sum(masks[name] != expected[name])) for name in SHAPES)
+    assert differ == 2  # it takes the place of the smallest weight that was kept
+
+
 def test_a_leaf_is_never_below_its_least_density():
     params = make_params()
     params["fc"] = params["fc"] / 1000  # would lose everything
