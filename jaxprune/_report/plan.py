@@ -29,7 +29,7 @@ from jaxprune._report.table import PoolReport, Report, leaf_report
 from jaxprune._transform.algorithms import swap_counts
 from jaxprune._transform.placement import changed_later
 from jaxprune._transform.prune import prune
-from jaxprune._transform.recorded import is_transformation, transformations_in
+from jaxprune._transform.recorded import is_transformation, settings_of, transformations_in
 from jaxprune._transform.settings import Settings
 from jaxprune._transform.update import checked_budget
 
@@ -153,17 +153,19 @@ def _planned_by(params: chex.ArrayTree, tx: Any) -> Report:
     is_whole = len(plans) == 1 and len(plans[0].leaves) == len(paths)
     report = plans[0] if is_whole else combined(params, plans)
     empty = () if paths else (f"empty: {NO_LEAVES}",)
-    return dataclasses.replace(report, notes=(*empty, *_order_notes(tx, params), *report.notes))
+    is_alone = len(parts) == 1 and settings_of(tx) is not None  # nothing follows it
+    order = () if is_alone else _order_notes(tx, params)
+    return dataclasses.replace(report, notes=(*empty, *order, *report.notes))
 
 
 def _order_notes(tx: Any, params: chex.ArrayTree) -> list[str]:
-    """What is wrong if a chain goes on after pruning, and changes the updates."""
+    """What may be wrong if a chain goes on after pruning, and changes the updates."""
     changed = changed_later(tx, params)
     if not changed:
         return []
     return [
         f"order: a later link of the chain changes the updates of {listed(changed)}, so that "
-        "dropped weights do not stay zero; make jaxprune.prune the last link, or wrap the "
+        "dropped weights may not stay zero; make jaxprune.prune the last link, or wrap the "
         "optimizer: prune(schedule, inner=optimizer)"
     ]
 

@@ -137,7 +137,7 @@ def _spliced_chain(fresh: tuple[Any, ...], dense: Any, path: tuple[Any, ...]) ->
     If the dense run was a chain too, it had the same other links in the same order. If it was a
     single transformation, its state is that of the only other link.
     """
-    is_new = [_only_prunes(link) for link in fresh]
+    is_new = [only_prunes(link) for link in fresh]
     old_links = [link for link, new in zip(fresh, is_new, strict=True) if not new]
     is_single = len(old_links) == 1 and _same_structure(old_links[0], dense)
     if _is_chain(dense) and len(dense) == len(old_links) and not is_single:
@@ -217,7 +217,7 @@ def _is_chain(state: Any) -> bool:
     return type(state) is tuple
 
 
-def _only_prunes(link: Any) -> bool:
+def only_prunes(link: Any) -> bool:
     """Whether the state of a link holds nothing but prune states without an inner optimizer.
 
     They may be inside a wrapper, such as `optax.masked`.

@@ -2,8 +2,9 @@
 
 An optimizer of optax is a pair of functions, which hide the order of what is combined in them. But
 the state of `optax.chain` is a tuple with one state for each link, and that of `named_chain` a
-dict. If there are links behind one of jaxprune, `update` is traced, with shapes alone, while each
-transformation of jaxprune returns new arrays. What the whole optimizer returns must be these.
+dict. If links behind one of jaxprune may compute updates, `update` is traced, with shapes alone,
+while each transformation of jaxprune returns new arrays. What the whole optimizer returns must be
+these.
 """
 
 import contextvars
@@ -12,7 +13,7 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,29 @@ from jax import lax
 from jaxprune._base.caching import traced_anew
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._state.prune_state import PruneState
+from jaxprune._state.splice import only_prunes
 from jaxprune._transform.inner import as_optimizer
-from jaxprune._transform.recorded import only_arrays, settings_of
+from jaxprune._transform.recorded import only_arrays
+from jaxprune._transform.settings import Settings
 
-# What transformations of jaxprune have returned: a path and an array for each pruned leaf. Weak
-# references, because traced values must not outlive their trace.
-_returned: contextvars.ContextVar[list[tuple[str, Any]] | None] = contextvars.ContextVar(
+
+class Returned(NamedTuple):
+    """What a transformation of jaxprune has returned for a leaf that it prunes.
+
+    Attributes:
+      path: of the leaf.
+      settings: of the transformation.
+      array: a weak reference, because traced values must not outlive their trace.
+      passed: what an earlier transformation returned and this one passes on, in a new array.
+    """
+
+    path: str
+    settings: Settings
+    array: Any
+    passed: "list[Returned]"
+
+
+_returned: contextvars.ContextVar[list[Returned] | None] = contextvars.ContextVar(
     "returned", default=None
 )
 
@@ -36,21 +54,31 @@ def is_asked() -> bool:
     return _returned.get() is not None
 
 
-def returned_for(paths: Sequence[str], updates: Sequence[Any], pruned: Sequence[int]) -> list[Any]:
+def asks_inner(inner_state: Any) -> bool:
+    """Whether it matters what a wrapped optimizer does: if it, or an earlier link, prunes."""
+    return bool(_returned.get()) or _prunes(inner_state)
+
+
+def returned_for(
+    settings: Settings, paths: Sequence[str], updates: Sequence[Any], pruned: Sequence[int]
+) -> list[Any]:
     """The updates, with new arrays for the pruned leaves, which `changed_later` looks for."""
     returned, new = _returned.get(), list(updates)
     for i in pruned:
         new[i] = lax.optimization_barrier(jnp.asarray(updates[i]))
         if returned is not None:
-            returned.append((paths[i], weakref.ref(new[i])))
+            passed = [each for each in returned if each.array() is updates[i]]
+            returned.append(Returned(paths[i], settings, weakref.ref(new[i]), passed))
     return new
 
 
 def changed_later(tx: Any, params: Any) -> list[str]:
     """The paths of leaves whose updates a later link of a chain changes, so they may not be zero.
 
+    A link that computes new updates counts, whatever their values are: `optax.scale(1.0)`, too.
+
     Args:
-      tx: an optax transformation. None of jaxprune is asked about what it wraps.
+      tx: an optax transformation.
       params: a tree of arrays, or of their shapes and dtypes. Nothing is computed.
 
     Example:
@@ -62,10 +90,8 @@ def changed_later(tx: Any, params: Any) -> list[str]:
       >>> changed_later(optax.chain(optax.sgd(0.1), prune), params)
       []
     """
-    if settings_of(tx) is not None:  # nothing follows it
-        return []
     arrays = only_arrays(params)
-    returned: list[tuple[str, Any]] = []
+    returned: list[Returned] = []
     changed: list[str] = []
 
     def trace(params: Any, has_extra_args: bool) -> None:
@@ -93,21 +119,25 @@ def changed_later(tx: Any, params: Any) -> list[str]:
     return changed
 
 
-def _not_among(returned: Sequence[tuple[str, Any]], updates: Any) -> list[str]:
-    """The paths for which arrays were returned, but none of them is in the updates."""
+def _not_among(returned: Sequence[Returned], updates: Any) -> list[str]:
+    """The paths for which a transformation returned an array that did not get into the updates.
+
+    One with equal settings may stand for it, because it drops the same weights.
+    """
     paths, leaves, _ = leaves_with_paths(updates)
     update_of = dict(zip(paths, leaves, strict=True))
-    is_unchanged = {path: False for path, _ in returned if path in update_of}
-    for path in is_unchanged:
-        arrays = [array() for other, array in returned if other == path]
-        is_unchanged[path] = any(array is update_of[path] for array in arrays)
-    return [path for path, unchanged in is_unchanged.items() if not unchanged]
+    arrived = [each for each in returned if each.array() is update_of.get(each.path, returned)]
+    for each in arrived:  # it grows
+        arrived += each.passed
+    kept = {(each.path, each.settings) for each in arrived}
+    lost = [each for each in returned if (each.path, each.settings) not in kept]
+    return list(dict.fromkeys(each.path for each in lost if each.path in update_of))
 
 
 def _is_followed(state: Any) -> bool:
-    """Whether a chain has a link behind its last one with a transformation of jaxprune."""
+    """Whether something computes updates behind a transformation of jaxprune in a chain."""
     if isinstance(state, PruneState):
-        return False
+        return _is_followed(state.inner_state)
     if isinstance(state, dict):
         links = list(state.values())
     elif type(state) is tuple:
@@ -117,7 +147,8 @@ def _is_followed(state: Any) -> bool:
         return any(map(_is_followed, itertools.chain(*fields)))
     else:
         return False
-    return any(map(_is_followed, links)) or (_prunes(state) and not _prunes(links[-1]))
+    behind_first = list(itertools.dropwhile(lambda link: not _prunes(link), links))[1:]
+    return any(map(_is_followed, links)) or not all(map(only_prunes, behind_first))
 
 
 def _prunes(state: Any) -> bool:

@@ -53,7 +53,7 @@ from jaxprune._transform.checks import (
 from jaxprune._transform.fire import Fired, fire
 from jaxprune._transform.inner import Wrapped, as_optimizer
 from jaxprune._transform.parts import check_parts
-from jaxprune._transform.placement import is_asked, returned_for
+from jaxprune._transform.placement import asks_inner, is_asked, returned_for
 from jaxprune._transform.recorded import record
 from jaxprune._transform.settings import TRAIN, Settings
 
@@ -193,8 +193,11 @@ def _update(
     record_pruned(tree.paths, budget.chosen)
     check_updates(budget.chosen, tree, u_leaves, "update")
     if is_asked():  # by `plan`: what becomes of updates that set weights to zero, nothing else
+        if optimizer is not None and asks_inner(state.inner_state):
+            updates, _ = optimizer.update(updates, state.inner_state, params, **extra_args)
+            u_leaves = parallel(tree, updates, "updates of `inner`", holes=True)
         pruned = budget.chosen if settings.lands else ()
-        return tree.treedef.unflatten(returned_for(tree.paths, u_leaves, pruned)), state
+        return tree.treedef.unflatten(returned_for(settings, tree.paths, u_leaves, pruned)), state
     grads = _grads(transform, tree, budget, u_leaves, extra_args.get("grads"))
     pruned_paths = [tree.paths[i] for i in budget.chosen]
     check_parts(settings.axis_name, pruned_paths, _chosen(tree.leaves, budget), grads)

@@ -69,6 +69,59 @@ OPTIMIZERS = {
         ["conv", "fc/bias", "fc/kernel"],
     ),
 }
+ONLY_CONV, ONLY_KERNEL = {"include": "conv"}, {"include": "fc/kernel"}
+ADAM = optax.adam(0.1)
+OPTIMIZERS |= {
+    "first, another last": (
+        lambda: optax.chain(
+            jaxprune.prune(HALF, **ONLY_CONV), ADAM, jaxprune.prune(HALF, **ONLY_KERNEL)
+        ),
+        PATHS[:1],
+    ),
+    "before one around": (
+        lambda: optax.chain(
+            jaxprune.prune(HALF, **ONLY_CONV), jaxprune.prune(HALF, **ONLY_KERNEL, inner=ADAM)
+        ),
+        PATHS[:1],
+    ),
+    "before keep_zeros around": (lambda: optax.chain(PRUNE, jaxprune.keep_zeros(ADAM)), PATHS),
+    "first inside one around": (
+        lambda: jaxprune.prune(
+            HALF, **ONLY_KERNEL, inner=optax.chain(jaxprune.prune(HALF, **ONLY_CONV), ADAM)
+        ),
+        PATHS[:1],
+    ),
+    "less behind more": (
+        lambda: optax.chain(
+            jaxprune.prune(jaxprune.one_shot_schedule(0.75)), jaxprune.prune(HALF, inner=ADAM)
+        ),
+        PATHS,
+    ),
+    "one for each": (
+        lambda: optax.chain(
+            SGD, jaxprune.prune(HALF, **ONLY_CONV), jaxprune.prune(HALF, **ONLY_KERNEL)
+        ),
+        [],
+    ),
+    "one for each, in micro-steps": (lambda: every(2, OPTIMIZERS["one for each"][0]()), []),
+    "last inside one around": (
+        lambda: jaxprune.prune(
+            HALF, **ONLY_KERNEL, inner=optax.chain(ADAM, jaxprune.prune(HALF, **ONLY_CONV))
+        ),
+        [],
+    ),
+    "one around for each": (
+        lambda: optax.chain(only(WRAPPED, conv=True), only(WRAPPED, kernel=True)),
+        [],
+    ),
+}
+# Later links that compute updates, and return the same numbers.
+HARMLESS = {
+    "zero_nans": optax.zero_nans,
+    "keep_params_nonnegative": optax.keep_params_nonnegative,
+    "apply_every": lambda: optax.apply_every(1),
+    "scale": lambda: optax.scale(1.0),
+}
 
 
 def make_params():
@@ -89,7 +142,7 @@ def test_the_note_names_the_leaves_whose_dropped_weights_are_moved(name):
     make, moved = OPTIMIZERS[name]
     tx, params = make(), make_params()
     note = order_note(params, tx)
-    if name != "keep_zeros":  # needs values
+    if "keep_zeros" not in name:  # needs values
         assert order_note(jax.eval_shape(lambda: params), tx) == note
     assert bool(note) == bool(moved)
     if moved:
@@ -111,6 +164,12 @@ def test_check_raises_for_the_leaves_that_the_note_names(name):
     with pytest.raises(ValueError, match="dropped weights are not zero") as error:
         jaxprune.check(params, state)
     assert all(f"{path}: " in str(error.value) for path in moved)
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_the_note_on_a_later_link_that_moves_nothing_claims_nothing_else(name):
+    note = order_note(make_params(), optax.chain(WRAPPED, HARMLESS[name]()))
+    assert "so that dropped weights may not stay zero" in note
 
 
 @pytest.mark.parametrize("is_right, name", placement.CASES)
