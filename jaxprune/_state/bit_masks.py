@@ -84,10 +84,19 @@ def from_bits(bits: jax.Array, like: Any) -> jax.Array:
 
     XLA fuses it into the operation that reads it, so no full mask is stored.
 
+    Raises:
+      ValueError: the bit mask has another dtype than uint8.
+
     Example:
       >>> from_bits(jnp.array([253], jnp.uint8), jnp.zeros(3)).tolist()
       [True, False, True]
     """
+    if bits.dtype != jnp.uint8:
+        raise ValueError(
+            f"bit masks must have dtype uint8, got {bits.dtype}{list(bits.shape)}. Restore the "
+            "checkpoint into the dtypes of tx.init(params), or convert the state: "
+            "jaxprune.upgrade_state(tx, params, opt_state)."
+        )
     if not bits.ndim:
         return bits.astype(bool)
     if not bits.size:

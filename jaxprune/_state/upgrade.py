@@ -111,6 +111,8 @@ def _fitted_prune_state(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> P
             fields[name] = fresh_field
             continue
         fields[name] = _fitted(fresh_field, old_field, (*path, key))
+        if name == "masks" and fresh.widths is not None:
+            _check_bit_masks((*path, key), old_field)
     state = fresh._replace(**fields)
     if fresh.progress is None:  # this JAX can't pass on its counts
         return state
@@ -144,6 +146,17 @@ def _saved_arrays(fresh: Any, old: Any) -> dict[str, Any]:
         except ValueError:
             return {}
     return saved
+
+
+def _check_bit_masks(path: tuple[Any, ...], masks: Any) -> None:
+    """Raises a ValueError where bit masks were saved as bool: seven of eight weights are lost."""
+    for keys, mask in jax.tree_util.tree_leaves_with_path(masks):
+        if jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
+            raise ValueError(
+                f"{path_str((*path, *keys))}: the saved bit mask has dtype bool, but it needs "
+                "uint8, for the bits of eight weights in each byte. Restore the checkpoint into "
+                "the dtypes of tx.init(params)."
+            )
 
 
 def _fitted_leaf(fresh: Any, old: Any, path: tuple[Any, ...]) -> Any:
@@ -181,8 +194,11 @@ def _child(node: Any, key: Any, i: int) -> Any:
         return node[names[0]] if names else _MISSING
     if isinstance(name, str) and hasattr(node, name):
         return getattr(node, name)
-    if isinstance(node, (tuple, list)):
-        return node[i] if i < len(node) else _MISSING
+    children: Any = node
+    if isinstance(key, jax.tree_util.FlattenedIndexKey):  # a class that is registered without keys
+        children = jax.tree.leaves(node, is_leaf=lambda x: x is not node)
+    if isinstance(children, (tuple, list)) and i < len(children):
+        return _MISSING if children[i] is node else children[i]
     return _MISSING
 
 

@@ -21,6 +21,7 @@ from jaxprune._recipe.scores import accumulates
 from jaxprune._state.bit_masks import bit_mask_shape
 from jaxprune._state.masks import wrong_shape
 from jaxprune._state.prune_state import PruneState
+from jaxprune._transform.settings import Settings
 
 
 class Tree(NamedTuple):
@@ -106,8 +107,9 @@ def _only_in(name: str, paths: list[str], other: str, other_paths: list[str]) ->
     return [f"the {name} have {listed(extra)}, the {other} do not"] if extra else []
 
 
-def check_state(tree: Tree, masks: list[Any], state: PruneState, bit_masks: bool) -> None:
+def check_state(tree: Tree, masks: list[Any], state: PruneState, settings: Settings) -> None:
     """Raises where the state stores its masks in the other form, or is of another model."""
+    bit_masks = settings.bit_masks
     if bit_masks != (state.widths is not None):
         stored, convert = (
             ("at one byte per weight", "pack_masks")
@@ -124,6 +126,7 @@ def check_state(tree: Tree, masks: list[Any], state: PruneState, bit_masks: bool
             continue
         if jnp.shape(mask) != (bit_mask_shape(spec.shape) if bit_masks else spec.shape):
             raise ValueError(wrong_shape(path, jnp.shape(mask), spec.shape, bit_masks))
+        _check_stored_dtype(path, mask, settings)
     if jnp.shape(state.thresholds) != (len(tree.paths),):
         raise ValueError(
             f"the thresholds in the state have shape {jnp.shape(state.thresholds)} but the params "
@@ -134,6 +137,22 @@ def check_state(tree: Tree, masks: list[Any], state: PruneState, bit_masks: bool
         raise ValueError(
             f"prune_step in the state must be an int32 scalar, got {step.dtype} of shape "
             f"{step.shape}. Restore checkpoints into the dtypes of tx.init(params)."
+        )
+
+
+def _check_stored_dtype(path: str, mask: Any, settings: Settings) -> None:
+    """Raises where the dtype of a mask can't hold what the transformation stores in it."""
+    dtype = jnp.result_type(mask)
+    if settings.bit_masks:
+        is_wrong, content = dtype != jnp.uint8, "the bits of eight weights in each byte"
+    else:
+        is_wrong = settings.algorithm.resets and jnp.issubdtype(dtype, jnp.bool_)
+        content = "a mark on the weights that have just grown"
+    if is_wrong:
+        raise ValueError(
+            f"{shown_path(path)}: the mask in the state has dtype {dtype}, but it needs uint8, "
+            f"for {content}. Restore the checkpoint into the dtypes of tx.init(params), or convert "
+            "the state: jaxprune.upgrade_state(tx, params, opt_state)."
         )
 
 

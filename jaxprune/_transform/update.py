@@ -185,7 +185,7 @@ def _update(
     remember(tree.paths, settings)
     masks = parallel(tree, state.masks, "masks in the state")
     u_leaves = parallel(tree, updates, "updates", holes=True)
-    check_state(tree, masks, state, settings.bit_masks)
+    check_state(tree, masks, state, settings)
     check_choices(settings.schedule, state.progress)
     check_absent(settings.recipe, state.progress)
     check_sums(settings.recipe.score, state.score_state)

@@ -225,3 +225,81 @@ def test_the_zeros_that_keep_zeros_found_stay_due_whatever_params_are_passed():
     with pytest.warns(UserWarning, match="no zeros to keep"):
         upgraded = jaxprune.upgrade_state(tx, make_params(), as_dicts(state))
     chex.assert_trees_all_equal(upgraded, state)
+
+
+@jax.tree_util.register_pytree_node_class
+class Net:
+    """A model whose class is registered without keys."""
+
+    def __init__(self, kernel, bias, scale=None):
+        self.weights = kernel, bias, scale
+
+    def tree_flatten(self):
+        return self.weights, None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def test_nodes_without_keys_fit_by_the_order_of_their_children():
+    params = {"net": Net(jnp.arange(1.0, 17.0).reshape(4, 4), jnp.ones(4))}
+    tx = optax.chain(optax.adam(0.1), jaxprune.prune(SCHEDULE, include=".*"))
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
+    chex.assert_trees_all_equal(jaxprune.upgrade_state(tx, params, state), state)
+    other = tx.init({"net": Net(jnp.ones((4, 4)), None)})
+    with pytest.raises(ValueError, match=r"net/1: the saved state does not fit.*float32\[4\]"):
+        jaxprune.upgrade_state(tx, params, other)
+
+
+def in_dtype(state, dtype):
+    return state._replace(masks=jax.tree.map(lambda m: m.astype(dtype), state.masks))
+
+
+def after_a_fire(tx):
+    params = make_params()
+    _, state = tx.update(params, tx.init(params), params)
+    updates, state = tx.update(params, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+PACKED = jaxprune.prune(SCHEDULE, inner=sgd(), packed=True)
+GROWS = jaxprune.rigl(0.75, 9, inner=sgd())
+IN_UINT8 = r"a: the mask in the state has dtype {}, but it needs uint8.*upgrade_state\(tx, params"
+
+
+@pytest.mark.parametrize("dtype", ("int32", "int8", "float32"))
+def test_bit_masks_of_another_dtype_raise_until_they_are_upgraded(dtype):
+    params, state = after_a_fire(PACKED)
+    other = in_dtype(state, dtype)
+    with pytest.raises(ValueError, match=IN_UINT8.format(dtype)):
+        PACKED.update(params, other, params)
+    with pytest.raises(ValueError, match=rf"must have dtype uint8, got {dtype}.*upgrade_state"):
+        jaxprune.get_masks(other)
+    chex.assert_trees_all_equal(jaxprune.upgrade_state(PACKED, params, other), state)
+
+
+def test_bit_masks_of_bools_can_not_be_upgraded():
+    params, state = after_a_fire(PACKED)
+    with pytest.raises(ValueError, match=IN_UINT8.format("bool")):
+        PACKED.update(params, in_dtype(state, bool), params)
+    with pytest.raises(ValueError, match=r"masks/a: the saved bit mask has dtype bool.*uint8"):
+        jaxprune.upgrade_state(PACKED, params, in_dtype(state, bool))
+
+
+def test_bool_masks_of_sparse_training_raise_because_they_lose_the_mark_of_grown_weights():
+    params, state = after_a_fire(GROWS)
+    with pytest.raises(ValueError, match=IN_UINT8.format("bool")):
+        GROWS.update(params, in_dtype(state, bool), params)
+    upgraded = jaxprune.upgrade_state(GROWS, params, in_dtype(state, bool))
+    GROWS.update(params, upgraded, params)
+    GROWS.update(params, in_dtype(state, "int32"), params)  # holds the mark
+
+
+@pytest.mark.parametrize("dtype", ("int32", "int8", "float32", "bool"))
+def test_masks_of_bytes_may_have_another_dtype(dtype):
+    tx = FORMS["inner"]
+    params, state = trained("inner")
+    expected, _ = tx.update(params, state, params)
+    updates, _ = tx.update(params, in_dtype(state, dtype), params)
+    chex.assert_trees_all_equal(updates, expected)
