@@ -165,12 +165,19 @@ def check_not_donated(where: str, tree: Any) -> None:
 
 def check_values(where: str, tree: Any) -> None:
     """Raises a TypeError where a leaf is a shape in place of an array."""
-    for path, leaf in zip(*leaves_with_paths(tree)[:2], strict=True):
+    for i, leaf in enumerate(flattened(tree)[0]):
         if isinstance(leaf, jax.ShapeDtypeStruct):
+            path = shown_path(paths_of(tree)[i])
             raise TypeError(
-                f"{where}: {shown_path(path)}: needs numbers, got {shown(leaf)}, which is only a "
+                f"{where}: {path}: needs numbers, got {shown(leaf)}, which is only a "
                 "shape. Pass arrays."
             )
+
+
+def check_arrays(where: str, tree: Any) -> None:
+    """Raises where a leaf has no values: a shape, or an array that was donated."""
+    check_values(where, tree)
+    check_not_donated(where, tree)
 
 
 def listed(paths: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import as_file_path
-from jaxprune._base.paths import leaves_with_paths, listed, shown_path
+from jaxprune._base.paths import check_not_donated, leaves_with_paths, listed, shown_path
 from jaxprune._files import dtypes, safetensors
 from jaxprune._files.atomic import atomic_file, atomic_folder
 from jaxprune._files.extras import import_extra
@@ -63,6 +63,7 @@ def save_safetensors(
     """
     path = as_file_path("save_safetensors", path)
     paths, leaves, _ = leaves_with_paths(params)
+    check_not_donated("save_safetensors: params", params)
     arrays = [as_host(name, leaf) for name, leaf in zip(paths, leaves, strict=True)]
     positions = in_order("save_safetensors", paths, order)
     specs = [Leaf(paths[i], arrays[i].shape, arrays[i].dtype) for i in positions]
@@ -140,6 +141,7 @@ def to_csr(params: chex.ArrayTree) -> chex.ArrayTree:
       3
     """
     sparse = import_extra("scipy.sparse")
+    check_not_donated("to_csr: params", params)
 
     def convert(path: str, array: np.ndarray) -> Any:
         if array.dtype.kind not in "biufc" or array.dtype == np.float16:
@@ -169,6 +171,8 @@ def to_bcoo(params: chex.ArrayTree) -> chex.ArrayTree:
     """
     from jax.experimental import sparse
 
+    check_not_donated("to_bcoo: params", params)
+
     def convert(path: str, array: np.ndarray) -> Any:
         data, indices = _nonzeros(array)
         is_sorted = {"indices_sorted": True, "unique_indices": True}
@@ -193,6 +197,8 @@ def to_bcsr(params: chex.ArrayTree) -> chex.ArrayTree:
       3
     """
     from jax.experimental import sparse
+
+    check_not_donated("to_bcsr: params", params)
 
     def convert(path: str, array: np.ndarray) -> Any:
         data, (rows, columns) = _nonzeros(array)
@@ -250,6 +256,7 @@ def save_csr(folder: str | os.PathLike[str], params: chex.ArrayTree) -> list[Pat
       ['w.npz']
     """
     folder = as_file_path("save_csr", folder, "folder")
+    check_not_donated("save_csr: params", params)
     paths, leaves, _ = leaves_with_paths(params)
     matrices = {name: x for name, x in zip(paths, leaves, strict=True) if np.ndim(x) == 2}
     if not matrices:

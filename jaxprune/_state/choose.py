@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.counting import counting, is_wide
+from jaxprune._base.paths import check_not_donated
 from jaxprune._state.convert import with_changed_states
 from jaxprune._state.progress import Choices, Progress
 from jaxprune._state.prune_state import PruneState, require_states, unboxed
@@ -56,6 +57,7 @@ def choose_schedule(opt_state: Any, index: Any) -> Any:
             "choose_schedule: no prune state in opt_state has several schedules. Build the "
             "transformation with a list of them: jaxprune.prune([schedule, ...])."
         )
+    check_not_donated("choose_schedule: opt_state", states)
     index = _checked_index(index, states)
     return with_changed_states(lambda state: following(state, index), opt_state)
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.paths import (
+    check_arrays,
+    check_not_donated,
     hidden_paths,
     leaves_with_paths,
     listed,
@@ -62,7 +64,7 @@ def pack_masks(opt_state: Any) -> Any:
             widths=widths_of(jax.tree.leaves(state.masks)),
         )
 
-    return _convert(with_bit_masks, opt_state)
+    return _convert("pack_masks", with_bit_masks, opt_state)
 
 
 def unpack_masks(opt_state: Any) -> Any:
@@ -92,7 +94,7 @@ def unpack_masks(opt_state: Any) -> Any:
         masks = jax.tree.map(lambda mask: mask.astype(jnp.uint8), masks_of(state))
         return state._replace(masks=masks, widths=None)
 
-    return _convert(with_byte_masks, opt_state)
+    return _convert("unpack_masks", with_byte_masks, opt_state)
 
 
 def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
@@ -116,10 +118,10 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
       The same state with these masks. They are stored as bit masks if the old ones were.
 
     Raises:
-      TypeError: masks of floating point numbers; names the path.
-      ValueError: no prune state; masks with different paths or shapes; or masks that drop weights
-        of a leaf that no prune state prunes, because nothing would keep these at zero. A state
-        without `progress` does not tell; `check` then counts such weights.
+      TypeError: masks of floating point numbers, or shapes in place of arrays; names the path.
+      ValueError: no prune state; donated arrays; masks with different paths or shapes; or masks
+        that drop weights of a leaf that no prune state prunes, because nothing would keep these at
+        zero. A state without `progress` does not tell; `check` then counts such weights.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -129,6 +131,7 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
       >>> jaxprune.get_masks(state)["kernel"].tolist()
       [[False, True]]
     """
+    check_arrays("set_masks: masks", masks)
     new_paths, new_masks, _ = leaves_with_paths(masks)
     states = require_states(opt_state)
     known = {path for state in states for path in paths_of(state.masks)}
@@ -141,7 +144,7 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
             "jaxprune.masks_from_params(params)."
         )
     new = dict(zip(new_paths, new_masks, strict=True))
-    changed = _convert(lambda state: _with_masks(state, new), opt_state)
+    changed = _convert("set_masks", lambda state: _with_masks(state, new), opt_state)
     if unenforced := _unenforced(find_states(changed)):
         raise ValueError(_not_enforced(unenforced, new))
     return changed
@@ -200,9 +203,9 @@ def _with_masks(state: PruneState, new: Mapping[str, Any]) -> PruneState:
     return with_new_masks(state._replace(masks=treedef.unflatten(stored)))
 
 
-def _convert(change: Callable[[PruneState], PruneState], opt_state: Any) -> Any:
-    """The optimizer state with `change` applied to every prune state in it."""
-    require_states(opt_state)
+def _convert(function: str, change: Callable[[PruneState], PruneState], opt_state: Any) -> Any:
+    """`with_changed_states`, after checks of what the user passed to `function`."""
+    check_not_donated(f"{function}: opt_state", require_states(opt_state))
     return with_changed_states(change, opt_state)
 
 

@@ -20,7 +20,14 @@ from jax import lax
 from jaxprune._base.count_arrays import count_arrays
 from jaxprune._base.counting import WIDE, counting
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import leaves_with_paths, listed, shape_of, shown_path, spec_of
+from jaxprune._base.paths import (
+    check_arrays,
+    leaves_with_paths,
+    listed,
+    shape_of,
+    shown_path,
+    spec_of,
+)
 from jaxprune._base.sharding import on_one_device, summed_in_shards, typed_like
 from jaxprune._state.bit_masks import bit_mask_shape
 
@@ -141,8 +148,8 @@ def straight_through(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.Arra
       A tree like `params`, +0.0 at every dropped weight.
 
     Raises:
-      TypeError: masks of floating point numbers; names the path.
-      ValueError: masks with other paths or shapes than the params.
+      TypeError: masks of floating point numbers, or shapes in place of arrays; names the path.
+      ValueError: masks with other paths or shapes than the params, or donated arrays.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -150,6 +157,8 @@ def straight_through(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.Arra
       >>> jax.grad(lambda w: (3.0 * straight_through(w, mask)).sum())(w).tolist()
       [3.0, 3.0]
     """
+    check_arrays("straight_through: params", params)
+    check_arrays("straight_through: masks", masks)
     paths, leaves, treedef = leaves_with_paths(params)
     mask_paths, mask_leaves, _ = leaves_with_paths(masks)
     fix = "Pass masks like the params, such as jaxprune.get_masks(opt_state)."

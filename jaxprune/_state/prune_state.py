@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxprune._base.arguments import kind_of
 from jaxprune._base.paths import (
-    check_not_donated,
+    check_arrays,
     flattened,
     leaves_with_paths,
     path_str,
@@ -150,7 +150,7 @@ def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
       [[True, True]]
     """
     states = require_states(opt_state)
-    check_not_donated("get_masks: opt_state", states)
+    check_arrays("get_masks: opt_state", states)
     if params is None or all(state.widths is None for state in states):
         return _merged([masks_of(state) for state in states])
     paths, leaves, treedef = leaves_with_paths(params)
@@ -238,8 +238,8 @@ def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTr
       >>> apply_masks({"w": jnp.array([jnp.nan, 2.0])}, masks)["w"].tolist()
       [0.0, 2.0]
     """
-    check_not_donated("apply_masks: params", params)
-    check_not_donated("apply_masks: masks_or_opt_state", masks_or_opt_state)
+    check_arrays("apply_masks: params", params)
+    check_arrays("apply_masks: masks_or_opt_state", masks_or_opt_state)
     paths, leaves, treedef = leaves_with_paths(params)
     masks = masks_by_path(masks_or_opt_state, paths, leaves)
     pairs = zip(leaves, masks, strict=True)

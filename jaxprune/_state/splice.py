@@ -17,6 +17,7 @@ import optax
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.paths import (
+    check_not_donated,
     is_box,
     leaves_with_paths,
     listed,
@@ -75,6 +76,7 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
             "the dense state already contains a prune state. Continue from it without splice; or, "
             "to start pruning again, pass the state of the optimizer without jaxprune.prune."
         )
+    check_not_donated("splice: dense_opt_state", dense_opt_state)
     dense_opt_state = _without_boxes(getattr(dense_opt_state, "opt_state", dense_opt_state))
     return _spliced(fresh_state("splice", tx, params), dense_opt_state, ())
 

@@ -16,7 +16,7 @@ import optax
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.counting import counting, is_wide
-from jaxprune._base.paths import check_array_library, flattened, path_str, shown_path
+from jaxprune._base.paths import check_array_library, check_not_donated, path_str, shown_path
 from jaxprune._base.sharding import placed_like
 from jaxprune._state.choose import following
 from jaxprune._state.progress import Progress
@@ -38,7 +38,8 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
 
     Args:
       tx: the transformation to continue with, built as it was for the saved run.
-      params: the params, or any tree with their paths, shapes and dtypes.
+      params: the params, or any tree with their paths, shapes and dtypes. Where `init` needs values
+        (`keep_zeros`, `rigl`, `set_`, `static_sparse`), arrays.
       old_state: the saved optimizer state: either with the same states inside as `tx.init(params)`,
         or as the nested dicts and lists that `flax.serialization.msgpack_restore`, or orbax without
         a target, return; or what holds it as `.opt_state` or under the key `opt_state`.
@@ -49,7 +50,7 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
     Raises:
       TypeError: `tx` is not an optax transformation.
       ValueError: `tx` does not prune, or the saved state belongs to another optimizer or other
-        params; the error names the first difference.
+        params (the error names the first difference), or its arrays were donated.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -65,7 +66,7 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
         old_state = getattr(old_state, "opt_state", old_state)
         if isinstance(old_state, Mapping):
             old_state = old_state.get("opt_state", old_state)
-    flattened(old_state)  # raises if the keys of a dict can't be sorted
+    check_not_donated("upgrade_state: old_state", old_state)
     return _fitted(fresh, old_state, ())
 
 

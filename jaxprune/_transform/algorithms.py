@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base.counting import as_counts, counting, is_wide, take
+from jaxprune._base.paths import check_values
 from jaxprune._base.places import picked
 from jaxprune._base.sharding import on_gpu, placed_like
 from jaxprune._recipe.budget import Budget
@@ -131,7 +132,9 @@ def _random_masks(
     masks = _full_masks(settings, budget, leaves, key)
     if not budget.chosen:
         return masks
-    params = [jnp.asarray(leaves[i]) for i in budget.chosen]
+    chosen = {budget.paths[i]: leaves[i] for i in budget.chosen}
+    check_values("init of rigl, set_ and static_sparse: params", chosen)
+    params = list(map(jnp.asarray, chosen.values()))
     # The step is one that no fire has, so that the key is used for nothing else.
     inputs = Inputs(params, None, None, key, step=2**31 - 1)
     operands = _operands(settings, random_score, inputs, budget.chosen)

@@ -13,7 +13,7 @@ import optax
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import check_not_donated, listed
+from jaxprune._base.paths import check_arrays, listed
 from jaxprune._base.sharding import placed_like
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.choice import default_reasons, may_keep_zeros
@@ -121,7 +121,7 @@ def _first_masks(
 ) -> list[jax.Array]:
     """Masks of the zeros in the params."""
     del key
-    check_not_donated("keep_zeros: params", dict(zip(budget.paths, leaves, strict=True)))
+    check_arrays("keep_zeros: params", {budget.paths[i]: leaves[i] for i in budget.chosen})
     masks = masks_of_zeros("keep_zeros", settings.recipe, budget, leaves, stacklevel=5)
     no_zeros = [jnp.all(masks[i]) for i in budget.chosen]
     if no_zeros and not any(isinstance(x, jax.core.Tracer) for x in no_zeros) and all(no_zeros):

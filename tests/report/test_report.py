@@ -609,12 +609,24 @@ def test_the_step_of_several_states_is_the_largest():
         assert jaxprune.metrics(states)["prune/step"] == 7
 
 
+ADAM = optax.adam(0.1)
+
+
+def deleted(tree):
+    """A tree whose arrays are as after a donation."""
+    tree = jax.tree.map(jnp.copy, tree)
+    jax.tree.map(lambda x: x.delete(), tree)
+    return tree
+
+
 @pytest.mark.skip_in("debug_nans", "disable_jit", reason="nothing is donated")
 @pytest.mark.parametrize(
     "function",
     (
         *("check", "metrics", "summarize", "save", "get_masks", "apply_masks", "prune_params"),
-        *("masks_from_params", "keep_zeros"),
+        *("masks_from_params", "keep_zeros", "set_masks", "upgrade_state", "pack_masks"),
+        *("unpack_masks", "choose_schedule", "straight_through", "splice", "to_csr", "to_bcoo"),
+        *("to_bcsr", "save_csr", "save_safetensors"),
     ),
 )
 def test_donated_arrays_are_named(function, tmp_path):
@@ -623,6 +635,8 @@ def test_donated_arrays_are_named(function, tmp_path):
     given = jax.tree.map(jnp.copy, small())
     params, state = jax.tree.map(jnp.copy, small()), tx.init(given)
     step(given, state, params)
+    new, two = tx.init(small()), jaxprune.prune([SCHEDULE, SCHEDULE])
+    masks = jaxprune.get_masks(new)
     calls = {
         "check": lambda: jaxprune.check(given, state),
         "metrics": lambda: jaxprune.metrics(state),
@@ -633,10 +647,52 @@ def test_donated_arrays_are_named(function, tmp_path):
         "prune_params": lambda: jaxprune.prune_params(params, 0.5),
         "masks_from_params": lambda: jaxprune.masks_from_params(params),
         "keep_zeros": lambda: jaxprune.keep_zeros(optax.sgd(0.1)).init(params),
+        "set_masks": lambda: jaxprune.set_masks(state, masks),
+        "upgrade_state": lambda: jaxprune.upgrade_state(tx, small(), state),
+        "pack_masks": lambda: jaxprune.pack_masks(state),
+        "unpack_masks": lambda: jaxprune.unpack_masks(deleted(jaxprune.pack_masks(new))),
+        "choose_schedule": lambda: jaxprune.choose_schedule(deleted(two.init(small())), 1),
+        "straight_through": lambda: jaxprune.straight_through(params, masks),
+        "splice": lambda: jaxprune.splice(
+            optax.chain(ADAM, tx), small(), deleted(ADAM.init(small()))
+        ),
+        "to_csr": lambda: jaxprune.to_csr(params),
+        "to_bcoo": lambda: jaxprune.to_bcoo(params),
+        "to_bcsr": lambda: jaxprune.to_bcsr(params),
+        "save_csr": lambda: jaxprune.save_csr(tmp_path / "csr", params),
+        "save_safetensors": lambda: jaxprune.save_safetensors(tmp_path / "a.safetensors", params),
     }
     with pytest.raises(ValueError, match=rf"{function}: .*/.* donated .* Pass those") as raised:
         calls[function]()
     assert "fc/kernel" in str(raised.value)
+
+
+SHAPES_FOR = {
+    "keep_zeros: params": lambda shapes, masks: jaxprune.keep_zeros(ADAM).init(shapes),
+    "rigl, .*: params": lambda shapes, masks: jaxprune.rigl(0.5, 9, inner=ADAM).init(shapes),
+    "static_sparse: params": lambda shapes, masks: jaxprune.static_sparse(0.5, inner=ADAM).init(
+        shapes
+    ),
+    "straight_through: params": jaxprune.straight_through,
+    "straight_through: masks": lambda shapes, masks: jaxprune.straight_through(
+        small(), jax.eval_shape(lambda: masks)
+    ),
+    "apply_masks: params": jaxprune.apply_masks,
+    "apply_masks: masks_or_opt_state": lambda shapes, masks: jaxprune.apply_masks(
+        small(), jax.eval_shape(lambda: masks)
+    ),
+    "set_masks: masks": lambda shapes, masks: jaxprune.set_masks(
+        jaxprune.prune(SCHEDULE).init(small()), jax.eval_shape(lambda: masks)
+    ),
+}
+
+
+@pytest.mark.parametrize("where", SHAPES_FOR)
+def test_shapes_in_place_of_arrays_are_named(where):
+    masks = jaxprune.get_masks(jaxprune.prune(SCHEDULE).init(small()))
+    needs = r"[\w/]+: needs numbers, got ShapeDtypeStruct.* which is only a shape. Pass arrays"
+    with pytest.raises(TypeError, match=f"{where}: {needs}"):
+        SHAPES_FOR[where](jax.eval_shape(small), masks)
 
 
 def test_summarize_of_a_train_state_asks_for_its_params():
