@@ -21,6 +21,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path`, which replaces `path` when the block succeeds.
 
     If the block raises, the temporary file is deleted and an existing file at `path` is unchanged.
+    A new file has the permissions of the one that it replaces.
 
     Raises:
       FileNotFoundError: the folder of `path` does not exist.
@@ -114,10 +115,17 @@ def _temporary_file(path: Path) -> Iterator[tuple[io.BufferedRandom, Path]]:
     temporary = _hidden_name(path)
     with _cleaned_by(lambda: temporary.unlink(missing_ok=True)):
         raw = _File(temporary, path)
+        _copy_mode(path, temporary)
         try:
             yield io.BufferedRandom(raw), temporary
         finally:
             raw.close()  # and not the buffer, which would try to write the rest
+
+
+def _copy_mode(path: Path, new: Path) -> None:
+    """Gives a new file the permissions of an existing one, if there is one."""
+    with contextlib.suppress(OSError):  # also of file systems without permissions
+        shutil.copymode(path, new)
 
 
 def _hidden_name(path: Path) -> Path:
@@ -223,6 +231,7 @@ class _Files:
         self._replaced = {name for name in self._names if (self._folder / name).exists()}
         for name in self._replaced:
             with errors_of(self._folder / name):
+                _copy_mode(self._folder / name, self.new / name)
                 _link(self._folder / name, self._old / name)
         self._is_moving = True
         for name, path in zip(self._names, paths, strict=True):

@@ -17,6 +17,7 @@ from jaxprune._files.atomic import atomic_file
 from jaxprune._files.dtypes import dtype_of
 from jaxprune._files.leaf_files import memory_bytes
 from jaxprune._files.leaves import Leaf
+from jaxprune._files.other_formats import ZIP_MAGICS
 
 _MAX_HEADER = 10_100  # bytes of the header of an array: the limit of NumPy, and what is before it
 # The most bytes that one byte of the file can stand for, for each method that NumPy uses.
@@ -61,7 +62,7 @@ def write_npz(path: Path, leaves: Sequence[Leaf], arrays: Iterable[tuple[str, np
 def is_zip(path: Path) -> bool:
     """Whether a file begins like a zip file, as every `.npz` does."""
     with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+        return file.read(4) in ZIP_MAGICS
 
 
 class NpzReader:
@@ -77,7 +78,10 @@ class NpzReader:
         self._n_file_bytes = path.stat().st_size
         members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
         if not members:
-            raise ValueError(f"{path}: is a zip file without arrays, so it is no .npz file.")
+            raise ValueError(
+                f"{path}: holds no arrays: it is a zip file without .npy files in it. Save the "
+                "params again, with numpy.savez(path, **arrays)."
+            )
         leaves = {info.filename: self._read_header(info) for info in members}
         if len(leaves) < len(members):
             raise ValueError(f"{path}: two arrays have the same name; the file is damaged.")

@@ -42,7 +42,7 @@ _BY_SUFFIX = {
     ".hdf5": _HDF5,
     ".tflite": _TFLITE,
 }
-_ZIP = b"PK\x03\x04"
+ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")  # the second of an archive without files
 
 
 def check_format(path: Path) -> None:
@@ -70,9 +70,9 @@ def check_format(path: Path) -> None:
     if kind is None and head[4:8] == b"TFL3":
         kind = _TFLITE
     is_torch = path.suffix in _TORCH_SUFFIXES
-    if is_torch and (kind is _PICKLE or head.startswith(_ZIP)):
+    if is_torch and (kind is _PICKLE or head.startswith(ZIP_MAGICS)):
         kind = _TORCH
-    elif kind is None and not head.startswith(_ZIP):
+    elif kind is None and not head.startswith(ZIP_MAGICS):
         kind = _BY_SUFFIX.get(path.suffix)
     if kind is not None:
         raise ValueError(f"{path}: is {kind}.")
@@ -94,7 +94,7 @@ def check_no_zip(path: Path) -> None:
       ValueError: .../model.npz: is a zip file, as .npz files are. Read it with numpy.load(...
     """
     with path.open("rb") as file:
-        if file.read(4) == _ZIP:
+        if file.read(4) in ZIP_MAGICS:
             raise ValueError(
                 f"{path}: is a zip file, as .npz files are. Read it with numpy.load(path), or "
                 f"convert it in a shell: jaxprune export {path} -o model.safetensors."

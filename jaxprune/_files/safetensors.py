@@ -127,7 +127,12 @@ def _header_bytes(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, 
     for tensor in tensors:
         check_name(path, tensor.name)
         begin, end = end, end + tensor.n_bytes
-        if tensor.name in header or tensor.name == "__metadata__":
+        if tensor.name == "__metadata__":
+            raise ValueError(
+                f"{tensor.name}: safetensors files keep this name for their metadata, so no tensor "
+                "can have it. Rename the leaf; for metadata, pass metadata={name: text}."
+            )
+        if tensor.name in header:
             raise ValueError(
                 f"{tensor.name}: two tensors of the file would have this name. Rename a leaf."
             )

@@ -72,6 +72,18 @@ FILES = [
         ("w:", "ShapeDtypeStruct(shape=(2, 2), dtype=float32)", "arrays"),
     ),
     case(
+        "save_the_name_of_the_metadata",
+        lambda: jaxprune.save("a.safetensors.zst", {"__metadata__": jnp.ones(3)}),
+        ValueError,
+        ("__metadata__:", "keep this name", ("Rename the leaf", "metadata={")),
+    ),
+    case(
+        "save_safetensors_the_name_of_the_metadata",
+        lambda: jaxprune.save_safetensors("a.safetensors", {"__metadata__": jnp.ones(3)}),
+        ValueError,
+        ("__metadata__:", "keep this name", ("Rename the leaf", "metadata={")),
+    ),
+    case(
         "save_npz",
         lambda: jaxprune.save("a.npz", params()),
         ValueError,

@@ -78,6 +78,20 @@ WRITERS = {
 writers = pytest.mark.parametrize("writer", WRITERS)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@writers
+def test_a_file_that_is_replaced_keeps_its_permissions(writer, tmp_path):
+    out = tmp_path / "out"
+    WRITERS[writer](out, tree(0))
+    files = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
+    for path in files:
+        path.chmod(0o600)
+    WRITERS[writer](out, tree(1))
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {
+        path.name: 0o600 for path in files
+    }
+
+
 def contents(folder):
     """Everything in a folder: the bytes of files by path, and None for folders."""
     paths = sorted(folder.rglob("*"))
