@@ -54,7 +54,7 @@ def test_the_three_figures_of_the_readme_are_what_the_benchmarks_wrote():
     rows = {row["kind"]: row for row in payoff.read("paper-quality-wide")["summary"]}
     loss = {kind: row["mean"] - rows["dense"]["mean"] for kind, row in rows.items()}
     assert f"worse by {loss['units']:.2f} bits per byte" in readme
-    assert f"worse by {loss['small dense']:.2f} (two layers) and" in readme
+    assert f"of that size by {loss['small dense']:.2f} (two layers) and" in readme
     assert f"and {loss['shallow dense']:.2f} (one wider layer, a tie with pruning)" in readme
     assert summary.compare(rows["units"], rows["shallow dense"], True)[1] == "tie"
     units = next(line for line in payoff.wide() if "| units |" in line)
@@ -78,7 +78,7 @@ def test_the_figures_of_the_demo_are_what_it_wrote():
     readme = words_of("README.md")
     assert f"reads {percent['ERK', 0.9]} of the numbers below" in readme
     small = [percent[f"{kind} dense", 0.9] for kind in ("narrower", "shallower")]
-    assert f"small dense CNNs with as many weights reads {max(small)}" in readme
+    assert f"small dense CNNs with as many weights {max(small)}" in readme
     assert f"of ten times the size {percent['dense', 0.0]}" in readme
 
 
