@@ -160,7 +160,7 @@ CALIBRATION = [
         "slice_after_the_last",
         lambda: prune_experts({"experts/3": 0.75}),
         ValueError,
-        ("overrides: 'experts/3'", "experts is one leaf", "roles= in which an axis is 'stack'"),
+        ("overrides: 'experts/3'", "experts is one leaf", "the role 'stack', such as roles="),
     ),
     case(
         "slice_for_sequential",
