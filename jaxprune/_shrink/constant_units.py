@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -92,5 +92,7 @@ def _statistics(program: Program) -> set[int]:
 
 
 def _is_batch_stat(node: object) -> bool:
-    kinds = (type(node), getattr(node, "type", type(node)))  # a VariableState names its type
-    return any(base.__name__ == "BatchStat" for kind in kinds for base in kind.__mro__)
+    kind: Any = type(node)
+    if kind.__name__ == "VariableState":  # of older versions of flax, and no variable itself
+        kind = getattr(node, "type", kind)
+    return any(base.__name__ == "BatchStat" for base in kind.__mro__)

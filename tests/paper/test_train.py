@@ -369,7 +369,7 @@ def test_the_quick_command_trains_writes_and_goes_on(tmp_path):
         assert "90%" in result.output
     written = json.loads((tmp_path / "paper-lstm-cpu.json").read_text())
     assert written["finished"]
-    assert len(written["runs"]) == 6
+    assert len(written["runs"]) == 8  # two of each: dense, sparse, and two small dense networks
     assert {p.suffix for p in tmp_path.iterdir()} >= {".json", ".png"}
 
 
