@@ -27,7 +27,7 @@ PAGES = {
     **dict.fromkeys(("sparse-from-the-start.md", "which-leaves.md", "index.md"), _TABLES),
     **dict.fromkeys(("is-it-working.md", "tour.md", "combining-with-optax.md"), _TABLES),
     "recipes.md": _TABLES | {"strict": "the actions of its agent are integers"},
-    **dict.fromkeys(("shrink.py", "channels.py", "shrinking.md"), _BIASES),
+    **dict.fromkeys(("shrink.py", "channels.py", "shrinking.md", "sharding.md"), _BIASES),
     "troubleshooting.md": {"debug_nans": "it shows how NaN is reported"},
     "prune_state.py": {"debug_nans": "it masks a NaN"},
 }

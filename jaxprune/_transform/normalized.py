@@ -44,7 +44,8 @@ def _power_of_two(x: jax.Array) -> jax.Array:
     """The largest power of two that is no larger than a float32, within the range of scales.
 
     Example:
-      >>> _power_of_two(jnp.array([5.0, 0.75, 0.0])).tolist() == [4.0, 0.5, 2.0**-126]
+      >>> x = jnp.array([5.0, 0.75, 0.0], jnp.float32)
+      >>> _power_of_two(x).tolist() == [4.0, 0.5, 2.0**-126]
       True
     """
     exponent = lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
