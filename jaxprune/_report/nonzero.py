@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import leaves_with_paths, listed, shown_path, spec_of
-from jaxprune._state.prune_state import PruneState, unboxed
+from jaxprune._base.paths import listed, shown_path, spec_of
+from jaxprune._state.convert import pruned_paths
+from jaxprune._state.prune_state import PruneState
 
 
 class Nonzero(NamedTuple):
@@ -45,7 +45,7 @@ def of_several_networks(states: Sequence[PruneState], paths: Sequence[str]) -> s
 
     The states of networks with the same paths are merged as if they were of one network.
     """
-    n_states = Counter(path for state in states for path in _pruned(state))
+    n_states = Counter(path for state in states for path in pruned_paths(state))
     shared = [path for path in paths if n_states[path] > 1]
     if not shared:
         return ""
@@ -55,12 +55,3 @@ def of_several_networks(states: Sequence[PruneState], paths: Sequence[str]) -> s
         "merged. If they belong to different networks, check each with its own state: "
         'check(params["q1"], opt_state["q1"]). '
     )
-
-
-def _pruned(state: PruneState) -> set[str]:
-    """The paths of the leaves that a state prunes, or has masks of where that is not known."""
-    paths, _, _ = leaves_with_paths(state.masks)
-    if state.progress is None:
-        return set(paths)
-    pool_of = np.asarray(unboxed(state.progress.pool_of)).reshape(-1, len(paths))
-    return {path for path, pools in zip(paths, pool_of.T, strict=True) if np.any(pools >= 0)}

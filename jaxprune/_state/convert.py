@@ -152,22 +152,24 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
 
 def _unenforced(states: Sequence[PruneState]) -> dict[str, int]:
     """How many weights masks drop in leaves that no state prunes, as far as the states tell."""
+    enforced = set().union(*map(pruned_paths, states))
     n_dropped: dict[str, int] = {}
-    enforced: set[str] = set()
     for state in states:
         paths = paths_of(state.masks)
-        if state.progress is None or not paths:
-            enforced.update(paths)
-            continue
-        # A state made under `vmap` has one row per member.
-        pool_of = np.asarray(unboxed(state.progress.pool_of)).reshape(-1, len(paths))
-        zeros = np.asarray(unboxed(state.progress.zeros)).reshape(-1, len(paths)).sum(0)
-        for path, account, n in zip(paths, pool_of.max(0), zeros.tolist(), strict=True):
-            if account >= 0:
-                enforced.add(path)
-            elif n:
-                n_dropped[path] = n
+        if state.progress is not None and paths:
+            zeros = np.asarray(unboxed(state.progress.zeros)).reshape(-1, len(paths)).sum(0)
+            n_dropped |= {path: n for path, n in zip(paths, zeros.tolist(), strict=True) if n}
     return {path: n for path, n in n_dropped.items() if path not in enforced}
+
+
+def pruned_paths(state: PruneState) -> set[str]:
+    """The paths of the leaves that a state prunes, or has masks of where that is not known."""
+    paths = paths_of(state.masks)
+    if state.progress is None or not paths:
+        return set(paths)
+    # A state made under `vmap` has one row per member.
+    pool_of = np.asarray(unboxed(state.progress.pool_of)).reshape(-1, len(paths))
+    return {path for path, account in zip(paths, pool_of.max(0), strict=True) if account >= 0}
 
 
 def _not_enforced(n_dropped: Mapping[str, int], masks: Mapping[str, Any]) -> str:
