@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks.paper import summary, text
 from benchmarks.paper.pruning import Pruning
-from benchmarks.paper.study import Network, Study, n_params_of, sparse_network
+from benchmarks.paper.study import Network, Study, dense_network, sparse_network
 
 SPARSITY = 0.9
 REFERENCE = "gradual"
@@ -68,14 +68,12 @@ def variants(steps: int) -> dict[str, Pruning]:
 
 def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
     """The dense network, then one network per variant."""
-    n = n_params_of(study, study.width, inputs)
     chosen = variants(study.steps)
     if study.steps < _FEW_STEPS:
         chosen = {
             name: chosen[name] for name in (REFERENCE, "one-shot at 60%", "regrowth", "global")
         }
-    dense = Network("dense", "dense", study.width, None, 0.0, n, n)
-    return [dense] + [
+    return [dense_network(study, inputs)] + [
         sparse_network(study, name, "variant", pruning, inputs) for name, pruning in chosen.items()
     ]
 

@@ -31,7 +31,7 @@ from benchmarks.paper.study import (
     Network,
     Study,
     Task,
-    n_params_of,
+    dense_network,
     small_networks,
     sparse_network,
 )
@@ -171,8 +171,8 @@ def is_embedding(path: str, leaf: Any) -> bool:
 
 def networks(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
     """The dense network, and one network of each kind for each sparsity."""
-    n = n_params_of(study, study.width, inputs)
-    all_networks = [Network("dense", "dense", study.width, None, 0.0, n, n)]
+    all_networks = [dense_network(study, inputs)]
+    n = all_networks[0].n_params
     for sparsity in study.sparsities:
         gradual = Pruning.gradual(sparsity, study.steps)
         rows = {}

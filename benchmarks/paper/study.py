@@ -171,10 +171,15 @@ def match_width(study: Study, n_params: int, inputs: tuple[jax.ShapeDtypeStruct,
     return min((low, high), key=lambda w: abs(n_params_of(study, w, inputs) - n_params))
 
 
+def dense_network(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> Network:
+    """The row of the full-width network without pruning."""
+    n = n_params_of(study, study.width, inputs)
+    return Network("dense", "dense", study.width, None, 0.0, n, n)
+
+
 def networks_of(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
     """The dense network, then for each sparsity the sparse one and its small dense partners."""
-    n_params = n_params_of(study, study.width, inputs)
-    networks = [Network("dense", "dense", study.width, None, 0.0, n_params, n_params)]
+    networks = [dense_network(study, inputs)]
     for sparsity in study.sparsities:
         pruning = Pruning.gradual(sparsity, study.steps)
         sparse = sparse_network(study, f"sparse-{sparsity:g}", "sparse", pruning, inputs)
@@ -185,8 +190,7 @@ def networks_of(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[
 
 def networks_with_erk(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[Network]:
     """The dense network, then for each sparsity: uniform, ERK, and the small dense partners."""
-    n_params = n_params_of(study, study.width, inputs)
-    networks = [Network("dense", "dense", study.width, None, 0.0, n_params, n_params)]
+    networks = [dense_network(study, inputs)]
     for sparsity in study.sparsities:
         uniform = Pruning.gradual(sparsity, study.steps)
         erk = dataclasses.replace(uniform, spread="erk")
