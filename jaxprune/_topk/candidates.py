@@ -171,9 +171,8 @@ def gather(
     places = lax.broadcasted_iota(jnp.int32, is_needed.shape, 1)
     n_gathered = n_rows // _ONE_ROW_OF
     places = jnp.where(is_needed, places, jnp.int32(n_rows))
-    order = lax.sort(places, dimension=1, is_stable=False)[
-        :, :n_gathered
-    ]  # unstable sorts are twice as fast
+    # Sorting without stability is twice as fast.
+    order = lax.sort(places, dimension=1, is_stable=False)[:, :n_gathered]
     index = jnp.minimum(order, jnp.int32(n_rows - 1))
     take = lambda x: jnp.take_along_axis(x, index[:, :, None], axis=1, mode="promise_in_bounds")
     integers = problem.integers(stack, of_entries(take, stack.x), exact=True)
