@@ -17,7 +17,7 @@ import numpy as np
 from jaxprune._base.arguments import as_flag
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.paths import check_not_donated, leaves_with_paths, paths_of
-from jaxprune._report.unfinished import require_progress
+from jaxprune._report.unfinished import require_progress, whole_sizes
 from jaxprune._state.prune_state import PruneState, find_states, require_states, unboxed
 from jaxprune._state.pruned_paths import recorded_pruned
 
@@ -39,7 +39,8 @@ def metrics(
 
     Returns:
       float32 and int32 scalars by name. They cover the leaves that are pruned, unless stated
-      otherwise; with `structural`, only the weights that exist are counted.
+      otherwise; with `structural`, only the weights that exist are counted. With `axis_name`, all
+      parts of a pruned leaf are counted, and of a leaf that is not pruned the part that is there.
 
       - `prune/step`: the number of updates so far.
       - `prune/sparsity`: the fraction of weights that are dropped.
@@ -184,7 +185,7 @@ def _counts(state: PruneState) -> tuple[jax.Array, jax.Array, jax.Array]:
             sizes = rows * jnp.asarray(unboxed(state.widths)).astype(zeros.dtype)
         if state.progress.absent is not None:
             sizes = sizes - jnp.asarray(unboxed(state.progress.absent))
-    return zeros, sizes, is_pruned
+    return zeros, whole_sizes(state.progress, sizes), is_pruned
 
 
 def _values(totals: _Totals) -> dict[str, jax.Array]:

@@ -7,9 +7,11 @@ share it; see `jaxprune._state.progress`.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, shown_path
 from jaxprune._state.progress import Progress
@@ -121,6 +123,32 @@ def _are_copies(leaf: Any) -> bool:
     return bool(np.any(both)) and all(same)
 
 
+def whole_sizes(progress: Progress, sizes: Any) -> jax.Array:
+    """How many weights each leaf has in all of its parts together: int[..., n_leaves].
+
+    With `axis_name`, the masks in a state are those of one part of every pruned leaf, but what is
+    due is counted over all parts. Their number is how often these weights fit into the sizes.
+
+    Args:
+      progress: of the state.
+      sizes: int[..., n_leaves], as the masks in the state have them.
+    """
+    unit_size, pool_of = unboxed(progress.unit_size), unboxed(progress.pool_of)
+    schedules = progress if progress.choices is None else progress.choices
+    due, target = unboxed(schedules.due), unboxed(schedules.target)
+    if progress.choices is None:
+        due, target = due[..., None, :], target[..., None]
+    with counting(is_wide(due) or is_wide(sizes)):
+        # Only single weights can be split: all other accounts are whole, and count for nothing.
+        n_due = jnp.sum(jnp.where(unit_size[..., None, :] > 0, due, 0), -1).astype(jnp.float32)
+        size = jnp.sum(jnp.where(pool_of >= 0, sizes, 0), -1).astype(jnp.float32)
+        of_one_part = target * size[..., None]
+        n_parts = n_due / jnp.where(of_one_part > 0, of_one_part, 1)
+        n_parts = jnp.maximum(jnp.round(jnp.max(n_parts, -1)), 1)
+        n_parts = n_parts.astype(sizes.dtype)[..., None]
+        return jnp.where(pool_of >= 0, sizes * n_parts, sizes)
+
+
 def emptied(state: PruneState) -> list[str]:
     """The paths of the pruned leaves that have lost all of their weights to other leaves.
 
@@ -131,9 +159,12 @@ def emptied(state: PruneState) -> list[str]:
     if state.progress is None or not paths:
         return []
     n_batch_axes = np.ndim(unboxed(state.prune_step))
-    zeros = zeros_in(state)
     pool_of = np.asarray(unboxed(state.progress.pool_of))
-    sizes = _sizes(state, masks, n_batch_axes) - absent_in(state)
+    in_masks = _sizes(state, masks, n_batch_axes) - absent_in(state)
+    with counting(True):
+        sizes = np.asarray(whole_sizes(state.progress, jnp.asarray(in_masks)))
+    of_all_parts = np.asarray(unboxed(state.progress.zeros))
+    zeros = np.where(sizes > in_masks, of_all_parts, zeros_in(state))
     is_empty = (zeros == sizes) & (pool_of >= 0) & (sizes > 0)
     is_empty &= (np.asarray(unboxed(state.progress.due)) != sizes) | ~_are_alone(pool_of)
     is_empty = is_empty.reshape(-1, len(paths)).any(0)

@@ -41,7 +41,7 @@ class Accounts(NamedTuple):
         and from each fire on. The fires of several schedules follow each other.
       last_rows: the row of the last fire of each schedule in `asked`.
       largest: the largest number of weights in a leaf, and of units in an account.
-      size: the number of weights that exist in pruned leaves.
+      size: the number of weights that exist in pruned leaves, in all of their parts.
       targets: the sparsity of the pruned leaves when each schedule is done.
       absent: int64[n_leaves], how many weights of each leaf do not exist; None where all do.
     """
@@ -66,7 +66,8 @@ def _accounts_of(is_exact: bool, budget: Budget) -> Accounts:
     """`accounts_of`; `is_exact` says that masks are sparse from the start."""
     recipe, paths, specs, n_parts = budget.made_from
     shapes: list[Any] = [getattr(specs[i], "shape", ()) for i in budget.chosen]
-    sizes = [leaf.n_weights(shape) for leaf, shape in zip(budget.leaves, shapes, strict=True)]
+    pairs = zip(budget.leaves, shapes, strict=True)
+    sizes = [leaf.n_weights(shape) * n_parts for leaf, shape in pairs]
     n_leaves, n_fires = len(paths), len(budget.pools.n_drop)
     pool_of = np.full(n_leaves, -1, np.int32)
     unit_size = np.zeros(n_leaves, np.int32)

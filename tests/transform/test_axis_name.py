@@ -192,6 +192,42 @@ def test_check_adds_up_the_parts_of_a_mapped_leaf(wrap):
         jaxprune.check(fewer, state, done=True)
 
 
+@pytest.mark.parametrize("schedule", (HALF, [jaxprune.one_shot_schedule(0.0), HALF]), ids=type)
+@pytest.mark.parametrize("options", ({}, {"packed": True, "distribution": jaxprune.global_pool}))
+@pytest.mark.parametrize("wrap", ("vmap", "pmap", "inside"))
+def test_metrics_count_all_parts_of_a_leaf(wrap, options, schedule):
+    weights = {name: make_params()[name] for name in ("a", "b")}
+    split = lambda n: {k: w.reshape(n, -1, w.shape[-1]) for k, w in weights.items()}
+    whole = split(1) | {"bias": jnp.ones((1, 3))}
+    parts = split(N) | {"bias": jnp.ones((N, 3))}
+    tx = jaxprune.prune(schedule, **options)
+    _, state = mapped_run("vmap", tx, whole)
+    want = jaxprune.metrics(state, per_leaf=True)
+    tx = jaxprune.prune(schedule, axis_name="d", **options)
+    _, state = mapped_run("vmap" if wrap == "inside" else wrap, tx, parts)
+    read = functools.partial(jaxprune.metrics, per_leaf=True)
+    got = (jax.vmap(read) if wrap == "inside" else read)(state)
+    assert {name: x.tolist() for name, x in got.items()} == {
+        name: x.tolist() * N for name, x in want.items()
+    }
+
+
+def test_a_part_without_weights_is_no_emptied_leaf(recwarn):
+    rising = {"a": jnp.arange(1.0, 1 + N * 6).reshape(N, 2, 3), "b": jnp.ones((N, 2, 3))}
+    tx = jaxprune.prune(HALF, axis_name="d", exclude="b")
+    params, state = mapped_run("vmap", tx, rising)
+    assert not np.any(params["a"][0]), "the first part has the smallest weights"
+    jaxprune.check(params, state, done=True)
+    assert jaxprune.metrics(state)["prune/emptied_leaves"].tolist() == [0] * N
+    assert not recwarn.list
+    together = jaxprune.prune(HALF, axis_name="d", distribution=jaxprune.global_pool)
+    small = {"a": rising["a"] + 100, "b": jnp.ones((N, 2, 3))}
+    params, state = mapped_run("vmap", together, small)
+    assert jaxprune.metrics(state)["prune/emptied_leaves"].tolist() == [1] * N
+    with pytest.warns(UserWarning, match="b: every weight of this leaf is dropped"):
+        jaxprune.check(params, state, done=True)
+
+
 @pytest.mark.parametrize("wrap", ("vmap", "pmap"))
 def test_check_says_that_an_axis_name_is_not_for_copies(wrap):
     copies = {"a": jnp.stack([make_params()["a"]] * N)}
