@@ -54,9 +54,10 @@ compile an update of `adamw` with `prune`, for 4 and 24 layers:
 
 {kinds}
 
-{change}That update takes {compiling} times the CPU time of `adamw` alone
-to trace and compile, {seconds} s more: the search at a fire is part of the program, although most
-steps skip it. JAX's persistent compilation cache saves this from the second run on.
+{change}The update of `adamw` with `prune` takes {compiling} times the CPU time
+of `adamw` alone to trace and compile (4 and 24 layers), {seconds} s more: the search at a fire is
+part of the program, although most steps skip it. JAX's persistent compilation cache saves this from
+the second run on.
 
 """
 

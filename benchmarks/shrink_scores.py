@@ -6,8 +6,8 @@ fraction of the neurons of each hidden layer is removed in one step, by scores f
 scores. A row has three means over five seeds, which choose the initial params, the batches and the
 random scores: how much the inputs of the second hidden layer's activation change on the training
 images, and the accuracy on the other half of the digits, at once and after training on. In the task
-`different units` each pixel is multiplied with a number of its own between 0.03 and 30, like
-measurements in different units.
+`different scales` each pixel is multiplied with a number of its own between 0.03 and 30, like
+measurements in different scales.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WIDTHS = (128, 64)
 BATCH = 50
 LEARNING_RATE = 3e-3
 SCORES = ("random", "magnitude", "saliency", "activations")
-TASKS = ("digits", "different units")
+TASKS = ("digits", "different scales")
 
 
 class Sizes(NamedTuple):
@@ -127,7 +127,7 @@ def _data(task: str) -> digits.Data:
     """The digits as vectors of 64 pixels."""
     data = digits.load(900)
     units = np.ones(64)
-    if task == "different units":
+    if task == "different scales":
         units = 10 ** np.random.default_rng(0).uniform(-1.5, 1.5, 64)
     images = (data.train_images, data.test_images)
     train, test = (jnp.asarray(x.reshape(-1, 64) * units, jnp.float32) for x in images)

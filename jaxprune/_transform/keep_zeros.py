@@ -36,8 +36,8 @@ def keep_zeros(
 
     A leaf that contains only zeros is not masked: LoRA factors and zero-initialised heads start at
     zero and have to learn. So do biases, and one that is zero throughout brings dropped channels
-    back when it learns. To mask such a leaf too, name it with `include`. For channels of
-    `channel_groups`, write `include=tuple(groups)`.
+    back when it learns. `include` replaces this default: `include=".*"` masks all leaves. For
+    channels of `channel_groups`, write `include=tuple(groups)`.
 
     Args:
       inner: the optimizer to wrap.

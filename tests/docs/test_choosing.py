@@ -148,7 +148,15 @@ def test_figures_of_the_algorithms(page):
     assert f"not better ({at_95['saliency, ERK']})" in page
     assert f"SET {at_95['SET, ERK']}, RigL {at_95['RigL, ERK']}" in page
     channels, single = (at_95[f"{name}, uniform"].split()[0] for name in ("channels", "magnitude"))
-    assert f"uniformly left {channels} % accuracy, single weights {single} %" in page
+    assert float(channels) < float(single) - 20
+    assert f"far fewer connections are left: {channels} %" in page
+    by_row = {
+        (r["kind"], r["sparsity"]): r["mean"] for r in results("paper-quality-cnn")["summary"]
+    }
+    units, weights = by_row["units", 0.95], by_row["unstructured", 0.95]
+    assert (
+        f"{units:.1f} against {weights:.1f} % on digits (dense {by_row['dense', 0.0]:.1f} %" in page
+    )
 
 
 def test_the_table_of_structures():

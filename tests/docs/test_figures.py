@@ -104,13 +104,15 @@ def structure_rows():
 def step_rows():
     """Lines from the results of `python -m benchmarks step`."""
     rows = [r for r in results("step-cpu")["rows"] if r["case"] == "step" and not r["seeds"]]
-    for task in ("update 1e+07", "mlp", "transformer", "lstm"):
+    for task in ("update 1e+06", "update 1e+07", "mlp", "transformer", "lstm"):
         for dtype in ("float32", "bfloat16"):
             by_method = {r["method"]: r for r in rows if (r["task"], r["dtype"]) == (task, dtype)}
             quiet = " | ".join(
                 f"{by_method[m]['x_adamw']:.2f}" for m in ("chain", "inner", "packed")
             )
-            name = "update alone, 1e7 weights" if task.startswith("update") else task
+            name = task
+            if task.startswith("update"):
+                name = f"update alone, 1e{task[-1]} weights"
             yield f"| {name} | {dtype} | {quiet} | {by_method['chain']['x_amortised']:.2f} |"
 
 
@@ -203,17 +205,19 @@ def test_what_is_said_of_scores_of_channels_is_what_was_measured():
     rows = [r for r in results("shrink-cpu")["rows"] if r["case"] == "scores"]
     by_case = {(r["task"], r["method"], r["sparsity"]): r for r in rows}
     methods = ("random", "magnitude", "saliency", "activations")
-    for task in ("digits", "different units"):
+    for task in ("digits", "different scales"):
         half = {name: by_case[task, name, 0.5] for name in methods}
         assert max(half, key=lambda name: half[name]["accuracy"]) == "magnitude"
         trained_on = [row["accuracy_trained_on"] for row in half.values()]
         assert max(trained_on) - min(trained_on) < 0.01
         others = [half[name]["change"] for name in methods if name != "activations"]
         assert 2 < min(others) / half["activations"]["change"] < 3
-    few = {name: by_case["different units", name, 0.3]["accuracy"] for name in methods}
+    few = {name: by_case["different scales", name, 0.3]["accuracy"] for name in methods}
     assert max(few, key=lambda name: few[name]) == "activations"
     shown = (f"{100 * few[name]:.1f} %" for name in ("activations", "magnitude"))
-    assert "{} against {} by weights".format(*shown) in words_of("guides/shrinking.md")
+    assert "{} against {} with the norm of the weights".format(*shown) in words_of(
+        "guides/shrinking.md"
+    )
 
 
 TABLES = [
@@ -336,9 +340,9 @@ def test_what_is_said_of_tpus_is_what_the_benchmark_wrote():
     of = lambda shape: {r["method"]: r for r in rows if (r["shape"], r["dtype"]) == shape}
     one, many = of(([4096, 4096], "float32")), of(([8192, 28_672], "bfloat16"))
     held = {name: r["temp_bytes_per_weight"] for name, r in one.items()}
-    assert f"they hold {held.pop('jaxprune'):.2f} bytes a weight" in page
+    assert f"they need {held.pop('jaxprune'):.2f} bytes per weight" in page
     assert {round(x) for x in held.values()} == {8}
-    assert "`lax.top_k` hold 8." in page
+    assert "`lax.top_k` need 8." in page
     sent = {name: r["bytes"] for name, r in many.items()}
     assert f"{sent.pop('jaxprune')} bytes cross between chips a pass" in page
     assert {f"gather {x / 1e6:.0f} MB on each" in page for x in sent.values()} == {True}
@@ -375,7 +379,9 @@ def test_what_is_said_of_gpus_is_what_the_benchmark_wrote():
     }
     one, auto, explicit = of(1, "Auto"), of(8, "Auto"), of(8, "Explicit")
     usual, on_auto, on_explicit = (x["unstructured"] for x in (one, auto, explicit))
-    assert f"a fire holds {usual['temp_per_weight']:.2f} bytes a weight" in page
+    assert (
+        f"a fire needs {usual['temp_per_weight']:.2f} bytes of temporary memory per weight" in page
+    )
     for row in (on_auto, on_explicit):
         assert f"and {row['temp_per_weight']:.2f} for two leaves on eight H100s" in page
         assert row["pass_read_per_weight"] < 5.05
@@ -386,12 +392,12 @@ def test_what_is_said_of_gpus_is_what_the_benchmark_wrote():
     assert said.format(*kernels) in page
     sorts = {round(one[name]["temp_per_weight"]) for name in ("argsort", "jnp.sort", "lax.top_k")}
     assert sorts == {12}
-    assert "hold 12 bytes a weight" in page
+    assert "need 12 bytes per weight" in page
     kinds = ("bit masks", "NM(2, 4)", "blocks", "balanced blocks", "random score", "rigl")
     held = [f"{one[kind]['temp_per_weight']:.1f}" for kind in (*kinds, "150 leaves")]
     assert f"| {' | '.join(held)} |" in page
     for row in (x["balanced blocks"] for x in (auto, explicit)):
-        assert f"balanced blocks hold {row['temp_per_weight']:.1f} bytes a weight" in page
+        assert f"balanced blocks need {row['temp_per_weight']:.1f} bytes per weight" in page
         assert row["quiet_extra"] == usual["quiet_extra"]
 
 

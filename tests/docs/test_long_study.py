@@ -31,13 +31,16 @@ def test_the_setting_is_that_of_the_code(monkeypatch):
     assert f"with {n_params:,} parameters ({study.width} wide)" in WORDS
     monkeypatch.setattr(text, "make_task", lambda batch, time, *_: (batch, time))
     batch, time = study.task()
-    assert f"{study.steps * batch * time / 1e6:.1f} million bytes of training text" in WORDS
+    assert (
+        f"which read {study.steps * batch * time / 1e6:.1f} million bytes of the same text" in WORDS
+    )
+    assert f"and {study.steps:,} steps" in WORDS
     assert f"Batches have {batch} windows of {time} bytes." in WORDS
     short_batch, short_time = text.study("cpu").task()
     n_bytes = text.study("cpu").steps * short_batch * short_time
     assert round(study.steps * batch * time / n_bytes) == 3
     assert (study.learning_rate, study.small_learning_rate) == (1e-2, 2e-2)
-    assert "1e-2 at width 272, which the pruned networks use too, and 2e-2 at width 79" in WORDS
+    assert "1e-2 at width 272, for the dense and the pruned networks, and 2e-2 at width 79" in WORDS
 
 
 def test_what_is_said_of_one_layer_is_in_its_results():

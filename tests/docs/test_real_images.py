@@ -91,7 +91,9 @@ def test_what_is_said_of_the_results_is_in_them():
 
     mean = {row["name"]: row["mean"] for row in results["summary"]}
     n = {row["name"]: row["n_nonzero"] for row in results["summary"]}
-    assert f"with {n['erk-0.975']:,} nonzeros, it has {mean['erk-0.975']:.2f} %, about" in WORDS
+    assert n["erk-0.975"] == n["uniform-0.975"] + 1
+    nonzeros = f"with {n['erk-0.975']:,} nonzeros (one more than uniform)"
+    assert f"{nonzeros}, it has {mean['erk-0.975']:.2f} %, about" in WORDS
     small = f"network of {n['shallow-0.95']:,} parameters ({mean['shallow-0.95']:.2f})"
     assert f"as much as the small dense {small}" in WORDS
     assert abs(mean["erk-0.975"] - mean["shallow-0.95"]) < 0.2
@@ -123,6 +125,6 @@ def test_the_readme_has_the_numbers_of_the_results():
     names = ("erk-0.9", "dense", "shallow-0.9")
     sparse, dense, small = (f"{mean[name]:.1f} %" for name in names)
     assert (
-        f"is right on {sparse}, dense on {dense}, and the better of two small dense ones of that "
-        f"size on {small}"
+        f"has {sparse} accuracy (dense {dense}, the better of two small dense CNNs of that size "
+        f"{small})"
     ) in readme
