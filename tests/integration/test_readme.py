@@ -53,9 +53,9 @@ def test_the_three_figures_of_the_readme_are_what_the_benchmarks_wrote():
     assert f"files {smaller.split('|')[3].strip()} times smaller" in readme
     rows = {row["kind"]: row for row in payoff.read("paper-quality-wide")["summary"]}
     loss = {kind: row["mean"] - rows["dense"]["mean"] for kind, row in rows.items()}
-    assert f"worse by {loss['units']:.2f} bits per byte" in readme
-    assert f"of that size by {loss['small dense']:.2f} (two layers) and" in readme
-    assert f"and {loss['shallow dense']:.2f} (one wider layer, a tie with pruning)" in readme
+    assert f"is {loss['units']:.2f} bits per byte worse" in readme
+    assert f"trained at that size is {loss['small dense']:.2f} worse with two layers" in readme
+    assert f"and {loss['shallow dense']:.2f} with one wider layer, a tie" in readme
     assert summary.compare(rows["units"], rows["shallow dense"], True)[1] == "tie"
     units = next(line for line in payoff.wide() if "| units |" in line)
     assert f"runs {units.split('|')[-2].split('/')[0].strip()} times faster on one core" in readme
@@ -63,12 +63,15 @@ def test_the_three_figures_of_the_readme_are_what_the_benchmarks_wrote():
 
 @needs_results
 def test_the_figures_of_translation_are_what_the_study_wrote():
-    study = json.loads((ROOT / "benchmarks/results/paper-seq2seq-en-de-cpu.json").read_text())
-    bleu = {row["name"]: f"{row['mean']:.1f}" for row in study["summary"]}
-    readme = words_of("README.md")
-    assert f"dates and money has {bleu['sparse-0.9']} BLEU; dense it has {bleu['dense']}," in readme
-    assert f"a small dense one of that size {bleu['small-dense-0.9']} (" in readme
-    assert study["config"]["seeds"] == 5
+    readme, figures = words_of("README.md"), {}
+    for way in ("en-de", "de-en"):
+        study = json.loads((ROOT / f"benchmarks/results/paper-seq2seq-{way}-cpu.json").read_text())
+        bleu = {row["name"]: f"{row['mean']:.1f}" for row in study["summary"]}
+        figures[way] = [bleu[name] for name in ("sparse-0.9", "dense", "small-dense-0.9")]
+        assert study["config"]["seeds"] == 5
+    said = "has {} BLEU from English to German (dense {}, a small dense one of that size {})"
+    assert said.format(*figures["en-de"]) in readme
+    assert "and {} from German to English ({}, {};".format(*figures["de-en"]) in readme
 
 
 @needs_results
@@ -76,9 +79,9 @@ def test_the_figures_of_the_demo_are_what_it_wrote():
     rows = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["summary"]
     percent = {(r["kind"], r["sparsity"]): f"{100 * r['accuracy_mean']:.1f} %" for r in rows}
     readme = words_of("README.md")
-    assert f"reads {percent['ERK', 0.9]} of the numbers below" in readme
+    assert f"reads {percent['ERK', 0.9]} of three-digit numbers" in readme
     small = [percent[f"{kind} dense", 0.9] for kind in ("narrower", "shallower")]
-    assert f"small dense CNNs with as many weights {max(small)}" in readme
+    assert f"small dense CNNs with as many weights reads {max(small)}" in readme
     assert f"of ten times the size {percent['dense', 0.0]}" in readme
 
 
