@@ -17,7 +17,7 @@ import numpy as np
 from jaxprune._base.arguments import as_flag
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.paths import check_not_donated, leaves_with_paths, paths_of
-from jaxprune._report.unfinished import require_progress, whole_sizes
+from jaxprune._report.unfinished import require_progress
 from jaxprune._state.prune_state import PruneState, find_states, require_states, unboxed
 from jaxprune._state.pruned_paths import recorded_pruned
 
@@ -177,6 +177,8 @@ def _counts(state: PruneState) -> tuple[jax.Array, jax.Array, jax.Array]:
     shapes = [jnp.shape(mask)[n_batch_axes:] for mask in jax.tree.leaves(state.masks)]
     n_bytes = np.array([math.prod(shape) for shape in shapes], np.int64)
     n_rows = np.array([math.prod(shape[:-1]) for shape in shapes], np.int64)
+    if state.progress.sizes is not None:
+        return zeros, jnp.asarray(unboxed(state.progress.sizes)), is_pruned
     with counting(is_wide(zeros)):
         if state.widths is None:
             sizes = jnp.broadcast_to(jnp.asarray(n_bytes, zeros.dtype), zeros.shape)
@@ -185,7 +187,7 @@ def _counts(state: PruneState) -> tuple[jax.Array, jax.Array, jax.Array]:
             sizes = rows * jnp.asarray(unboxed(state.widths)).astype(zeros.dtype)
         if state.progress.absent is not None:
             sizes = sizes - jnp.asarray(unboxed(state.progress.absent))
-    return zeros, whole_sizes(state.progress, sizes), is_pruned
+    return zeros, sizes, is_pruned
 
 
 def _values(totals: _Totals) -> dict[str, jax.Array]:

@@ -7,16 +7,21 @@ share it; see `jaxprune._state.progress`.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, shown_path
 from jaxprune._state.progress import Progress
 from jaxprune._state.prune_state import PruneState, unboxed
-from jaxprune._state.recount import absent_in, false_in, zeros_in
+from jaxprune._state.recount import (
+    absent_in,
+    axes_of_parts,
+    false_in,
+    over_parts,
+    sizes_in,
+    zeros_in,
+)
 
 
 class Unfinished(NamedTuple):
@@ -82,13 +87,12 @@ def unfinished(paths: Sequence[str], leaves: Sequence[Any], state: PruneState) -
     """
     mask_paths, _, _ = leaves_with_paths(state.masks)
     at = dict(zip(paths, leaves, strict=True))
-    members = _members(at, mask_paths, state)
+    members, axes = _members(at, mask_paths, state)
     copied: tuple[str, ...] = ()
-    if _counts_over_all(members):
+    if axes:
         pruned = np.flatnonzero(members[0].progress.pool_of >= 0)
-        copied = tuple(path for i in pruned if _are_copies(at[path := mask_paths[int(i)]]))
-        masked, zero = (sum(getattr(m, name) for m in members) for name in ("masked", "zero"))
-        members = [members[0]._replace(masked=masked, zero=zero)]
+        of_leaves = {path: at[path] for path in (mask_paths[int(i)] for i in pruned)}
+        copied = tuple(path for path, leaf in of_leaves.items() if _are_copies(leaf, axes))
     in_masks: dict[str, None] = {}  # in order, each line once
     in_params: dict[str, None] = {}
     for member in members:
@@ -105,48 +109,22 @@ def unfinished(paths: Sequence[str], leaves: Sequence[Any], state: PruneState) -
     return Unfinished(*max(waits, default=(0, 0, 0)), tuple(in_masks), tuple(in_params), copied)
 
 
-def _counts_over_all(members: Sequence[_Member]) -> bool:
-    """Whether each member of a batched state counts the zeros of all of them.
+def _are_copies(leaf: Any, axes: tuple[int, ...]) -> bool:
+    """Whether all parts of a leaf have the same weights, but for those that are zero.
 
-    With `axis_name` it does, inside `pmap` and `vmap`, whose members hold the parts of a leaf.
+    Equal parts of a leaf whose weights are all the same are no copies, as far as one can tell.
+
+    Args:
+      leaf: the parts, along some of its axes.
+      axes: these axes.
     """
-    together = np.sum([member.masked for member in members], axis=0)
-    counts = [member.progress.zeros for member in members]
-    return len(members) > 1 and together.any() and all(np.array_equal(n, together) for n in counts)
-
-
-def _are_copies(leaf: Any) -> bool:
-    """Whether all members of a batched leaf have the same weights, but for those that are zero."""
-    first, *others = np.asarray(leaf)
+    array = np.moveaxis(np.asarray(leaf), axes, range(len(axes)))
+    first, *others = array.reshape(-1, *array.shape[len(axes) :])
+    if np.unique(array[array != 0]).size < 2:
+        return False
     both = [(first != 0) & (other != 0) for other in others]
     same = [np.array_equal(first[b], other[b]) for b, other in zip(both, others, strict=True)]
     return bool(np.any(both)) and all(same)
-
-
-def whole_sizes(progress: Progress, sizes: Any) -> jax.Array:
-    """How many weights each leaf has in all of its parts together: int[..., n_leaves].
-
-    With `axis_name`, the masks in a state are those of one part of every pruned leaf, but what is
-    due is counted over all parts. Their number is how often these weights fit into the sizes.
-
-    Args:
-      progress: of the state.
-      sizes: int[..., n_leaves], as the masks in the state have them.
-    """
-    unit_size, pool_of = unboxed(progress.unit_size), unboxed(progress.pool_of)
-    schedules = progress if progress.choices is None else progress.choices
-    due, target = unboxed(schedules.due), unboxed(schedules.target)
-    if progress.choices is None:
-        due, target = due[..., None, :], target[..., None]
-    with counting(is_wide(due) or is_wide(sizes)):
-        # Only single weights can be split: all other accounts are whole, and count for nothing.
-        n_due = jnp.sum(jnp.where(unit_size[..., None, :] > 0, due, 0), -1).astype(jnp.float32)
-        size = jnp.sum(jnp.where(pool_of >= 0, sizes, 0), -1).astype(jnp.float32)
-        of_one_part = target * size[..., None]
-        n_parts = n_due / jnp.where(of_one_part > 0, of_one_part, 1)
-        n_parts = jnp.maximum(jnp.round(jnp.max(n_parts, -1)), 1)
-        n_parts = n_parts.astype(sizes.dtype)[..., None]
-        return jnp.where(pool_of >= 0, sizes * n_parts, sizes)
 
 
 def emptied(state: PruneState) -> list[str]:
@@ -155,16 +133,13 @@ def emptied(state: PruneState) -> list[str]:
     No budget of a single leaf asks for all of its weights. What asks for them is `keep_zeros`, for
     a leaf of zeros that the user has named.
     """
-    paths, masks, _ = leaves_with_paths(state.masks)
+    paths, _, _ = leaves_with_paths(state.masks)
     if state.progress is None or not paths:
         return []
-    n_batch_axes = np.ndim(unboxed(state.prune_step))
-    pool_of = np.asarray(unboxed(state.progress.pool_of))
-    in_masks = _sizes(state, masks, n_batch_axes) - absent_in(state)
-    with counting(True):
-        sizes = np.asarray(whole_sizes(state.progress, jnp.asarray(in_masks)))
-    of_all_parts = np.asarray(unboxed(state.progress.zeros))
-    zeros = np.where(sizes > in_masks, of_all_parts, zeros_in(state))
+    zeros, pool_of = zeros_in(state), np.asarray(unboxed(state.progress.pool_of))
+    sizes = sizes_in(state) - absent_in(state)
+    if axes := axes_of_parts(state, zeros):
+        zeros, sizes = over_parts(zeros, axes), np.asarray(unboxed(state.progress.sizes))
     is_empty = (zeros == sizes) & (pool_of >= 0) & (sizes > 0)
     is_empty &= (np.asarray(unboxed(state.progress.due)) != sizes) | ~_are_alone(pool_of)
     is_empty = is_empty.reshape(-1, len(paths)).any(0)
@@ -185,37 +160,36 @@ def _are_alone(pool_of: np.ndarray) -> np.ndarray:
     return np.reshape(alone, pool_of.shape)
 
 
-def _sizes(state: PruneState, masks: Sequence[Any], n_batch_axes: int) -> np.ndarray:
-    """How many weights each leaf has."""
-    shapes = [list(np.shape(mask)[n_batch_axes:]) for mask in masks]
-    if state.widths is not None:
-        widths = np.asarray(unboxed(state.widths)).reshape(-1, len(masks))[0]
-        for shape, width in zip(shapes, widths, strict=True):
-            shape[-1:] = [int(width)] if shape else []
-    return np.array([np.prod(shape, dtype=np.int64) for shape in shapes], np.int64)
+def _members(
+    at: dict[str, Any], mask_paths: Sequence[str], state: PruneState
+) -> tuple[list[_Member], tuple[int, ...]]:
+    """The members of a batched state, one for any other state; and the axes of parts of leaves.
 
-
-def _members(at: dict[str, Any], mask_paths: Sequence[str], state: PruneState) -> list[_Member]:
-    """The members of a batched state; one for any other state."""
+    Parts of one leaf are one member.
+    """
     batch = np.shape(unboxed(state.prune_step))
-    n_leaves, n_members = len(mask_paths), int(np.prod(batch, dtype=np.int64))
+    n_leaves = len(mask_paths)
     counts = state.progress[: Progress._fields.index("choices")]
     fields = [np.asarray(unboxed(field)) for field in counts]
-    flat = [field.reshape(n_members, *field.shape[len(batch) :]) for field in fields]
     masked = zeros_in(state)
     zero = masked.copy()
+    n_members = int(np.prod(batch, dtype=np.int64))
     pool_of = np.asarray(unboxed(state.progress.pool_of)).reshape(n_members, n_leaves)
     if does_land(state):
         for i, path in enumerate(mask_paths):
             if (pool_of[:, i] >= 0).any():
                 zero[..., i] = false_in(is_nonzero(jnp.asarray(at[path])), len(batch))
         zero = np.maximum(zero - absent_in(state), 0)
-    steps = np.ravel(unboxed(state.prune_step))
-    masked, zero = (counts.reshape(n_members, n_leaves) for counts in (masked, zero))
+    axes = axes_of_parts(state, masked)
+    masked, zero = over_parts(masked, axes), over_parts(zero, axes)
+    first_parts = tuple(0 if axis in axes else slice(None) for axis in range(len(batch)))
+    steps = np.ravel(np.asarray(unboxed(state.prune_step))[first_parts])
+    of_members = lambda x: x[first_parts].reshape(len(steps), *x.shape[len(batch) :])
+    fields, (masked, zero) = list(map(of_members, fields)), map(of_members, (masked, zero))
     return [
-        _Member(int(steps[k]), Progress(*(field[k] for field in flat)), masked[k], zero[k])
-        for k in range(n_members)
-    ]
+        _Member(int(steps[k]), Progress(*(field[k] for field in fields)), masked[k], zero[k])
+        for k in range(len(steps))
+    ], axes
 
 
 def _masks_lack(name: str, member: _Member, account: int) -> list[str]:

@@ -101,9 +101,10 @@ def following(state: PruneState, index: jax.Array) -> PruneState:
         return state
     flat, treedef = jax.tree.flatten(state.progress)  # without the boxes of NNX
     n, end = Progress._fields.index("choices"), Progress._fields.index("choices") + 4
-    choices, absent = Choices(*flat[n:end]), flat[end] if flat[end:] else None
-    fields = (*flat[:n], choices, absent)
-    progress = Progress(**dict(zip(Progress._fields, fields, strict=True)))
+    choices = Choices(*flat[n:end])
+    names = [name for name in Progress._fields if getattr(state.progress, name) is not None]
+    fields = (*flat[:n], choices, *flat[end:])
+    progress = Progress(**dict(zip(names, fields, strict=True)))
     number = jnp.broadcast_to(index, jnp.shape(choices.number))
     taken = [_at(table, number) for table in (choices.schedules, choices.due, choices.target)]
     begin, end, every = jnp.moveaxis(taken[0], -1, 0)

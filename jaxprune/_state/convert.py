@@ -5,7 +5,7 @@ Everything here runs on the host, outside `jit`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -147,7 +147,11 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
     changed = _convert("set_masks", lambda state: _with_masks(state, new), opt_state)
     if unenforced := _unenforced(find_states(changed)):
         raise ValueError(_not_enforced(unenforced, new))
-    return changed
+    if len(states) == 1:
+        return changed
+    # Masks of leaves that another state prunes would not change any more when it changes its own.
+    own = lambda state: _with_masks(state, new, pruned_paths(state))
+    return _convert("set_masks", own, opt_state)
 
 
 def _unenforced(states: Sequence[PruneState]) -> dict[str, int]:
@@ -192,14 +196,22 @@ def _is_below(path: str, hidden: set[str]) -> bool:
     return any(path == top or not top or path.startswith(f"{top}/") for top in hidden)
 
 
-def _with_masks(state: PruneState, new: Mapping[str, Any]) -> PruneState:
-    """The state with those of the new masks, by path, that belong to its leaves."""
+def _with_masks(
+    state: PruneState, new: Mapping[str, Any], own: Collection[str] | None = None
+) -> PruneState:
+    """The state with those of the new masks, by path, that belong to its leaves.
+
+    Other masks than those of `own`, if that is not None, keep every weight.
+    """
     paths, old_masks, treedef = leaves_with_paths(masks_of(state))
     for path, old in zip(paths, old_masks, strict=True):
         if jnp.shape(new[path]) != jnp.shape(old):
             raise ValueError(wrong_shape(path, jnp.shape(new[path]), jnp.shape(old)))
         check_mask_dtype(path, new[path])
     stored = [jnp.asarray(new[path]).astype(bool).astype(jnp.uint8) for path in paths]
+    if own is not None:
+        pairs = zip(paths, stored, strict=True)
+        stored = [mask if path in own else jnp.ones_like(mask) for path, mask in pairs]
     if state.widths is not None:
         stored = list(map(to_bits, stored))
     return with_new_masks(state._replace(masks=treedef.unflatten(stored)))

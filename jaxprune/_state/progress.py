@@ -65,6 +65,8 @@ class Progress(NamedTuple):
       exact: int32 scalar, 1 if masks drop exactly what is due at all times (`rigl`).
       choices: what `choose_schedule` chooses from; None where there is one schedule.
       absent: int[n_leaves], how many weights of each leaf do not exist; None without `structural`.
+      sizes: int[n_leaves], how many weights all parts of each leaf have together, which all other
+        counts are of; None without `axis_name`. The masks may be those of one part.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -88,6 +90,7 @@ class Progress(NamedTuple):
     exact: Any
     choices: Choices | None = None
     absent: Any = None
+    sizes: Any = None
 
 
 def count_dtype(n: int) -> Any:

@@ -1,5 +1,7 @@
 """Counts the masks of a state on the host, for a `Progress` that has none or has become wrong."""
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +62,7 @@ def with_new_masks(state: PruneState) -> PruneState:
     if progress is None:
         return state
     zeros = zeros_in(state)
+    zeros = over_parts(zeros, axes_of_parts(state, zeros))
     unit_size = np.asarray(unboxed(progress.unit_size))
     pool_of = np.asarray(unboxed(progress.pool_of))
     old_totals, totals = (
@@ -84,6 +87,55 @@ def zeros_in(state: PruneState) -> np.ndarray:
         return np.zeros((*np.shape(unboxed(state.prune_step)), 0), np.int64)
     zeros = np.stack([false_in(mask.astype(bool), n_batch_axes) for mask in masks], -1)
     return np.maximum(zeros - absent_in(state), 0)  # masks that a user has set may drop fewer
+
+
+def sizes_in(state: PruneState) -> np.ndarray:
+    """How many weights each mask of a state has: int64[n_leaves]."""
+    n_batch_axes = np.ndim(unboxed(state.prune_step))
+    masks = jax.tree.leaves(state.masks)
+    shapes = [list(np.shape(mask)[n_batch_axes:]) for mask in masks]
+    if state.widths is not None:
+        widths = np.asarray(unboxed(state.widths)).reshape(-1, len(masks))[0]
+        for shape, width in zip(shapes, widths, strict=True):
+            shape[-1:] = [int(width)] if shape else []
+    return np.array([np.prod(shape, dtype=np.int64) for shape in shapes], np.int64)
+
+
+def axes_of_parts(state: PruneState, zeros: np.ndarray) -> tuple[int, ...]:
+    """The axes of a batched state along which its members hold the parts of each leaf.
+
+    With `axis_name`, the members of `vmap` and `pmap` over this axis do. Other axes may be those of
+    an ensemble. Of axes of the right length, those are chosen over which the zeros of the masks add
+    up to the counts in the state; otherwise the last ones.
+
+    Args:
+      state: with a progress.
+      zeros: int64[..., n_leaves], those of its masks.
+    """
+    progress = state.progress
+    if progress is None or progress.sizes is None:
+        return ()
+    batch, sizes = np.shape(unboxed(state.prune_step)), np.asarray(unboxed(progress.sizes))
+    is_pruned = (np.asarray(unboxed(progress.pool_of)) >= 0) & (sizes > 0)
+    if not batch or not is_pruned.any():
+        return ()
+    own = np.broadcast_to(sizes_in(state), sizes.shape)
+    n_parts = int(np.max(sizes[is_pruned] // np.maximum(own[is_pruned], 1)))
+    long_axes = [axis for axis, length in enumerate(batch) if length > 1]
+    candidates = [
+        axes
+        for n in range(1, len(long_axes) + 1)
+        for axes in itertools.combinations(long_axes, n)
+        if math.prod(batch[axis] for axis in axes) == n_parts
+    ]
+    counted = np.asarray(unboxed(progress.zeros))
+    fitting = [axes for axes in candidates if np.array_equal(over_parts(zeros, axes), counted)]
+    return next(iter([*fitting, *candidates[::-1]]), ())
+
+
+def over_parts(zeros: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Counts of parts summed up over these axes, for each part."""
+    return np.broadcast_to(zeros.sum(axes, keepdims=True), zeros.shape) if axes else zeros
 
 
 def absent_in(state: PruneState) -> np.ndarray:

@@ -5,9 +5,7 @@ fire compares one row of them, and the fields of the progress, with what it expe
 neither.
 """
 
-import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.caching import bounded_cache
-from jaxprune._base.counting import all_of, any_of, counting, is_wide
-from jaxprune._base.places import placed
+from jaxprune._base.counting import counting, is_wide
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.schedule_list import ChosenSchedule, ScheduleList
-from jaxprune._state.progress import UNKNOWN, Choices, Progress, count_dtype
+from jaxprune._state.progress import Choices, Progress, count_dtype
 from jaxprune._transform.settings import Settings
 
 
@@ -44,6 +41,7 @@ class Accounts(NamedTuple):
       size: the number of weights that exist in pruned leaves, in all of their parts.
       targets: the sparsity of the pruned leaves when each schedule is done.
       absent: int64[n_leaves], how many weights of each leaf do not exist; None where all do.
+      sizes: int64[n_leaves], how many weights each leaf has, those that are pruned in all parts.
     """
 
     pool_of: np.ndarray
@@ -53,7 +51,8 @@ class Accounts(NamedTuple):
     largest: tuple[int, int]
     size: int
     targets: tuple[float, ...]
-    absent: np.ndarray | None = None
+    absent: np.ndarray | None
+    sizes: np.ndarray
 
 
 def accounts_of(settings: Settings, budget: Budget) -> Accounts:
@@ -69,6 +68,8 @@ def _accounts_of(is_exact: bool, budget: Budget) -> Accounts:
     pairs = zip(budget.leaves, shapes, strict=True)
     sizes = [leaf.n_weights(shape) * n_parts for leaf, shape in pairs]
     n_leaves, n_fires = len(paths), len(budget.pools.n_drop)
+    n_weights = [math.prod(getattr(spec, "shape", ())) for spec in specs]
+    chosen = set(budget.chosen)
     pool_of = np.full(n_leaves, -1, np.int32)
     unit_size = np.zeros(n_leaves, np.int32)
     asked = np.zeros((n_fires + 1, n_leaves), np.int64)
@@ -98,6 +99,7 @@ def _accounts_of(is_exact: bool, budget: Budget) -> Accounts:
         sum(sizes),
         tuple(n / max(sum(sizes), 1) for n in finals),
         _absent(recipe, budget, n_leaves),
+        np.array([n * (n_parts if i in chosen else 1) for i, n in enumerate(n_weights)], np.int64),
     )
 
 
@@ -128,6 +130,7 @@ def no_progress(settings: Settings) -> Progress:
         0,
         (0.0,) * n_schedules,
         none if settings.recipe.structural else None,
+        none,
     )
     return progress_at(settings, accounts, -1, first_counts(accounts))
 
@@ -141,116 +144,22 @@ def first_counts(accounts: Accounts, zeros: Any = None) -> Counts:
         schedule asks for; None for masks that keep all weights that exist.
     """
     if zeros is None:
-        return Counts(_ints(np.zeros_like(accounts.pool_of), accounts.largest[0]), _row(accounts))
+        return Counts(as_ints(np.zeros_like(accounts.pool_of), accounts.largest[0]), _row(accounts))
     if accounts.absent is not None:
         with counting(is_wide(zeros)):
-            zeros = zeros - _ints(accounts.absent, accounts.largest[0])
-    return Counts(zeros, _ints(accounts.asked[0], accounts.largest[1]))
+            zeros = zeros - as_ints(accounts.absent, accounts.largest[0])
+    return Counts(zeros, as_ints(accounts.asked[0], accounts.largest[1]))
 
 
 def _row(accounts: Accounts) -> jax.Array:
-    return _ints(np.zeros_like(accounts.pool_of), accounts.largest[1])
+    return as_ints(np.zeros_like(accounts.pool_of), accounts.largest[1])
 
 
-def _ints(values: np.ndarray, largest: int) -> jax.Array:
+def as_ints(values: np.ndarray, largest: int) -> jax.Array:
     """Counts as an array of the dtype that counts up to `largest` need."""
     dtype = count_dtype(largest)
     with counting(dtype == jnp.int64):
         return jnp.array(values, dtype)
-
-
-def in_dtypes(accounts: Accounts, progress: Progress) -> Progress:
-    """The progress of a state, with counts in the dtypes that these accounts need."""
-    of_zeros, of_units = map(count_dtype, accounts.largest)
-    with counting(jnp.int64 in (of_zeros, of_units)):
-        return progress._replace(
-            zeros=jnp.asarray(progress.zeros).astype(of_zeros),
-            due=jnp.asarray(progress.due).astype(of_units),
-            reached=jnp.asarray(progress.reached).astype(of_units),
-        )
-
-
-def with_known_counts(accounts: Accounts, progress: Progress) -> Progress:
-    """The progress where nothing is known to be reached if its accounts were others before."""
-    with counting(is_wide(progress.reached)):
-        same = all_of(
-            (progress.pool_of == accounts.pool_of) & (progress.unit_size == accounts.unit_size)
-        )
-        unknown = jnp.full_like(progress.reached, UNKNOWN)
-        return progress._replace(reached=jnp.where(same, progress.reached, unknown))
-
-
-def asked_at(settings: Settings, accounts: Accounts, step: Any) -> jax.Array:
-    """How many units each account has to drop after update `step`: int[n_leaves]."""
-    table = _ints(accounts.asked, accounts.largest[1])
-    schedule: Any = settings.schedule
-    with counting(is_wide(table)):
-        return table[schedule.index(step) + 1]
-
-
-def is_behind(settings: Settings, accounts: Accounts, step: Any, progress: Progress) -> jax.Array:
-    """Whether an account drops fewer units than the schedule asks for at this step."""
-    with counting(is_wide(progress.reached)):
-        return any_of(_are_behind(settings, accounts, step, progress))
-
-
-def _are_behind(settings: Settings, accounts: Accounts, step: Any, progress: Progress) -> jax.Array:
-    """Which accounts drop fewer units than the schedule asks for at this step."""
-    return jnp.maximum(progress.reached, 0) < asked_at(settings, accounts, step)
-
-
-def has_work(settings: Settings, accounts: Accounts, step: Any, progress: Progress) -> jax.Array:
-    """Whether this step changes masks or progress: all that a quiet step asks.
-
-    It is one reduction over the leaves, which for a GPU is one kernel. XLA would split one over
-    joined arrays.
-    """
-    new = next_progress(settings, accounts, step, progress)
-    schedule: Any = settings.schedule
-    numbers = [schedule.fires(step)]
-    for name in ("fires_left", "target", "lands", "exact"):
-        numbers.append(getattr(progress, name) != getattr(new, name))
-    numbers += [progress.schedule[i] != new.schedule[i] for i in range(3)]
-    with counting(is_wide(progress.reached)):
-        flags = _are_behind(settings, accounts, step, progress) | (progress.due != new.due)
-        flags |= (progress.pool_of != new.pool_of) | (progress.unit_size != new.unit_size)
-        work = functools.reduce(jnp.logical_or, numbers)
-        return any_of(flags | work) if flags.size else work
-
-
-def counted(
-    settings: Settings,
-    accounts: Accounts,
-    step: Any,
-    progress: Progress,
-    chosen: Sequence[int],
-    new: Any,
-) -> Progress:
-    """The progress with the counts of new masks.
-
-    Where units are not weights of one pool, the fire has reached what the schedule asks for.
-
-    Args:
-      settings: what the transformation does.
-      accounts: of the tree.
-      step: updates applied so far.
-      progress: before the fire.
-      chosen: the indices of the pruned leaves.
-      new: how many entries of each of their masks are zero now.
-    """
-    asked = asked_at(settings, accounts, step)
-    account_of = accounts.pool_of[np.array(chosen)]
-    zeros, reached = progress.zeros, progress.reached
-    with counting(is_wide(zeros) or is_wide(reached)):
-        if accounts.absent is not None:
-            new = new - jnp.asarray(accounts.absent[np.array(chosen)], new.dtype)
-        zeros = placed(zeros, chosen, new.astype(zeros.dtype))
-        new, none = new.astype(asked.dtype), jnp.zeros_like(asked)
-        is_account = np.array_equal(account_of, chosen)
-        by_account = placed(none, chosen, new) if is_account else none.at[account_of].add(new)
-        known = jnp.asarray(accounts.unit_size > 0)
-        most = jnp.maximum(jnp.where(known, by_account, 0).astype(asked.dtype), asked)
-        return progress._replace(zeros=zeros, reached=reached.at[...].set(most))
 
 
 def next_progress(
@@ -259,7 +168,8 @@ def next_progress(
     """The progress after update `step`, with the same counts."""
     counts = Counts(progress.zeros, progress.reached)
     new = progress_at(settings, accounts, step, counts)
-    return new._replace(choices=progress.choices, absent=progress.absent)
+    sizes = None if progress.sizes is None else new.sizes
+    return new._replace(choices=progress.choices, absent=progress.absent, sizes=sizes)
 
 
 def progress_of_masks(settings: Settings, accounts: Accounts, zeros: jax.Array) -> Progress:
@@ -291,14 +201,14 @@ def progress_at(settings: Settings, accounts: Accounts, step: Any, counts: Count
     if isinstance(schedule, ChosenSchedule):
         left = schedule.fires_left(step)
         rows, targets = jnp.array(accounts.last_rows), jnp.array(accounts.targets, jnp.float32)
-        table = _ints(accounts.asked, accounts.largest[1])
+        table = as_ints(accounts.asked, accounts.largest[1])
         with counting(is_wide(table)):
             due = table[rows[schedule.number]]
         target = targets[schedule.number]
         steps = jnp.stack([schedule.begin_step, schedule.end_step, schedule.every])
     else:
         left = jnp.asarray(len(schedule.targets) - 1 - schedule.index(step), jnp.int32)
-        due = _ints(accounts.asked[-1], accounts.largest[1])
+        due = as_ints(accounts.asked[-1], accounts.largest[1])
         target = jnp.asarray(accounts.targets[0], jnp.float32)
         steps = np.array([schedule.begin_step, schedule.end_step, schedule.every], np.int32)
     return Progress(
@@ -313,7 +223,8 @@ def progress_at(settings: Settings, accounts: Accounts, step: Any, counts: Count
         lands=jnp.asarray(int(settings.lands), jnp.int32),
         exact=jnp.asarray(int(settings.is_exact), jnp.int32),
         choices=choices,
-        absent=None if accounts.absent is None else _ints(accounts.absent, accounts.largest[0]),
+        absent=None if accounts.absent is None else as_ints(accounts.absent, accounts.largest[0]),
+        sizes=None if settings.axis_name is None else as_ints(accounts.sizes, accounts.largest[0]),
     )
 
 
@@ -322,6 +233,6 @@ def _choices(schedules: ScheduleList, accounts: Accounts) -> Choices:
     return Choices(
         number=jnp.zeros((), jnp.int32),
         schedules=jnp.asarray(schedules.steps()),
-        due=_ints(accounts.asked[list(accounts.last_rows)], accounts.largest[1]),
+        due=as_ints(accounts.asked[list(accounts.last_rows)], accounts.largest[1]),
         target=jnp.asarray(accounts.targets, jnp.float32),
     )

@@ -60,6 +60,8 @@ def _operands(settings: Settings, score: Any, inputs: Inputs, chosen: Sequence[i
     if needs_key(score):
         key = jax.random.key(settings.seed) if inputs.key is None else inputs.key
         key = jax.random.fold_in(key, inputs.step)
+        if settings.axis_name is not None:  # parts of a leaf get different numbers
+            key = jax.random.fold_in(key, lax.axis_index(settings.axis_name))
         keys = [jax.random.fold_in(key, i) for i in chosen]
     grads = [None] * len(chosen) if inputs.grads is None else inputs.grads
     scored = inputs.params if inputs.sums is None else inputs.sums

@@ -25,16 +25,16 @@ from jaxprune._state.bit_masks import from_bits, to_bits_like
 from jaxprune._state.masks import count_violations
 from jaxprune._state.progress import Progress, zeros_of
 from jaxprune._topk.bit_flags import BitFlags
-from jaxprune._transform.accounts import (
-    accounts_of,
+from jaxprune._transform.accounts import accounts_of, next_progress
+from jaxprune._transform.algorithms import Inputs
+from jaxprune._transform.due import (
     counted,
     has_work,
     in_dtypes,
     is_behind,
-    next_progress,
     with_known_counts,
+    with_own_choices,
 )
-from jaxprune._transform.algorithms import Inputs
 from jaxprune._transform.inner import Wrapped, reset_grown
 from jaxprune._transform.settings import Settings
 
@@ -87,11 +87,12 @@ def fire(
 
     def trip(carry: Carry) -> Carry:
         old = carry.fired
-        fired = with_new_masks(old._replace(progress=with_known_counts(accounts, old.progress)))
+        known = with_known_counts(settings, accounts, old.progress)
+        fired = with_new_masks(old._replace(progress=known))
         progress = next_progress(settings, accounts, step, fired.progress)
         return Carry(_everywhere(fired._replace(progress=progress), inputs), jnp.zeros((), bool))
 
-    choices = before.progress.choices  # no fire changes them
+    choices = with_own_choices(settings, accounts, before.progress.choices)
     progress = in_dtypes(accounts, before.progress._replace(choices=None))
     before = _everywhere(before._replace(progress=progress), inputs)
     carry = Carry(before, has_work(settings, accounts, step, before.progress))

@@ -11,10 +11,11 @@ from jax import lax
 
 from jaxprune._base.paths import rule_for, shown_path
 from jaxprune._base.sharding import varying_axes
+from jaxprune._transform.settings import Settings
 
 
 def check_parts(
-    axis_name: Any,
+    settings: Settings,
     paths: Sequence[str],
     params: Sequence[Any],
     grads: Sequence[Any] | None,
@@ -22,18 +23,19 @@ def check_parts(
     """Raises where `axis_name` does not say how the pruned leaves differ between devices.
 
     Args:
-      axis_name: the axis, or a tuple of axes, over which every leaf is split, or None.
+      settings: of the transformation.
       paths: of the pruned leaves.
       params: the pruned leaves.
       grads: their gradients, if the score reads them.
     """
+    axis_name = settings.axis_name
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     names = tuple(name for name in names if name is not None)
     tracked = {name for name in names if varying_axes(lax.axis_index(name))}
     for path, param in zip(paths, params, strict=True):
         varying = varying_axes(param)
         if extra := varying.difference(names):
-            raise ValueError(_not_named(path, extra, names))
+            raise ValueError(_not_named(path, extra, names, settings.is_exact))
         if missing := tracked - varying:
             raise ValueError(_not_split(path, missing, axis_name))
     if grads is None:
@@ -47,13 +49,16 @@ def check_parts(
             )
 
 
-def _not_named(path: str, extra: frozenset[str], names: tuple[str, ...]) -> str:
+def _not_named(
+    path: str, extra: frozenset[str], names: tuple[str, ...], swaps_weights: bool
+) -> str:
+    name = _argument({*names, *extra})
+    by_name = "" if swaps_weights else f"pass prune(..., axis_name={name}), or "
     return (
         f"{shown_path(path)}: this leaf differs between the devices along {_axes(extra)} of the "
         "mesh, but thresholds and counts in the state are the same on all. If each device holds a "
-        f"part of the leaf, pass prune(..., axis_name={_argument({*names, *extra})}), or shard the "
-        "params under jit, without shard_map. If each device prunes a network of its own, pass "
-        "jax.shard_map(..., check_vma=False)."
+        f"part of the leaf, {by_name}shard the params under jit, without shard_map. If each device "
+        "prunes a network of its own, pass jax.shard_map(..., check_vma=False)."
     )
 
 

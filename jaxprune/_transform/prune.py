@@ -144,7 +144,8 @@ def prune(
       axis_name: for `update` inside `shard_map`, `pmap` or `vmap`, if every leaf there is an equal
         part of a whole leaf split over this axis. Counts are summed over the axis, so all parts
         share the budget and the threshold of the whole. Without it each part is pruned on its own
-        to the same sparsity (`shard_map` then needs `check_vma=False`, as thresholds differ).
+        to the same sparsity (`shard_map` then needs `check_vma=False`, as thresholds differ, and
+        the state holds the counts of one part, unless the parts have a leading axis of their own).
         Arrays sharded under plain `jit` do not need it.
 
     Returns:

@@ -224,7 +224,7 @@ MUTANTS = (
     ),
     Mutant(
         "a-state-is-always-behind",
-        "_transform/accounts.py",
+        "_transform/due.py",
         "jnp.maximum(progress.reached, 0) < asked_at(",
         "jnp.maximum(progress.reached, 0) <= asked_at(",
         (
@@ -235,7 +235,7 @@ MUTANTS = (
     ),
     Mutant(
         "the-row-before-is-asked",
-        "_transform/accounts.py",
+        "_transform/due.py",
         "return table[schedule.index(step) + 1]",
         "return table[schedule.index(step)]",
         (
@@ -252,7 +252,7 @@ MUTANTS = (
     ),
     Mutant(
         "other-accounts-count-as-known",
-        "_transform/accounts.py",
+        "_transform/due.py",
         "jnp.where(same, progress.reached, unknown)",
         "progress.reached",
         (

@@ -195,3 +195,24 @@ def test_masks_that_drop_no_less_stay_after_the_last_fire(structure, regrow):
     for _ in range(2):
         _, state = tx.update(params, state, params)
     assert jaxprune.get_masks(state)["a"].tolist() == flipped["a"].tolist()
+
+
+def test_each_state_keeps_the_masks_of_its_own_leaves_only():
+    params = {
+        "a": jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)), jnp.float32),
+        "b": jnp.asarray(np.random.default_rng(1).normal(size=(6, 5)), jnp.float32),
+        "bias": jnp.ones(5),
+    }
+    swapping = jaxprune.rigl(0.5, 9, every=2, inner=optax.sgd(0.1), include="a")
+    tx = optax.chain(swapping, jaxprune.prune(jaxprune.one_shot_schedule(0.5), include="b"))
+    state = tx.init(params)
+    state = jaxprune.set_masks(state, jaxprune.get_masks(state))
+    params = jaxprune.apply_masks(params, state)
+    for i in range(4):
+        wave = lambda x, i=i: jnp.sin(jnp.arange(x.size, dtype=x.dtype).reshape(x.shape) * 9 + i)
+        updates, state = tx.update(jax.tree.map(wave, params), state, params)
+        params = optax.apply_updates(params, updates)
+    own = np.asarray(state[0].masks["a"]) != 0
+    assert own.sum() == 10
+    for masks in (jaxprune.get_masks(state), jaxprune.get_masks(state, params)):
+        np.testing.assert_array_equal(masks["a"], own)

@@ -179,6 +179,17 @@ def mapped_run(wrap, tx, params):
     return step(params)
 
 
+def mapped_step(wrap, tx, params, state):
+    """Params and state of every member after one more update in a map over the axis `d`."""
+
+    @functools.partial(jax.vmap if wrap == "vmap" else jax.pmap, axis_name="d")
+    def step(params, state):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step(params, state)
+
+
 @pytest.mark.parametrize("wrap", ("vmap", "pmap"))
 def test_check_adds_up_the_parts_of_a_mapped_leaf(wrap):
     parts = {"a": jnp.asarray(np.random.default_rng(2).normal(size=(N, 6, 5)), jnp.float32)}
@@ -210,6 +221,87 @@ def test_metrics_count_all_parts_of_a_leaf(wrap, options, schedule):
     assert {name: x.tolist() for name, x in got.items()} == {
         name: x.tolist() * N for name, x in want.items()
     }
+
+
+PARTS_OF_A = {"a": np.random.default_rng(3).normal(size=(N, 4, 5)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("wrap", ("vmap", "pmap"))
+def test_set_masks_counts_all_parts(wrap):
+    parts = PARTS_OF_A | {"bias": np.ones((N, 3), np.float32)}
+    params, state = mapped_run(wrap, jaxprune.prune(HALF, axis_name="d"), parts)
+    again = jaxprune.set_masks(state, jaxprune.get_masks(state))
+    chex.assert_trees_all_equal(again, state)
+    jaxprune.check(params, again, done=True)
+
+
+@pytest.mark.parametrize("wrap", ("vmap", "pmap"))
+def test_masks_that_drop_one_part_only_are_enough_for_all(wrap):
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.05), axis_name="d")
+    params, state = mapped_run(wrap, tx, PARTS_OF_A)
+    masks = {"a": np.ones((N, 4, 5), bool)}
+    masks["a"][0] = False
+    state = jaxprune.set_masks(state, masks)
+    params, state = mapped_step(wrap, tx, params, state)
+    assert not np.any(params["a"][0])
+    np.testing.assert_array_equal(jaxprune.get_masks(state)["a"], masks["a"])
+    np.testing.assert_array_equal(state.progress.reached, np.full((N, 1), 20))
+
+
+INIT_IS_NOT_MAPPED_BY_NAME = {
+    "masks of the user": (jaxprune.one_shot_schedule(0.0), False),
+    "a schedule that ends dense": (
+        jaxprune.SparsitySchedule(0, 40, 20, (0.5, 0.5, 0.0), may_fall=True),
+        "zero",
+    ),
+    "a list": ([jaxprune.one_shot_schedule(0.5), jaxprune.one_shot_schedule(0.25)], False),
+}
+
+
+@pytest.mark.parametrize("wrap", ("vmap", "pmap"))
+@pytest.mark.parametrize("name", INIT_IS_NOT_MAPPED_BY_NAME)
+def test_a_state_made_for_each_part_counts_all_parts_after_an_update(wrap, name):
+    schedule, regrow = INIT_IS_NOT_MAPPED_BY_NAME[name]
+    tx = jaxprune.prune(schedule, axis_name="d", regrow=regrow)
+    state = jax.vmap(tx.init)(PARTS_OF_A)
+    if name == "masks of the user":
+        masks = {"a": np.abs(PARTS_OF_A["a"]) > np.median(np.abs(PARTS_OF_A["a"]))}
+        state = jaxprune.set_masks(state, masks)
+    params, state = mapped_step(wrap, tx, PARTS_OF_A, state)
+    assert np.sum(np.asarray(params["a"]) == 0) == N * 10
+    assert jaxprune.metrics(state)["prune/sparsity"].tolist() == [0.5] * N
+    assert state.progress.sizes.tolist() == [[N * 20]] * N
+    if name == "a list":
+        assert state.progress.choices.due.tolist() == [[[N * 10], [N * 5]]] * N
+        jaxprune.check(params, jaxprune.choose_schedule(state, 1), done=True)
+
+
+@pytest.mark.parametrize("parts_first", (True, False))
+def test_an_ensemble_of_split_networks_is_checked_network_by_network(parts_first):
+    tx = jaxprune.prune(HALF, axis_name="d")
+    weights = np.random.default_rng(4).normal(size=(3, N, 4, 5)).astype(np.float32)
+    params = {"a": weights, "bias": np.ones((3, N, 3), np.float32)}
+
+    def one_update(params):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        return optax.apply_updates(params, updates), state
+
+    if parts_first:
+        params = jax.tree.map(lambda x: np.moveaxis(x, 1, 0), params)
+        update = jax.vmap(jax.vmap(one_update), axis_name="d")
+    else:
+        update = jax.vmap(jax.vmap(one_update, axis_name="d"))
+    params, state = update(params)
+    assert state.prune_step.shape == ((N, 3) if parts_first else (3, N))
+    jaxprune.check(params, state, done=True)
+    chex.assert_trees_all_equal(jaxprune.set_masks(state, jaxprune.get_masks(state)), state)
+    assert np.all(jaxprune.metrics(state)["prune/sparsity"] == 0.5)
+
+
+def test_equal_weights_are_no_copies():
+    ones = {"a": jnp.ones((N, 6, 5)), "bias": jnp.ones((N, 3))}
+    params, state = mapped_run("vmap", jaxprune.prune(HALF, axis_name="d"), ones)
+    jaxprune.check(params, state, done=True)
 
 
 def test_a_part_without_weights_is_no_emptied_leaf(recwarn):
@@ -258,6 +350,29 @@ def test_a_violation_in_one_part_is_counted_in_all():
     )
     assert n_moved > 0
     assert state[0].violations > 0
+
+
+def test_random_scores_differ_between_parts():
+    tx = jaxprune.prune(HALF, axis_name="d", score=jaxprune.random_score)
+    _, state = mapped_run("vmap", tx, PARTS_OF_A | {"bias": np.ones((N, 3), np.float32)})
+    masks = np.asarray(jaxprune.get_masks(state)["a"])
+    assert np.sum(~masks) == N * 10
+    assert len({mask.tobytes() for mask in masks}) == N
+
+
+@pytest.mark.filterwarnings("ignore:jaxprune.keep_zeros")
+def test_masks_that_never_change_need_no_axis_name():
+    for tx in (
+        jaxprune.keep_zeros(optax.sgd(0.1)),
+        jaxprune.static_sparse(0.5, inner=optax.sgd(0.1)),
+    ):
+        update_in_shard_map(tx, PARTS)
+
+
+def test_what_rigl_says_of_parts_can_be_typed():
+    with pytest.raises(ValueError, match=r"a: this leaf differs .*shard the params under jit") as e:
+        update_in_shard_map(jaxprune.rigl(0.5, 9, inner=optax.sgd(0.1)), PARTS)
+    assert "axis_name" not in str(e.value)
 
 
 def test_options_that_need_the_whole_leaf_are_refused():
