@@ -16,8 +16,9 @@ import numpy as np
 
 from jaxprune._base.arguments import as_flag
 from jaxprune._base.counting import counting, is_wide
-from jaxprune._base.paths import check_not_donated, leaves_with_paths, paths_of
+from jaxprune._base.paths import check_not_donated, paths_of
 from jaxprune._report.unfinished import require_progress
+from jaxprune._state.progress import Progress
 from jaxprune._state.prune_state import PruneState, find_states, require_states, unboxed
 from jaxprune._state.pruned_paths import recorded_pruned
 
@@ -30,10 +31,13 @@ def metrics(
     Args:
       opt_state: any optimizer state with prune states inside. With several, counts are added up,
         and `prune/step` and `prune/fires_left` are the largest; `get_state` of a part of the
-        optimizer state selects one. A leaf that several states prune counts once, with the most
-        weights that one of them drops. With several networks, pass the state of one, such as
+        optimizer state selects one. A leaf that several states prune counts once, as in the state
+        that keeps the fewest of its weights. With several networks, pass the state of one, such as
         `states["q1"]`: leaves with the same path would be taken for one.
-      per_leaf: whether to add the sparsity and the threshold of every pruned leaf.
+      per_leaf: whether to add the sparsity and the threshold of every pruned leaf. Inside `jit`,
+        the pruned leaves are those of the last optimizers that ran in this process on a tree of
+        the same paths. If a step has several optimizers of one tree, call `metrics` with `per_leaf`
+        outside `jit`, or inside it without.
       missing_ok: return zeros if there is no prune state, for a dense baseline in the same loop.
         Then `per_leaf` adds nothing.
 
@@ -44,8 +48,12 @@ def metrics(
 
       - `prune/step`: the number of updates so far.
       - `prune/sparsity`: the fraction of weights that are dropped.
-      - `prune/sparsity_all`: the same, of all leaves.
-      - `prune/target`: the sparsity when the schedule is done.
+      - `prune/sparsity_all`: the same, of all leaves that the states see. Those that
+        `optax.masked` or `optax.partition` hides from every state are left out.
+      - `prune/target`: the sparsity when the schedule is done. A leaf that several states prune
+        counts once, with the largest target that one of them has for it. Where that is not known in
+        advance, it is an average: of the pool, for leaves that share one; and for blocks, channels,
+        N:M groups and slices, of all such leaves of the state.
       - `prune/n_zero`: how many weights are dropped (float32).
       - `prune/fires_left`: how many fires of the schedule are still to come.
       - `prune/emptied_leaves`: how many leaves have lost all of their weights.
@@ -72,12 +80,9 @@ def metrics(
     states = require_states(opt_state)
     require_progress(states)
     check_not_donated("metrics: opt_state", states)
-    scalars = _values(_totals(states))
-    if per_leaf:
-        trees = [tuple(paths_of(state.masks)) for state in states]
-        for i, state in enumerate(states):
-            scalars |= _by_leaf(state, trees[i + 1 :].count(trees[i]))
-    return scalars
+    paths, counts = _merged(states)
+    scalars = _values(_totals(states, counts))
+    return scalars | _by_leaf(states, paths, counts) if per_leaf else scalars
 
 
 class _Totals(NamedTuple):
@@ -110,63 +115,115 @@ def _none() -> _Totals:
     return _Totals(none, none, zero, zero, zero, zero, none, none)
 
 
-def _totals(states: Sequence[PruneState]) -> _Totals:
+def _totals(states: Sequence[PruneState], counts: _LeafCounts) -> _Totals:
     """What the states hold together."""
-    by_state = [_leaf_counts(state) for state in states]
-    counts = _merged(states, by_state)
-    of_pruned = lambda values, own=counts: jnp.sum(jnp.where(own.is_pruned, values, 0), -1)
-    pruned_sizes = [of_pruned(own.sizes, own) for own in by_state]
-    targets = [
-        unboxed(state.progress.target) * size
-        for state, size in zip(states, pruned_sizes, strict=True)
-    ]
+    of_pruned = lambda values: jnp.sum(jnp.where(counts.is_pruned, values, 0), -1)
     steps = [unboxed(state.prune_step) for state in states]
     fires_left = [unboxed(state.progress.fires_left) for state in states]
+    violations = [unboxed(state.violations) for state in states]
+    pruned_size = of_pruned(counts.sizes)
+    target = unboxed(states[0].progress.target)
+    if len(states) > 1:
+        target = of_pruned(counts.sizes - counts.left) / jnp.maximum(pruned_size, 1)
     return _Totals(
         step=functools.reduce(jnp.maximum, steps),
         fires_left=functools.reduce(jnp.maximum, fires_left),
         zeros=of_pruned(counts.zeros),
-        target=_sum(targets) / jnp.maximum(_sum(pruned_sizes), 1),
-        pruned_size=of_pruned(counts.sizes),
+        target=target,
+        pruned_size=pruned_size,
         size=jnp.sum(counts.sizes, -1),
         emptied=jnp.sum(counts.is_empty, -1, dtype=jnp.int32),
-        violations=_sum([unboxed(state.violations) for state in states]),
+        violations=functools.reduce(operator.add, violations),
     )
 
 
-def _sum(arrays: Sequence[jax.Array]) -> jax.Array:
-    return functools.reduce(operator.add, arrays)
-
-
 class _LeafCounts(NamedTuple):
-    """Counts of each leaf; every field has the axes of a batched state, and one of the leaves."""
+    """Counts of each leaf; every field has the axes of a batched state, and one of the leaves.
+
+    Attributes:
+      zeros: weights that are dropped, float32.
+      sizes: weights, float32.
+      kept: weights that are not dropped, float32; all of them for a leaf that is not pruned.
+      left: as `kept`, when the schedule is done; None where there is one state, whose `target` says
+        enough.
+      is_pruned: whether the state prunes the leaf.
+      is_empty: whether it is pruned and has lost all of its weights.
+      thresholds: as in the state.
+    """
 
     zeros: jax.Array
     sizes: jax.Array
+    kept: jax.Array
+    left: Any
     is_pruned: jax.Array
     is_empty: jax.Array
+    thresholds: jax.Array
 
 
 def _leaf_counts(state: PruneState) -> _LeafCounts:
-    """The counts of the leaves of one state, those of weights as float32."""
+    """The counts of the leaves of one state."""
     zeros, sizes, is_pruned = _counts(state)
     with counting(is_wide(zeros)):
         is_empty = is_pruned & (zeros == sizes) & (sizes > 0)
-    return _LeafCounts(zeros.astype(jnp.float32), sizes.astype(jnp.float32), is_pruned, is_empty)
+        kept = jnp.where(is_pruned, sizes - zeros, sizes).astype(jnp.float32)
+    zeros, sizes = zeros.astype(jnp.float32), sizes.astype(jnp.float32)
+    thresholds = jnp.asarray(unboxed(state.thresholds))
+    return _LeafCounts(zeros, sizes, kept, None, is_pruned, is_empty, thresholds)
 
 
-def _merged(states: Sequence[PruneState], counts: Sequence[_LeafCounts]) -> _LeafCounts:
-    """The counts of all leaves of several states, a leaf of more than one counted once."""
-    if len(states) == 1:
-        return counts[0]
+def _final_zeros(progress: Progress, counts: _LeafCounts) -> jax.Array:
+    """How many weights of each leaf are dropped when the schedule is done: float32[..., n_leaves].
+
+    For a leaf with a budget of its own that counts weights, this is `due`. Of a pool, each leaf has
+    the same fraction. What is due to all others is known only as what remains of the target of the
+    state, of which each leaf has the same fraction, too.
+    """
+    accounts = jnp.maximum(jnp.asarray(unboxed(progress.pool_of)), 0)
+    due = unboxed(progress.due)
+    with counting(is_wide(due)):
+        due = jnp.asarray(due).astype(jnp.float32)
+    of_account = lambda values: jnp.take_along_axis(values, accounts, -1)
+    sizes = jnp.where(counts.is_pruned, counts.sizes, 0)
+    is_known = of_account(jnp.asarray(unboxed(progress.unit_size))) > 0
+    fractions = sizes / jnp.maximum(of_account(_sums(accounts, sizes)), 1)
+    known = jnp.where(is_known, of_account(due) * fractions, 0)
+    others = jnp.where(is_known, 0, sizes)
+    total = lambda values: jnp.sum(values, -1, keepdims=True)
+    remain = jnp.asarray(unboxed(progress.target))[..., None] * total(sizes) - total(known)
+    return known + jnp.maximum(remain, 0) * others / jnp.maximum(total(others), 1)
+
+
+@functools.partial(jnp.vectorize, signature="(n),(n)->(n)")
+def _sums(places: jax.Array, values: jax.Array) -> jax.Array:
+    """The sum of the values at each place."""
+    return jnp.zeros_like(values).at[places].add(values)
+
+
+def _merged(states: Sequence[PruneState]) -> tuple[list[str], _LeafCounts]:
+    """The paths and counts of all leaves of the states.
+
+    The counts of a leaf are those of the state that keeps the fewest of its weights. A state that
+    does not prune it may not know which weights exist, so it counts only if no state does.
+    """
     paths = [paths_of(state.masks) for state in states]
     place = {path: i for i, path in enumerate(dict.fromkeys(itertools.chain(*paths)))}
+    counts = [_leaf_counts(state) for state in states]
+    if len(states) == 1:
+        return list(place), counts[0]
+    for i, (state, own) in enumerate(zip(states, counts, strict=True)):
+        counts[i] = own._replace(left=own.sizes - _final_zeros(state.progress, own))
     merged = _LeafCounts(*(jnp.zeros((*x.shape[:-1], len(place)), x.dtype) for x in counts[0]))
     for own_paths, own in zip(paths, counts, strict=True):
         at = np.array([place[path] for path in own_paths], int)
-        own = own._replace(zeros=jnp.where(own.is_pruned, own.zeros, 0))
-        merged = _LeafCounts(*(x.at[..., at].max(y) for x, y in zip(merged, own, strict=True)))
-    return merged
+        others = _LeafCounts(*(x[..., at] for x in merged))
+        is_fewer = jnp.where(own.is_pruned, own.kept < others.kept, own.kept > others.kept)
+        is_first = jnp.where(own.is_pruned == others.is_pruned, is_fewer, own.is_pruned)
+        best = [jnp.where(is_first, x, y) for x, y in zip(own, others, strict=True)]
+        best = _LeafCounts(*best)
+        both, least = own.is_pruned & others.is_pruned, jnp.minimum(own.left, others.left)
+        best = best._replace(left=jnp.where(both, least, best.left))
+        merged = _LeafCounts(*(x.at[..., at].set(y) for x, y in zip(merged, best, strict=True)))
+    return list(place), merged
 
 
 def _counts(state: PruneState) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -203,22 +260,25 @@ def _values(totals: _Totals) -> dict[str, jax.Array]:
     }
 
 
-def _by_leaf(state: PruneState, n_later: int) -> dict[str, jax.Array]:
+def _by_leaf(
+    states: Sequence[PruneState], paths: Sequence[str], counts: _LeafCounts
+) -> dict[str, jax.Array]:
     """The sparsity and the threshold of every leaf that is pruned.
 
     Args:
-      state: the state.
-      n_later: how many of the states after it have the same leaves.
+      states: the states.
+      paths: of all of their leaves.
+      counts: of the same leaves.
     """
-    paths, _, _ = leaves_with_paths(state.masks)
-    zeros, sizes = (counts.astype(jnp.float32) for counts in _counts(state)[:2])
-    thresholds = jnp.asarray(unboxed(state.thresholds))
-    pruned = _pruned_paths(state, paths, n_later)
+    trees = [tuple(paths_of(state.masks)) for state in states]
+    n_later = [trees[i + 1 :].count(tree) for i, tree in enumerate(trees)]
+    pruned = frozenset[str]().union(*map(_pruned_paths, states, trees, n_later))
     scalars = {}
     for i, path in enumerate(paths):
         if path in pruned:
-            scalars[f"prune/sparsity/{path}"] = zeros[..., i] / jnp.maximum(sizes[..., i], 1)
-            scalars[f"prune/threshold/{path}"] = thresholds[..., i]
+            sizes = jnp.maximum(counts.sizes[..., i], 1)
+            scalars[f"prune/sparsity/{path}"] = counts.zeros[..., i] / sizes
+            scalars[f"prune/threshold/{path}"] = counts.thresholds[..., i]
     return scalars
 
 

@@ -110,7 +110,7 @@ def _init(transform: Transform, params: optax.Params) -> PruneState:
         budget = checked_budget(settings, params, paths, leaves)
         masks = settings.algorithm.first_masks(settings, budget, leaves, key)
         progress = _first_progress(settings, paths, leaves, masks)
-        record_pruned(paths, budget.chosen)
+        record_pruned(transform, paths, budget.chosen)
     sums = None
     if accumulates(settings.recipe.score):
         sums = treedef.unflatten(map(_zeros, leaves))
@@ -190,7 +190,7 @@ def _update(
     check_absent(settings.recipe, state.progress)
     check_sums(settings.recipe.score, state.score_state)
     budget = settings.recipe.budget(tree.paths, tree.leaves, _n_parts(settings))
-    record_pruned(tree.paths, budget.chosen)
+    record_pruned(transform, tree.paths, budget.chosen)
     check_updates(budget.chosen, tree, u_leaves, "update")
     if is_asked():  # by `plan`: what becomes of updates that set weights to zero, nothing else
         if optimizer is not None and asks_inner(state.inner_state):

@@ -204,9 +204,9 @@ MUTANTS = (
     Mutant(
         "the-target-is-not-weighted",
         "_report/metrics.py",
-        "unboxed(state.progress.target) * size\n",
-        "unboxed(state.progress.target)\n",
-        ("report/test_report.py::test_metrics_count_what_the_masks_and_thresholds_hold",),
+        "[..., None] * total(sizes) - total(known)",
+        "[..., None] - total(known)",
+        ("report/test_report.py::test_a_leaf_of_two_states_counts_as_in_the_one_that_keeps_least",),
     ),
     Mutant(
         "rigl-may-drop-more",

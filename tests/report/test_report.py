@@ -419,6 +419,79 @@ def test_metrics_of_several_states_add_up():
     assert "prune/sparsity/bias" not in metrics
 
 
+ONCE = functools.cache(jaxprune.one_shot_schedule)
+TRIANGLE = {"a": np.tril(np.ones((8, 8), bool))}  # 36 of 64 weights
+
+
+def updated(params, *transformations):
+    """The state of a chain after one update."""
+    tx = optax.chain(*transformations)
+    return tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)[1]
+
+
+@pytest.mark.parametrize("other", ({"include": "b"}, {}), ids=("another leaf", "all leaves"))
+@pytest.mark.parametrize("order", (1, -1))
+def test_metrics_count_the_weights_that_exist_if_one_of_the_states_knows_them(other, order):
+    params = random_params({"a": (8, 8), "b": (4, 6), "bias": (6,)})
+    both = (
+        jaxprune.prune(ONCE(0.5), include="a", structural=TRIANGLE),
+        jaxprune.prune(ONCE(0.5), **other),
+    )
+    state = updated(params, *both[::order])
+    metrics = jaxprune.metrics(state, per_leaf=True)
+    assert metrics["prune/n_zero"] == 18 + 12
+    assert metrics["prune/sparsity"] == metrics["prune/target"] == 0.5
+    assert metrics["prune/sparsity_all"] == np.float32(30) / np.float32(36 + 24 + 6)
+    assert metrics["prune/sparsity/a"] == metrics["prune/sparsity/b"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "options", ({}, {"structure": jaxprune.Channel()}), ids=("weights", "units")
+)
+@pytest.mark.parametrize("order", (1, -1))
+def test_a_leaf_of_two_states_counts_as_in_the_one_that_keeps_least(order, options):
+    params = random_params({"a": (4, 5), "b": (6, 5), "bias": (5,)})
+    most = jaxprune.prune(ONCE(0.8), **options)
+    both = most, jaxprune.prune(ONCE(0.5), include="a")
+    state = updated(params, *both[::order])
+    metrics = jaxprune.metrics(state, per_leaf=True)
+    alone = jaxprune.metrics(updated(params, most), per_leaf=True)
+    assert set(metrics) == set(alone)
+    for name in metrics:
+        assert metrics[name] == alone[name], name
+    assert metrics["prune/sparsity"] == metrics["prune/sparsity/a"] == np.float32(0.8)
+
+
+def test_the_target_of_a_leaf_of_two_states_is_the_larger_one():
+    params = random_params({"a": (4, 5), "b": (6, 5), "c": (8, 5), "bias": (5,)})
+    pool = jaxprune.prune(ONCE(0.5), include=("a", "b"), distribution=jaxprune.global_pool)
+    blocks = jaxprune.prune(ONCE(0.25), include=("b", "c"), structure={"c": jaxprune.Block((2, 1))})
+    state = updated(params, pool, blocks)
+    # The pool drops 25 of 50, on average 10 of a and 15 of b; of c, 5 of 20 blocks are due.
+    assert jaxprune.metrics(state)["prune/target"] == np.float32(10 + 15 + 10) / np.float32(90)
+
+
+def test_metrics_inside_jit_name_the_leaves_that_several_branches_trace():
+    params = random_params({"a": (4, 5), "b": (6, 5), "bias": (5,)})
+    first, second = (jaxprune.prune(ONCE(0.5), include=path) for path in ("a", "b"))
+    for chain in (
+        (first, optax.MultiSteps(second, 2).gradient_transformation()),
+        (first, second, first),
+    ):
+        tx = optax.chain(*chain)
+
+        @jax.jit
+        def step(params, state, tx=tx):
+            state = tx.update(params, state, params)[1]
+            return state, jaxprune.metrics(state, per_leaf=True)
+
+        state, inside = step(params, tx.init(params))
+        outside = jaxprune.metrics(state, per_leaf=True)
+        assert set(inside) == set(outside)
+        assert {"prune/sparsity/a", "prune/sparsity/b"} < set(inside)
+        assert "prune/sparsity/bias" not in inside
+
+
 @pytest.mark.parametrize("packed", (False, True))
 def test_metrics_of_a_vmapped_state_have_its_leading_axis(packed):
     tx = jaxprune.prune(SCHEDULE, packed=packed)
