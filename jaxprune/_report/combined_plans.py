@@ -5,8 +5,9 @@ hold two transformations with different rules.
 """
 
 import dataclasses
+import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import leaves_with_paths
+from jaxprune._base.paths import leaves_with_paths, listed
 from jaxprune._report.table import LeafReport, PoolReport, Report, leaf_report
 from jaxprune._state.progress import zeros_of
 from jaxprune._transform.keep_zeros import masks_of_zeros
@@ -28,9 +29,11 @@ _HIDDEN = "hidden from prune"
 def combined(params: Any, plans: Sequence[Report]) -> Report:
     """One table for all leaves of a tree.
 
-    A leaf that one transformation prunes has the row of its plan. If several prune it, at least as
-    many weights are zero as in the plan with the most zeros. Where a transformation gets another
-    tree, as in `optax.lookahead`, the table has the leaves of that tree alone.
+    A leaf that one transformation prunes has the row of its plan. If several prune it, no more
+    weights are kept than in the plan that keeps the fewest, and a note says that the total is a
+    lower bound. It counts pools that share no leaf; a leaf of another pool is in no pool of the
+    table. Where a transformation gets another tree, as in `optax.lookahead`, the table has the
+    leaves of that tree alone.
 
     Args:
       params: the whole tree.
@@ -44,15 +47,27 @@ def combined(params: Any, plans: Sequence[Report]) -> Report:
     for row in planned:
         rows.setdefault(row.path, []).append(row)
     titles = [plan.title.removeprefix("plan: ") for plan in plans]
-    return Report(
+    pools = _counted_pools(plans)
+    pooled = {path for pool in pools for path in pool.paths}
+    report = Report(
         f"plan: {'; '.join(titles)}",
         tuple(
-            _combined_row(same_leaf) if same_leaf else leaf_report(path, leaf_of[path], 0, _HIDDEN)
+            _combined_row(same_leaf, path in pooled)
+            if same_leaf
+            else leaf_report(path, leaf_of[path], 0, _HIDDEN)
             for path, same_leaf in rows.items()
         ),
         tuple(dict.fromkeys(note for plan in plans for note in plan.notes)),
-        _disjoint(pool for plan in plans for pool in plan.pools),
+        pools,
     )
+    repeated = [path for path, same_leaf in rows.items() if len(_pruned(same_leaf)) > 1]
+    if not repeated:
+        return report
+    bound = (
+        f"total: at least {report.n_zero:,} of {report.size:,} weights are zero, because several "
+        f"transformations prune {listed(repeated)}"
+    )
+    return dataclasses.replace(report, notes=(*report.notes, bound))
 
 
 def with_leaves(tree: Any, leaf_of: Mapping[str, Any]) -> Any:
@@ -94,24 +109,55 @@ def plan_of_zeros(params: Any, settings: Settings) -> Report:
     )
 
 
-def _combined_row(rows: Sequence[LeafReport]) -> LeafReport:
-    """The row of a leaf, from its rows in several plans."""
-    pruned = [row for row in rows if row.n_zero != 0]
+def _pruned(rows: Sequence[LeafReport]) -> list[LeafReport]:
+    """The rows whose zeros are some, or not known."""
+    return [row for row in rows if row.n_zero != 0]
+
+
+def _combined_row(rows: Sequence[LeafReport], is_in_pool: bool) -> LeafReport:
+    """The row of a leaf, from its rows in several plans.
+
+    Args:
+      rows: the rows.
+      is_in_pool: whether its zeros count as those of a pool.
+    """
+    pruned = _pruned(rows)
     if len(pruned) < 2:
         return (pruned or rows)[0]
     notes = [note for note in dict.fromkeys(row.note for row in pruned) if note]
     note = "; ".join([f"pruned by {len(pruned)} transformations", *notes])
-    unknown = next((row for row in pruned if row.n_zero is None), None)
-    most = unknown or max(pruned, key=lambda row: row.n_zero or 0)
-    return dataclasses.replace(most, note=note)
+    unknown = [row for row in pruned if row.n_zero is None]
+    known = [row for row in pruned if row.n_zero is not None]
+    if is_in_pool or not known:
+        return dataclasses.replace(unknown[0], note=note)
+    return dataclasses.replace(min(known, key=lambda row: row.size - (row.n_zero or 0)), note=note)
 
 
-def _disjoint(pools: Any) -> tuple[PoolReport, ...]:
-    """The pools that share no leaf with an earlier one, so that no zero counts twice."""
+def _counted_pools(plans: Sequence[Report]) -> tuple[PoolReport, ...]:
+    """The pools whose zeros count, so that none counts twice; all where no two share a leaf.
+
+    A leaf whose zeros are known is a pool of its own here. Pools are taken by their zeros, the most
+    first; then again with all of one plan before the others, for each plan. The most zeros win, so
+    the total is never below that of one plan.
+    """
+    by_plan = [[*plan.pools, *_single_leaves(plan)] for plan in plans]
+    by_zeros = sorted(itertools.chain(*by_plan), key=lambda pool: pool.n_zero, reverse=True)
+    attempts = [_disjoint([*first, *by_zeros]) for first in ([], *by_plan)]
+    best = max(attempts, key=lambda pools: sum(pool.n_zero for pool in pools))
+    return tuple(pool for plan in plans for pool in plan.pools if any(pool is x for x in best))
+
+
+def _single_leaves(plan: Report) -> list[PoolReport]:
+    """The leaves that have zeros, as many as is known, each as a pool."""
+    return [PoolReport((leaf.path,), leaf.size, leaf.n_zero) for leaf in plan.leaves if leaf.n_zero]
+
+
+def _disjoint(pools: Iterable[PoolReport]) -> list[PoolReport]:
+    """The pools that share no leaf with an earlier one."""
     kept: list[PoolReport] = []
     taken: set[str] = set()
     for pool in pools:
         if taken.isdisjoint(pool.paths):
             kept.append(pool)
             taken |= set(pool.paths)
-    return tuple(kept)
+    return kept

@@ -85,7 +85,8 @@ def plan(
       A `Report` of the zeros after the last fire, which prints as a table. Its notes name the rules
       that have no effect, and the leaves whose dropped weights a later link of a chain moves. Where
       leaves compete in one pool, only the total of the pool is known: `n_zero` of these leaves is
-      None, and `pools` has the totals.
+      None, and `pools` has the totals. If several transformations prune a leaf, a note says that
+      the total is a lower bound.
 
     Raises:
       TypeError, ValueError: whatever `prune`, and `init` of what it returns, would raise; other

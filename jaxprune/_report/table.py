@@ -99,7 +99,8 @@ class Report:
       title: the first line.
       leaves: one row per leaf, in the order of the tree.
       notes: lines below the table, such as rules that have no effect.
-      pools: the leaves whose `n_zero` is None, by the pool that they share.
+      pools: the leaves whose `n_zero` is None, by the pool that they share. In the plan of several
+        transformations such a leaf may be in no pool, so that no zero counts twice.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune

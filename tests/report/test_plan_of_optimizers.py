@@ -101,6 +101,44 @@ def test_leaves_of_two_shared_pools_count_once():
     assert planned.n_zero == first.n_zero
 
 
+POOLS = {
+    "a leaf of two pools": [(0.5, ("a", "b")), (0.6, ("b", "c"))],
+    "the largest pool between two": [(0.5, ("a", "b")), (0.6, ("b", "c")), (0.5, ("c", "d"))],
+    "a leaf of a small pool": [(0.1, ("a", "b")), (0.9, "b")],
+    "leaves of a pool": [(0.5, ("a", "b", "c")), (0.8, "a"), (0.8, "b"), (0.8, "c")],
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_the_total_of_pools_that_share_leaves_is_a_lower_bound(name):
+    rng = np.random.default_rng(0)
+    shapes = {"a": (4, 5), "b": (6, 5), "c": (8, 5), "d": (8, 6), "bias": (5,)}
+    params = {path: on_device(rng.integers(1, 999, shape)) for path, shape in shapes.items()}
+    parts = [
+        jaxprune.prune(
+            jaxprune.one_shot_schedule(sparsity), include=paths, distribution=jaxprune.global_pool
+        )
+        for sparsity, paths in POOLS[name]
+    ]
+    tx = optax.chain(*parts)
+    planned = jaxprune.plan(params, tx)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    n_zero = jaxprune.summarize(optax.apply_updates(params, updates)).n_zero
+    assert n_zero >= planned.n_zero >= max(jaxprune.plan(params, part).n_zero for part in parts)
+    assert f"at least {planned.n_zero} of 143 weights are zero" in planned.notes[-1]
+    pooled = [path for pool in planned.pools for path in pool.paths]
+    unknown = {leaf.path for leaf in planned.leaves if leaf.n_zero is None}
+    assert len(pooled) == len(set(pooled))
+    assert set(pooled) <= unknown
+    expected = {
+        "a leaf of two pools": (42, [("b", "c")], {"a", "b", "c"}),
+        "the largest pool between two": (25 + 44, [("a", "b"), ("c", "d")], {"a", "b", "c", "d"}),
+        "a leaf of a small pool": (27, [], {"a"}),
+        "leaves of a pool": (16 + 24 + 32, [], set()),
+    }
+    assert (planned.n_zero, [pool.paths for pool in planned.pools], unknown) == expected[name]
+
+
 def test_an_error_of_the_wrapped_optimizer_does_not_hide_the_plan():
     def init(params):
         raise RuntimeError("needs values")
