@@ -100,11 +100,11 @@ def unfinished(paths: Sequence[str], leaves: Sequence[Any], state: PruneState) -
             name = _name(mask_paths, np.flatnonzero(member.progress.pool_of == account))
             in_masks |= dict.fromkeys(_masks_lack(name, member, int(account)))
             in_params |= dict.fromkeys(_params_lack(name, member, int(account)))
-    # A schedule of sparsity 0, as for masks that a user has set, has nothing left to do.
+    # One fire that drops nothing, as for masks that a user has set, leaves nothing to do.
     waits = [
         (int(member.progress.fires_left), member.step, int(member.progress.schedule[1]))
         for member in members
-        if np.any(member.progress.due)
+        if np.any(member.progress.due) or member.progress.schedule[0] < member.progress.schedule[1]
     ]
     return Unfinished(*max(waits, default=(0, 0, 0)), tuple(in_masks), tuple(in_params), copied)
 

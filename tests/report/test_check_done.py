@@ -156,7 +156,7 @@ def test_done_means_that_no_fire_is_left_that_drops_weights(steps, target, inter
         params = optax.apply_updates(params, updates)
     left = sum(step >= interrupted for step in schedule.fire_steps)
     assert jaxprune.metrics(state)["prune/fires_left"] == left
-    if not left or not target:  # a schedule of sparsity 0 promises nothing
+    if not left or (not target and len(schedule.fire_steps) == 1):  # it promises nothing
         jaxprune.check(params, state, done=True)
         return
     with pytest.raises(ValueError, match=f"{left} fires? (is|are) left"):
@@ -254,6 +254,22 @@ def test_masks_of_leaves_that_are_not_pruned_do_not_count():
         assert applied["w"].tolist()[0][0] == 0
     assert jaxprune.metrics(state)["prune/n_zero"] == 2
     assert "prune/sparsity/lora_b" not in jaxprune.metrics(state, per_leaf=True)
+
+
+@pytest.mark.parametrize("targets", ((0.5, 0.5, 0.0), (0.0, 0.5, 0.0)))
+def test_a_schedule_that_ends_dense_is_not_done_before_its_end(targets):
+    schedule = jaxprune.SparsitySchedule(0, 4, 2, targets, may_fall=True)
+    tx = optax.chain(sgd(), jaxprune.prune(schedule, regrow="zero"))
+    params, state = make_params(), tx.init(make_params())
+    for t in range(5):
+        updates, state = tx.update(grads_at(params, t), state, params)
+        params = optax.apply_updates(params, updates)
+        left = (2, 2, 1, 1, 0)[t]
+        if left:
+            with pytest.raises(ValueError, match=f"not finished: {left} fires? (is|are) left"):
+                jaxprune.check(params, state, done=True)
+    jaxprune.check(params, state, done=True)
+    assert jaxprune.metrics(state)["prune/n_zero"] == 0
 
 
 def test_a_schedule_that_asks_for_nothing_is_done_with_the_masks_that_were_set():
