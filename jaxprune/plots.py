@@ -28,6 +28,7 @@ from jaxprune._report.plotted import (
     as_mask,
     check_bins,
     check_same_leaves,
+    drawn_leaves,
     leaf_sparsities,
     logged,
     logged_leaves,
@@ -99,7 +100,7 @@ def sparsity_curve(history: History, ax: Any = None, *, per_leaf: bool = False) 
 
     Args:
       history: what `metrics(opt_state)` returned at several steps, in any order: a list, or the
-        dictionary of arrays that `jax.lax.scan` stacks.
+        dictionary of arrays that `jax.lax.scan` stacks. With `vmap`, pass those of one member.
       ax: matplotlib axes to draw on; None makes new ones.
       per_leaf: also draw a thin line for each leaf, from `metrics(opt_state, per_leaf=True)`.
 
@@ -109,7 +110,7 @@ def sparsity_curve(history: History, ax: Any = None, *, per_leaf: bool = False) 
     Raises:
       ImportError: matplotlib is not installed.
       TypeError: not a sequence of dictionaries, or a value that is not a scalar.
-      ValueError: no metrics, or a name is missing.
+      ValueError: no metrics, a name is missing, or all entries of the arrays are of one step.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -148,8 +149,8 @@ def sparsity_curve(history: History, ax: Any = None, *, per_leaf: bool = False) 
 def leaf_bars(report: Report | Mapping[str, Report], ax: Any = None) -> Any:
     """Draws the sparsity of each leaf as bars, from one report or from several to compare.
 
-    Leaves without zeros are left out, unless no leaf has any. A leaf that shares a pool, so that
-    only the total is known in advance, has a hatched bar: the sparsity of its pool.
+    Leaves without zeros are left out, unless no leaf has any. A leaf that shares a pool has a
+    hatched bar, the sparsity of its pool; or a question mark, where that is not known either.
 
     Args:
       report: what `plan` or `summarize` returned, or a dictionary from a name to a report.
@@ -172,9 +173,7 @@ def leaf_bars(report: Report | Mapping[str, Report], ax: Any = None) -> Any:
       ['a', 'b']
     """
     reports = {name: leaf_sparsities(each) for name, each in named_reports(report).items()}
-    every = list(dict.fromkeys(path for leaves in reports.values() for path in leaves))
-    sparse = {path for leaves in reports.values() for path in leaves if leaves[path][0] > 0}
-    paths = [path for path in every if path in sparse] or every
+    paths = drawn_leaves(reports.values())
     n = max(len(reports), 1)
     ax = _axes((6.5, 1 + len(paths) * (0.15 + 0.15 * n))) if ax is None else ax
     for k, (name, leaves) in enumerate(reports.items()):
@@ -328,8 +327,10 @@ def _axes(size: tuple[float, float]) -> Any:
 
 def _bars(ax: Any, bars: Any, offset: float, height: float, colour: str, name: str) -> None:
     """The bars of one report; those that show the sparsity of a pool are hatched."""
+    for place in [place for place, sparsity, _ in bars if sparsity is None]:
+        ax.text(0.005, place + offset, "?", color=colour, va="center")
     for is_exact in (True, False):
-        kind = [bar for bar in bars if bar[2] == is_exact]
+        kind = [bar for bar in bars if bar[2] == is_exact and bar[1] is not None]
         if not kind:
             continue
         places, sparsities, _ = zip(*kind, strict=True)

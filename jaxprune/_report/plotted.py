@@ -3,7 +3,7 @@
 It knows nothing about matplotlib. The errors name the function in `plots` that was called.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -18,10 +18,14 @@ History = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 _LEAF = "prune/sparsity/"
 _LOG = "Log history.append(jaxprune.metrics(opt_state)) and pass history."
+_MEMBERS = "Of a state made under vmap, pass the metrics of one member"
 
 
 def as_history(history: Any) -> Sequence[Mapping[str, Any]]:
     """A list of metrics, from a list or from the arrays that `jax.lax.scan` stacks.
+
+    Arrays of which all entries are of one step are taken for the members of a state made under
+    `vmap`, and refused.
 
     Example:
       >>> as_history({"prune/step": np.arange(2.0)})[1]["prune/step"].item()
@@ -32,8 +36,28 @@ def as_history(history: Any) -> Sequence[Mapping[str, Any]]:
         arrays = {name: np.asarray(x) for name, x in history.items()}
         n_steps = min(map(len, arrays.values()))
         entries = [{name: x[i] for name, x in arrays.items()} for i in range(n_steps)]
+    _check_members(history)
     check_history(entries)
     return entries
+
+
+def _check_members(history: Any) -> None:
+    """Raises where arrays of metrics have an axis of members."""
+    if not isinstance(history, Mapping) or "prune/step" not in history:
+        return
+    steps = np.asarray(history["prune/step"])
+    if steps.ndim > 1:
+        raise TypeError(
+            "sparsity_curve: history must be a list of metrics, or arrays of one axis, got arrays "
+            f"of shape {steps.shape}. {_MEMBERS}: {{name: value[:, 0] for name, value in "
+            "history.items()}, or value[0] where the members are the first axis."
+        )
+    if steps.size > 1 and np.all(steps == steps[0]):
+        raise ValueError(
+            f"sparsity_curve: all {steps.size} entries of history are of step {steps[0]}. "
+            f"{_MEMBERS}, at several steps: history.append({{name: value[0] for name, value in "
+            "jaxprune.metrics(opt_state).items()})."
+        )
 
 
 def check_history(history: Any) -> None:
@@ -94,13 +118,26 @@ def named_reports(report: Any) -> dict[str, Report]:
     return reports
 
 
-def leaf_sparsities(report: Report) -> dict[str, tuple[float, bool]]:
-    """Path -> sparsity, and whether it is that of the leaf; otherwise it is that of its pool."""
+def leaf_sparsities(report: Report) -> dict[str, tuple[float | None, bool]]:
+    """Path -> sparsity, and whether it is that of the leaf; otherwise it is that of its pool.
+
+    The sparsity is None for a leaf without a pool in the report, as some have in the plan of
+    several transformations.
+    """
     by_pool = {path: pool.n_zero / pool.size for pool in report.pools for path in pool.paths}
     return {
-        leaf.path: (by_pool[leaf.path], False) if leaf.sparsity is None else (leaf.sparsity, True)
+        leaf.path: (
+            by_pool.get(leaf.path) if leaf.sparsity is None else leaf.sparsity,
+            leaf.sparsity is not None,
+        )
         for leaf in report.leaves
     }
+
+
+def drawn_leaves(reports: Collection[Mapping[str, tuple[float | None, bool]]]) -> list[str]:
+    """The paths of the leaves that lose weights in some report, or may; of all if there is none."""
+    every = dict.fromkeys(path for leaves in reports for path in leaves)
+    return [path for path in every if any(x.get(path, (0,))[0] != 0 for x in reports)] or [*every]
 
 
 def check_bins(bins: Any) -> None:

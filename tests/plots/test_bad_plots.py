@@ -50,6 +50,18 @@ CASES = [
         ("history[0]['prune/sparsity']", "(3,)", "value[0]"),
     ),
     case(
+        "metrics_of_a_batched_state_at_one_step",
+        lambda: plots.sparsity_curve({name: np.full(3, x) for name, x in METRICS.items()}),
+        ValueError,
+        ("sparsity_curve: all 3 entries of history are of step 1", "value[0]"),
+    ),
+    case(
+        "stacked_metrics_of_a_batched_state",
+        lambda: plots.sparsity_curve({name: np.full((4, 3), x) for name, x in METRICS.items()}),
+        TypeError,
+        ("sparsity_curve: history", "(4, 3)", "value[:, 0]"),
+    ),
+    case(
         "no_leaves_were_logged",
         lambda: plots.sparsity_curve([METRICS], per_leaf=True),
         ValueError,

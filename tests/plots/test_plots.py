@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import matplotlib
 import matplotlib.colors
 import numpy as np
+import optax
 import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
@@ -190,6 +191,23 @@ def test_reports_are_side_by_side_and_a_shared_pool_is_hatched():
     ends = [(bar.get_y(), bar.get_y() + bar.get_height()) for bars in ax.containers for bar in bars]
     for (_, end), (start, _) in zip(sorted(ends), sorted(ends)[1:], strict=False):
         assert end <= start + 1e-9
+
+
+def test_a_leaf_whose_share_is_not_known_has_a_question_mark():
+    params = random_params({"a": (4, 5), "b": (6, 5), "c": (8, 5), "bias": (5,)})
+    pools = [
+        jaxprune.prune(
+            jaxprune.one_shot_schedule(0.5), include=paths, distribution=jaxprune.global_pool
+        )
+        for paths in (("a", "b"), ("b", "c"))
+    ]
+    ax = plots.leaf_bars(jaxprune.plan(params, optax.chain(*pools)))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
+    [bars] = ax.containers
+    assert bar_widths(bars) == [0.5, 0.5]
+    [text] = ax.texts
+    assert (text.get_text(), text.get_position()[1]) == ("?", 0)
+    assert legend(ax) == ["average of the pool"]
 
 
 def test_a_report_without_zeros_shows_all_leaves():
