@@ -25,6 +25,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxprune._base.arguments import as_array, is_int, shown
+from jaxprune._base.paths import check_not_donated
 
 # Measured on CPUs: for a batch of one row, values with the output axis last are twice as fast when
 # they come from memory, and 1.2 times slower when they come from cache. For larger batches, values
@@ -289,6 +290,7 @@ def _as_host(name: str, value: Any) -> np.ndarray:
             "kept blocks decide shapes. Call it outside jit, and pass its result to the jitted "
             "function."
         )
+    check_not_donated("pack_matrix", {name: value})
     is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     try:
         array = np.asarray(None if is_key else value)

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.float_bits import is_nonzero
-from jaxprune._base.paths import leaves_with_paths, listed
+from jaxprune._base.paths import check_not_donated, leaves_with_paths, listed
 from jaxprune._report.table import LeafReport, PoolReport, Report, leaf_report
 from jaxprune._state.progress import zeros_of
 from jaxprune._transform.keep_zeros import masks_of_zeros
@@ -89,6 +89,7 @@ def plan_of_zeros(params: Any, settings: Settings) -> Report:
     """
     paths, leaves, _ = leaves_with_paths(params)
     budget = checked_budget(settings, params, paths, leaves)
+    check_not_donated("plan: params", {paths[i]: leaves[i] for i in budget.chosen})
     if not all(isinstance(leaves[i], (jax.Array, np.ndarray)) for i in budget.chosen):
         raise ValueError(
             "plan: keep_zeros keeps the zeros that the params have when init is called, so their "

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import is_int, kind_of, shown
-from jaxprune._base.paths import leaves_with_paths, shown_path
+from jaxprune._base.paths import check_not_donated, leaves_with_paths, shown_path
 from jaxprune._report.table import Report
 
 History = Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -84,6 +84,7 @@ def logged(history: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
             raise ValueError(
                 f"sparsity_curve: history[{i}] has no {name!r}, only {shown(sorted(entry))}. {_LOG}"
             )
+        check_not_donated(f"sparsity_curve: history[{i}]", {name: entry[name]})
         shape = np.shape(entry[name])
         if shape != ():
             raise TypeError(
@@ -151,6 +152,7 @@ def check_bins(bins: Any) -> None:
 def weights_by_path(argument: str, tree: chex.ArrayTree) -> dict[str, np.ndarray]:
     """The weights of all leaves of real floats, flat, in float32 or wider."""
     paths, leaves, _ = leaves_with_paths(tree)
+    check_not_donated(f"weight_histogram: {argument}", tree)
     weights = {}
     for path, leaf in zip(paths, leaves, strict=True):
         dtype = getattr(leaf, "dtype", None)
@@ -199,6 +201,7 @@ def as_mask(mask: Any) -> np.ndarray:
             f"mask_image: mask must be an array of bools, or of 0 and 1, got {shown(mask)}. Pass "
             "one leaf of jaxprune.get_masks(opt_state), or weights != 0."
         )
+    check_not_donated("mask_image", {"mask": mask})
     values = np.asarray(mask)
     if not values.size:
         raise ValueError(

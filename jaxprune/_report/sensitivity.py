@@ -22,7 +22,7 @@ import numpy as np
 from jaxprune._base.arguments import as_sparsity, shown
 from jaxprune._base.paths import (
     as_rules,
-    check_values,
+    check_arrays,
     flattened,
     is_model,
     leaves_with_paths,
@@ -99,8 +99,8 @@ def sensitivity(
         raise TypeError(
             "sensitivity: params and grads must be arrays, got a traced value. Call it outside jit."
         )
-    check_values("sensitivity: params", params)
-    check_values("sensitivity: grads", grads)
+    check_arrays("sensitivity: params", params)
+    check_arrays("sensitivity: grads", grads)
     largest = (as_sparsity(tried[-1], "sparsities"),)
     recipe = Recipe.of(largest, include, exclude, structure=structure, score=score, roles=roles)
     chosen = [paths[i] for i in recipe.checked_budget(params, paths, leaves).chosen]

@@ -17,7 +17,7 @@ import jax.core
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.flax_import import import_flax
-from jaxprune._base.paths import flattened
+from jaxprune._base.paths import check_not_donated, flattened
 from jaxprune._shrink.allow import allowed
 from jaxprune._shrink.along import Carrier, without_progress
 from jaxprune._shrink.balance import balance
@@ -123,6 +123,7 @@ def shrink(
     """
     model = function_model("shrink", apply_fn, variables, example_inputs)
     _check_values("along", along)
+    check_not_donated("shrink: along", along)
     small, report, carrier = _shrink(model, rtol, allow)
     return (small, report) if along is None else (small, report, carrier.smaller(along))
 
@@ -221,6 +222,8 @@ def _check_arguments(model: Model, rtol: float | None) -> None:
     if rtol is not None and not (is_number and rtol >= 0):
         raise ValueError(f"shrink: rtol must be a number of at least 0, got {shown(rtol)}.")
     _check_values("variables and inputs", (model.variables, model.inputs))
+    check_not_donated("shrink: variables", model.variables)
+    check_not_donated("shrink: example_inputs", model.inputs)
 
 
 def _check_values(arguments: str, tree: Any) -> None:

@@ -25,6 +25,7 @@ from jaxprune._base.arguments import as_array, is_int, kind_of, shown
 from jaxprune._base.caching import jitted_unless_traced
 from jaxprune._base.counting import as_counts, counting
 from jaxprune._base.elementwise import is_elementwise_program
+from jaxprune._base.paths import check_not_donated
 from jaxprune._base.sharding import on_gpu, on_one_device
 from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._topk.keys import key_form
@@ -76,6 +77,7 @@ def topk_mask(
       >>> topk_mask(jnp.array([0.5, -2.0, 0.5, -1.0]), 2, score=jnp.abs).tolist()
       [False, True, False, True]
     """
+    check_not_donated("topk_mask", {"scores": scores})
     [operand], fused = _scored(["topk_mask: `scores`"], [scores], score)
     _check_count("topk_mask: `n_keep`", n_keep, operand.size)
     [mask], _ = select([operand], [n_keep], score=fused, ties=check_ties(ties))
@@ -124,6 +126,7 @@ def topk_masks(
             f"{kind_of(scores)}. For one array, call topk_mask; for a tree, pass "
             "jax.tree.leaves(scores)."
         )
+    check_not_donated("topk_masks", {"scores": list(scores)})
     names = [f"topk_masks: scores[{i}]" for i in range(len(scores))]
     operands, fused = _scored(names, scores, score)
     check_ties(ties)

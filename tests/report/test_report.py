@@ -740,6 +740,42 @@ def test_donated_arrays_are_named(function, tmp_path):
     assert "fc/kernel" in str(raised.value)
 
 
+def linear(params, x):
+    return x @ params["kernel"] @ params["out"]
+
+
+READS_VALUES = {
+    "plan: params: kernel": lambda p: jaxprune.plan(p, jaxprune.keep_zeros(ADAM)),
+    "sensitivity: params: kernel": lambda p: jaxprune.sensitivity(
+        lambda q: jnp.sum(q["kernel"]), p, (0.5,)
+    ),
+    "shrink: variables: kernel": lambda p: jaxprune.shrink(linear, p, np.ones((2, 4))),
+    "shrink: along: kernel": lambda p: jaxprune.shrink(
+        linear, {"kernel": jnp.ones((4, 4)), "out": jnp.ones((4, 2))}, np.ones((2, 4)), along=p
+    ),
+    "topk_mask: scores": lambda p: jaxprune.topk_mask(p["kernel"], 3),
+    "topk_masks: scores/0": lambda p: jaxprune.topk_masks([p["kernel"]], 3),
+    "pack_matrix: w": lambda p: jaxprune.pack_matrix(p["kernel"]),
+    "pack_matrix: mask": lambda p: jaxprune.pack_matrix(np.ones((4, 4)), mask=p["kernel"]),
+    "weight_histogram: after: kernel": lambda p: jaxprune.plots.weight_histogram(
+        {"kernel": np.ones((4, 4))}, {"kernel": p["kernel"]}
+    ),
+    "mask_image: mask": lambda p: jaxprune.plots.mask_image(p["mask"]),
+    r"sparsity_curve: history\[1\]: prune/step": lambda p: jaxprune.plots.sparsity_curve(
+        [{"prune/step": 1}, {"prune/step": p["step"]}]
+    ),
+}
+
+
+@pytest.mark.skip_in("debug_nans", "disable_jit", reason="nothing is donated")
+@pytest.mark.parametrize("where", READS_VALUES)
+def test_donated_arguments_of_functions_that_read_values_are_named(where):
+    params = {"kernel": jnp.ones((4, 4)), "out": jnp.ones((4, 2)), "step": jnp.zeros(())}
+    params["mask"] = jnp.ones((4, 4), bool)
+    with pytest.raises(ValueError, match=rf"^{where}.* donated .* Pass those"):
+        READS_VALUES[where](deleted(params))
+
+
 SHAPES_FOR = {
     "keep_zeros: params": lambda shapes, masks: jaxprune.keep_zeros(ADAM).init(shapes),
     "rigl, .*: params": lambda shapes, masks: jaxprune.rigl(0.5, 9, inner=ADAM).init(shapes),
