@@ -3,6 +3,9 @@
 A bit mask has the rank of its param, so that every axis but the last can be sharded as the param
 is. Padding bits in the last byte are set, so that they never count as dropped weights. Users ask
 for bit masks with `prune(..., packed=True)`.
+
+Functions with `n_batch_axes` also accept the masks of a state made under `vmap`. The leading axes
+are then those of its members, and a param is a scalar if it has no other axis.
 """
 
 import functools
@@ -17,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxprune._base.paths import shape_of
+from jaxprune._base.paths import shape_of, shown_path
 from jaxprune._base.sharding import (
     explicit_sharding,
     in_sharding,
@@ -27,40 +30,81 @@ from jaxprune._base.sharding import (
 )
 
 
-def bit_mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def bit_mask_shape(shape: tuple[int, ...], n_batch_axes: int = 0) -> tuple[int, ...]:
     """The shape of the bit mask of a param with this shape.
 
     Example:
-      >>> bit_mask_shape((3, 20)), bit_mask_shape(())
-      ((3, 3), ())
+      >>> bit_mask_shape((3, 20)), bit_mask_shape(()), bit_mask_shape((9,), n_batch_axes=1)
+      ((3, 3), (), (9,))
     """
-    return (*shape[:-1], -(-shape[-1] // 8)) if shape else ()
+    return (*shape[:-1], -(-shape[-1] // 8)) if len(shape) > n_batch_axes else shape
 
 
-def widths_of(leaves: Sequence[Any]) -> jax.Array:
-    """The length of the last axis of each leaf: int32[n_leaves], 1 for a scalar.
+def widths_of(leaves: Sequence[Any], batch: tuple[int, ...] = ()) -> jax.Array:
+    """The length of the last axis of each leaf: int32[*batch, n_leaves], 1 for a scalar.
+
+    Args:
+      leaves: arrays, whose leading axes are those of `batch`.
+      batch: the shape of `prune_step` in their state.
 
     Example:
       >>> widths_of([jnp.ones((4, 20)), 1.0]).tolist()
       [20, 1]
+      >>> widths_of([jnp.ones((2, 20)), jnp.ones(2)], batch=(2,)).tolist()
+      [[20, 1], [20, 1]]
     """
-    return jnp.asarray(np.array([(1, *shape_of(leaf))[-1] for leaf in leaves], np.int32))
+    widths = [(1, *shape_of(leaf)[len(batch) :])[-1] for leaf in leaves]
+    return jnp.asarray(np.broadcast_to(np.array(widths, np.int32), (*batch, len(widths))))
 
 
-def to_bits(mask: jax.Array) -> jax.Array:
+def width_of_each(widths: Any) -> list[int]:
+    """The length of the last axis of each leaf, on the host.
+
+    Args:
+      widths: int32[..., n_leaves]. A state made under `vmap` has one row per member; all rows are
+        the same.
+    """
+    widths = np.asarray(widths)
+    return widths.reshape(-1, widths.shape[-1])[0].tolist() if widths.size else []
+
+
+def are_parts(width: int, whole: int) -> bool:
+    """Whether bit masks of this width, one after the other, are a bit mask of the whole axis.
+
+    Example:
+      >>> are_parts(20, 20), are_parts(16, 64), are_parts(4, 64), are_parts(16, 20)
+      (True, True, False, False)
+    """
+    return width == whole or (width > 0 and width % 8 == 0 and whole % width == 0)
+
+
+def split_bits(path: str, shape: tuple[int, ...], width: int, fix: str = "") -> str:
+    """The message for a bit mask that does not have the width that its state says."""
+    return (
+        f"{shown_path(path)}: the state says that the last axis of this leaf has {width} weights, "
+        f"but the bit mask of shape {shape} is that of a longer or shorter axis. If tx.init ran "
+        "inside a map (shard_map) that splits the last axis, the state has the length of one part: "
+        f"call tx.init(params) outside the map{fix and '; '}{fix}. Otherwise, the state belongs to "
+        "other params."
+    )
+
+
+def to_bits(mask: jax.Array, n_batch_axes: int = 0) -> jax.Array:
     """The bit mask of a mask. The first of eight entries is the lowest bit of its byte.
 
     Args:
       mask: nonzero means kept.
+      n_batch_axes: how many leading axes are those of members.
 
     Returns:
-      uint8 with shape `bit_mask_shape(mask.shape)`. A scalar mask takes a whole byte, 0 or 1.
+      uint8 with shape `bit_mask_shape(mask.shape, n_batch_axes)`. A scalar mask takes a whole byte,
+      0 or 1.
 
     Example:
       >>> to_bits(jnp.array([True, False, True])).tolist()
       [253]
     """
-    if not mask.ndim:
+    if mask.ndim <= n_batch_axes:
         return mask.astype(jnp.uint8)
     if not mask.size:
         return jnp.zeros(bit_mask_shape(mask.shape), jnp.uint8)
@@ -79,7 +123,7 @@ def to_bits_like(mask: jax.Array, like: Any) -> jax.Array:
     return bits_typed_like(to_bits(mask), like)
 
 
-def from_bits(bits: jax.Array, like: Any) -> jax.Array:
+def from_bits(bits: jax.Array, like: Any, n_batch_axes: int = 0) -> jax.Array:
     """The bool mask of a bit mask, in the shape of `like`, an array or its shape and dtype.
 
     XLA fuses it into the operation that reads it, so no full mask is stored.
@@ -97,7 +141,7 @@ def from_bits(bits: jax.Array, like: Any) -> jax.Array:
             "checkpoint into the dtypes of tx.init(params), or convert the state: "
             "jaxprune.upgrade_state(tx, params, opt_state)."
         )
-    if not bits.ndim:
+    if bits.ndim <= n_batch_axes:
         return bits.astype(bool)
     if not bits.size:
         return jnp.ones(like.shape, bool)

@@ -10,6 +10,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,6 +30,7 @@ from jaxprune._state.prune_state import (
     PruneState,
     find_states,
     masks_of,
+    n_batch_axes_of,
     require_states,
     unboxed,
 )
@@ -59,9 +61,10 @@ def pack_masks(opt_state: Any) -> Any:
     def with_bit_masks(state: PruneState) -> PruneState:
         if state.widths is not None:
             return state
+        batch = np.shape(unboxed(state.prune_step))
         return state._replace(
-            masks=jax.tree.map(lambda mask: to_bits(jnp.asarray(mask)), state.masks),
-            widths=widths_of(jax.tree.leaves(state.masks)),
+            masks=jax.tree.map(lambda mask: to_bits(jnp.asarray(mask), len(batch)), state.masks),
+            widths=widths_of(jax.tree.leaves(state.masks), batch),
         )
 
     return _convert("pack_masks", with_bit_masks, opt_state)
@@ -91,6 +94,7 @@ def unpack_masks(opt_state: Any) -> Any:
     def with_byte_masks(state: PruneState) -> PruneState:
         if state.widths is None:
             return state
+        _check_widths("unpack_masks", state)
         masks = jax.tree.map(lambda mask: mask.astype(jnp.uint8), masks_of(state))
         return state._replace(masks=masks, widths=None)
 
@@ -203,6 +207,7 @@ def _with_masks(
 
     Other masks than those of `own`, if that is not None, keep every weight.
     """
+    _check_widths("set_masks", state)
     paths, old_masks, treedef = leaves_with_paths(masks_of(state))
     for path, old in zip(paths, old_masks, strict=True):
         if jnp.shape(new[path]) != jnp.shape(old):
@@ -213,8 +218,17 @@ def _with_masks(
         pairs = zip(paths, stored, strict=True)
         stored = [mask if path in own else jnp.ones_like(mask) for path, mask in pairs]
     if state.widths is not None:
-        stored = list(map(to_bits, stored))
+        stored = [to_bits(mask, n_batch_axes_of(state)) for mask in stored]
     return with_new_masks(state._replace(masks=treedef.unflatten(stored)))
+
+
+def _check_widths(function: str, state: PruneState) -> None:
+    """Raises a ValueError for bit masks inside `jit`, where their lengths are unknown."""
+    if state.widths is not None and isinstance(unboxed(state.widths), jax.core.Tracer):
+        raise ValueError(
+            f"{function}: these are bit masks (packed=True), and inside jit or vmap the length of "
+            f"their last axis is unknown. Call {function} outside jit, and pass its result in."
+        )
 
 
 def _convert(function: str, change: Callable[[PruneState], PruneState], opt_state: Any) -> Any:

@@ -220,10 +220,15 @@ def mask_without_param(path: str, paths: Sequence[str], fix: str) -> str:
 
 
 def wrong_shape(
-    path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...], is_bits: bool = False
+    path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...], bit_axes: int | None = None
 ) -> str:
-    """The message for a mask whose shape does not fit its param."""
-    needs = f", which needs a bit mask of shape {bit_mask_shape(shape)}" if is_bits else ""
+    """The message for a mask whose shape does not fit its param.
+
+    `bit_axes` is the number of batch axes of a bit mask; None for any other mask.
+    """
+    needs = ""
+    if bit_axes is not None:
+        needs = f", which needs a bit mask of shape {bit_mask_shape(shape, bit_axes)}"
     return (
         f"{shown_path(path)}: the mask has shape {mask_shape} but the param has shape {shape}"
         f"{needs}. Was the state restored from another model, or the model shrunk? jaxprune.shrink "

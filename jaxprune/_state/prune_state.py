@@ -7,9 +7,7 @@ and optimizer states in boxes of different types.
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -24,12 +22,20 @@ from jaxprune._base.paths import (
     flattened,
     leaves_with_paths,
     path_str,
+    paths_of,
     shape_of,
     shown_path,
     spec_of,
 )
-from jaxprune._state.bit_masks import bit_mask_shape, from_bits
+from jaxprune._state.bit_masks import (
+    are_parts,
+    bit_mask_shape,
+    from_bits,
+    split_bits,
+    width_of_each,
+)
 from jaxprune._state.masks import check_mask_dtype, keep, mask_without_param, wrong_shape
+from jaxprune._state.merged import kept_by_all, kept_unless, merged
 
 
 class PruneState(NamedTuple):
@@ -152,7 +158,7 @@ def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
     states = require_states(opt_state)
     check_arrays("get_masks: opt_state", states)
     if params is None or all(state.widths is None for state in states):
-        return _merged([masks_of(state) for state in states])
+        return merged([masks_of(state) for state in states])
     paths, leaves, treedef = leaves_with_paths(params)
     pairs = zip(masks_by_path(opt_state, paths, leaves), leaves, strict=True)
     masks = [jnp.ones(shape_of(p), bool) if m is None else m.astype(bool) for m, p in pairs]
@@ -170,48 +176,23 @@ def masks_of(state: PruneState) -> Any:
             "these are bit masks (packed=True), and inside jit the length of their last axis is "
             "unknown. Pass the params as well: call get_masks(opt_state, params)."
         )
-    # A state made under `vmap` has one row of widths per member; all rows are the same.
-    widths = np.asarray(widths).reshape(-1, len(masks))[0].tolist()
-    shapes = [
-        jax.ShapeDtypeStruct((*bits.shape[:-1], width) if bits.ndim else (), bool)
-        for bits, width in zip(masks, widths, strict=True)
-    ]
-    return treedef.unflatten(list(map(from_bits, masks, shapes)))
+    n_batch_axes = n_batch_axes_of(state)
+    unpacked = []
+    for i, (bits, width) in enumerate(zip(masks, width_of_each(widths), strict=True)):
+        shape = bits.shape[:n_batch_axes]
+        if bits.ndim > n_batch_axes:
+            shape = (*bits.shape[:-1], width)
+            if bit_mask_shape(shape) != bits.shape:
+                fix = "for its masks, call get_masks(opt_state, params)"
+                raise ValueError(split_bits(paths_of(state.masks)[i], bits.shape, width, fix))
+        like = jax.ShapeDtypeStruct(shape, bool)
+        unpacked.append(from_bits(bits, like, n_batch_axes))
+    return treedef.unflatten(unpacked)
 
 
-def _merged(trees: list[Any]) -> Any:
-    """The masks of several states as one tree of bool masks: kept means kept in all trees.
-
-    The trees are merged one level at a time, because a placeholder in one tree may take the place
-    of a whole subtree in another.
-    """
-    present = [tree for tree in trees if not _is_placeholder(tree)]
-    if not present:
-        return trees[0]
-    levels = [jax.tree.flatten(tree, is_leaf=lambda x, top=tree: x is not top) for tree in present]
-    treedef = levels[0][1]
-    # Not `treedef_is_leaf`: it is also true of a node without children, such as an empty dict.
-    is_mask = jax.tree_util.all_leaves(present)
-    n_shapes = len({jnp.shape(mask) for mask in present}) if is_mask else 1
-    if any(level[1] != treedef for level in levels) or n_shapes > 1:
-        raise ValueError(
-            "the prune states in this optimizer state have masks for different trees of params. "
-            "Pass one of these prune states."
-        )
-    if is_mask:
-        return _kept_by_all(present)
-    children = zip(*(level[0] for level in levels), strict=True)
-    return treedef.unflatten([_merged(list(same_child)) for same_child in children])
-
-
-def _kept_by_all(masks: list[Any]) -> Any:
-    """One bool mask, True where every mask keeps."""
-    return functools.reduce(operator.and_, [mask.astype(bool) for mask in masks])
-
-
-def _is_placeholder(x: Any) -> bool:
-    """Whether `x` is what wrappers put in the place of a subtree: None or an empty tuple."""
-    return x is None or (isinstance(x, tuple) and not x)
+def n_batch_axes_of(state: PruneState) -> int:
+    """How many leading axes of each array in a state are those of `vmap` or `pmap`."""
+    return np.ndim(unboxed(state.prune_step))
 
 
 def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTree:
@@ -263,27 +244,41 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
     states = find_states(masks_or_opt_state)
     if states:
         fix = "Pass the params that the optimizer was initialised with."
-        trees = [(s.masks, s.widths is not None, _is_pruned(s)) for s in states]
+        trees = [(s.masks, _bits_of(s), _is_pruned(s)) for s in states]
     else:
         fix = "Pass masks like the params, or an optimizer state with jaxprune.prune in it."
-        trees = [(masks_or_opt_state, False, None)]
+        trees = [(masks_or_opt_state, None, None)]
         if paths and not jax.tree.leaves(masks_or_opt_state):
             raise ValueError(f"no mask in {kind_of(masks_or_opt_state)}. {fix}")
     leaf_at = dict(zip(paths, leaves, strict=True))
     masks_at: dict[str, list[Any]] = {path: [] for path in paths}
-    for tree, are_bits, is_pruned in trees:
+    for tree, bits, is_pruned in trees:
         mask_paths, masks, _ = leaves_with_paths(tree)
         for i, (path, mask) in enumerate(zip(mask_paths, masks, strict=True)):
             if path not in leaf_at:
                 raise ValueError(mask_without_param(path, paths, fix))
-            fitting = _fitting_mask(path, mask, leaf_at[path], are_bits)
+            leaf = leaf_at[path]
+            fitting = _fitting_mask(path, mask, leaf, None if bits is None else bits[i])
             if is_pruned is not None:
-                fitting = _kept_unless(is_pruned[..., i], fitting)
+                fitting = kept_unless(is_pruned[..., i], fitting)
             masks_at[path].append(fitting)
     return [
-        (masks[0] if len(masks) == 1 else _kept_by_all(masks)) if masks else None
+        (masks[0] if len(masks) == 1 else kept_by_all(masks)) if masks else None
         for masks in masks_at.values()
     ]
+
+
+def _bits_of(state: PruneState) -> Sequence[tuple[int, int | None]] | None:
+    """The number of batch axes and the width of each bit mask; None for byte masks.
+
+    The width is None inside `jit`.
+    """
+    if state.widths is None:
+        return None
+    widths, n_batch_axes = unboxed(state.widths), n_batch_axes_of(state)
+    if isinstance(widths, jax.core.Tracer):
+        return [(n_batch_axes, None)] * np.shape(widths)[-1]
+    return [(n_batch_axes, width) for width in width_of_each(widths)]
 
 
 def _is_pruned(state: PruneState) -> Any:
@@ -291,26 +286,22 @@ def _is_pruned(state: PruneState) -> Any:
     return None if state.progress is None else unboxed(state.progress.pool_of) >= 0
 
 
-def _kept_unless(is_pruned: Any, mask: Any) -> Any:
-    """The mask of a leaf that is pruned; for any other leaf a mask that keeps everything.
+def _fitting_mask(path: str, mask: Any, leaf: Any, bits: tuple[int, int | None] | None) -> Any:
+    """A mask in the shape of its leaf; raises if it belongs to a leaf of another shape.
 
-    `is_pruned` has the leading axes of a batched state. Its value is unknown inside `jit`.
+    `bits` has the number of batch axes and the width of a bit mask; None for any other mask.
     """
-    if not isinstance(is_pruned, jax.core.Tracer) and np.all(is_pruned):
-        return mask
-    is_pruned = jnp.asarray(is_pruned)
-    new_axes = tuple(range(is_pruned.ndim, jnp.ndim(mask))) if is_pruned.ndim else ()
-    return mask.astype(bool) | ~jnp.expand_dims(is_pruned, new_axes)
-
-
-def _fitting_mask(path: str, mask: Any, leaf: Any, is_bits: bool) -> Any:
-    """A mask in the shape of its leaf; raises if it belongs to a leaf of another shape."""
-    spec = spec_of(leaf)
-    shape = () if spec is None else spec.shape
-    if shape_of(mask) != (bit_mask_shape(shape) if is_bits else shape):
-        raise ValueError(wrong_shape(path, shape_of(mask), shape, is_bits))
+    shape = shape_of(leaf)
+    n_batch_axes, width = bits or (None, None)
+    needed = shape if n_batch_axes is None else bit_mask_shape(shape, n_batch_axes)
+    if shape_of(mask) != needed:
+        raise ValueError(wrong_shape(path, shape_of(mask), shape, n_batch_axes))
     check_mask_dtype(path, mask)
-    return from_bits(mask, leaf) if is_bits else mask
+    if n_batch_axes is None:
+        return mask
+    if width is not None and len(shape) > n_batch_axes and not are_parts(width, shape[-1]):
+        raise ValueError(split_bits(path, shape_of(mask), width))
+    return from_bits(mask, leaf, n_batch_axes)
 
 
 def require_states(opt_state: Any) -> list[PruneState]:

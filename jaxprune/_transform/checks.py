@@ -125,7 +125,8 @@ def check_state(tree: Tree, masks: list[Any], state: PruneState, settings: Setti
         if spec is None:
             continue
         if jnp.shape(mask) != (bit_mask_shape(spec.shape) if bit_masks else spec.shape):
-            raise ValueError(wrong_shape(path, jnp.shape(mask), spec.shape, bit_masks))
+            bit_axes = 0 if bit_masks else None
+            raise ValueError(wrong_shape(path, jnp.shape(mask), spec.shape, bit_axes))
         _check_stored_dtype(path, mask, settings)
     if jnp.shape(state.thresholds) != (len(tree.paths),):
         raise ValueError(

@@ -156,7 +156,7 @@ MUTANTS = (
     ),
     Mutant(
         "kept-by-any-state",
-        "_state/prune_state.py",
+        "_state/merged.py",
         "functools.reduce(operator.and_,",
         "functools.reduce(operator.or_,",
         (
