@@ -97,7 +97,10 @@ def shrink(
         by default the square root of the machine epsilon. Both models run at full matmul precision.
       along: a tree of more arrays from which to remove the same units, such as
         `(opt_state, averages)`. A leaf in it belongs to a param if its path ends with that of the
-        param. A prune state in it gets smaller masks, and no `progress`.
+        param. A prune state in it gets smaller masks, and no `progress`: to prune on, call
+        `upgrade_state`. With a list of schedules, `prune([...])`, read the number of the chosen one
+        first, from `get_state(opt_state).progress.choices.number`, and then go on with that
+        schedule alone.
       allow: `("layer_norm",)` also removes zero units over which a sum or a mean runs, as LayerNorm
         and RMSNorm do over the residual stream of a transformer. This changes the function: the
         norm then divides by fewer entries. The report says which groups these are (`changes`) and

@@ -19,13 +19,12 @@ from jaxprune._base.arguments import shown
 from jaxprune._base.paths import (
     check_not_donated,
     is_box,
-    leaves_with_paths,
     listed,
     path_str,
     paths_of,
     shown_path,
-    spec_of,
 )
+from jaxprune._state.new_state import new_state
 from jaxprune._state.prune_state import PruneState, find_states
 
 
@@ -35,6 +34,10 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
     Moments, counters and all other arrays of the dense state are kept unchanged. The new masks keep
     every weight, and the schedule starts at step 0. `tx` must be the optimizer of the dense run
     plus transformations that prune, and nothing else.
+
+    For an ensemble, whose optimizer state was made under `vmap`, call
+    `jax.vmap(lambda p, s: splice(tx, p, s))(params, dense_opt_state)`; `splice` alone would prune
+    the stacked params of all members as if they were one network.
 
     Args:
       tx: the transformation to continue with: `optax.chain(optimizer, jaxprune.prune(schedule))`,
@@ -78,7 +81,7 @@ def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_sta
         )
     check_not_donated("splice: dense_opt_state", dense_opt_state)
     dense_opt_state = _without_boxes(getattr(dense_opt_state, "opt_state", dense_opt_state))
-    return _spliced(fresh_state("splice", tx, params), dense_opt_state, ())
+    return _spliced(new_state("splice", tx, params), dense_opt_state, ())
 
 
 def check_transformation(function: str, tx: Any, third: str) -> None:
@@ -95,23 +98,6 @@ def check_transformation(function: str, tx: Any, third: str) -> None:
             "that prunes first, such as optax.chain(optimizer, jaxprune.prune(schedule)), then the "
             f"params, then {third}."
         )
-
-
-def fresh_state(function: str, tx: Any, params: Any) -> Any:
-    """`tx.init(params)`; raises if the params hold no arrays, or if `tx` does not prune."""
-    for path, leaf in zip(*leaves_with_paths(params)[:2], strict=True):
-        if spec_of(leaf) is None and not isinstance(leaf, (int, float, complex)):
-            raise TypeError(
-                f"{function}: {shown_path(path)}: params must hold arrays, got {shown(leaf)}. Pass "
-                "the params that the run trained, such as eqx.filter(model, eqx.is_array)."
-            )
-    fresh = tx.init(params)
-    if not find_states(fresh):
-        raise ValueError(
-            f"{function}: tx.init returns no prune state. Pass an optimizer that prunes, such as "
-            "optax.chain(optimizer, jaxprune.prune(schedule))."
-        )
-    return fresh
 
 
 def _spliced(fresh: Any, dense: Any, path: tuple[Any, ...]) -> Any:

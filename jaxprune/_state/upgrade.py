@@ -10,19 +10,29 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.counting import counting, is_wide
-from jaxprune._base.paths import check_array_library, check_not_donated, path_str, shown_path
+from jaxprune._base.paths import (
+    check_array_library,
+    check_not_donated,
+    flattened,
+    path_str,
+    paths_of,
+    shown_path,
+)
 from jaxprune._base.sharding import placed_like
+from jaxprune._state.bit_masks import are_parts, split_bits, width_of_each
 from jaxprune._state.choose import following
-from jaxprune._state.progress import Progress
+from jaxprune._state.new_state import batch_of, new_state
+from jaxprune._state.progress import Choices, Progress
 from jaxprune._state.prune_state import PruneState, unboxed
 from jaxprune._state.recount import recounted, with_saved_counts
-from jaxprune._state.splice import check_transformation, fresh_state
+from jaxprune._state.splice import check_transformation
 
 _MISSING = object()
 
@@ -34,7 +44,16 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
     from its masks and its step. For `NM`, `Block`, `Channel` and slices, masks do not tell how many
     units they drop; without a saved `progress`, the next update decides such masks anew. If the
     saved run had another score, the sums of a score that adds up over steps (`movement`) begin at
-    zero. It runs on the host, outside `jit`.
+    zero. It runs on the host, outside `jit` and `vmap`.
+
+    A state made under `vmap` or `pmap`, with one `prune_step` per member, needs the params of all
+    members, stacked as they are trained.
+
+    With a list of schedules, the number of the chosen one is kept. A state without `progress`, such
+    as one that went through `shrink`, does not say which schedule it follows, and raises: continue
+    with that schedule alone, `prune(schedules[number])`. Read the number before `shrink`, from
+    `get_state(opt_state).progress.choices.number`. A state of a single schedule follows the first
+    of a list until `choose_schedule` says otherwise.
 
     Args:
       tx: the transformation to continue with, built as it was for the saved run.
@@ -50,7 +69,8 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
     Raises:
       TypeError: `tx` is not an optax transformation.
       ValueError: `tx` does not prune, or the saved state belongs to another optimizer or other
-        params (the error names the first difference), or its arrays were donated.
+        params (the error names the first difference), or its arrays were donated or are traced; or
+        it is unclear which of several schedules it follows.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -61,13 +81,24 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
       1
     """
     check_transformation("upgrade_state", tx, "the saved state")
-    fresh = fresh_state("upgrade_state", tx, params)
+    _check_untraced((params, old_state))
+    fresh = new_state("upgrade_state", tx, params, batch_of(old_state))
     if not _has_fields_of(fresh, old_state):
         old_state = getattr(old_state, "opt_state", old_state)
         if isinstance(old_state, Mapping):
             old_state = old_state.get("opt_state", old_state)
     check_not_donated("upgrade_state: old_state", old_state)
     return _fitted(fresh, old_state, ())
+
+
+def _check_untraced(arguments: Any) -> None:
+    """Raises a ValueError where an array has no values yet, as inside `jit` and `vmap`."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in flattened(arguments)[0]):
+        raise ValueError(
+            "upgrade_state: runs on the host, but params or old_state are traced by jit, vmap or "
+            "grad. Call it outside the compiled function, and pass the result in. It accepts the "
+            "state of an ensemble, with stacked params, without vmap."
+        )
 
 
 def _has_fields_of(fresh: Any, old: Any) -> bool:
@@ -114,25 +145,60 @@ def _fitted_prune_state(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> P
         fields[name] = _fitted(fresh_field, old_field, (*path, key))
         if name == "masks" and fresh.widths is not None:
             _check_bit_masks((*path, key), old_field)
+        if name == "widths" and fresh.widths is not None:
+            _check_widths(fresh, fields[name], path)
+            fields[name] = fresh_field  # of the whole leaves, where a map has split them
     state = fresh._replace(**fields)
     if fresh.progress is None:  # this JAX can't pass on its counts
         return state
     state = state._replace(progress=recounted(fresh.progress, state))
     old_progress = _child(old, jax.tree_util.GetAttrKey("progress"), len(fields))
+    old_progress = None if old_progress is _MISSING else old_progress
     return _with_saved_progress(state, fresh.progress, old_progress)
 
 
 def _with_saved_progress(state: PruneState, fresh: Progress, old: Any) -> PruneState:
     """The state with what its masks don't tell: the chosen schedule, and the units they drop."""
-    i = fresh._fields.index("choices")
     if fresh.choices is not None:
-        choices = _saved_arrays(fresh.choices, _child(old, jax.tree_util.GetAttrKey("choices"), i))
-        state = following(state, choices["number"]) if choices else state
+        state = following(state, _chosen(fresh.choices, old))
     names = ["reached"]
     if not np.any(unboxed(fresh.fires_left)):  # `keep_zeros`: what it dropped first is due
         names += ["due", "target"]
     progress = with_saved_counts(state.progress, _saved_arrays(fresh, old), names)
     return state._replace(progress=progress)
+
+
+def _chosen(fresh: Choices, old: Any) -> jax.Array:
+    """Which of the schedules a saved progress follows: int32[...], 0 where it had only one.
+
+    Raises:
+      ValueError: it had another list, or none, so that this is not known.
+    """
+    n, first = jnp.shape(unboxed(fresh.target))[-1], jnp.zeros_like(unboxed(fresh.number))
+    old_choices = _child(
+        old, jax.tree_util.GetAttrKey("choices"), Progress._fields.index("choices")
+    )
+    if jax.tree.leaves(old) and (old_choices is _MISSING or not jax.tree.leaves(old_choices)):
+        return first
+    choices = _saved_arrays(fresh, old_choices)
+    if n == 1 or choices:
+        return choices["number"] if choices else first
+    reason = "was made for another list" if jax.tree.leaves(old) else "has no `progress`"
+    raise ValueError(
+        f"upgrade_state: old_state {reason}, so that it does not say which of the {n} schedules of "
+        "tx it follows. Build tx with that schedule alone, such as jaxprune.prune(schedules[1]), "
+        "and pass it in place of this tx."
+    )
+
+
+def _check_widths(fresh: PruneState, saved: Any, path: tuple[Any, ...]) -> None:
+    """Raises a ValueError where bit masks are of axes of another length."""
+    pairs = zip(width_of_each(unboxed(saved)), width_of_each(unboxed(fresh.widths)), strict=True)
+    for i, (width, whole) in enumerate(pairs):
+        if not are_parts(width, whole):
+            name, mask = paths_of(fresh.masks)[i], jax.tree.leaves(fresh.masks)[i]
+            name = f"{path_str((*path, jax.tree_util.GetAttrKey('masks')))}/{name}"
+            raise ValueError(split_bits(name, jnp.shape(mask), width))
 
 
 def _saved_arrays(fresh: Any, old: Any) -> dict[str, Any]:

@@ -95,6 +95,26 @@ def test_moments_averages_and_masks_shrink_along(packed):
     assert report.shapes
 
 
+def test_a_shrunk_state_of_several_schedules_goes_on_with_the_one_that_was_chosen():
+    params = pruned_mlp(16)
+    schedules = [jaxprune.one_shot_schedule(s) for s in (0.75, 0.25)]
+    tx = jaxprune.prune(schedules)
+    state = jaxprune.choose_schedule(tx.init(params), 1)
+    updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    params = jax.tree.map(jnp.add, params, updates)
+    number = int(state.progress.choices.number)
+    small, _, state = jaxprune.shrink(mlp, params, X, along=state)
+    with pytest.raises(ValueError, match=r"which of the 2 schedules.*prune\(schedules\[1\]\)"):
+        jaxprune.upgrade_state(tx, small, state)
+    alone = jaxprune.prune(schedules[number])
+    upgraded = jaxprune.upgrade_state(alone, small, state)
+    updates, _ = alone.update(jax.tree.map(jnp.zeros_like, small), upgraded, small)
+    small = jax.tree.map(jnp.add, small, updates)
+    assert [int(jnp.sum(w == 0)) for w in (small["fc"]["w"], small["out"])] == [
+        round(0.25 * w.size) for w in (small["fc"]["w"], small["out"])
+    ]
+
+
 def test_a_leaf_of_another_shape_is_an_error_that_names_it():
     params = pruned_mlp()
     state = optax.adafactor(1e-3, min_dim_size_to_factor=2).init(params)

@@ -179,6 +179,74 @@ def test_seeds_under_vmap_have_masks_of_their_own():
     np.testing.assert_array_equal(optax.apply_updates(params, updates)["kernel"] != 0, masks)
 
 
+HALF = jaxprune.one_shot_schedule(0.5)
+
+
+@pytest.mark.parametrize("whole_bytes", (True, False))
+def test_bit_masks_that_a_map_has_split_are_refused_where_their_length_counts(whole_bytes):
+    last = 128 if whole_bytes else 32
+    params = random_params({"a": (16, last), "b": (8, 64), "bias": (3,)})
+    tx = jaxprune.prune(HALF, packed=True, axis_name="d")
+    specs = {"a": P(None, "d"), "b": P(None, "d"), "bias": P()}
+    state_specs = jaxprune.PruneState(P(), specs, P(), P(), P(), P(), progress=P())
+
+    def step(p):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, p), tx.init(p), p)
+        return optax.apply_updates(p, updates), state
+
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(specs,), out_specs=(specs, state_specs), check_vma=False
+    )
+    params, state = jax.jit(mapped)(params)
+    split = says("a:", f"{last // 8} weights", "tx.init(params) outside the map")
+    ones = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    for read in (
+        jaxprune.get_masks,
+        jaxprune.unpack_masks,
+        lambda s: jaxprune.set_masks(s, ones),
+    ):
+        with pytest.raises(ValueError, match=split):
+            read(state)
+    if whole_bytes:
+        with pytest.raises(ValueError, match=split):
+            jaxprune.check(params, state, done=True)
+        kept = jax.tree.map(lambda p: p != 0, params)
+        chex.assert_trees_all_equal(jaxprune.get_masks(state, params), kept)
+        upgraded = jaxprune.upgrade_state(tx, params, state)
+        chex.assert_trees_all_equal(jaxprune.get_masks(upgraded), kept)
+        jaxprune.check(params, upgraded, done=True)
+    else:
+        with pytest.raises(ValueError, match="a: "):
+            jaxprune.get_masks(state, params)
+        with pytest.raises(ValueError, match="masks/a: "):
+            jaxprune.upgrade_state(tx, params, state)
+
+
+def test_bit_masks_of_another_width_are_refused_also_if_they_have_the_same_bytes():
+    params = random_params({"a": (4, 14), "bias": (3,)})
+    tx = jaxprune.prune(HALF, packed=True)
+    state = tx.init(params)
+    state = state._replace(widths=jnp.array([7, 3]))  # two parts, each with a bit of padding
+    for path, read in (
+        ("a", lambda s: jaxprune.get_masks(s, params)),
+        ("a", lambda s: jaxprune.apply_masks(params, s)),
+        ("masks/a", lambda s: jaxprune.upgrade_state(tx, params, s)),
+    ):
+        with pytest.raises(ValueError, match=says(f"{path}:", "7 weights", "(4, 2)")):
+            read(state)
+
+
+@pytest.mark.skip_in("disable_jit", reason="nothing is traced")
+@pytest.mark.parametrize("function", ("unpack_masks", "set_masks"))
+def test_a_conversion_inside_jit_is_to_be_called_outside(function):
+    _, state = run(transform("chain", True), make_params())
+    call = functools.partial(getattr(jaxprune, function))
+    masks = (make_params(),) if function == "set_masks" else ()
+    with pytest.raises(ValueError, match=says(f"{function}:", f"Call {function} outside jit")):
+        jax.jit(lambda s: call(s, *jax.tree.map(lambda p: p != 1, masks)))(state)
+
+
 def test_state_survives_serialisation():
     params = make_params()
     tx = transform("inner", True)

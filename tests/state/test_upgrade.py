@@ -219,6 +219,27 @@ def test_the_chosen_schedule_is_kept():
         chex.assert_trees_all_equal(upgraded, state)
 
 
+def test_a_list_of_schedules_is_refused_where_the_choice_is_not_known():
+    half, most, all_but_few = (jaxprune.one_shot_schedule(s) for s in (0.25, 0.5, 0.75))
+    tx, params = jaxprune.prune([all_but_few, half]), make_params()
+    _, state = tx.update(params, jaxprune.choose_schedule(tx.init(params), 1), params)
+    for save in (without_progress, SAVED["dicts"], SAVED["lists"]):
+        with pytest.raises(ValueError, match=r"no `progress`.*2 schedules.*prune\(schedules"):
+            jaxprune.upgrade_state(tx, params, save(state))
+    longer = jaxprune.prune([all_but_few, half, most])
+    with pytest.raises(ValueError, match=r"another list.*3 schedules.*prune\(schedules"):
+        jaxprune.upgrade_state(longer, params, state)
+    alone = jaxprune.prune(half)  # the remedy
+    upgraded = jaxprune.upgrade_state(alone, params, without_progress(state))
+    _, after = alone.update(params, upgraded, params)
+    chex.assert_trees_all_equal(after.masks, state.masks)
+    followed = jaxprune.upgrade_state(longer, params, upgraded)
+    assert int(followed.progress.choices.number) == 0
+    only = jaxprune.prune([half])
+    upgraded = jaxprune.upgrade_state(only, params, without_progress(state))
+    chex.assert_trees_all_equal(only.update(params, upgraded, params)[1].masks, state.masks)
+
+
 def test_the_zeros_that_keep_zeros_found_stay_due_whatever_params_are_passed():
     tx = jaxprune.keep_zeros(sgd())
     state = tx.init(jax.tree.map(lambda p: p * (p > 0), make_params()))
