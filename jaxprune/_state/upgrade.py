@@ -47,7 +47,8 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
     zero. It runs on the host, outside `jit` and `vmap`.
 
     A state made under `vmap` or `pmap`, with one `prune_step` per member, needs the params of all
-    members, stacked as they are trained.
+    members, stacked as they are trained. If the members hold parts of a leaf (`axis_name`), the
+    next update counts over all parts; call `check` and `metrics` after it. Masks do not change.
 
     With a list of schedules, the number of the chosen one is kept. A state without `progress`, such
     as one that went through `shrink`, does not say which schedule it follows, and raises: continue
