@@ -119,6 +119,31 @@ def test_what_is_said_of_the_results_is_in_them():
     assert f"The dense network still gains {gain:.2f} points over the last third" in WORDS
 
 
+def test_what_is_said_of_the_separable_network_is_in_its_results():
+    results = RESULTS["fashion-separable"]
+    names = ("dense", "uniform-0.9", "erk-0.9", "small-0.9", "shallow-0.9")
+    runs = {(run["network"], run["seed"]) for run in results["runs"]}
+    assert runs == {(name, seed) for name in names for seed in range(3)}
+
+    def against(first, second):
+        return paired.difference(results, f"{first}-0.9", f"{second}-0.9")
+
+    uniform, erk = (against(kind, "small") for kind in ("uniform", "erk"))
+    said = f"by {uniform.mean:.2f} ± {uniform.error:.2f} points with uniform sparsity, and by "
+    assert f"{said}{erk.mean:.2f} ± {erk.error:.2f} with ERK." in WORDS
+    assert not uniform.is_tie
+    assert not erk.is_tie
+    assert against("uniform", "shallow").is_tie
+    assert against("erk", "shallow").is_tie
+    more, plain = against("erk", "uniform"), RESULTS["fashion-plain"]
+    of_plain = paired.difference(plain, "erk-0.9", "uniform-0.9")
+    said = "by {:.2f} ± {:.2f} points, in the plain network by {:.2f} ± {:.2f}"
+    assert said.format(more.mean, more.error, of_plain.mean, of_plain.error) in WORDS
+    dense = (paired.difference(results, f"{kind}-0.9", "dense") for kind in ("uniform", "erk"))
+    costs = [-x.mean for x in dense]
+    assert "cost {:.2f} points with uniform sparsity, and {:.2f} with ERK".format(*costs) in WORDS
+
+
 def test_the_readme_has_the_numbers_of_the_results():
     mean = {row["name"]: row["mean"] for row in RESULTS["fashion-plain"]["summary"]}
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
