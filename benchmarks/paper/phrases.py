@@ -244,13 +244,16 @@ def studies(size: str) -> list[Study]:
 
     def direction(name: str, to_german: bool) -> Study:
         way = "English to German" if to_german else "German to English"
-        # All networks have the same vocabulary, so they differ only in width.
-        module = _module_of(layers, (n_merges + _LETTERS, n_merges + _LETTERS))
+        # All networks have the same vocabulary, so they differ only in width and in layers.
+        module, shallow = (
+            _module_of(n, (n_merges + _LETTERS, n_merges + _LETTERS)) for n in (layers, layers // 2)
+        )
         return Study(
             name=f"seq2seq-{name}",
             title=f"Number words, money and dates, {way}, BLEU of {n_test} phrases",
             task=lambda: make_task(to_german, batch, n_train, n_test, n_merges),
             module=module,
+            shallow=shallow,
             width={"quick": 16, "cpu": 48, "gpu": 512}[size],
             measure="bleu",
             lower_is_better=False,

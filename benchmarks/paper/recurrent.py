@@ -201,7 +201,7 @@ class Translator(nn.Module):
 
     The encoder has a bidirectional LSTM layer and `n_layers - 1` further layers. The decoder has
     `n_layers` layers and attention. Residual connections start at the third layer. Token 0 is
-    padding.
+    padding. If the bidirectional layer is the only one, each direction has half of the units.
 
     Attributes:
       vocabularies: number of source tokens and of target tokens.
@@ -222,8 +222,11 @@ class Translator(nn.Module):
         init = init_weights(self.scale or 3**0.5)
         self.source = nn.Embed(self.vocabularies[0], self.hidden, embedding_init=init)
         self.target = nn.Embed(self.vocabularies[1], self.hidden, embedding_init=init)
-        self.forward = LSTMLayer(self.hidden, scale=self.scale)
-        self.backward = LSTMLayer(self.hidden, backward=True, scale=self.scale)
+        n_forward = n_backward = self.hidden
+        if self.n_layers == 1:  # the memory is as wide as the other layers
+            n_forward, n_backward = (self.hidden + 1) // 2, self.hidden // 2
+        self.forward = LSTMLayer(n_forward, scale=self.scale)
+        self.backward = LSTMLayer(n_backward, backward=True, scale=self.scale)
         self.encoder = [LSTMLayer(self.hidden, scale=self.scale) for _ in range(self.n_layers - 1)]
         self.attention = Attention(self.hidden, scale=self.scale)
         self.decoder = [LSTMCell(self.hidden, scale=self.scale) for _ in range(self.n_layers)]
