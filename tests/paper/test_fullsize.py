@@ -113,3 +113,16 @@ def test_data_with_more_words_than_the_network_is_refused(tmp_path):
     recipe = fullsize.RECIPES["PTB LSTM small"]
     with pytest.raises(ValueError, match=r"10,000 words or classes, .* 10,002"):
         next(fullsize.batches_of("PTB LSTM small", [tmp_path], recipe))
+
+
+def test_a_translator_of_one_layer_remembers_as_many_numbers_as_it_has_units():
+    module = Translator((20, 30), 5, n_layers=1)
+    source, target = jnp.ones((2, 4), jnp.int32), jnp.ones((2, 3), jnp.int32)
+    variables = module.init(jax.random.key(0), source, target)
+    sizes = {
+        name: variables["params"][name]["kernel"].shape[-1] // 4 for name in ("forward", "backward")
+    }
+    assert sizes == {"forward": 3, "backward": 2}
+    assert module.apply(variables, source, method="encode").values.shape == (2, 4, 5)
+    assert module.apply(variables, source, target).shape == (2, 3, 30)
+    assert module.apply(variables, source, 7, 1, method="greedy").shape == (2, 7)
