@@ -44,7 +44,7 @@ def test_quality_at_each_sparsity(study, network, digits):
 
 
 def test_what_is_said_of_small_dense_networks(page):
-    from benchmarks.paper import story, summary
+    from benchmarks.paper import paired, story, summary
 
     verdicts, means = {}, {}
     for part in story.PARTS:
@@ -76,6 +76,10 @@ def test_what_is_said_of_small_dense_networks(page):
         assert min(better) == first
         assert set(better) == {level for level in verdicts if level >= first}
     assert "at every size, and in translation from 80 or 75 % on." in page
+    one_layer = results("paper-lstm-one-layer")
+    levels = (0.75, 0.9, 0.95)
+    gains = [-paired.against_small(one_layer, "ERK", level).mean for level in levels]
+    assert f"75, 90 and 95 %, by {min(gains):.2f} to {max(gains):.2f} bits." in page
     demo = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["summary"]
     accuracy = {row["name"]: row["accuracy_mean"] for row in demo}
     for level in (0.75, 0.9, 0.95, 0.975):

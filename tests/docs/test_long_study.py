@@ -45,23 +45,28 @@ def test_the_setting_is_that_of_the_code(monkeypatch):
 
 def test_what_is_said_of_one_layer_is_in_its_results():
     one = story.load_paired(ROOT / "benchmarks/results")["lstm-one-layer"]
-    names = ("dense", "uniform-0.9", "erk-0.9", "small-0.9")
+    levels = (0.75, 0.9, 0.95)
+    names = ("dense", *(f"{kind}-{x:g}" for kind in ("uniform", "erk", "small") for x in levels))
     runs = {(run["network"], run["seed"]) for run in one["runs"]}
     assert runs == {(name, seed) for name in names for seed in range(3)}
     study = text.one_layer_study("cpu")
     assert f"This one is {study.width} wide" in WORDS
     page = (ROOT / "docs/paper.md").read_text(encoding="utf-8").splitlines()
     assert all(line in page for line in paired.markdown(one))
-    uniform, erk = (paired.against_small(one, kind, 0.9) for kind in ("sparse", "ERK"))
-    assert not uniform.is_tie
-    assert not erk.is_tie
-    said = f"by {-uniform.mean:.2f} ± {uniform.error:.2f} bits with uniform sparsity, and by "
-    assert said + f"{-erk.mean:.2f} ± {erk.error:.2f} with ERK." in WORDS
+    uniform, erk = (
+        [paired.against_small(one, kind, level) for level in levels] for kind in ("sparse", "ERK")
+    )
+    assert not any(x.is_tie for x in (*uniform, *erk))
+    gains = [f"{-x.mean:.2f}" for x in (*erk, *uniform)]
+    assert "every size**, by {}, {} and {} bits.".format(*gains[:3]) in WORDS
+    assert "better at 75 and 90 %, by {} and {} bits, and worse".format(*gains[3:5]) in WORDS
+    assert f"worse at 95 %, by {uniform[2].mean:.2f}." in WORDS
     means = {row["name"]: row["mean"] for row in one["summary"]}
     two = {row["name"]: row["mean"] for row in SHORT["summary"]}
-    assert means["uniform-0.9"] < two["sparse-0.9"]
+    assert all(means[f"erk-{x:g}"] < two[f"sparse-{x:g}"] for x in levels)
     assert means["small-0.9"] < two["small-dense-0.9"]
-    assert f"pruned to as many nonzeros ({two['sparse-0.9']:.2f})." in WORDS
+    of_two = [f"{two[f'sparse-{x:g}']:.2f}" for x in levels]
+    assert "layers pruned uniformly ({}, {}, {}).".format(*of_two) in WORDS
 
 
 def test_the_order_of_the_runs_begins_with_90_percent():
