@@ -53,7 +53,7 @@ CASES = [
         "metrics_of_a_batched_state_at_one_step",
         lambda: plots.sparsity_curve({name: np.full(3, x) for name, x in METRICS.items()}),
         ValueError,
-        ("sparsity_curve: all 3 entries of history are of step 1", "value[0]"),
+        ("sparsity_curve", "all 3 entries of history are of step 1", "value[0]"),
     ),
     case(
         "stacked_metrics_of_a_batched_state",
