@@ -272,4 +272,5 @@ _LETTERS = 80
 
 
 def _module_of(n_layers: int, vocabularies: tuple[int, int]) -> Callable[[int], nn.Module]:
-    return lambda width: Translator(vocabularies, width, n_layers)
+    least = 2 if n_layers == 1 else 1  # the two directions of the only layer share its units
+    return lambda width: Translator(vocabularies, max(width, least), n_layers)
