@@ -19,7 +19,13 @@ from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.paths import check_not_donated, paths_of
 from jaxprune._report.unfinished import require_progress
 from jaxprune._state.progress import Progress
-from jaxprune._state.prune_state import PruneState, find_states, require_states, unboxed
+from jaxprune._state.prune_state import (
+    PruneState,
+    find_states,
+    n_batch_axes_of,
+    require_states,
+    unboxed,
+)
 from jaxprune._state.pruned_paths import recorded_pruned
 
 
@@ -230,7 +236,7 @@ def _counts(state: PruneState) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Dropped weights, sizes, and whether it is pruned, of every leaf: each [..., n_leaves]."""
     zeros = jnp.asarray(unboxed(state.progress.zeros))
     is_pruned = jnp.asarray(unboxed(state.progress.pool_of)) >= 0
-    n_batch_axes = jnp.ndim(unboxed(state.prune_step))
+    n_batch_axes = n_batch_axes_of(state)
     shapes = [jnp.shape(mask)[n_batch_axes:] for mask in jax.tree.leaves(state.masks)]
     n_bytes = np.array([math.prod(shape) for shape in shapes], np.int64)
     n_rows = np.array([math.prod(shape[:-1]) for shape in shapes], np.int64)

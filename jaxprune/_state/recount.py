@@ -12,8 +12,15 @@ import numpy as np
 
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.paths import leaves_with_paths
+from jaxprune._state.bit_masks import width_of_each
 from jaxprune._state.progress import UNKNOWN, Progress, count_dtype
-from jaxprune._state.prune_state import PruneState, find_states, masks_of, unboxed
+from jaxprune._state.prune_state import (
+    PruneState,
+    find_states,
+    masks_of,
+    n_batch_axes_of,
+    unboxed,
+)
 
 
 def recounted(progress: Progress, state: PruneState) -> Progress:
@@ -81,7 +88,7 @@ def zeros_in(state: PruneState) -> np.ndarray:
 
     The leading axes are those of a state made under `vmap`.
     """
-    n_batch_axes = np.ndim(unboxed(state.prune_step))
+    n_batch_axes = n_batch_axes_of(state)
     _, masks, _ = leaves_with_paths(masks_of(state))
     if not masks:
         return np.zeros((*np.shape(unboxed(state.prune_step)), 0), np.int64)
@@ -91,13 +98,11 @@ def zeros_in(state: PruneState) -> np.ndarray:
 
 def sizes_in(state: PruneState) -> np.ndarray:
     """How many weights each mask of a state has: int64[n_leaves]."""
-    n_batch_axes = np.ndim(unboxed(state.prune_step))
-    masks = jax.tree.leaves(state.masks)
-    shapes = [list(np.shape(mask)[n_batch_axes:]) for mask in masks]
+    n_batch_axes = n_batch_axes_of(state)
+    shapes = [list(np.shape(mask)[n_batch_axes:]) for mask in jax.tree.leaves(state.masks)]
     if state.widths is not None:
-        widths = np.asarray(unboxed(state.widths)).reshape(-1, len(masks))[0]
-        for shape, width in zip(shapes, widths, strict=True):
-            shape[-1:] = [int(width)] if shape else []
+        for shape, width in zip(shapes, width_of_each(unboxed(state.widths)), strict=True):
+            shape[-1:] = [width] if shape else []
     return np.array([np.prod(shape, dtype=np.int64) for shape in shapes], np.int64)
 
 

@@ -28,6 +28,8 @@ def check_parts(
       params: the pruned leaves.
       grads: their gradients, if the score reads them.
     """
+    if not settings.algorithm.changes:  # no threshold is shared
+        return
     axis_name = settings.axis_name
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     names = tuple(name for name in names if name is not None)

@@ -200,8 +200,7 @@ def _update(
         return tree.treedef.unflatten(returned_for(settings, tree.paths, u_leaves, pruned)), state
     grads = _grads(transform, tree, budget, u_leaves, extra_args.get("grads"))
     pruned_paths = [tree.paths[i] for i in budget.chosen]
-    if settings.algorithm.changes:
-        check_parts(settings, pruned_paths, _chosen(tree.leaves, budget), grads)
+    check_parts(settings, pruned_paths, _chosen(tree.leaves, budget), grads)
     inputs, score_state = _inputs(transform, tree, budget, state, grads)
     fired, inner_state = _fire_if_due(transform, tree, budget, state, masks, inputs)
     # Only the new masks are read from here on, so that XLA updates them in place: a use of the old
