@@ -5,7 +5,7 @@ Everything here runs on the host, outside `jit`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -34,7 +34,7 @@ from jaxprune._state.prune_state import (
     require_states,
     unboxed,
 )
-from jaxprune._state.recount import with_new_masks
+from jaxprune._state.recount import false_in, with_new_masks
 
 
 def pack_masks(opt_state: Any) -> Any:
@@ -149,34 +149,30 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
         )
     new = dict(zip(new_paths, new_masks, strict=True))
     changed = _convert("set_masks", lambda state: _with_masks(state, new), opt_state)
-    if unenforced := _unenforced(find_states(changed)):
+    if unenforced := _unenforced(states, new):
         raise ValueError(_not_enforced(unenforced, new))
-    if len(states) == 1:
-        return changed
-    # Masks of leaves that another state prunes would not change any more when it changes its own.
-    own = lambda state: _with_masks(state, new, pruned_paths(state))
-    return _convert("set_masks", own, opt_state)
+    return changed
 
 
-def _unenforced(states: Sequence[PruneState]) -> dict[str, int]:
+def _unenforced(states: Sequence[PruneState], masks: Mapping[str, Any]) -> dict[str, int]:
     """How many weights masks drop in leaves that no state prunes, as far as the states tell."""
     enforced = set().union(*map(pruned_paths, states))
-    n_dropped: dict[str, int] = {}
-    for state in states:
-        paths = paths_of(state.masks)
-        if state.progress is not None and paths:
-            zeros = np.asarray(unboxed(state.progress.zeros)).reshape(-1, len(paths)).sum(0)
-            n_dropped |= {path: n for path, n in zip(paths, zeros.tolist(), strict=True) if n}
-    return {path: n for path, n in n_dropped.items() if path not in enforced}
+    paths = dict.fromkeys(path for state in states for path in paths_of(state.masks))
+    n_dropped = {
+        path: int(false_in(jnp.asarray(masks[path]).astype(bool)))
+        for path in paths
+        if path not in enforced
+    }
+    return {path: n for path, n in n_dropped.items() if n}
 
 
 def pruned_paths(state: PruneState) -> set[str]:
     """The paths of the leaves that a state prunes, or has masks of where that is not known."""
     paths = paths_of(state.masks)
-    if state.progress is None or not paths:
+    pool_of = None if state.progress is None else unboxed(state.progress.pool_of)
+    if pool_of is None or isinstance(pool_of, jax.core.Tracer) or not paths:
         return set(paths)
-    # A state made under `vmap` has one row per member.
-    pool_of = np.asarray(unboxed(state.progress.pool_of)).reshape(-1, len(paths))
+    pool_of = np.asarray(pool_of).reshape(-1, len(paths))  # one row for each member of a `vmap`
     return {path for path, account in zip(paths, pool_of.max(0), strict=True) if account >= 0}
 
 
@@ -200,12 +196,11 @@ def _is_below(path: str, hidden: set[str]) -> bool:
     return any(path == top or not top or path.startswith(f"{top}/") for top in hidden)
 
 
-def _with_masks(
-    state: PruneState, new: Mapping[str, Any], own: Collection[str] | None = None
-) -> PruneState:
-    """The state with those of the new masks, by path, that belong to its leaves.
+def _with_masks(state: PruneState, new: Mapping[str, Any]) -> PruneState:
+    """The state with those of the new masks, by path, that belong to the leaves that it prunes.
 
-    Other masks than those of `own`, if that is not None, keep every weight.
+    Its other masks keep every weight. Those of leaves that another state prunes would be old ones
+    as soon as that state changes its own.
     """
     _check_widths("set_masks", state)
     paths, old_masks, treedef = leaves_with_paths(masks_of(state))
@@ -213,10 +208,13 @@ def _with_masks(
         if jnp.shape(new[path]) != jnp.shape(old):
             raise ValueError(wrong_shape(path, jnp.shape(new[path]), jnp.shape(old)))
         check_mask_dtype(path, new[path])
-    stored = [jnp.asarray(new[path]).astype(bool).astype(jnp.uint8) for path in paths]
-    if own is not None:
-        pairs = zip(paths, stored, strict=True)
-        stored = [mask if path in own else jnp.ones_like(mask) for path, mask in pairs]
+    pruned = pruned_paths(state)
+    stored = [
+        jnp.asarray(new[path]).astype(bool).astype(jnp.uint8)
+        if path in pruned
+        else jnp.ones_like(old, jnp.uint8)
+        for path, old in zip(paths, old_masks, strict=True)
+    ]
     if state.widths is not None:
         stored = [to_bits(mask, n_batch_axes_of(state)) for mask in stored]
     return with_new_masks(state._replace(masks=treedef.unflatten(stored)))

@@ -195,7 +195,8 @@ def progress_at(settings: Settings, accounts: Accounts, step: Any, counts: Count
     """
     choices = None
     if isinstance(settings.schedule, ScheduleList):
-        choices = _choices(settings.schedule, accounts)
+        schedules = jnp.asarray(settings.schedule.steps())
+        choices = choices_of(accounts, jnp.zeros((), jnp.int32), schedules)
         settings = settings._replace(schedule=settings.schedule.at(0))
     schedule: Any = settings.schedule
     if isinstance(schedule, ChosenSchedule):
@@ -228,11 +229,17 @@ def progress_at(settings: Settings, accounts: Accounts, step: Any, counts: Count
     )
 
 
-def _choices(schedules: ScheduleList, accounts: Accounts) -> Choices:
-    """What `choose_schedule` needs to know of each schedule; the first is chosen."""
+def choices_of(accounts: Accounts, number: Any, schedules: Any) -> Choices:
+    """What `choose_schedule` needs to know of each schedule.
+
+    Args:
+      accounts: of the tree.
+      number: which schedule is followed.
+      schedules: as in `Choices`.
+    """
     return Choices(
-        number=jnp.zeros((), jnp.int32),
-        schedules=jnp.asarray(schedules.steps()),
+        number=number,
+        schedules=schedules,
         due=as_ints(accounts.asked[list(accounts.last_rows)], accounts.largest[1]),
         target=jnp.asarray(accounts.targets, jnp.float32),
     )

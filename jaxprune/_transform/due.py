@@ -16,7 +16,7 @@ from jax import lax
 from jaxprune._base.counting import all_of, any_of, counting, is_wide
 from jaxprune._base.places import placed
 from jaxprune._state.progress import UNKNOWN, Progress, count_dtype
-from jaxprune._transform.accounts import Accounts, as_ints, next_progress
+from jaxprune._transform.accounts import Accounts, as_ints, choices_of, next_progress
 from jaxprune._transform.settings import Settings
 
 
@@ -66,8 +66,7 @@ def with_own_choices(settings: Settings, accounts: Accounts, choices: Any) -> An
     """The choices of a list of schedules, with what is due in all parts."""
     if choices is None or settings.axis_name is None:
         return choices
-    due = as_ints(accounts.asked[list(accounts.last_rows)], accounts.largest[1])
-    return choices._replace(due=due, target=jnp.asarray(accounts.targets, jnp.float32))
+    return choices_of(accounts, choices.number, choices.schedules)
 
 
 def asked_at(settings: Settings, accounts: Accounts, step: Any) -> jax.Array:

@@ -92,7 +92,7 @@ def fire(
         progress = next_progress(settings, accounts, step, fired.progress)
         return Carry(_everywhere(fired._replace(progress=progress), inputs), jnp.zeros((), bool))
 
-    choices = with_own_choices(settings, accounts, before.progress.choices)
+    choices = with_own_choices(settings, accounts, before.progress.choices)  # no fire changes them
     progress = in_dtypes(accounts, before.progress._replace(choices=None))
     before = _everywhere(before._replace(progress=progress), inputs)
     carry = Carry(before, has_work(settings, accounts, step, before.progress))

@@ -9,8 +9,8 @@ MUTANTS = (
     Mutant(
         "mask-of-256-drops",
         "_state/convert.py",
-        ".astype(bool).astype(jnp.uint8) for path in paths]",
-        ".astype(jnp.uint8) for path in paths]",
+        "jnp.asarray(new[path]).astype(bool).astype(jnp.uint8)",
+        "jnp.asarray(new[path]).astype(jnp.uint8)",
         ("state/test_set_masks.py",),
     ),
     Mutant(
