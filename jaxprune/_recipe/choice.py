@@ -58,6 +58,11 @@ def may_keep_zeros(path: str, spec: Any) -> bool:
     return not _free_reason(path, spec)
 
 
+def is_default_of_keep_zeros(include: tuple[Rule, ...] | None) -> bool:
+    """Whether these rules are what `keep_zeros` uses where a user gives no `include`."""
+    return include == (may_keep_zeros,)
+
+
 def _free_reason(path: str, spec: Any) -> str:
     """Why `keep_zeros` leaves a leaf free by default; an empty string where it keeps its zeros.
 
@@ -312,8 +317,8 @@ class LeafRules(NamedTuple):
             return Choice(False, default_reason)
         excluded = use.first("exclude", self.exclude, path, spec)
         if self.include is not None and use.first("include", self.include, path, spec) is None:
-            is_default = self.include == (may_keep_zeros,)
-            reason = _free_reason(path, spec) if is_default else "not matched by include"
+            by_default = is_default_of_keep_zeros(self.include)
+            reason = _free_reason(path, spec) if by_default else "not matched by include"
             return Choice(False, reason, by_rule=True)
         if excluded is not None:
             return Choice(False, f"excluded by {rule_name(self.exclude[excluded])}", by_rule=True)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, shown_path
 from jaxprune._state.progress import Progress
-from jaxprune._state.prune_state import PruneState, unboxed
+from jaxprune._state.prune_state import PruneState, batch_shape_of, unboxed
 from jaxprune._state.recount import (
     absent_in,
     axes_of_parts,
@@ -167,7 +167,7 @@ def _members(
 
     Parts of one leaf are one member.
     """
-    batch = np.shape(unboxed(state.prune_step))
+    batch = batch_shape_of(state)
     n_leaves = len(mask_paths)
     counts = state.progress[: Progress._fields.index("choices")]
     fields = [np.asarray(unboxed(field)) for field in counts]

@@ -13,7 +13,7 @@ import numpy as np
 from jaxprune._base.paths import flattened, paths_of, shown_path
 from jaxprune._shrink.removal import RemovedIndices, smaller_leaf
 from jaxprune._state.bit_masks import to_bits, widths_of
-from jaxprune._state.prune_state import PruneState, masks_of, unboxed
+from jaxprune._state.prune_state import PruneState, batch_shape_of, masks_of
 from jaxprune._trace.program import Program
 
 
@@ -48,7 +48,7 @@ class Carrier:
     def _smaller_state(self, state: PruneState) -> PruneState:
         masks, widths = self.smaller(masks_of(state)), None
         if state.widths is not None:
-            batch = np.shape(unboxed(state.prune_step))
+            batch = batch_shape_of(state)
             widths = widths_of(jax.tree.leaves(masks), batch)
             masks = jax.tree.map(lambda mask: to_bits(mask, len(batch)), masks)
         rest = {name: self.smaller(getattr(state, name)) for name in ("inner_state", "score_state")}

@@ -14,7 +14,7 @@ from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.paths import check_not_donated
 from jaxprune._state.convert import with_changed_states
 from jaxprune._state.progress import Choices, Progress
-from jaxprune._state.prune_state import PruneState, require_states, unboxed
+from jaxprune._state.prune_state import PruneState, batch_shape_of, require_states, unboxed
 
 
 def choose_schedule(opt_state: Any, index: Any) -> Any:
@@ -86,7 +86,7 @@ def _checked_index(index: Any, states: list[PruneState]) -> jax.Array:
             f"{shown(index)}."
         )
     for state in states:
-        batch = np.shape(unboxed(state.prune_step))
+        batch = batch_shape_of(state)
         if np.ndim(index) and np.shape(index) != batch:
             raise ValueError(
                 f"choose_schedule: index has shape {np.shape(index)}, but the state has the batch "

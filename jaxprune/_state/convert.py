@@ -28,6 +28,7 @@ from jaxprune._state.bit_masks import to_bits, widths_of
 from jaxprune._state.masks import check_mask_dtype, wrong_shape
 from jaxprune._state.prune_state import (
     PruneState,
+    batch_shape_of,
     find_states,
     masks_of,
     n_batch_axes_of,
@@ -61,7 +62,7 @@ def pack_masks(opt_state: Any) -> Any:
     def with_bit_masks(state: PruneState) -> PruneState:
         if state.widths is not None:
             return state
-        batch = np.shape(unboxed(state.prune_step))
+        batch = batch_shape_of(state)
         return state._replace(
             masks=jax.tree.map(lambda mask: to_bits(jnp.asarray(mask), len(batch)), state.masks),
             widths=widths_of(jax.tree.leaves(state.masks), batch),

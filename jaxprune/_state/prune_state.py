@@ -190,9 +190,14 @@ def masks_of(state: PruneState) -> Any:
     return treedef.unflatten(unpacked)
 
 
+def batch_shape_of(state: PruneState) -> tuple[int, ...]:
+    """The leading axes of each array in a state made under `vmap` or `pmap`; else ()."""
+    return np.shape(unboxed(state.prune_step))
+
+
 def n_batch_axes_of(state: PruneState) -> int:
     """How many leading axes of each array in a state are those of `vmap` or `pmap`."""
-    return np.ndim(unboxed(state.prune_step))
+    return len(batch_shape_of(state))
 
 
 def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTree:

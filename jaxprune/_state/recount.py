@@ -16,6 +16,7 @@ from jaxprune._state.bit_masks import width_of_each
 from jaxprune._state.progress import UNKNOWN, Progress, count_dtype
 from jaxprune._state.prune_state import (
     PruneState,
+    batch_shape_of,
     find_states,
     masks_of,
     n_batch_axes_of,
@@ -91,7 +92,7 @@ def zeros_in(state: PruneState) -> np.ndarray:
     n_batch_axes = n_batch_axes_of(state)
     _, masks, _ = leaves_with_paths(masks_of(state))
     if not masks:
-        return np.zeros((*np.shape(unboxed(state.prune_step)), 0), np.int64)
+        return np.zeros((*batch_shape_of(state), 0), np.int64)
     zeros = np.stack([false_in(mask.astype(bool), n_batch_axes) for mask in masks], -1)
     return np.maximum(zeros - absent_in(state), 0)  # masks that a user has set may drop fewer
 
@@ -120,7 +121,7 @@ def axes_of_parts(state: PruneState, zeros: np.ndarray) -> tuple[int, ...]:
     progress = state.progress
     if progress is None or progress.sizes is None:
         return ()
-    batch, sizes = np.shape(unboxed(state.prune_step)), np.asarray(unboxed(progress.sizes))
+    batch, sizes = batch_shape_of(state), np.asarray(unboxed(progress.sizes))
     is_pruned = (np.asarray(unboxed(progress.pool_of)) >= 0) & (sizes > 0)
     if not batch or not is_pruned.any():
         return ()
@@ -154,7 +155,7 @@ def absent_by_path(opt_state: Any) -> dict[str, int]:
     by_path: dict[str, int] = {}
     for state in find_states(opt_state):
         paths, masks, _ = leaves_with_paths(state.masks)
-        batch = np.shape(unboxed(state.prune_step))
+        batch = batch_shape_of(state)
         absent = np.broadcast_to(absent_in(state), (*batch, len(masks)))
         totals = absent.reshape(-1, len(masks)).sum(0).tolist()
         by_path |= {path: n for path, n in zip(paths, totals, strict=True) if n}

@@ -16,7 +16,7 @@ from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import check_arrays, listed
 from jaxprune._base.sharding import placed_like
 from jaxprune._recipe.budget import Budget, Recipe
-from jaxprune._recipe.choice import default_reasons, may_keep_zeros
+from jaxprune._recipe.choice import default_reasons, is_default_of_keep_zeros, may_keep_zeros
 from jaxprune._recipe.schedules import one_shot_schedule
 from jaxprune._state.masks import full_mask
 from jaxprune._transform.algorithms import TIGHTEN
@@ -89,7 +89,7 @@ def masks_of_zeros(
       stacklevel: the frame that the warning points to; 3 is the caller of the caller.
     """
     masks = [full_mask(leaf, bool) for leaf in leaves]
-    is_default = recipe.include in (None, (may_keep_zeros,))
+    is_default = recipe.include is None or is_default_of_keep_zeros(recipe.include)
     free = []
     for i in budget.chosen:
         mask = is_nonzero(jnp.asarray(leaves[i]))
