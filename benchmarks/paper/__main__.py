@@ -124,6 +124,9 @@ def fashion(
     ],
     quick: Quick = False,
     large: Large = False,
+    long: Annotated[
+        bool, typer.Option("--long", help="Train for three times as many steps: hours.")
+    ] = False,
     resume: Resume = False,
     out: Out = None,
     only: Only = "",
@@ -132,11 +135,14 @@ def fashion(
 ):
     """Trains deep CNNs, plain and depthwise-separable, on your Fashion-MNIST files."""
     require()
+    if long + quick + large > 1:
+        raise typer.BadParameter("pass only one of --long, --quick and --large")
     _use_one_core_per_run()
     from benchmarks.paper import fashion
 
     try:
-        studies = _named(only, lambda size: fashion.studies(size, data), _size(quick, large))
+        size = "long" if long else _size(quick, large)
+        studies = _named(only, lambda size: fashion.studies(size, data), size)
     except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--data") from None
     _run(studies, quick, resume, out, fashion, only=networks, order=fashion.order, jobs=jobs)

@@ -32,6 +32,13 @@ SPARSITIES = (0.5, 0.75, 0.8, 0.875, 0.9, 0.95, 0.975)
 _N_CLASSES = 10
 _LARGEST_SHIFT = 2  # pixels
 _TEST_BATCH = 1000  # images per forward pass on the test set
+# Steps by size, and steps between two tests.
+_STEPS = {
+    "quick": (40, 20),
+    "cpu": (4800, 800),
+    "long": (14_400, 800),
+    "gpu": (24_000, 1000),
+}
 
 # (channels at width 128, stride) of each convolution, or of each separable block.
 Stages = tuple[tuple[int, int], ...]
@@ -175,15 +182,21 @@ def _measure(module: nn.Module, variables: Any, data: Data) -> dict[str, float]:
 
 
 def studies(size: str, folder: Path) -> list[Study]:
-    """Both studies in a size: "quick" (a smoke test), "cpu" or "gpu" (full resolution, longer).
+    """Both studies in a size.
 
     On a CPU, the plain network has 0.58M parameters and 3.5M multiply-adds per image. The learning
     rate is a usual one for AdamW with batch norm; it was not tuned.
+
+    Args:
+      size: "quick" (a smoke test), "cpu", "long" (the same for three times as many steps), or
+        "gpu" (full resolution, longer).
+      folder: of the four IDX files.
     """
     sets = read_image_sets(folder, _N_CLASSES)
-    steps, chunk = {"quick": (40, 20), "cpu": (4800, 800), "gpu": (24_000, 1000)}[size]
-    batch = {"quick": 16, "cpu": 128, "gpu": 128}[size]
-    widths = {"quick": (16, 64), "cpu": (128, 512), "gpu": (256, 1024)}[size]
+    steps, chunk = _STEPS[size]
+    batch = 16 if size == "quick" else 128
+    widths = {"quick": (16, 64), "gpu": (256, 1024)}.get(size, (128, 512))
+    suffix, training = ("-long", ", trained longer") if size == "long" else ("", "")
     few: dict[str, Any] = {"sparsities": (0.9,), "seeds": 2} if size == "quick" else {}
     plain, separable = (_PLAIN_GPU, _BLOCKS_GPU) if size == "gpu" else (_PLAIN, _BLOCKS)
     stride = 1 if size == "gpu" else 2
@@ -200,16 +213,17 @@ def studies(size: str, folder: Path) -> list[Study]:
     block = functools.partial(_separable, first_stride=stride)
     return [
         Study(
-            "fashion-plain",
-            "Real images, test accuracy in percent: eight convolutions",
+            f"fashion-plain{suffix}",
+            f"Real images, test accuracy in percent: eight convolutions{training}",
             module=functools.partial(_plain, stages=plain.full),
             shallow=functools.partial(_plain, stages=plain.half),
             width=widths[0],
             **common | few,
         ),
         Study(
-            "fashion-separable",
-            f"Real images, test accuracy in percent: {len(separable.full)} separable blocks",
+            f"fashion-separable{suffix}",
+            "Real images, test accuracy in percent: "
+            f"{len(separable.full)} separable blocks{training}",
             module=functools.partial(block, stages=separable.full),
             shallow=functools.partial(block, stages=separable.half),
             width=widths[1],

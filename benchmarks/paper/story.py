@@ -33,6 +33,8 @@ PARTS = (
     Part("seq2seq-de-en", "de-en, BLEU", "BLEU", False, 1),
 )
 
+_IMAGE_NETWORKS = ("plain", "separable")
+
 
 def load(folder: Path, backend: str = "cpu") -> dict[str, dict[str, Any]]:
     """Reads the results of all studies in a folder, by name; missing ones are omitted."""
@@ -41,9 +43,8 @@ def load(folder: Path, backend: str = "cpu") -> dict[str, dict[str, Any]]:
 
 def load_paired(folder: Path, backend: str = "cpu") -> dict[str, dict[str, Any]]:
     """The same for the studies whose tables `paired` makes."""
-    return _load(
-        folder, backend, ["fashion-plain", "fashion-separable", "lstm-one-layer", "lstm-long"]
-    )
+    images = [f"fashion-{kind}{length}" for length in ("", "-long") for kind in _IMAGE_NETWORKS]
+    return _load(folder, backend, [*images, "lstm-one-layer", "lstm-long"])
 
 
 def _load(folder: Path, backend: str, names: list[str]) -> dict[str, dict[str, Any]]:

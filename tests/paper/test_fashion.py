@@ -73,6 +73,15 @@ def test_the_separable_network_prunes_neither_its_first_nor_its_depthwise_convol
             assert bool(leaf.n_zero) == is_pruned, leaf.path
 
 
+@pytest.mark.usefixtures("without_files")
+def test_the_long_studies_train_the_same_networks_for_three_times_as_many_steps(tmp_path):
+    short, long = (fashion.studies(size, tmp_path) for size in ("cpu", "long"))
+    for study, longer in zip(short, long, strict=True):
+        differing = {name for name, x in longer.config().items() if study.config()[name] != x}
+        assert differing == {"name", "steps"}
+        assert (longer.name, longer.steps) == (f"{study.name}-long", 3 * study.steps)
+
+
 def test_half_of_the_layers_reduce_the_images_as_much_and_end_as_wide():
     for depths in (fashion._PLAIN, fashion._PLAIN_GPU, fashion._BLOCKS, fashion._BLOCKS_GPU):
         assert 2 * len(depths.half) == len(depths.full)
