@@ -119,6 +119,23 @@ def test_what_is_said_of_the_results_is_in_them():
     assert f"The dense network still gains {gain:.2f} points over the last third" in WORDS
 
 
+def test_what_is_said_of_longer_training_is_in_its_results(studies):
+    results, shorter = RESULTS["fashion-plain-long"], RESULTS["fashion-plain"]
+    steps = results["config"]["steps"]
+    assert steps == 3 * studies[0].steps
+    assert f"for {steps:,} steps, {steps * 128 / 60_000:.1f} passes over the data" in WORDS
+    names = ("dense", "uniform-0.9", "erk-0.9")
+    both = [[paired.values_of(r, name)[0] for name in names] for r in (results, shorter)]
+    assert {(run["network"], run["seed"]) for run in results["runs"]} == {
+        (name, 0) for name in (*names, "small-0.9")
+    }
+    more = [long - short for long, short in zip(*both, strict=True)]
+    said = "by {:.2f} points, and those with 90 % zeros by {:.2f} (uniform) and {:.2f} (ERK)"
+    assert said.format(*more) in WORDS
+    gain = paired.gain(results, "dense")
+    assert f"The dense network gains {gain:.2f} points over the last third of these" in WORDS
+
+
 def test_what_is_said_of_the_separable_network_is_in_its_results():
     results = RESULTS["fashion-separable"]
     names = ("dense", "uniform-0.9", "erk-0.9", "small-0.9", "shallow-0.9")
@@ -150,4 +167,4 @@ def test_the_readme_has_the_numbers_of_the_results():
     names = ("erk-0.9", "dense", "shallow-0.9")
     sparse, dense, small = (f"{mean[name]:.1f} %" for name in names)
     small = f"the better of two small dense CNNs of that size {small}"
-    assert f"Fashion-MNIST {sparse} accuracy (dense {dense}, {small})" in readme
+    assert f"on Fashion-MNIST {sparse} accuracy (dense {dense}, {small})" in readme
