@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._recipe.pooling import any_of
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Coupled:
@@ -73,11 +75,11 @@ class Coupled:
         return jnp.sqrt(zeros.at[unit_of].add(squares[np.flatnonzero(droppable)]))
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """The mask at the first weight of each channel."""
-        unit_of = np.array(self.unit_of)
-        first = [int(np.argmax(unit_of == unit)) for unit in range(self.n)]
-        corner = tuple(slice(None) if i == self.axis else 0 for i in range(mask.ndim))
-        return mask[corner][np.array(first)].astype(bool)
+        """Whether any weight of each channel is kept."""
+        along = any_of(mask, tuple(i for i in range(mask.ndim) if i != self.axis))
+        droppable = np.array(self.unit_of) >= 0
+        unit_of = np.array(self.unit_of)[droppable]
+        return jnp.zeros(self.n, bool).at[unit_of].max(along[np.flatnonzero(droppable)])
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Each weight gets the mask of its channel."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune._recipe.pooling import any_of
 from jaxprune._recipe.traits import Structure, traits_of
 
 
@@ -134,13 +135,8 @@ class Outputs:
         return norm_over(scores, self._summed(scores.ndim), self.norm)
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """The mask at the first weight of each output."""
-        n_of_axes = tuple(mask.shape[axis] for axis in self.axes)
-        if not mask.size:
-            return jnp.ones(n_of_axes, mask.dtype)
-        for axis in self._summed(mask.ndim):
-            mask = lax.slice_in_dim(mask, 0, 1, axis=axis)
-        return mask.reshape(n_of_axes)
+        """Whether any weight of each output is kept."""
+        return any_of(mask, self._summed(mask.ndim))
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Each weight gets the mask of its output."""

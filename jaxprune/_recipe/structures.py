@@ -22,7 +22,7 @@ from jaxprune._base.arguments import as_flag, as_int, is_int, shown
 from jaxprune._base.sharding import on_gpu
 from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
 from jaxprune._recipe.matrix_view import MatrixView, Outputs, norm_over
-from jaxprune._recipe.pooling import pooled
+from jaxprune._recipe.pooling import any_of, any_of_neighbours, pooled
 from jaxprune._recipe.traits import SingleWeights, Structure
 
 
@@ -144,9 +144,9 @@ class Block:
         return lax.optimization_barrier(x) if on_gpu([scores]) else x
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """The mask at the first weight of each block."""
+        """Whether any weight of each block is kept."""
         for axis, length in self._lengths(mask.shape):
-            mask = lax.slice_in_dim(mask, 0, mask.shape[axis], length, axis)
+            mask = any_of_neighbours(mask, axis, length)
         return mask
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -255,12 +255,9 @@ class Channel:
         return norm_over(scores, tuple(i for i in range(scores.ndim) if i != axis), self.norm)
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
-        """The mask at the first weight of each channel."""
+        """Whether any weight of each channel is kept."""
         axis = self._axis(mask.shape)
-        for i in range(mask.ndim):
-            if i != axis:
-                mask = lax.slice_in_dim(mask, 0, min(mask.shape[i], 1), axis=i)
-        return mask.reshape(-1)
+        return any_of(mask, tuple(i for i in range(mask.ndim) if i != axis))
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Each weight gets the mask of its channel."""

@@ -32,7 +32,7 @@ class Structure(Protocol):
         ...
 
     def unit_mask(self, mask: jax.Array, /) -> jax.Array:
-        """The mask of units, from a mask of weights."""
+        """Which units have a weight that is kept, from a mask of weights."""
         ...
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...], /) -> jax.Array:

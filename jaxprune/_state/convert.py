@@ -110,6 +110,10 @@ def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
     `NM`, `Block`, `Channel` and slices, whose units the state can't count, "fewer" means fewer
     weights than the masks that they replace drop.
 
+    In a state made under `vmap` or `pmap` with `axis_name`, counts are of all parts of a leaf. If
+    the old masks don't tell which of several mapped axes holds the parts, they are those of each
+    part until the next update.
+
     Args:
       opt_state: an optax state with prune states inside, or a TrainState or `nnx.Optimizer` that
         holds one. With several, each takes the masks of its own leaves.
@@ -218,7 +222,7 @@ def _with_masks(state: PruneState, new: Mapping[str, Any]) -> PruneState:
     ]
     if state.widths is not None:
         stored = [to_bits(mask, n_batch_axes_of(state)) for mask in stored]
-    return with_new_masks(state._replace(masks=treedef.unflatten(stored)))
+    return with_new_masks(state, treedef.unflatten(stored))
 
 
 def _check_widths(function: str, state: PruneState) -> None:

@@ -85,7 +85,7 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, j
 
 
 def count_violations(params: Sequence[jax.Array], masks: Sequence[jax.Array]) -> jax.Array:
-    """How many dropped weights are not zero: int32, at most its largest value."""
+    """How many dropped weights are finite and not zero: int32, at most its largest value."""
     pairs = list(zip(params, masks, strict=True))
     dtype = jnp.int64 if sum(p.size for p in params) >= WIDE else jnp.int32
 
@@ -104,9 +104,13 @@ def count_violations(params: Sequence[jax.Array], masks: Sequence[jax.Array]) ->
 
 
 def _violates(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Which entries of a param are dropped by its mask and not zero."""
+    """Which entries of a param are dropped by its mask, and finite, but not zero.
+
+    No update turns a NaN into zero; that is no sign of something that changes the updates.
+    """
     param, mask = pair
-    return ~mask.astype(bool) & is_nonzero(param)
+    wide = param.astype(jnp.float32) if is_narrow_float(param.dtype) else param
+    return ~mask.astype(bool) & is_nonzero(param) & jnp.isfinite(wide)
 
 
 def full_mask(leaf: Any, dtype: Any) -> jax.Array:

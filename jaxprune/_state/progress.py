@@ -16,6 +16,8 @@ from jaxprune._base.count_arrays import count_arrays
 from jaxprune._base.counting import WIDE, counting
 from jaxprune._base.sharding import on_one_device, summed_in_shards
 
+# What `lands` in a progress says of the weights that the masks drop.
+STAYS, LANDS, WILL_LAND = range(3)
 UNKNOWN = -1  # a count in `reached` that the next update finds out
 # Before 0.8, JAX could not pass an int64 array to a compiled program without `jax_enable_x64`, so
 # there the states of trees that need 64-bit counts have no progress.
@@ -60,7 +62,8 @@ class Progress(NamedTuple):
       schedule: int32[3], the first fire, the last fire, and the steps between fires.
       fires_left: int32 scalar, the fires of the schedule that are still to come.
       target: float32 scalar, the sparsity of the pruned leaves when the schedule is done.
-      lands: int32 scalar, 1 if dropped weights are zero in the params; 0 with `regrow="hold"` and
+      lands: int32 scalar, 1 if dropped weights are zero in the params; 2 if the next update makes
+        them zero, because the masks were set since the last one; 0 with `regrow="hold"` and
         `"train"`.
       exact: int32 scalar, 1 if masks drop exactly what is due at all times (`rigl`).
       choices: what `choose_schedule` chooses from; None where there is one schedule.

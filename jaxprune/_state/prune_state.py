@@ -51,8 +51,8 @@ class PruneState(NamedTuple):
       thresholds: float32[n_leaves] in the order of the leaves: the score that a weight needed to be
         kept at the last fire. 0 before the first fire, with `NM`, and where a pool of the leaf
         drops nothing. For a leaf with several pools, such as slices, it is the smallest.
-      violations: int32 scalar, the largest number of dropped weights that were not zero at any
-        fire. It stays 0 unless something after `prune` changes the updates.
+      violations: int32 scalar, the largest number of dropped weights that were finite and not
+        zero at any fire. It stays 0 unless something after `prune` changes the updates.
       inner_state: state of the wrapped optimizer.
       widths: int32[n_leaves], the length of the last axis of each leaf, with bit masks; else None.
       score_state: float32 tree like the params, the running sums of a score that accumulates over
@@ -158,11 +158,20 @@ def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
     states = require_states(opt_state)
     check_arrays("get_masks: opt_state", states)
     if params is None or all(state.widths is None for state in states):
-        return merged([masks_of(state) for state in states])
+        return merged([_enforced_masks(state) for state in states])
     paths, leaves, treedef = leaves_with_paths(params)
     pairs = zip(masks_by_path(opt_state, paths, leaves), leaves, strict=True)
     masks = [jnp.ones(shape_of(p), bool) if m is None else m.astype(bool) for m, p in pairs]
     return treedef.unflatten(masks)
+
+
+def _enforced_masks(state: PruneState) -> Any:
+    """The masks of a state; those of leaves that it does not prune keep everything."""
+    masks, is_pruned = masks_of(state), _is_pruned(state)
+    leaves, treedef = jax.tree.flatten(masks)
+    if is_pruned is None or is_pruned.shape[-1] != len(leaves):
+        return masks
+    return treedef.unflatten([kept_unless(is_pruned[..., i], m) for i, m in enumerate(leaves)])
 
 
 def masks_of(state: PruneState) -> Any:

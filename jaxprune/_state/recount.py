@@ -13,7 +13,7 @@ import numpy as np
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._state.bit_masks import width_of_each
-from jaxprune._state.progress import UNKNOWN, Progress, count_dtype
+from jaxprune._state.progress import LANDS, UNKNOWN, WILL_LAND, Progress, count_dtype
 from jaxprune._state.prune_state import (
     PruneState,
     batch_shape_of,
@@ -34,7 +34,13 @@ def recounted(progress: Progress, state: PruneState) -> Progress:
     step = np.asarray(unboxed(state.prune_step))
     zeros = zeros_in(state)
     unit_size = np.asarray(unboxed(progress.unit_size))
-    reached = reached_by(zeros, np.asarray(unboxed(progress.pool_of)), unit_size)
+    pool_of = np.asarray(unboxed(progress.pool_of))
+    reached = reached_by(zeros, pool_of, unit_size)
+    first, first_reached = (np.asarray(unboxed(x)) for x in (progress.zeros, progress.reached))
+    # Masks that are sparse from the start drop as many weights as those of a new state.
+    totals, first_totals = (reached_by(x, pool_of, np.ones_like(unit_size)) for x in (zeros, first))
+    is_first = (reached == UNKNOWN) & (first_totals > 0) & (totals == first_totals)
+    reached = np.where(is_first, first_reached, reached)
     left = _fires_left(np.asarray(unboxed(progress.schedule)), step)
     left = np.minimum(left, np.asarray(unboxed(progress.fires_left)))  # `keep_zeros` has none
     return with_counts(progress, zeros=zeros, reached=reached, fires_left=left)
@@ -60,17 +66,20 @@ def with_saved_counts(
     return with_counts(progress, **{name: np.asarray(saved[name]) for name in names})
 
 
-def with_new_masks(state: PruneState) -> PruneState:
-    """The state with its progress counted anew, for masks that a user has set.
+def with_new_masks(old: PruneState, masks: Any) -> PruneState:
+    """The state with masks that a user has set, and its progress counted anew.
 
     Where units can't be counted, masks that drop no fewer weights than the old ones are taken to
     drop no fewer units. Masks without a progress, from an older release, stay without one.
+
+    Args:
+      old: the state before.
+      masks: as a state stores them.
     """
-    progress = state.progress
+    progress, state = old.progress, old._replace(masks=masks)
     if progress is None:
         return state
-    zeros = zeros_in(state)
-    zeros = over_parts(zeros, axes_of_parts(state, zeros))
+    zeros, sizes = _counts_of_parts(old, zeros_in(state))
     unit_size = np.asarray(unboxed(progress.unit_size))
     pool_of = np.asarray(unboxed(progress.pool_of))
     old_totals, totals = (
@@ -81,7 +90,46 @@ def with_new_masks(state: PruneState) -> PruneState:
     reached = reached_by(zeros, pool_of, unit_size)
     known = np.where(still, np.asarray(unboxed(progress.reached)), UNKNOWN)
     reached = np.where(reached == UNKNOWN, known, reached)
-    return state._replace(progress=with_counts(progress, zeros=zeros, reached=reached))
+    progress = with_counts(progress, zeros=zeros, reached=reached)
+    if _drop_others(old, state):
+        lands = np.asarray(unboxed(progress.lands))
+        progress = with_counts(progress, lands=np.where(lands == LANDS, WILL_LAND, lands))
+    if sizes is not None:
+        progress = with_counts(progress, sizes=sizes)
+    return state._replace(progress=progress)
+
+
+def _counts_of_parts(old: PruneState, zeros: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The counts of new masks: over all parts of each leaf, if the old masks tell what is a part.
+
+    Otherwise they are those of each part, and the next update sums them up.
+
+    Args:
+      old: the state with the old masks.
+      zeros: int64[..., n_leaves], how many weights each new mask drops.
+
+    Returns:
+      The zeros in `Progress`, and the sizes in it, None without parts.
+    """
+    progress = old.progress
+    if progress.sizes is None:
+        return zeros, None
+    sizes = np.asarray(unboxed(progress.sizes))
+    totals = [over_parts(zeros, axes) for axes in _possible_axes(old, zeros_in(old))]
+    if not totals:
+        return zeros, sizes
+    if all(np.array_equal(total, totals[0]) for total in totals):
+        return totals[0], sizes
+    is_pruned = np.asarray(unboxed(progress.pool_of)) >= 0
+    return zeros, np.where(is_pruned, sizes_in(old), sizes)
+
+
+def _drop_others(old: PruneState, new: PruneState) -> bool:
+    """Whether masks drop a weight that the old ones keep."""
+    pairs = zip(jax.tree.leaves(old.masks), jax.tree.leaves(new.masks), strict=True)
+    if old.widths is None:
+        pairs = ((a.astype(bool), b.astype(bool)) for a, b in pairs)
+    return any(bool(jnp.any(a & ~b)) for a, b in pairs)
 
 
 def zeros_in(state: PruneState) -> np.ndarray:
@@ -118,13 +166,18 @@ def axes_of_parts(state: PruneState, zeros: np.ndarray) -> tuple[int, ...]:
       state: with a progress.
       zeros: int64[..., n_leaves], those of its masks.
     """
+    return next(iter(_possible_axes(state, zeros)), ())
+
+
+def _possible_axes(state: PruneState, zeros: np.ndarray) -> list[tuple[int, ...]]:
+    """What `axes_of_parts` may be, as far as the counts in the state tell, the first one first."""
     progress = state.progress
     if progress is None or progress.sizes is None:
-        return ()
+        return []
     batch, sizes = batch_shape_of(state), np.asarray(unboxed(progress.sizes))
     is_pruned = (np.asarray(unboxed(progress.pool_of)) >= 0) & (sizes > 0)
     if not batch or not is_pruned.any():
-        return ()
+        return []
     own = np.broadcast_to(sizes_in(state), sizes.shape)
     n_parts = int(np.max(sizes[is_pruned] // np.maximum(own[is_pruned], 1)))
     long_axes = [axis for axis, length in enumerate(batch) if length > 1]
@@ -136,7 +189,7 @@ def axes_of_parts(state: PruneState, zeros: np.ndarray) -> tuple[int, ...]:
     ]
     counted = np.asarray(unboxed(progress.zeros))
     fitting = [axes for axes in candidates if np.array_equal(over_parts(zeros, axes), counted)]
-    return next(iter([*fitting, *candidates[::-1]]), ())
+    return fitting or candidates[-1:]
 
 
 def over_parts(zeros: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

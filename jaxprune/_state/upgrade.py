@@ -29,9 +29,9 @@ from jaxprune._base.sharding import placed_like
 from jaxprune._state.bit_masks import are_parts, split_bits, width_of_each
 from jaxprune._state.choose import following
 from jaxprune._state.new_state import batch_of, new_state
-from jaxprune._state.progress import Choices, Progress
+from jaxprune._state.progress import LANDS, WILL_LAND, Choices, Progress
 from jaxprune._state.prune_state import PruneState, unboxed
-from jaxprune._state.recount import recounted, with_saved_counts
+from jaxprune._state.recount import recounted, with_counts, with_saved_counts
 from jaxprune._state.splice import check_transformation
 
 _MISSING = object()
@@ -165,7 +165,12 @@ def _with_saved_progress(state: PruneState, fresh: Progress, old: Any) -> PruneS
     names = ["reached"]
     if not np.any(unboxed(fresh.fires_left)):  # `keep_zeros`: what it dropped first is due
         names += ["due", "target"]
-    progress = with_saved_counts(state.progress, _saved_arrays(fresh, old), names)
+    saved = _saved_arrays(fresh, old)
+    progress = with_saved_counts(state.progress, saved, names)
+    if "lands" in saved:
+        lands, saved_lands = np.asarray(unboxed(fresh.lands)), np.asarray(saved["lands"])
+        lands = np.where((lands == LANDS) & (saved_lands != LANDS), WILL_LAND, lands)
+        progress = with_counts(progress, lands=lands)
     return state._replace(progress=progress)
 
 

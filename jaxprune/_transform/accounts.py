@@ -168,7 +168,10 @@ def next_progress(
     """The progress after update `step`, with the same counts."""
     counts = Counts(progress.zeros, progress.reached)
     new = progress_at(settings, accounts, step, counts)
-    sizes = None if progress.sizes is None else new.sizes
+    sizes = progress.sizes
+    if sizes is not None:  # those of a leaf that is not pruned say what its old counts are of
+        with counting(is_wide(sizes)):
+            sizes = jnp.where(jnp.asarray(accounts.pool_of >= 0), new.sizes, sizes)
     return new._replace(choices=progress.choices, absent=progress.absent, sizes=sizes)
 
 

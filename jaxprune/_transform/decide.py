@@ -38,7 +38,7 @@ def tighten(
 
     Args:
       operands: one per pruned leaf.
-      masks: which weights may be kept: dropped units stay dropped, even where `n_keep` asks for
+      masks: which weights may be kept: dropped ones stay dropped, even where `n_keep` asks for
         more. None where all may. `BitFlags` are unpacked in every pass on a GPU, elsewhere once.
       n_keep: int[n_pools].
       leaves: how each leaf is decided.
@@ -97,7 +97,19 @@ def _tighten(
         for case in cases
     ]
     thresholds = jnp.stack([threshold.astype(jnp.float32) for _, threshold in decided])
-    return [kept for kept, _ in decided], jnp.where(jnp.isfinite(thresholds), thresholds, 0)
+    kept = [_without_dropped(case, mask) for case, (mask, _) in zip(cases, decided, strict=True)]
+    return kept, jnp.where(jnp.isfinite(thresholds), thresholds, 0)
+
+
+def _without_dropped(case: Case, mask: Any) -> Any:
+    """A new mask, without the weights that were dropped alone, and not with their whole unit.
+
+    The masks of a user may drop single weights of a block or a channel.
+    """
+    traits = case.leaf.traits
+    if case.allowed is None or traits.is_elementwise or traits.decides_in_groups:
+        return mask
+    return mask & case.allowed.astype(bool)
 
 
 def _readable(

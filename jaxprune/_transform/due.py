@@ -48,18 +48,25 @@ def with_known_counts(settings: Settings, accounts: Accounts, progress: Progress
 
 
 def _over_all_parts(settings: Settings, accounts: Accounts, progress: Progress) -> Progress:
-    """The progress with its counts summed up, if they are those of parts.
+    """The progress with its counts summed up, where they are those of parts.
 
-    They are if `init` was mapped over the parts without the name of the axis.
+    They are if `init` was mapped over the parts without the name of the axis, or if a user has set
+    the masks of parts. Leaves that are not pruned have no part in this: their sizes may be those of
+    parts at any time.
     """
+    is_pruned = jnp.asarray(accounts.pool_of >= 0)
     with counting(is_wide(progress.zeros) or is_wide(progress.reached)):
-        are_of_parts = ~all_of(progress.sizes == as_ints(accounts.sizes, accounts.largest[0]))
-        counts = progress.zeros, progress.reached
-        summed = lax.psum(counts, settings.axis_name)
-        zeros, reached = (
-            jnp.where(are_of_parts, new, old) for new, old in zip(summed, counts, strict=True)
+        sizes = as_ints(accounts.sizes, accounts.largest[0])
+        are_of_parts = is_pruned & (progress.sizes != sizes)
+        is_unknown = progress.reached == UNKNOWN
+        known = jnp.where(is_unknown, 0, progress.reached)
+        counts = progress.zeros, known, is_unknown.astype(jnp.int32)
+        zeros, reached, n_unknown = lax.psum(counts, settings.axis_name)
+        reached = jnp.where(n_unknown > 0, jnp.full_like(reached, UNKNOWN), reached)
+        return progress._replace(
+            zeros=jnp.where(are_of_parts, zeros, progress.zeros),
+            reached=jnp.where(are_of_parts, reached, progress.reached),
         )
-    return progress._replace(zeros=zeros, reached=reached)
 
 
 def with_own_choices(settings: Settings, accounts: Accounts, choices: Any) -> Any:

@@ -23,7 +23,7 @@ from jaxprune._base.sharding import everywhere, on_gpu, on_one_device
 from jaxprune._recipe.budget import Budget
 from jaxprune._state.bit_masks import from_bits, to_bits_like
 from jaxprune._state.masks import count_violations
-from jaxprune._state.progress import Progress, zeros_of
+from jaxprune._state.progress import LANDS, Progress, zeros_of
 from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._transform.accounts import accounts_of, next_progress
 from jaxprune._transform.algorithms import Inputs
@@ -139,7 +139,7 @@ def _trip(
     violations = before.violations
     if settings.lands:
         flags = list(map(from_bits, old, params)) if settings.bit_masks else old
-        violations = jnp.maximum(violations, _violations_now(settings, inputs, flags, violations))
+        violations = jnp.maximum(violations, _violations_now(settings, inputs, flags, before))
         if on_gpu(params) and not on_one_device(params):
             inputs, old, violations = _after(inputs, old, violations)
     if settings.bit_masks:
@@ -215,15 +215,17 @@ def _with_arrays(inputs: Inputs, arrays: tuple[Any, ...]) -> Inputs:
 
 
 def _violations_now(
-    settings: Settings, inputs: Inputs, masks: Sequence[jax.Array], like: jax.Array
+    settings: Settings, inputs: Inputs, masks: Sequence[jax.Array], before: Fired
 ) -> jax.Array:
     """How many weights that the last masks dropped are not zero.
 
-    Before the first update none has landed. Nor has one before a fire that catches up, if a user
-    has just set the masks, so only the fires of the schedule count.
+    Before the first update none has landed. Nor has one before a fire that catches up, or if a user
+    has just set the masks.
     """
-    count = count_violations(inputs.params, masks).astype(like.dtype)
+    count = count_violations(inputs.params, masks).astype(before.violations.dtype)
     schedule: Any = settings.schedule
     counts = (inputs.step > 0) & schedule.fires(inputs.step)
+    if before.progress is not None:
+        counts &= before.progress.lands == LANDS
     count = jnp.where(counts, count, 0)
     return count if settings.axis_name is None else lax.psum(count, settings.axis_name)

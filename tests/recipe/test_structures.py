@@ -5,6 +5,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -209,3 +210,41 @@ def test_blocks_at_the_edge_have_the_largest_of_their_own_scores_below_zero():
     scores = -np.arange(1.0, 16.0, dtype=np.float32).reshape(3, 5)
     units = Block((2, 2), "max").unit_scores(jnp.asarray(scores))
     np.testing.assert_array_equal(units, block_oracle(scores, (2, 2), "max"))
+
+
+@pytest.mark.parametrize("shape", ((0, 4), (4, 0)))
+@pytest.mark.parametrize("structure", (Channel(), Channel(0), Block((2, 2))))
+def test_a_leaf_without_weights_is_updated_beside_others(structure, shape):
+    params = {"w": jnp.arange(24.0).reshape(4, 6), "empty": jnp.ones(shape), "bias": jnp.ones(6)}
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), structure=structure)
+    updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    params = optax.apply_updates(params, updates)
+    assert jnp.sum(params["w"] == 0) == 12
+    assert params["empty"].shape == shape
+    jaxprune.check(params, state, done=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "structure, units",
+    [
+        (Channel(-1), lambda m: m.any((0, 1))),
+        (Channel(1), lambda m: m.any((0, 2))),
+        (
+            Block((2, 3)),
+            lambda m: np.array([[[x.any() for x in row] for row in cut(k)] for k in m]),
+        ),
+        (Block((1, 20)), lambda m: m.any(2, keepdims=True)),
+    ],
+)
+def test_a_unit_may_be_kept_if_any_of_its_weights_is(structure, units, seed):
+    mask = np.random.default_rng(seed).random((2, 5, 7)) < 0.06
+    want = units(mask)
+    for dtype in (bool, np.uint8):
+        got = np.asarray(structure.unit_mask(jnp.asarray((3 * mask).astype(dtype))))
+        np.testing.assert_array_equal(got, want)
+
+
+def cut(matrix):
+    """The blocks of 2 x 3 of a matrix, smaller ones at its edges."""
+    return [[matrix[i : i + 2, j : j + 3] for j in range(0, 7, 3)] for i in range(0, 5, 2)]

@@ -83,6 +83,91 @@ def test_weights_that_new_masks_drop_are_no_violations_at_the_first_update():
     assert state.violations == 0
 
 
+def test_weights_that_new_masks_drop_are_no_violations_at_a_fire_of_the_schedule():
+    tx = jaxprune.prune(jaxprune.linear_schedule(0.5, 0, 4, every=2), inner=optax.sgd(0.1))
+    params = {"a": jnp.arange(1.0, 21.0).reshape(4, 5), "bias": jnp.ones(5)}
+    state = tx.init(params)
+    masks = jax.tree.map(jnp.ones_like, params) | {"a": jaxprune.topk_mask(params["a"], 12)}
+    for step in range(6):
+        if step == 2:
+            state = jaxprune.set_masks(state, jax.tree.map(lambda x: x.astype(bool), masks))
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+        assert state.violations == 0
+        if step == 2:
+            assert state.progress.lands == 1
+    jaxprune.check(params, state, done=True)
+    wrong = params | {"a": params["a"] + 1}
+    fires = tx.update(params, state._replace(prune_step=jnp.int32(4)), wrong)[1]
+    assert fires.violations == 10  # what something else changed still counts
+
+
+def test_a_dropped_nan_that_was_repaired_is_no_violation():
+    tx = jaxprune.prune(jaxprune.linear_schedule(0.5, 0, 4, every=2))
+    params = {"a": jnp.arange(1.0, 5.0).reshape(2, 2), "bias": jnp.ones(2)}
+    state = tx.init(params)
+    for step in range(6):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+        if step == 2:
+            params = params | {"a": params["a"].at[0, 0].set(jnp.nan)}
+        if step == 4:
+            with pytest.raises(ValueError, match="not finite"):
+                jaxprune.check(params, state)
+            params = jaxprune.apply_masks(params, state)
+    jaxprune.check(params, state, done=True)
+
+
+UNITS = {
+    "channel": jaxprune.Channel(),
+    "channel 0": jaxprune.Channel(0),
+    "block": jaxprune.Block((2, 2)),
+    "uneven block": jaxprune.Block((4, 4)),
+    "long block": jaxprune.Block((1, 40)),
+    "balanced": jaxprune.Block((2, 2), balanced=True),
+}
+
+
+@pytest.mark.parametrize("dropped", [(0, 0), (5, 5)], ids=("first", "last"))
+@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("packed", (False, True))
+def test_a_weight_that_was_dropped_alone_stays_dropped_with_its_unit_kept(name, dropped, packed):
+    shape = (6, 6)
+    tx = jaxprune.prune(
+        jaxprune.one_shot_schedule(0.5),
+        inner=optax.sgd(0.1),
+        structure={"a": UNITS[name]},
+        packed=packed,
+    )
+    params = {"a": jnp.ones(shape).at[(..., *dropped)].set(9.0), "bias": jnp.ones(6)}
+    params["a"] = params["a"].at[dropped[0], :].add(3).at[:, dropped[1]].add(3)
+    masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+    masks["a"] = masks["a"].at[(..., *dropped)].set(False)
+    state = jaxprune.set_masks(tx.init(params), masks)
+    params = jaxprune.apply_masks(params, state)
+    for _ in range(2):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+    kept = np.asarray(jaxprune.get_masks(state)["a"])
+    assert not kept[(..., *dropped)].any()
+    others = kept[..., dropped[0], :].sum() + kept[..., :, dropped[1]].sum()
+    assert others > 0, "its unit is kept, and has lost nothing else"
+    np.testing.assert_array_equal(np.asarray(params["a"]) == 0, ~kept)
+
+
+def test_masks_of_a_leaf_that_is_no_longer_pruned_keep_everything():
+    params = {"a": jnp.arange(1.0, 9.0).reshape(2, 4), "b": jnp.arange(1.0, 9.0).reshape(2, 4)}
+    half = jaxprune.one_shot_schedule(0.5)
+    for packed in (False, True):
+        tx = jaxprune.prune(half, packed=packed)
+        _, state = tx.update(params, tx.init(params), params)
+        _, state = jaxprune.prune(half, packed=packed, exclude="b").update(params, state, params)
+        assert jaxprune.get_masks(state)["b"].all()
+        assert jaxprune.get_masks(state, params)["b"].all()
+        assert jnp.sum(jaxprune.get_masks(state)["a"]) == 4
+        jaxprune.set_masks(state, jaxprune.get_masks(state))
+
+
 # Masks of leaves that are not pruned: they were stored, and nothing kept the weights at zero.
 
 WITH_BIAS = {"fc": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}, "scale": jnp.ones((2, 2))}

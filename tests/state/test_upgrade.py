@@ -324,3 +324,30 @@ def test_masks_of_bytes_may_have_another_dtype(dtype):
     expected, _ = tx.update(params, state, params)
     updates, _ = tx.update(params, in_dtype(state, dtype), params)
     chex.assert_trees_all_equal(updates, expected)
+
+
+@pytest.mark.parametrize("structure", (jaxprune.Channel(), jaxprune.Block((2, 2))))
+def test_masks_that_are_sparse_from_the_start_need_no_saved_progress(structure):
+    params = {"a": jnp.arange(1.0, 33.0).reshape(4, 8), "bias": jnp.ones(8)}
+    tx = jaxprune.static_sparse(0.5, inner=optax.sgd(0.1), structure=structure)
+    state = tx.init(params)
+    params = jaxprune.apply_masks(params, state)
+    upgraded = jaxprune.upgrade_state(tx, params, state._replace(progress=None))
+    chex.assert_trees_all_equal(upgraded.progress.reached, state.progress.reached)
+    updates, upgraded = tx.update(jax.tree.map(jnp.ones_like, params), upgraded, params)
+    jaxprune.check(optax.apply_updates(params, updates), upgraded, done=True)
+
+
+def test_dropped_weights_of_a_run_that_kept_them_are_no_violations():
+    schedule = jaxprune.linear_schedule(0.5, 0, 4, every=2)
+    held, landing = (jaxprune.prune(schedule, regrow=regrow) for regrow in ("hold", False))
+    params = {"a": jnp.arange(1.0, 21.0).reshape(4, 5), "bias": jnp.ones(5)}
+    state = held.init(params)
+    for _ in range(4):
+        _, state = held.update(params, state, params)
+    state = jaxprune.upgrade_state(landing, params, state)
+    for _ in range(4):
+        updates, state = landing.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+    assert state.violations == 0
+    jaxprune.check(params, state, done=True)

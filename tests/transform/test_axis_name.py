@@ -298,6 +298,69 @@ def test_an_ensemble_of_split_networks_is_checked_network_by_network(parts_first
     assert np.all(jaxprune.metrics(state)["prune/sparsity"] == 0.5)
 
 
+@pytest.mark.parametrize("parts_first", (True, False))
+@pytest.mark.parametrize("fired", (True, False))
+def test_masks_of_as_many_networks_as_parts_count_for_each_network(fired, parts_first):
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5, step=0 if fired else 1), axis_name="d")
+    axis = 0 if parts_first else 1
+    params = np.random.default_rng(5).normal(size=(2, 2, 4, 5)).astype(np.float32)
+    masks = np.ones((2, 2, 4, 5), bool)
+    one, other = (np.moveaxis(masks, axis, 1)[i] for i in range(2))  # views
+    one[0, :2] = False  # 10 of the 40 weights of this network, all in one part
+    other[0] = other[1, :2] = False  # 30 of 40
+
+    def update(params, state):
+        updates, state = tx.update(jnp.zeros_like(params), state, params)
+        return params + updates, state
+
+    def mapped(function):
+        names = ("d", None) if parts_first else (None, "d")
+        for name in reversed(names):
+            function = jax.vmap(function, axis_name=name) if name else jax.vmap(function)
+        return function
+
+    params, state = mapped(update)(params, mapped(tx.init)(params))
+    state = jaxprune.set_masks(state, masks)
+    for _ in range(2):
+        params, state = mapped(update)(params, state)
+    kept = np.moveaxis(np.asarray(jaxprune.get_masks(state)), axis, 1)
+    assert (~kept).sum((1, 2, 3)).tolist() == [20, 30]
+    sparsity = np.moveaxis(jaxprune.metrics(state)["prune/sparsity"], axis, 1)
+    assert sparsity.tolist() == [[0.5, 0.5], [0.75, 0.75]]
+
+
+@pytest.mark.parametrize("bias", (P(), P("d")))
+@pytest.mark.parametrize("n_devices", (2, 4))
+@pytest.mark.parametrize("is_upgraded", (True, False))
+def test_parts_of_a_leaf_that_is_not_pruned_do_not_change_the_counts(bias, n_devices, is_upgraded):
+    where = {"w": P("d"), "bias": bias}
+
+    def update(tx, params, state, n_devices):
+        specs = jax.tree.map(lambda _: P(), state)._replace(masks=where)
+
+        def step(params, state):
+            updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        devices = jax.sharding.Mesh(np.array(jax.devices()[:n_devices]), ("d",))
+        both = (where, specs)
+        step = jax.jit(jax.shard_map(step, mesh=devices, in_specs=both, out_specs=both))
+        return jax.tree.map(jnp.asarray, jax.device_get(step(params, state)))
+
+    half, most = (
+        jaxprune.prune(jaxprune.one_shot_schedule(sparsity), axis_name="d")
+        for sparsity in (0.5, 0.8)
+    )
+    params = {"w": jnp.arange(1.0, 41.0).reshape(8, 5), "bias": jnp.ones(8)}
+    params, state = update(half, params, half.init(params), 4)
+    if is_upgraded:
+        state = jaxprune.upgrade_state(most, params, state)
+    params, state = update(most, params, state, n_devices)
+    assert jnp.sum(params["w"] == 0) == 32
+    assert jaxprune.metrics(state)["prune/sparsity"] == jnp.float32(0.8)
+    jaxprune.check(params, state, done=True)
+
+
 def test_equal_weights_are_no_copies():
     ones = {"a": jnp.ones((N, 6, 5)), "bias": jnp.ones((N, 3))}
     params, state = mapped_run("vmap", jaxprune.prune(HALF, axis_name="d"), ones)
