@@ -21,15 +21,28 @@ Rule = str | Callable[[str, Any], bool]
 
 
 def path_str(path: tuple[Any, ...]) -> str:
-    """A key path joined by `/`.
+    """A key path joined by `/`, and so are keys that are tuples of strings.
+
+    The keys of `flax.traverse_util.flatten_dict` are such tuples.
 
     Example:
       >>> import jax
       >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"fc": [{"kernel": 1.0}]})
       >>> path_str(path)
       'fc/0/kernel'
+      >>> path_str((jax.tree_util.DictKey(("fc", "kernel")),))
+      'fc/kernel'
     """
+    path = tuple(key for keys in map(_keys_in, path) for key in keys)
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _keys_in(key: Any) -> tuple[Any, ...]:
+    """The keys in a key that is a tuple of strings; the key itself if it is none."""
+    name = getattr(key, "key", None)
+    if type(name) is tuple and all(isinstance(each, str) for each in name):
+        return tuple(map(jax.tree_util.DictKey, name))
+    return (key,)
 
 
 def paths_of(tree: Any) -> list[str]:

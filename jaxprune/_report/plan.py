@@ -27,7 +27,7 @@ from jaxprune._report.combined_plans import combined, plan_of_zeros, with_leaves
 from jaxprune._report.forecast import Forecast, Shared, forecast
 from jaxprune._report.table import PoolReport, Report, leaf_report
 from jaxprune._transform.algorithms import swap_counts
-from jaxprune._transform.placement import changed_later
+from jaxprune._transform.placement import changed_later, mixing_wrapper, state_shapes
 from jaxprune._transform.prune import prune
 from jaxprune._transform.recorded import is_transformation, settings_of, transformations_in
 from jaxprune._transform.settings import Settings
@@ -161,6 +161,11 @@ def _planned_by(params: chex.ArrayTree, tx: Any) -> Report:
 
 def _order_notes(tx: Any, params: chex.ArrayTree) -> list[str]:
     """What may be wrong if a chain goes on after pruning, and changes the updates."""
+    if wrapper := mixing_wrapper(state_shapes(tx, params)):
+        return [
+            f"order: {wrapper} around prune mixes its updates with other weights, so that dropped "
+            f"weights will not stay zero; wrap it instead: prune(schedule, inner={wrapper}(...))"
+        ]
     changed = changed_later(tx, params)
     if not changed:
         return []

@@ -40,6 +40,7 @@ from jaxprune._state.prune_state import (
     unboxed,
 )
 from jaxprune._state.recount import absent_by_path
+from jaxprune._transform.placement import mixing_wrapper
 
 
 def summarize(params: chex.ArrayTree, masks: Any = None, *, structural: Any = None) -> Report:
@@ -202,13 +203,25 @@ def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None
             raise ValueError(
                 f"the params are not pruned as the masks are: {_some(lacking)}. {shared}{_EARLIER}"
             )
-        fix = _NOT_FINITE if not_finite else _DENSE if _stay_dense(states) else _MISPLACED
+        misplaced = _misplaced(opt_state)
+        fix = _NOT_FINITE if not_finite else _DENSE if _stay_dense(states) else misplaced
         raise ValueError("; ".join(map(str, nonzero)) + ". " + shared + fix)
     if violations:
         raise ValueError(
             f"every dropped weight is zero now, but at an earlier fire {violations} were not. "
-            f"{_MISPLACED}"
+            f"{_misplaced(opt_state)}"
         )
+
+
+def _misplaced(opt_state: Any) -> str:
+    """Why dropped weights are not zero, and what to do."""
+    wrapper = mixing_wrapper(opt_state)
+    if wrapper is None:
+        return _MISPLACED
+    return (
+        f"{wrapper} around prune mixes its updates with other weights. Wrap it instead: "
+        f"prune(schedule, inner={wrapper}(...))."
+    )
 
 
 def _check_done(

@@ -44,6 +44,13 @@ class Returned(NamedTuple):
     passed: "list[Returned]"
 
 
+# The states of wrappers that apply an average of weights or scale all updates, by function.
+_MIXING = {
+    "ScheduleFreeState": "schedule_free",
+    "LookaheadState": "lookahead",
+    "MechanicState": "mechanize",
+}
+
 _returned: contextvars.ContextVar[list[Returned] | None] = contextvars.ContextVar(
     "returned", default=None
 )
@@ -117,6 +124,37 @@ def changed_later(tx: Any, params: Any) -> list[str]:
         finally:
             _returned.reset(token)
     return changed
+
+
+def state_shapes(tx: Any, params: Any) -> Any:
+    """The shapes and dtypes of the first state of an optimizer; nothing is computed."""
+    with traced_anew(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `init` gives them when it is used
+        return jax.eval_shape(tx.init, only_arrays(params))
+
+
+def mixing_wrapper(opt_state: Any) -> str | None:
+    """The transformation of optax around one of jaxprune that mixes its updates with weights.
+
+    The zeros do not survive that. Inside `prune(inner=...)` it does no harm.
+
+    Args:
+      opt_state: of an optimizer, or its shapes and dtypes.
+
+    Example:
+      >>> import jaxprune, jax.numpy as jnp, optax
+      >>> params, schedule = {"w": jnp.ones((4, 4))}, jaxprune.one_shot_schedule(0.5)
+      >>> around = optax.contrib.schedule_free(jaxprune.prune(schedule, inner=optax.sgd(0.1)), 0.1)
+      >>> mixing_wrapper(around.init(params))
+      'schedule_free'
+      >>> inside = jaxprune.prune(schedule, inner=optax.contrib.schedule_free(optax.sgd(0.1), 0.1))
+      >>> mixing_wrapper(inside.init(params)) is None
+      True
+    """
+    is_mixing = lambda x: type(x).__name__ in _MIXING and type(x).__module__.startswith("optax")
+    opt_state = getattr(opt_state, "opt_state", opt_state)
+    mixing = filter(is_mixing, jax.tree.leaves(opt_state, is_leaf=is_mixing))
+    return next((_MIXING[type(x).__name__] for x in mixing if _prunes(x)), None)
 
 
 def _not_among(returned: Sequence[Returned], updates: Any) -> list[str]:

@@ -1,5 +1,6 @@
 """`plan` of an optimizer that contains transformations of jaxprune, in any nesting of optax."""
 
+import re
 import types
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 import jaxprune
 from helpers import by_path, on_device
@@ -81,7 +83,43 @@ def test_the_plan_under_lookahead_is_that_of_the_fast_params():
     params = make_params()
     both = optax.LookaheadParams.init_synced(params)
     tx = optax.lookahead(jaxprune.prune(HALF, inner=SGD), 5, 0.5)
-    assert jaxprune.plan(both, tx) == jaxprune.plan(params, HALF)
+    planned = jaxprune.plan(both, tx)
+    assert planned.leaves == jaxprune.plan(params, HALF).leaves
+    [note] = planned.notes
+    assert "wrap it instead: prune(schedule, inner=lookahead(...))" in note
+
+
+MIXING = {
+    "schedule_free": lambda opt: optax.contrib.schedule_free(opt, 0.1),
+    "mechanize": lambda opt: optax.contrib.mechanize(opt),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_a_wrapper_that_mixes_updates_with_weights_belongs_inside(name):
+    wrap, params = MIXING[name], make_params()
+    advice = rf"prune\(schedule, inner={name}\(...\)\)"
+    later = jaxprune.one_shot_schedule(0.5, step=2)
+    for pruning in (jaxprune.prune(later, inner=SGD), optax.chain(SGD, jaxprune.prune(later))):
+        tx, pruned = wrap(pruning), params
+        assert re.search(f"wrap it instead: {advice}", "; ".join(jaxprune.plan(params, tx).notes))
+        state = tx.init(params)
+        for _ in range(4):
+            updates, state = tx.update(pruned, state, pruned)
+            pruned = optax.apply_updates(pruned, updates)
+        with pytest.raises(ValueError, match=advice):
+            jaxprune.check(pruned, state)
+    for tx in (jaxprune.prune(HALF, inner=wrap(SGD)), optax.chain(wrap(SGD), jaxprune.prune(HALF))):
+        assert not jaxprune.plan(params, tx).notes
+        updates, state = tx.update(params, tx.init(params), params)
+        jaxprune.check(optax.apply_updates(params, updates), state, done=True)
+
+
+def test_keys_of_a_flattened_dict_are_paths():
+    nested = {"q": {"kernel": jnp.ones((8, 2, 4)), "bias": jnp.ones((2, 4))}, "b": jnp.ones((3, 8))}
+    flat = flatten_dict(nested)
+    rules = {"exclude": "b", "overrides": {"q/kernel": 0.25}}
+    assert jaxprune.plan(flat, 0.5, **rules).leaves == jaxprune.plan(nested, 0.5, **rules).leaves
 
 
 def test_functions_among_the_params_and_holders_of_the_optimizer():
