@@ -100,6 +100,22 @@ def parallel(tree: Tree, other: Any, name: str, holes: bool = False) -> list[Any
     )
 
 
+def visible(tree: Tree, other: Any, name: str) -> list[Any]:
+    """The leaves of another tree of the whole model, one per leaf of the params.
+
+    Inside `optax.partition` and `optax.masked`, the params are a part of the model, but extra
+    arguments such as `grads` come as they were passed.
+
+    Raises:
+      ValueError: the other tree lacks leaves of the params, naming the paths that differ.
+    """
+    paths, leaves, _ = leaves_with_paths(other)
+    leaf_of = dict(zip(paths, leaves, strict=True))
+    if len(paths) > len(tree.paths) and leaf_of.keys() >= set(tree.paths):
+        return [leaf_of[path] for path in tree.paths]
+    return parallel(tree, other, name, holes=True)
+
+
 def _only_in(name: str, paths: list[str], other: str, other_paths: list[str]) -> list[str]:
     """A line about the paths that one tree has and another lacks, if there are any."""
     known = set(other_paths)

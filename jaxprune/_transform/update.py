@@ -49,6 +49,7 @@ from jaxprune._transform.checks import (
     check_updates,
     checked,
     parallel,
+    visible,
 )
 from jaxprune._transform.fire import Fired, fire
 from jaxprune._transform.inner import Wrapped, as_optimizer
@@ -254,7 +255,7 @@ def _grads(
     if not reads_grads(transform.settings.recipe.score):
         return None
     if given is not None:
-        leaves = parallel(tree, given, "grads", holes=True)
+        leaves = visible(tree, given, "grads")
         check_updates(budget.chosen, tree, leaves, "gradient in `grads`")
         return _chosen(leaves, budget)
     return None if transform.optimizer is None else _chosen(updates, budget)

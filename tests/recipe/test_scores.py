@@ -317,3 +317,25 @@ def test_magnitudes_of_16_bits_clear_the_sign_on_every_device(dtype, monkeypatch
         assert np.isnan(np.asarray(scores, np.float32))[is_nan].all()
         bits = jax.lax.bitcast_convert_type(scores, jnp.uint16)
         np.testing.assert_array_equal(bits[~is_nan], (patterns & 0x7FFF)[~is_nan])
+
+
+@pytest.mark.parametrize("score", (jaxprune.saliency, jaxprune.movement))
+def test_grads_of_the_whole_model_may_be_passed_inside_partition_and_masked(score):
+    params = {"k": jnp.arange(1.0, 17.0).reshape(4, 4), "b": jnp.ones(4), "other": jnp.ones((2, 2))}
+    grads = jax.tree.map(lambda p: p[::-1], params)
+    once = jaxprune.one_shot_schedule(0.5)
+    in_chain = optax.chain(optax.adam(0.1), jaxprune.prune(once, score=score))
+    around = jaxprune.prune(once, inner=optax.adam(0.1), score=score)
+    alone = in_chain.update(grads, in_chain.init(params), params, grads=grads)[1]
+    want = jaxprune.get_masks(alone)["k"]
+    for tx in (in_chain, around):
+        parts = {"x": tx, "y": optax.sgd(0.1)}
+        for part in (
+            optax.partition(parts, {"k": "x", "b": "x", "other": "y"}),
+            optax.masked(tx, {"k": True, "b": False, "other": False}),
+        ):
+            state = part.update(grads, part.init(params), params, grads=grads)[1]
+            assert jnp.array_equal(jaxprune.get_masks(state)["k"], want)
+    missing = {name: grads[name] for name in ("b", "other")}
+    with pytest.raises(ValueError, match="the params have k, the grads do not"):
+        tx.update(grads, tx.init(params), params, grads=missing)
