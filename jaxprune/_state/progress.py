@@ -17,7 +17,8 @@ from jaxprune._base.counting import WIDE, counting
 from jaxprune._base.sharding import on_one_device, summed_in_shards
 
 # What `lands` in a progress says of the weights that the masks drop.
-STAYS, LANDS, WILL_LAND = range(3)
+LANDS = 1
+WILL_LAND = 2
 UNKNOWN = -1  # a count in `reached` that the next update finds out
 # Before 0.8, JAX could not pass an int64 array to a compiled program without `jax_enable_x64`, so
 # there the states of trees that need 64-bit counts have no progress.

@@ -272,8 +272,8 @@ MUTANTS = (
     Mutant(
         "violations-are-forgotten",
         "_transform/fire.py",
-        "jnp.maximum(violations, _violations_now(settings, inputs, flags, violations))",
-        "_violations_now(settings, inputs, flags, violations)",
+        "jnp.maximum(violations, _violations_now(settings, inputs, flags, before))",
+        "_violations_now(settings, inputs, flags, before)",
         (
             "transform/test_laws.py::test_violations_stay_after_the_damage_is_repaired",
             "report/test_report.py::test_violations_stay_at_the_worst_that_any_fire_found",
