@@ -290,8 +290,9 @@ def _check_copies(params: Any, opt_state: Any) -> None:
 _DIVERGED = (
     "From now on every device has its own masks. In shard_map or pmap, where each device holds all "
     "params and a part of the batch, average the gradients before tx.update, grads = "
-    "jax.lax.pmean(grads, axis), and leave out axis_name. Where the leaves are split over the axis, "
-    "pass prune(..., axis_name=axis). With several processes, build the same transformation in all of them; "
+    "jax.lax.pmean(grads, axis), and leave out axis_name. Where the leaves are split over the "
+    "axis, pass prune(..., axis_name=axis). With several processes, build the same transformation "
+    "in all of them; "
     "jaxprune.check_agreement(schedule, ...) compares them."
 )
 _COPIED = (
