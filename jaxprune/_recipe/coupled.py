@@ -69,23 +69,27 @@ class Coupled:
         wide = scores if scores.dtype == jnp.float64 else scores.astype(jnp.float32)
         other_axes = tuple(i for i in range(scores.ndim) if i != self.axis)
         squares = jnp.sum(wide * wide, other_axes)
-        droppable = np.array(self.unit_of) >= 0
-        unit_of = np.array(self.unit_of)[droppable]
+        droppable, unit_of = self._droppable()
         zeros = jnp.zeros(self.n, squares.dtype)
-        return jnp.sqrt(zeros.at[unit_of].add(squares[np.flatnonzero(droppable)]))
+        return jnp.sqrt(zeros.at[unit_of].add(squares[droppable]))
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
         """Whether any weight of each channel is kept."""
         along = any_of(mask, tuple(i for i in range(mask.ndim) if i != self.axis))
-        droppable = np.array(self.unit_of) >= 0
-        unit_of = np.array(self.unit_of)[droppable]
-        return jnp.zeros(self.n, bool).at[unit_of].max(along[np.flatnonzero(droppable)])
+        droppable, unit_of = self._droppable()
+        return jnp.zeros(self.n, bool).at[unit_of].max(along[droppable])
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Each weight gets the mask of its channel."""
         unit_of = np.array(self.unit_of)
         along = jnp.where(unit_of < 0, True, unit_mask.astype(bool)[np.maximum(unit_of, 0)])
         return jax.lax.broadcast_in_dim(along, shape, (self.axis,))
+
+    def _droppable(self) -> tuple[np.ndarray, np.ndarray]:
+        """The indices along the axis that belong to a channel of the group, and these channels."""
+        unit_of = np.array(self.unit_of)
+        indices = np.flatnonzero(unit_of >= 0)
+        return indices, unit_of[indices]
 
 
 def combined(scores: Sequence[jax.Array]) -> jax.Array:
