@@ -277,7 +277,7 @@ LEAVES = [
         "emptied_at_a_tuple_of_keys",
         lambda: init({("a", "w"): ones(1, 2), ("b",): ones(4, 4)}, cubic(0.9)),
         ValueError,
-        ("('a', 'w'):", "(1, 2)", "exclude="),
+        ("a/w:", "(1, 2)", "exclude='a/w'"),
     ),
 ]
 
