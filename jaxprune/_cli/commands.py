@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._cli import screen
-from jaxprune._cli.planned import Part, Rules, planned, with_earlier_zeros
+from jaxprune._cli.planned import Part, Rules, planned, with_zeros_written
 from jaxprune._cli.pruning import decision_rules, pruned_leaf, with_shares
 from jaxprune._cli.stored_masks import mask_paths, read_masks, to_mask
 from jaxprune._cli.training_state import MASKS, OPTIMIZER, OTHER, PARAMS, groups_of
@@ -218,7 +218,7 @@ def prune(
     with _open_params(file, leaves) as source, screen.progress(source, file.name) as arrays:
         pruned = _pruned_arrays(arrays, plan.parts, decide, n_zero)
         written = write(output, source, pruned)
-    report = with_earlier_zeros(plan.report, n_zero)
+    report = with_zeros_written(plan.report, n_zero)
     screen.print_written(file, written, report.to_dict(), report, as_json=as_json)
 
 

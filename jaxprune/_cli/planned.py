@@ -150,13 +150,22 @@ def _row(row: LeafReport, rules: Rules) -> LeafReport:
     return dataclasses.replace(row, note=note)
 
 
-def with_earlier_zeros(report: Report, n_zero: Mapping[str, int]) -> Report:
-    """The report, with a note on leaves that had more zeros than were asked for, which stay zero.
+def with_zeros_written(report: Report, n_zero: Mapping[str, int]) -> Report:
+    """The report of a plan that was carried out.
+
+    Averages become counts. A note tells of leaves that had more zeros than were asked for, which
+    stay zero.
 
     Args:
       report: of the plan.
       n_zero: how many weights of each chosen leaf are zero in the file that was written.
     """
+    counted = tuple(
+        row if row.is_exact else dataclasses.replace(row, n_zero=n_zero[row.path], is_exact=True)
+        for row in report.leaves
+    )
+    notes = tuple(note for note in report.notes if not note.startswith("units:"))
+    report = dataclasses.replace(report, leaves=counted, notes=notes)
     rows = [row for row in report.leaves if n_zero.get(row.path, 0) > (row.n_zero or 0)]
     if not rows:
         return report

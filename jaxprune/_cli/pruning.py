@@ -157,7 +157,8 @@ def _with_counts(report: Report, parts: Mapping[str, Part]) -> Report:
             assert part.n_keep is not None
             n_zero = row.size - round(row.size * part.n_keep[0] / max(part.n_units[0], 1))
             emptied += [row.path] if row.size and not any(part.n_keep) else []
-            row = dataclasses.replace(row, n_zero=n_zero)
+            is_exact = len(part.leaf.unit_sizes(part.spec.shape)) < 2
+            row = dataclasses.replace(row, n_zero=n_zero, is_exact=is_exact)
         rows.append(row)
     notes = [note for note in report.notes if not note.startswith("pool:")]
     if emptied:

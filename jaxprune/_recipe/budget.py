@@ -249,10 +249,11 @@ class Budget:
         """How many weights each leaf in `chosen` drops at a fire.
 
         Leaves that share a pool are expected to drop in proportion to their sizes, rounded by
-        largest remainder. Where the blocks at the edges are smaller, the number is approximate.
+        largest remainder. Where units differ in size, the number is an average: which units are
+        dropped decides.
 
         Args:
-          sizes: the number of weights of each leaf in `chosen`.
+          sizes: the number of weights that units have, of each leaf in `chosen`.
           fire: which fire.
         """
         if not self.leaves:

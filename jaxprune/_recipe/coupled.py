@@ -59,6 +59,15 @@ class Coupled:
             )
         return self.n if math.prod(shape) else 0
 
+    def unit_sizes(self, shape: tuple[int, ...]) -> dict[int, int]:
+        """How many channels have how many weights of this leaf: {weights: channels}."""
+        if not self.n_units(shape):
+            return {}
+        n_other = math.prod(shape) // shape[self.axis]
+        n_indices = np.bincount(self._droppable()[1], minlength=self.n)
+        sizes, counts = np.unique(n_indices * n_other, return_counts=True)
+        return dict(zip(sizes.tolist(), counts.tolist(), strict=True))
+
     def n_groups(self, shape: tuple[int, ...]) -> int:
         """1: all channels are in one pool."""
         del shape

@@ -9,7 +9,7 @@ from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.parts import Part
 from jaxprune._recipe.pools import Pools
 from jaxprune._recipe.structures import Unstructured
-from jaxprune._recipe.traits import Structure, Traits, traits_of
+from jaxprune._recipe.traits import Structure, Traits, traits_of, unit_sizes_of
 
 
 class Leaf(NamedTuple):
@@ -45,6 +45,18 @@ class Leaf(NamedTuple):
     def n_weights(self, shape: Sequence[int]) -> int:
         """The number of weights that exist in the leaf, which has this shape."""
         return math.prod(shape) - self.traits.n_absent
+
+    def unit_sizes(self, shape: Sequence[int]) -> dict[Fraction, int]:
+        """How many units of the leaf, in all of its slices, have how many weights."""
+        if self.traits.is_elementwise:
+            return {Fraction(1): self.n_weights(shape)}
+        n_slices = math.prod(shape[axis] for axis in self.axes)
+        sizes = unit_sizes_of(self.structure, self.decided_shape(shape))
+        return {size: n * n_slices for size, n in sizes.items() if n * n_slices}
+
+    def n_in_units(self, shape: Sequence[int]) -> int:
+        """The number of weights that belong to a unit, so that they can be dropped."""
+        return int(sum(size * n for size, n in self.unit_sizes(shape).items()))
 
 
 def leaves_of(

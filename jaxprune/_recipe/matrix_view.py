@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune._recipe.pooling import any_of
-from jaxprune._recipe.traits import Structure, traits_of
+from jaxprune._recipe.traits import Structure, traits_of, unit_sizes_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -58,6 +58,10 @@ class MatrixView:
     def n_units(self, shape: tuple[int, ...]) -> int:
         """The number of units in the matrix."""
         return self.structure.n_units(self._matrix_shape(shape))
+
+    def unit_sizes(self, shape: tuple[int, ...]) -> dict[Fraction, int]:
+        """How many units of the matrix have how many weights."""
+        return unit_sizes_of(self.structure, self._matrix_shape(shape))
 
     def n_groups(self, shape: tuple[int, ...]) -> int:
         """The number of groups in the matrix.

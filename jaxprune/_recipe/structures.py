@@ -128,6 +128,16 @@ class Block:
         """The number of block columns along the last axis if balanced, else 1."""
         return max(self._grid(shape)[-1], 1) if self.balanced else 1
 
+    def unit_sizes(self, shape: tuple[int, ...]) -> dict[int, int]:
+        """How many blocks have how many weights: {weights: blocks}; those at edges have fewer."""
+        lengths = dict(self._lengths(shape))
+        sizes = {1: 1}
+        for axis, n in enumerate(shape):
+            n_whole, rest = divmod(n, lengths.get(axis, 1))
+            of_axis = {lengths.get(axis, 1): n_whole} | ({rest: 1} if rest else {})
+            sizes = _multiplied(sizes, of_axis)
+        return sizes
+
     def rows_of_unit(self, shape: tuple[int, ...]) -> int | None:
         """How many rows of a matrix each block covers; None if some cover fewer."""
         n_rows = self._grid(shape)[0] if len(shape) == 2 and shape[0] else 0
@@ -265,6 +275,15 @@ class Channel:
 
     def _axis(self, shape: tuple[int, ...]) -> int:
         return axis_of(shape, self.axis, self, default=-1)
+
+
+def _multiplied(sizes: dict[int, int], of_axis: dict[int, int]) -> dict[int, int]:
+    """The sizes of blocks, and how many have them, with one more axis."""
+    product: dict[int, int] = {}
+    for size, n in sizes.items():
+        for length, m in of_axis.items():
+            product[size * length] = product.get(size * length, 0) + n * m
+    return {size: n for size, n in product.items() if n}
 
 
 def _wide(x: jax.Array) -> Any:

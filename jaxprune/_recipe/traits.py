@@ -4,8 +4,9 @@ The rest of the package asks for these traits, and never for the class of a stru
 user-defined structures are treated like the built-in ones.
 """
 
+import math
 from fractions import Fraction
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -16,7 +17,9 @@ class Structure(Protocol):
 
     A structure must be hashable. What it can do beyond these methods is described by `Traits`. It
     may also have a method `for_leaf(leaf) -> structure`, which gets the `AxesOf` a leaf
-    (`jaxprune._recipe.leaf_axes`) and returns the structure that decides it.
+    (`jaxprune._recipe.leaf_axes`) and returns the structure that decides it; and a method
+    `unit_sizes(shape) -> dict` that tells how many units have how many weights, as pairs of
+    `{weights: units}`. Without it, all units of a leaf are taken to have the same size.
     """
 
     def n_units(self, shape: tuple[int, ...], /) -> int:
@@ -97,3 +100,22 @@ def traits_of(structure: Structure) -> Traits:
     """
     defined = {name: getattr(structure, name, None) for name in Traits._fields}
     return Traits(**{name: value for name, value in defined.items() if value is not None})
+
+
+def unit_sizes_of(structure: Structure, shape: tuple[int, ...]) -> dict[Fraction, int]:
+    """How many units of a leaf have how many weights: {weights: units}.
+
+    Weights that no unit has, because they are never dropped, do not count.
+
+    Example:
+      >>> from jaxprune import Block, Channel
+      >>> unit_sizes_of(Channel(), (5, 4))
+      {Fraction(5, 1): 4}
+      >>> unit_sizes_of(Block((1, 4)), (2, 6))
+      {Fraction(4, 1): 2, Fraction(2, 1): 2}
+    """
+    sizes_of: Any = getattr(structure, "unit_sizes", None)
+    if sizes_of is not None:
+        return {Fraction(size): n for size, n in sizes_of(shape).items()}
+    n_units = structure.n_units(shape)
+    return {Fraction(math.prod(shape), n_units): n_units} if n_units else {}

@@ -64,8 +64,8 @@ def combined(params: Any, plans: Sequence[Report]) -> Report:
     if not repeated:
         return report
     bound = (
-        f"total: at least {report.n_zero:,} of {report.size:,} weights are zero, because several "
-        f"transformations prune {listed(repeated)}"
+        f"total: at least {'' if report.is_exact else '~'}{report.n_zero:,} of {report.size:,} "
+        f"weights are zero, because several transformations prune {listed(repeated)}"
     )
     return dataclasses.replace(report, notes=(*report.notes, bound))
 
@@ -150,7 +150,11 @@ def _counted_pools(plans: Sequence[Report]) -> tuple[PoolReport, ...]:
 
 def _single_leaves(plan: Report) -> list[PoolReport]:
     """The leaves that have zeros, as many as is known, each as a pool."""
-    return [PoolReport((leaf.path,), leaf.size, leaf.n_zero) for leaf in plan.leaves if leaf.n_zero]
+    return [
+        PoolReport((leaf.path,), leaf.size, leaf.n_zero, leaf.is_exact)
+        for leaf in plan.leaves
+        if leaf.n_zero
+    ]
 
 
 def _disjoint(pools: Iterable[PoolReport]) -> list[PoolReport]:

@@ -17,7 +17,7 @@ from jaxprune._base.paths import leaves_with_paths, listed, rule_name
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.leaf import Leaf
-from jaxprune._recipe.leaf_axes import is_table, note_of_name
+from jaxprune._recipe.leaf_axes import note_of_name
 from jaxprune._recipe.schedule_list import ScheduleList, check_schedule
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import magnitude
@@ -25,6 +25,14 @@ from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.tree_errors import NO_LEAVES
 from jaxprune._report.combined_plans import combined, plan_of_zeros, with_leaves
 from jaxprune._report.forecast import Forecast, Shared, forecast
+from jaxprune._report.plan_notes import (
+    axis_notes,
+    floor_notes,
+    pool_note,
+    schedule_notes,
+    size_notes,
+    units_spared,
+)
 from jaxprune._report.table import PoolReport, Report, leaf_report
 from jaxprune._transform.algorithms import swap_counts
 from jaxprune._transform.placement import changed_later, mixing_wrapper, state_shapes
@@ -85,8 +93,9 @@ def plan(
       A `Report` of the zeros after the last fire, which prints as a table. Its notes name the rules
       that have no effect, and the leaves whose dropped weights a later link of a chain moves. Where
       leaves compete in one pool, only the total of the pool is known: `n_zero` of these leaves is
-      None, and `pools` has the totals. If several transformations prune a leaf, a note says that
-      the total is a lower bound.
+      None, and `pools` has the totals. Where units differ in size, as at the edges of a leaf of
+      blocks, a count is an average: `is_exact` is False, and it is printed as `~100`. If several
+      transformations prune a leaf, a note says that the total is a lower bound.
 
     Raises:
       TypeError, ValueError: whatever `prune`, and `init` of what it returns, would raise; other
@@ -188,8 +197,8 @@ def _planned(params: chex.ArrayTree, settings: Any) -> Report:
         for schedule, recipe in schedules
     ]
     totals = [
-        f"schedule {i}: {plan.title.removeprefix('plan: ')}: {plan.n_zero:,} of {plan.size:,} "
-        f"weights are zero ({plan.sparsity:.2%})"
+        f"schedule {i}: {plan.title.removeprefix('plan: ')}: {'' if plan.is_exact else '~'}"
+        f"{plan.n_zero:,} of {plan.size:,} weights are zero ({plan.sparsity:.2%})"
         for i, plan in enumerate(plans)
     ]
     first = plans[0]
@@ -205,21 +214,23 @@ def _planned_once(params: chex.ArrayTree, settings: Settings) -> Report:
     notes = [choice.reason for choice in budget.choices]
     roles: list[tuple[str, ...] | None] = [None] * len(paths)
     expected = forecast(budget, [tuple(leaves[i].shape) for i in budget.chosen])
-    absent = [0] * len(paths)
-    for i, leaf, n_zero in zip(budget.chosen, budget.leaves, expected.n_zero, strict=True):
-        counts[i], absent[i] = n_zero, leaf.traits.n_absent
+    absent, is_exact = [0] * len(paths), [True] * len(paths)
+    for k, (i, leaf) in enumerate(zip(budget.chosen, budget.leaves, strict=True)):
+        counts[i], is_exact[i] = expected.n_zero[k], expected.is_exact[k]
+        absent[i] = leaf.traits.n_absent
         notes[i] = _note(settings.recipe, budget, i, leaf)
         roles[i] = leaf.roles
     pools = [_pool_report(shared, budget, leaves) for shared in expected.shared]
     distribution = settings.recipe.distribution
     return Report(
         f"plan: {_when(settings, budget, expected)}",
-        tuple(map(leaf_report, paths, leaves, counts, notes, roles, absent)),
+        tuple(map(leaf_report, paths, leaves, counts, notes, roles, absent, is_exact)),
         (
-            *_schedule_notes(settings),
-            *_floor_notes(distribution, expected),
-            *_axis_notes(budget),
-            *map(functools.partial(_pool_note, distribution), expected.shared, pools),
+            *schedule_notes(settings),
+            *floor_notes(distribution, expected),
+            *axis_notes(budget),
+            *size_notes(budget, expected),
+            *map(functools.partial(pool_note, distribution), expected.shared, pools),
             *(f"unused: {line}" for line in budget.unused),
         ),
         tuple(pools),
@@ -231,65 +242,7 @@ def _pool_report(shared: Shared, budget: Budget, leaves: Sequence[Any]) -> PoolR
     indices = [budget.chosen[k] for k in shared.members]
     paths = tuple(budget.paths[i] for i in indices)
     sizes = [budget.leaves[k].n_weights(leaves[budget.chosen[k]].shape) for k in shared.members]
-    return PoolReport(paths, sum(sizes), shared.n_zero)
-
-
-def _pool_note(distribution: Distribution, shared: Shared, pool: PoolReport) -> str:
-    about = "" if shared.is_exact else "about "
-    return (
-        f"pool: {len(pool.paths)} leaves compete in {distribution}: {about}{pool.n_zero:,} of "
-        f"their {pool.size:,} weights are dropped in total ({pool.n_zero / pool.size:.2%}); the "
-        "share of each leaf is not known in advance"
-    )
-
-
-def _schedule_notes(settings: Settings) -> list[str]:
-    """What a schedule with only two fires loses: its gradual rise, or its dense phases."""
-    schedule: Any = settings.schedule
-    targets = schedule.targets
-    first, last = schedule.begin_step, schedule.end_step
-    if settings.swap_fractions or len(targets) != 2 or not targets[1] or last - first < 2:
-        return []
-    if schedule.may_fall:
-        lost, phases = "no phase is dense", 10
-        wanted = "sparse and dense phases in turn"
-    elif not targets[0]:
-        lost, phases = f"all pruning happens in one step, {last}", 20
-        wanted = "gradual pruning"
-    else:
-        return []
-    return [
-        f"schedule: every={schedule.every} is not shorter than the time from step {first} to step "
-        f"{last}, so {lost}; for {wanted}, pass every={max((last - first) // phases, 1)}"
-    ]
-
-
-def _floor_notes(distribution: Distribution, expected: Forecast) -> list[str]:
-    """What a density floor changes, if it prevents the target."""
-    if expected.reached == expected.asked:
-        return []
-    return [
-        f"floor: {distribution} prevents the target: {float(expected.reached):.4g} of the units in "
-        f"pruned leaves are dropped in the end, not {float(expected.asked):.4g} "
-        f"({_units(expected)} fewer)"
-    ]
-
-
-def _axis_notes(budget: Budget) -> list[str]:
-    """Which structures have an axis that the roles of a leaf do not speak for."""
-    paths_of: dict[tuple[Any, str], list[str]] = {}
-    for leaf in budget.leaves:
-        note_of = getattr(leaf.structure, "note_of", None)
-        if note_of is None or leaf.roles is None or is_table(leaf.path):
-            continue
-        roles = tuple(role for axis, role in enumerate(leaf.roles) if axis not in leaf.axes)
-        if note := note_of(roles):
-            paths_of.setdefault((leaf.structure, note), []).append(leaf.path)
-    return [
-        f"axis: {structure!r} groups weights of {listed(paths)} {note}, not along inputs, which "
-        "products sum over; without axis=, it follows the roles"
-        for (structure, note), paths in paths_of.items()
-    ]
+    return PoolReport(paths, sum(sizes), shared.n_zero, shared.is_exact)
 
 
 def _note(recipe: Recipe, budget: Budget, i: int, leaf: Leaf) -> str:
@@ -318,7 +271,7 @@ def _when(settings: Settings, budget: Budget, expected: Forecast) -> str:
         has_overrides = any(k is not None for leaf in budget.leaves for k in leaf.overrides)
         allowed = f"allows {float(expected.reached):.4g}"
         # With overrides, the sparsity of all leaves is not the one that was asked for.
-        kept = f"keeps {_units(expected)} more"
+        kept = f"keeps {units_spared(expected)} more"
         final += f" (the density floor {kept if has_overrides else allowed})"
     if not settings.swap_fractions:
         n_fires = len(schedule.targets)
@@ -330,11 +283,6 @@ def _when(settings: Settings, budget: Budget, expected: Forecast) -> str:
         return f"{final} from the start, the masks never change"
     swaps = "swap" if len(steps) == 1 else "swaps"
     return f"{final} from the start, {swaps} at {_steps(steps[0], steps[-1])}"
-
-
-def _units(expected: Forecast) -> str:
-    n_spared = expected.n_spared
-    return "1 unit" if n_spared == 1 else f"{n_spared:,} units"
 
 
 def _steps(first: int, last: int) -> str:

@@ -25,6 +25,8 @@ class LeafReport:
         because the leaf shares a pool with others.
       note: why the leaf is not pruned, or what decides its sparsity.
       roles: the role of each axis, for a leaf that is pruned by them; else None.
+      is_exact: whether `n_zero` is exact. In a plan it is an average where units of the leaf differ
+        in size, such as blocks at its edges, and is printed as `~100`.
 
     Example:
       >>> LeafReport("fc/kernel", (80, 40), "float32", size=3_200, n_zero=2_880).sparsity
@@ -40,6 +42,7 @@ class LeafReport:
     n_zero: int | None
     note: str = ""
     roles: tuple[str, ...] | None = None
+    is_exact: bool = True
 
     @property
     def sparsity(self) -> float | None:
@@ -60,6 +63,7 @@ class LeafReport:
             "weights": self.size,
             "nonzero": None if self.n_zero is None else self.size - self.n_zero,
             "sparsity": self.sparsity,
+            "exact": self.n_zero is not None and self.is_exact,
             "note": self.note,
             "roles": None if self.roles is None else list(self.roles),
         }
@@ -73,12 +77,14 @@ class PoolReport:
       paths: of the leaves.
       size: number of weights in all of them.
       n_zero: how many of them will be zero.
+      is_exact: whether `n_zero` is exact. If units differ in size, it is the number for leaves that
+        all lose the same part of their units.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
       >>> params = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 4))}
       >>> jaxprune.plan(params, 0.75, distribution=jaxprune.global_pool).pools
-      (PoolReport(paths=('a', 'b'), size=32, n_zero=24),)
+      (PoolReport(paths=('a', 'b'), size=32, n_zero=24, is_exact=True),)
     """
 
     __module__ = "jaxprune"  # for pickles, wherever this file lives
@@ -86,6 +92,7 @@ class PoolReport:
     paths: tuple[str, ...]
     size: int
     n_zero: int
+    is_exact: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +135,12 @@ class Report:
         return known + sum(pool.n_zero for pool in self.pools)
 
     @property
+    def is_exact(self) -> bool:
+        """Whether `n_zero` is exact; it is printed as `~100` where it is not."""
+        rows = (*(leaf for leaf in self.leaves if leaf.n_zero is not None), *self.pools)
+        return all(row.is_exact for row in rows)
+
+    @property
     def sparsity(self) -> float:
         """Fraction of zeros over all leaves, including leaves that are not pruned."""
         return self.n_zero / max(self.size, 1)
@@ -139,7 +152,7 @@ class Report:
         return tuple(name for name in _HEADER if has_roles or name != "roles")
 
     def _rows(self) -> list[tuple[str, ...]]:
-        total = LeafReport("total", (), "", self.size, self.n_zero)
+        total = LeafReport("total", (), "", self.size, self.n_zero, is_exact=self.is_exact)
         has_roles = "roles" in self._header
         rows = []
         for leaf in (*self.leaves, total):
@@ -164,9 +177,10 @@ class Report:
         `pandas.DataFrame(report.to_dict()["leaves"])` is the table, without its last row.
 
         Returns:
-          `title`, `weights`, `nonzero` and `sparsity` of all leaves, `leaves`, `pools` and `notes`.
-          A leaf has `path`, `shape`, `dtype`, `weights`, `nonzero`, `sparsity`, `note` and `roles`,
-          with None for what is not known; a pool has `paths`, `weights` and `nonzero`.
+          `title`, `weights`, `nonzero`, `sparsity` and `exact` of all leaves, `leaves`, `pools` and
+          `notes`. A leaf has `path`, `shape`, `dtype`, `weights`, `nonzero`, `sparsity`, `exact`,
+          `note` and `roles`, with None for what is not known; a pool has `paths`, `weights`,
+          `nonzero` and `exact`.
 
         Example:
           >>> import jax.numpy as jnp, jaxprune
@@ -174,14 +188,20 @@ class Report:
           >>> report.to_dict()["leaves"][0]["nonzero"]
           4
         """
-        total = {"weights": self.size, "nonzero": self.size - self.n_zero}
+        total: dict[str, Any] = {"weights": self.size, "nonzero": self.size - self.n_zero}
         pools = [
-            {"paths": list(pool.paths), "weights": pool.size, "nonzero": pool.size - pool.n_zero}
+            {
+                "paths": list(pool.paths),
+                "weights": pool.size,
+                "nonzero": pool.size - pool.n_zero,
+                "exact": pool.is_exact,
+            }
             for pool in self.pools
         ]
         leaves = [leaf.to_dict() for leaf in self.leaves]
         content = {"leaves": leaves, "pools": pools, "notes": list(self.notes)}
-        return {"title": self.title, **total, "sparsity": self.sparsity, **content}
+        total |= {"sparsity": self.sparsity, "exact": self.is_exact}
+        return {"title": self.title, **total, **content}
 
     def __rich__(self) -> Any:
         from rich.console import Group
@@ -206,7 +226,8 @@ def _counts(leaf: LeafReport) -> tuple[str, str]:
         return "?", "?"
     n_left = leaf.size - leaf.n_zero
     part = min(leaf.sparsity, 0.9999 if n_left else 1)  # 100% means all of them
-    return f"{n_left:,}", f"{part:.2%}"
+    about = "" if leaf.is_exact else "~"
+    return f"{about}{n_left:,}", f"{about}{part:.2%}"
 
 
 _HEADER = ("leaf", "shape", "roles", "dtype", "weights", "nonzero", "sparsity", "note")
@@ -220,6 +241,7 @@ def leaf_report(
     note: str,
     roles: tuple[str, ...] | None = None,
     n_absent: int = 0,
+    is_exact: bool = True,
 ) -> LeafReport:
     """The row of a leaf, which need not be an array; `n_absent` of its weights do not exist.
 
@@ -231,7 +253,7 @@ def leaf_report(
     if spec is None:
         return LeafReport(path, (), type(leaf).__name__, 1, n_zero, note)
     size = spec.size - n_absent
-    return LeafReport(path, spec.shape, spec.dtype.name, size, n_zero, note, roles)
+    return LeafReport(path, spec.shape, spec.dtype.name, size, n_zero, note, roles, is_exact)
 
 
 # Their examples run, although by `__module__` they belong to `jaxprune`.

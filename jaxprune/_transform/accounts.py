@@ -65,7 +65,7 @@ def _accounts_of(is_exact: bool, budget: Budget) -> Accounts:
     """`accounts_of`; `is_exact` says that masks are sparse from the start."""
     recipe, paths, specs, n_parts = budget.made_from
     shapes: list[Any] = [getattr(specs[i], "shape", ()) for i in budget.chosen]
-    pairs = zip(budget.leaves, shapes, strict=True)
+    pairs = list(zip(budget.leaves, shapes, strict=True))
     sizes = [leaf.n_weights(shape) * n_parts for leaf, shape in pairs]
     n_leaves, n_fires = len(paths), len(budget.pools.n_drop)
     n_weights = [math.prod(getattr(spec, "shape", ())) for spec in specs]
@@ -89,7 +89,8 @@ def _accounts_of(is_exact: bool, budget: Budget) -> Accounts:
     if is_exact:
         asked[0] = asked[1]
     largest = max(map(math.prod, shapes), default=0) * n_parts, max(n_units)
-    finals = [sum(budget.n_zero(sizes, row)) for row in recipe.last_rows]
+    in_units = [leaf.n_in_units(shape) * n_parts for leaf, shape in pairs]
+    finals = [sum(budget.n_zero(in_units, row)) for row in recipe.last_rows]
     return Accounts(
         pool_of,
         unit_size,

@@ -145,6 +145,23 @@ def test_the_share_of_each_leaf_is_that_of_a_stable_sort(tmp_path, dtype, levels
         assert [row["nonzero"] for row in report["leaves"]] == kept.tolist()
 
 
+@pytest.mark.parametrize("distribution", ("uniform", "global"))
+def test_blocks_at_edges_are_counted_and_not_taken_for_earlier_zeros(tmp_path, distribution):
+    """The note told of zeros that the file "had before", where smaller blocks are kept."""
+    w = np.ones((5, 5), np.float32)
+    w[:4, :4] = 0.5  # the largest of four blocks
+    v = np.full((4, 4), 2, np.float32)
+    save_safetensors(tmp_path / "a.safetensors", {"bias": v[0], "v": v, "w": w})
+    words = ("-s", 0.25, "--distribution", distribution, "--structure", "block:4x4")
+    planned = as_json("plan", tmp_path / "a.safetensors", *words)
+    assert planned["exact"] is False
+    report = as_json("prune", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors", *words)
+    assert {row["path"]: row["nonzero"] for row in report["leaves"]} == {"bias": 4, "v": 16, "w": 9}
+    assert report["exact"] is True
+    assert not [note for note in report["notes"] if note.startswith(("zeros", "units", "pool"))]
+    assert int(np.sum(jaxprune.load(tmp_path / "b.safetensors")["w"] != 0)) == 9
+
+
 def test_a_leaf_that_loses_everything_is_named(tmp_path):
     tree = {"large": np.full((4, 4), 9, np.float32), "small": np.full((4, 4), 1, np.float32)}
     save_safetensors(tmp_path / "a.safetensors", tree)

@@ -183,9 +183,16 @@ MUTANTS = (
     Mutant(
         "units-are-weights",
         "_report/forecast.py",
-        "round_half_up(unit * units)",
-        "round_half_up(Fraction(units))",
+        "else _average(members[k], units)",
+        "else units",
         ("report/test_forecast.py::test_a_floor_of_blocks_is_told_in_weights",),
+    ),
+    Mutant(
+        "uneven-units-are-exact",
+        "_report/forecast.py",
+        "is_exact = [len(sizes) < 2 or not n for",
+        "is_exact = [True for",
+        ("report/test_forecast.py::test_the_zeros_of_uneven_blocks_depend_on_which_is_dropped",),
     ),
     Mutant(
         "an-empty-leaf-is-emptied",

@@ -142,12 +142,109 @@ def test_an_override_leaves_the_pool():
     assert report.pools[0].paths == ("big", "small")
 
 
-def test_units_of_different_sizes_give_an_approximate_total():
+def test_units_of_different_sizes_give_an_average_that_is_marked():
     params = {"a": ones(4, 4), "b": ones(6, 4)}
     report = jaxprune.plan(params, 0.5, distribution=global_pool, structure=Channel())
-    assert "about 20 of their 40 weights" in report.notes[0]
+    assert "2 leaves compete in global_pool: 4 of their 8 units" in report.notes[0]
+    assert report.pools == (PoolReport(("a", "b"), 40, 20, is_exact=False),)
+    assert str(report).split("total")[1].split()[:3] == ["40", "~20", "~50.00%"]
     report = jaxprune.plan(params, 0.5, distribution=global_pool, structure=Block((2, 2)))
     assert "2 leaves compete in global_pool: 20 of their 40 weights" in report.notes[0]
+    assert report.pools == (PoolReport(("a", "b"), 40, 20),)
+
+
+def test_the_plan_of_unequal_channels_counts_units():
+    """It gave 5,005 nonzero weights as if that were known; these weights keep 8,222."""
+    rng = np.random.default_rng(0)
+    params = {
+        "a": on_device(0.01 * rng.normal(size=(2, 64))),
+        "b": ones(4),
+        "c": on_device(rng.normal(size=(128, 64))),
+    }
+    rules = dict(distribution=global_pool, structure=Channel())
+    report = jaxprune.plan(params, 0.4, **rules)
+    assert pruned(params, 0.4, **rules) == {"a": 2 * 51, "b": 0, "c": 0}
+    assert not report.is_exact
+    assert "51 of their 128 units are dropped" in report.notes[0]
+    assert str(report).split("total")[1].split()[1] == "~5,009"
+    assert report.to_dict()["exact"] is False
+
+
+def n_units_dropped(structure, mask):
+    """How many units of a leaf are dropped, from its mask."""
+    return int(np.sum(~np.asarray(structure.unit_mask(jax.numpy.asarray(mask)))))
+
+
+SHAPES_OF_BLOCKS = (((4, 6), (2, 2)), ((5, 6), (3, 3)), ((5, 7), (1, 4), (3, 3, 5)))
+UNITS = (Block((2, 2)), Block((1, 4)), Block((3, 2), balanced=True), Channel(-1))
+
+
+@given(
+    shapes=st.sampled_from(SHAPES_OF_BLOCKS),
+    structure=st.sampled_from(UNITS),
+    sparsity=st.sampled_from((0.0, 0.25, 0.5)),
+    distribution=st.sampled_from((jaxprune.uniform, *DISTRIBUTIONS)),
+    seed=st.integers(0, 9),
+)
+def test_what_plan_calls_exact_is_what_pruning_does(
+    shapes, structure, sparsity, distribution, seed
+):
+    rng = np.random.default_rng(seed)
+    params = {"free": ones(3)}
+    params |= {str(i): np.float32(rng.normal(size=shape)) for i, shape in enumerate(shapes)}
+    rules = dict(distribution=distribution, structure=structure)
+    try:
+        report = jaxprune.plan(params, sparsity, **rules)
+    except ValueError:  # a leaf would lose all of its weights, or columns can't share a pool
+        with pytest.raises(ValueError, match="would lose all|cannot compete"):
+            pruned(params, sparsity, **rules)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # leaves may be emptied
+        _, masks = jaxprune.prune_params(params, sparsity, **rules)
+    zeros = {path: int(np.sum(~np.asarray(mask))) for path, mask in masks.items()}
+    units = {path: n_units_dropped(structure, masks[path]) for path in masks if path != "free"}
+    for leaf in report.leaves:
+        if leaf.n_zero is not None and leaf.is_exact:
+            assert leaf.n_zero == zeros[leaf.path]
+    notes = [note for note in report.notes if note.startswith("pool:")]
+    for pool, note in zip(report.pools, notes, strict=True):
+        if pool.is_exact:
+            assert pool.n_zero == sum(zeros[path] for path in pool.paths)
+        else:
+            assert f" {sum(units[path] for path in pool.paths)} of their " in note
+    if report.is_exact:
+        assert report.n_zero == sum(zeros.values())
+    else:
+        assert "~" in str(report)
+
+
+@pytest.mark.parametrize("block, n_zero", (((0, 0), 16), ((0, 1), 4), ((1, 0), 4), ((1, 1), 1)))
+def test_the_zeros_of_uneven_blocks_depend_on_which_is_dropped(block, n_zero):
+    w = np.ones((5, 5), np.float32)
+    rows, columns = ((slice(4), slice(4, 5))[k] for k in block)
+    w[rows, columns] = 0.5
+    params, rules = {"b": ones(3), "w": w}, dict(structure=Block((4, 4)))
+    report = jaxprune.plan(params, 0.25, **rules)
+    assert counts(report) == {"b": 0, "w": 6}  # 25 weights / 4
+    assert [leaf.is_exact for leaf in report.leaves] == [True, False]
+    assert_says(report.notes[0], "some units of w have fewer weights than others", "~ marks")
+    assert pruned(params, 0.25, **rules) == {"b": 0, "w": n_zero}
+
+
+def test_weights_of_no_unit_are_not_counted_as_zeros():
+    """Two rows of `b` read something else than the channels of `a`."""
+    structure = {
+        "a": Coupled("g", 1, (0, 1, 2, 3), 4),
+        "b": Coupled("g", 0, (0, -1, 1, 2, -1, 3), 4),
+        "c": Coupled("h", 1, (0, 0, 1, -1), 2),
+    }
+    params = {"a": ones(3, 4), "b": ones(6, 2), "c": ones(2, 4), "free": ones(3)}
+    report = jaxprune.plan(params, 0.5, structure=structure)
+    assert counts(report) == {"a": 6, "b": 4, "c": 3, "free": 0}
+    assert [leaf.is_exact for leaf in report.leaves] == [True, True, False, True]
+    zeros = pruned(params, 0.5, structure=structure)
+    assert zeros == {"a": 6, "b": 4, "c": 2, "free": 0}  # the channel of one index has the last
 
 
 def test_coupled_leaves_are_decided_as_one_and_need_no_share():
