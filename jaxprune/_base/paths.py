@@ -334,7 +334,14 @@ def matches(rule: Rule, path: str, spec: jax.ShapeDtypeStruct) -> bool:
     """Whether a rule matches a leaf: a regex sees its whole path, a function its path and spec."""
     if isinstance(rule, str):
         return re.fullmatch(rule, path) is not None
-    result = rule(path, spec)
+    try:
+        result = rule(path, spec)
+    except Exception as error:  # whatever a function of the user raises
+        error.add_note(
+            f"{shown_path(path)}: the rule {rule_name(rule)} gets the path of a leaf and its shape "
+            f"and dtype, here {spec}, not its values."
+        )
+        raise
     try:
         return bool(result)
     except (TypeError, ValueError):

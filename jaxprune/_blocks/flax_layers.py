@@ -152,7 +152,8 @@ def packed_apply(
 
     Args:
       apply_fn: `model.apply`.
-      packed: from `pack_kernels(variables["params"])`.
+      packed: from `pack_kernels(variables["params"])`, or from `pack_kernels(variables)` or
+        `load_packed`, where the paths begin with `params/`.
       variables: as for `apply_fn`.
       args: passed to `apply_fn`.
       kwargs: passed to `apply_fn`.
@@ -186,9 +187,10 @@ def packed_apply(
             "it with jaxprune.pack_kernels(variables['params'])."
         )
     used: set[str] = set()
+    kernels = {path.removeprefix("params/"): path for path in packed} | {x: x for x in packed}
 
     def product(module: Any, name: tuple[str, ...], x: jax.Array) -> jax.Array:
-        path = "/".join((*module.path, *name, "kernel"))
+        path = kernels["/".join((*module.path, *name, "kernel"))]
         used.add(path)
         x, values = _promoted(module.dtype, x, packed[path].values)
         return packed_matmul(_with_values(packed[path], values), x)
@@ -196,10 +198,10 @@ def packed_apply(
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, path = context.module, context.module.path
         if context.method_name == "__call__" and not kwargs:
-            if type(module) is nn.Dense and "/".join((*path, "kernel")) in packed:
+            if type(module) is nn.Dense and "/".join((*path, "kernel")) in kernels:
                 return _dense(module, product, *args)
-            kernels = ["/".join((*path, f"{x}{gate}", "kernel")) for x in "ih" for gate in "ifgo"]
-            if type(module) is nn.OptimizedLSTMCell and all(name in packed for name in kernels):
+            gates = ["/".join((*path, f"{x}{gate}", "kernel")) for x in "ih" for gate in "ifgo"]
+            if type(module) is nn.OptimizedLSTMCell and all(name in kernels for name in gates):
                 return _lstm(module, product, *args)
         return call(*args, **kwargs)
 

@@ -321,6 +321,10 @@ def _check_nesting(file: Any, paths: Sequence[str]) -> None:
 
 
 _OF_LIKE = "Pass the params of the same model as `like`, or load without it."
+_OF_SHRUNK = (
+    " If the file is of a model that was shrunk, load it without `like`, and give the result to "
+    "jaxprune.resize_nnx or resize_linen."
+)
 
 
 def _check_like(
@@ -346,4 +350,11 @@ def _check_like(
             raise ValueError(
                 f"{file}: {shown_path(path)}: is {leaf.dtype} of shape {leaf.shape}, but `like` "
                 f"has {spec.dtype} of shape {spec.shape}. {_OF_LIKE}"
+                f"{_OF_SHRUNK if _is_shorter(leaf.shape, spec.shape) else ''}"
             )
+
+
+def _is_shorter(shape: Sequence[int], like: Sequence[int]) -> bool:
+    """Whether an array may be what `shrink` has left of another."""
+    is_of_rank = len(shape) == len(like) and tuple(shape) != tuple(like)
+    return is_of_rank and all(n <= m for n, m in zip(shape, like, strict=True))

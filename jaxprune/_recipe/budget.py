@@ -97,7 +97,7 @@ class Recipe:
             targets=targets,
             include=as_include(include),
             exclude=as_rules(() if exclude is None else exclude, "exclude"),
-            overrides=as_overrides(overrides, min(_finals(targets, n_fires))),
+            overrides=as_overrides(overrides, _finals(targets, n_fires)),
             distribution=distribution,
             structures=as_structures(structure),
             score=score,
@@ -145,6 +145,7 @@ class Recipe:
         if recipe is not self:
             return recipe.checked_budget(params, paths, leaves)
         check_no_optimizer_state(params)
+        check_variables(paths)  # before the rules, whose errors would advise to name collections
         assigned = dict(overrides=self.overrides, structure=self.structures[:-1])
         assigned |= dict(per_slice=self.distribution.stacked, structural=self.structural)
         slices = self._slices(paths, leaves)

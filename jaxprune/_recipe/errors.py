@@ -69,17 +69,18 @@ def check_structure(argument: str, value: Any) -> None:
         )
 
 
-def check_overrides(overrides: Any, final: Fraction) -> None:
-    """Raises where overrides are not a mapping, or the schedule they would scale ends at 0."""
+def check_overrides(overrides: Any, finals: Sequence[Fraction]) -> None:
+    """Raises where overrides are not a mapping, or a schedule they would scale ends at 0."""
     if not isinstance(overrides, Mapping):
         raise TypeError(
             f'overrides must map regexes to sparsities, like {{".*head/kernel": 0.5}}, got '
             f"{shown(overrides)}."
         )
-    if overrides and final == 0:
+    if overrides and 0 in finals:
+        which = "this schedule" if len(finals) == 1 else f"schedules[{finals.index(Fraction(0))}]"
         raise ValueError(
-            "overrides scale the schedule to another final sparsity, but this schedule ends at 0. "
-            "Use a schedule with a positive final_sparsity."
+            f"overrides scale the schedule to another final sparsity, but {which} ends at 0. Use a "
+            "schedule with a positive final_sparsity."
         )
 
 

@@ -65,11 +65,11 @@ def as_structures(structure: Any) -> tuple[tuple[Rule, Structure], ...]:
     return (*zip(rules, structure.values(), strict=True), (ANY, Unstructured()))
 
 
-def as_overrides(overrides: Any, final: Fraction) -> tuple[tuple[Rule, Fraction], ...]:
-    """Rules with their final sparsities, for a schedule that ends at `final`."""
+def as_overrides(overrides: Any, finals: Sequence[Fraction]) -> tuple[tuple[Rule, Fraction], ...]:
+    """Rules with their final sparsities, for schedules that end at `finals`."""
     if overrides is None:
         return ()
-    errors.check_overrides(overrides, final)
+    errors.check_overrides(overrides, finals)
     rules = as_rules(tuple(overrides), "overrides")
     values = [as_sparsity(value, f"overrides[{key!r}]") for key, value in overrides.items()]
     return tuple(zip(rules, values, strict=True))

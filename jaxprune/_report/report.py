@@ -252,7 +252,9 @@ def _check_done(
             + (_NOT_DONE if waiting.step else _NOT_STARTED)
         )
     if in_masks:
-        raise ValueError(f"the masks are not those of a finished run: {_some(in_masks)}. {_LOST}")
+        is_sparse_training = any(np.any(unboxed(state.progress.exact)) for state in states)
+        advice = _LOST_IN_SPARSE_TRAINING if is_sparse_training else _LOST
+        raise ValueError(f"the masks are not those of a finished run: {_some(in_masks)}. {advice}")
     for path in dict.fromkeys(path for state in states for path in emptied(state)):
         warnings.warn(
             f"jaxprune.check: {shown_path(path)}: every weight of this leaf is dropped. Keep some "
@@ -325,6 +327,12 @@ _NOT_STARTED = (
 _LOST = (
     "Were the masks lost when the state was restored, or replaced? One more tx.update catches up: "
     "it drops the smallest weights until the counts are right."
+)
+_LOST_IN_SPARSE_TRAINING = (
+    "Were the masks lost when the state was restored, or replaced? If they drop too few weights, "
+    "one more tx.update of rigl or set_ catches up; but none brings weights back, and static_sparse "
+    "keeps its masks. Pass set_masks masks that drop as many weights as are due, or build the "
+    "transformation with their sparsity."
 )
 _EARLIER = (
     "Are the params an average, or from an earlier step than the state, such as the best "

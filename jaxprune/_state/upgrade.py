@@ -134,6 +134,7 @@ def _fitted(fresh: Any, old: Any, path: tuple[Any, ...]) -> Any:
 
 def _fitted_prune_state(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> PruneState:
     """A prune state with the arrays of `old`; of its progress, those that fit its masks."""
+    _check_packed(fresh, old, path)
     fields = {}
     for i, name in enumerate(PruneState._fields[:-1]):
         fresh_field, key = getattr(fresh, name), jax.tree_util.GetAttrKey(name)
@@ -219,6 +220,24 @@ def _saved_arrays(fresh: Any, old: Any) -> dict[str, Any]:
         except ValueError:
             return {}
     return saved
+
+
+def _check_packed(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> None:
+    """Raises a ValueError where only one of the states has bit masks."""
+    key = jax.tree_util.GetAttrKey("widths")
+    saved = _child(old, key, PruneState._fields.index("widths"))
+    was_packed = saved is not _MISSING and bool(jax.tree.leaves(saved))
+    masks = _child(old, jax.tree_util.GetAttrKey("masks"), PruneState._fields.index("masks"))
+    is_packed = fresh.widths is not None
+    if is_packed == was_packed or masks is _MISSING:
+        return
+    name = shown_path(path_str((*path, jax.tree_util.GetAttrKey("masks"))))
+    kinds = ("one byte for each weight", "one bit for each weight")
+    convert = "pack_masks" if is_packed else "unpack_masks"
+    raise ValueError(
+        f"{name}: the saved state has {kinds[was_packed]}, but tx has packed={is_packed}. Call "
+        f"upgrade_state with packed={was_packed} in tx, and then jaxprune.{convert}(opt_state)."
+    )
 
 
 def _check_bit_masks(path: tuple[Any, ...], masks: Any) -> None:

@@ -281,6 +281,10 @@ def test_linen_models_run_from_packed_kernels(name):
     packed = pack_kernels(params, block=(1, 4))
     biases = without_kernels(params)
     y = jax.jit(lambda packed: packed_apply(model.apply, packed, {"params": biases}, x))(packed)
+    of_variables = pack_kernels({"params": params}, block=(1, 4))
+    assert list(of_variables) == [f"params/{path}" for path in packed]
+    same = packed_apply(model.apply, of_variables, {"params": biases}, x)
+    np.testing.assert_array_equal(same, packed_apply(model.apply, packed, {"params": biases}, x))
     expected = model.apply({"params": params}, x)
     assert y.dtype == expected.dtype
     # The sums are in another order.
@@ -305,6 +309,9 @@ def test_a_kernel_that_nothing_used_is_named():
     packed = pack_kernels(params, block=(1, 4))
     with pytest.raises(ValueError, match="more/kernel"):
         packed_apply(model.apply, packed, {"params": params}, jnp.ones(4))
+    of_variables = pack_kernels({"params": params}, block=(1, 4))
+    with pytest.raises(ValueError, match="used params/more/kernel"):
+        packed_apply(model.apply, of_variables, {"params": params}, jnp.ones(4))
     with pytest.raises(ValueError, match=says("nothing to pack", "include='x'")):
         pack_kernels(params, "x")
 

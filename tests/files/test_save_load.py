@@ -504,6 +504,7 @@ def like_cases():
     yield {"w": w.T}, ValueError, ("/a: w:", "float32 of shape (2, 3)", "`like`", "(3, 2)")
     yield {"w": w.astype("f8")}, ValueError, ("/a: w:", "`like`", "float64 of shape (2, 3)")
     yield {"w": 1.0}, TypeError, ("like: w:", "float", "array")
+    yield {"w": np.zeros((4, 3), np.float32)}, ValueError, ("/a: w:", "shrunk", "resize_nnx")
 
 
 @pytest.mark.parametrize("like, kind, said", tuple(like_cases()))

@@ -186,8 +186,11 @@ def test_rigl_must_drop_exactly_its_budget():
     state = jaxprune.set_masks(state, masks)
     params = jaxprune.apply_masks(params, state)
     jaxprune.check(params, state)
-    with pytest.raises(ValueError, match=r"a: the masks drop \d+ weights, but 72 are due"):
+    with pytest.raises(
+        ValueError, match=r"a: the masks drop \d+ weights, but 72 are due"
+    ) as caught:
         jaxprune.check(params, state, done=True)
+    assert_says(str(caught.value), "none brings weights back", "Pass set_masks masks")
 
 
 def test_a_state_without_progress_names_upgrade_state():

@@ -136,6 +136,20 @@ def test_a_state_of_another_optimizer_raises_where_they_differ(change):
         jaxprune.upgrade_state(tx, make_params(), change(tx.init(make_params())))
 
 
+@pytest.mark.parametrize("packed", (False, True))
+@pytest.mark.parametrize("saved", ("state", "dicts"))
+def test_masks_in_the_other_form_are_named_with_what_converts_them(packed, saved):
+    """The error only said that uint8[8, 8] is not uint8[8, 1]."""
+    params = make_params()
+    tx, other = (jaxprune.prune(SCHEDULE, packed=x) for x in (packed, not packed))
+    state = other.init(params)
+    convert = "pack_masks" if packed else "unpack_masks"
+    with pytest.raises(ValueError, match=rf"^masks: .*packed={packed}.*jaxprune\.{convert}"):
+        jaxprune.upgrade_state(tx, params, as_dicts(state) if saved == "dicts" else state)
+    upgraded = getattr(jaxprune, convert)(jaxprune.upgrade_state(other, params, state))
+    chex.assert_trees_all_equal(upgraded, tx.init(params))
+
+
 def test_sums_of_a_score_begin_at_zero_in_the_state_of_another_score():
     params = make_params()
     old = jaxprune.prune(SCHEDULE, inner=optax.adamw(0.01))

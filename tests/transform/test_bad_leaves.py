@@ -22,7 +22,7 @@ from bad_input import (
     init,
     params,
 )
-from helpers import ones
+from helpers import assert_says, ones
 
 
 def keys():
@@ -45,7 +45,26 @@ def nnx_optimizer():
     return nnx.Optimizer(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), optax.adam(1e-3), wrt=nnx.Param)
 
 
+VARIABLES = {
+    "params": {"fc": {"kernel": ones(4, 4), "bias": ones(4)}},
+    "batch_stats": {"norm": {"mean": ones(4)}},
+}
+
 LEAVES = [
+    *(
+        case(
+            f"variables_of_a_linen_model_with_{name}",
+            lambda rules=rules: init(VARIABLES, **rules),
+            ValueError,
+            ("batch_stats:", "linen", "Pass variables['params'] alone"),
+        )
+        for name, rules in {
+            "no_rules": {},
+            "include": dict(include="fc/kernel"),
+            "overrides": dict(overrides={"fc/kernel": 0.3}),
+            "structure": dict(structure={"fc/kernel": jaxprune.NM(2, 4)}),
+        }.items()
+    ),
     case(
         "a_rule_that_returns_no_bool",
         lambda: init({"w": ones(2, 4)}, exclude=lambda path, leaf: jnp.ones(3)),
@@ -320,3 +339,18 @@ def test_a_sparsity_just_below_one_is_not_shown_as_100_percent():
     assert report.leaves[1].n_zero == 999_999
     assert "100.00%" not in str(report)
     assert "99.99%" in str(report)
+
+
+@pytest.mark.parametrize(
+    "condition", (lambda leaf: bool(jnp.any(leaf > 0)), lambda leaf: leaf.max() > 0)
+)
+def test_a_rule_that_reads_values_is_told_what_it_gets(condition):
+    """A bare AttributeError of ShapeDtypeStruct said nothing about rules."""
+
+    def is_positive(path, leaf):
+        return condition(leaf)
+
+    with pytest.raises((AttributeError, TypeError)) as caught:
+        jaxprune.plan({"a": {"w": ones(2, 4)}, "b": ones(4)}, 0.5, include=is_positive)
+    [note] = caught.value.__notes__
+    assert_says(note, "a/w:", "is_positive", "its shape and dtype", "not its values")

@@ -216,6 +216,12 @@ BAD = [
         ("schedule must", "0.5", "jaxprune.one_shot_schedule"),
     ),
     case(
+        "overrides_of_a_list_that_ends_dense",
+        lambda: jaxprune.prune(SCHEDULES, overrides={"a": 0.5}),
+        ValueError,
+        ("overrides", "schedules[2] ends at 0", "positive final_sparsity"),
+    ),
+    case(
         "an_index_out_of_range",
         lambda: choose_schedule(STATE, 4),
         ValueError,
