@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ def pack_kernels(
 ) -> dict[str, PackedMatrix]:
     """Packs the matrices of a tree that match the rules; runs on the host, not under `jit`.
 
+    Warns of matrices that keep more than half of their blocks: a dense product is faster.
+
     Args:
       params: a tree of arrays, pruned in blocks.
       include: as for `prune`; only 2-D leaves are packed.
@@ -48,7 +51,8 @@ def pack_kernels(
       TypeError: `include` is neither a regex nor a function, nor a list of those.
 
     Example:
-      >>> list(pack_kernels({"fc": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}}))
+      >>> params = {"fc": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}}
+      >>> list(pack_kernels(params, block=(1, 2)))
       ['fc/kernel']
     """
     paths, leaves, _ = leaves_with_paths(params)
@@ -60,6 +64,7 @@ def pack_kernels(
             packed[path] = pack_matrix(leaf, block=block, batch=batch)
     if not packed:
         raise ValueError(f"nothing to pack: {_no_match(include, paths)}")
+    _warn_of_kept("pack_kernels", packed)
     return packed
 
 
@@ -76,6 +81,23 @@ def _is_chosen(rules: Any, path: str, spec: jax.ShapeDtypeStruct) -> bool:
     return len(spec.shape) == 2 and any(matches(rule, path, spec) for rule in rules)
 
 
+def _warn_of_kept(function: str, packed: Mapping[str, PackedMatrix]) -> None:
+    """Warns of matrices that keep more than half of their blocks, so that packing does not pay."""
+    slow = {}
+    for path, matrix in packed.items():
+        n_kept, n_rows = matrix.indices.shape[1], -(-matrix.shape[0] // matrix.block[0])
+        if 2 * n_kept > n_rows:
+            slow[f"{path} ({n_kept / n_rows:.0%})"] = matrix.block
+    if slow:
+        rows, width = next(iter(slow.values()))
+        warnings.warn(
+            f"jaxprune.{function}: more than half of the blocks are kept of {listed(list(slow))}, "
+            "where a dense product is faster. A block is kept if any of its weights is: prune with "
+            f"structure=jaxprune.Block(({rows}, {width})), or leave these out with include=.",
+            stacklevel=3,
+        )
+
+
 def _no_match(include: Any, paths: Sequence[str]) -> str:
     return f"include={include!r} matches no 2-D leaf. The paths of the leaves are {listed(paths)}."
 
@@ -90,7 +112,7 @@ def load_packed(
     """Reads a file as `load` does, and packs the matrices that match the rules.
 
     Only one dense kernel is in memory at a time, so a sparse model takes about as much memory as
-    its file takes on disk. The file is not trusted, as for `load`.
+    its file takes on disk. The file is not trusted, as for `load`. Warns as `pack_kernels` does.
 
     Args:
       path: as for `load`.
@@ -131,6 +153,7 @@ def load_packed(
                 rest[name] = array
     if not packed:
         raise ValueError(f"{path}: {_no_match(include, paths)}")
+    _warn_of_kept("load_packed", packed)
     return nested(rest.items()), packed
 
 
@@ -169,7 +192,7 @@ def packed_apply(
       >>> from flax import linen as nn
       >>> model, x = nn.Dense(4), jnp.ones((1, 4))
       >>> variables = {"params": {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}}
-      >>> packed = pack_kernels(variables["params"])
+      >>> packed = pack_kernels(variables["params"], block=(1, 2))
       >>> packed_apply(model.apply, packed, variables, x).tolist()
       [[1.0, 1.0, 1.0, 1.0]]
     """
@@ -261,6 +284,8 @@ def pack_linear(
 ) -> list[str]:
     """Replaces `nnx.Linear` layers of an NNX model by packed ones, in place, for inference.
 
+    Warns of kernels that keep more than half of their blocks, as `pack_kernels` does.
+
     Args:
       model: an `nnx.Module` that contains `Linear` layers, as the recurrent cells of `nnx` do.
       include: as for `prune`; matched against the paths of the kernels.
@@ -277,8 +302,9 @@ def pack_linear(
     Example:
       >>> from flax import nnx
       >>> model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.relu)
+      >>> model.layers[0].kernel[...] = jnp.eye(4)
       >>> before = model(jnp.ones(4))
-      >>> pack_linear(model)
+      >>> pack_linear(model, block=(1, 2))
       ['layers/0/kernel']
       >>> bool(jnp.allclose(model(jnp.ones(4)), before, atol=1e-6))
       True
@@ -305,9 +331,13 @@ def pack_linear(
             "the model. For a single layer, or each of several in one leaf, use pack_matrix and "
             "packed_matmul."
         )
-    for path, layer in chosen.values():
-        packed = pack_matrix(_value(layer.kernel), block=block, batch=batch)
-        _replace_child(model, path, _packed_linear()(layer, packed))
+    packed = {
+        name: pack_matrix(_value(layer.kernel), block=block, batch=batch)
+        for name, (_, layer) in chosen.items()
+    }
+    for name, (path, layer) in chosen.items():
+        _replace_child(model, path, _packed_linear()(layer, packed[name]))
+    _warn_of_kept("pack_linear", packed)
     return list(chosen)
 
 

@@ -330,9 +330,9 @@ _LOST = (
 )
 _LOST_IN_SPARSE_TRAINING = (
     "Were the masks lost when the state was restored, or replaced? If they drop too few weights, "
-    "one more tx.update of rigl or set_ catches up; but none brings weights back, and static_sparse "
-    "keeps its masks. Pass set_masks masks that drop as many weights as are due, or build the "
-    "transformation with their sparsity."
+    "one more tx.update of rigl or set_ catches up; but none brings weights back, and "
+    "static_sparse keeps its masks. Pass set_masks masks that drop as many weights as are due, or "
+    "build the transformation with their sparsity."
 )
 _EARLIER = (
     "Are the params an average, or from an earlier step than the state, such as the best "

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import jaxprune
-from helpers import says
+from helpers import assert_says, says
 from jaxprune._blocks import packed_matrix
 from jaxprune._blocks.flax_layers import pack_kernels, pack_linear, packed_apply
 from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_matmul, unpack_matrix
@@ -302,6 +302,7 @@ def without_kernels(tree):
     }
 
 
+@pytest.mark.filterwarnings("ignore:.*more than half of the blocks")
 def test_a_kernel_that_nothing_used_is_named():
     nn = pytest.importorskip("flax.linen")
     model = nn.Dense(4)
@@ -351,7 +352,41 @@ def test_columns_list_their_blocks_in_order():
 def test_the_layout_for_a_batch_reaches_every_kernel(batch):
     nnx = pytest.importorskip("flax.nnx")
     model = nnx.Sequential(nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
-    pack_linear(model, block=(1, 4), batch=batch)
-    packed = pack_kernels({"up": {"kernel": W}}, block=(1, 4), batch=batch)
+    with pytest.warns(UserWarning, match="more than half"):
+        pack_linear(model, block=(1, 4), batch=batch)
+    with pytest.warns(UserWarning, match="more than half"):
+        packed = pack_kernels({"up": {"kernel": W}}, block=(1, 4), batch=batch)
     [kernel] = jax.tree.leaves(packed, is_leaf=lambda x: isinstance(x, PackedMatrix))
     assert model.layers[0].meta[2] == kernel.rows_first == (batch > 1)
+
+
+def test_kernels_that_are_faster_dense_are_named(tmp_path):
+    """All `Linear` layers were packed without a word, and made slower."""
+    nnx = pytest.importorskip("flax.nnx")
+    dense, sparse = jnp.ones((8, 4)), jnp.zeros((8, 4)).at[:4].set(1.0)
+    # Of eight blocks, those of `few` keep five, and those of `sparse` four.
+    params = {
+        "sparse": sparse,
+        "dense": dense,
+        "few": sparse.at[5, 0].set(1.0),
+        "bias": jnp.ones(4),
+    }
+    params = {name: {"kernel": leaf} for name, leaf in params.items()}
+    said = r"few/kernel \(62%\).*Block\(\(1, 4\)\).*include="
+    model = nnx.Sequential(*(nnx.Linear(8, 4, rngs=nnx.Rngs(0)) for _ in range(2)), nnx.relu)
+    model.layers[0].kernel[...] = sparse
+    jaxprune.save(tmp_path / "a", params)
+    calls = {
+        "pack_kernels": lambda **rules: pack_kernels(params, block=(1, 4), **rules),
+        "load_packed": lambda **rules: jaxprune.load_packed(tmp_path / "a", block=(1, 4), **rules),
+    }
+    for name, call in calls.items():
+        with pytest.warns(UserWarning, match=said) as caught:
+            call()
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+        assert_says(str(caught[0].message), f"jaxprune.{name}:", "dense/kernel (100%)")
+        assert "sparse/kernel" not in str(caught[0].message)
+        call(include="sparse/.*")
+    with pytest.warns(UserWarning, match=r"jaxprune.pack_linear: .* of layers/1/kernel \(100%\)"):
+        pack_linear(model, block=(1, 4))

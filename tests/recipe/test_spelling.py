@@ -183,6 +183,7 @@ def n_zeros(params):
 
 @pytest.mark.parametrize("rule", ("encoder/.*kernel", r"encoder\..*kernel"))
 @pytest.mark.parametrize("separator", "/.")
+@pytest.mark.filterwarnings("ignore:.*more than half of the blocks")
 def test_packing_follows_both_spellings(rule, separator, tmp_path):
     params = params_in(separator)
     packed = jaxprune.pack_kernels(params, rule)
@@ -195,6 +196,7 @@ def test_packing_follows_both_spellings(rule, separator, tmp_path):
         jaxprune.pack_kernels(params, r"decoder\..*")
 
 
+@pytest.mark.filterwarnings("ignore:.*more than half of the blocks")
 def test_packing_the_layers_of_a_model_follows_both_spellings():
     nnx = pytest.importorskip("flax.nnx")
     for rule in ("layers/1/kernel", r"layers\.1\.kernel"):
