@@ -37,7 +37,12 @@ from jaxprune._report.table import PoolReport, Report, leaf_report
 from jaxprune._transform.algorithms import swap_counts
 from jaxprune._transform.placement import changed_later, mixing_wrapper, state_shapes
 from jaxprune._transform.prune import prune
-from jaxprune._transform.recorded import is_transformation, settings_of, transformations_in
+from jaxprune._transform.recorded import (
+    is_transformation,
+    is_without_optimizer,
+    settings_of,
+    transformations_in,
+)
 from jaxprune._transform.settings import Settings
 from jaxprune._transform.update import checked_budget
 
@@ -120,11 +125,21 @@ def plan(
     arguments |= dict(overrides=overrides, distribution=distribution, structure=structure)
     arguments |= dict(roles=roles, score=score, packed=packed, regrow=regrow, ties=ties, seed=seed)
     arguments |= dict(axis_name=axis_name, structural=structural)
-    schedule = getattr(schedule, "tx", schedule)
-    if not is_transformation(schedule):
-        return _planned_by(params, prune(_as_schedule(schedule), **arguments))
+    tx = getattr(schedule, "tx", schedule)
+    if not is_transformation(tx):
+        return _planned_by(params, prune(_as_schedule(tx), **arguments))
     _check_alone(arguments)
-    return _planned_by(params, schedule)
+    report = _planned_by(params, tx)
+    if tx is schedule or not is_without_optimizer(tx):
+        return report
+    return dataclasses.replace(report, notes=(_NO_OPTIMIZER, *report.notes))
+
+
+_NO_OPTIMIZER = (
+    "order: prune is the whole optimizer, and hands on the gradients, so that apply_updates adds "
+    "them to the params: pass optax.chain(optimizer, prune(schedule)), or prune(schedule, "
+    "inner=optimizer)"
+)
 
 
 def _as_schedule(schedule: Any) -> Any:

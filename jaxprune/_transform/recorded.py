@@ -92,6 +92,19 @@ def settings_of(tx: Any) -> Settings | None:
     return settings if isinstance(settings, Settings) else None
 
 
+def is_without_optimizer(tx: Any) -> bool:
+    """Whether this is a transformation of jaxprune that wraps no optimizer.
+
+    Example:
+      >>> import jaxprune, optax
+      >>> is_without_optimizer(jaxprune.prune(jaxprune.one_shot_schedule(0.5)))
+      True
+      >>> is_without_optimizer(optax.sgd(0.1))
+      False
+    """
+    return settings_of(tx) is not None and vars(tx.init)["optimizer"] is None
+
+
 def transformations_in(tx: Any, params: Any) -> list[Initialised]:
     """The transformations of jaxprune in an optimizer, outer ones first, with what each prunes.
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxprune
-from helpers import on_device
+from helpers import assert_says, on_device
 from promises import placement
 
 SGD = optax.sgd(0.1)
@@ -205,3 +205,18 @@ def test_asking_changes_no_later_update_and_no_update_changes_the_answer():
         assert order_note(params, tx)
         updated = tx.update(grads, tx.init(params), params)
         assert all(map(np.array_equal, *map(jax.tree.leaves, (updated, expected))))
+
+
+def test_a_train_state_that_only_prunes_is_told_that_it_adds_gradients():
+    """The loss grows from the first step, and nothing said why."""
+    params = {"fc": {"kernel": on_device(np.ones((4, 4))), "bias": on_device(np.ones(4))}}
+    train_state = pytest.importorskip("flax.training.train_state").TrainState
+    notes_of = lambda tx: (
+        jaxprune.plan(params, train_state.create(apply_fn=None, params=params, tx=tx)).notes
+    )
+    [note] = notes_of(PRUNE)
+    assert_says(
+        note, "order:", "adds them to the params", "optax.chain(optimizer, prune(schedule))"
+    )
+    assert notes_of(WRAPPED) == notes_of(optax.chain(SGD, PRUNE)) == ()
+    assert jaxprune.plan(params, PRUNE).notes == ()  # it may be put into a chain later
