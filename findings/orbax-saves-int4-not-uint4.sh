@@ -10,14 +10,14 @@
 # names the leaf.
 # Seen: `StandardCheckpointer.save` returns. `wait_until_finished`, or whatever waits for the
 # checkpoint, raises `Unsupported data type: "uint4"` from tensorstore, without the name of a leaf.
-# The checkpoint does not exist afterwards, nor do its float32 leaves; a folder with a temporary name
-# is left. Of two dtypes that differ in how they encode infinity, float8_e4m3fn is saved and
+# The checkpoint does not exist afterwards, nor do its float32 leaves; a folder with a temporary
+# name is left. Of two dtypes that differ in how they encode infinity, float8_e4m3fn is saved and
 # float8_e4m3 is not.
 #
 # What helps: save `x.view("uint8")` of a NumPy array or `x.astype("uint8")`, and convert it back.
 #
-# Known in part: tensorstore's documentation lists int2 and int4 among its data types, and no unsigned
-# ones below uint8. Orbax does not compare with that list in `save`. We found no issue about it.
+# Known in part: tensorstore's documentation lists int2 and int4 among its data types, and no
+# unsigned ones below uint8. Orbax does not compare with that list in `save`. We found no issue about it.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -54,7 +54,8 @@ for dtype in ("int2", "uint2", "int4", "uint4", "float4_e2m1fn", "float8_e4m3fn"
         print(f"{dtype}: {where}: {error}; saved: {path.exists()}, temporary folder: {is_left}")
 PYTHON
 mkdir "$folder/checkpoints"
-seen=$(JAX_PLATFORMS=cpu "$folder/venv/bin/python" "$folder/save.py" "$folder/checkpoints" 2>/dev/null)
+export JAX_PLATFORMS=cpu
+seen=$("$folder/venv/bin/python" "$folder/save.py" "$folder/checkpoints" 2>/dev/null)
 printf '%s\n' "$seen"
 misses() {
   local why="Error parsing object member \"dtype\": Unsupported data type: \"$1\""
