@@ -17,7 +17,8 @@
 # What helps: save `x.view("uint8")` of a NumPy array or `x.astype("uint8")`, and convert it back.
 #
 # Known in part: tensorstore's documentation lists int2 and int4 among its data types, and no
-# unsigned ones below uint8. Orbax does not compare with that list in `save`. We found no issue about it.
+# unsigned ones below uint8. Orbax does not compare with that list in `save`. We found no issue about
+# it.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
