@@ -136,30 +136,48 @@ def check_layer_inputs(where: str, inputs: Any, view: KernelView) -> jax.Array:
 
 
 def check_gram(
-    where: str, gram: Any, view: KernelView, *, diagonal: bool
+    where: str, moments: Any, view: KernelView, *, diagonal: bool
 ) -> tuple[KernelView, jax.Array]:
-    """The `gram` of `Moments` as an array that fits a leaf, and the leaf's view with its groups.
+    """The leaf's view with its groups, and the `gram` of its `Moments` for each of its matrices.
 
     Args:
       where: for errors.
-      gram: of the user.
+      moments: of the user, with `count` and `gram`.
       view: of the leaf.
       diagonal: whether diagonals are enough.
+
+    Returns:
+      The view; and the gram, of shape (matrices, in, in) or, for diagonals, (matrices, in).
     """
-    gram = as_array(f"{where}: gram", gram, "Make it with jaxprune.moments(inputs).")
+    gram = as_array(f"{where}: gram", moments.gram, "Make it with jaxprune.moments(inputs).")
     stack, n_rows = view.stack, view.n_rows
+    n_groups = _number_of_groups(gram.shape, jnp.shape(moments.count), view, diagonal=diagonal)
+    slices = (*stack, n_groups) if n_groups else stack
+    fitting = [(*slices, n_rows, n_rows)] + [(*slices, n_rows)] * diagonal
+    if gram.shape in fitting and math.prod(view.sizes("out")) % max(n_groups, 1) == 0:
+        view = view._replace(n_groups=max(n_groups, 1))
+        return view, gram.reshape(view.n_matrices, *gram.shape[len(slices) :])
     allowed = [(*stack, n_rows, n_rows)] + [(*stack, n_rows)] * diagonal
-    if gram.shape in allowed:
-        return view, gram
-    n_out = math.prod(view.sizes("out"))
-    n_groups = gram.shape[len(stack)] if gram.ndim == len(stack) + 3 else 0
-    if gram.shape == (*stack, n_groups, n_rows, n_rows) and n_groups and n_out % n_groups == 0:
-        return view._replace(n_groups=n_groups), gram
     needed = " or ".join(map(str, allowed))
     raise ValueError(
         f"{where}: the gram has shape {gram.shape}, but for a kernel with {n_rows} inputs it "
         f"must have shape {needed}. Pass the jaxprune.moments of the inputs of this layer."
     )
+
+
+def _number_of_groups(
+    gram: tuple[int, ...], count: tuple[int, ...], view: KernelView, *, diagonal: bool
+) -> int:
+    """How many groups of outputs a gram of this shape has; 0 if it has no axis of groups.
+
+    With as many groups as inputs, the diagonals of all groups have the shape of one gram. Then the
+    shape of `count`, if it is no scalar, tells which they are.
+    """
+    n, n_rows = len(view.stack), view.n_rows
+    if len(gram) == n + 3:
+        return gram[n]
+    is_of_groups = gram[n : n + 1] != (n_rows,) or count == gram[: n + 1]
+    return gram[n] if diagonal and len(gram) == n + 2 and is_of_groups else 0
 
 
 def check_finite(where: str, moments: jax.Array) -> jax.Array:

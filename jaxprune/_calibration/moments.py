@@ -85,8 +85,8 @@ def layer_gram(path: str | None, inputs: Any, view: KernelView) -> tuple[KernelV
     """
     where = _where(path)
     if isinstance(inputs, Moments):
-        view, gram = check_gram(where, inputs.gram, view, diagonal=False)
-        gram = gram.astype(jnp.float32).reshape(view.n_matrices, view.n_rows, view.n_rows)
+        view, gram = check_gram(where, inputs, view, diagonal=False)
+        gram = gram.astype(jnp.float32)
     else:
         gram = jax.vmap(gram_of)(check_layer_inputs(where, inputs, view))
     order = view.row_order()
@@ -97,10 +97,10 @@ def layer_squares(path: str | None, inputs: Any, view: KernelView) -> tuple[Kern
     """The diagonals of `layer_gram`, float32[matrices, in]. `Moments` may hold only these."""
     where = _where(path)
     if isinstance(inputs, Moments):
-        view, gram = check_gram(where, inputs.gram, view, diagonal=True)
-        if gram.ndim > len(view.stack) + 1:  # not only the diagonals
+        view, gram = check_gram(where, inputs, view, diagonal=True)
+        if gram.ndim > 2:  # not only the diagonals
             gram = jnp.diagonal(gram, axis1=-2, axis2=-1)
-        squares = gram.astype(jnp.float32).reshape(view.n_matrices, view.n_rows)
+        squares = gram.astype(jnp.float32)
     else:
         squares = jax.vmap(squares_of)(check_layer_inputs(where, inputs, view))
     order = view.row_order()

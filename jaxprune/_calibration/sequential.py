@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ from jaxprune._calibration.collection import (
 from jaxprune._calibration.inputs_of_leaves import LayerInputs, counts_nothing
 from jaxprune._calibration.kernel_view import KernelView
 from jaxprune._calibration.moments import Moments
-from jaxprune._calibration.steps import Part, steps_of
+from jaxprune._calibration.steps import Part, looked_up_in_loops, steps_of
 from jaxprune._calibration.targets import Target, as_targets
 from jaxprune._recipe.roles import AxisRoles
 from jaxprune._recipe.spelling import is_matched, spelled_rules
@@ -72,6 +73,10 @@ def prune_sequentially(
     Leaves are pruned in the order in which their products run. Leaves that share their input, such
     as query, key and value, are pruned together. Layers of a `scan` are pruned one after another.
     The model runs once for each of these steps, on all batches.
+
+    Any other leaf is pruned in one step, before the first of its products: also one that holds
+    several layers, such as `params["w"][i]` in a Python loop. If a `fori_loop` or a `scan` looks up
+    the layers by an index, a warning says so.
 
     Args:
       method: `wanda` or `sparsegpt`.
@@ -123,6 +128,7 @@ def prune_sequentially(
     block_rules = _block_rules(function, blocks, model.first.program.paths)
     model.check_inputs(function, list(views))
     steps = steps_of(model.first, list(views), block_rules)
+    _warn_of_lookups(function, looked_up_in_loops(model.first, list(views)))
     prune = _Pruner(method, options, model)
     for step in progress_bar(function, steps, len(steps), progress, unit="step"):
         inputs = model.inputs([part.path for part in step])
@@ -131,6 +137,18 @@ def prune_sequentially(
             leaf_targets = targets.of(part.path, spec_of(model.leaf(part.path)), view)
             prune.part(part, inputs[part.path], view, leaf_targets)
     return prune.result()
+
+
+def _warn_of_lookups(function: str, paths: Sequence[str]) -> None:
+    """Warns of layers that can't be pruned one after another."""
+    if paths:
+        warnings.warn(
+            f"jaxprune.{function}: a loop looks up the layers in {listed(paths)} by an index, so "
+            "all layers of such a leaf are pruned together, with the inputs that the dense layers "
+            "produce. To prune one after another, scan over the leaf itself: "
+            "jax.lax.scan(body, x, params['w']).",
+            stacklevel=3,
+        )
 
 
 def _block_rules(function: str, blocks: Any, paths: Sequence[str]) -> tuple[Rule, ...]:

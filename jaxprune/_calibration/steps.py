@@ -75,13 +75,29 @@ def steps_of(trace: ModelTrace, paths: Sequence[str], blocks: Sequence[Rule] = (
     return list(steps.values())
 
 
+def looked_up_in_loops(trace: ModelTrace, paths: Sequence[str]) -> list[str]:
+    """The leaves whose layers a loop looks up by an index; each of them is a single part."""
+    found = []
+    for path in paths:
+        leaf = trace.leaves[path]
+        where = min(leaf.plans)
+        *outer, _ = equations_to(trace.program.jaxpr.jaxpr, where)
+        is_in_loop = any(around.primitive.name in ("scan", "while") for around in outer)
+        if is_in_loop and leaf.view.stack and any(plan.lookups for plan in leaf.plans[where]):
+            found.append(path)
+    return found
+
+
 def _units(jaxpr: Any, path: str, leaf: LeafPlans) -> list[_Unit]:
     """The parts of one leaf, by the first product that it is in."""
     where = min(leaf.plans)
     *outer, eqn = equations_to(jaxpr, where)
-    scans = [
-        where[: 3 * k + 1] for k, around in enumerate(outer) if around.primitive.name == "scan"
-    ]
+    is_reverse = {
+        where[: 3 * k + 1]: around.params["reverse"]
+        for k, around in enumerate(outer)
+        if around.primitive.name == "scan"
+    }
+    scans = list(is_reverse)
     plan = leaf.plans[where][0]
     group = (where[:-1], id(eqn.invars[1 - plan.operand]))
     sliced = {scan: place for scan, place in plan.loops if place.slices.any()}
@@ -93,7 +109,7 @@ def _units(jaxpr: Any, path: str, leaf: LeafPlans) -> list[_Unit]:
         slices = None
         if is_split and sliced:
             start = sum(
-                int(sliced[scan].slices[i])
+                int(sliced[scan].slices[-1 - i if is_reverse[scan] else i])
                 for scan, i in zip(scans, iterations, strict=True)
                 if scan in sliced
             )

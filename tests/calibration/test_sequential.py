@@ -47,19 +47,42 @@ def test_each_layer_gets_the_inputs_of_the_pruned_layers_before_it(method, how):
 
 
 @both_methods
-def test_layers_of_a_scan_are_pruned_one_after_another(method):
+@pytest.mark.parametrize("reverse", (False, True))
+def test_layers_of_a_scan_are_pruned_one_after_another(method, reverse):
     params = layers(3)
     expected, masks = prune_sequentially(method, chain, params, X, sparsity=0.5)
-    stacked = {"blocks": {"w": jnp.stack(list(params.values()), axis=1)}}
+    names = list(reversed(params)) if reverse else list(params)
+    stacked = {"blocks": {"w": jnp.stack([params[name] for name in names], axis=1)}}
 
     def scanned(p, x):
         w = jnp.moveaxis(p["blocks"]["w"], 1, 0)
-        return lax.scan(lambda x, w: (jax.nn.relu(x @ w), None), x, w)[0]
+        return lax.scan(lambda x, w: (jax.nn.relu(x @ w), None), x, w, reverse=reverse)[0]
 
     got, got_masks = prune_sequentially(method, scanned, stacked, X, sparsity=0.5)
-    for i, name in enumerate(params):
+    for i, name in enumerate(names):
         np.testing.assert_array_equal(got_masks["blocks"]["w"][:, i], masks[name])
         np.testing.assert_allclose(got["blocks"]["w"][:, i], expected[name], rtol=1e-4, atol=1e-5)
+
+
+LOOKUPS = {
+    "scan": lambda p, x: lax.scan(
+        lambda x, i: (jax.nn.relu(x @ p["w"][i]), None), x, jnp.arange(2)
+    )[0],
+    "fori_loop": lambda p, x: lax.fori_loop(0, 2, lambda i, x: jax.nn.relu(x @ p["w"][i]), x),
+}
+
+
+@pytest.mark.parametrize("loop", LOOKUPS)
+def test_layers_that_a_loop_looks_up_are_pruned_together_with_a_warning(loop):
+    params = {"first": normal(8, 8, key=5), "w": jnp.stack(list(layers(2).values()))}
+    model = lambda p, x: LOOKUPS[loop](p, x @ p["first"])
+    with pytest.warns(UserWarning, match=says("layers in w by an index", "lax.scan(")) as caught:
+        got, _ = prune_sequentially(wanda, model, params, X, sparsity=0.5)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    first, _ = wanda(params, layer_inputs(model, params, X), 0.5, include="first")
+    expected, _ = wanda(first, layer_inputs(model, first, X), 0.5, include="w")
+    np.testing.assert_array_equal(got["w"], expected["w"])
 
 
 def attention(p, x):
