@@ -30,9 +30,9 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
     from jaxprune._blocks.flax_layers import (
         load_packed as load_packed,
         pack_kernels as pack_kernels,
-        pack_linear as pack_linear,
         packed_apply as packed_apply,
     )
+    from jaxprune._blocks.nnx_layers import pack_linear as pack_linear
     from jaxprune._blocks.packed_matrix import (
         PackedMatrix as PackedMatrix,
         pack_matrix as pack_matrix,
@@ -170,7 +170,8 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
 # Module -> the public names that it defines.
 _PUBLIC = {
     "_base.agreement": ("check_agreement",),
-    "_blocks.flax_layers": ("load_packed", "pack_kernels", "pack_linear", "packed_apply"),
+    "_blocks.flax_layers": ("load_packed", "pack_kernels", "packed_apply"),
+    "_blocks.nnx_layers": ("pack_linear",),
     "_blocks.packed_matrix": ("PackedMatrix", "pack_matrix", "packed_matmul", "unpack_matrix"),
     "_calibration.activation_score": ("activation_score",),
     "_calibration.calibrate": ("sparsegpt", "sparsegpt_kernel", "wanda", "wanda_kernel"),

@@ -1,13 +1,13 @@
 """Flax models that run from packed kernels, with their code unchanged.
 
 `pack_kernels` packs the kernels of params in memory, `load_packed` those of a file. `packed_apply`
-runs a linen model with them: its `Dense` layers and LSTM cells call `packed_matmul`. `pack_linear`
-replaces the `Linear` layers of an NNX model, including those inside recurrent cells.
+runs a linen model with them: its `Dense` layers and LSTM cells call `packed_matmul`. For NNX see
+`nnx_layers.py`.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -56,19 +56,19 @@ def pack_kernels(
       ['fc/kernel']
     """
     paths, leaves, _ = leaves_with_paths(params)
-    rules = spelled_rules(_rules(include), paths)
+    rules = spelled_rules(rules_of(include), paths)
     packed = {}
     for path, leaf in zip(paths, leaves, strict=True):
         spec = spec_of(leaf)
-        if spec is not None and _is_chosen(rules, path, spec):
+        if spec is not None and is_chosen(rules, path, spec):
             packed[path] = pack_matrix(leaf, block=block, batch=batch)
     if not packed:
         raise ValueError(f"nothing to pack: {_no_match(include, paths)}")
-    _warn_of_kept("pack_kernels", packed)
+    warn_of_kept("pack_kernels", packed)
     return packed
 
 
-def _rules(include: Any) -> Any:
+def rules_of(include: Any) -> Any:
     if isinstance(include, (tuple, list)) and include and all(map(is_int, include)):
         raise TypeError(
             f"include must be a regex or a function, got {include!r}. Pass the shape of a block by "
@@ -77,11 +77,11 @@ def _rules(include: Any) -> Any:
     return as_rules(include, "include")
 
 
-def _is_chosen(rules: Any, path: str, spec: jax.ShapeDtypeStruct) -> bool:
+def is_chosen(rules: Any, path: str, spec: jax.ShapeDtypeStruct) -> bool:
     return len(spec.shape) == 2 and any(matches(rule, path, spec) for rule in rules)
 
 
-def _warn_of_kept(function: str, packed: Mapping[str, PackedMatrix]) -> None:
+def warn_of_kept(function: str, packed: Mapping[str, PackedMatrix]) -> None:
     """Warns of matrices that keep more than half of their blocks, so that packing does not pay."""
     slow = {}
     for path, matrix in packed.items():
@@ -144,16 +144,16 @@ def load_packed(
     packed: dict[str, PackedMatrix] = {}
     with open_params(path) as reader:
         paths = [leaf.path for leaf in reader.leaves]
-        rules = spelled_rules(_rules(include), paths)
+        rules = spelled_rules(rules_of(include), paths)
         for name, array in reader.arrays():
             spec = jax.ShapeDtypeStruct(array.shape, array.dtype)
-            if _is_chosen(rules, name, spec):
+            if is_chosen(rules, name, spec):
                 packed[name] = pack_matrix(array, block=block, batch=batch)
             else:
                 rest[name] = array
     if not packed:
         raise ValueError(f"{path}: {_no_match(include, paths)}")
-    _warn_of_kept("load_packed", packed)
+    warn_of_kept("load_packed", packed)
     return nested(rest.items()), packed
 
 
@@ -186,7 +186,8 @@ def packed_apply(
 
     Raises:
       TypeError: `apply_fn` is not a function, or `packed` does not hold packed matrices.
-      ValueError: a packed kernel was not used by any such layer, with its path.
+      ValueError: a packed kernel was not used by any such layer, with its path; or its layer has
+        its own `dot_general`, `dot_general_cls` or `promote_dtype`.
 
     Example:
       >>> from flax import linen as nn
@@ -212,20 +213,24 @@ def packed_apply(
     used: set[str] = set()
     kernels = {path.removeprefix("params/"): path for path in packed} | {x: x for x in packed}
 
-    def product(module: Any, name: tuple[str, ...], x: jax.Array) -> jax.Array:
+    defaults = {field.name: field.default for field in dataclasses.fields(nn.Dense)}
+
+    def product(module: Any, name: tuple[str, ...], x: jax.Array, bias: Any = None) -> jax.Array:
         path = kernels["/".join((*module.path, *name, "kernel"))]
         used.add(path)
-        x, values = _promoted(module.dtype, x, packed[path].values)
-        return packed_matmul(_with_values(packed[path], values), x)
+        return linear(module.dtype, packed[path], x, bias)
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, path = context.module, context.module.path
-        if context.method_name == "__call__" and not kwargs:
-            if type(module) is nn.Dense and "/".join((*path, "kernel")) in kernels:
-                return _dense(module, product, *args)
+        operands = (*args, *(kwargs[name] for name in ("carry", "inputs") if name in kwargs))
+        if context.method_name == "__call__" and kwargs.keys() <= {"carry", "inputs"}:
+            kernel = "/".join((*path, "kernel"))
+            if type(module) is nn.Dense and kernel in kernels:
+                check_options("packed_apply", kernels[kernel], module, defaults)
+                return _dense(module, product, *operands)
             gates = ["/".join((*path, f"{x}{gate}", "kernel")) for x in "ih" for gate in "ifgo"]
             if type(module) is nn.OptimizedLSTMCell and all(name in kernels for name in gates):
-                return _lstm(module, product, *args)
+                return _lstm(module, product, *operands)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
@@ -238,17 +243,45 @@ def packed_apply(
     return out
 
 
+def check_options(function: str, path: str, layer: Any, defaults: Mapping[str, Any]) -> None:
+    """Raises where a layer computes its product in a way of its own.
+
+    Args:
+      function: the public function, for errors.
+      path: of the kernel.
+      layer: a `Dense` or `Linear` layer.
+      defaults: of the options of such layers, by name.
+    """
+    names = ("dot_general", "dot_general_cls", "promote_dtype", "preferred_element_type")
+    for name in names:
+        if name in defaults and getattr(layer, name, defaults[name]) is not defaults[name]:
+            raise ValueError(
+                f"{function}: {path}: the layer has its own {name}, which a product with a packed "
+                "kernel does not use. Leave it out with include=."
+            )
+
+
+def linear(dtype: Any, packed: PackedMatrix, x: jax.Array, bias: Any) -> jax.Array:
+    """A linear layer with an optional bias, in its dtype; without one, in the promoted dtype."""
+    arrays = [x, packed.values] if bias is None else [x, packed.values, bias]
+    dtype = jnp.result_type(*arrays) if dtype is None else dtype
+    x, values, *biases = (jnp.asarray(array, dtype) for array in arrays)
+    meta = packed.shape, packed.block, packed.rows_first
+    y = packed_matmul(PackedMatrix(packed.indices, values, *meta), x)
+    return _biased(y, *biases) if biases else y
+
+
 def _dense(module: Any, product: Any, x: jax.Array) -> jax.Array:
-    y = product(module, (), x)
-    return _biased(y, module.get_variable("params", "bias")) if module.use_bias else y
+    bias = module.get_variable("params", "bias") if module.use_bias else None
+    return product(module, (), x, bias)
 
 
 def _lstm(module: Any, product: Any, carry: Any, x: jax.Array) -> Any:
     c, h = carry
 
     def gate(name: str) -> jax.Array:
-        y = product(module, (f"i{name}",), x) + product(module, (f"h{name}",), h)
-        return _biased(y, module.get_variable("params", f"h{name}")["bias"])
+        bias = module.get_variable("params", f"h{name}")["bias"]
+        return product(module, (f"i{name}",), x) + product(module, (f"h{name}",), h, bias)
 
     i, f, o = (module.gate_fn(gate(name)) for name in "ifo")
     c = f * c + i * module.activation_fn(gate("g"))
@@ -259,125 +292,3 @@ def _lstm(module: Any, product: Any, carry: Any, x: jax.Array) -> Any:
 def _biased(y: jax.Array, bias: jax.Array) -> jax.Array:
     """`y + bias`, broadcast explicitly because `jax_numpy_rank_promotion="raise"` requires it."""
     return y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
-
-
-def _promoted(dtype: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The arrays in the dtype of a layer, or if it has none, in the dtype that JAX promotes to."""
-    dtype = jnp.result_type(*arrays) if dtype is None else dtype
-    return tuple(jnp.asarray(x, dtype) for x in arrays)
-
-
-def _with_values(packed: PackedMatrix, values: jax.Array) -> PackedMatrix:
-    meta = packed.shape, packed.block, packed.rows_first
-    return PackedMatrix(packed.indices, values, *meta)
-
-
-# NNX
-
-
-def pack_linear(
-    model: Any,
-    include: Any = ".*kernel",
-    *,
-    block: tuple[int, int] = (1, 16),
-    batch: int = 1,
-) -> list[str]:
-    """Replaces `nnx.Linear` layers of an NNX model by packed ones, in place, for inference.
-
-    Warns of kernels that keep more than half of their blocks, as `pack_kernels` does.
-
-    Args:
-      model: an `nnx.Module` that contains `Linear` layers, as the recurrent cells of `nnx` do.
-      include: as for `prune`; matched against the paths of the kernels.
-      block: as for `pack_matrix`.
-      batch: as for `pack_matrix`.
-
-    Returns:
-      The paths of the kernels that were packed.
-
-    Raises:
-      TypeError: `model` is not an NNX module.
-      ValueError: no kernel of a `Linear` layer matches `include`, or the model itself is one.
-
-    Example:
-      >>> from flax import nnx
-      >>> model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.relu)
-      >>> model.layers[0].kernel[...] = jnp.eye(4)
-      >>> before = model(jnp.ones(4))
-      >>> pack_linear(model, block=(1, 2))
-      ['layers/0/kernel']
-      >>> bool(jnp.allclose(model(jnp.ones(4)), before, atol=1e-6))
-      True
-    """
-    nnx = import_flax("pack_linear", "nnx")
-    if not isinstance(model, nnx.Module):
-        raise TypeError(
-            f"pack_linear: model must be an nnx.Module, got {shown(model)}. For params, call "
-            "jaxprune.pack_kernels(params)."
-        )
-    layers = {
-        "/".join(map(str, (*path, "kernel"))): (path, module)
-        for path, module in list(nnx.iter_graph(model))
-        if type(module) is nnx.Linear
-    }
-    rules = spelled_rules(_rules(include), list(layers))
-    chosen = {}
-    for name, (path, layer) in layers.items():
-        if _is_chosen(rules, name, jax.typeof(_value(layer.kernel))):
-            chosen[name] = path, layer
-    if not chosen or any(not path for path, _ in chosen.values()):
-        raise ValueError(
-            f"nothing to pack: include={include!r} matches no nnx.Linear with a 2-D kernel inside "
-            "the model. For a single layer, or each of several in one leaf, use pack_matrix and "
-            "packed_matmul."
-        )
-    packed = {
-        name: pack_matrix(_value(layer.kernel), block=block, batch=batch)
-        for name, (_, layer) in chosen.items()
-    }
-    for name, (path, layer) in chosen.items():
-        _replace_child(model, path, _packed_linear()(layer, packed[name]))
-    _warn_of_kept("pack_linear", packed)
-    return list(chosen)
-
-
-def _replace_child(model: Any, path: Sequence[Any], layer: Any) -> None:
-    """Puts a layer at a path of the model."""
-    *parents, last = path
-    parent = functools.reduce(_child, parents, model)
-    if hasattr(parent, "__setitem__"):
-        parent[last] = layer
-    else:
-        setattr(parent, str(last), layer)
-
-
-def _child(node: Any, key: Any) -> Any:
-    return node[key] if hasattr(node, "__getitem__") else getattr(node, key)
-
-
-def _value(variable: Any) -> jax.Array:
-    """The array in an NNX variable; works in all supported versions of Flax."""
-    return variable[...]
-
-
-@functools.cache
-def _packed_linear() -> Any:
-    """The class `PackedLinear`; in a function, so that Flax is only imported when needed."""
-    from flax import nnx
-
-    class PackedLinear(nnx.Module):
-        """A `Linear` layer with a packed kernel."""
-
-        def __init__(self, layer: Any, packed: PackedMatrix):
-            self.indices = nnx.Variable(packed.indices)
-            self.values = nnx.Param(packed.values)
-            self.bias = layer.bias
-            self.dtype = layer.dtype
-            self.meta = packed.shape, packed.block, packed.rows_first
-
-        def __call__(self, x: jax.Array) -> jax.Array:
-            x, values = _promoted(self.dtype, x, _value(self.values))
-            y = packed_matmul(PackedMatrix(_value(self.indices), values, *self.meta), x)
-            return y if self.bias is None else _biased(y, _value(self.bias))
-
-    return PackedLinear

@@ -36,6 +36,7 @@ from jaxprune._recipe.roles import AxisRoles, RoleRules
 from jaxprune._recipe.scores import magnitude
 from jaxprune._recipe.spelling import is_matched, spelled, spelled_roles
 from jaxprune._recipe.structures import Unstructured
+from jaxprune._recipe.traits import traits_of
 from jaxprune._report.sensitivity_table import Sensitivity
 from jaxprune._transform.oneshot import prune_params
 
@@ -120,7 +121,10 @@ def sensitivity(
             losses[i, j] = loss(treedef.unflatten((by_path | pruned).values()))
     sizes = [sum(math.prod(by_path[path].shape) for path in group) for group in members.values()]
     counts = np.array(sizes, np.int64), n_zero
-    return Sensitivity(tuple(members), tried, losses, loss.dense, *counts, groups is not None)
+    fixed = any(traits_of(value).final_sparsity is not None for _, value in recipe.structures)
+    return Sensitivity(
+        tuple(members), tried, losses, loss.dense, *counts, groups is not None, fixed
+    )
 
 
 def _prune_group(
@@ -270,11 +274,13 @@ def sparsities_for(sensitivity: Sensitivity, target: float) -> dict[str, float]:
 
     Returns:
       Regex -> sparsity, for `overrides=` of `prune` or `prune_params`. Leaves that are pruned on
-      their own get exactly `target` of all weights in the table together, rounded half up; pass
-      `target` as the final sparsity, too.
+      their own, weight by weight, get exactly `target` of all weights in the table together,
+      rounded half up; blocks and channels get it as nearly as whole units allow. Pass `target` as
+      the final sparsity, too.
 
     Raises:
-      TypeError, ValueError: a target that the largest sparsities of the table do not reach.
+      TypeError, ValueError: a target that the largest sparsities of the table do not reach; or a
+        table with `NM`, which leaves no choice of sparsities.
 
     References:
       Han et al., `Learning both Weights and Connections for Efficient Neural Networks
@@ -292,6 +298,12 @@ def sparsities_for(sensitivity: Sensitivity, target: float) -> dict[str, float]:
         raise TypeError(
             "sparsities_for: sensitivity must be what jaxprune.sensitivity returned, got "
             f"{shown(sensitivity)}."
+        )
+    if sensitivity.fixed:
+        raise ValueError(
+            "sparsities_for: the structure of the table, such as NM, prescribes the sparsity of "
+            "its leaves, so they can't differ. Leave the leaves with the largest losses out with "
+            "exclude= instead."
         )
     exact = as_sparsity(target, "sparsities_for: target")
     total = int(sensitivity.sizes.sum())

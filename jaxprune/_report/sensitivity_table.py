@@ -23,6 +23,7 @@ class Sensitivity:
       sizes: int64[n_groups], the number of weights in each group.
       n_zero: int64[n_groups, n_sparsities], how many of them were zero.
       grouped: whether the groups are those of the argument `groups`, instead of single leaves.
+      fixed: whether a structure prescribes the sparsity of its leaves, as `NM` does.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -41,6 +42,7 @@ class Sensitivity:
     sizes: np.ndarray
     n_zero: np.ndarray
     grouped: bool = False
+    fixed: bool = False
 
     def __repr__(self) -> str:
         return self._table().text()

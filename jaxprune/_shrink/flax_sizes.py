@@ -202,6 +202,9 @@ def _nnx_sizes(nnx: Any, module: Any) -> dict[str, Any]:
         params = [getattr(module, name, None) for name in ("scale", "bias", "mean")]
         shapes = [_shape(x) for x in params if x is not None and getattr(x, "shape", None)]
         return {"num_features": shapes[0][-1]} if shapes else {}
+    if isinstance(module, nnx.LoRA):
+        sizes = {"in_features": _shape(module.lora_a)[-2]}
+        return sizes | {"out_features": _shape(module.lora_b)[-1]}
     return _nnx_kernel_sizes(nnx, module) if hasattr(module, "kernel") else {}
 
 

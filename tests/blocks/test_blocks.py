@@ -1,15 +1,21 @@
 """Products with packed matrices equal those with dense ones."""
 
+import collections
+import inspect
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from jax import lax
 
 import jaxprune
 from helpers import assert_says, says
 from jaxprune._blocks import packed_matrix
-from jaxprune._blocks.flax_layers import pack_kernels, pack_linear, packed_apply
+from jaxprune._blocks.flax_layers import pack_kernels, packed_apply
+from jaxprune._blocks.nnx_layers import pack_linear
 from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_matmul, unpack_matrix
 
 
@@ -390,3 +396,115 @@ def test_kernels_that_are_faster_dense_are_named(tmp_path):
         call(include="sparse/.*")
     with pytest.warns(UserWarning, match=r"jaxprune.pack_linear: .* of layers/1/kernel \(100%\)"):
         pack_linear(model, block=(1, 4))
+
+
+def twice(a, b, dimensions, **options):
+    """A product as libraries for other number formats inject it."""
+    return 2 * lax.dot_general(a, b, dimensions, **options)
+
+
+def own_options(nn):
+    promote = lambda *args, **options: tuple(2 * x for x in args[: len(args)])
+    options = {"dot_general": twice, "promote_dtype": promote}
+    if "dot_general_cls" in nn.Dense.__dataclass_fields__:
+        options["dot_general_cls"] = lambda: twice
+    return options
+
+
+@pytest.mark.parametrize("name", ("dot_general", "promote_dtype", "dot_general_cls"))
+def test_a_linen_layer_with_its_own_product_is_an_error(name):
+    """Its option was dropped without a word, and the outputs were others."""
+    nn = pytest.importorskip("flax.linen")
+    options = own_options(nn)
+    if name not in options:
+        pytest.skip("an option of newer versions of Flax")
+    model = nn.Dense(4, **{name: options[name]})
+    packed = {"kernel": jaxprune.pack_matrix(jnp.eye(4), block=(1, 2))}
+    variables = {"params": {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}}
+    with pytest.raises(ValueError, match=says("kernel: the layer has its own", name, "include=")):
+        packed_apply(model.apply, packed, variables, jnp.ones(4))
+
+
+@pytest.mark.parametrize("name", ("dot_general", "promote_dtype", "preferred_element_type"))
+def test_an_nnx_layer_with_its_own_product_is_an_error_and_nothing_is_packed(name):
+    nnx = pytest.importorskip("flax.nnx")
+    options = own_options(pytest.importorskip("flax.linen"))
+    options["preferred_element_type"] = jnp.float32
+    if name not in inspect.signature(nnx.Linear.__init__).parameters:
+        pytest.skip("an option of newer versions of Flax")
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(
+        nnx.Linear(4, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs, **{name: options[name]})
+    )
+    model.layers[0].kernel[...] = jnp.eye(4)
+    with pytest.raises(ValueError, match=says("layers/1/kernel: the layer has its own", name)):
+        pack_linear(model, block=(1, 2))
+    assert type(model.layers[0]) is nnx.Linear
+    assert pack_linear(model, "layers/0/.*", block=(1, 2)) == ["layers/0/kernel"]
+
+
+def test_the_dtype_is_that_of_the_dense_layer_with_a_wider_bias():
+    nn, nnx = pytest.importorskip("flax.linen"), pytest.importorskip("flax.nnx")
+    kernel, bias = jnp.eye(4, dtype=jnp.bfloat16), jnp.ones(4, jnp.float32)
+    variables, x = {"params": {"kernel": kernel, "bias": bias}}, jnp.ones((2, 4), jnp.bfloat16)
+    apply_fn = nn.Dense(4).apply
+    packed = pack_kernels(variables["params"], block=(1, 2))
+    y = packed_apply(apply_fn, packed, variables, x)
+    assert y.dtype == apply_fn(variables, x).dtype == jnp.float32
+    model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
+    model.layers[0].kernel = nnx.Param(kernel)
+    expected = model(x)
+    pack_linear(model, block=(1, 2))
+    assert model(x).dtype == expected.dtype
+
+
+def test_a_layer_that_is_called_by_the_names_of_its_arguments_is_found():
+    nn = pytest.importorskip("flax.linen")
+
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(4, name="up")(inputs=x)
+            carry = (jnp.zeros(4), jnp.zeros(4))
+            return nn.OptimizedLSTMCell(4, name="lstm")(carry=carry, inputs=x)
+
+    model, x = Named(), jnp.ones(4)
+    params = pruned_params(model.init(jax.random.key(0), x)["params"])
+    packed = pack_kernels(params, block=(1, 4))
+    assert len(packed) == 9
+    y = packed_apply(model.apply, packed, {"params": without_kernels(params)}, x)
+    chex.assert_trees_all_close(y, model.apply({"params": params}, x), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_in_tuples_and_shared_layers_are_packed_wherever_they_occur():
+    """A tuple was an AttributeError half-way, and a shared layer was packed at one place only."""
+    nnx = pytest.importorskip("flax.nnx")
+    Pair = collections.namedtuple("Pair", "a b")
+    listed = getattr(nnx, "List", list)
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            linear = lambda: nnx.Linear(4, 4, rngs=rngs)
+            self.first, self.bias = linear(), nnx.Param(jnp.ones(4))
+            self.again = self.first
+            self.tuple = nnx.data((linear(), {"k": linear()}))
+            self.pair = nnx.data(Pair(self.first, linear()))
+            self.list = listed([linear(), nnx.Sequential(self.first, linear())])
+
+        def __call__(self, x):
+            layers = self.first, self.again, self.tuple[0], self.tuple[1]["k"], *self.pair
+            for layer in (*layers, *self.list):
+                x = layer(x) + self.bias[...]
+            return x
+
+    model = Model(nnx.Rngs(0))
+    for _, node in list(nnx.iter_graph(model)):
+        if type(node) is nnx.Linear:
+            node.kernel[...] = jnp.roll(jnp.eye(4), 1, axis=0)
+    x = jnp.arange(4.0)
+    expected = model(x)
+    assert len(pack_linear(model, block=(1, 2))) == 6
+    assert not [node for _, node in nnx.iter_graph(model) if type(node) is nnx.Linear]
+    assert model.first is model.again is model.pair.a is model.list[1].layers[0]
+    np.testing.assert_array_equal(model(x), expected)
+    nnx.split(model)

@@ -61,7 +61,7 @@ MUTANTS = (
     # _blocks
     Mutant(
         "pack-linear-forgets-batch",
-        "_blocks/flax_layers.py",
+        "_blocks/nnx_layers.py",
         "pack_matrix(_value(layer.kernel), block=block, batch=batch)",
         "pack_matrix(_value(layer.kernel), block=block)",
         ("blocks/test_blocks.py::test_the_layout_for_a_batch_reaches_every_kernel",),

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 import jaxprune
 from bad_input import assert_error, case
-from helpers import by_path, on_device
+from helpers import by_path, on_device, ones, says
 from jaxprune import NM, Block, Sensitivity, sensitivity, sparsities_for
 
 
@@ -280,3 +280,18 @@ BAD = [
 @pytest.mark.parametrize("call, kind, parts", BAD)
 def test_bad_input(call, kind, parts):
     assert_error(call, kind, parts)
+
+
+def test_a_table_with_nm_leaves_no_choice_of_sparsities():
+    """The sparsities were refused by `prune_params`: a 2:4 leaf can't end at 0.1."""
+    params = {"a": ones(8, 8), "b": ones(8, 8), "c": ones(8)}
+    loss = lambda p: -jnp.sum(p["a"]) - 0.5 * jnp.sum(p["b"])
+    table = jaxprune.sensitivity(loss, params, (0.5,), structure={"a": jaxprune.NM(2, 4)})
+    with pytest.raises(ValueError, match=says("such as NM", "exclude=")):
+        jaxprune.sparsities_for(table, 0.3)
+    free = jaxprune.sensitivity(loss, params, (0.5,), structure=jaxprune.Block((4, 4)))
+    overrides = jaxprune.sparsities_for(free, 0.375)
+    assert overrides == {"a": 0.25, "b": 0.5}
+    rules = dict(overrides=overrides, structure=jaxprune.Block((4, 4)))
+    masks = jaxprune.prune_params(params, 0.375, **rules)[1]
+    assert sum(int(jnp.sum(~mask)) for mask in jax.tree.leaves(masks)) == 48

@@ -287,6 +287,17 @@ def streams_of(model):
     return count, jax.random.key_data(key)
 
 
+def test_a_lora_layer_remembers_its_smaller_sizes():
+    model = nnx.LoRALinear(5, 8, lora_rank=2, rngs=nnx.Rngs(0))
+    model.kernel[...] = model.kernel[...].at[:, 4:].set(0.0)
+    model = nnx.Sequential(model, nnx.relu, nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
+    lora = model.layers[0].lora
+    lora.lora_b[...] = jnp.ones((2, 8)).at[:, 4:].set(0.0)
+    jaxprune.shrink_nnx(model, jnp.ones((2, 5)))
+    assert lora.lora_b[...].shape == (2, 4)
+    assert (lora.in_features, lora.out_features) == (5, 4)
+
+
 def test_resize_nnx_names_leaves_that_do_not_fit():
     model = nnx.Linear(2, 8, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"resize_nnx: the state lacks bias and has scale, which"):
