@@ -137,28 +137,44 @@ def test_what_is_said_of_longer_training_is_in_its_results(studies):
 
 
 def test_what_is_said_of_the_separable_network_is_in_its_results():
-    results = RESULTS["fashion-separable"]
-    names = ("dense", "uniform-0.9", "erk-0.9", "small-0.9", "shallow-0.9")
+    results, plain = RESULTS["fashion-separable"], RESULTS["fashion-plain"]
+    done, kinds = (0.75, 0.9, 0.95), ("uniform", "erk", "small", "shallow")
+    names = ["dense", *(f"{kind}-{s:g}" for kind in kinds for s in done)]
     runs = {(run["network"], run["seed"]) for run in results["runs"]}
     assert runs == {(name, seed) for name in names for seed in range(3)}
 
-    def against(first, second):
-        return paired.difference(results, f"{first}-0.9", f"{second}-0.9")
+    def differences(first, second, of=results):
+        pairs = ((f"{first}-{s:g}", f"{second}-{s:g}" if second in kinds else second) for s in done)
+        return [paired.difference(of, a, b) for a, b in pairs]
 
-    uniform, erk = (against(kind, "small") for kind in ("uniform", "erk"))
-    said = f"by {uniform.mean:.2f} ± {uniform.error:.2f} points with uniform sparsity, and by "
-    assert f"{said}{erk.mean:.2f} ± {erk.error:.2f} with ERK." in WORDS
-    assert not uniform.is_tie
-    assert not erk.is_tie
-    assert against("uniform", "shallow").is_tie
-    assert against("erk", "shallow").is_tie
-    more, plain = against("erk", "uniform"), RESULTS["fashion-plain"]
-    of_plain = paired.difference(plain, "erk-0.9", "uniform-0.9")
-    said = "by {:.2f} ± {:.2f} points, in the plain network by {:.2f} ± {:.2f}"
-    assert said.format(more.mean, more.error, of_plain.mean, of_plain.error) in WORDS
-    dense = (paired.difference(results, f"{kind}-0.9", "dense") for kind in ("uniform", "erk"))
-    costs = [-x.mean for x in dense]
-    assert "cost {:.2f} points with uniform sparsity, and {:.2f} with ERK".format(*costs) in WORDS
+    def listed(values):
+        *others, last = (f"{abs(x.mean):.2f}" for x in values)
+        return f"{', '.join(others)} and {last}"
+
+    assert [paired.small_network(results, s)["kind"] for s in done] == ["shallow dense"] * len(done)
+    uniform, erk = differences("uniform", "shallow"), differences("erk", "shallow")
+    assert [x.is_tie for x in erk] == [False, True, False]
+    assert [x.is_tie for x in uniform] == [False, True, True]
+    assert all(x.mean > 0 for x in (*erk, *uniform))
+    gains = f"by {erk[0].mean:.2f} and {erk[2].mean:.2f} points"
+    assert (
+        f"beats the better of the small dense networks at 75 and 95 %**, {gains}; at 90 %" in WORDS
+    )
+    assert f"uniform sparsity it wins at 75 %**, by {uniform[0].mean:.2f} points, and ties" in WORDS
+    lost = differences("uniform", "shallow", plain)
+    assert all(x.mean < 0 and not x.is_tie for x in lost)
+    uniform, erk = differences("uniform", "small"), differences("erk", "small")
+    assert all(x.mean > 0 and not x.is_tie for x in (*uniform, *erk))
+    said = f"by {listed(uniform)} points with uniform sparsity, and by {listed(erk)} with ERK"
+    assert said in WORDS
+    more, of_plain = differences("erk", "uniform"), differences("erk", "uniform", plain)
+    assert not any(x.is_tie for x in more)
+    said = f"by {listed(more)} points; in the plain network at 90 % by {of_plain[1].mean:.2f}"
+    assert f"ERK is better than uniform sparsity {said}" in WORDS
+    uniform, erk = differences("uniform", "dense"), differences("erk", "dense")
+    assert all(x.mean < 0 for x in (*uniform, *erk))
+    said = f"cost {listed(uniform)} points with uniform sparsity, and {listed(erk)} with ERK"
+    assert f"75, 90 and 95 % zeros {said}" in WORDS
 
 
 def test_the_readme_has_the_numbers_of_the_results():
