@@ -198,18 +198,7 @@ def packed_apply(
       [[1.0, 1.0, 1.0, 1.0]]
     """
     nn = import_flax("packed_apply", "linen")
-    if isinstance(apply_fn, type) or is_model(apply_fn) or not callable(apply_fn):
-        raise TypeError(
-            f"packed_apply: apply_fn must be a function, got {shown(apply_fn)}. Pass model.apply "
-            "first: packed_apply(model.apply, packed, variables, x)."
-        )
-    if not isinstance(packed, Mapping) or not all(
-        isinstance(x, PackedMatrix) for x in packed.values()
-    ):
-        raise TypeError(
-            f"packed_apply: packed must map paths to packed matrices, got {shown(packed)}. Make "
-            "it with jaxprune.pack_kernels(variables['params'])."
-        )
+    _check_packed_apply(apply_fn, packed)
     used: set[str] = set()
     kernels = {path.removeprefix("params/"): path for path in packed} | {x: x for x in packed}
 
@@ -241,6 +230,22 @@ def packed_apply(
             "pack_kernels(params, include=...)."
         )
     return out
+
+
+def _check_packed_apply(apply_fn: Any, packed: Any) -> None:
+    """Raises a TypeError for the first two arguments of `packed_apply`."""
+    if isinstance(apply_fn, type) or is_model(apply_fn) or not callable(apply_fn):
+        raise TypeError(
+            f"packed_apply: apply_fn must be a function, got {shown(apply_fn)}. Pass model.apply "
+            "first: packed_apply(model.apply, packed, variables, x)."
+        )
+    if not isinstance(packed, Mapping) or not all(
+        isinstance(x, PackedMatrix) for x in packed.values()
+    ):
+        raise TypeError(
+            f"packed_apply: packed must map paths to packed matrices, got {shown(packed)}. Make "
+            "it with jaxprune.pack_kernels(variables['params'])."
+        )
 
 
 def check_options(function: str, path: str, layer: Any, defaults: Mapping[str, Any]) -> None:
