@@ -48,7 +48,7 @@ def pack_linear(
       >>> from flax import nnx
       >>> import jax.numpy as jnp
       >>> model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.relu)
-      >>> model.layers[0].kernel[...] = jnp.eye(4)
+      >>> model.layers[0].kernel[...] = jnp.eye(4, dtype="float32")
       >>> before = model(jnp.ones(4))
       >>> pack_linear(model, block=(1, 2))
       ['layers/0/kernel']

@@ -436,7 +436,7 @@ def test_an_nnx_layer_with_its_own_product_is_an_error_and_nothing_is_packed(nam
     model = nnx.Sequential(
         nnx.Linear(4, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs, **{name: options[name]})
     )
-    model.layers[0].kernel[...] = jnp.eye(4)
+    model.layers[0].kernel[...] = jnp.eye(4, dtype=jnp.float32)
     with pytest.raises(ValueError, match=says("layers/1/kernel: the layer has its own", name)):
         pack_linear(model, block=(1, 2))
     assert type(model.layers[0]) is nnx.Linear
