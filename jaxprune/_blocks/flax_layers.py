@@ -69,6 +69,7 @@ def pack_kernels(
 
 
 def rules_of(include: Any) -> Any:
+    """The rules of `include`; a TypeError for what must be meant as the shape of a block."""
     if isinstance(include, (tuple, list)) and include and all(map(is_int, include)):
         raise TypeError(
             f"include must be a regex or a function, got {include!r}. Pass the shape of a block by "
@@ -78,6 +79,7 @@ def rules_of(include: Any) -> Any:
 
 
 def is_chosen(rules: Any, path: str, spec: jax.ShapeDtypeStruct) -> bool:
+    """Whether a leaf is a matrix that a rule matches."""
     return len(spec.shape) == 2 and any(matches(rule, path, spec) for rule in rules)
 
 
@@ -201,7 +203,6 @@ def packed_apply(
     _check_packed_apply(apply_fn, packed)
     used: set[str] = set()
     kernels = {path.removeprefix("params/"): path for path in packed} | {x: x for x in packed}
-
     defaults = {field.name: field.default for field in dataclasses.fields(nn.Dense)}
 
     def product(module: Any, name: tuple[str, ...], x: jax.Array, bias: Any = None) -> jax.Array:

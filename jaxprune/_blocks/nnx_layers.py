@@ -62,16 +62,17 @@ def pack_linear(
             "jaxprune.pack_kernels(params)."
         )
     layers = {
-        "/".join(map(str, (*path, "kernel"))): (path, module)
-        for path, module in list(nnx.iter_graph(model))
+        "/".join(map(str, (*path, "kernel"))): module
+        for path, module in nnx.iter_graph(model)
         if type(module) is nnx.Linear
     }
     rules = spelled_rules(rules_of(include), list(layers))
-    chosen = {}
-    for name, (path, layer) in layers.items():
-        if is_chosen(rules, name, jax.typeof(_value(layer.kernel))):
-            chosen[name] = path, layer
-    if not chosen or any(not path for path, _ in chosen.values()):
+    chosen = {
+        name: layer
+        for name, layer in layers.items()
+        if is_chosen(rules, name, jax.typeof(_value(layer.kernel)))
+    }
+    if not chosen or any(layer is model for layer in chosen.values()):
         raise ValueError(
             f"nothing to pack: include={include!r} matches no nnx.Linear with a 2-D kernel inside "
             "the model. For a single layer, or each of several in one leaf, use pack_matrix and "
@@ -79,15 +80,13 @@ def pack_linear(
         )
     parameters = inspect.signature(nnx.Linear.__init__).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
-    for name, (_, layer) in chosen.items():
+    for name, layer in chosen.items():
         check_options("pack_linear", name, layer, defaults)
     packed = {
         name: pack_matrix(_value(layer.kernel), block=block, batch=batch)
-        for name, (_, layer) in chosen.items()
+        for name, layer in chosen.items()
     }
-    layer_of = {
-        id(layer): _packed_linear()(layer, packed[name]) for name, (_, layer) in chosen.items()
-    }
+    layer_of = {id(layer): _packed_linear()(layer, packed[name]) for name, layer in chosen.items()}
     for module in [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Module)]:
         _replace_children(module, layer_of)
     warn_of_kept("pack_linear", packed)

@@ -9,7 +9,7 @@ from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.parts import Part
 from jaxprune._recipe.pools import Pools
 from jaxprune._recipe.structures import Unstructured
-from jaxprune._recipe.traits import Structure, Traits, traits_of, unit_sizes_of
+from jaxprune._recipe.traits import Structure, Traits, n_weights_in, traits_of, unit_sizes_of
 
 
 class Leaf(NamedTuple):
@@ -56,7 +56,7 @@ class Leaf(NamedTuple):
 
     def n_in_units(self, shape: Sequence[int]) -> int:
         """The number of weights that belong to a unit, so that they can be dropped."""
-        return int(sum(size * n for size, n in self.unit_sizes(shape).items()))
+        return n_weights_in(self.unit_sizes(shape))
 
 
 def leaves_of(

@@ -5,6 +5,7 @@ user-defined structures are treated like the built-in ones.
 """
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
@@ -119,3 +120,13 @@ def unit_sizes_of(structure: Structure, shape: tuple[int, ...]) -> dict[Fraction
         return {Fraction(size): n for size, n in sizes_of(shape).items()}
     n_units = structure.n_units(shape)
     return {Fraction(math.prod(shape), n_units): n_units} if n_units else {}
+
+
+def n_weights_in(unit_sizes: Mapping[Fraction, int]) -> int:
+    """The number of weights in units of these sizes, as `unit_sizes_of` returns them.
+
+    Example:
+      >>> n_weights_in({Fraction(4): 2, Fraction(2): 2})
+      12
+    """
+    return int(sum(size * n for size, n in unit_sizes.items()))

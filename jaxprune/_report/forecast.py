@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.pools import round_half_up
+from jaxprune._recipe.traits import n_weights_in
 
 Shape = tuple[int, ...]
 UnitSizes = Mapping[Fraction, int]  # weights of a unit -> how many units have as many
@@ -63,7 +64,7 @@ def forecast(budget: Budget, shapes: Sequence[Shape]) -> Forecast:
       shapes: of the leaves in `budget.chosen`.
     """
     unit_sizes = [leaf.unit_sizes(shape) for leaf, shape in zip(budget.leaves, shapes, strict=True)]
-    expected = budget.n_zero([_n_weights(sizes) for sizes in unit_sizes])
+    expected = budget.n_zero([n_weights_in(sizes) for sizes in unit_sizes])
     n_zero: list[int | None] = list(expected)
     is_exact = [len(sizes) < 2 or not n for sizes, n in zip(unit_sizes, expected, strict=True)]
     shared = []
@@ -110,7 +111,7 @@ def _shared(
     n_dropped -= sum(dropped[ks[0]] or 0 for ks in _deciders(budget, decided))
     deciders = _deciders(budget, others)
     n_units = sum(sum(members[ks[0]].values()) for ks in deciders)
-    n_weights = sum(_n_weights(members[k]) for k in others)
+    n_weights = sum(n_weights_in(members[k]) for k in others)
     n_zero = round_half_up(Fraction(n_weights * n_dropped, n_units))
     # The size of a unit in all leaves that are decided together.
     sizes = {sum((size for k in ks for size in members[k]), Fraction(0)) for ks in deciders}
@@ -126,11 +127,6 @@ def _deciders(budget: Budget, members: Iterable[int]) -> list[list[int]]:
     return list(by_name.values())
 
 
-def _n_weights(sizes: UnitSizes) -> int:
-    """How many weights the units of a leaf have."""
-    return int(sum(size * n for size, n in sizes.items()))
-
-
 def _average(sizes: UnitSizes, n_dropped: int) -> int:
     """How many weights so many units of a leaf have on average."""
-    return round_half_up(Fraction(_n_weights(sizes) * n_dropped, max(sum(sizes.values()), 1)))
+    return round_half_up(Fraction(n_weights_in(sizes) * n_dropped, max(sum(sizes.values()), 1)))
