@@ -6,6 +6,10 @@ The other groups are then tried without the blamed ones, and the blamed ones on 
 that only fit together stay together, and the number of trials does not grow with the number of
 layers: usually, one more is needed for each kind of reason.
 
+An error of the model ends a trial, and hides what is behind it. So where the model fails without
+units of one layer, the next and the last of the layers that are alike are tried. If it fails
+without these, too, those between them are refused untried.
+
 The parts of an axis that is cut evenly may only fit if they lose equal numbers of units. So if a
 part is refused by the equation that cuts the axis, everything is tried again with equal numbers.
 That equation may only be reached once other groups, which make the model fail before, are refused.
@@ -13,10 +17,11 @@ Parts whose length is a number in the model are not tried again: equal numbers w
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
+from jaxprune._shrink.alike import Alike
 from jaxprune._shrink.balance import cut_at
 from jaxprune._shrink.cut import Cut, units_of_labels
 from jaxprune._shrink.flax_sizes import Model
@@ -97,6 +102,10 @@ class _Fit:
         self._order = {path: k for k, path in enumerate(tracer.equations)}
         self._paths = list(tracer.equations)
         self._at: dict[EquationPath, frozenset[int]] = {}
+        self._alike = Alike(program, tracer, groups, self._groups_at)
+        self._failed: dict[Hashable, int] = {}  # by `Alike.key_of`: the first group that failed
+        self._mixed: set[Hashable] = set()  # keys of which only some groups fail
+        self._untried: dict[int, int] = {}  # refused group -> the one like it that was tried
         self._kept: list[int] = []
 
     def try_all(self) -> list[Difference]:
@@ -136,6 +145,8 @@ class _Fit:
         """Tries refused groups together with refused neighbours: they may only fit together."""
         tried: set[frozenset[int]] = set()
         for number, difference in list(self.refused.items()):
+            if self._untried.get(number) in self.refused:
+                continue
             near = (
                 self._nearest(difference, self.refused.keys(), 0) if number in self.refused else []
             )
@@ -168,6 +179,12 @@ class _Fit:
           pending: groups to try.
           known: the differences with all of them, where they have been tried already.
         """
+        for key in list(self._failed):
+            alike = [number for number in pending if self._alike.key_of(number) == key]
+            if alike:
+                rest = [number for number in pending if number not in alike]
+                kept, left = self._try_alike(kept, alike, key)
+                pending, known = rest + left, None
         if not pending:
             return kept
         seen = self._check([*kept, *pending]) if known is None else known
@@ -175,12 +192,15 @@ class _Fit:
             return [*kept, *pending]
         if len(pending) == 1:
             self.refused[pending[0]] = seen[0]
+            if seen[0].is_error and (key := self._alike.key_of(pending[0])) not in self._mixed:
+                self._failed[key] = pending[0]
             return kept
         blamed = [self._nearest(difference, set(pending)) for difference in seen]
         own = {near[0]: d for near, d in zip(blamed, seen, strict=True) if len(near) == 1}
         if len(own) == len(pending):
             return self._refuse_all(kept, pending, own)
-        first = self._first_to_try(pending, blamed)
+        failing = itertools.chain(*(x for x, d in zip(blamed, seen, strict=True) if d.is_error))
+        first = self._first_to_try(pending, blamed, set(failing))
         second = [number for number in pending if number not in first]
         now = self._solve(kept, first)
         return self._solve(now, second, seen if len(now) == len(kept) + len(first) else None)
@@ -195,9 +215,55 @@ class _Fit:
         self.refused |= own | {pending[0]: alone[0]}
         return kept
 
-    def _first_to_try(self, pending: list[int], blamed: list[list[int]]) -> list[int]:
-        """The part of `pending` to try first: what is not blamed, else one group per difference."""
+    def _try_alike(
+        self, kept: list[int], alike: list[int], key: Hashable
+    ) -> tuple[list[int], list[int]]:
+        """Tries the first and the last of these groups, which are like one that fails.
+
+        If both fail, the others are refused untried.
+
+        Returns:
+          The groups that fit, and those that are still to try.
+        """
+        tried = self._failed[key]
+        for number in dict.fromkeys((alike[0], alike[-1])):
+            seen = self._check([*kept, number])
+            if seen:
+                self.refused[number] = seen[0]
+            else:
+                kept = [*kept, number]
+        between = alike[1:-1]
+        ends = [self.refused.get(number) for number in (alike[0], alike[-1])]
+        if not all(difference is not None and difference.is_error for difference in ends):
+            del self._failed[key]
+            self._mixed.add(key)
+            return kept, between
+        difference = self.refused[tried]
+        for number in between:
+            path = self._moved(difference.path, tried, number)
+            self.refused[number] = difference._replace(path=path)
+            self._untried[number] = tried
+        return kept, []
+
+    def _moved(self, path: EquationPath, group: int, other: int) -> EquationPath:
+        """The equation that lies to those of `other` as that at `path` lies to those of `group`."""
+        own, others = (self._alike.equations_of(number) for number in (group, other))
+        at = self._position(path)
+        k = min(range(len(own)), key=lambda k: abs(self._order[own[k]] - at))
+        moved = self._order[others[k]] + at - self._order[own[k]]
+        return self._paths[min(max(moved, 0), len(self._paths) - 1)]
+
+    def _first_to_try(
+        self, pending: list[int], blamed: list[list[int]], failing: set[int]
+    ) -> list[int]:
+        """The part of `pending` to try first: what is not blamed, else one group per difference.
+
+        Groups like those that make the model fail are blamed, too.
+        """
         suspects = set(itertools.chain(*blamed))
+        if failing:
+            keys = {self._alike.key_of(number) for number in failing}
+            suspects |= {number for number in pending if self._alike.key_of(number) in keys}
         if suspects and (innocent := [number for number in pending if number not in suspects]):
             return innocent
         one_each = {near[0] for near in blamed if near}
@@ -218,7 +284,7 @@ class _Fit:
         among = frozenset(among)
         if not difference.path:
             return []
-        start = self._order.get(difference.path, len(self._paths) - 1)
+        start = self._position(difference.path)
         for distance in range((len(self._paths) if limit is None else limit) + 1):
             near = {
                 number
@@ -229,6 +295,10 @@ class _Fit:
             if near:
                 return sorted(near)
         return []
+
+    def _position(self, path: EquationPath) -> int:
+        """Where an equation is in the program; an error may be behind the last one."""
+        return self._order.get(path, len(self._paths) - 1)
 
     def _groups_at(self, path: EquationPath) -> frozenset[int]:
         """The groups that have units on the axes of an equation."""

@@ -18,6 +18,8 @@ from jaxprune._shrink.units import LeafAxis
 from jaxprune._trace.program import INFERENCE_MODE, Program
 from jaxprune._trace.random_numbers import draws_random
 
+_FEW = 3  # groups that errors list although they have the same reason
+
 
 @dataclasses.dataclass(frozen=True)
 class AxisGroup:
@@ -253,13 +255,24 @@ def _axis_group(program: Program, group: Group, reason: str) -> AxisGroup:
 
 
 def refusals(program: Program, groups: Iterable[Group]) -> str:
-    """All refused groups, for an error, in one or two sentences."""
-    refused = [str(group) for group in axis_groups(program, groups) if group.reason]
-    reasons = "; ".join(refused) or "no product sums over any of them"
+    """All refused groups, for an error; only the first if many have the same reason."""
+    by_reason: dict[tuple[str, str], list[AxisGroup]] = {}
+    for group in axis_groups(program, groups):
+        if group.reason:
+            by_reason.setdefault((group.reason, group.place), []).append(group)
+    reasons = "; ".join(map(_refused, by_reason.values())) or "no product sums over any of them"
     in_training = _IN_TRAINING if draws_random(program.jaxpr.jaxpr) else ""
     reasons = reasons.replace(READS_RANDOM, "") if in_training else reasons
     has_arrays = any(map(np.ndim, program.jaxpr.consts))
     return f"{reasons}.{in_training}{_CLOSED_OVER if has_arrays else ''}"
+
+
+def _refused(alike: Sequence[AxisGroup]) -> str:
+    """Groups that are refused for one reason."""
+    if len(alike) <= _FEW:
+        return "; ".join(map(str, alike))
+    name = alike[0].name
+    return str(alike[0]).replace(name, f"{name} and {len(alike) - 1} other groups", 1)
 
 
 _IN_TRAINING = (

@@ -47,6 +47,7 @@ class Difference(NamedTuple):
       is_mean: whether it is only that a mean divides by another number of entries.
       is_fixed: whether an array has the shape of before although units were removed from it: its
         length is a number in the model, so it does not depend on what other parts of an axis lose.
+      is_error: whether the model raised an error, so that nothing behind it was compared.
     """
 
     reason: str
@@ -54,6 +55,7 @@ class Difference(NamedTuple):
     path: EquationPath
     is_mean: bool = False
     is_fixed: bool = False
+    is_error: bool = False
 
 
 def differences(
@@ -103,7 +105,8 @@ def _failure(error: Exception) -> Difference:
         "the model fails when this axis is shorter, is its length hard-coded? "
         f"{type(error).__name__}: {message}"
     )
-    return Difference(reason, str(model_line(lines_of_error(error)) or ""), ())
+    place = str(model_line(lines_of_error(error)) or "")
+    return Difference(reason, place, (), is_error=True)
 
 
 def _same_constants(before: Sequence[Any], after: Sequence[Any]) -> bool:

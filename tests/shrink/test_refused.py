@@ -269,7 +269,7 @@ class Blocks(nn.Module):
         return nn.Dense(3)(x)
 
 
-def trials(monkeypatch, apply_fn, variables, x):
+def trials(monkeypatch, *model_and_input, of=jaxprune.channel_groups):
     """How often `channel_groups` makes a smaller program of a model, and its groups."""
     count = []
 
@@ -279,7 +279,7 @@ def trials(monkeypatch, apply_fn, variables, x):
 
     differences_before = fit.differences
     monkeypatch.setattr(fit, "differences", differences)
-    groups = jaxprune.channel_groups(apply_fn, variables, x)
+    groups = of(*model_and_input)
     monkeypatch.setattr(fit, "differences", differences_before)
     return len(count), groups
 
@@ -301,6 +301,74 @@ def test_the_number_of_trials_does_not_grow_with_the_number_of_layers(monkeypatc
     assert [g.members[0][0] for g in hard_coded] == ["params/Dense_10/kernel"]
     scaled = [g for g in groups.refused if "a constant is computed" in g.reason]
     assert len(scaled) == (6 if attention else 0)
+
+
+class Heads(nnx.Module):
+    """Blocks with attention; those in `bad` hard-code the length of their hidden layer."""
+
+    def __init__(self, n, bad, rngs):
+        self.attention = nnx.List(
+            [nnx.MultiHeadAttention(2, 4, rngs=rngs, decode=False) for _ in range(n)]
+        )
+        self.hidden = nnx.List([nnx.Linear(4, 8, rngs=rngs) for _ in range(n)])
+        self.back = nnx.List([nnx.Linear(8, 4, rngs=rngs) for _ in range(n)])
+        self.first, self.last = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        self.bad = bad
+
+    def __call__(self, x):
+        x = self.first(x)
+        for i, (attention, hidden, back) in enumerate(
+            zip(self.attention, self.hidden, self.back, strict=True)
+        ):
+            y = nnx.relu(hidden(x))
+            x = x + back(y.reshape(*x.shape[:-1], 8) if i in self.bad else y)
+            x = x + attention(x)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("every", (1, 2))
+def test_layers_like_one_that_fails_are_refused_untried(monkeypatch, every):
+    """Errors of the model hide each other: a trial for each layer took half a minute for 24."""
+
+    def trials_of(n):
+        model = Heads(n, bad=range(0, n, every), rngs=nnx.Rngs(0))
+        return trials(monkeypatch, model, jnp.ones((2, 5, 3)), of=jaxprune.channel_groups_nnx)
+
+    few, _ = trials_of(3)
+    many, groups = trials_of(8)
+    assert every == 2 or many == few
+    monkeypatch.setattr(fit.Alike, "key_of", lambda self, number: number)
+    all_tried, expected = trials_of(8)
+    assert all_tried > many + 8
+    assert set(groups) == set(expected)
+    assert sorted(map(str, groups.refused)) == sorted(map(str, expected.refused))
+
+
+@pytest.mark.parametrize("n", (3, 4))
+def test_an_error_names_one_of_many_groups_with_the_same_reason(n):
+    apply_fn, params = parallel(**{f"bad{i}": hard_coded for i in range(n)})
+    with pytest.raises(ValueError, match="no channels can be pruned") as caught:
+        jaxprune.channel_groups(apply_fn, params, X)
+    message = str(caught.value)
+    reason = ": the model fails when this axis is shorter"
+    others = f" and {n - 1} other groups" if n > 3 else ""
+    assert f"bad0_in[1], bad0_out[0]{others}{reason}" in message
+    assert message.count(reason) == (1 if n > 3 else n)
+
+
+def test_a_layer_of_another_length_is_tried_although_one_on_the_same_line_fails():
+    def apply_fn(params, x):
+        for i, n in enumerate((8, 8, 6)):
+            h = jnp.tanh(x @ params[f"in{i}"])
+            x = x + h.reshape(len(x), n if n == 8 else h.shape[1]) @ params[f"out{i}"]
+        return x @ params["last"]
+
+    params = {f"in{i}": jnp.ones((3, n)) for i, n in enumerate((8, 8, 6))}
+    params |= {f"out{i}": jnp.ones((n, 3)) for i, n in enumerate((8, 8, 6))}
+    groups = jaxprune.channel_groups(apply_fn, params | {"last": jnp.ones((3, 2))}, X)
+    assert list(groups) == ["(params/)?in2"]
+    refused = [g.members[0][0] for g in groups.refused if "hard-coded" in g.reason]
+    assert refused == ["in0", "in1"]
 
 
 def test_the_number_of_trials_is_linear_in_refused_layers_and_cuts(monkeypatch):
