@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import chex
 import numpy as np
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.paths import shown_path
 from jaxprune._base.public_help import with_readable_help
+from jaxprune._base.trees import ArrayTree
 from jaxprune._files.extras import import_extra
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._report.plotted import (
@@ -189,7 +189,7 @@ def leaf_bars(report: Report | Mapping[str, Report], ax: Any = None) -> Any:
 
 
 def weight_histogram(
-    before: chex.ArrayTree, after: chex.ArrayTree, ax: Any = None, *, bins: int = 100
+    before: ArrayTree, after: ArrayTree, ax: Any = None, *, bins: int = 100
 ) -> Any:
     """Draws the nonzero weights before and after pruning as histograms with the same bins.
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import chex
 import jax
 
+from jaxprune._base.trees import ArrayTree
 from jaxprune._calibration.layers import SparseGpt, Wanda, prune_kernel, prune_tree
 from jaxprune._calibration.targets import as_target, as_targets
 
@@ -101,7 +101,7 @@ def sparsegpt_kernel(
 
 
 def wanda(
-    params: chex.ArrayTree,
+    params: ArrayTree,
     inputs: Mapping[str, Any],
     sparsity: float | None = None,
     *,
@@ -110,7 +110,7 @@ def wanda(
     overrides: Mapping[Any, Any] | None = None,
     nm: tuple[int, int] | None = None,
     roles: Any = None,
-) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+) -> tuple[ArrayTree, ArrayTree]:
     """Prunes every kernel of a model with `wanda_kernel`.
 
     A kernel of any shape is pruned as matrices (in, out): its `"in"` and `"window"` axes are
@@ -157,7 +157,7 @@ def wanda(
 
 
 def sparsegpt(
-    params: chex.ArrayTree,
+    params: ArrayTree,
     inputs: Mapping[str, Any],
     sparsity: float | None = None,
     *,
@@ -168,7 +168,7 @@ def sparsegpt(
     roles: Any = None,
     block_size: int = 128,
     damping: float = 0.01,
-) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+) -> tuple[ArrayTree, ArrayTree]:
     """Prunes every kernel of a model with `sparsegpt_kernel`.
 
     Every layer is fitted to the inputs that you pass, which the dense model produced. To fit each

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.paths import leaves_with_paths, shape_of, spec_of
+from jaxprune._base.trees import ArrayTree
 from jaxprune._calibration.checks import (
     by_paths,
     check_block_size,
@@ -145,13 +145,13 @@ def prune_kernel(solver: Solver, kernel: Any, inputs: Any, target: Target) -> Pr
 
 def prune_tree(
     solver: Solver,
-    params: chex.ArrayTree,
+    params: ArrayTree,
     inputs: Any,
     targets: Targets,
     include: Any,
     exclude: Any,
     roles: Any,
-) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+) -> tuple[ArrayTree, ArrayTree]:
     """Prunes each chosen leaf of a tree."""
     check_params(solver.name, params)
     check_mapping(solver.name, inputs)

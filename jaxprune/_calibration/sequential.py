@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +26,7 @@ from jaxprune._base.paths import (
     shape_of,
     spec_of,
 )
+from jaxprune._base.trees import ArrayTree
 from jaxprune._calibration.batches import as_batches, progress_bar
 from jaxprune._calibration.calibrate import sparsegpt, wanda
 from jaxprune._calibration.checks import check_paths
@@ -64,7 +64,7 @@ def prune_sequentially(
     blocks: Sequence[Any] | None = None,
     progress: bool | None = None,
     **options: Any,
-) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+) -> tuple[ArrayTree, ArrayTree]:
     """Prunes a model layer by layer, each with the inputs that the pruned layers before it produce.
 
     This is what the papers of Wanda and SparseGPT do. `wanda` and `sparsegpt` alone prune all
@@ -340,7 +340,7 @@ class _Pruner:
             return new[path], masks[path]
         return leaf.at[where].set(new[path]), mask.at[where].set(masks[path])
 
-    def result(self) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+    def result(self) -> tuple[ArrayTree, ArrayTree]:
         """The variables and the masks."""
         paths, leaves, treedef = leaves_with_paths(self._model.variables)
         masks = [

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import as_file_path
 from jaxprune._base.paths import check_not_donated, leaves_with_paths, listed, shown_path
+from jaxprune._base.trees import ArrayTree
 from jaxprune._files import dtypes, safetensors
 from jaxprune._files.atomic import atomic_file, atomic_folder
 from jaxprune._files.extras import import_extra
@@ -31,7 +31,7 @@ from jaxprune._files.save_load import as_host, in_order
 
 def save_safetensors(
     path: str | os.PathLike[str],
-    params: chex.ArrayTree,
+    params: ArrayTree,
     *,
     metadata: Mapping[str, str] | None = None,
     order: Sequence[str] | None = None,
@@ -120,7 +120,7 @@ def _joined(code: str, array: np.ndarray) -> np.ndarray:
 # Sparse arrays of SciPy and JAX
 
 
-def to_csr(params: chex.ArrayTree) -> chex.ArrayTree:
+def to_csr(params: ArrayTree) -> ArrayTree:
     """Params with every matrix as a `scipy.sparse.csr_array`; other leaves are unchanged.
 
     At batch 1 on one thread, its products are faster than dense ones from about 90% zeros on.
@@ -154,7 +154,7 @@ def to_csr(params: chex.ArrayTree) -> chex.ArrayTree:
     return _convert_matrices(params, convert)
 
 
-def to_bcoo(params: chex.ArrayTree) -> chex.ArrayTree:
+def to_bcoo(params: ArrayTree) -> ArrayTree:
     """Params with every matrix as a `jax.experimental.sparse.BCOO`; other leaves are unchanged.
 
     For interchange only: on a CPU its products are slower than dense ones.
@@ -181,7 +181,7 @@ def to_bcoo(params: chex.ArrayTree) -> chex.ArrayTree:
     return _convert_matrices(params, convert)
 
 
-def to_bcsr(params: chex.ArrayTree) -> chex.ArrayTree:
+def to_bcsr(params: ArrayTree) -> ArrayTree:
     """Params with every matrix as a `jax.experimental.sparse.BCSR`; other leaves are unchanged.
 
     For interchange only: on a CPU its products are slower than dense ones.
@@ -219,7 +219,7 @@ def _nonzeros(array: np.ndarray) -> tuple[jax.Array, list[jax.Array]]:
     return jnp.asarray(array[positions]), [jnp.asarray(i, jnp.int32) for i in positions]
 
 
-def _convert_matrices(params: chex.ArrayTree, convert: Callable[[str, np.ndarray], Any]) -> Any:
+def _convert_matrices(params: ArrayTree, convert: Callable[[str, np.ndarray], Any]) -> Any:
     """Params with the 2-D leaves converted."""
     paths, leaves, treedef = leaves_with_paths(params)
     converted = []
@@ -232,7 +232,7 @@ def _convert_matrices(params: chex.ArrayTree, convert: Callable[[str, np.ndarray
 # Folders of CSR matrices
 
 
-def save_csr(folder: str | os.PathLike[str], params: chex.ArrayTree) -> list[Path]:
+def save_csr(folder: str | os.PathLike[str], params: ArrayTree) -> list[Path]:
     """Writes every matrix as `PATH.npz`, which `scipy.sparse.load_npz` reads.
 
     Args:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from jaxprune._base.paths import (
     shown_path,
     spec_of,
 )
+from jaxprune._base.trees import ArrayTree
 from jaxprune._files.dtypes import dtype_of
 from jaxprune._files.leaf_files import memory_bytes, save_leaves
 from jaxprune._files.leaves import Leaf, is_stored
@@ -34,7 +34,7 @@ from jaxprune._state.prune_state import masks_by_path
 
 def save(
     path: str | os.PathLike[str],
-    params: chex.ArrayTree,
+    params: ArrayTree,
     masks: Any = None,
     *,
     structure: Any = None,

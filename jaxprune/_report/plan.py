@@ -9,11 +9,11 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import optax
 
 from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.paths import leaves_with_paths, listed, rule_name
+from jaxprune._base.trees import ArrayTree
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.leaf import Leaf
@@ -48,7 +48,7 @@ from jaxprune._transform.update import checked_budget
 
 
 def plan(
-    params: chex.ArrayTree,
+    params: ArrayTree,
     schedule: SparsitySchedule | Sequence[SparsitySchedule] | float | optax.GradientTransformation,
     *,
     inner: optax.GradientTransformation | None = None,
@@ -163,7 +163,7 @@ def _check_alone(arguments: dict[str, Any]) -> None:
         )
 
 
-def _planned_by(params: chex.ArrayTree, tx: Any) -> Report:
+def _planned_by(params: ArrayTree, tx: Any) -> Report:
     """The plan of an optimizer."""
     parts = transformations_in(tx, params)
     if not parts:
@@ -183,7 +183,7 @@ def _planned_by(params: chex.ArrayTree, tx: Any) -> Report:
     return dataclasses.replace(report, notes=(*empty, *order, *report.notes))
 
 
-def _order_notes(tx: Any, params: chex.ArrayTree) -> list[str]:
+def _order_notes(tx: Any, params: ArrayTree) -> list[str]:
     """What may be wrong if a chain goes on after pruning, and changes the updates."""
     if wrapper := mixing_wrapper(state_shapes(tx, params)):
         return [
@@ -200,7 +200,7 @@ def _order_notes(tx: Any, params: chex.ArrayTree) -> list[str]:
     ]
 
 
-def _planned(params: chex.ArrayTree, settings: Any) -> Report:
+def _planned(params: ArrayTree, settings: Any) -> Report:
     """The plan of one transformation of jaxprune."""
     if not settings.algorithm.budgeted:
         return plan_of_zeros(params, settings)
@@ -221,7 +221,7 @@ def _planned(params: chex.ArrayTree, settings: Any) -> Report:
     return dataclasses.replace(first, title=title, notes=(*first.notes, *totals[1:]))
 
 
-def _planned_once(params: chex.ArrayTree, settings: Settings) -> Report:
+def _planned_once(params: ArrayTree, settings: Settings) -> Report:
     """The plan of settings with a single schedule."""
     paths, leaves, _ = leaves_with_paths(params)
     budget = checked_budget(settings, params, paths, leaves)

@@ -6,12 +6,12 @@ It knows nothing about matplotlib. The errors name the function in `plots` that 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import chex
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import is_int, kind_of, shown
 from jaxprune._base.paths import check_not_donated, leaves_with_paths, shown_path
+from jaxprune._base.trees import ArrayTree
 from jaxprune._report.table import Report
 
 History = Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -149,7 +149,7 @@ def check_bins(bins: Any) -> None:
         raise ValueError(f"weight_histogram: bins must be at least 1, got {bins}. Pass bins=100.")
 
 
-def weights_by_path(argument: str, tree: chex.ArrayTree) -> dict[str, np.ndarray]:
+def weights_by_path(argument: str, tree: ArrayTree) -> dict[str, np.ndarray]:
     """The weights of all leaves of real floats, flat, in float32 or wider."""
     paths, leaves, _ = leaves_with_paths(tree)
     check_not_donated(f"weight_histogram: {argument}", tree)

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax.core
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +26,7 @@ from jaxprune._base.paths import (
     shown_path,
     spec_of,
 )
+from jaxprune._base.trees import ArrayTree
 from jaxprune._recipe.structural_rules import existing_of
 from jaxprune._recipe.tree_errors import NO_LEAVES, PASS_PARAMS, check_no_optimizer_state
 from jaxprune._report.nonzero import nonzero_of, of_several_networks
@@ -43,7 +43,7 @@ from jaxprune._state.recount import absent_by_path
 from jaxprune._transform.placement import mixing_wrapper
 
 
-def summarize(params: chex.ArrayTree, masks: Any = None, *, structural: Any = None) -> Report:
+def summarize(params: ArrayTree, masks: Any = None, *, structural: Any = None) -> Report:
     """Counts the zeros of every leaf.
 
     Args:
@@ -127,7 +127,7 @@ def _row(path: str, leaf: Any, mask: Any, exists: Any, n_absent: int) -> LeafRep
     return leaf_report(path, leaf, n_zero, "; ".join(notes), n_absent=n_absent)
 
 
-def check(params: chex.ArrayTree, opt_state: Any, *, done: bool = False) -> None:
+def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
     """Raises an error unless every dropped weight is exactly zero, now and at all fires so far.
 
     Call it outside `jit`, where you save or evaluate. With `done=True` it also verifies that

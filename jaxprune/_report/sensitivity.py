@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from jaxprune._base.paths import (
     matches,
     rule_for,
 )
+from jaxprune._base.trees import ArrayTree
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import round_half_up
 from jaxprune._recipe.roles import AxisRoles, RoleRules
@@ -43,7 +43,7 @@ from jaxprune._transform.oneshot import prune_params
 
 def sensitivity(
     loss_fn: Callable[[Any], Any],
-    params: chex.ArrayTree,
+    params: ArrayTree,
     sparsities: Sequence[float],
     *,
     groups: Sequence[str] | None = None,

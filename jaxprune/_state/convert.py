@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from jaxprune._base.paths import (
     rule_for,
     shown_path,
 )
+from jaxprune._base.trees import ArrayTree
 from jaxprune._state.bit_masks import to_bits, widths_of
 from jaxprune._state.masks import check_mask_dtype, wrong_shape
 from jaxprune._state.prune_state import (
@@ -102,7 +102,7 @@ def unpack_masks(opt_state: Any) -> Any:
     return _convert("unpack_masks", with_byte_masks, opt_state)
 
 
-def set_masks(opt_state: Any, masks: chex.ArrayTree) -> Any:
+def set_masks(opt_state: Any, masks: ArrayTree) -> Any:
     """The optimizer state with its masks replaced, to train a sparse model or use your own masks.
 
     Masks that drop as many weights as the schedule asks for by now stay until its next fire. If

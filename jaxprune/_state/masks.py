@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from jaxprune._base.paths import (
     spec_of,
 )
 from jaxprune._base.sharding import on_one_device, summed_in_shards, typed_like
+from jaxprune._base.trees import ArrayTree
 from jaxprune._state.bit_masks import bit_mask_shape
 
 
@@ -138,7 +138,7 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, j
     return _straight_through(*primals), tangents[0]
 
 
-def straight_through(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.ArrayTree:
+def straight_through(params: ArrayTree, masks: ArrayTree) -> ArrayTree:
     """Masked params in the forward pass, with the gradient of the identity function.
 
     Dropped weights are zero in the loss, but their gradients are not masked, so they keep training

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from jaxprune._base.paths import (
     shown_path,
     spec_of,
 )
+from jaxprune._base.trees import ArrayTree
 from jaxprune._state.bit_masks import (
     are_parts,
     bit_mask_shape,
@@ -132,7 +132,7 @@ def get_state(opt_state: Any) -> PruneState:
     return states[0]
 
 
-def get_masks(opt_state: Any, params: Any = None) -> chex.ArrayTree:
+def get_masks(opt_state: Any, params: Any = None) -> ArrayTree:
     """The masks inside an optimizer state, as bool (True = kept).
 
     Args:
@@ -209,7 +209,7 @@ def n_batch_axes_of(state: PruneState) -> int:
     return len(batch_shape_of(state))
 
 
-def apply_masks(params: chex.ArrayTree, masks_or_opt_state: Any) -> chex.ArrayTree:
+def apply_masks(params: ArrayTree, masks_or_opt_state: Any) -> ArrayTree:
     """Params with +0.0 at every dropped weight, whatever its value was, including NaN.
 
     Use this for copies of the params that the optimizer itself does not prune (averages, lookahead

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import chex
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from jaxprune._base.arguments import as_seed, as_sparsity, shown
 from jaxprune._base.counting import as_counts
 from jaxprune._base.paths import check_not_donated, leaves_with_paths, listed, rule_for, shown_path
+from jaxprune._base.trees import ArrayTree
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.scores import accumulates, magnitude, reads_grads
@@ -27,7 +27,7 @@ from jaxprune._transform.operand import Operand, Rules
 
 
 def prune_params(
-    params: chex.ArrayTree,
+    params: ArrayTree,
     sparsity: float,
     *,
     include: Any = None,
@@ -41,7 +41,7 @@ def prune_params(
     grads: Any = None,
     ties: str = "index",
     seed: int | None = None,
-) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+) -> tuple[ArrayTree, ArrayTree]:
     """Prunes once, without an optimizer; works under `jit`.
 
     Args:
@@ -155,9 +155,7 @@ def _warn_emptied(
         )
 
 
-def masks_from_params(
-    params: chex.ArrayTree, *, include: Any = None, exclude: Any = ()
-) -> chex.ArrayTree:
+def masks_from_params(params: ArrayTree, *, include: Any = None, exclude: Any = ()) -> ArrayTree:
     """Masks that drop the weights which are zero, to continue from sparse params without a state.
 
     To fine-tune sparse params, `keep_zeros` does all of it in one call, and also masks biases and
