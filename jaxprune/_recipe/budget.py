@@ -350,9 +350,13 @@ def _rules(pairs: Sequence[tuple[Rule, Any]]) -> tuple[Rule, ...]:
 def _pools(distribution: Distribution, entries: Sequence[LeafShape]) -> Pools:
     """The pools, none of which drops everything; the budgets are read-only."""
     pools = distribution.assign(entries, distribution.floor)
-    for entry, pool in zip(entries, pools.pool_of, strict=True):
-        if pools.n_units[pool] and pools.n_drop[-1, pool] >= pools.n_units[pool]:
-            raise errors.all_dropped(entry, pools.n_units[pool])
+    misfits = {
+        entry.path: errors.all_dropped(entry, pools.n_units[pool])
+        for entry, pool in zip(entries, pools.pool_of, strict=True)
+        if pools.n_units[pool] and pools.n_drop[-1, pool] >= pools.n_units[pool]
+    }
+    if misfits:
+        raise errors.together(list(misfits.items()), len({entry.path for entry in entries}))
     n_drop = np.array(pools.n_drop, np.int64)
     n_drop.flags.writeable = False
     return pools._replace(n_drop=n_drop)

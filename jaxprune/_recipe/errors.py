@@ -321,7 +321,7 @@ def check_final(path: str, structure: Structure, final: Fraction) -> None:
     )
 
 
-def all_dropped(leaf: LeafShape, n_units: int) -> ValueError:
+def all_dropped(leaf: LeafShape, n_units: int) -> BadValue:
     """The error about a leaf that would lose all of its weights."""
     rule = rule_for(leaf.path)
     units = "weights" if n_units == math.prod(leaf.shape) else "units"
@@ -332,7 +332,7 @@ def all_dropped(leaf: LeafShape, n_units: int) -> ValueError:
     return BadValue(
         f"{shown_path(leaf.path)}: shape {leaf.shape} would lose all of its {n_units} {units} at "
         f"sparsity {float(leaf.targets[-1]):g}{why}.",
-        "Leave it out with {exclude}, or lower its sparsity with {overrides}.",
+        "Leave it out with {exclude}, or choose a lower sparsity with {overrides}.",
         exclude=rule,
         overrides={rule: ...},
     )

@@ -31,6 +31,12 @@ def check_no_optimizer_state(params: Any) -> None:
     """Raises where a tree holds the state of an optimizer, whose moments would be pruned too."""
     nodes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_optimizer_state)
     for path, node in nodes:
+        if type(node).__name__ == "SplitRealAndImaginaryArrays":
+            raise TypeError(
+                f"{shown_path(path_str(path))}: optax.contrib.split_real_and_imaginary, around "
+                "prune, splits complex weights into two. Put it inside: prune(schedule, "
+                "inner=split_real_and_imaginary(optimizer))."
+            )
         if _is_optimizer_state(node):
             raise TypeError(
                 f"{shown_path(path_str(path))}: params must be a tree of weights, got the state of "

@@ -35,7 +35,12 @@ from jaxprune._report.plan_notes import (
 )
 from jaxprune._report.table import PoolReport, Report, leaf_report
 from jaxprune._transform.algorithms import swap_counts
-from jaxprune._transform.placement import changed_later, mixing_wrapper, state_shapes
+from jaxprune._transform.placement import (
+    changed_later,
+    instead_of,
+    mixing_wrapper,
+    state_shapes,
+)
 from jaxprune._transform.prune import prune
 from jaxprune._transform.recorded import (
     is_transformation,
@@ -186,9 +191,10 @@ def _planned_by(params: ArrayTree, tx: Any) -> Report:
 def _order_notes(tx: Any, params: ArrayTree) -> list[str]:
     """What may be wrong if a chain goes on after pruning, and changes the updates."""
     if wrapper := mixing_wrapper(state_shapes(tx, params)):
+        fix = instead_of(wrapper).removesuffix(".")
         return [
             f"order: {wrapper} around prune mixes its updates with other weights, so that dropped "
-            f"weights will not stay zero; wrap it instead: prune(schedule, inner={wrapper}(...))"
+            f"weights will not stay zero. {fix}"
         ]
     changed = changed_later(tx, params)
     if not changed:

@@ -23,6 +23,7 @@ from jaxprune._base.paths import (
     flattened,
     leaves_with_paths,
     listed,
+    paths_of,
     shown_path,
     spec_of,
 )
@@ -37,10 +38,11 @@ from jaxprune._state.prune_state import (
     find_states,
     get_masks,
     masks_by_path,
+    require_states,
     unboxed,
 )
 from jaxprune._state.recount import absent_by_path
-from jaxprune._transform.placement import mixing_wrapper
+from jaxprune._transform.placement import instead_of, mixing_wrapper
 
 
 def summarize(params: ArrayTree, masks: Any = None, *, structural: Any = None) -> Report:
@@ -176,7 +178,9 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
             "check: got the optimizer state in the place of the params. Pass them in this order: "
             "check(params, opt_state)."
         )
-    get_masks(opt_state, params)  # raises where there is no prune state
+    states = require_states(opt_state)
+    if len({tuple(paths_of(state.masks)) for state in states}) == 1:
+        get_masks(opt_state, params)  # raises where these are masks of several networks
     paths, leaves, _ = leaves_with_paths(params)
     _check_copies(params, opt_state)  # first: the checks below may differ between processes
     masks = masks_by_path(opt_state, paths, leaves)
@@ -188,7 +192,6 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
         )
     if done and not paths:
         raise ValueError(f"check: {NO_LEAVES}.")
-    states = find_states(opt_state)
     violations = max(int(np.max(unboxed(s.violations))) for s in states)
     lacking: tuple[str, ...] = ()
     if done:
@@ -209,7 +212,7 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
     if violations:
         raise ValueError(
             f"every dropped weight is zero now, but at an earlier fire {violations} were not. "
-            f"{_misplaced(opt_state)}"
+            f"{_misplaced(opt_state)}{_REPLACED}"
         )
 
 
@@ -218,10 +221,7 @@ def _misplaced(opt_state: Any) -> str:
     wrapper = mixing_wrapper(opt_state)
     if wrapper is None:
         return _MISPLACED
-    return (
-        f"{wrapper} around prune mixes its updates with other weights. Wrap it instead: "
-        f"prune(schedule, inner={wrapper}(...))."
-    )
+    return f"{wrapper} around prune mixes its updates with other weights. {instead_of(wrapper)}"
 
 
 def _check_done(
@@ -309,6 +309,11 @@ _MISPLACED = (
     "are of an earlier step, were restored without their optimizer state, or are an average, use "
     "jaxprune.apply_masks(params, opt_state). If the model sets or rescales this leaf itself (a "
     "reparametrised weight), exclude it from pruning."
+)
+_REPLACED = (
+    " If you replaced weights, such as those of a layer that you reset, mask them before the next "
+    "update, params = jaxprune.apply_masks(params, opt_state), and now set the count to 0: "
+    "opt_state = optax.tree.set(opt_state, violations=jnp.int32(0))."
 )
 _DENSE = (
     'With regrow="hold" and "train" the params stay dense. Check what the model uses, '

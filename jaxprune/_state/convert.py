@@ -146,17 +146,30 @@ def set_masks(opt_state: Any, masks: ArrayTree) -> Any:
     known = {path for state in states for path in paths_of(state.masks)}
     hidden = {path for state in states for path in hidden_paths(state.masks)}
     unknown = [path for path in new_paths if path not in known and not _is_below(path, hidden)]
-    if unknown or not known <= set(new_paths):
-        raise ValueError(
-            f"masks must have the leaves of the params, {listed(sorted(known))}, got "
-            f"{listed(new_paths)}. Pass a tree like the params, such as "
-            "jaxprune.masks_from_params(params)."
-        )
+    lacking = sorted(known - set(new_paths))
+    if unknown or lacking:
+        raise ValueError(_other_leaves(unknown, lacking))
     new = dict(zip(new_paths, new_masks, strict=True))
     changed = _convert("set_masks", lambda state: _with_masks(state, new), opt_state)
     if unenforced := _unenforced(states, new):
         raise ValueError(_not_enforced(unenforced, new))
     return changed
+
+
+def _other_leaves(unknown: Sequence[str], lacking: Sequence[str]) -> str:
+    """The message for masks that have leaves which the params have not, or lack some of theirs."""
+    problems = [
+        f"{whose} have {listed(paths)}, which the {others} do not"
+        for whose, paths, others in (("they", unknown, "params"), ("the params", lacking, "masks"))
+        if paths
+    ]
+    fix = "Pass a tree like the params, such as jaxprune.masks_from_params(params)."
+    if lacking and not unknown:
+        fix += (
+            " If the model has new layers, their masks keep every weight: "
+            "{**jaxprune.get_masks(opt_state), **masks}."
+        )
+    return f"set_masks: masks must have the leaves of the params, but {'; '.join(problems)}. {fix}"
 
 
 def _unenforced(states: Sequence[PruneState], masks: Mapping[str, Any]) -> dict[str, int]:

@@ -230,11 +230,21 @@ def wrong_shape(
 
     `bit_axes` is the number of batch axes of a bit mask; None for any other mask.
     """
-    needs = ""
+    needs, of_member = "", shape
     if bit_axes is not None:
         needs = f", which needs a bit mask of shape {bit_mask_shape(shape, bit_axes)}"
+        of_member = bit_mask_shape(shape, 0)
+    fix = (
+        "Was the state restored from another model, or the model shrunk? jaxprune.shrink removes "
+        "the same units from what you pass as along=."
+    )
+    n_more = len(mask_shape) - len(of_member)
+    if n_more > 0 and mask_shape[n_more:] == of_member:
+        fix = (
+            "Was the state made under vmap? Pass one member of it: "
+            "jax.tree.map(lambda x: x[0], opt_state)."
+        )
     return (
         f"{shown_path(path)}: the mask has shape {mask_shape} but the param has shape {shape}"
-        f"{needs}. Was the state restored from another model, or the model shrunk? jaxprune.shrink "
-        "removes the same units from what you pass as along=."
+        f"{needs}. {fix}"
     )

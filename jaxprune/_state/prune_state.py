@@ -96,10 +96,14 @@ def unboxed(field: Any) -> jax.Array:
 
 
 def find_states(opt_state: Any) -> list[PruneState]:
-    """All prune states inside an optimizer state, a TrainState or an NNX optimizer, in order."""
-    opt_state = getattr(opt_state, "opt_state", opt_state)
+    """All prune states inside an optimizer state, a TrainState or an NNX optimizer, in order.
+
+    Those of an agent with other optimizer states beside its `opt_state` are all found.
+    """
     nodes, _ = flattened(opt_state, lambda x: isinstance(x, PruneState))
     states = [node for node in nodes if isinstance(node, PruneState)]
+    if not states and hasattr(opt_state, "opt_state"):  # it need not be a pytree
+        return find_states(opt_state.opt_state)
     return [s for state in states for s in (state, *find_states(state.inner_state))]
 
 
@@ -258,6 +262,8 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
     states = find_states(masks_or_opt_state)
     if states:
         fix = "Pass the params that the optimizer was initialised with."
+        if len(states) > 1:
+            fix = f"There are {len(states)} prune states: pass the params of all, or one state."
         trees = [(s.masks, _bits_of(s), _is_pruned(s)) for s in states]
     else:
         fix = "Pass masks like the params, or an optimizer state with jaxprune.prune in it."

@@ -125,6 +125,13 @@ def _only_in(name: str, paths: list[str], other: str, other_paths: list[str]) ->
 
 def check_state(tree: Tree, masks: list[Any], state: PruneState, settings: Settings) -> None:
     """Raises where the state stores its masks in the other form, or is of another model."""
+    step = jnp.asarray(state.prune_step)
+    if step.shape and jnp.ndim(state.thresholds) == step.ndim + 1:
+        raise ValueError(
+            f"the state was made under vmap: its prune_step has shape {step.shape}. Map update "
+            "over it, too, jax.vmap(tx.update), or take one member of it: "
+            "jax.tree.map(lambda x: x[0], state)."
+        )
     bit_masks = settings.bit_masks
     if bit_masks != (state.widths is not None):
         stored, convert = (
@@ -149,7 +156,6 @@ def check_state(tree: Tree, masks: list[Any], state: PruneState, settings: Setti
             f"the thresholds in the state have shape {jnp.shape(state.thresholds)} but the params "
             f"have {len(tree.paths)} leaves. Was the state restored from another model?"
         )
-    step = jnp.asarray(state.prune_step)
     if step.shape or not jnp.issubdtype(step.dtype, jnp.integer):
         raise ValueError(
             f"prune_step in the state must be an int32 scalar, got {step.dtype} of shape "

@@ -21,15 +21,21 @@ from jaxprune._transform.settings import Settings
 
 
 def in_dtypes(accounts: Accounts, progress: Progress) -> Progress:
-    """The progress of a state, with counts in the dtypes that these accounts need."""
+    """The progress of a state in the dtypes that `init` makes.
+
+    Counts are in those that these accounts need. A user may have cast a whole state, as for
+    training in bfloat16; every update works these numbers out again.
+    """
     of_zeros, of_units = map(count_dtype, accounts.largest)
+    dtypes = {"zeros": of_zeros, "absent": of_zeros, "sizes": of_zeros, "target": jnp.float32}
+    dtypes |= {"due": of_units, "reached": of_units}
     with counting(jnp.int64 in (of_zeros, of_units)):
-        return progress._replace(
-            zeros=jnp.asarray(progress.zeros).astype(of_zeros),
-            due=jnp.asarray(progress.due).astype(of_units),
-            reached=jnp.asarray(progress.reached).astype(of_units),
-            sizes=None if progress.sizes is None else jnp.asarray(progress.sizes).astype(of_zeros),
-        )
+        fields = {
+            name: jnp.asarray(field).astype(dtypes.get(name, jnp.int32))
+            for name, field in progress._asdict().items()
+            if field is not None
+        }
+        return progress._replace(**fields)
 
 
 def with_known_counts(settings: Settings, accounts: Accounts, progress: Progress) -> Progress:

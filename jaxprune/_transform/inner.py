@@ -12,6 +12,11 @@ from jaxprune._base.arguments import shown
 from jaxprune._base.paths import paths_of
 from jaxprune._recipe.budget import Budget
 
+AFTER_LOOKAHEAD = (
+    "Put prune behind it: optax.chain(optax.lookahead(optimizer, ...), jaxprune.prune(schedule)); "
+    "this prunes both copies of the params."
+)
+
 
 class Wrapped(NamedTuple):
     """An optimizer and the structure of the params that it trains; host values, hashable."""
@@ -40,6 +45,23 @@ def as_optimizer(inner: Any) -> optax.GradientTransformationExtraArgs:
             f"{shown(inner)}.{fix}"
         )
     return optax.with_extra_args_support(inner)
+
+
+def first_state(optimizer: optax.GradientTransformationExtraArgs, params: Any) -> Any:
+    """What `init` of the wrapped optimizer returns.
+
+    Raises:
+      ValueError: it is `optax.lookahead`, or has it inside, which can't be wrapped: its params are
+        two copies, but its gradients are those of one.
+    """
+    state = optimizer.init(params)
+    is_lookahead = lambda x: isinstance(x, optax.LookaheadState)
+    if any(map(is_lookahead, jax.tree.leaves(state, is_leaf=is_lookahead))):
+        raise ValueError(
+            "inner: optax.lookahead can't be wrapped, because it gets the gradients of the fast "
+            f"params alone. {AFTER_LOOKAHEAD}"
+        )
+    return state
 
 
 def reset_grown(wrapped: Wrapped, state: Any, budget: Budget, masks: Sequence[jax.Array]) -> Any:

@@ -23,7 +23,7 @@ from jaxprune._base.caching import traced_anew
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._state.prune_state import PruneState
 from jaxprune._state.splice import only_prunes
-from jaxprune._transform.inner import as_optimizer
+from jaxprune._transform.inner import AFTER_LOOKAHEAD, as_optimizer
 from jaxprune._transform.recorded import only_arrays
 from jaxprune._transform.settings import Settings
 
@@ -136,7 +136,7 @@ def state_shapes(tx: Any, params: Any) -> Any:
 def mixing_wrapper(opt_state: Any) -> str | None:
     """The transformation of optax around one of jaxprune that mixes its updates with weights.
 
-    The zeros do not survive that. Inside `prune(inner=...)` it does no harm.
+    The zeros do not survive that; `instead_of` says what to do.
 
     Args:
       opt_state: of an optimizer, or its shapes and dtypes.
@@ -152,9 +152,18 @@ def mixing_wrapper(opt_state: Any) -> str | None:
       True
     """
     is_mixing = lambda x: type(x).__name__ in _MIXING and type(x).__module__.startswith("optax")
-    opt_state = getattr(opt_state, "opt_state", opt_state)
     mixing = filter(is_mixing, jax.tree.leaves(opt_state, is_leaf=is_mixing))
-    return next((_MIXING[type(x).__name__] for x in mixing if _prunes(x)), None)
+    found = next((_MIXING[type(x).__name__] for x in mixing if _prunes(x)), None)
+    if found is None and hasattr(opt_state, "opt_state"):
+        return mixing_wrapper(opt_state.opt_state)
+    return found
+
+
+def instead_of(wrapper: str) -> str:
+    """What to do about a wrapper that `mixing_wrapper` found."""
+    if wrapper == _MIXING["LookaheadState"]:
+        return AFTER_LOOKAHEAD
+    return f"Wrap it instead: prune(schedule, inner={wrapper}(...))."
 
 
 def _not_among(returned: Sequence[Returned], updates: Any) -> list[str]:

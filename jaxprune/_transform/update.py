@@ -52,7 +52,7 @@ from jaxprune._transform.checks import (
     visible,
 )
 from jaxprune._transform.fire import Fired, fire
-from jaxprune._transform.inner import Wrapped, as_optimizer
+from jaxprune._transform.inner import Wrapped, as_optimizer, first_state
 from jaxprune._transform.parts import check_parts
 from jaxprune._transform.placement import asks_inner, is_asked, returned_for
 from jaxprune._transform.recorded import record
@@ -120,7 +120,7 @@ def _init(transform: Transform, params: optax.Params) -> PruneState:
         masks=treedef.unflatten(_as_bits(settings, masks) if settings.bit_masks else masks),
         thresholds=jnp.zeros((len(leaves),), jnp.float32),
         violations=jnp.zeros((), jnp.int32),
-        inner_state=optax.EmptyState() if optimizer is None else optimizer.init(params),
+        inner_state=optax.EmptyState() if optimizer is None else first_state(optimizer, params),
         widths=widths_of(leaves) if settings.bit_masks else None,
         score_state=sums,
         progress=progress,

@@ -6,6 +6,7 @@ All other errors: `test_bad_*.py` in the folders of the packages.
 import importlib.util
 import pathlib
 
+import optax
 import pytest
 
 import jaxprune
@@ -49,7 +50,21 @@ SNAPSHOTS = {
         lambda: init({"a": {"w": ones(1, 2)}, "w": ones(4, 4), "b": ones(4)}, cubic(0.9)),
         ValueError,
         "a/w: shape (1, 2) would lose all of its 2 weights at sparsity 0.9. Leave it out "
-        "with exclude='a/w', or lower its sparsity with overrides={'a/w': ...}.",
+        "with exclude='a/w', or choose a lower sparsity with overrides={'a/w': ...}.",
+    ),
+    "several_emptied": (
+        lambda: init({"a": ones(1, 1), "c": ones(1, 1), "w": ones(4, 4), "b": ones(4)}),
+        ValueError,
+        "a, c: shape (1, 1) would lose all of its 1 weights at sparsity 0.5. Leave them out with "
+        "exclude=['a', 'c'], or choose a lower sparsity with overrides={'a': ..., 'c': ...}.",
+    ),
+    "split_complex": (
+        lambda: optax.contrib.split_real_and_imaginary(jaxprune.prune(HALF, inner=ADAM)).init(
+            {"w": ones(4, 4) * 1j, "b": ones(4)}
+        ),
+        TypeError,
+        "w: optax.contrib.split_real_and_imaginary, around prune, splits complex weights into two. "
+        "Put it inside: prune(schedule, inner=split_real_and_imaginary(optimizer)).",
     ),
     "no_params": (
         lambda: jaxprune.prune(HALF).update(params(), start()),

@@ -86,7 +86,7 @@ def test_the_plan_under_lookahead_is_that_of_the_fast_params():
     planned = jaxprune.plan(both, tx)
     assert planned.leaves == jaxprune.plan(params, HALF).leaves
     [note] = planned.notes
-    assert "wrap it instead: prune(schedule, inner=lookahead(...))" in note
+    assert "optax.chain(optax.lookahead(optimizer, ...), jaxprune.prune(schedule))" in note
 
 
 MIXING = {
@@ -102,7 +102,7 @@ def test_a_wrapper_that_mixes_updates_with_weights_belongs_inside(name):
     later = jaxprune.one_shot_schedule(0.5, step=2)
     for pruning in (jaxprune.prune(later, inner=SGD), optax.chain(SGD, jaxprune.prune(later))):
         tx, pruned = wrap(pruning), params
-        assert re.search(f"wrap it instead: {advice}", "; ".join(jaxprune.plan(params, tx).notes))
+        assert re.search(f"Wrap it instead: {advice}", "; ".join(jaxprune.plan(params, tx).notes))
         state = tx.init(params)
         for _ in range(4):
             updates, state = tx.update(pruned, state, pruned)

@@ -356,3 +356,63 @@ def test_states_that_mask_different_subtrees_are_merged():
     }
     merged = jaxprune.apply_masks(tree, state)
     jax.tree.map(lambda p, m: np.testing.assert_array_equal(p != 0, m), merged, masks)
+
+
+CASTS = {
+    "bfloat16": (jnp.bfloat16, jnp.floating),
+    "float16": (jnp.float16, jnp.floating),
+    "int16": (jnp.int16, jnp.signedinteger),
+    "uint32": (jnp.uint32, jnp.signedinteger),
+}
+OF_CAST = {
+    "prune": lambda: jaxprune.prune(jaxprune.cubic_schedule(0.75, 0, 4, 2), inner=ADAM),
+    "list": lambda: jaxprune.prune([HALF, jaxprune.cubic_schedule(0.75, 0, 4, 2)]),
+    "packed": lambda: jaxprune.prune(HALF, packed=True),
+    "rigl": lambda: jaxprune.rigl(0.5, end_step=4, every=2, inner=optax.sgd(0.1)),
+    "static_sparse": lambda: jaxprune.static_sparse(0.5, inner=optax.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+@pytest.mark.parametrize("tx", OF_CAST)
+def test_a_state_that_was_cast_as_a_whole_prunes_as_before(tx, cast):
+    """As users do who train in bfloat16. The error was that of a loop inside `update`."""
+    dtype, kind = CASTS[cast]
+    tx, start = OF_CAST[tx](), {"w": jnp.arange(1.0, 65.0).reshape(8, 8), "b": ones(3)}
+
+    def run(state):
+        params = start
+        for _ in range(6):
+            updates, state = jax.jit(tx.update)(start, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    is_cast = lambda x: jnp.issubdtype(x.dtype, kind)
+    cast_state = jax.tree.map(lambda x: x.astype(dtype) if is_cast(x) else x, tx.init(start))
+    params, state = run(cast_state)
+    jaxprune.check(params, state, done=True)
+    _, expected = run(tx.init(start))
+    same = jax.tree.map(jnp.array_equal, jaxprune.get_masks(state), jaxprune.get_masks(expected))
+    assert jax.tree.all(same)
+    assert jaxprune.metrics(state) == jaxprune.metrics(expected)
+
+
+@pytest.mark.parametrize("reset_at", (5, 6))
+@pytest.mark.parametrize("masked", (False, True))
+def test_a_layer_that_is_reset_before_a_fire_is_explained(reset_at, masked):
+    tx = jaxprune.prune(jaxprune.cubic_schedule(0.75, 2, 10, 2), inner=optax.sgd(0.01))
+    normal = jax.random.normal
+    tree = {"body": normal(jax.random.key(0), (8, 8)), "head": normal(jax.random.key(1), (8, 4))}
+    tree["bias"] = ones(4)
+    state = tx.init(tree)
+    for t in range(14):
+        if t == reset_at:
+            tree |= {"head": normal(jax.random.key(2), (8, 4))}
+            tree = jaxprune.apply_masks(tree, state) if masked else tree
+        updates, state = tx.update(tree, state, tree)
+        tree = optax.apply_updates(tree, updates)
+    if reset_at == 6 and not masked:  # a fire
+        with pytest.raises(ValueError, match="If you replaced weights, such as those of a layer"):
+            jaxprune.check(tree, state, done=True)
+        state = optax.tree.set(state, violations=jnp.int32(0))
+    jaxprune.check(tree, state, done=True)

@@ -123,3 +123,17 @@ def test_an_upgrade_of_traced_values_is_refused(wrap):
     upgrade = wrap(lambda p, s: jaxprune.upgrade_state(tx, p, s))
     with pytest.raises(ValueError, match=r"upgrade_state: .*traced.*outside the compiled function"):
         upgrade(params, state)
+
+
+@pytest.mark.parametrize("packed", (False, True))
+def test_a_forgotten_vmap_is_named(packed):
+    tx = jaxprune.prune(HALF, inner=sgd(), packed=packed)
+    params = {"kernel": jnp.ones((N_MEMBERS, 8, 9)), "bias": jnp.ones((N_MEMBERS, 9))}
+    states = jax.vmap(tx.init)(params)
+    fragments = "was made under vmap", "(3,)", "jax.vmap(tx.update)"
+    with pytest.raises(ValueError, match=says(*fragments)):
+        tx.update(params, states, params)
+    one = jax.tree.map(lambda x: x[0], params)
+    with pytest.raises(ValueError, match=says("Was the state made under vmap? Pass one member")):
+        jaxprune.check(one, states)
+    jaxprune.check(one, jax.tree.map(lambda x: x[0], states))

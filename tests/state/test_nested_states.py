@@ -1,5 +1,8 @@
 """Several prune states over the same params: side by side in a chain, or one inside another."""
 
+from typing import Any
+
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,3 +114,63 @@ def test_a_leaf_that_two_states_prune_counts_once():
     assert values["prune/n_zero"] == jaxprune.summarize(p).n_zero == 96
     assert values["prune/sparsity"] == 0.75
     jaxprune.check(p, state, done=True)
+
+
+# An agent with an optimizer for each of its networks
+
+
+@flax.struct.dataclass
+class Agent:
+    params: Any
+    opt_state: Any
+    critic_opt_state: Any
+
+
+class PlainAgent:
+    """The same, which is no pytree."""
+
+    def __init__(self, params, opt_state, critic_opt_state):
+        self.params, self.opt_state = params, opt_state
+        self.critic_opt_state = critic_opt_state
+
+
+def agent_of(tx, kind=Agent, *, update_critic):
+    w = jnp.arange(1.0, 65.0).reshape(8, 8)
+    trees = {"actor": {"kernel": w, "bias": ones(8)}, "critic": {"q": w}}
+    states = {}
+    for name in trees:
+        tree = {name: trees[name]}
+        states[name] = tx.init(tree)
+        if name == "actor" or update_critic:
+            updates, states[name] = tx.update(tree, states[name], tree)
+            trees |= optax.apply_updates(tree, updates)
+    return kind(trees, states["actor"], states["critic"])
+
+
+def test_every_state_of_an_agent_counts_not_only_opt_state():
+    tx = jaxprune.prune(HALF, inner=optax.sgd(0.1))
+    done, half = (agent_of(tx, update_critic=update) for update in (True, False))
+    jaxprune.check(done.params, done, done=True)
+    assert [int(jaxprune.metrics(a)["prune/fires_left"]) for a in (done, half)] == [0, 1]
+    with pytest.raises(ValueError, match="critic/q: the masks drop 0 weights, but 32 are due"):
+        jaxprune.check(half.params, half, done=True)
+    assert jaxprune.summarize(done.params, done).n_zero == 64
+    with pytest.raises(ValueError, match="There are 2 prune states: pass the params of all"):
+        jaxprune.check({"actor": done.params["actor"]}, done)
+
+
+def test_states_of_disjoint_params_are_checked_together():
+    tx = jaxprune.prune(HALF, inner=optax.sgd(0.1))
+    done, half = (agent_of(tx, update_critic=update) for update in (True, False))
+    jaxprune.check(done.params, (done.opt_state, done.critic_opt_state), done=True)
+    with pytest.raises(ValueError, match="critic/q"):
+        jaxprune.check(half.params, (half.opt_state, half.critic_opt_state), done=True)
+    late = done.params | {"critic": {"q": ones(8, 8)}}
+    with pytest.raises(ValueError, match="critic/q: 32 of 32 dropped weights are not zero"):
+        jaxprune.check(late, (done.opt_state, done.critic_opt_state))
+
+
+def test_an_object_that_is_no_pytree_has_the_states_in_its_opt_state():
+    tx = jaxprune.prune(HALF, inner=optax.sgd(0.1))
+    agent = agent_of(tx, PlainAgent, update_critic=True)
+    jaxprune.check({"actor": agent.params["actor"]}, agent, done=True)

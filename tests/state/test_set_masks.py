@@ -48,9 +48,18 @@ def test_each_state_takes_the_masks_of_its_leaves(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_masks_of_another_tree_raise(form):
     state = FORMS[form][0].init(PARAMS)
-    for masks in ({"a": ones(2, 2) > 0, "c": ones(2) > 0}, {"b": {"kernel": ones(1, 2) > 0}}):
-        with pytest.raises(ValueError, match=r"masks must have the leaves of the params, a"):
+    other, part = {"a": ones(2, 2) > 0, "c": ones(2) > 0}, {"b": {"kernel": ones(1, 2) > 0}}
+    problems = (
+        (other, "but they have c, which the params do not"),
+        (part, "but the params have a, which the masks do not"),
+    )
+    for masks, problem in problems:
+        with pytest.raises(ValueError, match=f"the leaves of the params, {problem}"):
             jaxprune.set_masks(state, masks)
+    with pytest.raises(ValueError, match="If the model has new layers"):
+        jaxprune.set_masks(state, part)
+    kept = jaxprune.get_masks(jaxprune.set_masks(state, {**jaxprune.get_masks(state), **part}))
+    assert jax.tree.all(jax.tree.map(jnp.all, kept))
 
 
 @pytest.mark.parametrize("packed", (False, True))

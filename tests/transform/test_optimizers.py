@@ -8,6 +8,7 @@ has which dtype alternates along the table; a slow test runs every optimizer the
 
 import functools
 import inspect
+import re
 import warnings
 from fractions import Fraction
 
@@ -584,12 +585,21 @@ def test_prune_after_lookahead_prunes_both_copies():
     jaxprune.check(params, state)
 
 
+def test_lookahead_inside_prune_is_refused_with_what_works():
+    """Its params are two copies, its gradients those of one."""
+    start = optax.LookaheadParams.init_synced(make_params())
+    fix = re.escape("optax.chain(optax.lookahead(optimizer, ...), jaxprune.prune(schedule))")
+    for inner in (lookahead(optax.sgd(0.1)), optax.chain(lookahead(optax.sgd(0.1)))):
+        with pytest.raises(ValueError, match=fix):
+            jaxprune.prune(SCHEDULE, inner=inner).init(start)
+
+
 def test_prune_inside_lookahead_is_detected():
     start = optax.LookaheadParams.init_synced(make_params())
     tx = lookahead(adam("chain"))
     params, state, _ = train(tx, start, grads=grads_of_fast)
     assert jaxprune.get_state(state).violations > 0
-    with pytest.raises(ValueError, match="dropped weights"):
+    with pytest.raises(ValueError, match=r"lookahead around prune .* Put prune behind it"):
         jaxprune.check(params.slow, state)
     assert_dropped_are_plus_zero(
         jaxprune.apply_masks(params.slow, state), jaxprune.get_masks(state)
