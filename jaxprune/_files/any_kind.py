@@ -38,6 +38,7 @@ class Source(NamedTuple):
         be called once.
       metadata: strings by name, which a safetensors file or a file of `save` has.
       shards: their index, of "shards".
+      left_out: what the file holds beside the leaves, by path or name: why it is no leaf.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Source(NamedTuple):
     read: Callable[[Sequence[Leaf]], Iterator[tuple[str, np.ndarray]]]
     metadata: Mapping[str, str] = types.MappingProxyType({})
     shards: Index | None = None
+    left_out: Mapping[str, str] = types.MappingProxyType({})
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """The path and the array of each leaf; can be iterated once."""
@@ -85,7 +87,7 @@ def open_source(path: Path) -> Iterator[Source]:
         yield Source("shards", index.leaves, read, index.metadata, index)
     elif path.is_dir():
         checkpoint = Checkpoint(path)
-        yield Source("orbax", checkpoint.leaves, checkpoint.arrays)
+        yield Source("orbax", checkpoint.leaves, checkpoint.arrays, left_out=checkpoint.left_out)
     elif _is_npz(path):
         with open_npz(path) as archive:
             yield Source("npz", archive.leaves, archive.arrays)

@@ -30,6 +30,7 @@ class Checkpoint:
 
     Attributes:
       leaves: the arrays of numbers or bools, in the order of the trees, without their data.
+      left_out: the other leaves and items, by path or name: why they can't be read.
     """
 
     def __init__(self, path: Path):
@@ -37,6 +38,9 @@ class Checkpoint:
         prefixes = [f"{folder.name}/" if len(folders) > 1 else "" for folder in folders]
         self._trees = [Tree(path, *pair) for pair in zip(folders, prefixes, strict=True)]
         self.leaves = tuple(leaf for tree in self._trees for leaf in tree.leaves)
+        names = [name for tree in self._trees for name in tree.left_out]
+        self.left_out = dict.fromkeys(names, "no array of numbers")
+        self.left_out |= dict.fromkeys(_other_items(path, folders), "no tree of arrays")
 
     def arrays(self, leaves: Sequence[Leaf]) -> Iterator[tuple[str, np.ndarray]]:
         """The path and the array of each of these leaves."""
@@ -50,6 +54,7 @@ class Tree:
 
     Attributes:
       leaves: the arrays of numbers or bools, in the order of the tree, without their data.
+      left_out: the paths of the other leaves, such as texts.
     """
 
     def __init__(self, path: Path, folder: Path, prefix: str):
@@ -59,17 +64,17 @@ class Tree:
         with _errors(path):
             paths, self._metadata, self._treedef = leaves_with_paths(tree)
         self._position_of = {}  # in the tree, by path
-        leaves = []
+        leaves, left_out = [], []
         names = [prefix + name for name in _without_value(paths)]
         for position, (name, about) in enumerate(zip(names, self._metadata, strict=True)):
             safetensors.check_name(path, name)
             shape, dtype = getattr(about, "shape", None), getattr(about, "dtype", None)
-            if shape is None or dtype is None:
+            if shape is None or dtype is None or dtype_of(np.dtype(dtype).name) is None:
+                left_out.append(name)
                 continue
-            if dtype_of(np.dtype(dtype).name) is not None:
-                leaves.append(_checked(path, Leaf(name, tuple(shape), np.dtype(dtype))))
-                self._position_of[name] = position
-        self.leaves = tuple(leaves)
+            leaves.append(_checked(path, Leaf(name, tuple(shape), np.dtype(dtype))))
+            self._position_of[name] = position
+        self.leaves, self.left_out = tuple(leaves), tuple(left_out)
 
     def _read_metadata(self) -> Any:
         """The tree of the checkpoint, with metadata in place of arrays."""
@@ -189,3 +194,11 @@ def _tree_folders(path: Path) -> list[Path]:
         f"{path}: is a folder, but no orbax checkpoint{folder_hint(path)}. Give a file, the folder "
         "of a checkpoint, or that of shards with their index."
     )
+
+
+def _other_items(path: Path, folders: Sequence[Path]) -> list[str]:
+    """The names of the items of a step that are no trees, such as metrics, which are JSON."""
+    step = folders[0].parent
+    if folders[0] == path.absolute() or not (step / "_CHECKPOINT_METADATA").is_file():
+        return []
+    return sorted(item.name for item in step.iterdir() if item.is_dir() and item not in folders)
