@@ -8,16 +8,24 @@ import functools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._cli import screen
-from jaxprune._cli.planned import Part, Rules, planned, with_zeros_written
+from jaxprune._cli.planned import Part, Plan, Rules, planned, with_zeros_written
 from jaxprune._cli.pruning import decision_rules, pruned_leaf, with_shares
 from jaxprune._cli.stored_masks import mask_paths, read_masks, to_mask
-from jaxprune._cli.training_state import MASKS, OPTIMIZER, OTHER, PARAMS, groups_of
+from jaxprune._cli.training_state import (
+    MASKS,
+    OPTIMIZER,
+    OTHER,
+    PARAMS,
+    groups_of,
+    outside_params,
+    without_training,
+)
 from jaxprune._cli.words import FailedCheck
 from jaxprune._cli.writing import check_exists, check_source, checked_output, write
 from jaxprune._files import footprint
@@ -28,9 +36,21 @@ from jaxprune._transform.operand import Rules as DecisionRules
 # The files
 
 
+class _Model(NamedTuple):
+    """What the commands take from a file.
+
+    Attributes:
+      source: the file, with the leaves that are taken.
+      outside: why some of them are not pruned, by path: they are no params.
+    """
+
+    source: Source
+    outside: dict[str, str]
+
+
 @contextlib.contextmanager
-def _open_params(file: Path, leaves: Sequence[Leaf] | None = None) -> Iterator[Source]:
-    """Opens the params of a file; of a checkpoint, which may hold a training state, only those.
+def _open_model(file: Path, leaves: Sequence[Leaf] | None = None) -> Iterator[_Model]:
+    """Opens a file; of a checkpoint, without the masks and the state of the optimizer.
 
     Args:
       file: or folder.
@@ -38,12 +58,29 @@ def _open_params(file: Path, leaves: Sequence[Leaf] | None = None) -> Iterator[S
     """
     check_exists(file)
     with open_source(file) as source:
+        groups = groups_of(source)
         if source.kind == "orbax":
-            groups = groups_of(source)
-            source = source.only([path for path, group in groups.items() if group == PARAMS])
+            source = without_training(source, groups)
+            if not source.leaves:
+                raise _without_params(file)
         if leaves is not None and tuple(leaves) != source.leaves:
             raise ValueError(f"{file}: has changed while it was read. Start again.")
-        yield source
+        kept = {leaf.path: groups[leaf.path] for leaf in source.leaves}
+        yield _Model(source, outside_params(kept))
+
+
+def _planned(file: Path, model: _Model, *words: Any) -> Plan:
+    """The plan of a file, which must hold params."""
+    if len(model.outside) == len(model.source.leaves):
+        raise _without_params(file)
+    return planned(model.source, *words, outside=model.outside)
+
+
+def _without_params(file: Path) -> ValueError:
+    return ValueError(
+        f"{file}: holds no params, at most masks and optimizer state. Give the file or the folder "
+        "of the params."
+    )
 
 
 # inspect
@@ -60,6 +97,7 @@ def inspect(file: Path, *, quick: bool = False, check: bool = False, as_json: bo
     formats = footprint.QUICK if quick else footprint.QUICK + footprint.SLOW
     with open_source(file) as source:
         bit_masks = read_masks(source, mask_paths(source.leaves))
+        left_out = source.left_out
     if check and not bit_masks:
         raise ValueError(
             f"{file}: has no masks, so --check can't tell which weights must be zero. Save the "
@@ -69,7 +107,7 @@ def inspect(file: Path, *, quick: bool = False, check: bool = False, as_json: bo
     if as_json:
         print(json.dumps(report, indent=1))
     else:
-        screen.print_inspection(report)
+        screen.print_inspection(report, left_out)
     if check and leaks:
         leaky = "1 leaf has" if len(leaks) == 1 else f"{len(leaks)} leaves have"
         raise FailedCheck(f"{file}: {leaky} dropped weights that are not zero.")
@@ -88,7 +126,7 @@ def _inspection(
                 problems += _problems(path, array)
                 if path in bit_masks:
                     leaks += _leaks(path, array, to_mask(bit_masks[path], array.shape))
-        kind, n_file_bytes = source.kind, _file_bytes(file, source)
+        kind, n_file_bytes, left_out = source.kind, _file_bytes(file, source), source.left_out
     params = [row for row in rows if row["group"] == PARAMS]
     report = {
         "file": str(file),
@@ -98,6 +136,7 @@ def _inspection(
         "total": _total(params),
         "groups": {name: _total([r for r in rows if r["group"] == name]) for name in _GROUPS},
         "leaves": rows,
+        "left_out": list(left_out),
         "warnings": problems + leaks,
     }
     return report, leaks
@@ -187,12 +226,15 @@ def plan(
     file: Path, sparsity: float, rules: Rules, layout: str = "auto", *, as_json: bool = False
 ) -> None:
     """Prints what `prune` would do."""
-    with _open_params(file) as source:
-        report = planned(source, sparsity, rules, layout).report
+    with _open_model(file) as model:
+        report = _planned(file, model, sparsity, rules, layout).report
+        left_out = model.source.left_out
     if as_json:
-        print(json.dumps({"file": str(file)} | report.to_dict(), indent=1))
+        known = {"file": str(file), "left_out": list(left_out)}
+        print(json.dumps(known | report.to_dict(), indent=1))
     else:
         screen.console().print(report)
+        screen.print_left_out(left_out)
 
 
 def prune(
@@ -209,13 +251,13 @@ def prune(
     """Prunes the params of a file into another file, and prints what was done."""
     output = checked_output(file, out, kind, force=force)
     decide = decision_rules(rules)
-    with _open_params(file) as source:
-        plan, leaves = planned(source, sparsity, rules, layout), source.leaves
-        check_source(output, source)
+    with _open_model(file) as model:
+        plan, leaves = _planned(file, model, sparsity, rules, layout), model.source.leaves
+        check_source(output, model.source)
     if plan.shared:
         plan = with_shares(plan, decide, functools.partial(_read, file, leaves))
     n_zero: dict[str, int] = {}
-    with _open_params(file, leaves) as source, screen.progress(source, file.name) as arrays:
+    with _open_model(file, leaves) as (source, _), screen.progress(source, file.name) as arrays:
         pruned = _pruned_arrays(arrays, plan.parts, decide, n_zero)
         written = write(output, source, pruned)
     report = with_zeros_written(plan.report, n_zero)
@@ -226,7 +268,10 @@ def _read(
     file: Path, leaves: Sequence[Leaf], title: str, paths: Collection[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Some of the leaves of a file, which is opened once more."""
-    with _open_params(file, leaves) as source, screen.progress(source.only(paths), title) as arrays:
+    with (
+        _open_model(file, leaves) as (source, _),
+        screen.progress(source.only(paths), title) as arrays,
+    ):
         yield from arrays
 
 
@@ -263,9 +308,9 @@ def export(
     force: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Writes the params of a file in another format, and prints what was done."""
+    """Writes a file in another format, and prints what was done."""
     output = checked_output(file, out, kind, force=force)
-    with _open_params(file) as source:
+    with _open_model(file) as (source, _):
         check_source(output, source)
         with screen.progress(source, file.name) as arrays:
             written = write(output, source, arrays)

@@ -189,7 +189,11 @@ def _add_prune(app: Any) -> None:
         force: bool = of.force,
         as_json: bool = of.as_json,
     ) -> None:
-        """Prunes a file into another file, one leaf at a time."""
+        """Prunes a file into another file, one leaf at a time.
+
+        Leaves that are not pruned keep their bits. Of an orbax folder, masks and optimizer states
+        are left out.
+        """
         with _exit_codes():
             from jaxprune._cli import commands
 
@@ -216,7 +220,10 @@ def _add_export(app: Any) -> None:
         force: bool = of.force,
         as_json: bool = of.as_json,
     ) -> None:
-        """Converts a file to another format; every value keeps its bits."""
+        """Converts a file to another format; every value keeps its bits.
+
+        Of an orbax folder, masks and optimizer states are left out.
+        """
         with _exit_codes():
             from jaxprune._cli import commands
 

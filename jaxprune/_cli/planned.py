@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import re
+import types
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.paths import leaves_with_paths, listed
@@ -16,14 +19,13 @@ from jaxprune._cli.quantised import (
     is_small_float,
     quantised_line,
 )
-from jaxprune._cli.training_state import OutsideParams, groups_of
 from jaxprune._cli.words import in_options, wrong_option
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
 from jaxprune._recipe import budget
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._report.plan import plan as plan_params
-from jaxprune._report.table import LeafReport, Report
+from jaxprune._report.table import LeafReport, Report, leaf_report
 
 Rules = Mapping[str, Any]  # arguments of `prune_params` and `plan`
 
@@ -60,7 +62,13 @@ class Plan(NamedTuple):
     shared: dict[int, int]
 
 
-def planned(source: Source, sparsity: float, rules: Rules, layout: str = "auto") -> Plan:
+def planned(
+    source: Source,
+    sparsity: float,
+    rules: Rules,
+    layout: str = "auto",
+    outside: Mapping[str, str] = types.MappingProxyType({}),
+) -> Plan:
     """The plan of a file, in the words of the command line.
 
     Args:
@@ -68,16 +76,19 @@ def planned(source: Source, sparsity: float, rules: Rules, layout: str = "auto")
       sparsity: fraction of zeros.
       rules: arguments of `prune_params`.
       layout: what `--layout` says.
+      outside: leaves that are no params, by path, with the notes that say so.
 
     Raises:
       WrongOption: the options do not fit the leaves.
     """
-    leaves = source.leaves
-    rules = _complete(rules, source)
+    leaves = [leaf for leaf in source.leaves if leaf.path not in outside]
+    rules = _complete(rules, leaves)
     # The order of the tree that `load` returns, whose dicts JAX sorts level by level.
-    in_tree_order = sorted(leaves, key=lambda leaf: leaf.path.split("/"))
+    in_tree_order = sorted(source.leaves, key=lambda leaf: leaf.path.split("/"))
+    specs = {x.path: jax.ShapeDtypeStruct(x.shape, x.dtype) for x in in_tree_order}
+    # A placeholder is no leaf, but rules may match it.
     shapes: Any = OrderedDict(
-        (leaf.path, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)) for leaf in in_tree_order
+        (path, optax.MaskedNode() if path in outside else spec) for path, spec in specs.items()
     )
     with all_dtypes(), wrong_option(rules):
         rules, layout_notes = with_layout(rules, layout, source, _chosen(shapes, rules, leaves))
@@ -87,10 +98,15 @@ def planned(source: Source, sparsity: float, rules: Rules, layout: str = "auto")
     notes = layout_notes + [in_options(note, rules) for note in report.notes]
     if line := quantised_line([leaf for leaf in leaves if row_of[leaf.path].n_zero == 0]):
         notes.append(line)
-    rows = tuple(row_of[leaf.path] for leaf in leaves)
+    if outside:
+        notes = [re.sub(r"(?<=matches no leaf)$", " of the params", note) for note in notes]
+        notes.append(f"outside the params: {_counted(len(outside))} not pruned, but in the total")
+    row_of |= {path: leaf_report(path, specs[path], 0, note) for path, note in outside.items()}
+    rows = tuple(row_of[leaf.path] for leaf in source.leaves)
     title = f"plan: sparsity {sparsity:.4g}"  # a file has no steps
     report = dataclasses.replace(report, title=title, leaves=rows, notes=tuple(notes))
-    return Plan(report, *_parts(chosen, list(shapes.values())))
+    in_params = [spec for path, spec in specs.items() if path not in outside]
+    return Plan(report, *_parts(chosen, in_params))
 
 
 def _chosen(shapes: Any, rules: Rules, leaves: Sequence[Leaf]) -> list[Leaf]:
@@ -129,15 +145,16 @@ def _parts(chosen: Budget, specs: Sequence[Any]) -> tuple[dict[str, Part], dict[
     return parts, shared
 
 
-def _complete(rules: Rules, source: Source) -> Rules:
+def _complete(rules: Rules, leaves: Sequence[Leaf]) -> Rules:
     """The rules, with those that hold for files by default."""
     defaults: list[Any] = []
-    outside = OutsideParams(groups_of(source))
-    if outside.groups:
-        defaults.append(outside)
-    if rules.get("include") is None and any(is_small_float(x.dtype) for x in source.leaves):
+    if rules.get("include") is None and any(is_small_float(x.dtype) for x in leaves):
         defaults.append(default_for_quantised_weights)
     return {**rules, "exclude": (*rules.get("exclude", ()), *defaults)}
+
+
+def _counted(n: int) -> str:
+    return "1 leaf is" if n == 1 else f"{n:,} leaves are"
 
 
 def _row(row: LeafReport, rules: Rules) -> LeafReport:
@@ -145,8 +162,7 @@ def _row(row: LeafReport, rules: Rules) -> LeafReport:
     note = in_options(row.note, rules) if row.note else ""
     for rule in rules["exclude"]:
         if row.note == f"excluded by {getattr(rule, '__name__', '')}":
-            is_state = isinstance(rule, OutsideParams)
-            note = rule.groups[row.path] if is_state else f"dtype {row.dtype}"
+            note = f"dtype {row.dtype}"
     return dataclasses.replace(row, note=note)
 
 

@@ -1,13 +1,14 @@
 """What the commands print: tables, progress bars on terminals, and lines about written files."""
 
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxprune._base.paths import shown_path
+from jaxprune._base.paths import listed, shown_path
 from jaxprune._cli.interrupts import ctrl_c_raises
 from jaxprune._cli.writing import Written
 from jaxprune._files.any_kind import Source
@@ -61,8 +62,13 @@ def progress(source: Source, name: str) -> Iterator[Iterator[tuple[str, Any]]]:
         yield arrays()
 
 
-def print_inspection(report: Mapping[str, Any]) -> None:
-    """Prints the report of `inspect`: a table of leaves, a table of sizes, and the warnings."""
+def print_inspection(report: Mapping[str, Any], left_out: Mapping[str, str]) -> None:
+    """Prints the report of `inspect`: a table of leaves, a table of sizes, and the warnings.
+
+    Args:
+      report: as printed with `--json`.
+      left_out: why parts of the file are not in the report, by path or name.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -82,6 +88,7 @@ def print_inspection(report: Mapping[str, Any]) -> None:
         line = f"{name}: {counts}, {group['dense_bytes']:,} bytes; not in the total"
         screen.print(Text(line), soft_wrap=True)
     screen.print(sizes)
+    print_left_out(left_out)
     for line in report["warnings"]:
         screen.print(Text(f"warning: {line}"), soft_wrap=True)
 
@@ -133,6 +140,34 @@ def _table(title: Any, rows: Sequence[Mapping[str, str]], without: Sequence[str]
     return table
 
 
+def print_left_out(left_out: Mapping[str, str]) -> None:
+    """Prints what is not taken from a file, one line for each reason.
+
+    Args:
+      left_out: the reasons, by path or name.
+
+    Example:
+      >>> print_left_out({"opt_state/mu": "not needed", "opt_state/nu": "not needed", "x": "text"})
+      left out: opt_state/... (2 leaves): not needed
+      left out: x: text
+    """
+    paths_of: dict[str, list[str]] = {}
+    for path, reason in left_out.items():
+        paths_of.setdefault(reason, []).append(path)
+    for reason, paths in paths_of.items():
+        line = f"left out: {_together(paths)}: {reason}"
+        console().print(line, markup=False, soft_wrap=True)
+
+
+def _together(paths: Sequence[str]) -> str:
+    """Several paths by what they have in common."""
+    levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
+    common = [keys[0] for keys in itertools.takewhile(lambda keys: len(set(keys)) == 1, levels)]
+    if len(paths) == 1 or not common:
+        return listed(paths)
+    return f"{shown_path('/'.join(common))}/... ({len(paths):,} leaves)"
+
+
 def print_written(
     file: Path,
     written: Written,
@@ -156,6 +191,7 @@ def print_written(
     screen = console()
     if report is not None:
         screen.print(report)
+    print_left_out(written.not_read)
     for name in written.left_out:
         screen.print(f"left out: {name} {written.reason}", markup=False, soft_wrap=True)
     line = f"wrote {written.path}, {written.n_bytes:,} bytes"

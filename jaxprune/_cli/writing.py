@@ -1,7 +1,7 @@
 """The file or folder that a command writes: which format it has, and whether it may be replaced."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,16 +36,19 @@ class Written(NamedTuple):
       n_bytes: of all files.
       left_out: leaves that the format can't hold, or files beside the shards.
       reason: why these were left out.
+      not_read: what was not taken from the file that was read: why, by path or name.
     """
 
     path: Path
     n_bytes: int
     left_out: list[str]
     reason: str
+    not_read: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"out": str(self.path), "bytes": self.n_bytes, "left_out": self.left_out}
+        left_out = [*self.not_read, *self.left_out]
+        return {"out": str(self.path), "bytes": self.n_bytes, "left_out": left_out}
 
 
 def check_exists(file: Path) -> None:
@@ -107,4 +110,5 @@ def write(output: Output, source: Source, arrays: Iterable[tuple[str, np.ndarray
     if kind == SHARDS and source.shards is not None:
         names = [source.shards.path.name, *(shard.name for shard in source.shards.shards)]
         files, reason = [out / name for name in names], "holds weights, but is not in the index"
-    return Written(out, sum(path.stat().st_size for path in files), left_out, reason)
+    n_bytes = sum(path.stat().st_size for path in files)
+    return Written(out, n_bytes, left_out, reason, source.left_out)

@@ -294,8 +294,8 @@ def test_a_file_that_changes_after_the_plan_is_an_error(tmp_path, monkeypatch):
     file, planned = tmp_path / "a.safetensors", commands.planned
     write_file(file, {"w": random_tensor(0, "F32", (4, 8))})
 
-    def changing(*args):
-        plan = planned(*args)
+    def changing(*args, **others):
+        plan = planned(*args, **others)
         write_file(file, {"w": random_tensor(0, "F32", (8, 4))})
         return plan
 

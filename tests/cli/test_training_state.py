@@ -52,6 +52,20 @@ STATES = {
         "optimizer state": ["optimizer/opt_state/0/mu/fc/kernel", "optimizer/step"],
         "other": ["rngs/count"],
     },
+    "TrainState as a model": {
+        "params": ["model/params/fc/kernel"],
+        "optimizer state": ["model/opt_state/0/mu/fc/kernel"],
+        "other": ["model/step", "model/target_params/fc/kernel", "data/0"],
+    },
+    "variables as params": {
+        "params": ["params/params/fc/kernel"],
+        "optimizer state": ["opt_state/0/mu/params/fc/kernel"],
+        "other": ["params/batch_stats/bn/mean", "ema/params/fc/kernel"],
+    },
+    "variables of two models": {
+        "params": ["student/params/fc/kernel", "teacher/params/fc/kernel"],
+        "other": ["student/batch_stats/bn/mean", "epoch"],
+    },
     "params at the root": {"params": ["fc/kernel", "x/w"], "masks": ["masks/fc/kernel"]},
 }
 
@@ -66,9 +80,15 @@ def test_the_groups_of_a_training_state(name, kind):
 
 def test_a_file_of_params_has_no_groups():
     plain = [leaf("model/fc/kernel"), leaf("head/kernel"), leaf("masks/w"), leaf("step", I4)]
-    assert set(groups("npz", *plain).values()) == {"params"}
-    linen = groups("orbax", leaf("params/fc/kernel"), leaf("batch_stats/bn/mean"))
-    assert list(linen.values()) == ["params", "other"]
+    plain += [leaf("encoder/model/w"), leaf("encoder/batch_stats/mean"), leaf("batch_stats/mean")]
+    for kind in ("npz", "orbax"):
+        assert set(groups(kind, *plain).values()) == {"params"}
+
+
+@pytest.mark.parametrize("kind", ("orbax", "npz", "safetensors"))
+@pytest.mark.parametrize("other", ("batch_stats/bn/mean", "cache/fc/index", "ema/params/w", "step"))
+def test_what_is_beside_the_params_of_a_file_is_no_param(kind, other):
+    assert list(groups(kind, leaf("params/fc/kernel"), leaf(other)).values()) == ["params", "other"]
 
 
 def test_a_variable_of_nnx_has_no_key_value():
@@ -167,7 +187,7 @@ def test_moments_and_masks_in_a_file_are_kept_and_not_pruned(tmp_path):
         "params/fc/kernel": "",
         "opt_state/0/mu/fc/kernel": "optimizer state",
         "opt_state/1/masks/fc/kernel": "masks",
-        "step": "other",
+        "step": "not a param",
     }
     with np.load(tmp_path / "b.npz") as after:
         assert np.count_nonzero(after["params/fc/kernel"]) == 8
