@@ -69,8 +69,10 @@ def _known_group(leaf: Leaf) -> str | None:
     """Masks or optimizer state, if the path shows it."""
     if is_mask(leaf):
         return MASKS
-    is_optimizer = not set(_OPTIMIZER_KEYS).isdisjoint(leaf.path.split("/")[:-1])
-    return OPTIMIZER if is_optimizer else None
+    parents = leaf.path.split("/")[:-1]
+    if "params" in parents:  # below it, a layer may be called `opt`
+        parents = parents[: parents.index("params")]
+    return None if set(_OPTIMIZER_KEYS).isdisjoint(parents) else OPTIMIZER
 
 
 def is_mask(leaf: Leaf) -> bool:

@@ -38,6 +38,10 @@ STATES = {
         "masks": ["opt_state/1/masks/fc/kernel"],
         "other": ["step", "batch_stats/bn/mean", "ema_params/fc/kernel"],
     },
+    "a layer called opt": {
+        "params": ["params/opt/kernel", "params/optimizer/w"],
+        "optimizer state": ["opt_state/0/mu/opt/kernel"],
+    },
     "nested TrainState": {
         "params": ["state/params/w"],
         "optimizer state": ["state/opt_state/inner_state/0/nu/w"],
