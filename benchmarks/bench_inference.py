@@ -4,10 +4,10 @@ The networks are one step of an LSTM language model (two layers, softmax over 10
 feed-forward block of a transformer, at batch 1, 8 and 32, on one core and on all cores. The
 baseline is the fastest dense method: JAX as `x @ w` or as `w @ x`, onnxruntime, torch or NumPy. It
 is compared with blocks of 8, 16 and 32 outputs by `packed_matmul`, with unstructured CSR in SciPy
-and torch, and with a narrower dense network of as many weights, which is what remains when whole
-units are pruned. One network also runs two methods that are slower: BCOO of JAX, and bfloat16. An
-empty call, a jitted function that does next to nothing, shows what no method in JAX can be faster
-than: of a cold call of a small network, it is the larger part.
+and torch, and with dense networks of as many weights: a narrower one, which is what remains when
+whole units are pruned, and an LSTM with a single layer. One network also runs two methods that are
+slower: BCOO of JAX, and bfloat16. An empty call, a jitted function that does next to nothing, shows
+what no method in JAX can be faster than: of a cold call of a small network, it is the larger part.
 
 Warm times are for repeated calls. Cold times are for calls after reading 128 MB of other data, to
 empty the caches as another program on the machine would. Every method is first checked against a
@@ -18,6 +18,7 @@ pinned to one core, or has all, from its start, so that every library obeys the 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import subprocess
@@ -60,15 +61,17 @@ WIDTHS = (8, 16, 32)
 DENSE = ("jax x @ w", "jax w @ x", "onnxruntime", "torch", "numpy")
 PACKED = tuple(f"packed 1x{width}" for width in WIDTHS)
 NARROW = "narrower dense"
+SHALLOW = "one dense layer"
 EMPTY = "empty call"
-METHODS = (*DENSE, *PACKED, "scipy CSR", "torch CSR", NARROW, "jax BCOO", "jax bfloat16", EMPTY)
+_SLOWER = ("jax BCOO", "jax bfloat16")
+METHODS = (*DENSE, *PACKED, "scipy CSR", "torch CSR", NARROW, SHALLOW, *_SLOWER, EMPTY)
 SPARSITIES = (0.8, 0.9, 0.95)
 BATCHES = (1, 8, 32)
 _LOSSES_OF = "LSTM 2 x 650"
 _HEADLINE = "packed 1x16"
 _FLUSH_BYTES = 2**27
 _COLD_ROUNDS = 11  # with one call per round
-_NARROW_TRANSPOSED = f"{NARROW}, w @ x"
+_TRANSPOSED = {name: f"{name}, w @ x" for name in (NARROW, SHALLOW)}
 
 
 def networks(quick: bool) -> dict[str, Network]:
@@ -82,7 +85,7 @@ def networks(quick: bool) -> dict[str, Network]:
 
 
 _IN_JAX: dict[str, Make] = dict(zip(DENSE[:2], (dense, dense_transposed), strict=True))
-_LOSSES: dict[str, Make] = {"jax BCOO": bcoo, "jax bfloat16": in_bfloat16}
+_LOSSES: dict[str, Make] = dict(zip(_SLOWER, (bcoo, in_bfloat16), strict=True))
 # These run only on CPUs, where the arrays are in host memory anyway.
 _ON_HOST: dict[str, Make] = {
     "onnxruntime": in_onnx,
@@ -100,12 +103,14 @@ def checked_calls(
     calls: dict[int, dict[str, Run]] = {batch: {} for batch in batches}
     notes = []
 
-    def add(makes: Mapping[str, Make], weights: Weights, fraction: float = 1) -> None:
-        inputs = {batch: inputs_of(network, batch, fraction) for batch in batches}
-        expected = {batch: in_numpy(network, weights)(x)() for batch, x in inputs.items()}
+    def add(
+        makes: Mapping[str, Make], weights: Weights, of: Network = network, part: float = 1
+    ) -> None:
+        inputs = {batch: inputs_of(of, batch, part) for batch in batches}
+        expected = {batch: in_numpy(of, weights)(x)() for batch, x in inputs.items()}
         for name, make in makes.items():
             try:
-                prepare = make(network, weights)
+                prepare = make(of, weights)
             except ImportError as error:
                 notes.append(f"{name} is skipped: {error.name} is not installed")
                 continue
@@ -123,9 +128,11 @@ def checked_calls(
     on_host = _ON_HOST if jax.default_backend() == "cpu" else {}
     losses = _LOSSES if network.name == _LOSSES_OF else {}
     add(_IN_JAX | on_host | losses, pruned(dense_weights, sparsity, 1))
-    fraction = part_left(network, sparsity)
-    narrow: dict[str, Make] = {NARROW: dense, _NARROW_TRANSPOSED: dense_transposed}
-    add(narrow, weights_of(network, fraction), fraction)
+    for name, small in {NARROW: network, SHALLOW: network.shallow}.items():
+        if small is not None:
+            part = part_left(network, sparsity, small)
+            layouts: dict[str, Make] = {name: dense, _TRANSPOSED[name]: dense_transposed}
+            add(layouts, weights_of(small, part), small, part)
     empty = jax.jit(lambda inputs: jax.tree.map(jnp.negative, inputs))
     for batch, methods in calls.items():
         methods[EMPTY] = partial(empty, jax.tree.map(jnp.asarray, inputs_of(network, batch, 1)))
@@ -144,9 +151,10 @@ def compare(
     gc.collect()
     for batch, calls in calls_of_batch.items():
         times = {"warm": interleaved(calls), "cold": _cold(calls)}
-        for state in times.values():  # keep the faster of its two layouts
-            transposed = state.pop(_NARROW_TRANSPOSED)
-            state[NARROW] = min(state[NARROW], transposed, key=lambda t: t.median_ms)
+        for state, (name, transposed) in itertools.product(times.values(), _TRANSPOSED.items()):
+            if name in state:  # keep the faster of its two layouts
+                layouts = state[name], state.pop(transposed)
+                state[name] = min(layouts, key=lambda t: t.median_ms)
         best = {
             state: min(t.median_ms for name, t in timings.items() if name in DENSE)
             for state, timings in times.items()

@@ -24,26 +24,30 @@ class Network(NamedTuple):
       shapes: from the fraction of units kept (1 for all) to the (in, out) shape of each kernel.
       inputs: from the fraction of units kept to the width of each input.
       step: `(xp, product, weights, inputs) -> output`, where `xp` has NumPy's functions.
+      shallow: the same kind of network with half of the layers, if there is one.
     """
 
     name: str
     shapes: Callable[[float], dict[str, tuple[int, int]]]
     inputs: Callable[[float], list[int]]
     step: Callable[[Any, Product, Any, Any], Any]
+    shallow: Network | None = None
 
 
-def lstm_network(d: int, n_words: int, embed: int | None = None) -> Network:
-    """One step of a language model: two LSTM layers of `d` units, then the output layer."""
+def lstm_network(d: int, n_words: int, embed: int | None = None, n_layers: int = 2) -> Network:
+    """One step of a language model: LSTM layers of `d` units, then the output layer."""
     e = embed or d
 
     def shapes(part: float) -> dict[str, tuple[int, int]]:
         x, h = round(part * e), round(part * d)
-        return {"cell0": (x + h, 4 * h), "cell1": (2 * h, 4 * h), "softmax": (h, n_words)}
+        cells = {f"cell{i}": (2 * h if i else x + h, 4 * h) for i in range(n_layers)}
+        return cells | {"softmax": (h, n_words)}
 
     def inputs(part: float) -> list[int]:
-        return [round(part * e), *[round(part * d)] * 4]
+        return [round(part * e), *[round(part * d)] * (2 * n_layers)]
 
-    return Network(f"LSTM 2 x {d}", shapes, inputs, lstm)
+    shallow = lstm_network(d, n_words, embed, n_layers // 2) if n_layers > 1 else None
+    return Network(f"LSTM {n_layers} x {d}", shapes, inputs, lstm, shallow)
 
 
 def mlp_network(d: int) -> Network:
@@ -57,9 +61,9 @@ def mlp_network(d: int) -> Network:
 
 
 def lstm(xp: Any, product: Product, weights: Any, inputs: Any) -> Any:
-    """Logits of the next word; the inputs are a word embedding, then h and c of both layers."""
+    """Logits of the next word; the inputs are a word embedding, then h and c of every layer."""
     x, *state = inputs
-    for i in range(2):
+    for i in range(len(state) // 2):
         h, c = state[2 * i : 2 * i + 2]
         gates = product(weights[f"cell{i}"], xp.concatenate([x, h], -1))
         i_gate, f_gate, g, o_gate = xp.split(gates, 4, -1)
@@ -107,15 +111,20 @@ def pruned(weights: Weights, sparsity: float, width: int) -> dict[str, np.ndarra
     return pruned_weights
 
 
-def part_left(network: Network, sparsity: float) -> float:
-    """Fraction of units at which a dense network has as many weights as the pruned one keeps."""
-    low, high = 0.0, 1.0
-    n_kept = (1 - sparsity) * _n_weights(network, 1)
-    for _ in range(30):
+def part_left(network: Network, sparsity: float, dense: Network | None = None) -> float:
+    """Fraction of units at which `dense` has as many weights as the pruned network keeps.
+
+    `dense` is the same network by default; one with fewer layers can also be wider.
+    """
+    dense = dense or network
+    low, high = 0.0, 4.0
+    n_kept = (1 - sparsity) * n_weights(network)
+    for _ in range(32):
         middle = (low + high) / 2
-        low, high = (middle, high) if _n_weights(network, middle) < n_kept else (low, middle)
+        low, high = (middle, high) if n_weights(dense, middle) < n_kept else (low, middle)
     return high
 
 
-def _n_weights(network: Network, part: float) -> int:
+def n_weights(network: Network, part: float = 1) -> int:
+    """Number of weights, if this fraction of the units is kept."""
     return sum(n_in * n_out for n_in, n_out in network.shapes(part).values())

@@ -23,7 +23,7 @@ METHODS = {
     **{f"blocks 1x{width}": f"packed 1x{width}" for width in (8, 16, 32)},
     "units": "narrower dense",
     "small dense": "narrower dense",
-    "shallow dense": "",  # not timed
+    "shallow dense": "one dense layer",
 }
 NETWORKS = {
     "quality-lstm": ("LSTM 2 x 650", "LSTM 2 x 1500"),

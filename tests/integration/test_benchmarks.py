@@ -460,7 +460,17 @@ def test_inference_checks_every_way_and_compares_with_the_best_dense(monkeypatch
     assert max(row["x_warm"] for row in dense) == max(row["x_cold"] for row in dense) == 1.0
     best = min(row["median_ms"] for row in dense)
     assert by_method["packed 1x16"]["x_warm"] == best / by_method["packed 1x16"]["median_ms"]
+    assert "one dense layer" not in by_method  # an MLP has no network of half the layers
     assert bench_inference.tables(rows)
+
+
+def test_an_lstm_is_compared_with_one_dense_layer_too(monkeypatch):
+    monkeypatch.setattr(bench_inference, "_FLUSH_BYTES", 2**16)
+    network = bench_inference.networks(quick=True)["LSTM 2 x 16"]
+    rows, _ = bench_inference.compare(network, 0.9, (1,))
+    methods = [row["method"] for row in rows]
+    assert {"narrower dense", "one dense layer"} <= set(methods) <= set(bench_inference.METHODS)
+    assert len(set(methods)) == len(methods)
 
 
 def test_a_method_with_a_wrong_result_is_detected(monkeypatch):
@@ -482,8 +492,12 @@ def test_pruned_networks_keep_equally_many_blocks():
             assert {int(c[:, 0].sum()) for c in columns} == {n_keep}, name
     network = networks.lstm_network(650, 10_000)
     part = networks.part_left(network, 0.9)
-    n_weights = lambda part: sum(a * b for a, b in network.shapes(part).values())
-    assert n_weights(part) == pytest.approx(0.1 * n_weights(1), rel=0.01)
+    full = networks.n_weights(network)
+    assert networks.n_weights(network, part) == pytest.approx(0.1 * full, rel=0.01)
+    wider = networks.part_left(network, 0.9, network.shallow)
+    assert networks.n_weights(network.shallow, wider) == pytest.approx(0.1 * full, rel=0.01)
+    assert wider > part
+    assert list(network.shallow.shapes(wider)) == ["cell0", "softmax"]
 
 
 def test_onnx_computes_the_step():

@@ -139,7 +139,9 @@ def test_latency_is_that_of_how_a_kind_is_run():
     latency = {"rows": [row | {"method": "packed 1x16"}, row | {"method": "x", "x_cold": 2.0}]}
     at = lambda kind: tradeoff.speedup(latency, "LSTM 2 x 650", kind, 0.9, "cold")
     assert (at("blocks 1x16"), at("N:M"), at("dense"), at("units")) == (7.0, 1.0, 1.0, None)
-    assert at("shallow dense") is None  # not timed
+    assert at("shallow dense") is None  # not in these rows
+    latency["rows"].append(row | {"method": "one dense layer", "x_cold": 3.0})
+    assert at("shallow dense") == 3.0
 
 
 @pytest.mark.slow
