@@ -88,13 +88,10 @@ def lstm(
         _use_one_core_per_run()
     from benchmarks.paper import text
 
-    if long or one_layer:
-        make_study = text.long_study if long else text.one_layer_study
-        studies = [make_study(_size(quick, large))]
-        rows = {"networks": text.networks if long else text.networks_with_erk}
-        _run(studies, quick, resume, out, text, only=networks, order=text.order, jobs=jobs, **rows)
-        return
-    _run([text.study(_size(quick, large))], quick, resume, out, only=networks, jobs=jobs)
+    make_study = text.long_study if long else text.one_layer_study if one_layer else text.study
+    studies = [make_study(_size(quick, large))]
+    rows = {"networks": text.networks_with_erk if one_layer else text.networks}
+    _run(studies, quick, resume, out, text, only=networks, order=text.order, jobs=jobs, **rows)
 
 
 @app.command()

@@ -40,6 +40,7 @@ Networks = Callable[[Study, tuple[jax.ShapeDtypeStruct, ...]], list[Network]]
 Order = Callable[[Sequence[Network], int], list[tuple[Network, int]]]
 
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
+_OTHER = {"config": "another config", "data": "other data", "networks": "other networks"}
 
 
 class OtherStudy(ValueError):
@@ -97,7 +98,7 @@ def run(
       jobs: number of runs to train in parallel.
 
     Raises:
-      OtherStudy: `resume`, but the results file has another configuration.
+      OtherStudy: `resume`, but the results file has another configuration or other networks.
     """
     started, task = time.monotonic(), study.task()
     all_networks = networks(study, task.inputs)
@@ -197,10 +198,13 @@ def _start(
     previous = summary.read(path) if resume else None
     if previous is None:
         return fresh
-    for name in ("config", "data", "networks"):
-        if previous.get(name) != fresh[name]:
+    # Networks may have been added since, but those in the file must be the same.
+    kept = [row for row in fresh["networks"] if row in previous.get("networks", ())]
+    now = fresh | {"networks": kept}
+    for name, other in _OTHER.items():
+        if previous.get(name) != now[name]:
             raise OtherStudy(
-                f"{path} holds results of another {name}. Omit --resume to overwrite them, or "
+                f"{path} holds results of {other}. Omit --resume to overwrite them, or "
                 "choose another folder with --out."
             )
     continued = {

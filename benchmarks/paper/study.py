@@ -71,6 +71,7 @@ class Study:
       seeds: runs per network.
       track: whether to measure after every chunk too, for a curve.
       shallow: makes the networks of kind "shallow dense", which have fewer layers.
+      erk: whether `networks_of` has networks pruned with ERK too.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Study:
     seeds: int = 3
     track: bool = False
     shallow: Callable[[int], nn.Module] | None = None
+    erk: bool = False
 
     def module_of(self, network: Network) -> nn.Module:
         """The module of a network of this study."""
@@ -185,6 +187,8 @@ def networks_of(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> list[
         sparse = sparse_network(study, f"sparse-{sparsity:g}", "sparse", pruning, inputs)
         names = {kind: f"{kind.replace(' ', '-')}-{sparsity:g}" for kind in SMALL_KINDS}
         networks += [sparse, *small_networks(study, sparse, names, inputs)]
+        if study.erk:
+            networks.append(_with_erk(study, sparsity, inputs))
     return networks
 
 
@@ -193,12 +197,16 @@ def networks_with_erk(study: Study, inputs: tuple[jax.ShapeDtypeStruct, ...]) ->
     networks = [dense_network(study, inputs)]
     for sparsity in study.sparsities:
         uniform = Pruning.gradual(sparsity, study.steps)
-        erk = dataclasses.replace(uniform, spread="erk")
         sparse = sparse_network(study, f"uniform-{sparsity:g}", "sparse", uniform, inputs)
-        networks += [sparse, sparse_network(study, f"erk-{sparsity:g}", "ERK", erk, inputs)]
+        networks += [sparse, _with_erk(study, sparsity, inputs)]
         names = {kind: f"{kind.split()[0]}-{sparsity:g}" for kind in SMALL_KINDS}
         networks += small_networks(study, sparse, names, inputs)
     return networks
+
+
+def _with_erk(study: Study, sparsity: float, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> Network:
+    pruning = dataclasses.replace(Pruning.gradual(sparsity, study.steps), spread="erk")
+    return sparse_network(study, f"erk-{sparsity:g}", "ERK", pruning, inputs)
 
 
 def small_networks(

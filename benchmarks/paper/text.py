@@ -38,7 +38,7 @@ __all__ = [
     "table",
 ]
 
-# Of the long study; that with one layer has the same order, and `networks_with_erk`.
+# The study with one layer has the same order, and `networks_with_erk`.
 networks, order = networks_of, by_sparsity((0.9, 0.8, 0.95, 0.75, 0.85, 0.5, 0.975))
 
 # Newline, printable ASCII, and one last symbol for all other bytes.
@@ -175,6 +175,7 @@ def study(size: str) -> Study:
         "module": _model,
         "shallow": _one_layer,
         "measure": "bits_per_byte",
+        "erk": True,
     }
     if size == "quick":
         return Study(

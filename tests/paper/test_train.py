@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from typing import Any
 
 import jax
@@ -116,6 +117,20 @@ def test_results_of_another_configuration_are_not_resumed(finished):
     study, out, _ = finished
     with pytest.raises(store.OtherStudy, match="results of another config"):
         store.run(dataclasses.replace(study, learning_rate=1e-4), out, resume=True)
+    with pytest.raises(store.OtherStudy, match="results of other networks"):
+        store.run(study, out, resume=True, networks=only_sparse)
+
+
+def test_networks_can_be_added_to_results(finished, tmp_path):
+    study, out, before = finished
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    with_erk = dataclasses.replace(study, erk=True)
+    rows = networks_of(with_erk, INPUTS)
+    assert [row.kind for row in rows] == ["dense", "sparse", "small dense", "ERK"]
+    after = store.run(with_erk, tmp_path, resume=True)
+    assert after["finished"]
+    assert after["runs"][: len(before["runs"])] == before["runs"]
+    assert [run["network"] for run in after["runs"][len(before["runs"]) :]] == ["erk-0.9"] * 2
 
 
 def test_the_command_says_so_without_a_traceback(monkeypatch, tmp_path):
@@ -366,10 +381,10 @@ def test_the_quick_command_trains_writes_and_goes_on(tmp_path):
     for more in ([], ["--resume"]):
         result = CliRunner().invoke(app, command + more)
         assert result.exit_code == 0, result.output
-        assert "90%" in result.output
+        assert "90 %" in result.output
     written = json.loads((tmp_path / "paper-lstm-cpu.json").read_text())
     assert written["finished"]
-    assert len(written["runs"]) == 8  # two of each: dense, sparse, and two small dense networks
+    assert len(written["runs"]) == 10  # two of each: dense, uniform, ERK, two small dense networks
     assert {p.suffix for p in tmp_path.iterdir()} >= {".json", ".png"}
 
 
