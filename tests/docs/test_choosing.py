@@ -60,7 +60,13 @@ def test_what_is_said_of_small_dense_networks(page):
     lstm = means["lstm"]
     assert f"128 units ({lstm['sparse-0.9']} bits) beat a narrower dense network" in page
     assert f"({lstm['small-dense-0.9']}), and tied with one of a single layer" in page
-    assert f"({lstm['shallow-dense-0.9']}). At 97.5 %" in page
+    said = f"({lstm['shallow-dense-0.9']}); [with `erk`](../paper.md#the-language-model-with-erk)"
+    assert f"{said} ({lstm['erk-0.9']}) it beat both. At 97.5 %" in page
+    of_lstm = results("paper-lstm")
+    for small in ("small-dense", "shallow-dense"):
+        won = paired.difference(of_lstm, "erk-0.9", f"{small}-0.9")
+        assert won.mean < 0
+        assert not won.is_tie
     at_97 = sorted(verdicts[0.975].values())
     assert at_97 == ["tie", "tie", "worse", "worse", "worse"]
     assert "At 97.5 % the small dense network won three of [five" in page

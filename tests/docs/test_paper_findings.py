@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("flax")
 pytest.importorskip("rich")
 
-from benchmarks.paper import story, summary
+from benchmarks.paper import paired, story, summary
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = " ".join((ROOT / "docs/paper.md").read_text(encoding="utf-8").split())
@@ -68,6 +68,35 @@ def test_what_is_said_of_the_language_model():
     text = "better than the narrower one at every size, by {:.2f} to {:.2f} bits."
     assert text.format(min(gaps), max(gaps)) in WORDS
     assert f"Pruning half of the LSTM costs {lost('lstm', 'sparse-0.5'):.2f} bits;" in WORDS
+
+
+def test_what_is_said_of_the_language_model_with_erk():
+    results = RESULTS["lstm"]
+    page = (ROOT / "docs/paper.md").read_text(encoding="utf-8").splitlines()
+    assert all(line in page for line in paired.markdown(results))
+    done = (0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 0.975)
+
+    def differences_from(other):
+        return [paired.difference(results, f"erk-{s:g}", f"{other}-{s:g}") for s in done]
+
+    assert {paired.small_network(results, s)["kind"] for s in done} == {"shallow dense"}
+    shallow = dict(zip(done, differences_from("shallow-dense"), strict=True))
+    verdicts = {s: 0 if x.is_tie else -1 if x.mean > 0 else 1 for s, x in shallow.items()}
+    assert verdicts == {0.5: -1, 0.75: 0, 0.8: 1, 0.85: 0, 0.9: 1, 0.95: 1, 0.975: -1}
+    text = "network at 80, 90 and 95 %**, by {:.2f}, {:.2f} and {:.2f} bits. It ties at 75 and 85 %"
+    assert text.format(*(-shallow[s].mean for s in (0.8, 0.9, 0.95))) in WORDS
+    text = "and is worse at 50 and 97.5 %, by {:.2f} and {:.2f}."
+    assert text.format(*(shallow[s].mean for s in (0.5, 0.975))) in WORDS
+    half, *others = differences_from("small-dense")
+    assert half.is_tie
+    assert not any(x.is_tie for x in others)
+    gains = [-x.mean for x in others]
+    text = "than a narrower network by {:.2f} to {:.2f} bits from 75 to 97.5 %, and ties with it at"
+    assert text.format(min(gains), max(gains)) in WORDS
+    uniform = differences_from("sparse")
+    assert all(x.mean < 0 and not x.is_tie for x in uniform)
+    text = "by {:.2f} bits at 50 %, {:.2f} at 90 % and {:.2f} at 97.5 %."
+    assert text.format(*(-uniform[k].mean for k in (0, 4, 6))) in WORDS
 
 
 def test_what_is_said_of_translation():
