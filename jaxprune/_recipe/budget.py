@@ -350,10 +350,11 @@ def _rules(pairs: Sequence[tuple[Rule, Any]]) -> tuple[Rule, ...]:
 def _pools(distribution: Distribution, entries: Sequence[LeafShape]) -> Pools:
     """The pools, none of which drops everything; the budgets are read-only."""
     pools = distribution.assign(entries, distribution.floor)
+    most = pools.n_drop.max(0)  # not at the last fire, if the schedule falls
     misfits = {
         entry.path: errors.all_dropped(entry, pools.n_units[pool])
         for entry, pool in zip(entries, pools.pool_of, strict=True)
-        if pools.n_units[pool] and pools.n_drop[-1, pool] >= pools.n_units[pool]
+        if pools.n_units[pool] and most[pool] >= pools.n_units[pool]
     }
     if misfits:
         raise errors.together(list(misfits.items()), len({entry.path for entry in entries}))

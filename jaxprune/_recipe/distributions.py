@@ -171,7 +171,8 @@ The density of a leaf is proportional to the sum of the lengths of its axes, div
 product.
 
 Where the roles of a leaf are known, its axes are the window of a convolution, the flattened inputs
-and the flattened outputs, so that (512, 8, 64) has the density of 512 x 512.
+and the flattened outputs, so that (512, 8, 64) has the density of 512 x 512. Leaves that are pruned
+together, as those of `channel_groups`, have the density of the one with most axes.
 
 Where a density would exceed 1 the leaf stays dense, and the other leaves absorb the difference, as
 in Evci et al. 2020 (arXiv:1911.11134). The total is exact.

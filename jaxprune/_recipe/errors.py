@@ -321,6 +321,29 @@ def check_final(path: str, structure: Structure, final: Fraction) -> None:
     )
 
 
+def check_scaled(path: str, targets: Sequence[Fraction], schedule: Sequence[Fraction]) -> None:
+    """Raises where a schedule that falls, scaled to end at an override, would drop too much."""
+    peak = max(targets)
+    if peak <= 1:
+        return
+    limit = float(schedule[-1] / max(schedule))
+    raise BadValue(
+        f"{shown_path(path)}: its override, {float(targets[-1]):g}, scales the schedule, which "
+        f"ends at {float(schedule[-1]):g}, but reaches {float(max(schedule)):g} before. That would "
+        f"be {float(peak):g} for this leaf.",
+        f"Choose an override below {limit:.3g}.",
+    )
+
+
+def other_override(leaf: LeafShape, other: LeafShape) -> ValueError:
+    """The error about two leaves of a coupled group with different overrides."""
+    finals = [f"{shown_path(x.path)} ({float(x.targets[-1]):g})" for x in (leaf, other)]
+    return ValueError(
+        f"overrides: {' and '.join(finals)} are pruned together, but have different sparsities. "
+        "Give one of them an override, which is that of the whole group."
+    )
+
+
 def all_dropped(leaf: LeafShape, n_units: int) -> BadValue:
     """The error about a leaf that would lose all of its weights."""
     rule = rule_for(leaf.path)
@@ -331,7 +354,7 @@ def all_dropped(leaf: LeafShape, n_units: int) -> BadValue:
         why = f", because each of its {leaf.n_groups} groups of {n} drops a whole number of units"
     return BadValue(
         f"{shown_path(leaf.path)}: shape {leaf.shape} would lose all of its {n_units} {units} at "
-        f"sparsity {float(leaf.targets[-1]):g}{why}.",
+        f"sparsity {float(max(leaf.targets)):g}{why}.",
         "Leave it out with {exclude}, or choose a lower sparsity with {overrides}.",
         exclude=rule,
         overrides={rule: ...},

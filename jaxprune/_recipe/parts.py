@@ -92,6 +92,8 @@ class PartRules(NamedTuple):
             overrides = self._overrides_of_slices(path, spec, lengths, override, use)
         targets = {i: self._targets(i) for i in set(overrides)}
         for i in targets:
+            if i is not None:
+                errors.check_scaled(path, targets[i], self.targets)
             errors.check_final(path, structure, targets[i][-1])
         entries = {i: entry._replace(targets=targets[i], fixed=i is not None) for i in targets}
         by_slice = [entries[i] for i in overrides]
@@ -180,8 +182,11 @@ def slice_names(path: str, lengths: Sequence[int]) -> Iterator[str]:
 def joined(parts: Sequence[Part], n_parts: int) -> tuple[list[LeafShape], list[range]]:
     """The entries of all leaves in one list, and the places of each leaf's entries in it.
 
-    All leaves of a coupled group share the entry of the first; an override of any of them is that
-    of the group.
+    All leaves of a coupled group share one entry, which has the shape of that with most axes, not
+    of a bias; an override of any of them is that of the group.
+
+    Raises:
+      ValueError: leaves of a group have different overrides.
     """
     entries: list[LeafShape] = []
     positions: list[range] = []
@@ -191,10 +196,19 @@ def joined(parts: Sequence[Part], n_parts: int) -> tuple[list[LeafShape], list[r
         start = len(entries) if group is None else shared.setdefault(group, len(entries))
         if start == len(entries):
             entries += [entry._replace(n_units=entry.n_units * n_parts) for entry in part.entries]
-        elif part.entries[0].fixed:
-            entries[start] = entries[start]._replace(targets=part.entries[0].targets, fixed=True)
+        else:
+            entries[start] = _both(entries[start], part.entries[0])
         positions.append(range(start, start + len(part.entries)))
     return entries, positions
+
+
+def _both(entry: LeafShape, other: LeafShape) -> LeafShape:
+    """The entry of a coupled group with one more leaf."""
+    if entry.fixed and other.fixed and entry.targets != other.targets:
+        raise errors.other_override(entry, other)
+    if len(other.shape) > len(entry.shape):
+        entry = entry._replace(path=other.path, shape=other.shape, roles=other.roles)
+    return entry._replace(targets=other.targets, fixed=True) if other.fixed else entry
 
 
 def _rules(pairs: Sequence[tuple[Rule, Any]]) -> tuple[Rule, ...]:

@@ -182,3 +182,31 @@ def test_a_rule_behind_another_is_unused_whatever_it_decides():
     structure, *overrides = sorted(made(recipe).unused, reverse=True)
     assert structure.startswith("structure: 'a/kernel'")
     assert [line.split()[1] for line in overrides] == ["'z'", "'a/.*'"]
+
+
+FALLING = jaxprune.SparsitySchedule(
+    0, 4, 2, (Fraction(9, 10), Fraction(1, 2), Fraction(1, 4)), may_fall=True
+)
+
+
+def test_an_override_of_a_schedule_that_falls_never_drops_all():
+    """It scales every target: 0.5 for one that ends at 0.25 made 1.8 of 0.9, and emptied leaves."""
+    params = {"a": jnp.ones((10, 10)), "b": jnp.ones((10, 10)), "bias": jnp.ones(4)}
+    prune = lambda override: jaxprune.prune(FALLING, regrow="zero", overrides={"a": override})
+    with pytest.raises(ValueError, match=says("a:", "0.5", "0.25", "0.9", "1.8", "below 0.278")):
+        prune(0.5).init(params)
+    state = prune(0.27).init(params)
+    kept = []
+    for _ in range(5):
+        _, state = prune(0.27).update(params, state, params)
+        kept.append(int(state.masks["a"].sum()))
+    assert kept == [3, 3, 46, 46, 73]
+    with pytest.raises(ValueError, match=says("a:", "below 0.278")):
+        jaxprune.plan(params, [FALLING, FALLING], regrow="zero", overrides={"a": 0.5})
+
+
+def test_a_leaf_that_would_be_emptied_before_the_last_fire_is_refused():
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((10, 10)), "bias": jnp.ones(4)}
+    with pytest.raises(ValueError, match=says("a:", "(2, 2)", "all of its 4 weights", "0.9")):
+        jaxprune.prune(FALLING, regrow="zero").init(params)
+    jaxprune.prune(FALLING, regrow="zero", exclude="a").init(params)

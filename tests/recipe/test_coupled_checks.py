@@ -176,3 +176,40 @@ def test_regexes_of_a_user_may_match_nothing():
     assert jaxprune.plan(tree, 0.5, structure=rules, include=".*kernel").n_zero == 10
     with pytest.raises(ValueError, match=r"structure: z/scale: not in these params"):
         jaxprune.plan(tree, 0.5, structure={".*/kernel": channel, "z/scale": channel})
+
+
+def test_the_density_of_a_group_is_that_of_its_kernel_not_of_its_bias():
+    """The shape of the first leaf was used, so that renaming a leaf changed what erk gave it."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    kernel = lambda i, *shape: jax.random.normal(keys[i], shape)
+    params = {
+        "big": {"kernel": kernel(0, 64, 64), "bias": ones(64)},
+        "bare": {"kernel": kernel(1, 64, 64)},
+        "small": {"kernel": kernel(2, 64, 16), "bias": ones(16)},
+        "last": kernel(3, 16, 4),
+    }
+
+    def apply_fn(params, x):
+        for name in ("big", "bare", "small"):
+            x = jax.nn.relu(x @ params[name]["kernel"] + params[name].get("bias", 0.0))
+        return x @ params["last"]
+
+    groups = jaxprune.channel_groups(apply_fn, params, ones(2, 64))
+    for distribution in (jaxprune.erk, jaxprune.er):
+        rules = dict(structure=groups, include=tuple(groups), distribution=distribution)
+        of_groups = jaxprune.plan(params, 0.5, **rules)
+        channels = dict(structure=jaxprune.Channel(-1), include=".*/kernel")
+        alone = jaxprune.plan(params, 0.5, **channels, distribution=distribution)
+        sparsity = {
+            name: {row.path: row.sparsity for row in report.leaves if row.path.endswith("/kernel")}
+            for name, report in (("groups", of_groups), ("alone", alone))
+        }
+        assert sparsity["groups"] == sparsity["alone"]
+        assert sparsity["groups"]["big/kernel"] == sparsity["groups"]["bare/kernel"]
+        assert sparsity["groups"]["big/kernel"] > sparsity["groups"]["small/kernel"]
+
+
+def test_leaves_of_a_group_with_different_overrides_are_refused():
+    with pytest.raises(ValueError, match=r"a/bias \(0.75\) and a/kernel \(0.25\) are pruned tog"):
+        pruned(overrides={"a/bias": 0.75, "a/kernel": 0.25}).init(PARAMS)
+    pruned(overrides={"a/bias": 0.75, "a/kernel": 0.75, "b/.*": 0.25}).init(PARAMS)

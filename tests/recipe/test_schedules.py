@@ -1,5 +1,6 @@
 """Fire steps and targets: the last one is always reached, exactly."""
 
+import contextlib
 import itertools
 from fractions import Fraction
 
@@ -119,3 +120,21 @@ def test_large_powers_are_evaluated_in_double_precision(power):
     assert [float(t) for t in schedule.targets] == pytest.approx([float(t) for t in expected])
     assert schedule.targets[0] == 0
     assert schedule.targets[-1] == Fraction(1, 2)
+
+
+@pytest.mark.parametrize(
+    "dtype", ("int8", "uint8", "int16", "uint16", "uint32", "int64", "uint64"), ids=str
+)
+@pytest.mark.parametrize("xp", (np, jnp))
+def test_narrow_and_unsigned_steps_mean_what_they_say(dtype, xp):
+    """Differences of steps were taken in their dtype, where 0 - 300 is 212."""
+    with jax.enable_x64(True) if xp is jnp and "64" in dtype else contextlib.nullcontext():
+        for begin, end in ((300, 1000), (40_000, 50_000), (3, 90)):
+            schedule = jaxprune.cubic_schedule(0.9, begin, end, 7)
+            largest = min(np.iinfo(dtype).max, 2**40)
+            steps = [n for n in (0, 2, 3, 100, 120, 299, 300, 41_234, 2**31, 2**40) if n <= largest]
+            array = xp.asarray(steps, dtype)
+            assert schedule.index(array).tolist() == [schedule.index(n) for n in steps]
+            assert schedule.fires(array).tolist() == [schedule.fires(n) for n in steps]
+            expected = np.float32([schedule.sparsity(n) for n in steps])
+            np.testing.assert_array_equal(schedule.sparsity(array), expected)
