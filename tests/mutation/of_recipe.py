@@ -329,8 +329,22 @@ MUTANTS = (
     Mutant(
         "a-pool-may-lose-all",
         "_recipe/budget.py",
-        "pools.n_drop[-1, pool] >= pools.n_units[pool]",
-        "pools.n_drop[-1, pool] > pools.n_units[pool]",
+        "most[pool] >= pools.n_units[pool]",
+        "most[pool] > pools.n_units[pool]",
         ("transform/test_bad_leaves.py",),
+    ),
+    Mutant(
+        "only-the-last-fire-may-not-empty",
+        "_recipe/budget.py",
+        "pools.n_drop.max(0)",
+        "pools.n_drop[-1]",
+        ("recipe/test_budget.py",),
+    ),
+    Mutant(
+        "a-group-has-the-shape-of-a-bias",
+        "_recipe/parts.py",
+        "len(other.shape) > len(entry.shape)",
+        "len(other.shape) < len(entry.shape)",
+        ("recipe/test_coupled_checks.py",),
     ),
 )
