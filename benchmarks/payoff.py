@@ -107,16 +107,25 @@ def _speed(latency: dict[str, Any] | None, task: str, row: dict[str, Any]) -> st
 
 def one_core() -> Lines | None:
     """Inference at batch 1 on one core, at every sparsity."""
-    return _inference(lambda r: r["batch"] == 1 and r["cores"] == 1)
+    return _inference("inference", lambda r: r["batch"] == 1 and r["cores"] == 1)
 
 
 def other_batches() -> Lines | None:
     """Inference at the other batch sizes, and on all cores, at 90%."""
-    return _inference(lambda r: (r["batch"], r["cores"]) != (1, 1) and r["sparsity"] == 0.9)
+    return _inference(
+        "inference", lambda r: (r["batch"], r["cores"]) != (1, 1) and r["sparsity"] == 0.9
+    )
 
 
-def _inference(is_shown: Callable[[dict[str, Any]], bool]) -> Lines | None:
-    results = read("inference")
+def other_processor() -> Lines | None:
+    """Inference at batch 1 on one core of another processor, at 90%."""
+    return _inference(
+        "inference-intel", lambda r: (r["batch"], r["cores"], r["sparsity"]) == (1, 1, 0.9)
+    )
+
+
+def _inference(name: str, is_shown: Callable[[dict[str, Any]], bool]) -> Lines | None:
+    results = read(name)
     if results is None:
         return None
     cases: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -124,17 +133,18 @@ def _inference(is_shown: Callable[[dict[str, Any]], bool]) -> Lines | None:
         case = r["task"], r["cores"], r["batch"], r["sparsity"]
         cases.setdefault(case, {})[r["method"]] = r
     rows = []
+    columns = [m for m in _FASTER if any(m in methods for methods in cases.values())]
     for (task, count, batch, sparsity), methods in cases.items():
         dense = [methods[m] for m in _DENSE if m in methods]
         best = min(dense, key=lambda r: r["median_ms"])
         cells = [task, str(count), str(batch), f"{100 * sparsity:g} %"]
         cells.append(f"{best['method']} {best['median_ms']:.3f}")
-        for m in _FASTER:
+        for m in columns:
             r = methods.get(m)
             cells.append(f"{r['x_warm']:.1f} / {r['x_cold']:.1f}" if r else "")
         rows.append(cells)
     return table(
-        "network | cores | batch | sparsity | best dense, ms | " + " | ".join(_FASTER), rows
+        "network | cores | batch | sparsity | best dense, ms | " + " | ".join(columns), rows
     )
 
 
@@ -201,6 +211,7 @@ _TABLES: dict[str, tuple[Callable[[], Lines | None], str]] = {
     "images": (images, "python -m benchmarks.paper quality --only cnn"),
     "one_core": (one_core, "python -m benchmarks inference"),
     "other_batches": (other_batches, "python -m benchmarks inference"),
+    "other_processor": (other_processor, "python -m benchmarks inference"),
     "losses": (losses, "python -m benchmarks inference"),
     "shrunk": (shrunk, "python -m benchmarks shrink"),
     "files": (files, "python -m benchmarks files"),

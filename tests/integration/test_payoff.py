@@ -38,7 +38,8 @@ def test_a_wrong_number_or_a_missing_table_is_found():
 
 def speeds(n_cores, batch, column):
     """By network at 90 %: how many times faster than dense, warm and cold, as the page shows."""
-    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    text, _, _ = PAGE.read_text(encoding="utf-8").partition("<!-- other_processor -->")
+    lines = text.splitlines()
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
     where = [str(n_cores), str(batch), "90 %"]
     [head, *_] = [row for row in rows if "packed 1x16" in row]
@@ -72,6 +73,35 @@ def test_what_is_said_of_speed_is_in_the_tables():
     assert f"and blocks of 8 {span(2, 'packed 1x8')}." in words
     for n_cores in (1, 2):
         assert speeds(n_cores, 8, "packed 1x16")["LSTM 2 x 80"][0] < 1
+
+
+@needs_benchmarks
+def test_what_is_said_of_another_processor_is_in_its_results():
+    from benchmarks import networks, payoff
+
+    words = " ".join(PAGE.read_text(encoding="utf-8").split())
+    case = {"cores": 1, "batch": 1, "sparsity": 0.9}
+    warm = {}
+    for name in ("inference", "inference-intel"):
+        for row in payoff.read(name)["rows"]:
+            if {key: row[key] for key in case} == case:
+                warm[name, row["task"], row["method"]] = row["x_warm"]
+    n_bytes = 4 * networks.n_weights(networks.lstm_network(320, 97, embed=160))
+    assert f"the dense weights take {n_bytes / 1e6:.1f} MB" in words
+    amd, intel = (
+        {n: warm[name, f"LSTM 2 x {n}", "packed 1x16"] for n in (320, 650, 1500)}
+        for name in ("inference", "inference-intel")
+    )
+    said = f"blocks of 16 are {intel[320]:.1f} times faster warm, and on the AMD EPYC"
+    assert f"{said} {amd[320]:.1f} times." in words
+    assert intel[320] > amd[320]
+    assert all(intel[n] < amd[n] for n in (650, 1500))
+    one, narrower = (
+        {n: warm["inference-intel", f"LSTM 2 x {n}", method] for n in (80, 320, 650, 1500)}
+        for method in ("one dense layer", "narrower dense")
+    )
+    assert all(0.9 < one[n] / narrower[n] < 1.2 for n in one)  # "as above" in the README
+    assert f"{one[320]:.1f} and {narrower[320]:.1f} times as fast as the large one" in words
 
 
 def code_after(heading):
