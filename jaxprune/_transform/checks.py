@@ -156,7 +156,8 @@ def check_state(tree: Tree, masks: list[Any], state: PruneState, settings: Setti
             f"the thresholds in the state have shape {jnp.shape(state.thresholds)} but the params "
             f"have {len(tree.paths)} leaves. Was the state restored from another model?"
         )
-    if step.shape or not jnp.issubdtype(step.dtype, jnp.integer):
+    is_integer = jnp.issubdtype(step.dtype, jnp.integer)
+    if step.shape or not is_integer or step.dtype.itemsize < 4:  # a narrow one would wrap around
         raise ValueError(
             f"prune_step in the state must be an int32 scalar, got {step.dtype} of shape "
             f"{step.shape}. Restore checkpoints into the dtypes of tx.init(params)."

@@ -361,7 +361,6 @@ def test_states_that_mask_different_subtrees_are_merged():
 CASTS = {
     "bfloat16": (jnp.bfloat16, jnp.floating),
     "float16": (jnp.float16, jnp.floating),
-    "int16": (jnp.int16, jnp.signedinteger),
     "uint32": (jnp.uint32, jnp.signedinteger),
 }
 OF_CAST = {
@@ -395,6 +394,15 @@ def test_a_state_that_was_cast_as_a_whole_prunes_as_before(tx, cast):
     same = jax.tree.map(jnp.array_equal, jaxprune.get_masks(state), jaxprune.get_masks(expected))
     assert jax.tree.all(same)
     assert jaxprune.metrics(state) == jaxprune.metrics(expected)
+
+
+@pytest.mark.parametrize("dtype", ("int8", "uint8", "int16", "float32"))
+def test_a_step_that_could_not_count_on_is_refused(dtype):
+    """An int8 would be -128 after 127."""
+    tree, state = params(), start()
+    state = state._replace(prune_step=state.prune_step.astype(dtype))
+    with pytest.raises(ValueError, match=f"prune_step in the state must be an int32 .* {dtype}"):
+        jaxprune.prune(HALF).update(tree, state, tree)
 
 
 @pytest.mark.parametrize("reset_at", (5, 6))
