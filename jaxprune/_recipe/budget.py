@@ -350,7 +350,7 @@ def _rules(pairs: Sequence[tuple[Rule, Any]]) -> tuple[Rule, ...]:
 def _pools(distribution: Distribution, entries: Sequence[LeafShape]) -> Pools:
     """The pools, none of which drops everything; the budgets are read-only."""
     pools = distribution.assign(entries, distribution.floor)
-    most = pools.n_drop.max(0)  # not at the last fire, if the schedule falls
+    most = pools.n_drop.max(0, initial=0)  # not at the last fire, if the schedule falls
     misfits = {
         entry.path: errors.all_dropped(entry, pools.n_units[pool])
         for entry, pool in zip(entries, pools.pool_of, strict=True)

@@ -336,7 +336,7 @@ MUTANTS = (
     Mutant(
         "only-the-last-fire-may-not-empty",
         "_recipe/budget.py",
-        "pools.n_drop.max(0)",
+        "pools.n_drop.max(0, initial=0)",
         "pools.n_drop[-1]",
         ("recipe/test_budget.py",),
     ),
