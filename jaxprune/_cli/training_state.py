@@ -6,24 +6,33 @@ names that Flax, Optax and trainers use.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
+from jaxprune._state.bit_masks import bit_mask_shape
 
 PARAMS, MASKS, OPTIMIZER, OTHER = "params", "masks", "optimizer state", "other"
 _PARAMS_KEYS = ("params", "model_params", "model")
-_OPTIMIZER_KEYS = ("opt_state", "optimizer_state", "optimizer", "opt", "optim")
+_OPTIMIZER_ENDS = ("opt_state", "optimizer_state")
+# These may also be the names of layers; what is inside shows which.
+_OPTIMIZER_NAMES = ("optimizer", "opt", "optim")
+_IN_OPTIMIZERS = frozenset(
+    ("mu", "nu", "m", "v", "trace", "momentum", "velocity", "slots", "exp_avg", "exp_avg_sq")
+    + ("count", "step", "hyperparams", "param_groups", "inner_state", "opt_state", "prune_step")
+)
+
+_Keys = tuple[str, ...]
 
 
 def groups_of(source: Source) -> dict[str, str]:
     """The group of each leaf of a file, by path: params, masks, optimizer state, or other.
 
     Where a file has params with a key such as `params` or `model`, the leaves without one, such as
-    batch statistics, the step or a moving average, are other leaves. In all other files, every leaf
-    is a param.
+    batch statistics, the step or a moving average, are other leaves. Beside optimizer states, the
+    params are those that belong to them. In all other files, every leaf is a param.
 
     Example:
       >>> f4, u1 = np.dtype("f4"), np.dtype("u1")
@@ -32,47 +41,87 @@ def groups_of(source: Source) -> dict[str, str]:
       >>> list(groups_of(Source("npz", tuple(leaves), lambda _: iter(()))).values())
       ['params', 'optimizer state', 'masks', 'other']
     """
-    groups = {leaf.path: _known_group(leaf) for leaf in source.leaves}
-    keys_of = {path: path.split("/") for path, group in groups.items() if group is None}
-    is_of_training = any(groups.values())
-    is_nested = is_of_training or any(keys[1:2] == ["batch_stats"] for keys in keys_of.values())
+    keys_of = {leaf.path: tuple(leaf.path.split("/")) for leaf in source.leaves}
+    optimizers = _optimizers(keys_of.values())
+    groups = _known_groups(source.leaves, keys_of, optimizers)
+    others = {path: keys for path, keys in keys_of.items() if path not in groups}
+    is_of_training = bool(groups)
+    is_nested = is_of_training or any(keys[1:2] == ("batch_stats",) for keys in others.values())
     words = _PARAMS_KEYS if is_of_training else _PARAMS_KEYS[:2]
-    roots = _roots(keys_of.values(), words, 2 if is_nested else 1)
-    rooted = {path for path, keys in keys_of.items() if not roots.isdisjoint(_parents(keys, 3))}
-    return {
-        path: group or (PARAMS if not roots or path in rooted else OTHER)
-        for path, group in groups.items()
+    nodes = {node for keys in others.values() for node in _parents(keys)}
+    roots = _with_optimizers(nodes, optimizers) or _by_words(nodes, words, 2 if is_nested else 1)
+    roots = {(*root, "params") if (*root, "params") in nodes else root for root in roots}
+    for path, keys in others.items():
+        is_param = not roots or not roots.isdisjoint(_parents(keys))
+        groups[path] = PARAMS if is_param else OTHER
+    return {path: groups[path] for path in keys_of}
+
+
+def _optimizers(paths: Collection[_Keys]) -> set[_Keys]:
+    """The keys of the optimizer states of a file. Below `params`, a layer may be called `opt`."""
+    found = set()
+    for keys in paths:
+        for i, key in enumerate(keys[:-1]):
+            if key == "params":
+                break
+            is_named = key in _OPTIMIZER_NAMES and not _IN_OPTIMIZERS.isdisjoint(keys[i + 1 :])
+            if is_named or key in _OPTIMIZER_ENDS or key.endswith(_AFTER_NAME):
+                found.add(keys[: i + 1])
+                break
+    return found
+
+
+_AFTER_NAME = tuple(f"_{end}" for end in _OPTIMIZER_ENDS)
+
+
+def _known_groups(
+    leaves: Sequence[Leaf], keys_of: Mapping[str, _Keys], optimizers: set[_Keys]
+) -> dict[str, str]:
+    """The groups of masks and optimizer states, by path."""
+    shapes: dict[str, set[tuple[int, ...]]] = {}  # of all but masks, by every end of a path
+    for leaf in leaves:
+        keys = () if is_mask(leaf) else keys_of[leaf.path]
+        for i in range(len(keys)):
+            shapes.setdefault("/".join(keys[i:]), set()).add(leaf.shape)
+    groups = {}
+    for leaf in leaves:
+        in_optimizer = not optimizers.isdisjoint(_parents(keys_of[leaf.path]))
+        if is_mask(leaf) and (in_optimizer or _is_of_a_param(leaf, shapes)):
+            groups[leaf.path] = MASKS
+        elif in_optimizer:
+            groups[leaf.path] = OPTIMIZER
+    return groups
+
+
+def _is_of_a_param(mask: Leaf, shapes: Mapping[str, Collection[tuple[int, ...]]]) -> bool:
+    """Whether a leaf has the path and the shape for a mask; a model may have others of its own."""
+    of_param = shapes.get(re.sub(r"(?:.*/)?masks/", "", mask.path, count=1), ())
+    return any(mask.shape in (shape, bit_mask_shape(shape)) for shape in of_param)
+
+
+def _with_optimizers(nodes: Collection[_Keys], optimizers: Collection[_Keys]) -> set[_Keys]:
+    """The trees of params that have an optimizer state beside them, with a name like theirs."""
+    beside = {
+        (*parents, f"{key.removesuffix(end)}params")
+        for *parents, key in optimizers
+        for end in _OPTIMIZER_ENDS
+        if key.endswith(end)
     }
+    return beside & set(nodes)
 
 
-def _roots(
-    paths: Collection[Sequence[str]], words: Collection[str], depth: int
-) -> set[tuple[str, ...]]:
+def _by_words(nodes: Collection[_Keys], words: Collection[str], depth: int) -> set[_Keys]:
     """The keys of the trees of params, at most `depth` of them; the last is one of some words.
 
-    A `model` that is a `TrainState` itself has `params` in turn. Beside `params` at the top, those
-    of another tree, such as a moving average, are none.
+    Beside `params` at the top, those of another tree, such as a moving average, are none.
     """
-    nodes = {node for keys in paths for node in _parents(keys, depth + 1)}
     roots = {node for node in nodes if len(node) <= depth and node[-1] in words}
-    if ("params",) in roots:
-        roots = {("params",)}
-    return {(*root, "params") if (*root, "params") in nodes else root for root in roots}
+    return {("params",)} if ("params",) in roots else roots
 
 
-def _parents(keys: Sequence[str], depth: int) -> set[tuple[str, ...]]:
+def _parents(keys: _Keys) -> Iterator[_Keys]:
     """The first key, the first two, and so on."""
-    return {tuple(keys[:n]) for n in range(1, min(depth, len(keys)) + 1)}
-
-
-def _known_group(leaf: Leaf) -> str | None:
-    """Masks or optimizer state, if the path shows it."""
-    if is_mask(leaf):
-        return MASKS
-    parents = leaf.path.split("/")[:-1]
-    if "params" in parents:  # below it, a layer may be called `opt`
-        parents = parents[: parents.index("params")]
-    return None if set(_OPTIMIZER_KEYS).isdisjoint(parents) else OPTIMIZER
+    return (keys[:n] for n in range(1, len(keys) + 1))
 
 
 def is_mask(leaf: Leaf) -> bool:

@@ -132,7 +132,7 @@ def _checked_step(method: str, step: Any) -> Any:
     """A step that is an integer, or an array of integers; raises a TypeError for anything else."""
     is_array = isinstance(step, (np.ndarray, np.generic, jax.Array))
     if is_int(step):
-        return step
+        return int(step)
     if is_array and jnp.issubdtype(step.dtype, jnp.integer):
         return _as_int32(step)
     fix = "Pass the number of updates so far, such as jaxprune.get_state(opt_state).prune_step."
@@ -147,7 +147,7 @@ def _as_int32(step: Any) -> Any:
     """Steps as int32, which holds those of every schedule; larger ones are after its end."""
     if step.dtype == np.int32:
         return step
-    xp = np if isinstance(step, (np.ndarray, np.generic)) else jnp
+    xp: Any = jnp if isinstance(step, jax.Array) else np
     if step.dtype.itemsize >= 4:
         step = xp.minimum(step, step.dtype.type(np.iinfo(np.int32).max))
     return step.astype(np.int32)

@@ -70,6 +70,36 @@ STATES = {
         "params": ["student/params/fc/kernel", "teacher/params/fc/kernel"],
         "other": ["student/batch_stats/bn/mean", "epoch"],
     },
+    "a layer called opt and its statistics": {
+        "params": ["params/opt/kernel"],
+        "optimizer state": ["opt_state/mu/opt/kernel"],
+        "other": ["batch_stats/opt/mean", "ema_params/opt/kernel"],
+    },
+    "a layer called opt in a model of NNX": {
+        "params": ["model/opt/kernel", "model/encoder/kernel"],
+        "optimizer state": ["optimizer/opt_state/0/mu/opt/kernel", "optimizer/step"],
+    },
+    "an optimizer called opt": {
+        "params": ["params/w"],
+        "optimizer state": ["opt/0/mu/w", "opt/0/count"],
+        "masks": ["opt/1/masks/w"],
+    },
+    "an agent": {
+        "params": ["actor_params/w", "critic_params/w"],
+        "optimizer state": ["actor_opt_state/mu/w", "critic_opt_state/0/nu/w"],
+        "masks": ["actor_opt_state/masks/w"],
+        "other": ["target_critic_params/w", "log_alpha"],
+    },
+    "train states of an agent": {
+        "params": ["state/actor/params/w", "state/critic/params/w"],
+        "optimizer state": ["state/actor/opt_state/mu/w", "state/critic/opt_state/mu/w"],
+        "other": ["state/actor/step", "state/actor/batch_stats/m", "state/critic/target_params/w"],
+    },
+    "an average beside a train state": {
+        "params": ["state/params/w"],
+        "optimizer state": ["state/opt_state/mu/w"],
+        "other": ["ema/params/w"],
+    },
     "params at the root": {"params": ["fc/kernel", "x/w"], "masks": ["masks/fc/kernel"]},
 }
 
@@ -93,6 +123,18 @@ def test_a_file_of_params_has_no_groups():
 @pytest.mark.parametrize("other", ("batch_stats/bn/mean", "cache/fc/index", "ema/params/w", "step"))
 def test_what_is_beside_the_params_of_a_file_is_no_param(kind, other):
     assert list(groups(kind, leaf("params/fc/kernel"), leaf(other)).values()) == ["params", "other"]
+
+
+@pytest.mark.parametrize("kind", ("orbax", "npz"))
+def test_words_of_optimizers_and_masks_may_be_names_in_a_model(kind):
+    layers = [leaf("encoder/kernel"), leaf("opt/kernel"), leaf("optimizer/bias")]
+    assert set(groups(kind, *layers).values()) == {"params"}
+    made = [leaf("params/d/kernel"), leaf("masks/d", np.dtype(bool))]
+    assert groups(kind, *made) == {"params/d/kernel": "params", "masks/d": "other"}
+    other_shape = [leaf("params/d/kernel"), leaf("masks/d/kernel", U1, (8, 4))]
+    assert groups(kind, *other_shape)["masks/d/kernel"] == "other"
+    bits = [leaf("params/d/kernel"), leaf("masks/d/kernel", U1, (8, 1))]
+    assert groups(kind, *bits)["masks/d/kernel"] == "masks"
 
 
 def test_a_variable_of_nnx_has_no_key_value():

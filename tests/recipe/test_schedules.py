@@ -138,3 +138,5 @@ def test_narrow_and_unsigned_steps_mean_what_they_say(dtype, xp):
             assert schedule.fires(array).tolist() == [schedule.fires(n) for n in steps]
             expected = np.float32([schedule.sparsity(n) for n in steps])
             np.testing.assert_array_equal(schedule.sparsity(array), expected)
+            for i, n in enumerate(steps):  # a scalar of NumPy
+                assert schedule.fires(array[i]) == schedule.fires(n)
