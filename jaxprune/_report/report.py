@@ -180,7 +180,7 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
         )
     states = require_states(opt_state)
     if len({tuple(paths_of(state.masks)) for state in states}) == 1:
-        get_masks(opt_state, params)  # raises where these are masks of several networks
+        get_masks(opt_state)  # raises where these are masks of several networks
     paths, leaves, _ = leaves_with_paths(params)
     _check_copies(params, opt_state)  # first: the checks below may differ between processes
     masks = masks_by_path(opt_state, paths, leaves)

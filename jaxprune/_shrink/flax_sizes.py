@@ -7,12 +7,14 @@ JAX take their sizes from the params anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.flax_import import import_flax
-from jaxprune._base.paths import leaves_with_paths, listed
+from jaxprune._base.paths import leaves_with_paths, listed, shown_path
 from jaxprune._shrink.haiku_sizes import haiku_sizes_from_params
 from jaxprune._shrink.linen_sizes import linen_sizes_from_params, param_shape as _shape
 from jaxprune._trace.model_arguments import check_arrays, check_function, check_module
@@ -129,7 +131,9 @@ def resize_nnx(model: Any, state: Any) -> None:
 
     Raises:
       TypeError: `model` is not an `nnx.Module`.
-      ValueError: the state lacks another leaf of the model, or has leaves that the model lacks.
+      ValueError: the state lacks another leaf of the model, or has leaves that the model lacks. Or
+        a grouped convolution has fewer groups, which shapes do not tell: it became depthwise when
+        it was shrunk, and was shrunk again.
 
     Example:
       >>> from flax import nnx
@@ -159,8 +163,26 @@ def resize_nnx(model: Any, state: Any) -> None:
             "nnx.state(model, nnx.Not(nnx.RngState))."
         )
     by_path = dict(zip([*random_paths, *paths], [*random_leaves, *leaves], strict=True))
+    _check_groups(nnx, model, by_path)
     nnx.update(model, treedef.unflatten([by_path[path] for path in old_paths]))
     set_nnx_sizes(model)
+
+
+def _check_groups(nnx: Any, model: Any, by_path: Mapping[str, Any]) -> None:
+    """Raises where a grouped convolution gets channels that its groups do not divide."""
+    for path, module in nnx.iter_graph(model):
+        if not isinstance(module, nnx.Conv) or module.kernel_shape[-2] == 1:
+            continue
+        name = "/".join(map(str, path))
+        kernel = by_path.get(f"{name}/kernel" if name else "kernel")
+        n_groups = module.feature_group_count
+        if kernel is not None and np.shape(kernel)[-1] % n_groups:
+            layer = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+            raise ValueError(
+                f"resize_nnx: {shown_path(name)}: the kernel has {np.shape(kernel)[-1]} outputs, "
+                f"which the {n_groups} groups of the fresh layer do not divide. Set the number of "
+                f"groups of the layer that was shrunk first: model{layer}.feature_group_count = ..."
+            )
 
 
 def set_nnx_sizes(model: Any) -> None:

@@ -27,7 +27,8 @@ def merged(trees: list[Any]) -> Any:
     if any(level[1] != treedef for level in levels) or n_shapes > 1:
         raise ValueError(
             "the prune states in this optimizer state have masks for different trees of params. "
-            "Pass one of these prune states."
+            "Pass one of these prune states, or, if these are parts of one tree, that tree: "
+            "get_masks(opt_state, params)."
         )
     if is_mask:
         return kept_by_all(present)

@@ -142,16 +142,17 @@ def get_masks(opt_state: Any, params: Any = None) -> ArrayTree:
     Args:
       opt_state: as for `get_state`. Of several prune states in it, a weight is kept if all keep it.
         With several networks, pass the state of one, such as `states["q1"]`.
-      params: the params, or their shapes. Needed only inside `jit` with bit masks
-        (`packed=True`), because their shapes do not determine the length of the last axis.
+      params: the params, or their shapes. Needed inside `jit` with bit masks (`packed=True`),
+        because their shapes do not determine the length of the last axis, and for prune states of
+        different parts of the params.
 
     Returns:
       A tree with the structure of the params. Where `optax.masked` hides a leaf from every prune
-      state, its placeholder is returned in place of a mask.
+      state, its mask keeps all weights; without `params`, the placeholder is returned in its place.
 
     Raises:
-      ValueError: no prune state, prune states of different models, or bit masks inside `jit`
-        without `params`.
+      ValueError: no prune state; without `params`, prune states of different trees, or bit masks
+        inside `jit`; with them, masks that do not fit.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -161,7 +162,7 @@ def get_masks(opt_state: Any, params: Any = None) -> ArrayTree:
     """
     states = require_states(opt_state)
     check_arrays("get_masks: opt_state", states)
-    if params is None or all(state.widths is None for state in states):
+    if params is None:
         return merged([_enforced_masks(state) for state in states])
     paths, leaves, treedef = leaves_with_paths(params)
     pairs = zip(masks_by_path(opt_state, paths, leaves), leaves, strict=True)

@@ -870,3 +870,34 @@ def test_the_report_says_why_nothing_was_removed():
     _, report = jaxprune.shrink(Mlp().apply, sparse, x)
     assert "Nothing" not in repr(report)
     assert "Nothing" not in report._repr_html_()
+
+
+class GroupedAfterAnother(nnx.Module):
+    """A grouped convolution with two inputs and four outputs in each group."""
+
+    def __init__(self, rngs):
+        self.first, self.last = (
+            nnx.Conv(3, 6, (1, 1), rngs=rngs),
+            nnx.Conv(12, 2, (1, 1), rngs=rngs),
+        )
+        self.grouped = nnx.Conv(6, 12, (3, 3), feature_group_count=3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.grouped(nnx.relu(self.first(x)))))
+
+
+def test_a_grouped_convolution_that_was_shrunk_twice_needs_its_number_of_groups():
+    """Shapes don't tell it: the call failed in lax."""
+    x, model = jnp.ones((2, 5, 5, 3)), GroupedAfterAnother(nnx.Rngs(0))
+    for _ in range(2):
+        groups = jaxprune.channel_groups_nnx(model, x)
+        params = nnx.state(model, nnx.Param)
+        rules = dict(structure=groups, include=tuple(groups))
+        nnx.update(model, jaxprune.prune_params(params, 0.5, **rules)[0])
+        jaxprune.shrink_nnx(model, x)
+    fresh = GroupedAfterAnother(nnx.Rngs(1))
+    with pytest.raises(ValueError, match=r"model\.grouped\.feature_group_count = \.\.\."):
+        jaxprune.resize_nnx(fresh, nnx.state(model))
+    fresh.grouped.feature_group_count = model.grouped.feature_group_count
+    jaxprune.resize_nnx(fresh, nnx.state(model))
+    np.testing.assert_array_equal(fresh(x), model(x))

@@ -174,3 +174,20 @@ def test_an_object_that_is_no_pytree_has_the_states_in_its_opt_state():
     tx = jaxprune.prune(HALF, inner=optax.sgd(0.1))
     agent = agent_of(tx, PlainAgent, update_critic=True)
     jaxprune.check({"actor": agent.params["actor"]}, agent, done=True)
+
+
+@pytest.mark.parametrize("packed", (False, True))
+def test_masks_of_disjoint_params_are_one_tree_of_them(packed):
+    w = jnp.arange(1.0, 65.0).reshape(8, 8)
+    tree = {"a": {"k": w}, "b": {"k": -w, "bias": ones(8)}, "c": ones(3)}
+    tx = jaxprune.prune(HALF, packed=packed)
+    states = []
+    for name in "ab":
+        part = {name: tree[name]}
+        states.append(tx.update(part, tx.init(part), part)[1])
+    masks = jaxprune.get_masks(states, tree)
+    assert jax.tree.map(jnp.shape, masks) == jax.tree.map(jnp.shape, tree)
+    assert {name: int(masks[name]["k"].sum()) for name in "ab"} == {"a": 32, "b": 32}
+    assert masks["c"].all()
+    with pytest.raises(ValueError, match=r"that tree: get_masks\(opt_state, params\)"):
+        jaxprune.get_masks(states)
