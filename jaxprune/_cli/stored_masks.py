@@ -4,12 +4,11 @@
 memory as bit masks, while the params are read one leaf at a time.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jaxprune._cli.training_state import is_mask
+from jaxprune._cli.training_state import end_of_param, is_mask
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
 from jaxprune._state.bit_masks import bit_mask_shape
@@ -27,11 +26,7 @@ def mask_paths(leaves: Sequence[Leaf]) -> dict[str, str]:
       >>> mask_paths([w, Leaf("opt_state/1/masks/w", (8, 3), m)])
       {'params/w': 'opt_state/1/masks/w'}
     """
-    param_of_mask = {
-        mask.path: re.sub(r"(?:.*/)?masks/", "", mask.path, count=1)
-        for mask in leaves
-        if is_mask(mask)
-    }
+    param_of_mask = {mask.path: end_of_param(mask) for mask in leaves if is_mask(mask)}
     endings = _Endings(param_of_mask.values())
     for leaf in leaves:
         if "masks" not in leaf.path.split("/"):

@@ -95,7 +95,7 @@ def _known_groups(
 
 def _is_of_a_param(mask: Leaf, shapes: Mapping[str, Collection[tuple[int, ...]]]) -> bool:
     """Whether a leaf has the path and the shape for a mask; a model may have others of its own."""
-    of_param = shapes.get(re.sub(r"(?:.*/)?masks/", "", mask.path, count=1), ())
+    of_param = shapes.get(end_of_param(mask), ())
     return any(mask.shape in (shape, bit_mask_shape(shape)) for shape in of_param)
 
 
@@ -128,6 +128,16 @@ def is_mask(leaf: Leaf) -> bool:
     """Whether a leaf is a mask of a prune state, by its path and dtype."""
     is_mask_dtype = leaf.dtype in (np.dtype(np.uint8), np.dtype(bool))
     return is_mask_dtype and re.fullmatch(r"(?:.*/)?masks/.*", leaf.path) is not None
+
+
+def end_of_param(mask: Leaf) -> str:
+    """How the path of the param of a mask ends.
+
+    Example:
+      >>> end_of_param(Leaf("opt_state/1/masks/fc/kernel", (8,), np.dtype("u1")))
+      'fc/kernel'
+    """
+    return re.sub(r"(?:.*/)?masks/", "", mask.path, count=1)
 
 
 def outside_params(groups: Mapping[str, str]) -> dict[str, str]:

@@ -172,13 +172,14 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
             "check: needs the values of params and state, got a traced value. Call it outside jit."
         )
     check_not_donated("check: params", params)
-    check_not_donated("check: opt_state", find_states(opt_state))
-    if find_states(params) and not find_states(opt_state):
+    states = find_states(opt_state)
+    check_not_donated("check: opt_state", states)
+    if find_states(params) and not states:
         raise TypeError(
             "check: got the optimizer state in the place of the params. Pass them in this order: "
             "check(params, opt_state)."
         )
-    states = require_states(opt_state)
+    states = states or require_states(opt_state)  # raises
     if len({tuple(paths_of(state.masks)) for state in states}) == 1:
         get_masks(opt_state)  # raises where these are masks of several networks
     paths, leaves, _ = leaves_with_paths(params)

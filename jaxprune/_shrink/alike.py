@@ -1,6 +1,7 @@
 """Groups of layers that are alike: the same lines of the model do the same to them.
 
-If the model fails without a unit of one of them, it fails without that unit of the others, too.
+If the model fails without a unit of one of them, most likely it fails without that unit of the
+others, too. It need not: a reshape to the shape that an array has leaves no trace in the program.
 """
 
 import re
