@@ -224,7 +224,9 @@ def _with_masks(state: PruneState, new: Mapping[str, Any]) -> PruneState:
     paths, old_masks, treedef = leaves_with_paths(masks_of(state))
     for path, old in zip(paths, old_masks, strict=True):
         if jnp.shape(new[path]) != jnp.shape(old):
-            raise ValueError(wrong_shape(path, jnp.shape(new[path]), jnp.shape(old)))
+            raise ValueError(
+                wrong_shape(path, jnp.shape(new[path]), jnp.shape(old), is_of_state=False)
+            )
         check_mask_dtype(path, new[path])
     pruned = pruned_paths(state)
     stored = [

@@ -224,11 +224,17 @@ def mask_without_param(path: str, paths: Sequence[str], fix: str) -> str:
 
 
 def wrong_shape(
-    path: str, mask_shape: tuple[int, ...], shape: tuple[int, ...], bit_axes: int | None = None
+    path: str,
+    mask_shape: tuple[int, ...],
+    shape: tuple[int, ...],
+    bit_axes: int | None = None,
+    *,
+    is_of_state: bool = True,
 ) -> str:
     """The message for a mask whose shape does not fit its param.
 
-    `bit_axes` is the number of batch axes of a bit mask; None for any other mask.
+    `bit_axes` is the number of batch axes of a bit mask; None for any other mask. `is_of_state` is
+    False where the user passed a tree of masks.
     """
     needs, of_member = "", shape
     if bit_axes is not None:
@@ -240,10 +246,8 @@ def wrong_shape(
     )
     n_more = len(mask_shape) - len(of_member)
     if n_more > 0 and mask_shape[n_more:] == of_member:
-        fix = (
-            "Was the state made under vmap? Pass one member of it: "
-            "jax.tree.map(lambda x: x[0], opt_state)."
-        )
+        made, argument = ("Was the state", "opt_state") if is_of_state else ("Were they", "masks")
+        fix = f"{made} made under vmap? Pass one member: jax.tree.map(lambda x: x[0], {argument})."
     return (
         f"{shown_path(path)}: the mask has shape {mask_shape} but the param has shape {shape}"
         f"{needs}. {fix}"

@@ -229,7 +229,8 @@ def apply_masks(params: ArrayTree, masks_or_opt_state: Any) -> ArrayTree:
       A tree like `params`. A leaf without a mask is returned unchanged.
 
     Raises:
-      TypeError: masks of floating point numbers; names the path.
+      TypeError: masks of floating point numbers, or a mask that drops weights of a dtype without a
+        zero (float8_e8m0fnu); names the path.
       ValueError: a mask without a param, or with a different shape; names the path.
 
     Example:
@@ -242,15 +243,25 @@ def apply_masks(params: ArrayTree, masks_or_opt_state: Any) -> ArrayTree:
     check_arrays("apply_masks: masks_or_opt_state", masks_or_opt_state)
     paths, leaves, treedef = leaves_with_paths(params)
     masks = masks_by_path(masks_or_opt_state, paths, leaves)
-    pairs = zip(leaves, masks, strict=True)
-    return treedef.unflatten([p if m is None else _masked(p, m) for p, m in pairs])
+    is_of_state = bool(find_states(masks_or_opt_state))
+    rows = zip(paths, leaves, masks, strict=True)
+    return treedef.unflatten([_masked(*row, is_of_state) for row in rows])
 
 
-def _masked(param: Any, mask: Any) -> Any:
+def _masked(path: str, param: Any, mask: Any, is_of_state: bool) -> Any:
     """A numeric param with its mask applied; anything else, such as a PRNG key, unchanged."""
     spec = spec_of(param)
-    is_number = spec is not None and jnp.issubdtype(spec.dtype, jnp.number)
-    return keep(jnp.asarray(param), mask) if is_number else param
+    if mask is None or spec is None or not jnp.issubdtype(spec.dtype, jnp.number):
+        return param
+    if spec.dtype.name != "float8_e8m0fnu":
+        return keep(jnp.asarray(param), mask)
+    # No zero can be written here. `prune` refuses such leaves, so its masks keep all of them.
+    if is_of_state or (not isinstance(mask, jax.core.Tracer) and bool(jnp.all(mask != 0))):
+        return param
+    raise TypeError(
+        f"{shown_path(path)}: dtype {spec.dtype}: it has no zero, so a weight cannot be dropped. "
+        "Put None where its mask is."
+    )
 
 
 def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) -> list[Any]:
@@ -279,7 +290,8 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
             if path not in leaf_at:
                 raise ValueError(mask_without_param(path, paths, fix))
             leaf = leaf_at[path]
-            fitting = _fitting_mask(path, mask, leaf, None if bits is None else bits[i])
+            bits_of_leaf = None if bits is None else bits[i]
+            fitting = _fitting_mask(path, mask, leaf, bits_of_leaf, is_of_state=bool(states))
             if is_pruned is not None:
                 fitting = kept_unless(is_pruned[..., i], fitting)
             masks_at[path].append(fitting)
@@ -307,7 +319,9 @@ def _is_pruned(state: PruneState) -> Any:
     return None if state.progress is None else unboxed(state.progress.pool_of) >= 0
 
 
-def _fitting_mask(path: str, mask: Any, leaf: Any, bits: tuple[int, int | None] | None) -> Any:
+def _fitting_mask(
+    path: str, mask: Any, leaf: Any, bits: tuple[int, int | None] | None, *, is_of_state: bool
+) -> Any:
     """A mask in the shape of its leaf; raises if it belongs to a leaf of another shape.
 
     `bits` has the number of batch axes and the width of a bit mask; None for any other mask.
@@ -316,7 +330,9 @@ def _fitting_mask(path: str, mask: Any, leaf: Any, bits: tuple[int, int | None] 
     n_batch_axes, width = bits or (None, None)
     needed = shape if n_batch_axes is None else bit_mask_shape(shape, n_batch_axes)
     if shape_of(mask) != needed:
-        raise ValueError(wrong_shape(path, shape_of(mask), shape, n_batch_axes))
+        raise ValueError(
+            wrong_shape(path, shape_of(mask), shape, n_batch_axes, is_of_state=is_of_state)
+        )
     check_mask_dtype(path, mask)
     if n_batch_axes is None:
         return mask

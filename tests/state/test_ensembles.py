@@ -137,3 +137,14 @@ def test_a_forgotten_vmap_is_named(packed):
     with pytest.raises(ValueError, match=says("Was the state made under vmap? Pass one member")):
         jaxprune.check(one, states)
     jaxprune.check(one, jax.tree.map(lambda x: x[0], states))
+
+
+def test_masks_of_all_members_given_for_one_are_named():
+    params = {"kernel": jnp.ones((8, 9)), "bias": jnp.ones(9)}
+    state = jaxprune.prune(HALF).init(params)
+    masks = jax.tree.map(lambda p: jnp.ones((N_MEMBERS, *p.shape), bool), params)
+    fragments = "bias: ", "(3, 9)", "jax.tree.map(lambda x: x[0], masks)"
+    for call in (lambda m: jaxprune.set_masks(state, m), lambda m: jaxprune.apply_masks(params, m)):
+        with pytest.raises(ValueError, match=says(*fragments)):
+            call(masks)
+        call(jax.tree.map(lambda x: x[0], masks))

@@ -22,7 +22,7 @@ from bad_input import (
     init,
     params,
 )
-from helpers import assert_says, ones
+from helpers import assert_same, assert_says, ones
 
 
 def keys():
@@ -144,6 +144,15 @@ LEAVES = [
         lambda: init({"w": ones(2, 2), "s": ones(2, 2, dtype=jnp.float8_e8m0fnu)}),
         ValueError,
         ("s:", "float8_e8m0fnu", "exclude='s'"),
+    ),
+    case(
+        "masks_of_float8_without_a_zero",
+        lambda: jaxprune.apply_masks(
+            {"w": ones(2), "s": ones(2, dtype=jnp.float8_e8m0fnu)},
+            {"w": jnp.array([True, False]), "s": jnp.array([True, False])},
+        ),
+        TypeError,
+        ("s:", ("float8_e8m0fnu", "no zero"), "Put None where its mask is"),
     ),
     case(
         "int32_root",
@@ -354,3 +363,15 @@ def test_a_rule_that_reads_values_is_told_what_it_gets(condition):
         jaxprune.plan({"a": {"w": ones(2, 4)}, "b": ones(4)}, 0.5, include=is_positive)
     [note] = caught.value.__notes__
     assert_says(note, "a/w:", "is_positive", "its shape and dtype", "not its values")
+
+
+def test_float8_without_a_zero_beside_masks_that_keep_it():
+    params = {"w": jnp.arange(1.0, 5.0).reshape(2, 2), "s": ones(2, dtype=jnp.float8_e8m0fnu)}
+    dropped = jnp.array([[False, False], [True, True]])
+    state = jaxprune.prune(HALF).init(params)
+    state = jaxprune.set_masks(state, {"w": dropped, "s": ones(2, dtype=bool)})
+    for masks in ({"w": dropped, "s": None}, {"w": dropped, "s": ones(2, dtype=bool)}, state):
+        assert_same(jaxprune.apply_masks(params, masks), {**params, "w": params["w"] * dropped})
+    assert_same(
+        jax.jit(jaxprune.apply_masks)(params, state), {**params, "w": params["w"] * dropped}
+    )
