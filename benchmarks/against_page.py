@@ -37,9 +37,10 @@ _SECTION = """\
 ### Against an earlier version
 
 How many times as fast selection has become: the time of an earlier commit ({commit}) divided by
-that of this version, the less favourable of 10 and 20 % kept. `python -m benchmarks against` runs
-both versions alternately, each in its own process, and compares their masks. The last line is the
-time of `np.partition`, from scores to mask, divided by that of this version. On the Intel Xeon
+that of this version. Each case was run with 10 % and with 20 % of the weights kept, and the table
+has the smaller ratio. `python -m benchmarks against` runs both versions alternately, each in its
+own process, and compares their masks. The last line is the time of `np.partition`, from scores to
+mask, divided by that of this version. On the Intel Xeon
 ([against-cpu.json](../benchmarks/results/against-cpu.json)):
 
 {intel}
@@ -48,9 +49,9 @@ On the AMD EPYC ([against-amd-cpu.json](../benchmarks/results/against-amd-cpu.js
 
 {amd}
 
-The same on the Xeon, for the kinds of pruning above; for other weights, which are the least
-favourable of 90 % zeros, ties, constants, bfloat16 and float16; and for the CPU time to trace and
-compile an update of `adamw` with `prune`, for 4 and 24 layers:
+The same on the Xeon, for the kinds of pruning above; as *other weights*, for that of five special
+inputs (90 % zeros, ties, constants, bfloat16, float16) that gained least; and for the CPU time to
+trace and compile an update of `adamw` with `prune`, for 4 and 24 layers:
 
 {kinds}
 
@@ -110,7 +111,7 @@ def _by_size(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _least(rows: Sequence[dict[str, Any]], form: str, ratio: Any) -> list[float]:
-    """The ratio of a form at each size, the less favourable of two densities."""
+    """The ratio of a form at each size, the smaller one of two densities."""
     of_form = [row for row in rows if row["method"] == form]
     return [min(ratio(row) for row in of_form if row["n"] == n) for n in _SIZES]
 

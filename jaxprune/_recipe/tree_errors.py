@@ -28,8 +28,8 @@ def check_variables(paths: Sequence[str]) -> None:
 
 
 def check_no_optimizer_state(params: Any) -> None:
-    """Raises where a tree holds the state of an optimizer, whose moments would be pruned too."""
-    nodes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_optimizer_state)
+    """Raises where a tree holds the state of an optimizer or of training, moments included."""
+    nodes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_state)
     for path, node in nodes:
         if type(node).__name__ == "SplitRealAndImaginaryArrays":
             raise TypeError(
@@ -37,20 +37,28 @@ def check_no_optimizer_state(params: Any) -> None:
                 "prune, splits complex weights into two. Put it inside: prune(schedule, "
                 "inner=split_real_and_imaginary(optimizer))."
             )
-        if _is_optimizer_state(node):
+        if _is_state(node):
+            kind = "the state of training" if _is_train_state(node) else "the state of an optimizer"
             raise TypeError(
-                f"{shown_path(path_str(path))}: params must be a tree of weights, got the state of "
-                f"an optimizer, {type(node).__name__}. Pass the params alone: state.params of a "
-                "TrainState, or nnx.state(model, nnx.Param)."
+                f"{shown_path(path_str(path))}: params must be a tree of weights, got {kind}, "
+                f"{type(node).__name__}. Pass the params alone: state.params of a TrainState, or "
+                "nnx.state(model, nnx.Param)."
             )
 
 
-def _is_optimizer_state(x: Any) -> bool:
-    """Whether a node is a state of optax or jaxprune that holds arrays.
+def _is_train_state(x: Any) -> bool:
+    """Whether a node is a `TrainState` of Flax, or of a trainer that copies it."""
+    return hasattr(type(x), "apply_gradients") and hasattr(x, "opt_state")
+
+
+def _is_state(x: Any) -> bool:
+    """Whether a node is a train state, or a state of optax or jaxprune that holds arrays.
 
     The placeholders of `optax.masked` hold none. Lookahead keeps two copies of the params in a
     NamedTuple.
     """
+    if _is_train_state(x):
+        return True
     kind = type(x)
     is_record = isinstance(x, tuple) and hasattr(kind, "_fields")
     if not is_record or kind.__module__.partition(".")[0] not in ("optax", "jaxprune"):

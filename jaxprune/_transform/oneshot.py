@@ -56,7 +56,7 @@ def prune_params(
       structural: which weights exist; the masks drop all others.
       score: how important each weight is.
       grads: gradients with the structure of the params, for scores that need them. `saliency` with
-        the gradients of one batch at initialisation is SNIP.
+        the gradients of one batch at initialisation, and `distribution=global_pool`, is SNIP.
       ties: which of equal scores are kept, `"index"` or `"hashed"`; see `prune`.
       seed: seed of the PRNG keys for `score`; 0 by default.
 

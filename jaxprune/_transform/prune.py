@@ -85,9 +85,9 @@ def prune(
 
     With `inner`, gradients of dropped weights are set to zero before the optimizer sees them, those
     dropped in this step included. Momentum and global-norm clipping then see the gradients of the
-    sparse network, and `prune` can't be misplaced. In a chain it must be the last link. If it is
-    not, `plan(params, tx)` says so, `violations` in the state becomes positive and `check` raises
-    an error.
+    sparse network, and no part of the optimizer can come after `prune`. In a chain it must be the
+    last link. If it is not, `plan(params, tx)` says so, `violations` in the state becomes positive
+    and `check` raises an error.
 
     Args:
       schedule: when to fire, and the sparsity to reach. Steps count the updates of this

@@ -808,9 +808,13 @@ def test_summarize_of_a_train_state_asks_for_its_params():
     """Its total counted moments and masks as if they were weights."""
     tx = jaxprune.prune(SCHEDULE, inner=optax.adam(0.1))
     state = TrainState.create(apply_fn=None, params=small(), tx=tx)
-    for wrong in (state, state.opt_state, tx.init(small())):
-        with pytest.raises(TypeError, match=r"state of an optimizer, PruneState.*state\.params"):
-            jaxprune.summarize(wrong)
+    without_state = TrainState.create(apply_fn=None, params=small(), tx=optax.sgd(0.1))
+    kinds = {"training, TrainState": (state, without_state, {"q1": without_state})}
+    kinds |= {"an optimizer, PruneState": (state.opt_state, tx.init(small()))}
+    for kind, wrong in ((kind, wrong) for kind, all_wrong in kinds.items() for wrong in all_wrong):
+        for call in (jaxprune.summarize, lambda params: jaxprune.plan(params, 0.5)):
+            with pytest.raises(TypeError, match=rf"the state of {kind}.*state\.params"):
+                call(wrong)
     assert jaxprune.summarize(state.params).n_zero == jaxprune.summarize(small()).n_zero
 
 

@@ -93,7 +93,7 @@ LEAVES = [
         "a_train_state",
         lambda: jaxprune.prune_params(train_state(), 0.5),
         TypeError,
-        ("opt_state/0:", "ScaleByAdamState", "state.params of a TrainState"),
+        ("(root):", "TrainState", "state.params of a TrainState"),
     ),
     case(
         "an_nnx_optimizer",
