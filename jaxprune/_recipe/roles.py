@@ -10,8 +10,7 @@ import dataclasses
 import difflib
 import functools
 import re
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import BadValue, shown
@@ -36,7 +35,32 @@ def _out_in(*n_axes: int) -> tuple[tuple[str, ...], ...]:
     return tuple(("out", "in") + ("window",) * (n - 2) for n in n_axes)
 
 
-torch_roles = types.MappingProxyType(
+class _ReadyMade(Mapping[str, tuple[tuple[str, ...], ...]]):
+    """Rules that can't be changed. Unlike a `MappingProxyType`, each may have its docstring."""
+
+    def __init__(self, rules: Mapping[str, tuple[tuple[str, ...], ...]]):
+        self._rules = dict(rules)
+
+    def __getitem__(self, rule: str) -> tuple[tuple[str, ...], ...]:
+        return self._rules[rule]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def __or__(self, others: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self._rules, **others}
+
+    def __ror__(self, others: Mapping[str, Any]) -> dict[str, Any]:
+        return {**others, **self._rules}
+
+    def __repr__(self) -> str:
+        return repr(self._rules)
+
+
+torch_roles = _ReadyMade(
     {
         _TORCH_TRANSPOSED: tuple(("in", "out", *roles[2:]) for roles in _out_in(3, 4, 5)),
         _TORCH: _out_in(2, 3, 4, 5),
@@ -51,7 +75,7 @@ convolutions are stored as (in, out, *window). They are recognised if the name o
 `{".*up.weight": ("in", "out", "window", "window"), **torch_roles}`.
 """
 
-equinox_roles = types.MappingProxyType({_EQUINOX_CONV: _out_in(3), _EQUINOX: _out_in(2, 4, 5)})
+equinox_roles = _ReadyMade({_EQUINOX_CONV: _out_in(3), _EQUINOX: _out_in(2, 4, 5)})
 """The roles of Equinox weights: (out, in), and (out, in, *window) for convolutions.
 
 It matches leaves named `weight`, `weight_ih` or `weight_hh`. A weight of three axes may be that of

@@ -109,6 +109,17 @@ def test_values_survive_copies_and_pickles(name):
     assert pickle.loads(pickle.dumps(value)) == value
 
 
+@pytest.mark.parametrize("name", ("torch_roles", "equinox_roles"))
+def test_ready_made_roles_are_explained_and_join_other_rules(name):
+    roles, own = getattr(jaxprune, name), {"up": ("in", "out")}
+    assert "The roles of" in pydoc.plain(pydoc.render_doc(roles))
+    assert pickle.loads(pickle.dumps(roles)) == roles == dict(roles)
+    assert list(own | roles) == [*own, *roles] == list({**own, **roles})
+    assert list(roles | own) == [*roles, *own]
+    with pytest.raises(TypeError):
+        roles["up"] = own["up"]
+
+
 def test_a_public_name_is_always_the_same_object_and_lives_where_it_is_defined():
     assert jaxprune.Block is jaxprune.Block
     assert not {"Block", "prune"} & vars(jaxprune).keys()  # doctest would run them a second time
