@@ -30,6 +30,13 @@ def sharding_in(mesh: Any, x: Any) -> NamedSharding:
     return named
 
 
+def is_sharded_along(x: Any, axes: Iterable[int]) -> bool:
+    """Whether the type of `x` says that one of these axes is sharded, on Explicit axes."""
+    named = explicit_sharding(x)
+    parts = () if named is None else tuple(named.spec)
+    return any(axis < len(parts) and parts[axis] is not None for axis in axes)
+
+
 def varying_axes(x: Any) -> frozenset[str]:
     """The axes of the mesh over which `x` differs between devices, as `jax.shard_map` tracks it.
 
@@ -231,7 +238,7 @@ def merge_axis(x: jax.Array, like: jax.Array) -> jax.Array:
 
 def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """`x` with the sharding of `like`; while tracing on Auto axes the compiler chooses it."""
-    if not isinstance(like, jax.core.Tracer):
+    if not isinstance(x, jax.core.Tracer) and not isinstance(like, jax.core.Tracer):
         # `device_put` commits an array to its devices, and a jitted step that receives a committed
         # array in place of an uncommitted one compiles again.
         return x if x.sharding == like.sharding else jax.device_put(x, like.sharding)

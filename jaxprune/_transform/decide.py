@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune._base.counting import counting, is_wide, take
-from jaxprune._base.sharding import explicit_mesh, on_gpu, sharding_in
+from jaxprune._base.sharding import explicit_mesh, is_sharded_along, on_gpu, sharding_in
 from jaxprune._recipe.coupled import combined
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._topk.bit_flags import BitFlags
@@ -52,13 +52,14 @@ def tighten(
     """
     inputs = (list(operands), masks, n_keep, start)
     decide = functools.partial(_tighten, leaves=leaves, rules=rules)
-    single_weights = all(leaf.traits.is_elementwise for leaf in leaves)
-    mesh = None if single_weights else explicit_mesh(operand.param for operand in operands)
+    params = [operand.param for operand in operands]
+    mesh = explicit_mesh(params) if any(map(_needs_compiler, params, leaves)) else None
     if mesh is None:
         return decide(*inputs)
-    # Units may lie across shards, and on an Explicit mesh every intermediate sharding would have to
-    # be spelt out. The compiler chooses these better; the masks come back sharded like the params.
-    shardings = [sharding_in(mesh, operand.param) for operand in operands]
+    # Units may lie across shards, or the slices of a leaf on several devices, and on an Explicit
+    # mesh every intermediate sharding would have to be spelt out. The compiler chooses these
+    # better; the masks come back sharded like the params.
+    shardings = [sharding_in(mesh, param) for param in params]
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def as_flags(operands: Sequence[Operand], *others: Any) -> tuple[list[jax.Array], jax.Array]:
@@ -77,6 +78,11 @@ def tighten(
     return jax.jit(chosen_by_compiler, keep_unused=True)(*inputs)
 
 
+def _needs_compiler(param: jax.Array, leaf: Leaf) -> bool:
+    """Whether, on an Explicit mesh, the compiler has to choose the shardings for this leaf."""
+    return not leaf.traits.is_elementwise or is_sharded_along(param, leaf.axes)
+
+
 def _tighten(
     operands: Sequence[Operand],
     masks: Sequence[jax.Array | BitFlags] | None,
@@ -86,7 +92,7 @@ def _tighten(
     leaves: Sequence[Leaf],
     rules: Rules,
 ) -> tuple[list[Any], jax.Array]:
-    """`tighten`, where no axis of a mesh is Explicit or no unit is larger than a weight."""
+    """`tighten`, where no axis of a mesh is Explicit, or no leaf needs the compiler there."""
     allowed = [None] * len(operands) if masks is None else _readable(masks, operands, leaves)
     starts = [None] * len(operands) if start is None else list(start)
     cases = list(map(Case, operands, allowed, leaves, starts))

@@ -134,6 +134,40 @@ def test_a_single_device_takes_params_of_an_explicit_mesh(structure, distributio
         np.testing.assert_array_equal(masks[name], mask, err_msg=name)
 
 
+SLICED = {
+    "per slice": lambda: jaxprune.prune(HALF, distribution=jaxprune.per_slice("experts")),
+    "by the last axis": lambda: jaxprune.prune(
+        HALF, distribution=jaxprune.per_slice({"experts": 2}), ties="hashed"
+    ),
+    "by roles": lambda: jaxprune.prune(HALF, roles=EXPERTS, score=jaxprune.random_score),
+    "override": lambda: jaxprune.prune(HALF, roles=EXPERTS, overrides={"experts/2": 0.75}),
+    "rigl": lambda: jaxprune.rigl(0.5, 4, every=1, roles=EXPERTS, inner=optax.sgd(0.1)),
+}
+EXPERTS = {"experts": ("stack", "in", "out")}
+
+
+@pytest.mark.parametrize("axis_type", (AUTO, EXPLICIT))
+@pytest.mark.parametrize("kind", SLICED)
+def test_slices_on_several_devices_have_the_masks_of_one(kind, axis_type):
+    rng = np.random.default_rng(1)
+    params = {
+        k: rng.integers(-40, 41, s) for k, s in {"experts": (4, 6, 8), "fc": (16, 12)}.items()
+    }
+    params = {k: p.astype(np.float32) for k, p in params.items()} | {"bias": np.ones(8, np.float32)}
+    specs = {"experts": P("data", None, "model"), "fc": P("data"), "bias": P()}
+    masks = []
+    for placed in (params, place(params, make_mesh((4, 2), axis_type), specs)):
+        tx = SLICED[kind]()
+        for update in (tx.update, jax.jit(tx.update)):
+            state = tx.init(placed)
+            for _ in range(3):
+                _, state = update(placed, state, placed)
+            masks.append(jax.device_get(jaxprune.get_masks(state)))
+    for others in masks[1:]:
+        for name, mask in masks[0].items():
+            np.testing.assert_array_equal(others[name], mask, err_msg=name)
+
+
 KINDS = {
     "packed": lambda inner: jaxprune.prune(HALF, inner=inner, packed=True),
     "rigl": lambda inner: jaxprune.rigl(0.5, 4, every=1, inner=inner),
