@@ -28,6 +28,8 @@ from jaxprune._trace.leaf_views import UnclearError
 from jaxprune._trace.model_arguments import check_arrays
 from jaxprune._trace.program import (
     INFERENCE_MODE,
+    OF_FUNCTION,
+    OF_NNX,
     Program,
     array_program,
     trace_products,
@@ -62,6 +64,7 @@ def collect(
       ValueError: there is no batch, no batch has inputs for any leaf, or nothing to collect.
     """
     check_values(f"{function}: variables", variables)
+    call = OF_NNX if function.endswith("_nnx") else OF_FUNCTION
     collections: dict[Any, Collection] = {}
     totals, collection = None, None
     empty_batch: Any = ()  # None as soon as a batch is not empty
@@ -70,7 +73,7 @@ def collect(
         check_values(f"{function}: inputs", batch)
         key = shape_key(batch)
         if key not in collections:
-            trace = ModelTrace.of(apply_fn, variables, batch, rules, params)
+            trace = ModelTrace.of(apply_fn, variables, batch, rules, params, call)
             if not collections:
                 warn_of_training(function, trace.program)
             collections[key] = Collection(trace, trace.leaves, diagonal)
@@ -144,6 +147,7 @@ class ModelTrace(NamedTuple):
         batch: Sequence[Any],
         rules: LeafRules,
         params: Sequence[str] | None = None,
+        call: str = OF_FUNCTION,
     ) -> "ModelTrace":
         """Traces a model.
 
@@ -153,11 +157,12 @@ class ModelTrace(NamedTuple):
           batch: its other arguments.
           rules: which leaves are chosen.
           params: the paths of the leaves that are params; None means all.
+          call: how users write the call of the model.
 
         Raises:
           ValueError: nothing can be collected.
         """
-        program = array_program(apply_fn, variables, batch)
+        program = array_program(apply_fn, variables, batch, call)
         tracer = trace_products(program)
         roles = roles_of(program, tracer, params)
         chosen = _chosen(program, rules, params)

@@ -183,7 +183,7 @@ def _coupled_structures(
     model: Model, param_paths: Iterable[str], allow: Sequence[str]
 ) -> ChannelGroups:
     allow_means = allowed("channel_groups", allow)
-    program = program_of(model.apply_fn, model.variables, model.inputs)
+    program = program_of(model.apply_fn, model.variables, model.inputs, model.call)
     params = {program.paths.index(path) for path in param_paths}
     weights = {i for i in params if _is_weight(program.leaves[i])}
     tracer = trace(program, lambda leaf, axis: None, freeze_sums=not allow_means)

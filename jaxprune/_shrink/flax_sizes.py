@@ -18,6 +18,7 @@ from jaxprune._base.paths import leaves_with_paths, listed, shown_path
 from jaxprune._shrink.haiku_sizes import haiku_sizes_from_params
 from jaxprune._shrink.linen_sizes import linen_sizes_from_params, param_shape as _shape
 from jaxprune._trace.model_arguments import check_arrays, check_function, check_module
+from jaxprune._trace.program import OF_FUNCTION, OF_NNX
 
 
 class Model(NamedTuple):
@@ -29,6 +30,7 @@ class Model(NamedTuple):
       variables: the params, and what else the model reads, such as batch statistics.
       inputs: example inputs.
       uncounted: paths of variables that are no numbers of the model: keys and their counters.
+      call: how users write its call.
     """
 
     apply_fn: Callable[..., Any]
@@ -36,6 +38,7 @@ class Model(NamedTuple):
     variables: Any
     inputs: Sequence[Any]
     uncounted: Collection[str] = ()
+    call: str = OF_FUNCTION
 
 
 def function_model(
@@ -77,7 +80,7 @@ def nnx_model(function: str, model: Any, inputs: Sequence[Any]) -> Model:
         return resized(*inputs)
 
     keys = leaves_with_paths(nnx.state(model, nnx.RngState))[0]
-    return Model(apply_fn, apply_resized, state, inputs, keys)
+    return Model(apply_fn, apply_resized, state, inputs, keys, OF_NNX)
 
 
 # Linen

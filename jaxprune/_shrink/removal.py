@@ -35,7 +35,9 @@ def smaller_shapes(program: Program, groups: Iterable[Group]) -> Any:
         shape = list(np.shape(leaves[leaf]))
         for axis, indices in by_axis.items():
             shape[axis] -= len(indices)
-        leaves[leaf] = jax.ShapeDtypeStruct(tuple(shape), leaves[leaf].dtype)
+        x = leaves[leaf]
+        is_weak = getattr(x, "weak_type", False)  # as of `jnp.full(8, 1.0)`
+        leaves[leaf] = jax.ShapeDtypeStruct(tuple(shape), x.dtype, weak_type=is_weak)
     return program.treedef.unflatten(leaves)
 
 
@@ -53,6 +55,10 @@ def smaller_leaf(x: Any, removed: RemovedIndices) -> Any:
     Its sharding stays; an axis that the devices no longer divide is not split any more. NumPy
     removes the indices, so that nothing is compiled.
     """
+    if getattr(x, "weak_type", False):  # an array made of that of NumPy would promote others
+        for axis, indices in removed.items():
+            x = jnp.delete(x, np.array(indices), axis)
+        return x
     smaller = np.asarray(x)
     for axis, indices in removed.items():
         smaller = np.delete(smaller, indices, axis)

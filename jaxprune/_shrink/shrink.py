@@ -196,7 +196,7 @@ class _Shrunk(NamedTuple):
 def _shrink(model: Model, rtol: float | None, allow: Sequence[str]) -> _Shrunk:
     allow_means = allowed("shrink", allow)
     _check_arguments(model, rtol)
-    program = program_of(model.apply_fn, model.variables, model.inputs)
+    program = program_of(model.apply_fn, model.variables, model.inputs, model.call)
     tracer = trace(program, known_values(program), freeze_sums=not allow_means)
     units_of_label, units = units_of_labels(tracer), units_of(tracer)
 

@@ -12,7 +12,7 @@ from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._recipe.roles import AxisRoles
 from jaxprune._trace.model_arguments import check_arrays, check_function, check_module
-from jaxprune._trace.program import Program, array_program, trace_products
+from jaxprune._trace.program import OF_NNX, Program, array_program, trace_products
 from jaxprune._trace.use_roles import Use, use_of
 from jaxprune._trace.view_tracer import Product, ViewTracer
 
@@ -104,7 +104,7 @@ def axis_roles_nnx(model: Any, *inputs: Any) -> AxisRoles:
     check_arrays("axis_roles_nnx: inputs", inputs)
     graphdef, state = nnx.split(model)
     apply_fn = lambda state, *x: nnx.merge(graphdef, state)(*x)
-    program = array_program(apply_fn, state, inputs, "model(*inputs)")
+    program = array_program(apply_fn, state, inputs, OF_NNX)
     params = set(leaves_with_paths(nnx.state(model, nnx.Param))[0])
     return roles_of(program, trace_products(program), params)
 

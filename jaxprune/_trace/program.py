@@ -32,11 +32,16 @@ class Program(NamedTuple):
     jaxpr: Any
 
 
+# How users write the call of a model.
+OF_FUNCTION = "apply_fn(variables, *inputs)"
+OF_NNX = "model(*inputs)"
+
+
 def program_of(
     apply_fn: Callable[..., Any],
     variables: Any,
     inputs: Sequence[Any],
-    call: str = "apply_fn(variables, *inputs)",
+    call: str = OF_FUNCTION,
 ) -> Program:
     """The program of `apply_fn(variables, *inputs)`, which users write as `call`."""
     paths, leaves, treedef = leaves_with_paths(variables)
@@ -46,7 +51,7 @@ def program_of(
         raise TypeError(_failure(call, inputs, error)) from error
     except Exception as error:
         if type(error).__name__ in _IN_TRAINING:
-            error.add_note(f"jaxprune: pass the model in inference mode. {_OPTIONS}")
+            error.add_note(f"jaxprune: pass the model in inference mode. {_OPTIONS[call]}")
         raise
     return Program(paths, leaves, treedef, jaxpr)
 
@@ -60,10 +65,13 @@ def jaxpr_of(function: Callable[..., Any], *args: Any) -> Any:
         return jax.make_jaxpr(function)(*args)
 
 
-_OPTIONS = (
-    "Options such as train=False go into a lambda: "
-    "lambda variables, x: model.apply(variables, x, train=False)."
-)
+_OPTIONS = {
+    OF_FUNCTION: "Options such as train=False go into a lambda: "
+    "lambda variables, x: model.apply(variables, x, train=False).",
+    OF_NNX: "Options such as train=False go into a function of the state, for the function without "
+    "_nnx in its name: graphdef, state = nnx.split(model), then axis_roles(lambda state, x: "
+    "nnx.merge(graphdef, state)(x, train=False), state, x).",
+}
 # Errors of linen where a model in training mode gets no PRNG key, or may not change its statistics.
 _IN_TRAINING = ("InvalidRngError", "ModifyScopeVariableError")
 
@@ -71,19 +79,19 @@ _IN_TRAINING = ("InvalidRngError", "ModifyScopeVariableError")
 def _failure(call: str, inputs: Sequence[Any], error: Exception) -> str:
     """Which call fails, how, and what to type instead."""
     n_inputs = "1 input" if len(inputs) == 1 else f"{len(inputs)} inputs"
-    where = f"{call.partition('(')[0]} fails on these variables and {n_inputs}"
+    called = "the model" if call == OF_NNX else "apply_fn"
+    where = f"{called} fails on these variables and {n_inputs}"
     is_flag = isinstance(error, jax.errors.TracerBoolConversionError)
     if is_flag and any(isinstance(x, bool) for x in inputs):
-        return f"{where}, which are traced, so True and False can't be among them. {_OPTIONS}"
-    options = f" {_OPTIONS}" if call.startswith("apply_fn") else ""
-    return f"{where}, with {_summary(error)}. Try the call first: {call}.{options}"
+        return f"{where}, which are traced, so True and False can't be among them. {_OPTIONS[call]}"
+    return f"{where}, with {_summary(error)}. Try the call first: {call}. {_OPTIONS[call]}"
 
 
 def array_program(
     apply_fn: Callable[..., Any],
     variables: Any,
     inputs: Sequence[Any],
-    call: str = "apply_fn(variables, *inputs)",
+    call: str = OF_FUNCTION,
 ) -> Program:
     """The program of a model whose variables may have leaves that are not arrays.
 

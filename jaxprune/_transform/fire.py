@@ -64,6 +64,16 @@ class Carry(NamedTuple):
     due: jax.Array
 
 
+def without_gradients(inputs: Inputs, thresholds: jax.Array) -> tuple[Inputs, jax.Array]:
+    """What the loop of a fire reads, cut off from the gradient of the params.
+
+    Masks have no gradient, and JAX can't differentiate a loop in reverse, such as one under
+    `jax.checkpoint`. Moments that a fire resets have a gradient; they are not cut off.
+    """
+    arrays = lax.stop_gradient(_arrays_of(inputs))
+    return _with_arrays(inputs, arrays), lax.stop_gradient(thresholds)
+
+
 # Compiled here so that an update outside `jit` does not compile its loop again; inside, XLA inlines
 # it.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -51,7 +51,7 @@ from jaxprune._transform.checks import (
     parallel,
     visible,
 )
-from jaxprune._transform.fire import Fired, fire
+from jaxprune._transform.fire import Fired, fire, without_gradients
 from jaxprune._transform.inner import Wrapped, as_optimizer, first_state
 from jaxprune._transform.parts import check_parts
 from jaxprune._transform.placement import asks_inner, is_asked, returned_for
@@ -306,7 +306,8 @@ def _fire_if_due(
     settings, optimizer, _ = transform
     typed = bits_typed_like if settings.bit_masks else typed_like
     stored = list(map(typed, _chosen(masks, budget), inputs.params))
-    before = Fired(stored, state.thresholds, state.violations, (), state.progress)
+    inputs, thresholds = without_gradients(inputs, state.thresholds)
+    before = Fired(stored, thresholds, state.violations, (), state.progress)
     if optimizer is None or not settings.algorithm.resets:
         decide = jitted_unless_traced(fire, settings.recipe)
         return decide(settings, budget, None, inputs, before), state.inner_state

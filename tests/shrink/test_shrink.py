@@ -901,3 +901,31 @@ def test_a_grouped_convolution_that_was_shrunk_twice_needs_its_number_of_groups(
     fresh.grouped.feature_group_count = model.grouped.feature_group_count
     jaxprune.resize_nnx(fresh, nnx.state(model))
     np.testing.assert_array_equal(fresh(x), model(x))
+
+
+@pytest.mark.parametrize("weak", ("bias", "gain", "down"))
+def test_weakly_typed_params_shrink_like_others(weak):
+    """`jnp.full(6, 0.0)` is weakly typed; `jnp.zeros(6)` is not."""
+    params = {
+        "up": jnp.ones((4, 6)).at[:, 3:].set(0),
+        "bias": jnp.zeros(6),
+        "gain": jnp.full(6, 2.0, jnp.float32),
+        "down": jnp.full((6, 3), 0.5, jnp.float32),
+    }
+    params[weak] = jnp.full(params[weak].shape, float(params[weak].ravel()[0]))
+    assert params[weak].weak_type
+
+    def model(params, x):
+        return (jax.nn.relu(x @ params["up"] + params["bias"]) * params["gain"]) @ params["down"]
+
+    x = jnp.ones((2, 4))
+    small, _ = jaxprune.shrink(model, params, x)
+    assert {name: p.shape for name, p in small.items()} == {
+        "up": (4, 3),
+        "bias": (3,),
+        "gain": (3,),
+        "down": (3, 3),
+    }
+    assert [name for name, p in small.items() if p.weak_type] == [weak]
+    np.testing.assert_array_equal(model(small, x), model(params, x))
+    assert len(jaxprune.channel_groups(model, params, x)) > 0

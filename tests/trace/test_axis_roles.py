@@ -289,6 +289,12 @@ MISTAKES = [
         ("model fails", "TypeError: dot_general", "model(*inputs)"),
     ),
     case(
+        "nnx_option",
+        lambda: jaxprune.axis_roles_nnx(needs_option(), ones(2, 4)),
+        TypeError,
+        ("the model fails", "'train'", "nnx.merge(graphdef, state)(x, train=False)"),
+    ),
+    case(
         "another_mistake_beside_an_option",
         lambda: jaxprune.axis_roles(lambda p, x, train: x @ p.T, ones(4, 2), X, True),
         TypeError,
@@ -305,6 +311,32 @@ MISTAKES = [
         ),
     ),
 ]
+
+
+def needs_option():
+    from flax import nnx
+
+    class NeedsOption(nnx.Linear):
+        def __call__(self, x, *, train):
+            return super().__call__(x)
+
+    return NeedsOption(4, 4, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("function", ("channel_groups", "shrink", "layer_inputs"))
+def test_what_the_error_of_a_model_with_an_option_says_to_type_works(function):
+    from flax import nnx
+
+    model = needs_option()
+    with pytest.raises(TypeError, match=r"the model fails.* go into a function of the state"):
+        getattr(jaxprune, f"{function}_nnx")(model, ones(2, 4))
+    graphdef, state = nnx.split(model)
+    call = lambda state, x: nnx.merge(graphdef, state)(x, train=False)
+    if function == "layer_inputs":
+        assert jaxprune.layer_inputs(call, state, ones(2, 4))["kernel"].count == 2
+    else:  # its only axes are those of inputs and outputs
+        with pytest.raises(ValueError, match="an axis of the output"):
+            getattr(jaxprune, function)(call, state, ones(2, 4))
 
 
 def linear():
