@@ -116,19 +116,24 @@ def _fitted(fresh: Any, old: Any, path: tuple[Any, ...]) -> Any:
     """`fresh` with the arrays of `old`. `path` is the key path of both nodes, for errors."""
     if jax.tree_util.all_leaves([fresh]):
         return _fitted_leaf(fresh, old, path)
-    if not jax.tree.leaves(fresh):
-        return fresh
     if isinstance(fresh, PruneState):
         return _fitted_prune_state(fresh, old, path)
+    if not jax.tree.leaves((fresh, old)):
+        return fresh
+    if hasattr(old, "_fields") and type(old).__name__ != type(fresh).__name__:
+        raise ValueError(_misfit(path, fresh, old))
     flat, treedef = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=lambda x: x is not fresh)
-    children = []
+    children, n_used = [], 0
     for i, (key, child) in enumerate(flat):
         old_child = _child(old, key[-1] if key else None, i)
         if old_child is _MISSING:
             if jax.tree.leaves(child):
                 raise ValueError(_misfit((*path, *key), child, old))
             old_child = None
+        n_used += len(jax.tree.leaves(old_child))
         children.append(_fitted(child, old_child, (*path, *key)))
+    if n_used < len(jax.tree.leaves(old)):
+        raise ValueError(_misfit(path, fresh, old))
     return treedef.unflatten(children)
 
 
@@ -141,7 +146,9 @@ def _fitted_prune_state(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> P
         old_field = _child(old, key, i)
         if old_field is _MISSING and jax.tree.leaves(fresh_field):
             raise ValueError(_misfit((*path, key), fresh_field, old))
-        if name == "score_state" and not jax.tree.leaves(old_field):
+        if name == "score_state" and not (
+            jax.tree.leaves(old_field) and jax.tree.leaves(fresh_field)
+        ):
             fields[name] = fresh_field
             continue
         fields[name] = _fitted(fresh_field, old_field, (*path, key))
@@ -284,7 +291,9 @@ def _child(node: Any, key: Any, i: int) -> Any:
     if isinstance(node, Mapping):
         names = [k for k in (name, str(name), str(i)) if k in node]
         return node[names[0]] if names else _MISSING
-    if isinstance(name, str) and hasattr(node, name):
+    is_sequence = isinstance(node, (tuple, list))  # their methods, such as `count`, are no children
+    names = getattr(node, "_fields", ()) if is_sequence else dir(node)
+    if isinstance(name, str) and name in names:
         return getattr(node, name)
     children: Any = node
     if isinstance(key, jax.tree_util.FlattenedIndexKey):  # a class that is registered without keys
@@ -310,4 +319,6 @@ def _outline(node: Any) -> str:
         return f"{node.dtype}{list(node.shape)}"
     if isinstance(node, Mapping):
         return f"a dict with the keys {', '.join(map(str, node)) or '(none)'}"
+    if isinstance(node, (tuple, list)) and not hasattr(node, "_fields"):
+        return f"a {type(node).__name__} of {len(node)}"
     return shown(node) if isinstance(node, str | bytes) else type(node).__name__

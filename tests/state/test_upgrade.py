@@ -136,6 +136,31 @@ def test_a_state_of_another_optimizer_raises_where_they_differ(change):
         jaxprune.upgrade_state(tx, make_params(), change(tx.init(make_params())))
 
 
+OTHERS = {
+    "adam to sgd": (optax.adam(0.1), optax.sgd(0.1)),
+    "adam to rmsprop": (optax.adam(0.1), optax.rmsprop(0.1)),
+    "adam to lion": (optax.adam(0.1), optax.lion(0.1)),
+    "momentum to none": (optax.sgd(0.1, momentum=0.5), optax.sgd(0.1)),
+    "amsgrad to adam": (optax.amsgrad(0.1), optax.adam(0.1)),
+    "a link more": (optax.chain(optax.adam(0.1), optax.trace(0.5)), optax.chain(optax.adam(0.1))),
+    "a wrapper more": (optax.apply_if_finite(optax.adam(0.1), 3), optax.adam(0.1)),
+    "a wrapper less": (optax.adam(0.1), optax.apply_if_finite(optax.adam(0.1), 3)),
+    "sgd to adam": (optax.sgd(0.1), optax.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("saved", (lambda state: state, as_dicts, as_lists))
+@pytest.mark.parametrize("pair", OTHERS)
+def test_no_array_of_another_optimizer_is_lost_without_a_word(pair, saved):
+    """Moments that found no place were dropped, and those of Adam became those of RMSProp."""
+    before, after = (jaxprune.prune(SCHEDULE, inner=inner) for inner in OTHERS[pair])
+    params = make_params()
+    state = saved(before.init(params))
+    with pytest.raises(ValueError, match=r"inner_state.*does not fit this transformation"):
+        jaxprune.upgrade_state(after, params, state)
+    chex.assert_trees_all_equal(jaxprune.upgrade_state(before, params, state), before.init(params))
+
+
 @pytest.mark.parametrize("packed", (False, True))
 @pytest.mark.parametrize("saved", ("state", "dicts"))
 def test_masks_in_the_other_form_are_named_with_what_converts_them(packed, saved):
