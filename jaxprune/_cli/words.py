@@ -63,7 +63,7 @@ _ONLY_IN_PYTHON = (
     r" Write \{\*\*roles, \.{3}\} to keep the roles of the other leaves\.",
     r" jaxprune\.axis_roles, or axis_roles_nnx, reads them from the model\.",
     r"; to keep all weights of a slice, pass overrides=\{'.*?': 0\}, .*?, or from per_slice",
-    r"; to name its slices, give an axis the role 'stack'.*?, or use per_slice",
+    r"; to name its slices, give an axis the role 'stack'.*? such as uniform or erk",
 )
 
 

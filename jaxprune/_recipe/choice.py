@@ -154,10 +154,16 @@ def _default_reason(
 
 
 def _is_of_lora(parts: Sequence[str]) -> bool:
-    """Whether a part of a path is named like a LoRA factor, or two of them are (`lora/up`)."""
+    """Whether a part of a path is named like a LoRA factor, or two of them are.
+
+    As in `lora/up`, `lora/up/kernel` and `lora/fc/A`; but `lora/mlp/up` may be the layer `up`.
+    """
     pairs = itertools.pairwise(parts)
-    return any(map(_LORA_FACTOR.fullmatch, parts)) or any(
-        _LORA.fullmatch(layer) and _FACTOR.fullmatch(factor) for layer, factor in pairs
+    *parents, name = parts
+    return (
+        any(map(_LORA_FACTOR.fullmatch, parts))
+        or any(_LORA.fullmatch(layer) and _FACTOR.fullmatch(factor) for layer, factor in pairs)
+        or (name.lower() in ("a", "b") and any(map(_LORA.fullmatch, parents)))
     )
 
 
@@ -199,10 +205,10 @@ _LAYER_SCALE = re.compile("ls[0-9]*|layer_?scale(_?[0-9]+)?", re.DOTALL | re.IGN
 # As in log_std, A_log: zero there stands for exp(0) = 1, so it must not be pruned.
 _LOGARITHM = re.compile("(.*_)?log(_.*|std|var|sigma|scale|alpha|dt)?", re.DOTALL | re.IGNORECASE)
 # As in lora_a, kernel_lora_b, loraA, lora_embedding_A (PEFT), lora_up (kohya); lora.up (diffusers).
-_LORA = re.compile("(.*_)?lora", re.IGNORECASE | re.DOTALL)
+_LORA = re.compile("(.*_)?lora(_?(params|weights|layers|adapters?))?", re.IGNORECASE | re.DOTALL)
 _FACTOR = re.compile("a|b|up|down", re.IGNORECASE)
 _LORA_FACTOR = re.compile(
-    f"{_LORA.pattern}_?(embedding_)?({_FACTOR.pattern})", re.IGNORECASE | re.DOTALL
+    f"(.*_)?lora_?(embedding_)?({_FACTOR.pattern})", re.IGNORECASE | re.DOTALL
 )
 # As in layer_norm, LayerNorm_0, input_layernorm, rms_norm, norm1, norms, ln_f, bn2; but weight norm
 # and spectral norm rescale a weight, and are named after its layer.

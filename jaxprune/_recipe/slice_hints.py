@@ -49,7 +49,8 @@ def slice_hint(
         return f"{path} has slices {names[0]} to {names[-1]}"
     return (
         f"{path} is one leaf; to name its slices, give an axis the role 'stack'"
-        f"{_example(leaf, specs[leaf])}, or use per_slice"
+        f"{_example(leaf, specs[leaf])}, or use per_slice, each with a distribution that does not "
+        "pool several leaves, such as uniform or erk"
     )
 
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxprune._base.arguments import as_flag
 from jaxprune._base.counting import counting, is_wide
-from jaxprune._base.paths import check_not_donated, paths_of
-from jaxprune._report.unfinished import require_progress
+from jaxprune._base.paths import check_not_donated, paths_of, shown_path
+from jaxprune._report.unfinished import check_whole, require_progress
 from jaxprune._state.progress import Progress
 from jaxprune._state.prune_state import (
     PruneState,
@@ -69,7 +69,8 @@ def metrics(
       `vmap`, every value has the leading axis of the state.
 
     Raises:
-      ValueError: no prune state, or one without `progress`, which `upgrade_state` adds.
+      ValueError: no prune state, or one without `progress`, which `upgrade_state` adds; or states
+        of several networks, as far as the shapes of their masks tell.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune
@@ -85,6 +86,7 @@ def metrics(
         return _values(_none())
     states = require_states(opt_state)
     require_progress(states)
+    check_whole(states)
     check_not_donated("metrics: opt_state", states)
     paths, counts = _merged(states)
     scalars = _values(_totals(states, counts))
@@ -218,6 +220,7 @@ def _merged(states: Sequence[PruneState]) -> tuple[list[str], _LeafCounts]:
         return list(place), counts[0]
     for i, (state, own) in enumerate(zip(states, counts, strict=True)):
         counts[i] = own._replace(left=own.sizes - _final_zeros(state.progress, own))
+    _check_shapes(states, paths)
     merged = _LeafCounts(*(jnp.zeros((*x.shape[:-1], len(place)), x.dtype) for x in counts[0]))
     for own_paths, own in zip(paths, counts, strict=True):
         at = np.array([place[path] for path in own_paths], int)
@@ -230,6 +233,20 @@ def _merged(states: Sequence[PruneState]) -> tuple[list[str], _LeafCounts]:
         best = best._replace(left=jnp.where(both, least, best.left))
         merged = _LeafCounts(*(x.at[..., at].set(y) for x, y in zip(merged, best, strict=True)))
     return list(place), merged
+
+
+def _check_shapes(states: Sequence[PruneState], paths: Sequence[list[str]]) -> None:
+    """Raises where masks with the same path have different shapes: they are of two networks."""
+    shape_at: dict[Any, tuple[int, ...]] = {}
+    for state, own_paths in zip(states, paths, strict=True):
+        for path, mask in zip(own_paths, jax.tree.leaves(state.masks), strict=True):
+            shape, is_packed = jnp.shape(mask), state.widths is not None
+            if shape_at.setdefault((path, is_packed), shape) != shape:
+                raise ValueError(
+                    f"metrics: {shown_path(path)}: the prune states have masks of the shapes "
+                    f"{shape_at[path, is_packed]} and {shape}, so they are of several networks. "
+                    'Pass the state of one, such as states["q1"].'
+                )
 
 
 def _counts(state: PruneState) -> tuple[jax.Array, jax.Array, jax.Array]:

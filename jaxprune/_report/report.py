@@ -32,7 +32,13 @@ from jaxprune._recipe.structural_rules import existing_of
 from jaxprune._recipe.tree_errors import NO_LEAVES, PASS_PARAMS, check_no_optimizer_state
 from jaxprune._report.nonzero import nonzero_of, of_several_networks
 from jaxprune._report.table import LeafReport, Report, leaf_report
-from jaxprune._report.unfinished import does_land, emptied, require_progress, unfinished
+from jaxprune._report.unfinished import (
+    check_whole,
+    does_land,
+    emptied,
+    require_progress,
+    unfinished,
+)
 from jaxprune._state.prune_state import (
     PruneState,
     find_states,
@@ -180,6 +186,7 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
             "check(params, opt_state)."
         )
     states = states or require_states(opt_state)  # raises
+    check_whole(states)
     if len({tuple(paths_of(state.masks)) for state in states}) == 1:
         get_masks(opt_state)  # raises where these are masks of several networks
     paths, leaves, _ = leaves_with_paths(params)

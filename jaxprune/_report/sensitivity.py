@@ -28,6 +28,7 @@ from jaxprune._base.paths import (
     listed,
     matches,
     rule_for,
+    spec_of,
 )
 from jaxprune._base.trees import ArrayTree
 from jaxprune._recipe.budget import Recipe
@@ -38,7 +39,7 @@ from jaxprune._recipe.spelling import is_matched, spelled, spelled_roles
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import traits_of
 from jaxprune._report.sensitivity_table import Sensitivity
-from jaxprune._transform.oneshot import prune_params
+from jaxprune._transform.oneshot import grads_by_path, prune_params
 
 
 def sensitivity(
@@ -108,7 +109,7 @@ def sensitivity(
     members = _members(groups, chosen, paths)
     loss = _Loss(loss_fn, params)
     by_path = dict(zip(paths, leaves, strict=True))
-    grads_of = None if grads is None else _grads_by_path(grads, paths)
+    grads_of = None if grads is None else grads_by_path("sensitivity", grads, paths, leaves)
     roles = spelled_roles(recipe.roles, paths)
     prune = functools.partial(
         _prune_group, rules=roles, structure=_lenient(structure, paths), score=score
@@ -153,16 +154,6 @@ def _roles_of(rules: RoleRules, leaves: Mapping[str, Any]) -> AxisRoles | None:
     known = {path: axes for path, axes in roles.items() if axes is not None}
     without = {path: rules.reason(path) for path in roles if path not in known}
     return AxisRoles(known, without) if known else None
-
-
-def _grads_by_path(grads: Any, paths: Sequence[str]) -> dict[str, Any]:
-    grad_paths, leaves, _ = leaves_with_paths(grads)
-    if grad_paths != list(paths):
-        raise ValueError(
-            f"sensitivity: grads must have the leaves of the params, {listed(paths)}, got "
-            f"{listed(grad_paths)}. Pass gradients with respect to these params."
-        )
-    return dict(zip(grad_paths, leaves, strict=True))
 
 
 def _everything(path: str, leaf: Any) -> bool:
@@ -231,9 +222,17 @@ class _Loss:
     """
 
     def __init__(self, loss_fn: Callable[[Any], Any], params: Any):
-        self._compiled = jax.jit(loss_fn)
+        leaves, treedef = jax.tree.flatten(params)
+        fixed = [None if spec_of(leaf) is not None else leaf for leaf in leaves]
+
+        def of_arrays(arrays: list[Any]) -> Any:
+            """The loss; functions among the leaves, as of Equinox, are part of the program."""
+            pairs = zip(arrays, fixed, strict=True)
+            return loss_fn(treedef.unflatten([x if x is not None else own for x, own in pairs]))
+
+        self._compiled = jax.jit(of_arrays)
         try:
-            out = jax.eval_shape(loss_fn, params)
+            out = jax.eval_shape(of_arrays, _arrays_of(params))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise TypeError(
                 f"sensitivity: loss_fn fails on these params, with {type(error).__name__}. Try "
@@ -247,7 +246,12 @@ class _Loss:
         self.dense = self(params)
 
     def __call__(self, params: Any) -> float:
-        return float(self._compiled(params))
+        return float(self._compiled(_arrays_of(params)))
+
+
+def _arrays_of(params: Any) -> list[Any]:
+    """The leaves, with None in place of what is no array."""
+    return [leaf if spec_of(leaf) is not None else None for leaf in jax.tree.leaves(params)]
 
 
 # Dividing a total

@@ -7,6 +7,7 @@ share it; see `jaxprune._state.progress`.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -62,6 +63,19 @@ class _Member(NamedTuple):
     zero: np.ndarray
 
 
+def check_whole(states: Sequence[PruneState]) -> None:
+    """Raises where a state has not as many masks as thresholds: it mixes those of two models."""
+    for state in states:
+        n_masks, n_leaves = len(jax.tree.leaves(state.masks)), _n_leaves(state)
+        if n_masks != n_leaves:
+            raise ValueError(
+                f"the prune state has {n_masks} masks, but thresholds of {n_leaves} leaves, so it "
+                "mixes the states of two models, as nnx.update does with a checkpoint of another "
+                "model. Restore the params alone, make a new optimizer, and give it the masks: "
+                "jaxprune.set_masks(opt_state, jaxprune.masks_from_params(params))."
+            )
+
+
 def require_progress(states: Sequence[PruneState]) -> None:
     """Raises unless every state has a progress."""
     if any(state.progress is None for state in states):
@@ -70,6 +84,11 @@ def require_progress(states: Sequence[PruneState]) -> None:
             "passed to jaxprune.shrink as along=. Add it: opt_state = jaxprune.upgrade_state(tx, "
             "params, opt_state)."
         )
+
+
+def _n_leaves(state: PruneState) -> int:
+    """How many leaves the thresholds of a state are of."""
+    return jnp.shape(unboxed(state.thresholds))[-1]
 
 
 def does_land(state: PruneState) -> bool:

@@ -165,10 +165,7 @@ def _other_leaves(unknown: Sequence[str], lacking: Sequence[str]) -> str:
     ]
     fix = "Pass a tree like the params, such as jaxprune.masks_from_params(params)."
     if lacking and not unknown:
-        fix += (
-            " If the model has new layers, their masks keep every weight: "
-            "{**jaxprune.get_masks(opt_state), **masks}."
-        )
+        fix += " If the model has new layers, these masks keep all of their weights."
     return f"set_masks: masks must have the leaves of the params, but {'; '.join(problems)}. {fix}"
 
 

@@ -146,14 +146,16 @@ def straight_through(params: ArrayTree, masks: ArrayTree) -> ArrayTree:
 
     Args:
       params: any tree of arrays.
-      masks: a tree with the same structure; nonzero means kept.
+      masks: a tree like the params; nonzero means kept. Leaves without a mask, as of a part of the
+        params that `optax.partition` or `optax.masked` hides from `prune`, stay as they are.
 
     Returns:
       A tree like `params`, +0.0 at every dropped weight.
 
     Raises:
       TypeError: masks of floating point numbers, or shapes in place of arrays; names the path.
-      ValueError: masks with other paths or shapes than the params, or donated arrays.
+      ValueError: masks of leaves that the params do not have, or of other shapes, or donated
+        arrays.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -165,22 +167,28 @@ def straight_through(params: ArrayTree, masks: ArrayTree) -> ArrayTree:
     check_arrays("straight_through: masks", masks)
     paths, leaves, treedef = leaves_with_paths(params)
     mask_paths, mask_leaves, _ = leaves_with_paths(masks)
-    fix = "Pass masks like the params, such as jaxprune.get_masks(opt_state)."
-    if mask_paths != paths:
+    mask_at = dict(zip(mask_paths, mask_leaves, strict=True))
+    fix = "Pass masks like the params, such as jaxprune.get_masks(opt_state, params)."
+    if (paths and not mask_at) or not mask_at.keys() <= set(paths):
         raise ValueError(
             f"straight_through: the masks have the paths {listed(mask_paths)}, but the params have "
             f"{listed(paths)}. {fix}"
         )
-    for path, leaf, mask in zip(paths, leaves, mask_leaves, strict=True):
+    for path, leaf in zip(paths, leaves, strict=True):
+        mask = mask_at.get(path, leaf)
         if shape_of(leaf) != shape_of(mask):
             raise ValueError(
                 f"{shown_path(path)}: the mask has shape {shape_of(mask)} but the param has shape "
                 f"{shape_of(leaf)}. {fix}"
             )
-    for path, mask in zip(paths, mask_leaves, strict=True):
+    for path, mask in mask_at.items():
         check_mask_dtype(path, mask)
-    pairs = zip(leaves, mask_leaves, strict=True)
-    return treedef.unflatten([_straight_through_leaf(p, m) for p, m in pairs])
+    rows = zip(paths, leaves, strict=True)
+    masked = [
+        _straight_through_leaf(leaf, mask_at[path]) if path in mask_at else leaf
+        for path, leaf in rows
+    ]
+    return treedef.unflatten(masked)
 
 
 def _straight_through_leaf(param: Any, mask: Any) -> Any:

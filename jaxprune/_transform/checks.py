@@ -239,8 +239,13 @@ def check_updates(chosen: Sequence[int], tree: Tree, updates: list[Any], name: s
                 "Differentiate with respect to the params that are pruned, or leave this leaf out "
                 f"with exclude={rule_for(tree.paths[i])!r}."
             )
-        if jnp.shape(updates[i]) != shape:
+        if (got := jnp.shape(updates[i])) != shape:
+            fix = "Pass gradients with respect to these params."
+            if got[1:] == shape:
+                fix = (
+                    "Gradients of single examples, as for optax.contrib.dpsgd, need the optimizer "
+                    "before prune: optax.chain(dpsgd(...), jaxprune.prune(schedule))."
+                )
             raise ValueError(
-                f"{path}: the {name} has shape {jnp.shape(updates[i])} but the param has shape "
-                f"{shape}. Pass gradients with respect to these params."
+                f"{path}: the {name} has shape {got} but the param has shape {shape}. {fix}"
             )

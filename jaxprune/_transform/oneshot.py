@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,14 @@ import jax.numpy as jnp
 
 from jaxprune._base.arguments import as_seed, as_sparsity, shown
 from jaxprune._base.counting import as_counts
-from jaxprune._base.paths import check_not_donated, leaves_with_paths, listed, rule_for, shown_path
+from jaxprune._base.paths import (
+    check_not_donated,
+    leaves_with_paths,
+    listed,
+    rule_for,
+    shown_path,
+    spec_of,
+)
 from jaxprune._base.trees import ArrayTree
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
@@ -121,7 +129,7 @@ def _operands(tree: Tree, budget: Budget, score: Any, grads: Any, key: jax.Array
     """What the scores of the pruned leaves are computed from, with a key for each leaf."""
     by_leaf: list[Any] = [None] * len(tree.leaves)
     if grads is not None:
-        by_leaf = _grads_of(grads, tree.paths)
+        by_leaf = _grads_of(grads, tree)
         check_updates(budget.chosen, tree, by_leaf, "gradient in `grads`")
     return [
         Operand(
@@ -201,11 +209,25 @@ def _check_values(function: str, params: Any, paths: list[str], leaves: list[Any
             )
 
 
-def _grads_of(grads: Any, paths: list[str]) -> list[Any]:
-    grad_paths, leaves, _ = leaves_with_paths(grads)
-    if grad_paths != paths:
+def _grads_of(grads: Any, tree: Tree) -> list[Any]:
+    """The gradient of each leaf; None for one that is no array, such as a function of Equinox."""
+    by_path = grads_by_path("prune_params", grads, tree.paths, tree.leaves)
+    return [by_path.get(path) for path in tree.paths]
+
+
+def grads_by_path(
+    function: str, grads: Any, paths: Sequence[str], leaves: Sequence[Any]
+) -> dict[str, Any]:
+    """The gradients by path; those of leaves that are no arrays may be missing.
+
+    Raises:
+      ValueError: other leaves than those of the params, in an argument of the public `function`.
+    """
+    grad_paths, grad_leaves, _ = leaves_with_paths(grads)
+    needed = [path for path, leaf in zip(paths, leaves, strict=True) if spec_of(leaf) is not None]
+    if grad_paths not in (list(paths), needed):
         raise ValueError(
-            f"prune_params: grads must have the leaves of the params, {listed(paths)}, got "
+            f"{function}: grads must have the leaves of the params, {listed(needed)}, got "
             f"{listed(grad_paths)}. Pass gradients with respect to these params."
         )
-    return leaves
+    return dict(zip(grad_paths, grad_leaves, strict=True))

@@ -127,3 +127,26 @@ def test_splice_takes_the_state_of_an_nnx_optimizer(passed):
     pruning.update(model, nnx.grad(loss)(model))
     assert int(jax.tree.leaves(pruning.opt_state)[0]) == 2  # the count of adam goes on
     assert np.count_nonzero(model.kernel[...]) == 8
+
+
+def test_a_whole_equinox_model_takes_gradients_and_a_loss():
+    """Its functions are leaves without gradients."""
+    model = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0))
+
+    def loss(model):
+        return jnp.mean(jax.vmap(model)(jnp.ones((3, 2))) ** 2)
+
+    grads, arrays = eqx.filter_grad(loss)(model), eqx.filter(model, eqx.is_array)
+    assert grads.activation is None
+    rules = {"score": jaxprune.saliency, "grads": grads}
+    whole, _ = jaxprune.prune_params(model, 0.5, **rules)
+    part, _ = jaxprune.prune_params(arrays, 0.5, **rules)
+    assert eqx.tree_equal(eqx.filter(whole, eqx.is_array), part)
+    table = jaxprune.sensitivity(loss, model, (0.5,), **rules)
+    static = eqx.filter(model, eqx.is_array, inverse=True)
+    of_arrays = jaxprune.sensitivity(
+        lambda p: loss(eqx.combine(p, static)), arrays, (0.5,), **rules
+    )
+    assert table.to_dict() == of_arrays.to_dict()
+    with pytest.raises(ValueError, match="grads must have the leaves of the params"):
+        jaxprune.prune_params(model, 0.5, score=jaxprune.saliency, grads=grads.layers[0])

@@ -173,6 +173,10 @@ CASES = {
             "q_proj.lora_B.default.weight": "LoRA factor",
         },
     ),
+    "lora as a tree of its own": (
+        {"lora": {"fc": {"A": F32, "B": F32}}, "lora_params": {"q": {"a": F32}}, "fc": {"A": F32}},
+        {"lora/fc/A": "LoRA factor", "lora/fc/B": "LoRA factor", "lora_params/q/a": "LoRA factor"},
+    ),
     "lora as kohya and diffusers name it": (
         {"q": {"lora_down": {"weight": F32}, "lora": {"up": {"weight": F32}}}},
         {"q/lora_down/weight": "LoRA factor", "q/lora/up/weight": "LoRA factor"},

@@ -160,7 +160,7 @@ SLICES = {
     "no roles, and dots": (dict(overrides={r"experts\.1": 0.75}), ("experts is one leaf",)),
     "two axes": (
         dict(overrides={"w.1": 0.75}),
-        ("w is one leaf", "the role 'stack', or use per_slice"),
+        ("w is one leaf", "the role 'stack', or use per_slice, each with a distribution"),
     ),
     "exclude": (
         dict(roles=STACK, exclude="experts/2"),

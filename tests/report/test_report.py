@@ -881,3 +881,31 @@ def test_a_state_without_leaves_is_no_other_network():
     with pytest.raises(ValueError, match="w: 1 of 1 dropped weights is not zero") as error:
         jaxprune.check(params, {"pruned": state, "empty": tx.init({"w": optax.MaskedNode()})})
     assert "prune states in this optimizer state" not in str(error.value)
+
+
+def test_metrics_of_several_networks_are_refused_where_shapes_tell():
+    """They were a mixture that belongs to no network."""
+    generator, judge = {"fc": ones(4, 4), "bias": ones(4)}, {"fc": ones(8, 2), "bias": ones(2)}
+    tx = jaxprune.prune(SCHEDULE)
+    states = {"g": tx.init(generator), "d": tx.init(judge)}
+    with pytest.raises(ValueError, match=says("bias: ", "(4,)", "(2,)", 'states["q1"]')):
+        jaxprune.metrics(states)
+    assert jaxprune.metrics(states["d"])["prune/step"] == 0
+    both = optax.chain(tx, jaxprune.prune(SCHEDULE, packed=True))
+    assert jaxprune.metrics(both.init(generator))["prune/n_zero"] == 0
+
+
+def test_a_state_that_mixes_two_models_is_named():
+    """As `nnx.update` makes it with the checkpoint of a model that had fewer layers."""
+    tx = jaxprune.prune(SCHEDULE)
+    small, large = (
+        {"a": ones(4, 4), "bias": ones(4)},
+        {"a": ones(4, 4), "bias": ones(4), "b": ones(4)},
+    )
+    old, new = tx.init(small), tx.init(large)
+    mixed = old._replace(masks=new.masks)
+    for call in (jaxprune.metrics, lambda state: jaxprune.check(large, state)):
+        with pytest.raises(
+            ValueError, match=says("3 masks", "2 leaves", "masks_from_params(params)")
+        ):
+            call(mixed)

@@ -182,7 +182,7 @@ STATES = [
             {"fc": {"w": ones(2, 4)}, "b": ones(4)}, {"fc": {"w": ones(4)}, "b": ones(4)}
         ),
         ValueError,
-        ("fc/w:", ("mask", "(4,)", "(2, 4)"), "jaxprune.get_masks(opt_state)"),
+        ("fc/w:", ("mask", "(4,)", "(2, 4)"), "jaxprune.get_masks(opt_state, params)"),
     ),
     case(
         "check_no_state",
@@ -256,7 +256,7 @@ STATES = [
         "straight_through_of_a_state",
         lambda: jaxprune.straight_through(params(), start()),
         ValueError,
-        ("straight_through", ("masks/w", "b, n, w"), "jaxprune.get_masks(opt_state)"),
+        ("straight_through", ("masks/w", "b, n, w"), "jaxprune.get_masks(opt_state, params)"),
     ),
     case(
         "straight_through_swapped",

@@ -58,8 +58,19 @@ def test_masks_of_another_tree_raise(form):
             jaxprune.set_masks(state, masks)
     with pytest.raises(ValueError, match="If the model has new layers"):
         jaxprune.set_masks(state, part)
-    kept = jaxprune.get_masks(jaxprune.set_masks(state, {**jaxprune.get_masks(state), **part}))
-    assert jax.tree.all(jax.tree.map(jnp.all, kept))
+    jaxprune.set_masks(FORMS["plain"][0].init(PARAMS), jaxprune.masks_from_params(PARAMS))
+
+
+def test_a_new_optimizer_keeps_the_zeros_of_a_model_that_got_a_layer():
+    """What the error of `set_masks` and that of a mixed state say to type."""
+    params = {"enc": {"a": ones(4, 4).at[1:].set(0), "bias": ones(4)}}
+    params["enc"]["new"] = ones(4, 4)
+    tx = jaxprune.prune(ONCE, inner=optax.adam(0.1))
+    state = jaxprune.set_masks(tx.init(params), jaxprune.masks_from_params(params))
+    masks = jaxprune.get_masks(state)["enc"]
+    np.testing.assert_array_equal(masks["a"], params["enc"]["a"] != 0)
+    assert masks["new"].all()
+    assert masks["bias"].all()
 
 
 @pytest.mark.parametrize("packed", (False, True))

@@ -169,3 +169,17 @@ def test_an_nnx_optimizer_of_all_variables_is_told_to_take_params():
     grads = nnx.state(model, nnx.Param)
     with pytest.raises(ValueError, match=r"the params have mean, var, .*wrt=nnx.Param"):
         optimizer.update(model, grads)
+
+
+@pytest.mark.filterwarnings("ignore:.*seed:DeprecationWarning")
+def test_gradients_of_single_examples_need_the_optimizer_in_front():
+    """`optax.contrib.dpsgd` takes one gradient for each example, which `prune` can't mask."""
+    params = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4), "bias": jnp.ones(4)}
+    grads = jax.tree.map(lambda p: jnp.stack([p] * 6), params)
+    private, schedule = optax.contrib.dpsgd(0.1, 1.0, 0.1, 0), jaxprune.one_shot_schedule(0.5)
+    inside = jaxprune.prune(schedule, inner=private)
+    with pytest.raises(ValueError, match=r"kernel: .*\(6, 2, 4\).*optax\.chain\(dpsgd"):
+        inside.update(grads, inside.init(params), params)
+    tx = optax.chain(private, jaxprune.prune(schedule))
+    updates, state = tx.update(grads, tx.init(params), params)
+    jaxprune.check(optax.apply_updates(params, updates), state, done=True)

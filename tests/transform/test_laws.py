@@ -349,6 +349,21 @@ def test_prune_params_equals_one_fire_of_the_transform():
     chex.assert_trees_all_equal(kernels(pruned), kernels(optax.apply_updates(params, updates)))
 
 
+def test_straight_through_leaves_what_has_no_mask():
+    """`get_masks` of a `prune` behind `optax.partition` has no masks of the other leaves."""
+    params = {"sparse": jnp.arange(1.0, 5.0).reshape(2, 2), "dense": jnp.ones((2, 2))}
+    labels = {"sparse": "sparse", "dense": "dense"}
+    pruning = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.sgd(0.1), regrow="train")
+    tx = optax.partition({"sparse": pruning, "dense": optax.sgd(0.1)}, labels)
+    _, state = tx.update(params, tx.init(params), params)
+    masked = jaxprune.straight_through(params, jaxprune.get_masks(state))
+    chex.assert_trees_all_equal(masked, jaxprune.apply_masks(params, state))
+    assert int((masked["sparse"] == 0).sum()) == 2
+    for wrong in ({}, {"other": jnp.ones((2, 2), bool)}):
+        with pytest.raises(ValueError, match=r"get_masks\(opt_state, params\)"):
+            jaxprune.straight_through(params, wrong)
+
+
 def test_straight_through_masks_values_and_passes_gradients():
     params = make_params(8)
     del params["table"]
