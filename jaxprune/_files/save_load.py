@@ -323,7 +323,7 @@ def _check_nesting(file: Any, paths: Sequence[str]) -> None:
 _OF_LIKE = "Pass the params of the same model as `like`, or load without it."
 _OF_SHRUNK = (
     " If the file is of a model that was shrunk, load it without `like`, and give the result to "
-    "jaxprune.resize_nnx or resize_linen."
+    "jaxprune.resize_nnx or resize_linen (for Haiku and Equinox, see docs/guides/shrinking.md)."
 )
 
 
