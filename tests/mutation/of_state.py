@@ -87,6 +87,20 @@ MUTANTS = (
         ("transform/test_conformance.py::test_a_score_can_use_an_injected_hyperparameter",),
     ),
     Mutant(
+        "a-fire-reads-what-has-a-gradient",
+        "_transform/fire.py",
+        "arrays = lax.stop_gradient(_arrays_of(inputs))",
+        "arrays = _arrays_of(inputs)",
+        ("transform/test_gradients.py",),
+    ),
+    Mutant(
+        "an-upgrade-loses-arrays",
+        "_state/upgrade.py",
+        "if n_used < len(jax.tree.leaves(old)):",
+        "if False:",
+        ("state/test_upgrade.py::test_no_array_of_another_optimizer_is_lost_without_a_word",),
+    ),
+    Mutant(
         "a-selection-keeps-traced-values",
         "_topk/topk.py",
         "select = jitted_unless_traced(_select, score)",

@@ -13,6 +13,15 @@ from helpers import random_params
 N_STEPS, RATE = 4, 0.1
 SCHEDULE = jaxprune.cubic_schedule(0.5, 0, 3, 1)
 SGD = optax.sgd(RATE)
+
+
+def of_numpy(params, grads, key):
+    """A score that JAX can't differentiate."""
+    del grads, key
+    spec = jax.ShapeDtypeStruct(params.shape, params.dtype)
+    return jax.pure_callback(np.abs, spec, params)
+
+
 KINDS = {
     "chain": lambda: optax.chain(SGD, jaxprune.prune(SCHEDULE)),
     "inner": lambda: jaxprune.prune(SCHEDULE, inner=SGD),
@@ -22,6 +31,7 @@ KINDS = {
     "global pool": lambda: jaxprune.prune(
         SCHEDULE, inner=SGD, distribution=jaxprune.normalized_pool
     ),
+    "no derivative": lambda: jaxprune.prune(SCHEDULE, inner=SGD, score=of_numpy),
     "static": lambda: jaxprune.static_sparse(0.5, inner=SGD),
 }
 
