@@ -183,10 +183,9 @@ def straight_through(params: ArrayTree, masks: ArrayTree) -> ArrayTree:
             )
     for path, mask in mask_at.items():
         check_mask_dtype(path, mask)
-    rows = zip(paths, leaves, strict=True)
     masked = [
         _straight_through_leaf(leaf, mask_at[path]) if path in mask_at else leaf
-        for path, leaf in rows
+        for path, leaf in zip(paths, leaves, strict=True)
     ]
     return treedef.unflatten(masked)
 
