@@ -256,7 +256,9 @@ def _masked(path: str, param: Any, mask: Any, is_of_state: bool) -> Any:
     if spec.dtype.name != "float8_e8m0fnu":
         return keep(jnp.asarray(param), mask)
     # No zero can be written here. `prune` refuses such leaves, so its masks keep all of them.
-    if is_of_state or (not isinstance(mask, jax.core.Tracer) and bool(jnp.all(mask != 0))):
+    if is_of_state or (
+        not isinstance(mask, jax.core.Tracer) and bool(jnp.all(jnp.asarray(mask).astype(bool)))
+    ):
         return param
     raise TypeError(
         f"{shown_path(path)}: dtype {spec.dtype}: it has no zero, so a weight cannot be dropped. "
