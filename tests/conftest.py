@@ -105,3 +105,14 @@ def pytest_xdist_auto_num_workers():
     if hasattr(os, "sched_getaffinity"):
         return min(4, len(os.sched_getaffinity(0)))
     return min(4, os.cpu_count() or 1)
+
+
+@pytest.fixture(scope="module")
+def counted_programs():
+    """Makes room where JAX counts the programs of a function, which it does for 8,192 functions.
+
+    findings/jax-counts-8192-functions.sh has more. For tests of `_cache_size()`.
+    """
+    import jax
+
+    jax.clear_caches()

@@ -17,6 +17,8 @@ from jaxprune._topk import candidates, first_cuts, kept, search, stacks, topk
 from jaxprune._topk.topk import select, topk_mask, topk_masks
 from topk_oracle import KINDS, first, ranking, values
 
+pytestmark = pytest.mark.usefixtures("counted_programs")
+
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.float8_e4m3b11fnuz)
 SHAPES = ((), (1,), (0,), (3, 0), (31,), (4, 8), (3, 5, 7), (1031,), (2, 1024))
 

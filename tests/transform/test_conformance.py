@@ -17,6 +17,8 @@ import pytest
 import jaxprune
 from helpers import on_device
 
+pytestmark = pytest.mark.usefixtures("counted_programs")
+
 SCHEDULE = jaxprune.cubic_schedule(0.5, 1, 5, 2)
 N_ZERO = 12  # of the 24 weights of every kernel
 DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)

@@ -14,6 +14,8 @@ from bad_input import assert_error, case
 from helpers import assert_says, on_device
 from jaxprune import NM, Block, choose_schedule
 
+pytestmark = pytest.mark.usefixtures("counted_programs")
+
 SGD = optax.sgd(0.125)
 N_STEPS = 9
 SCHEDULES = (

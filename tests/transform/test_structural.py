@@ -27,6 +27,8 @@ from helpers import (
 )
 from jaxprune import NM, Block, Channel
 
+pytestmark = pytest.mark.usefixtures("counted_programs")
+
 SHAPES = {"a": (6, 8), "b": (5, 7), "c": (8, 4), "bias": (8,)}
 WEIGHTS = ("a", "b", "c")
 
