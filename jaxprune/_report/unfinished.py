@@ -66,7 +66,8 @@ class _Member(NamedTuple):
 def check_whole(states: Sequence[PruneState]) -> None:
     """Raises where a state has not as many masks as thresholds: it mixes those of two models."""
     for state in states:
-        n_masks, n_leaves = len(jax.tree.leaves(state.masks)), _n_leaves(state)
+        n_masks = len(jax.tree.leaves(state.masks))
+        n_leaves = jnp.shape(unboxed(state.thresholds))[-1]
         if n_masks != n_leaves:
             raise ValueError(
                 f"the prune state has {n_masks} masks, but thresholds of {n_leaves} leaves, so it "
@@ -84,11 +85,6 @@ def require_progress(states: Sequence[PruneState]) -> None:
             "passed to jaxprune.shrink as along=. Add it: opt_state = jaxprune.upgrade_state(tx, "
             "params, opt_state)."
         )
-
-
-def _n_leaves(state: PruneState) -> int:
-    """How many leaves the thresholds of a state are of."""
-    return jnp.shape(unboxed(state.thresholds))[-1]
 
 
 def does_land(state: PruneState) -> bool:

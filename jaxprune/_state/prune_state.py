@@ -243,12 +243,11 @@ def apply_masks(params: ArrayTree, masks_or_opt_state: Any) -> ArrayTree:
     check_arrays("apply_masks: masks_or_opt_state", masks_or_opt_state)
     paths, leaves, treedef = leaves_with_paths(params)
     masks = masks_by_path(masks_or_opt_state, paths, leaves)
-    is_of_state = bool(find_states(masks_or_opt_state))
     rows = zip(paths, leaves, masks, strict=True)
-    return treedef.unflatten([_masked(*row, is_of_state) for row in rows])
+    return treedef.unflatten([_masked(*row, masks_or_opt_state) for row in rows])
 
 
-def _masked(path: str, param: Any, mask: Any, is_of_state: bool) -> Any:
+def _masked(path: str, param: Any, mask: Any, masks_or_opt_state: Any) -> Any:
     """A numeric param with its mask applied; anything else, such as a PRNG key, unchanged."""
     spec = spec_of(param)
     if mask is None or spec is None or not jnp.issubdtype(spec.dtype, jnp.number):
@@ -256,9 +255,8 @@ def _masked(path: str, param: Any, mask: Any, is_of_state: bool) -> Any:
     if spec.dtype.name != "float8_e8m0fnu":
         return keep(jnp.asarray(param), mask)
     # No zero can be written here. `prune` refuses such leaves, so its masks keep all of them.
-    if is_of_state or (
-        not isinstance(mask, jax.core.Tracer) and bool(jnp.all(jnp.asarray(mask).astype(bool)))
-    ):
+    is_known = not isinstance(mask, jax.core.Tracer)
+    if find_states(masks_or_opt_state) or (is_known and np.asarray(mask).astype(bool).all()):
         return param
     raise TypeError(
         f"{shown_path(path)}: dtype {spec.dtype}: it has no zero, so a weight cannot be dropped. "
