@@ -38,6 +38,16 @@ def bits_of(dtype: Any) -> FloatBits:
     return FloatBits(unsigned, 1 << (n_bits - 1), infinity)
 
 
+def has_zero(dtype: Any) -> bool:
+    """Whether a dtype has a zero. All have but float8_e8m0fnu, which is for scales."""
+    return np.dtype(dtype).name != "float8_e8m0fnu"
+
+
+def can_compute(dtype: Any) -> bool:
+    """Whether JAX computes with a dtype. It has arrays of 6-bit floats, but no operations."""
+    return not np.dtype(dtype).name.startswith("float6_")
+
+
 def keyed_dtype(dtype: Any) -> np.dtype:
     """The dtype whose bits make the key of a float dtype: float32 for one-byte floats, else itself.
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxprune._base.float_bits import can_compute, has_zero
 from jaxprune._base.paths import Rule, matches, parts_of, rule_name
 from jaxprune._recipe.spelling import spelled_rules
 
@@ -69,9 +70,9 @@ def _free_reason(path: str, spec: Any) -> str:
     A zero logarithm, as in `log_std`, means one, not that something is dropped. A dtype without a
     zero, or one that JAX can't compute with, can't be masked.
     """
-    name = spec.dtype.name
-    if not jnp.issubdtype(spec.dtype, jnp.inexact) or name.startswith(("float6_", "float8_e8m0")):
-        return f"dtype {spec.dtype}"
+    dtype = spec.dtype
+    if not jnp.issubdtype(dtype, jnp.inexact) or not (has_zero(dtype) and can_compute(dtype)):
+        return f"dtype {dtype}"
     return "logarithm" if _LOGARITHM.fullmatch(parts_of(path)[-1]) else ""
 
 

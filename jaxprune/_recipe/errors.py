@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxprune._base.arguments import BadValue, shown
 from jaxprune._base.caching import bounded_cache
+from jaxprune._base.float_bits import can_compute, has_zero
 from jaxprune._base.paths import is_hashable, is_model, listed, rule_for, shown_path, spec_of
 from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.leaf_axes import AxesOf
@@ -207,9 +208,9 @@ def check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
     problem = ""
     if not jnp.issubdtype(spec.dtype, jnp.inexact):
         problem = "only floating point and complex weights can be pruned"
-    elif spec.dtype.name == "float8_e8m0fnu":
+    elif not has_zero(spec.dtype):
         problem = "it has no zero, so a weight cannot be dropped"
-    elif spec.dtype.name.startswith("float6_"):
+    elif not can_compute(spec.dtype):
         problem = "JAX has arrays of it, but can't compute with them"
     if problem:
         raise BadValue(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import kind_of
+from jaxprune._base.float_bits import has_zero
 from jaxprune._base.paths import (
     check_arrays,
     flattened,
@@ -252,7 +253,7 @@ def _masked(path: str, param: Any, mask: Any, masks_or_opt_state: Any) -> Any:
     spec = spec_of(param)
     if mask is None or spec is None or not jnp.issubdtype(spec.dtype, jnp.number):
         return param
-    if spec.dtype.name != "float8_e8m0fnu":
+    if has_zero(spec.dtype):
         return keep(jnp.asarray(param), mask)
     # No zero can be written here. `prune` refuses such leaves, so its masks keep all of them.
     is_known = not isinstance(mask, jax.core.Tracer)
