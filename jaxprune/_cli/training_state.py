@@ -1,8 +1,8 @@
 """What a leaf of a whole training state is: a param, a mask, or a part of the optimizer state.
 
 A file may hold more than params: a `TrainState`, a step of a trainer with several items, or the
-params beside the state of an optimizer. Only paths and dtypes are known, which suffices for the
-names that Flax, Optax and trainers use.
+params beside the state of an optimizer. Only paths, shapes and dtypes are known, which suffices for
+the names that Flax, Optax and trainers use, and for states without one, as in a tuple.
 """
 
 import re
@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from jaxprune._cli.mirrored import mirrored
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
 from jaxprune._state.bit_masks import bit_mask_shape
@@ -43,16 +44,20 @@ def groups_of(source: Source) -> dict[str, str]:
     """
     keys_of = {leaf.path: tuple(leaf.path.split("/")) for leaf in source.leaves}
     optimizers = _optimizers(keys_of.values())
+    shapes = {keys_of[leaf.path]: leaf.shape for leaf in source.leaves}
+    unnamed = mirrored({k: shapes[k] for k in shapes if optimizers.isdisjoint(_parents(k))})
+    optimizers |= {state.optimizer for state in unnamed}
     groups = _known_groups(source.leaves, keys_of, optimizers)
     others = {path: keys for path, keys in keys_of.items() if path not in groups}
     is_of_training = bool(groups)
     is_nested = is_of_training or any(keys[1:2] == ("batch_stats",) for keys in others.values())
     words = _PARAMS_KEYS if is_of_training else _PARAMS_KEYS[:2]
     nodes = {node for keys in others.values() for node in _parents(keys)}
-    roots = _with_optimizers(nodes, optimizers) or _by_words(nodes, words, 2 if is_nested else 1)
+    roots = _with_optimizers(nodes, optimizers) | {state.params for state in unnamed}
+    roots = roots or _by_words(nodes, words, 2 if is_nested else 1)
     roots = {(*root, "params") if (*root, "params") in nodes else root for root in roots}
     for path, keys in others.items():
-        is_param = not roots or not roots.isdisjoint(_parents(keys))
+        is_param = not roots or () in roots or not roots.isdisjoint(_parents(keys))
         groups[path] = PARAMS if is_param else OTHER
     return {path: groups[path] for path in keys_of}
 

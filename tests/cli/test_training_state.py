@@ -101,6 +101,48 @@ STATES = {
         "other": ["ema/params/w"],
     },
     "params at the root": {"params": ["fc/kernel", "x/w"], "masks": ["masks/fc/kernel"]},
+    "a tuple": {
+        "params": ["0/fc/kernel", "0/fc/bias"],
+        "optimizer state": [
+            *(f"1/inner_state/0/{name}/fc/kernel" for name in ("mu", "nu")),
+            *("1/inner_state/0/count", "1/prune_step", "1/progress/pool_of", "1/thresholds"),
+        ],
+        "masks": ["1/masks/fc/kernel", "1/masks/fc/bias"],
+        "other": ["2/fc/kernel", "2/fc/bias"],
+    },
+    "a tuple without jaxprune": {
+        "params": ["0/fc/kernel", "0/fc/bias"],
+        "optimizer state": ["1/0/mu/fc/kernel", "1/0/nu/fc/kernel", "1/0/count", "1/2/count"],
+        "other": ["2"],
+    },
+    "a tuple of a state first": {
+        "params": ["1/mu/kernel", "1/nu/kernel"],
+        "optimizer state": ["0/mu/mu/kernel", "0/mu/nu/kernel", "0/count"],
+    },
+    "momentum of linen variables in a tuple": {
+        "params": ["0/params/fc/kernel"],
+        "optimizer state": ["1/0/trace/params/fc/kernel"],
+        "other": ["0/batch_stats/fc/mean"],
+    },
+    "pairs of two networks": {
+        "params": ["g/0/w", "d/0/w"],
+        "optimizer state": ["g/1/0/nu/w", "d/1/0/nu/w", "d/1/0/count", "d/1/0/mu/w"],
+        "masks": ["g/1/1/masks/w"],
+    },
+    "a list of lists": {
+        "params": ["0/0/0/w", "0/1/0/w"],
+        "optimizer state": ["0/0/1/0/mu/w", "0/0/1/0/count", "0/1/1/0/mu/w", "0/1/1/0/count"],
+        "other": ["1"],
+    },
+    "other words": {
+        "params": ["weights/fc/kernel"],
+        "optimizer state": ["adam/0/mu/fc/kernel", "adam/0/count"],
+        "other": ["epoch"],
+    },
+    "an optimizer beside params at the root": {
+        "params": ["fc/kernel", "head/kernel"],
+        "optimizer state": ["adam/0/mu/fc/kernel", "adam/0/count"],
+    },
 }
 
 
@@ -135,6 +177,23 @@ def test_words_of_optimizers_and_masks_may_be_names_in_a_model(kind):
     assert groups(kind, *other_shape)["masks/d/kernel"] == "other"
     bits = [leaf("params/d/kernel"), leaf("masks/d/kernel", U1, (8, 1))]
     assert groups(kind, *bits)["masks/d/kernel"] == "masks"
+
+
+def test_words_of_moments_may_be_names_in_a_model():
+    for layers in (
+        ["mu/kernel", "logvar/kernel", "count"],
+        ["encoder/mu/kernel", "encoder/logvar/kernel", "decoder/kernel"],
+        ["encoder/0/mu/kernel", "encoder/1/logvar/kernel"],
+        ["layers/0/trace/kernel", "layers/1/out/kernel"],
+        ["0/0/mu/w", "1/w"],
+        ["0/0/nu/kernel", "0/1/kernel"],
+    ):
+        assert set(groups("npz", *map(leaf, layers)).values()) == {"params"}
+    # The other tree has other shapes, or not all of the leaves.
+    smaller = [leaf("0/w", shape=(4, 8)), leaf("1/0/mu/w"), leaf("1/0/count")]
+    assert set(groups("npz", *smaller).values()) == {"params"}
+    partly = [leaf("0/w"), leaf("1/0/mu/w"), leaf("1/0/mu/b"), leaf("1/0/count")]
+    assert set(groups("npz", *partly).values()) == {"params"}
 
 
 def test_a_variable_of_nnx_has_no_key_value():
@@ -191,6 +250,28 @@ def test_the_params_of_a_trainer_are_found(trainer, tmp_path):
         assert set(arrays) == {"model_params/kernel", "model_params/bias"}
         assert np.count_nonzero(arrays["model_params/kernel"]) == 8
     run("inspect", folder, "--quick", "--check")
+
+
+@pytest.mark.parametrize("sparsely", (True, False))
+def test_a_checkpoint_of_a_tuple(sparsely, tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    params = {"fc": {"kernel": jnp.arange(1.0, 33).reshape(8, 4), "bias": jnp.ones(4)}}
+    inner = optax.chain(optax.clip(1.0), optax.adamw(0.1))
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=inner) if sparsely else inner
+    params = optax.apply_updates(params, tx.update(params, tx.init(params), params)[0])
+    _, opt_state, params = stepper(tx)(params, tx.init(params), params)
+    folder, average = tmp_path / "run", jax.tree.map(jnp.copy, params)
+    with ocp.CheckpointManager(folder) as manager:
+        manager.save(0, args=ocp.args.StandardSave((params, opt_state, average, 7)))
+    report = as_json("inspect", folder, "--quick")
+    assert report["total"]["weights"] == 8 * 4 + 4
+    assert report["groups"].get("masks", {"weights": 0})["weights"] == (36 if sparsely else 0)
+    run("prune", folder, "-o", tmp_path / "a.npz", "-s", 0.75)
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert set(arrays) == {"0/fc/kernel", "0/fc/bias", "2/fc/kernel", "2/fc/bias", "3"}
+        assert np.count_nonzero(arrays["0/fc/kernel"]) == 8
+        np.testing.assert_array_equal(arrays["2/fc/kernel"], average["fc"]["kernel"])
+        assert arrays["3"] == 7
 
 
 def state_file(path, kernel, *, with_masks=True):

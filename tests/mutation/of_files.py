@@ -106,6 +106,13 @@ MUTANTS = (
     ),
     # _cli
     Mutant(
+        "layers-of-a-list-mirror-each-other",
+        "_cli/mirrored.py",
+        "len(node) - (2 if _is_link(node, names[node]) else 1)",
+        "len(node)",
+        ("cli/test_training_state.py::test_words_of_moments_may_be_names_in_a_model",),
+    ),
+    Mutant(
         "torch-biases-follow-the-last-axis",
         "_cli/layout.py",
         'return 0 if roles is None else roles.index("out")',
