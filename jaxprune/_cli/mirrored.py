@@ -75,7 +75,7 @@ def _is_state(node: _Keys, names: Collection[str]) -> bool:
 
 def _is_link(node: _Keys, names: Collection[str]) -> bool:
     """Whether a node is the link of a chain that holds one kind of moment, and no count."""
-    return len(node) > 1 and node[-1].isdigit() and len(names) == 1 and names <= set(_ALONE)
+    return len(node) > 1 and node[-1].isdigit() and len(names) == 1 and set(names) <= set(_ALONE)
 
 
 def _like(
