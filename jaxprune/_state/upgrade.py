@@ -6,6 +6,7 @@ their keys, so that the nested dicts and lists to which checkpoint libraries red
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,7 +84,10 @@ def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_st
     """
     check_transformation("upgrade_state", tx, "the saved state")
     _check_untraced((params, old_state))
-    fresh = new_state("upgrade_state", tx, params, batch_of(old_state))
+    with warnings.catch_warnings():
+        # The masks are those of the saved state, also where the params have no zeros (any more).
+        warnings.filterwarnings("ignore", r"jaxprune\.keep_zeros: ")
+        fresh = new_state("upgrade_state", tx, params, batch_of(old_state))
     if not _has_fields_of(fresh, old_state):
         old_state = getattr(old_state, "opt_state", old_state)
         if isinstance(old_state, Mapping):
