@@ -7,6 +7,7 @@
 - `pruning`: prunes leaf by leaf, also where leaves compete in one pool
 - `quantised`: leaves quantised weights alone
 - `training_state`: which leaves are params, masks or optimizer state
+- `optimizer_states`: finds the optimizer states, and the params that each belongs to
 - `writing`: checks what is written over what, and writes
 - `screen`: prints tables, progress and results
 - `words`: translates between options and arguments of the library

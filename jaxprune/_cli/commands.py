@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.paths import listed
 from jaxprune._cli import screen
 from jaxprune._cli.planned import Part, Plan, Rules, planned, with_zeros_written
 from jaxprune._cli.pruning import decision_rules, pruned_leaf, with_shares
@@ -22,11 +23,11 @@ from jaxprune._cli.training_state import (
     OPTIMIZER,
     OTHER,
     PARAMS,
-    groups_of,
     outside_params,
+    training_state_of,
     without_training,
 )
-from jaxprune._cli.words import FailedCheck
+from jaxprune._cli.words import FailedCheck, WrongOption
 from jaxprune._cli.writing import check_exists, check_source, checked_output, write
 from jaxprune._files import footprint
 from jaxprune._files.any_kind import Source, open_source
@@ -42,23 +43,28 @@ class _Model(NamedTuple):
     Attributes:
       source: the file, with the leaves that are taken.
       outside: why some of them are not pruned, by path: they are no params.
+      unclear: trees of which only one may hold the params.
     """
 
     source: Source
     outside: dict[str, str]
+    unclear: list[str]
 
 
 @contextlib.contextmanager
-def _open_model(file: Path, leaves: Sequence[Leaf] | None = None) -> Iterator[_Model]:
+def _open_model(
+    file: Path, params: Sequence[str] = (), leaves: Sequence[Leaf] | None = None
+) -> Iterator[_Model]:
     """Opens a file; of a checkpoint, without the masks and the state of the optimizer.
 
     Args:
       file: or folder.
+      params: paths of the trees of params, if the user gives them.
       leaves: those that were in it before, which must not have changed.
     """
     check_exists(file)
     with open_source(file) as source:
-        groups = groups_of(source)
+        groups, _, unclear = training_state_of(source, params)
         if source.kind == "orbax":
             source = without_training(source, groups)
             if not source.leaves:
@@ -66,14 +72,23 @@ def _open_model(file: Path, leaves: Sequence[Leaf] | None = None) -> Iterator[_M
         if leaves is not None and tuple(leaves) != source.leaves:
             raise ValueError(f"{file}: has changed while it was read. Start again.")
         kept = {leaf.path: groups[leaf.path] for leaf in source.leaves}
-        yield _Model(source, outside_params(kept))
+        yield _Model(source, outside_params(kept), unclear)
 
 
 def _planned(file: Path, model: _Model, *words: Any) -> Plan:
     """The plan of a file, which must hold params."""
     if len(model.outside) == len(model.source.leaves):
         raise _without_params(file)
+    if model.unclear:
+        raise _unclear(file, model.unclear)
     return planned(model.source, *words, outside=model.outside)
+
+
+def _unclear(file: Path, trees: Sequence[str]) -> WrongOption:
+    return WrongOption(
+        f"{file}: {listed(trees)} have the same paths and shapes. Which of them are the params "
+        f"that the optimizer trains, and not a copy? Say it, as in --params {trees[0]}"
+    )
 
 
 def _without_params(file: Path) -> ValueError:
@@ -86,7 +101,14 @@ def _without_params(file: Path) -> ValueError:
 # inspect
 
 
-def inspect(file: Path, *, quick: bool = False, check: bool = False, as_json: bool = False) -> None:
+def inspect(
+    file: Path,
+    *,
+    params: Sequence[str] = (),
+    quick: bool = False,
+    check: bool = False,
+    as_json: bool = False,
+) -> None:
     """Prints what is in a file: counts, structures, sizes in other formats, and problems.
 
     Raises:
@@ -96,14 +118,18 @@ def inspect(file: Path, *, quick: bool = False, check: bool = False, as_json: bo
     check_exists(file)
     formats = footprint.QUICK if quick else footprint.QUICK + footprint.SLOW
     with open_source(file) as source:
-        bit_masks = read_masks(source, mask_paths(source.leaves))
+        groups, param_of, unclear = training_state_of(source, params)
+        if check and unclear:
+            raise _unclear(file, unclear)
+        mask_of = {} if unclear else mask_paths(source.leaves, param_of)
+        bit_masks = read_masks(source, mask_of)
         left_out = source.left_out
     if check and not bit_masks:
         raise ValueError(
             f"{file}: has no masks, so --check can't tell which weights must be zero. Save the "
             "optimizer state with the params, or leave the option out."
         )
-    report, leaks = _inspection(file, formats, bit_masks)
+    report, leaks = _inspection(file, formats, bit_masks, groups)
     if as_json:
         print(json.dumps(report, indent=1))
     else:
@@ -114,12 +140,14 @@ def inspect(file: Path, *, quick: bool = False, check: bool = False, as_json: bo
 
 
 def _inspection(
-    file: Path, formats: tuple[str, ...], bit_masks: Mapping[str, np.ndarray]
+    file: Path,
+    formats: tuple[str, ...],
+    bit_masks: Mapping[str, np.ndarray],
+    groups: Mapping[str, str],
 ) -> tuple[dict[str, Any], list[str]]:
     """The report of `inspect`, and a line for each leaf whose dropped weights are not zero."""
     rows, problems, leaks = [], [], []
     with open_source(file) as source:  # once more: most kinds of file can be read only once
-        groups = groups_of(source)
         with screen.progress(source, file.name) as arrays:
             for path, array in arrays:
                 rows.append(_inspected(path, array, formats) | {"group": groups[path]})
@@ -223,10 +251,16 @@ def _n_minus_zero(array: np.ndarray) -> int:
 
 
 def plan(
-    file: Path, sparsity: float, rules: Rules, layout: str = "auto", *, as_json: bool = False
+    file: Path,
+    sparsity: float,
+    rules: Rules,
+    layout: str = "auto",
+    *,
+    params: Sequence[str] = (),
+    as_json: bool = False,
 ) -> None:
     """Prints what `prune` would do."""
-    with _open_model(file) as model:
+    with _open_model(file, params) as model:
         report = _planned(file, model, sparsity, rules, layout).report
         left_out = model.source.left_out
     if as_json:
@@ -244,6 +278,7 @@ def prune(
     rules: Rules,
     layout: str = "auto",
     *,
+    params: Sequence[str] = (),
     kind: str | None = None,
     force: bool = False,
     as_json: bool = False,
@@ -251,13 +286,16 @@ def prune(
     """Prunes the params of a file into another file, and prints what was done."""
     output = checked_output(file, out, kind, force=force)
     decide = decision_rules(rules)
-    with _open_model(file) as model:
+    with _open_model(file, params) as model:
         plan, leaves = _planned(file, model, sparsity, rules, layout), model.source.leaves
         check_source(output, model.source)
     if plan.shared:
-        plan = with_shares(plan, decide, functools.partial(_read, file, leaves))
+        plan = with_shares(plan, decide, functools.partial(_read, file, params, leaves))
     n_zero: dict[str, int] = {}
-    with _open_model(file, leaves) as (source, _), screen.progress(source, file.name) as arrays:
+    with (
+        _open_model(file, params, leaves) as (source, *_),
+        screen.progress(source, file.name) as arrays,
+    ):
         pruned = _pruned_arrays(arrays, plan.parts, decide, n_zero)
         written = write(output, source, pruned)
     report = with_zeros_written(plan.report, n_zero)
@@ -265,11 +303,11 @@ def prune(
 
 
 def _read(
-    file: Path, leaves: Sequence[Leaf], title: str, paths: Collection[str]
+    file: Path, params: Sequence[str], leaves: Sequence[Leaf], title: str, paths: Collection[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Some of the leaves of a file, which is opened once more."""
     with (
-        _open_model(file, leaves) as (source, _),
+        _open_model(file, params, leaves) as (source, *_),
         screen.progress(source.only(paths), title) as arrays,
     ):
         yield from arrays
@@ -304,13 +342,14 @@ def export(
     file: Path,
     out: Path,
     *,
+    params: Sequence[str] = (),
     kind: str | None = None,
     force: bool = False,
     as_json: bool = False,
 ) -> None:
     """Writes a file in another format, and prints what was done."""
     output = checked_output(file, out, kind, force=force)
-    with _open_model(file) as (source, _):
+    with _open_model(file, params) as (source, *_):
         check_source(output, source)
         with screen.progress(source, file.name) as arrays:
             written = write(output, source, arrays)

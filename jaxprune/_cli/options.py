@@ -61,6 +61,9 @@ def _options() -> Any:
             parser=as_number,
             metavar="<float>",
         ),
+        params=_repeated(
+            "--params", "<path>", "Tree of params in a training state, where this is not clear."
+        ),
         include=_repeated("--include", "<regex>", "Regex for whole paths of leaves to prune."),
         exclude=_repeated("--exclude", "<regex>", "Regex for leaves not to prune."),
         override=_repeated("--override", "<rule>", "REGEX=SPARSITY, for some leaves."),
@@ -123,13 +126,15 @@ def _add_inspect(app: Any) -> None:
             "--check",
             help="Exit with 3 if weights that the masks in the file drop are not zero.",
         ),
+        params: list[str] | None = of.params,
         as_json: bool = of.as_json,
     ) -> None:
         """Shows how sparse each leaf of a file is, its size in other formats, and any problems."""
         with _exit_codes():
             from jaxprune._cli import commands
 
-            commands.inspect(file, quick=quick, check=check, as_json=as_json)
+            trees = params or ()
+            commands.inspect(file, params=trees, quick=quick, check=check, as_json=as_json)
 
 
 def _add_plan(app: Any) -> None:
@@ -143,6 +148,7 @@ def _add_plan(app: Any) -> None:
     def command(
         file: Path = of.file,
         sparsity: float | None = of.sparsity,
+        params: list[str] | None = of.params,
         include: list[str] | None = of.include,
         exclude: list[str] | None = of.exclude,
         override: list[str] | None = of.override,
@@ -160,7 +166,7 @@ def _add_plan(app: Any) -> None:
             names = (structure, distribution, score, ties, layout)
             rules = rules_for(include, exclude, override, *names)
             target = sparsity_for(sparsity, rules)
-            commands.plan(file, target, rules, layout, as_json=as_json)
+            commands.plan(file, target, rules, layout, params=params or (), as_json=as_json)
 
 
 def _add_prune(app: Any) -> None:
@@ -177,6 +183,7 @@ def _add_prune(app: Any) -> None:
         file: Path = of.file,
         out: Path = of.out,
         sparsity: float | None = of.sparsity,
+        params: list[str] | None = of.params,
         include: list[str] | None = of.include,
         exclude: list[str] | None = of.exclude,
         override: list[str] | None = of.override,
@@ -201,7 +208,15 @@ def _add_prune(app: Any) -> None:
             rules = rules_for(include, exclude, override, *names)
             target = sparsity_for(sparsity, rules)
             commands.prune(
-                file, out, target, rules, layout, kind=kind, force=force, as_json=as_json
+                file,
+                out,
+                target,
+                rules,
+                layout,
+                params=params or (),
+                kind=kind,
+                force=force,
+                as_json=as_json,
             )
 
 
@@ -216,6 +231,7 @@ def _add_export(app: Any) -> None:
     def command(
         file: Path = of.file,
         out: Path = of.out,
+        params: list[str] | None = of.params,
         kind: str | None = of.kind,
         force: bool = of.force,
         as_json: bool = of.as_json,
@@ -227,7 +243,8 @@ def _add_export(app: Any) -> None:
         with _exit_codes():
             from jaxprune._cli import commands
 
-            commands.export(file, out, kind=kind, force=force, as_json=as_json)
+            trees = params or ()
+            commands.export(file, out, params=trees, kind=kind, force=force, as_json=as_json)
 
 
 @contextlib.contextmanager

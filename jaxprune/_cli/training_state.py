@@ -6,116 +6,146 @@ the names that Flax, Optax and trainers use, and for states without one, as in a
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune._cli.mirrored import mirrored
+from jaxprune._base.paths import listed, parts_of
+from jaxprune._cli.optimizer_states import (
+    PARAMS_KEYS,
+    Keys,
+    OptimizerStates,
+    find_optimizer_states,
+    parents,
+)
+from jaxprune._cli.words import WrongOption
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
 from jaxprune._state.bit_masks import bit_mask_shape
 
 PARAMS, MASKS, OPTIMIZER, OTHER = "params", "masks", "optimizer state", "other"
-_PARAMS_KEYS = ("params", "model_params", "model")
-_OPTIMIZER_ENDS = ("opt_state", "optimizer_state")
-# These may also be the names of layers; what is inside shows which.
-_OPTIMIZER_NAMES = ("optimizer", "opt", "optim")
-_IN_OPTIMIZERS = frozenset(
-    ("mu", "nu", "m", "v", "trace", "momentum", "velocity", "slots", "exp_avg", "exp_avg_sq")
-    + ("count", "step", "hyperparams", "param_groups", "inner_state", "opt_state", "prune_step")
-)
-
-_Keys = tuple[str, ...]
 
 
-def groups_of(source: Source) -> dict[str, str]:
-    """The group of each leaf of a file, by path: params, masks, optimizer state, or other.
+class TrainingState(NamedTuple):
+    """What the leaves of a file are.
+
+    Attributes:
+      groups: the group of each leaf, by path: params, masks, optimizer state, or other.
+      param_of: the path of the param of each mask of a prune state.
+      unclear: trees of which only one may be the params of an optimizer state.
+    """
+
+    groups: dict[str, str]
+    param_of: dict[str, str]
+    unclear: list[str]
+
+
+def training_state_of(source: Source, params: Sequence[str] = ()) -> TrainingState:
+    """What the leaves of a file are.
 
     Where a file has params with a key such as `params` or `model`, the leaves without one, such as
     batch statistics, the step or a moving average, are other leaves. Beside optimizer states, the
     params are those that belong to them. In all other files, every leaf is a param.
 
+    Args:
+      source: the file.
+      params: paths of the trees of params, if the user gives them.
+
+    Raises:
+      WrongOption: a path in `params` at which there is nothing.
+
     Example:
       >>> f4, u1 = np.dtype("f4"), np.dtype("u1")
       >>> leaves = [Leaf("params/w", (8,), f4), Leaf("opt_state/0/mu/w", (8,), f4)]
       >>> leaves += [Leaf("opt_state/1/masks/w", (8,), u1), Leaf("step", (), f4)]
-      >>> list(groups_of(Source("npz", tuple(leaves), lambda _: iter(()))).values())
-      ['params', 'optimizer state', 'masks', 'other']
+      >>> training_state_of(Source("npz", tuple(leaves), lambda _: iter(()))).groups.values()
+      dict_values(['params', 'optimizer state', 'masks', 'other'])
     """
-    keys_of = {leaf.path: tuple(leaf.path.split("/")) for leaf in source.leaves}
-    optimizers = _optimizers(keys_of.values())
+    keys_of = _keys_of(source.leaves)
+    path_of = {keys: path for path, keys in keys_of.items()}
+    given = _given(params, keys_of)
     shapes = {keys_of[leaf.path]: leaf.shape for leaf in source.leaves}
-    unnamed = mirrored({k: shapes[k] for k in shapes if optimizers.isdisjoint(_parents(k))})
-    optimizers |= {state.optimizer for state in unnamed}
-    groups = _known_groups(source.leaves, keys_of, optimizers)
+    found = find_optimizer_states(shapes, given)
+    groups = _known_groups(source.leaves, keys_of, found.nodes)
     others = {path: keys for path, keys in keys_of.items() if path not in groups}
     is_of_training = bool(groups)
-    is_nested = is_of_training or any(keys[1:2] == ("batch_stats",) for keys in others.values())
-    words = _PARAMS_KEYS if is_of_training else _PARAMS_KEYS[:2]
-    nodes = {node for keys in others.values() for node in _parents(keys)}
-    roots = _with_optimizers(nodes, optimizers) | {state.params for state in unnamed}
-    roots = roots or _by_words(nodes, words, 2 if is_nested else 1)
-    roots = {(*root, "params") if (*root, "params") in nodes else root for root in roots}
+    if given:
+        groups = {p: g for p, g in groups.items() if given.isdisjoint(parents(keys_of[p]))}
+        others = {path: keys for path, keys in keys_of.items() if path not in groups}
+    roots = given or _roots(others.values(), found, is_of_training)
     for path, keys in others.items():
-        is_param = not roots or () in roots or not roots.isdisjoint(_parents(keys))
+        is_param = not roots or () in roots or not roots.isdisjoint(parents(keys))
         groups[path] = PARAMS if is_param else OTHER
-    return {path: groups[path] for path in keys_of}
+    return TrainingState(
+        {path: groups[path] for path in keys_of},
+        {path_of[mask]: path_of[param] for mask, param in found.param_of.items()},
+        [] if given else ["/".join(root) for roots in found.unclear[:1] for root in roots],
+    )
 
 
-def _optimizers(paths: Collection[_Keys]) -> set[_Keys]:
-    """The keys of the optimizer states of a file. Below `params`, a layer may be called `opt`."""
-    found = set()
-    for keys in paths:
-        for i, key in enumerate(keys[:-1]):
-            if key == "params":
-                break
-            is_named = key in _OPTIMIZER_NAMES and not _IN_OPTIMIZERS.isdisjoint(keys[i + 1 :])
-            if is_named or key in _OPTIMIZER_ENDS or key.endswith(_AFTER_NAME):
-                found.add(keys[: i + 1])
-                break
-    return found
+def _keys_of(leaves: Sequence[Leaf]) -> dict[str, Keys]:
+    """The keys of each path. Where no path of a file has a slash, dots separate them."""
+    has_slashes = any("/" in leaf.path for leaf in leaves)
+    return {
+        leaf.path: tuple(leaf.path.split("/")) if has_slashes else parts_of(leaf.path)
+        for leaf in leaves
+    }
 
 
-_AFTER_NAME = tuple(f"_{end}" for end in _OPTIMIZER_ENDS)
+def _given(params: Sequence[str], keys_of: Mapping[str, Keys]) -> set[Keys]:
+    """The trees that a user calls params."""
+    nodes = {node for keys in keys_of.values() for node in parents(keys)}
+    by_path = {"/".join(node): node for node in nodes} | {".".join(node): node for node in nodes}
+    for path in params:
+        if path not in by_path:
+            tops = list(dict.fromkeys(keys[0] for keys in keys_of.values()))
+            raise WrongOption(
+                f"--params {path!r}: there is nothing at this path. The file has {listed(tops)}."
+            )
+    return {by_path[path] for path in params}
+
+
+def _roots(others: Collection[Keys], found: OptimizerStates, is_of_training: bool) -> set[Keys]:
+    """The trees of params; empty where all leaves are params."""
+    is_nested = is_of_training or any(keys[1:2] == ("batch_stats",) for keys in others)
+    words = PARAMS_KEYS if is_of_training else PARAMS_KEYS[:2]
+    nodes = {node for keys in others for node in parents(keys[:-1])}
+    if is_of_training:
+        nodes |= {keys for keys in others if len(keys) == 1}
+    roots = found.params or _by_words(nodes, words, 2 if is_nested else 1)
+    return {(*root, "params") if (*root, "params") in nodes else root for root in roots}
 
 
 def _known_groups(
-    leaves: Sequence[Leaf], keys_of: Mapping[str, _Keys], optimizers: set[_Keys]
+    leaves: Sequence[Leaf], keys_of: Mapping[str, Keys], optimizers: Collection[Keys]
 ) -> dict[str, str]:
     """The groups of masks and optimizer states, by path."""
-    shapes: dict[str, set[tuple[int, ...]]] = {}  # of all but masks, by every end of a path
+    shapes: dict[Keys, set[tuple[int, ...]]] = {}  # of all but masks, by every end of a path
+    nodes = set(optimizers)
     for leaf in leaves:
         keys = () if is_mask(leaf) else keys_of[leaf.path]
         for i in range(len(keys)):
-            shapes.setdefault("/".join(keys[i:]), set()).add(leaf.shape)
+            shapes.setdefault(keys[i:], set()).add(leaf.shape)
     groups = {}
     for leaf in leaves:
-        in_optimizer = not optimizers.isdisjoint(_parents(keys_of[leaf.path]))
-        if is_mask(leaf) and (in_optimizer or _is_of_a_param(leaf, shapes)):
+        in_optimizer = not nodes.isdisjoint(parents(keys_of[leaf.path]))
+        if is_mask(leaf) and (in_optimizer or _is_of_a_param(leaf, keys_of[leaf.path], shapes)):
             groups[leaf.path] = MASKS
         elif in_optimizer:
             groups[leaf.path] = OPTIMIZER
     return groups
 
 
-def _is_of_a_param(mask: Leaf, shapes: Mapping[str, Collection[tuple[int, ...]]]) -> bool:
+def _is_of_a_param(
+    mask: Leaf, keys: Keys, shapes: Mapping[Keys, Collection[tuple[int, ...]]]
+) -> bool:
     """Whether a leaf has the path and the shape for a mask; a model may have others of its own."""
-    of_param = shapes.get(end_of_param(mask), ())
+    of_param = shapes.get(keys[len(keys) - keys[::-1].index("masks") :], ())
     return any(mask.shape in (shape, bit_mask_shape(shape)) for shape in of_param)
 
 
-def _with_optimizers(nodes: Collection[_Keys], optimizers: Collection[_Keys]) -> set[_Keys]:
-    """The trees of params that have an optimizer state beside them, with a name like theirs."""
-    beside = {
-        (*parents, f"{key.removesuffix(end)}params")
-        for *parents, key in optimizers
-        for end in _OPTIMIZER_ENDS
-        if key.endswith(end)
-    }
-    return beside & set(nodes)
-
-
-def _by_words(nodes: Collection[_Keys], words: Collection[str], depth: int) -> set[_Keys]:
+def _by_words(nodes: Collection[Keys], words: Collection[str], depth: int) -> set[Keys]:
     """The keys of the trees of params, at most `depth` of them; the last is one of some words.
 
     Beside `params` at the top, those of another tree, such as a moving average, are none.
@@ -124,15 +154,13 @@ def _by_words(nodes: Collection[_Keys], words: Collection[str], depth: int) -> s
     return {("params",)} if ("params",) in roots else roots
 
 
-def _parents(keys: _Keys) -> Iterator[_Keys]:
-    """The first key, the first two, and so on."""
-    return (keys[:n] for n in range(1, len(keys) + 1))
-
-
 def is_mask(leaf: Leaf) -> bool:
     """Whether a leaf is a mask of a prune state, by its path and dtype."""
     is_mask_dtype = leaf.dtype in (np.dtype(np.uint8), np.dtype(bool))
-    return is_mask_dtype and re.fullmatch(r"(?:.*/)?masks/.*", leaf.path) is not None
+    return is_mask_dtype and _BEFORE_PARAM.match(leaf.path) is not None
+
+
+_BEFORE_PARAM = re.compile("(?:.*[/.])?masks[/.](?=.)", re.DOTALL)
 
 
 def end_of_param(mask: Leaf) -> str:
@@ -142,7 +170,7 @@ def end_of_param(mask: Leaf) -> str:
       >>> end_of_param(Leaf("opt_state/1/masks/fc/kernel", (8,), np.dtype("u1")))
       'fc/kernel'
     """
-    return re.sub(r"(?:.*/)?masks/", "", mask.path, count=1)
+    return _BEFORE_PARAM.sub("", mask.path, count=1)
 
 
 def outside_params(groups: Mapping[str, str]) -> dict[str, str]:

@@ -217,7 +217,7 @@ _NORM = re.compile(
     "(?!.*(weight|spectral)_?norm)(.*norms?|(.*_)?(ln|bn|gn))(_?[0-9]+|_[a-z])?",
     re.IGNORECASE | re.DOTALL,
 )
-_QUANTISATION_SCALE = re.compile("scales?|.*_scale(_inv)?|zero_point", re.DOTALL)
+_QUANTISATION_SCALE = re.compile("scales?|.*_scale(_inv)?|(.*_)?zeros?(_points?)?", re.DOTALL)
 _EMBEDDING = re.compile(
     "wte|wpe|(.*_)?emb(ed(s|der|ding|dings)?)?(_.*)?", re.IGNORECASE | re.DOTALL
 )

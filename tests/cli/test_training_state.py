@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from flax import nnx
 
 import jaxprune
 from helpers import assert_says, stepper
-from jaxprune._cli.training_state import groups_of
+from jaxprune._base.paths import leaves_with_paths
+from jaxprune._cli.training_state import training_state_of
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
 from jaxprune._files.orbax import _without_value
@@ -23,7 +25,7 @@ F4, U1, I4 = np.dtype("f4"), np.dtype("u1"), np.dtype("i4")
 
 
 def groups(kind, *leaves):
-    return groups_of(Source(kind, tuple(leaves), lambda _: iter(())))
+    return training_state_of(Source(kind, tuple(leaves), lambda _: iter(()))).groups
 
 
 def leaf(path, dtype=F4, shape=(8, 8)):
@@ -126,7 +128,9 @@ STATES = {
     },
     "pairs of two networks": {
         "params": ["g/0/w", "d/0/w"],
-        "optimizer state": ["g/1/0/nu/w", "d/1/0/nu/w", "d/1/0/count", "d/1/0/mu/w"],
+        "optimizer state": [
+            *("g/1/0/nu/w", "g/1/1/prune_step", "d/1/0/nu/w", "d/1/0/count", "d/1/0/mu/w"),
+        ],
         "masks": ["g/1/1/masks/w"],
     },
     "a list of lists": {
@@ -138,6 +142,55 @@ STATES = {
         "params": ["weights/fc/kernel"],
         "optimizer state": ["adam/0/mu/fc/kernel", "adam/0/count"],
         "other": ["epoch"],
+    },
+    "an average under a name of its own": {
+        "params": ["params/w"],
+        "optimizer state": ["optim_state/0/mu/w", "optim_state/0/count"],
+        "other": ["ema_params/w", "step"],
+    },
+    "a target network": {
+        "params": ["q/w"],
+        "optimizer state": ["opt/0/mu/w", "opt/0/count"],
+        "other": ["q_target/w"],
+    },
+    "two networks of one shape": {
+        "params": ["gen/w", "disc/w"],
+        "optimizer state": [
+            *("gen_opt/0/mu/w", "gen_opt/0/count", "disc_opt/0/mu/w", "disc_opt/0/count"),
+        ],
+    },
+    "critics of one shape": {
+        "params": ["policy_params/w", "q1_params/w", "q2_params/w"],
+        "optimizer state": [
+            *("policy_optimizer/0/mu/w", "policy_optimizer/0/count", "q1_optimizer/0/mu/w"),
+            *("q1_optimizer/0/count", "q2_optimizer/0/mu/w", "q2_optimizer/0/count"),
+        ],
+        "other": ["target_q1_params/w"],
+    },
+    "a tuple of pairs": {
+        "params": ["0/0/w", "0/1/w"],
+        "optimizer state": ["1/0/mu/w", "1/0/count", "1/1/mu/w", "1/1/count"],
+    },
+    "a tuple of a model and an optimizer of NNX": {
+        "params": ["0/model/w", "0/lm_head/w"],
+        "optimizer state": [
+            *("1/opt_state/0/mu/model/w", "1/opt_state/0/mu/lm_head/w", "1/opt_state/0/count"),
+        ],
+        "other": ["1/step"],
+    },
+    "statistics beside params of another name": {
+        "params": ["net/w"],
+        "optimizer state": ["opt_state/0/mu/w", "opt_state/0/count"],
+        "other": ["ema/w", "batch_stats/mean", "step"],
+    },
+    "an average beside a state without a name": {
+        "params": ["params/w"],
+        "optimizer state": ["train/adam/0/mu/w", "train/adam/0/count"],
+        "other": ["train/average/w", "train/step"],
+    },
+    "a part of the params in the optimizer": {
+        "params": ["0/head/w", "0/fc/w"],
+        "optimizer state": ["1/0/mu/w", "1/0/count"],
     },
     "an optimizer beside params at the root": {
         "params": ["fc/kernel", "head/kernel"],
@@ -181,6 +234,13 @@ def test_words_of_optimizers_and_masks_may_be_names_in_a_model(kind):
 
 def test_words_of_moments_may_be_names_in_a_model():
     for layers in (
+        ["opt/drop/rngs/count", "opt/fc/kernel", "sar/fc/kernel"],
+        ["opt/q/kernel", "opt/k/kernel", "opt/v/kernel", "out/kernel"],
+        ["opt/m/kernel", "out/kernel"],
+        ["blocks/0/trace/kernel", "blocks/1/trace/kernel", "out/kernel"],
+        ["vq/ema", "vq/count", "vq/codebook", "out/kernel"],
+        ["norm/g", "norm/v", "out/v"],
+        ["params", "out/kernel"],
         ["mu/kernel", "logvar/kernel", "count"],
         ["encoder/mu/kernel", "encoder/logvar/kernel", "decoder/kernel"],
         ["encoder/0/mu/kernel", "encoder/1/logvar/kernel"],
@@ -194,6 +254,108 @@ def test_words_of_moments_may_be_names_in_a_model():
     assert set(groups("npz", *smaller).values()) == {"params"}
     partly = [leaf("0/w"), leaf("1/0/mu/w"), leaf("1/0/mu/b"), leaf("1/0/count")]
     assert set(groups("npz", *partly).values()) == {"params"}
+
+
+@pytest.mark.parametrize("separator", ("/", "."))
+def test_a_state_without_params_has_none(separator):
+    paths = [separator.join(("0", name, "fc", "kernel")) for name in ("mu", "nu")]
+    leaves = [leaf(path) for path in (*paths, separator.join(("0", "count")))]
+    assert set(groups("npz", *leaves).values()) == {"optimizer state"}
+
+
+def test_keys_of_a_state_may_be_separated_by_dots():
+    expected = STATES["a tuple"] | {"other": ["2.fc"]}
+    expected = {p.replace("/", "."): group for group, paths in expected.items() for p in paths}
+    leaves = [leaf(path, U1 if group == "masks" else F4) for path, group in expected.items()]
+    assert groups("safetensors", *leaves) == expected
+
+
+OPTIMIZERS = {
+    **{
+        name: getattr(optax, name)(0.1)
+        for name in (
+            *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "adan"),
+            *("amsgrad", "lamb", "lion", "novograd", "optimistic_gradient_descent", "radam"),
+            *("rmsprop", "rprop", "sm3", "yogi", "lbfgs"),
+        )
+    },
+    **{
+        name: getattr(optax.contrib, name)(0.1)
+        for name in ("ademamix", "cocob", "dog", "muon", "schedule_free_adamw", "sophia")
+        if hasattr(optax.contrib, name)
+    },
+    "momentum": optax.sgd(0.1, 0.9),
+    "trace": optax.trace(0.9),
+    "MultiSteps": optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+    "masked": optax.masked(optax.adam(0.1), {"conv": True, "fc": {"kernel": True, "bias": False}}),
+    "prodigy": optax.contrib.prodigy(),
+    "momo": optax.contrib.momo(),
+    "hyperparams": optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
+    "prune": jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.sgd(0.1)),
+    "packed": optax.chain(jaxprune.prune(jaxprune.one_shot_schedule(0.5), packed=True)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_params_of_a_tuple_are_found_with_any_optimizer(name):
+    params = {
+        "conv": jnp.ones((3, 3, 128, 130)),
+        "fc": {"kernel": jnp.ones((9, 7)), "bias": jnp.ones(7)},
+    }
+    paths, leaves, _ = leaves_with_paths((params, jax.eval_shape(OPTIMIZERS[name].init, params)))
+    as_leaves = [
+        Leaf(path, x.shape, np.dtype(x.dtype)) for path, x in zip(paths, leaves, strict=True)
+    ]
+    found = groups("orbax", *as_leaves)
+    assert [path for path in paths if found[path] == "params"] == paths[:3]
+    # Numbers of another link of a chain may be others; nothing of the size of a param is.
+    others = {path for path in paths if found[path] == "other"}
+    assert all(leaf.shape == () for leaf in as_leaves if leaf.path in others)
+
+
+def copies():
+    """Two trees of one shape, of which an optimizer trains one."""
+    kernel = np.arange(1.0, 17, dtype=np.float32).reshape(4, 4)
+    state = {"1/prune_step": np.int32(1), "1/masks/w": (kernel > 8).astype(np.uint8)}
+    return {"0/w": kernel, "2/w": kernel * (kernel > 8), "3": np.int32(3), **state}
+
+
+def test_where_the_params_may_be_either_of_two_trees_the_user_says_which(tmp_path):
+    np.savez(tmp_path / "a.npz", **copies())
+    for words in (("plan", "-s", 0.75), ("prune", "-s", 0.75, "-o", tmp_path / "b.npz")):
+        command, *options = words
+        _, error = run(command, tmp_path / "a.npz", *options, code=2)
+        assert_says(error, f"{tmp_path / 'a.npz'}:", "0, 2", "same paths and shapes", "--params 0")
+    assert not (tmp_path / "b.npz").exists()
+    for tree, other in (("0", "2"), ("2", "0")):
+        run("prune", tmp_path / "a.npz", *words[1:], "--params", tree, "--force")
+        with np.load(tmp_path / "b.npz") as arrays:
+            assert np.count_nonzero(arrays[f"{tree}/w"]) == 4
+            np.testing.assert_array_equal(arrays[f"{other}/w"], copies()[f"{other}/w"])
+    _, error = run("plan", tmp_path / "a.npz", "-s", 0.5, "--params", "net", code=2)
+    assert_says(error, "--params 'net'", "nothing at this path", "0, 2, 3, 1")
+
+
+def test_masks_are_compared_with_the_params_that_they_belong_to(tmp_path):
+    np.savez(tmp_path / "a.npz", **copies())
+    text, _ = run("inspect", tmp_path / "a.npz", "--quick")
+    assert "not zero" not in text
+    _, error = run("inspect", tmp_path / "a.npz", "--quick", "--check", code=2)
+    assert_says(error, "0, 2", "--params 0")
+    run("inspect", tmp_path / "a.npz", "--quick", "--check", "--params", "2")
+    run("inspect", tmp_path / "a.npz", "--quick", "--check", "--params", "0", code=3)
+    kept = np.eye(4, dtype=np.uint8)
+    for good in ("gen", "disc", "none"):
+        arrays = {}
+        for i, name in enumerate(("gen", "disc")):
+            mask = np.roll(kept, i, axis=0)
+            arrays[f"{name}/params/w"] = (mask if name == good else 1 - mask).astype(np.float32)
+            arrays[f"{name}/opt_state/masks/w"] = mask
+            arrays[f"{name}/opt_state/prune_step"] = np.int32(1)
+        np.savez(tmp_path / "b.npz", **arrays)
+        text, _ = run("inspect", tmp_path / "b.npz", "--quick", "--check", code=3)
+        for name in ("gen", "disc"):
+            assert (f"{name}/params/w: 12 of 12 weights" in text) == (name != good)
 
 
 def test_a_variable_of_nnx_has_no_key_value():
@@ -260,9 +422,9 @@ def test_a_checkpoint_of_a_tuple(sparsely, tmp_path):
     tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=inner) if sparsely else inner
     params = optax.apply_updates(params, tx.update(params, tx.init(params), params)[0])
     _, opt_state, params = stepper(tx)(params, tx.init(params), params)
-    folder, average = tmp_path / "run", jax.tree.map(jnp.copy, params)
+    folder, target = tmp_path / "run", {"fc": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(4)}}
     with ocp.CheckpointManager(folder) as manager:
-        manager.save(0, args=ocp.args.StandardSave((params, opt_state, average, 7)))
+        manager.save(0, args=ocp.args.StandardSave((params, opt_state, target, 7)))
     report = as_json("inspect", folder, "--quick")
     assert report["total"]["weights"] == 8 * 4 + 4
     assert report["groups"].get("masks", {"weights": 0})["weights"] == (36 if sparsely else 0)
@@ -270,7 +432,7 @@ def test_a_checkpoint_of_a_tuple(sparsely, tmp_path):
     with np.load(tmp_path / "a.npz") as arrays:
         assert set(arrays) == {"0/fc/kernel", "0/fc/bias", "2/fc/kernel", "2/fc/bias", "3"}
         assert np.count_nonzero(arrays["0/fc/kernel"]) == 8
-        np.testing.assert_array_equal(arrays["2/fc/kernel"], average["fc"]["kernel"])
+        np.testing.assert_array_equal(arrays["2/fc/kernel"], target["fc"]["kernel"])
         assert arrays["3"] == 7
 
 

@@ -106,10 +106,10 @@ MUTANTS = (
     ),
     # _cli
     Mutant(
-        "layers-of-a-list-mirror-each-other",
-        "_cli/mirrored.py",
-        "len(node) - (2 if _is_link(node, names[node]) else 1)",
-        "len(node)",
+        "layers-are-states-of-an-optimizer",
+        "_cli/optimizer_states.py",
+        "return is_beside and all(",
+        "return all(",
         ("cli/test_training_state.py::test_words_of_moments_may_be_names_in_a_model",),
     ),
     Mutant(
