@@ -217,11 +217,12 @@ CASES = {
         {"fc.weight_scale_inv": "quantisation scale"},
     ),
     "GPTQ": (
-        {"fc": {"qweight": spec("int32", 2, 4), "scales": F32, "zero_point": F32}},
+        {"fc": {"qweight": spec("int32", 2, 4), "scales": F32, "zero_point": F32, "zero": F32}},
         {
             "fc/qweight": "dtype int32",
             "fc/scales": "quantisation scale",
             "fc/zero_point": "quantisation scale",
+            "fc/zero": "quantisation scale",
         },
     ),
     "a scale that cannot be pruned": (
@@ -229,7 +230,7 @@ CASES = {
         {"w": "dtype uint8", "w_scale": "quantisation scale"},
     ),
     "scales of another parent": (
-        {"a": {"w": spec("int8", 8, 4)}, "b": {"w_scale": F32, "zero_point": F32}},
+        {"a": {"w": spec("int8", 8, 4)}, "b": {"w_scale": F32, "zero_point": F32, "zeros": F32}},
         {"a/w": "dtype int8", "b/w_scale": "scale"},
     ),
     "a float8 leaf is not its own neighbour": ({"zero_point": spec("float8_e4m3fn", 8, 4)}, {}),
