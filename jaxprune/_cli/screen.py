@@ -147,9 +147,8 @@ def print_left_out(left_out: Mapping[str, str]) -> None:
       left_out: the reasons, by path or name.
 
     Example:
-      >>> print_left_out({"opt_state/mu": "not needed", "opt_state/nu": "not needed", "x": "text"})
-      left out: opt_state/... (2 leaves): not needed
-      left out: x: text
+      >>> print_left_out({"a_opt/mu": "training", "a_opt/nu": "training", "b_opt/mu": "training"})
+      left out: a_opt/... (2 leaves), b_opt/mu: training
     """
     paths_of: dict[str, list[str]] = {}
     for path, reason in left_out.items():
@@ -160,7 +159,15 @@ def print_left_out(left_out: Mapping[str, str]) -> None:
 
 
 def _together(paths: Sequence[str]) -> str:
-    """Several paths by what they have in common."""
+    """Several paths by what those with the same first key have in common."""
+    by_top: dict[str, list[str]] = {}
+    for path in paths:
+        by_top.setdefault(path.partition("/")[0], []).append(path)
+    return listed([_common(group) for group in by_top.values()])
+
+
+def _common(paths: Sequence[str]) -> str:
+    """Several paths by the keys that all of them begin with."""
     levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
     common = [keys[0] for keys in itertools.takewhile(lambda keys: len(set(keys)) == 1, levels)]
     if len(paths) == 1 or not common:
