@@ -267,7 +267,7 @@ class _Trees:
         return self._n_leaves[(*tree, "params") if is_params else tree] == len(ends)
 
 
-def _ranked(node: Keys, trees: Iterable[Keys]) -> list[Keys]:
+def _ranked(node: Keys, trees: Sequence[Keys]) -> list[Keys]:
     """The best of some trees for an optimizer state, and those that are as good.
 
     Best are no copies by their names, then those that share most keys with the state, then, by the
@@ -283,7 +283,12 @@ def _ranked(node: Keys, trees: Iterable[Keys]) -> list[Keys]:
         is_params = bool(there) and (there[0] in PARAMS_KEYS or there[-1] in PARAMS_KEYS)
         return is_copy, -n, not (is_alike or is_at_same_key), not is_params
 
-    ranks = [(rank(tree), tree) for tree in trees]
+    shared = [_n_common(node, tree) for tree in trees]
+    most = max(shared)
+    nearest = [tree for tree, n in zip(trees, shared, strict=True) if n == most]
+    ranks = [(rank(tree), tree) for tree in nearest]
+    if min(ranks)[0][0]:  # the nearest are copies
+        ranks = [(rank(tree), tree) for tree in trees]
     least = min(ranks)[0]
     return sorted(tree for rank_, tree in ranks if rank_ == least)
 
