@@ -53,7 +53,7 @@ class _Model(NamedTuple):
 
 @contextlib.contextmanager
 def _open_model(
-    file: Path, params: Sequence[str] = (), leaves: Sequence[Leaf] | None = None
+    file: Path, params: Sequence[str] | None = None, leaves: Sequence[Leaf] | None = None
 ) -> Iterator[_Model]:
     """Opens a file; of a checkpoint, without the masks and the state of the optimizer.
 
@@ -104,7 +104,7 @@ def _without_params(file: Path) -> ValueError:
 def inspect(
     file: Path,
     *,
-    params: Sequence[str] = (),
+    params: Sequence[str] | None = None,
     quick: bool = False,
     check: bool = False,
     as_json: bool = False,
@@ -256,7 +256,7 @@ def plan(
     rules: Rules,
     layout: str = "auto",
     *,
-    params: Sequence[str] = (),
+    params: Sequence[str] | None = None,
     as_json: bool = False,
 ) -> None:
     """Prints what `prune` would do."""
@@ -278,7 +278,7 @@ def prune(
     rules: Rules,
     layout: str = "auto",
     *,
-    params: Sequence[str] = (),
+    params: Sequence[str] | None = None,
     kind: str | None = None,
     force: bool = False,
     as_json: bool = False,
@@ -303,7 +303,11 @@ def prune(
 
 
 def _read(
-    file: Path, params: Sequence[str], leaves: Sequence[Leaf], title: str, paths: Collection[str]
+    file: Path,
+    params: Sequence[str] | None,
+    leaves: Sequence[Leaf],
+    title: str,
+    paths: Collection[str],
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Some of the leaves of a file, which is opened once more."""
     with (
@@ -342,7 +346,7 @@ def export(
     file: Path,
     out: Path,
     *,
-    params: Sequence[str] = (),
+    params: Sequence[str] | None = None,
     kind: str | None = None,
     force: bool = False,
     as_json: bool = False,

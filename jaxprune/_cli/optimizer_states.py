@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxprune._state.bit_masks import bit_mask_shape
+from jaxprune._state.bit_masks import is_mask_shape
 
 Keys = tuple[str, ...]
 _Shapes = Mapping[Keys, tuple[int, ...]]
@@ -51,12 +51,12 @@ _WRAPPERS = frozenset(
     + ("adv_state",)
 )
 _TWINS = ("mu", "nu")
-# States without a count.
+# States without a count; layers may be called so, too.
 _ALONE = ({"trace"}, {"nu"}, {"mu", "nu"}, {"sum_of_squares"})
 
 # Where these have not the shape of their param: what they have. Moments of Adafactor are factored.
 _FITS: dict[str, Callable[[Any, Any], bool]] = {
-    "masks": lambda mask, shape: mask in (shape, bit_mask_shape(shape)),
+    "masks": is_mask_shape,
     **dict.fromkeys(("v", "v_row", "v_col"), lambda moments, shape: True),
 }
 
@@ -110,8 +110,11 @@ def find_optimizer_states(shapes: _Shapes, params: Collection[Keys] = ()) -> Opt
     """
     names = _names(shapes)
     named = _named(names)
-    sure = {node for node in names if _is_state(names[node]) or _is_named(node, names, named)}
-    weak = {node for node in names if node and node not in sure and _is_alone(names[node])}
+    # Inside a state with a name, any node with moments is one.
+    with_moments = {node for node in names if not names[node].isdisjoint(_MOMENTS)}
+    sure = {node for node in with_moments if not named.isdisjoint(parents(node))}
+    sure |= {node for node in names if _is_state(names[node])}
+    weak = {node for node in names if node not in sure and names[node] in _ALONE}
     below, inside, given = _leaves_below(shapes, sure | weak), named | sure, set(params)
     others = {k: shape for k, shape in shapes.items() if inside.isdisjoint(parents(k))}
     if given:
@@ -119,8 +122,7 @@ def find_optimizer_states(shapes: _Shapes, params: Collection[Keys] = ()) -> Opt
     trees = _Trees(others)
     found = OptimizerStates(set(named), set(), {}, [])
     for node in sorted(sure | weak):
-        for name in sorted(names[node]):
-            ends = {keys[len(node) + 1 :]: shape for keys, shape in below[node].get(name, ())}
+        for name, ends in sorted(below[node].items()):
             if () in ends and name not in _MOMENTS:
                 continue
             likes = trees.like(ends, _FITS.get(name, operator.eq))
@@ -131,9 +133,9 @@ def find_optimizer_states(shapes: _Shapes, params: Collection[Keys] = ()) -> Opt
             if likes:
                 _add(found, (*node, name), ends, _ranked(node, likes))
     # A state whose params are in another file has moments that are like each other.
-    for node in sure - weak:
-        paths = [{keys[len(node) + 1 :] for keys, _ in below[node].get(x, ())} for x in _TWINS]
-        if node and found.nodes.isdisjoint(parents(node)) and paths[0] == paths[1] != set():
+    for node in sure:
+        first, second = (below[node].get(name, {}).keys() for name in _TWINS)
+        if first and first == second and found.nodes.isdisjoint(parents(node)):
             found.nodes.add(node)
     return found
 
@@ -162,20 +164,20 @@ def _whole_state(node: Keys, least: int) -> Keys:
 
 
 def _names(shapes: _Shapes) -> dict[Keys, set[str]]:
-    """What is directly below each node, down to a key `params`: below it are layers."""
+    """What is directly below each node but the root, down to a key `params`: below are layers."""
     names: dict[Keys, set[str]] = {}
     for keys in shapes:
-        depth = next((n for n, key in enumerate(keys) if key == "params"), len(keys) - 1)
-        for n in range(depth + 1):
+        depth = keys.index("params") if "params" in keys else len(keys) - 1
+        for n in range(1, depth + 1):
             names.setdefault(keys[:n], set()).add(keys[n])
     return names
 
 
-def _named(names: Mapping[Keys, Collection[str]]) -> set[Keys]:
+def _named(names: Mapping[Keys, set[str]]) -> set[Keys]:
     """The optimizer states that are called so; the outermost ones."""
     found: set[Keys] = set()
     for node in sorted(names, key=len):
-        if not node or not found.isdisjoint(parents(node)):
+        if not found.isdisjoint(parents(node)):
             continue
         key = node[-1]
         is_named = key in _ENDS or key.endswith(_ENDS_OF_NAMES)
@@ -184,10 +186,9 @@ def _named(names: Mapping[Keys, Collection[str]]) -> set[Keys]:
     return found
 
 
-def _is_optimizer(node: Keys, names: Mapping[Keys, Collection[str]]) -> bool:
+def _is_optimizer(node: Keys, names: Mapping[Keys, set[str]]) -> bool:
     """Whether a node that is called like an optimizer is none of the layers."""
-    inside = set(names[node])
-    if len(inside) > 1 and inside <= _AT_TOP:
+    if len(names[node]) > 1 and names[node] <= _AT_TOP:
         return True
     nodes = [other for other in names if other[: len(node)] == node]
     return any(
@@ -196,20 +197,9 @@ def _is_optimizer(node: Keys, names: Mapping[Keys, Collection[str]]) -> bool:
     )
 
 
-def _is_state(names: Collection[str]) -> bool:
+def _is_state(names: set[str]) -> bool:
     """Whether a node with these names is a state of optax or jaxprune with several fields."""
-    present = set(names)
-    return any(needed <= present <= fields for needed, fields in _STATES)
-
-
-def _is_named(node: Keys, names: Mapping[Keys, Collection[str]], named: Collection[Keys]) -> bool:
-    """Whether a node inside a state with a name has moments."""
-    return not (set(names[node]).isdisjoint(_MOMENTS) or set(named).isdisjoint(parents(node)))
-
-
-def _is_alone(names: Collection[str]) -> bool:
-    """Whether a node is like a state without a count; layers may be so called, too."""
-    return set(names) in _ALONE
+    return any(needed <= names <= fields for needed, fields in _STATES)
 
 
 def _is_chain(node: Keys, tree: Keys) -> bool:
@@ -221,15 +211,14 @@ def _is_chain(node: Keys, tree: Keys) -> bool:
 
 def _leaves_below(
     shapes: _Shapes, nodes: Collection[Keys]
-) -> dict[Keys, dict[str, list[tuple[Keys, tuple[int, ...]]]]]:
-    """The leaves below each of some nodes, by the first key below it."""
-    below: dict[Keys, dict[str, list[tuple[Keys, tuple[int, ...]]]]] = {n: {} for n in nodes}
+) -> dict[Keys, dict[str, dict[Keys, tuple[int, ...]]]]:
+    """The shapes of the leaves below each of some nodes, by the next key and those behind it."""
+    below: dict[Keys, dict[str, dict[Keys, tuple[int, ...]]]] = {node: {} for node in nodes}
     for keys, shape in shapes.items():
         for node in parents(keys[:-1]):
             if node in below:
-                below[node].setdefault(keys[len(node)], []).append((keys, shape))
-        if () in below:
-            below[()].setdefault(keys[0], []).append((keys, shape))
+                name, *end = keys[len(node) :]
+                below[node].setdefault(name, {})[tuple(end)] = shape
     return below
 
 

@@ -133,8 +133,7 @@ def _add_inspect(app: Any) -> None:
         with _exit_codes():
             from jaxprune._cli import commands
 
-            trees = params or ()
-            commands.inspect(file, params=trees, quick=quick, check=check, as_json=as_json)
+            commands.inspect(file, params=params, quick=quick, check=check, as_json=as_json)
 
 
 def _add_plan(app: Any) -> None:
@@ -166,7 +165,7 @@ def _add_plan(app: Any) -> None:
             names = (structure, distribution, score, ties, layout)
             rules = rules_for(include, exclude, override, *names)
             target = sparsity_for(sparsity, rules)
-            commands.plan(file, target, rules, layout, params=params or (), as_json=as_json)
+            commands.plan(file, target, rules, layout, params=params, as_json=as_json)
 
 
 def _add_prune(app: Any) -> None:
@@ -213,7 +212,7 @@ def _add_prune(app: Any) -> None:
                 target,
                 rules,
                 layout,
-                params=params or (),
+                params=params,
                 kind=kind,
                 force=force,
                 as_json=as_json,
@@ -243,8 +242,7 @@ def _add_export(app: Any) -> None:
         with _exit_codes():
             from jaxprune._cli import commands
 
-            trees = params or ()
-            commands.export(file, out, params=trees, kind=kind, force=force, as_json=as_json)
+            commands.export(file, out, params=params, kind=kind, force=force, as_json=as_json)
 
 
 @contextlib.contextmanager

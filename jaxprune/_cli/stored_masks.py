@@ -23,15 +23,13 @@ def mask_paths(
     A mask is a leaf `.../masks/PARAM` of dtype bool or uint8, with the shape of the param or that
     of its bit mask. Several leaves may end in `PARAM`, such as the moments of Adam or an average:
     the one with the fewest keys is the param, and among equals one below `params` or `model`.
-    Where `param_of` has the param of a mask, it is that one.
+    Where `param_of` has the param of a mask, which must fit, it is that one.
 
     Example:
       >>> w, m = Leaf("params/w", (8, 20), np.dtype("f4")), np.dtype("u1")
       >>> mask_paths([w, Leaf("opt_state/1/masks/w", (8, 3), m)])
       {'params/w': 'opt_state/1/masks/w'}
     """
-    shapes = {leaf.path: leaf.shape for leaf in leaves}
-    known = {mask: param for mask, param in param_of.items() if _fits(shapes[mask], shapes[param])}
     param_of_mask = {
         mask.path: end_of_param(mask)
         for mask in leaves
@@ -41,19 +39,14 @@ def mask_paths(
     for leaf in leaves:
         if "masks" not in leaf.path.split("/"):
             endings.offer(leaf)
-    mask_of = {param: mask for mask, param in known.items()}
-    known_params = set(mask_of)
+    known = {param: mask for mask, param in param_of.items()}
+    mask_of = dict(known)
     for mask in leaves:
         if mask.path in param_of_mask:
             param = endings.best(param_of_mask[mask.path], mask.shape)
-            if param is not None and param not in known_params:
+            if param is not None and param not in known:
                 mask_of[param] = mask.path
     return mask_of
-
-
-def _fits(mask_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a mask, or a bit mask, is for a param of this shape."""
-    return mask_shape in (shape, bit_mask_shape(shape))
 
 
 class _Endings:

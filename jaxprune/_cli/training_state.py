@@ -22,7 +22,7 @@ from jaxprune._cli.optimizer_states import (
 from jaxprune._cli.words import WrongOption
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
-from jaxprune._state.bit_masks import bit_mask_shape
+from jaxprune._state.bit_masks import is_mask_shape
 
 PARAMS, MASKS, OPTIMIZER, OTHER = "params", "masks", "optimizer state", "other"
 
@@ -41,7 +41,7 @@ class TrainingState(NamedTuple):
     unclear: list[str]
 
 
-def training_state_of(source: Source, params: Sequence[str] = ()) -> TrainingState:
+def training_state_of(source: Source, params: Sequence[str] | None = None) -> TrainingState:
     """What the leaves of a file are.
 
     Where a file has params with a key such as `params` or `model`, the leaves without one, such as
@@ -64,15 +64,13 @@ def training_state_of(source: Source, params: Sequence[str] = ()) -> TrainingSta
     """
     keys_of = _keys_of(source.leaves)
     path_of = {keys: path for path, keys in keys_of.items()}
-    given = _given(params, keys_of)
+    given = _given(params or (), keys_of)
     shapes = {keys_of[leaf.path]: leaf.shape for leaf in source.leaves}
     found = find_optimizer_states(shapes, given)
     groups = _known_groups(source.leaves, keys_of, found.nodes)
-    others = {path: keys for path, keys in keys_of.items() if path not in groups}
     is_of_training = bool(groups)
-    if given:
-        groups = {p: g for p, g in groups.items() if given.isdisjoint(parents(keys_of[p]))}
-        others = {path: keys for path, keys in keys_of.items() if path not in groups}
+    groups = {p: group for p, group in groups.items() if given.isdisjoint(parents(keys_of[p]))}
+    others = {path: keys for path, keys in keys_of.items() if path not in groups}
     roots = given or _roots(others.values(), found, is_of_training)
     for path, keys in others.items():
         is_param = not roots or () in roots or not roots.isdisjoint(parents(keys))
@@ -118,18 +116,17 @@ def _roots(others: Collection[Keys], found: OptimizerStates, is_of_training: boo
 
 
 def _known_groups(
-    leaves: Sequence[Leaf], keys_of: Mapping[str, Keys], optimizers: Collection[Keys]
+    leaves: Sequence[Leaf], keys_of: Mapping[str, Keys], optimizers: set[Keys]
 ) -> dict[str, str]:
     """The groups of masks and optimizer states, by path."""
     shapes: dict[Keys, set[tuple[int, ...]]] = {}  # of all but masks, by every end of a path
-    nodes = set(optimizers)
     for leaf in leaves:
         keys = () if is_mask(leaf) else keys_of[leaf.path]
         for i in range(len(keys)):
             shapes.setdefault(keys[i:], set()).add(leaf.shape)
     groups = {}
     for leaf in leaves:
-        in_optimizer = not nodes.isdisjoint(parents(keys_of[leaf.path]))
+        in_optimizer = not optimizers.isdisjoint(parents(keys_of[leaf.path]))
         if is_mask(leaf) and (in_optimizer or _is_of_a_param(leaf, keys_of[leaf.path], shapes)):
             groups[leaf.path] = MASKS
         elif in_optimizer:
@@ -142,7 +139,7 @@ def _is_of_a_param(
 ) -> bool:
     """Whether a leaf has the path and the shape for a mask; a model may have others of its own."""
     of_param = shapes.get(keys[len(keys) - keys[::-1].index("masks") :], ())
-    return any(mask.shape in (shape, bit_mask_shape(shape)) for shape in of_param)
+    return any(is_mask_shape(mask.shape, shape) for shape in of_param)
 
 
 def _by_words(nodes: Collection[Keys], words: Collection[str], depth: int) -> set[Keys]:

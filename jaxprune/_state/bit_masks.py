@@ -40,6 +40,16 @@ def bit_mask_shape(shape: tuple[int, ...], n_batch_axes: int = 0) -> tuple[int, 
     return (*shape[:-1], -(-shape[-1] // 8)) if len(shape) > n_batch_axes else shape
 
 
+def is_mask_shape(mask_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a mask or a bit mask of a param with this shape has the shape of a mask.
+
+    Example:
+      >>> [is_mask_shape(mask, (3, 20)) for mask in ((3, 20), (3, 3), (3, 2))]
+      [True, True, False]
+    """
+    return mask_shape in (shape, bit_mask_shape(shape))
+
+
 def widths_of(leaves: Sequence[Any], batch: tuple[int, ...] = ()) -> jax.Array:
     """The length of the last axis of each leaf: int32[*batch, n_leaves], 1 for a scalar.
 
