@@ -239,7 +239,7 @@ class _Trees:
         if not ends:
             return []
         first = next(iter(ends))
-        if first == ():  # params that are one array
+        if ends.keys() == {()}:  # params that are one array
             return [keys for keys, shape in self._shapes.items() if shape == ends[first] != ()]
         return [
             root

@@ -263,6 +263,12 @@ def test_a_state_without_params_has_none(separator):
     assert set(groups("npz", *leaves).values()) == {"optimizer state"}
 
 
+def test_a_leaf_may_have_the_path_of_a_tree():
+    """As in an `.npz` file, whose names are free."""
+    leaves = [leaf("p"), leaf("x/prune_step"), leaf("x/masks", U1), leaf("x/masks/w", U1)]
+    assert set(groups("npz", *leaves).values()) == {"params"}
+
+
 def test_keys_of_a_state_may_be_separated_by_dots():
     expected = STATES["a tuple"] | {"other": ["2.fc"]}
     expected = {p.replace("/", "."): group for group, paths in expected.items() for p in paths}
