@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.paths import listed
+from jaxprune._base.paths import listed, shown_path
 from jaxprune._cli import screen
 from jaxprune._cli.planned import Part, Plan, Rules, planned, with_zeros_written
 from jaxprune._cli.pruning import decision_rules, pruned_leaf, with_shares
@@ -85,9 +85,11 @@ def _planned(file: Path, model: _Model, *words: Any) -> Plan:
 
 
 def _unclear(file: Path, trees: Sequence[str]) -> WrongOption:
+    example = next(tree for tree in trees if tree)  # an empty path is the root of the file
     return WrongOption(
-        f"{file}: {listed(trees)} have the same paths and shapes. Which of them are the params "
-        f"that the optimizer trains, and not a copy? Say it, as in --params {trees[0]}"
+        f"{file}: {listed(list(map(shown_path, trees)))} have the same paths and shapes. Which of "
+        "them are the params that the optimizer trains, and not a copy? Say it, as in --params "
+        f"{example}"
     )
 
 

@@ -342,6 +342,15 @@ def test_where_the_params_may_be_either_of_two_trees_the_user_says_which(tmp_pat
     assert_says(error, "--params 'net'", "nothing at this path", "0, 2, 3, 1")
 
 
+def test_a_tree_to_choose_has_a_name(tmp_path):
+    kernel = np.ones((4, 4), np.float32)
+    state = {"opt_state/0/mu/w": kernel, "opt_state/0/count": np.int32(1)}
+    np.savez(tmp_path / "a.npz", **{"w": kernel, "x/w": kernel}, **state)
+    _, error = run("plan", tmp_path / "a.npz", "-s", 0.5, code=2)
+    assert_says(error, "(root), x", "--params x")
+    run("plan", tmp_path / "a.npz", "-s", 0.5, "--params", "x")
+
+
 def test_masks_are_compared_with_the_params_that_they_belong_to(tmp_path):
     np.savez(tmp_path / "a.npz", **copies())
     text, _ = run("inspect", tmp_path / "a.npz", "--quick")
