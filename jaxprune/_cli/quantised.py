@@ -5,7 +5,6 @@ its own magnitude does not compare with that of its neighbours. GPTQ, AWQ, compr
 qwix name scales and zero points differently; all end in a few words.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,9 @@ import jax.numpy as jnp
 
 from jaxprune._base.paths import parts_of
 from jaxprune._files.leaves import Leaf
+from jaxprune._recipe.default_choice import is_quantisation_scale
 
-_SCALE = re.compile(".*scales?(_inv|_[0-9]+)?|absmax|.*_absmax")
-_ZERO_POINT = re.compile(".*zeros?(_point)?s?|g_idx|weight_shape")
+_OTHERS = ("g_idx", "weight_shape")  # of GPTQ and compressed-tensors
 
 
 def is_small_float(dtype: Any) -> bool:
@@ -58,10 +57,10 @@ def quantised_line(leaves: Sequence[Leaf]) -> str | None:
     n_scales = 0
     for siblings in by_parent.values():
         names = [_split(leaf.path)[1] for leaf in siblings]
-        has_scale = any(map(_SCALE.fullmatch, names))
+        has_scale = any(map(is_quantisation_scale, names))
         quantised, n_others = [], 0
         for leaf, name in zip(siblings, names, strict=True):
-            if _SCALE.fullmatch(name) or _ZERO_POINT.fullmatch(name):
+            if is_quantisation_scale(name) or name in _OTHERS:
                 n_others += 1
             elif _is_quantised(leaf, has_scale):
                 quantised.append(leaf)

@@ -17,7 +17,8 @@ from jaxprune._base.arguments import BadValue
 from jaxprune._base.caching import bounded_cache
 from jaxprune._base.paths import Rule, as_rules, spec_of
 from jaxprune._recipe import errors
-from jaxprune._recipe.choice import Choice, LeafRules, RuleUse, Specs
+from jaxprune._recipe.choice import Choice, LeafRules, RuleUse
+from jaxprune._recipe.default_choice import Specs
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.leaf import Leaf, leaves_of
 from jaxprune._recipe.parts import Part, PartRules, joined

@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Sequence
 
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import Rule, listed, rule_for
-from jaxprune._recipe.choice import Choice, LeafRules, RuleUse, Specs
+from jaxprune._recipe.choice import Choice, LeafRules, RuleUse
+from jaxprune._recipe.default_choice import Specs
 from jaxprune._recipe.traits import traits_of
 from jaxprune._recipe.user_rules import UserRules
 

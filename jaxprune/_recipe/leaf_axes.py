@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import parts_of, rule_for, shown_path
-from jaxprune._recipe.choice import is_embedding
+from jaxprune._recipe.default_choice import is_embedding
 from jaxprune._recipe.roles import is_out_in_name
 
 _LEAVE_OUT = "Embeddings, and leaves without roles, are usually left out: {exclude}."

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import listed, shown_path
-from jaxprune._recipe.choice import Specs
+from jaxprune._recipe.default_choice import Specs
 from jaxprune._recipe.roles import RoleMisfit, RoleRules
 
 

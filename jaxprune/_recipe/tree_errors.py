@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import Rule, path_str, shown_path
-from jaxprune._recipe.choice import Choice, Specs
+from jaxprune._recipe.choice import Choice
+from jaxprune._recipe.default_choice import Specs
 
 PASS_PARAMS = "Pass the params: variables['params'] of linen, or nnx.state(model, nnx.Param)."
 
@@ -94,8 +95,8 @@ def nothing_chosen(
         return BadValue(problem, fix, include=".*kernel")
     fix = (
         "By default, leaves of inexact dtype with two or more axes are chosen, except biases, "
-        "scales, params that hold logarithms (such as log_std), normalisation and LoRA factors; "
-        "pass {include} to choose others."
+        "scales, masks, params that hold logarithms (such as log_std), normalisation and LoRA "
+        "factors; pass {include} to choose others."
     )
     if tuple(paths) == ("",) and specs[0] is not None and specs[0].ndim == 1:
         fix += (

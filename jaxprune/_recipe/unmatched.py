@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from jaxprune._base.arguments import BadValue
 from jaxprune._base.paths import Rule, hidden_paths, listed, rule_for, shown_path, spec_of
-from jaxprune._recipe.choice import Choice, LeafRules, RuleUse, Specs
+from jaxprune._recipe.choice import Choice, LeafRules, RuleUse
 from jaxprune._recipe.coupled_checks import check_groups
+from jaxprune._recipe.default_choice import Specs
 from jaxprune._recipe.role_checks import check_known, check_numbers_of_axes
 from jaxprune._recipe.slice_hints import slice_hint
 from jaxprune._recipe.spelling import spelled

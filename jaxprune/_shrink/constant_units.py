@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxprune._base.paths import is_box, spec_of
-from jaxprune._recipe.choice import default_reasons
+from jaxprune._recipe.default_choice import default_reasons
 from jaxprune._shrink.groups import Group
 from jaxprune._shrink.units import LeafAxis, Unit
 from jaxprune._trace.program import Program

@@ -16,7 +16,11 @@ from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import check_arrays, listed
 from jaxprune._base.sharding import placed_like
 from jaxprune._recipe.budget import Budget, Recipe
-from jaxprune._recipe.choice import default_reasons, is_default_of_keep_zeros, may_keep_zeros
+from jaxprune._recipe.default_choice import (
+    default_reasons,
+    is_default_of_keep_zeros,
+    may_keep_zeros,
+)
 from jaxprune._recipe.schedules import one_shot_schedule
 from jaxprune._state.masks import full_mask
 from jaxprune._transform.algorithms import TIGHTEN

@@ -96,10 +96,10 @@ def prune(
       inner: the optimizer to wrap.
       include: which leaves to prune: a regex that must match the whole `/`-joined path, a function
         `(path, shape_and_dtype) -> bool`, or a sequence of these. The default is every leaf of
-        floating point or complex dtype with two or more axes, except biases, scales, params
-        that hold logarithms (such as `log_std`), parameters of normalisation layers and LoRA
-        factors; docs/guides/which-leaves.md has the details. A regex that matches no leaf is an
-        error.
+        floating point or complex dtype with two or more axes, except biases, scales, masks,
+        params that hold logarithms (such as `log_std`), parameters of normalisation layers and
+        LoRA factors; docs/guides/which-leaves.md has the details. A regex that matches no leaf is
+        an error.
       exclude: which leaves to leave out, in the same form. It overrules `include`.
       overrides: maps regexes to final sparsities. The schedule of a leaf that matches is scaled to
         end there; the first match counts.

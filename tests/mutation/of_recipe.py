@@ -286,14 +286,14 @@ MUTANTS = (
     ),
     Mutant(
         "a-bias-is-pruned",
-        "_recipe/choice.py",
+        "_recipe/default_choice.py",
         "if _BIAS.fullmatch(name) or beside",
         "if beside",
         ("recipe/test_default_choice.py",),
     ),
     Mutant(
         "the-stacked-bias-of-a-weight-called-w-is-pruned",
-        "_recipe/choice.py",
+        "_recipe/default_choice.py",
         "0) > len(shape)",
         "0) > 9",
         ("recipe/test_default_choice.py",),

@@ -158,6 +158,47 @@ CASES = {
         },
         {},
     ),
+    "scales of weight norms": (
+        {
+            "conv.weight_g": spec("float32", 8, 1, 1),
+            "conv.weight_v": spec("float32", 8, 4, 3),
+            "fc.parametrizations.weight.original0": SCALES,
+            "fc.parametrizations.weight.original1": F32,
+            "stack": {"g": spec("float32", 3, 8, 1), "v": spec("float32", 3, 8, 4)},
+        },
+        {
+            "conv.weight_g": "scale",
+            "fc.parametrizations.weight.original0": "scale",
+            "stack/g": "scale",
+        },
+    ),
+    "names of weight norms that are weights": (
+        {
+            "glu": {"g": F32, "v": F32},  # a gate and its values
+            "gate": {"w_g": SCALES, "w_u": F32},
+            "other": {"g": spec("float32", 4, 1), "v": F32},
+            "conv": {"g": spec("float32", 8, 1, 1), "v": F32},
+            "original0": SCALES,
+        },
+        {},
+    ),
+    "masks": (
+        {
+            "fc.weight_orig": F32,
+            "fc.weight_mask": F32,
+            "attn": {"mask": F32, "causal_masks": F32, "Mask_0": F32},
+        },
+        {
+            "fc.weight_mask": "mask",
+            "attn/mask": "mask",
+            "attn/causal_masks": "mask",
+            "attn/Mask_0": "mask",
+        },
+    ),
+    "names that only contain mask": (
+        {"mask": {"kernel": F32}, "unmasked": F32, "masked_w": F32},
+        {},
+    ),
     "torch names": (
         {"layers.0.q.bias": F32, "layers.0.q.weight": F32},
         {"layers.0.q.bias": "bias"},
@@ -224,6 +265,34 @@ CASES = {
             "fc/zero_point": "quantisation scale",
             "fc/zero": "quantisation scale",
         },
+    ),
+    "scales and codebooks under more names": (
+        {
+            "svdquant": {"qweight": spec("int8", 8, 2), "wscales": SCALES, "qzeros": SCALES},
+            "deepseek": {"weight": spec("float8_e4m3fn", 8, 4), "scale_inv": SCALES},
+            "aqlm": {"codes": spec("int16", 8, 2, 1), "codebooks": spec("float16", 1, 9, 1, 8)},
+            "vptq": {"indices": spec("uint16", 1, 8), "centroids": F32},
+            "bnb": {"weight": spec("uint8", 8, 1), "weight_absmax": SCALES},
+        },
+        {
+            "svdquant/qweight": "dtype int8",
+            "svdquant/wscales": "quantisation scale",
+            "svdquant/qzeros": "quantisation scale",
+            "deepseek/scale_inv": "quantisation scale",
+            "aqlm/codes": "dtype int16",
+            "aqlm/codebooks": "quantisation scale",
+            "vptq/indices": "dtype uint16",
+            "vptq/centroids": "quantisation scale",
+            "bnb/weight": "dtype uint8",
+            "bnb/weight_absmax": "quantisation scale",
+        },
+    ),
+    "weights beside integers": (
+        {
+            "vq": {"codebook": F32, "n_used": spec("int32", 8), "step": spec("int32")},
+            "swin": {"index": spec("int32", 8, 8), "upscale": F32, "scaled": F32, "zeroth": F32},
+        },
+        {"swin/index": "dtype int32", "vq/n_used": "dtype int32", "vq/step": "dtype int32"},
     ),
     "a scale that cannot be pruned": (
         {"w": spec("uint8", 8, 4), "w_scale": spec("float8_e8m0fnu", 8, 1)},
