@@ -12,18 +12,19 @@ import jax
 import optax
 
 from jaxprune._base.arguments import as_sparsity
-from jaxprune._base.paths import leaves_with_paths, listed
+from jaxprune._base.paths import as_rules, leaves_with_paths, listed
 from jaxprune._cli.layout import with_layout
 from jaxprune._cli.quantised import (
     default_for_quantised_weights,
     is_small_float,
     quantised_line,
 )
-from jaxprune._cli.words import in_options, wrong_option
+from jaxprune._cli.words import as_option, in_options, wrong_option
 from jaxprune._files.any_kind import Source
 from jaxprune._files.leaves import Leaf
 from jaxprune._recipe import budget
 from jaxprune._recipe.budget import Budget, Recipe
+from jaxprune._recipe.spelling import is_matched, spelled_rules
 from jaxprune._report.plan import plan as plan_params
 from jaxprune._report.table import LeafReport, Report, leaf_report
 
@@ -91,6 +92,7 @@ def planned(
         (path, optax.MaskedNode() if path in outside else spec) for path, spec in specs.items()
     )
     with all_dtypes(), wrong_option(rules):
+        _check_include(rules, [leaf.path for leaf in leaves], outside)
         rules, layout_notes = with_layout(rules, layout, source, _chosen(shapes, rules, leaves))
         report = plan_params(shapes, sparsity, **rules)
         chosen = _budget(shapes, sparsity, rules)
@@ -107,6 +109,22 @@ def planned(
     report = dataclasses.replace(report, title=title, leaves=rows, notes=tuple(notes))
     in_params = [spec for path, spec in specs.items() if path not in outside]
     return Plan(report, *_parts(chosen, in_params))
+
+
+def _check_include(rules: Rules, params: Sequence[str], outside: Mapping[str, str]) -> None:
+    """Raises an error where `include` matches leaves outside the params, but none of them."""
+    include = as_rules(rules.get("include") or (), "include")
+    regexes = spelled_rules(include, [*params, *outside])
+    if any(is_matched(regex, params) for regex in regexes):
+        return
+    matched = [path for path in outside if any(is_matched(regex, [path]) for regex in regexes)]
+    if matched:
+        root = re.split("[/.]", matched[0])[0]
+        raise ValueError(
+            f"nothing to prune: {as_option('include', include)} matches only leaves outside the "
+            f"params: {listed(matched)}. The params are {listed(params)}. To prune others, say "
+            f"where they are: --params {root}"
+        )
 
 
 def _chosen(shapes: Any, rules: Rules, leaves: Sequence[Leaf]) -> list[Leaf]:

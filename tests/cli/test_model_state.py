@@ -105,6 +105,18 @@ def test_what_is_left_out_is_said_once_for_each_kind(checkpoint, tmp_path, comma
         assert_says(line, "opt_state/", "leaves", kind, "training")
 
 
+@pytest.mark.parametrize("rule", ("target_params/.*kernel", r"target_params\..*kernel"))
+def test_rules_that_match_only_leaves_outside_the_params_say_what_to_type(checkpoint, rule):
+    error = run("plan", checkpoint, "-s", 0.5, "--include", rule, code=2)[1]
+    assert_says(error, "--include", "outside the params", "target_params/fc/kernel", KERNEL)
+    advice = error.rpartition("--params ")[2].split()
+    assert advice == ["target_params"]
+    rows = as_json("plan", checkpoint, "-s", 0.5, "--include", rule, "--params", *advice)["leaves"]
+    assert {row["path"] for row in rows if row["sparsity"]} == {"target_params/fc/kernel"}
+    both = ("--include", "target_params/.*kernel", "--include", ".*kernel")
+    run("plan", checkpoint, "-s", 0.5, *both)
+
+
 def test_plan_and_prune_show_the_same_rows(checkpoint, tmp_path):
     planned = as_json("plan", checkpoint, "-s", 0.5)
     pruned = as_json("prune", checkpoint, "-s", 0.5, "-o", tmp_path / "a.zst")
