@@ -34,6 +34,7 @@ from jaxprune._recipe.tree_errors import (
     check_variables,
     nothing_chosen,
 )
+from jaxprune._recipe.two_copies import with_equal_counts
 from jaxprune._recipe.unmatched import check_rules
 from jaxprune._recipe.user_rules import UserRules, as_include, as_overrides, as_structures
 
@@ -53,6 +54,7 @@ class Recipe:
       roles: the roles of axes; None where none are given.
       n_fires: how many fires each schedule of a list has; empty for a single schedule.
       structural: rules, each with the weights that exist in a leaf.
+      has_two_copies: whether the tree holds two copies of the params; see `two_copies.py`.
     """
 
     targets: tuple[Fraction, ...]
@@ -65,6 +67,7 @@ class Recipe:
     roles: RoleRules | None = None
     n_fires: tuple[int, ...] = ()
     structural: tuple[tuple[Rule, Existing], ...] = ()
+    has_two_copies: bool = False
 
     def __hash__(self) -> int:
         return self._hash
@@ -94,13 +97,16 @@ class Recipe:
         """
         errors.check_distribution(distribution)
         errors.check_score_type(score)
+        structures = as_structures(structure)
+        for _, one in structures:
+            errors.check_sign(score, one)
         return Recipe(
             targets=targets,
             include=as_include(include),
             exclude=as_rules(() if exclude is None else exclude, "exclude"),
             overrides=as_overrides(overrides, _finals(targets, n_fires)),
             distribution=distribution,
-            structures=as_structures(structure),
+            structures=structures,
             score=score,
             roles=as_roles(roles),
             n_fires=n_fires,
@@ -311,13 +317,17 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
     parts = _parts(recipe, [(paths[i], specs[i], choices[i].override) for i in chosen], use)
     entries, entries_of = joined(parts, n_parts)
     pools = _pools(recipe.distribution, entries)
+    leaf_paths = [paths[i] for i in chosen]
+    leaves = leaves_of(recipe.distribution, leaf_paths, parts, entries_of, pools)
+    if recipe.has_two_copies:
+        pools = with_equal_counts(pools, leaves)
     unlimited = pools
     if recipe.distribution.floor:
         unlimited = recipe.distribution.assign(entries, Fraction(0))
     return Budget(
         choices=choices,
         chosen=chosen,
-        leaves=leaves_of(recipe.distribution, [paths[i] for i in chosen], parts, entries_of, pools),
+        leaves=leaves,
         pools=pools,
         unused=(
             *rules.unused(use),

@@ -15,11 +15,12 @@ import numpy as np
 from jaxprune._base.arguments import BadValue, shown
 from jaxprune._base.caching import bounded_cache
 from jaxprune._base.float_bits import can_compute, has_zero
+from jaxprune._base.functions import check_traceable
 from jaxprune._base.paths import is_hashable, is_model, listed, rule_for, shown_path, spec_of
 from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.leaf_axes import AxesOf
 from jaxprune._recipe.pools import LeafShape
-from jaxprune._recipe.scores import accumulates, leaf_arguments
+from jaxprune._recipe.scores import accumulates, leaf_arguments, movement
 from jaxprune._recipe.traits import Structure, traits_of
 
 # What users name in strings, as other libraries do.
@@ -51,6 +52,20 @@ def check_score_type(score: Any) -> None:
         raise TypeError(
             f"score: {shown(score)} cannot be hashed, so its compiled programs cannot be cached. "
             "Wrap it: lambda params, grads, key: score(params, grads, key)."
+        )
+    check_traceable("score", score.increment if accumulates(score) else score)
+
+
+def check_sign(score: Any, structure: Structure) -> None:
+    """Raises where a structure would square a score that is negative for what is to be dropped."""
+    is_squared = (
+        traits_of(structure).coupled_group is not None or getattr(structure, "norm", 0) == 2
+    )
+    if score is movement and is_squared:
+        raise ValueError(
+            f"score: movement is negative for weights that move towards zero, and {structure!r} "
+            "would square it. Write structure=jaxprune.Channel(norm=1), which adds the scores of a "
+            "channel up, or score=jaxprune.saliency."
         )
 
 

@@ -86,7 +86,7 @@ def saliency(params: Any, grads: Any, key: Any = None) -> jax.Array:
     """|w g|: how much the loss changes, to first order, when the weight becomes zero.
 
     Known as SNIP (Lee et al. 2019, arXiv:1810.02340) at initialisation and as the Taylor criterion
-    (Molchanov et al. 2017, arXiv:1611.06440) after training.
+    (Molchanov et al. 2019, arXiv:1906.10771) after training.
 
     Weights whose gradient is NaN in the step that fires are kept. Where gradients may be NaN, as
     with loss scaling, put `optax.apply_if_finite` around `prune`, not inside.
@@ -213,8 +213,9 @@ def _movement(params: jax.Array, grads: jax.Array) -> jax.Array:
 movement = Accumulated("movement", _movement)
 """The sum over steps of -w g: weights that move away from zero are kept, others are dropped.
 
-From Sanh et al. 2020, arXiv:2005.07683. The sums are float32, one per weight, in
-`PruneState.score_state`.
+From Sanh et al. 2020, arXiv:2005.07683, where dropped weights may return: `regrow="train"` with
+`straight_through`. The sums are float32, one per weight, in `PruneState.score_state`. They are
+negative for weights that move towards zero, so for channels use `Channel(norm=1)`, which adds them.
 """
 
 

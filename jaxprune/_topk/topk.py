@@ -25,6 +25,7 @@ from jaxprune._base.arguments import as_array, is_int, kind_of, shown
 from jaxprune._base.caching import jitted_unless_traced
 from jaxprune._base.counting import as_counts, counting
 from jaxprune._base.elementwise import is_elementwise_program
+from jaxprune._base.functions import check_traceable
 from jaxprune._base.paths import check_not_donated
 from jaxprune._base.sharding import on_gpu, on_one_device
 from jaxprune._topk.bit_flags import BitFlags
@@ -271,6 +272,7 @@ def _scored(
             f"{names[0].split(':')[0] if names else 'topk_masks'}: `score` must be a function from "
             f"an array to its scores, got {shown(score)}. Pass score=jnp.abs."
         )
+    check_traceable("score", score)
     fix = "Pass one array of numbers, such as the weights of a layer."
     operands = [as_array(name, x, fix) for name, x in zip(names, arrays, strict=True)]
     for name, x in zip(names, operands, strict=True):

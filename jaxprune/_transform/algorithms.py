@@ -22,6 +22,7 @@ from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.pools import round_half_up
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import accumulates, itself, needs_key, random_score
+from jaxprune._recipe.two_copies import fast_places
 from jaxprune._state.bit_masks import from_bits, to_bits_like
 from jaxprune._state.masks import full_mask
 from jaxprune._topk.bit_flags import BitFlags
@@ -54,18 +55,21 @@ class Inputs(NamedTuple):
     progress: Any = None
 
 
-def _operands(settings: Settings, score: Any, inputs: Inputs, chosen: Sequence[int]) -> list[Any]:
+def _operands(settings: Settings, score: Any, inputs: Inputs, budget: Budget) -> list[Any]:
     """What the scores of each pruned leaf are computed from, with a key for each leaf and step."""
-    keys: list[Any] = [None] * len(chosen)
+    keys: list[Any] = [None] * len(budget.chosen)
     if needs_key(score):
         key = jax.random.key(settings.seed) if inputs.key is None else inputs.key
         key = jax.random.fold_in(key, inputs.step)
         if settings.axis_name is not None:  # parts of a leaf get different numbers
             key = jax.random.fold_in(key, lax.axis_index(settings.axis_name))
-        keys = [jax.random.fold_in(key, i) for i in chosen]
-    grads = [None] * len(chosen) if inputs.grads is None else inputs.grads
+        keys = [jax.random.fold_in(key, i) for i in budget.chosen]
+    grads = [None] * len(budget.chosen) if inputs.grads is None else inputs.grads
     scored = inputs.params if inputs.sums is None else inputs.sums
-    return list(map(Operand, scored, grads, keys))
+    operands = list(map(Operand, scored, grads, keys))
+    if settings.recipe.has_two_copies:
+        operands = [operands[i] for i in fast_places(budget.leaves)]
+    return operands
 
 
 def _index(settings: Settings, step: Any) -> Any:
@@ -107,7 +111,7 @@ def _tighten(
     score: Any = itself if accumulates(recipe.score) else recipe.score
     rules = Rules(score, settings.ties, recipe.distribution.normalized, settings.axis_name)
     index = _index(settings, inputs.step)
-    operands = _operands(settings, score, inputs, budget.chosen)
+    operands = _operands(settings, score, inputs, budget)
     n_keep = _row(budget.n_keep(), index)
     allowed = masks if settings.regrow == NEVER else None
     allowed = among_existing(budget.leaves, inputs.params, allowed)
@@ -139,7 +143,7 @@ def _random_masks(
     params = list(map(jnp.asarray, chosen.values()))
     # The step is one that no fire has, so that the key is used for nothing else.
     inputs = Inputs(params, None, None, key, step=2**31 - 1)
-    operands = _operands(settings, random_score, inputs, budget.chosen)
+    operands = _operands(settings, random_score, inputs, budget)
     n_keep = as_counts(budget.n_keep()[-1])
     allowed = among_existing(budget.leaves, params, None)
     random, _ = tighten(operands, allowed, n_keep, budget.leaves, Rules(random_score))
@@ -162,7 +166,7 @@ def _swap(
     del thresholds
     grow: Any = settings.recipe.score
     index = _index(settings, inputs.step)
-    operands = _operands(settings, grow, inputs, budget.chosen)
+    operands = _operands(settings, grow, inputs, budget)
     n_swap = _row(swap_counts(settings, budget), index)
     n_keep = _row(budget.n_keep(), index)
     with counting(is_wide(n_keep)):

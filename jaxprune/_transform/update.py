@@ -4,6 +4,7 @@
 fire is in `fire.py`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -84,9 +85,13 @@ def transformation(
       key: PRNG key of random masks and scores; None for the seed in the settings.
     """
     transform = Transform(settings, None if inner is None else as_optimizer(inner), key)
+    of_two_copies = transform._replace(settings=_of_two_copies(settings))
+
+    def transform_of(params: Any) -> Transform:
+        return of_two_copies if isinstance(params, optax.LookaheadParams) else transform
 
     def init(params: optax.Params) -> PruneState:
-        return _init(transform, params)
+        return _init(transform_of(params), params)
 
     def update(
         updates: optax.Updates,
@@ -94,10 +99,16 @@ def transformation(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, PruneState]:
-        return _update(transform, updates, state, params, extra_args)
+        return _update(transform_of(params), updates, state, params, extra_args)
 
     vars(init).update(settings=settings, optimizer=transform.optimizer)  # for `plan`
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _of_two_copies(settings: Settings) -> Settings:
+    """The settings for a tree that holds two copies of the params, as lookahead has."""
+    recipe = dataclasses.replace(settings.recipe, has_two_copies=True)
+    return settings._replace(recipe=recipe)
 
 
 def _init(transform: Transform, params: optax.Params) -> PruneState:
@@ -171,6 +182,8 @@ def checked_budget(
       TypeError, ValueError: a leaf that cannot be pruned as asked, no leaf to prune, or rules that
         match nothing.
     """
+    if isinstance(params, optax.LookaheadParams):
+        settings = _of_two_copies(settings)
     budget = settings.recipe.checked_budget(params, paths, leaves)
     if settings.ties == "hashed":
         check_shuffled(paths, budget)

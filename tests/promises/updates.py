@@ -56,6 +56,8 @@ def case_of(chunk):
     score = list(SCORES)[(turn + pair) % len(SCORES)]
     if dtype == "complex64" and score != "random":
         score = "magnitude"
+    if score == "movement" and PAIRS[pair][0] in ("channel", "by rule"):  # an error
+        score = "saliency"
     return (*PAIRS[pair], score, FORMS[chunk % len(FORMS)], dtype)
 
 

@@ -105,10 +105,12 @@ def test_every_combination_obeys_the_laws_or_says_why_not(structure, distributio
     schedule = jaxprune.cubic_schedule(0.5, 0, 2, 1)
     options = {"structure": STRUCTURES[structure], "distribution": DISTRIBUTIONS[distribution]}
     options["score"] = SCORES[score]
-    if form == "inner":
-        tx = jaxprune.prune(schedule, inner=sgd(), **options)
-    else:
-        tx = jaxprune.prune(schedule, **options)
+    inner = {"inner": sgd()} if form == "inner" else {}
+    if score == "movement" and structure in ("channel", "by rule"):
+        with pytest.raises(ValueError, match=says("movement", "jaxprune.Channel(norm=1)")):
+            jaxprune.prune(schedule, **options, **inner)
+        return
+    tx = jaxprune.prune(schedule, **options, **inner)
     if structure in GROUPED and distribution not in ("uniform", "per slice"):
         with pytest.raises(ValueError, match=r"(fc|stack): .*(NM, balanced).*uniform"):
             tx.init({name: make_params()[name] for name in FEW})
@@ -187,6 +189,27 @@ def test_an_own_elementwise_score_is_not_stored():
         np.testing.assert_array_equal(masks[score], masks[jaxprune.magnitude])
     assert n_bytes[own_magnitude] < 2 * n_bytes[jaxprune.magnitude]
     assert n_bytes[own_magnitude] < n_bytes[over_the_largest] / 2  # which stores its scores
+
+
+def test_the_movement_of_channels_is_the_sum_of_their_scores():
+    """A norm would square them, and keep what moves towards zero."""
+    params = {"w": jnp.ones((2, 4)), "bias": jnp.ones(4)}
+    grads = {"w": jnp.array([[-1.0, -2.0, 10.0, 20.0]] * 2), "bias": jnp.ones(4)}
+    options = {"inner": optax.sgd(0.1), "score": jaxprune.movement}
+    tx = jaxprune.prune(
+        jaxprune.one_shot_schedule(0.5), structure=jaxprune.Channel(norm=1), **options
+    )
+    _, state = tx.update(grads, tx.init(params), params)
+    assert jaxprune.get_masks(state)["w"].tolist() == [[True, True, False, False]] * 2
+    kernel, bias = jnp.ones((3, 4)), jnp.ones(4)
+    groups = jaxprune.channel_groups(
+        lambda p, x: jax.nn.relu(x @ p["a"] + p["b"]) @ p["c"],
+        {"a": kernel, "b": bias, "c": kernel.T},
+        jnp.ones((2, 3)),
+    )
+    for structure in (jaxprune.Channel(), {"w": jaxprune.Channel(axis=0)}, groups):
+        with pytest.raises(ValueError, match=says("movement", "jaxprune.Channel(norm=1)")):
+            jaxprune.prune(jaxprune.one_shot_schedule(0.5), structure=structure, **options)
 
 
 def test_movement_sums_minus_weight_times_gradient():

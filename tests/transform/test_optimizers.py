@@ -585,6 +585,70 @@ def test_prune_after_lookahead_prunes_both_copies():
     jaxprune.check(params, state)
 
 
+TWO_COPIES = {
+    "plain": {},
+    "packed": {"packed": True},
+    "random": {"score": jaxprune.random_score, "ties": "hashed"},
+    "sums": {"score": jaxprune.Accumulated("age", lambda params, grads: jnp.abs(params))},
+    "erk": {"distribution": jaxprune.erk},
+    "channels": {"structure": jaxprune.Channel()},
+    "groups": {"structure": {"(fast|slow)/w": jaxprune.NM(1, 2, axis=0)}},
+    "returning": {"regrow": "zero"},
+}
+
+
+@pytest.mark.parametrize("form", TWO_COPIES)
+def test_both_copies_of_lookahead_keep_the_same_weights(form):
+    """Where they kept others, each was reset to the other: neither was trained."""
+    params = {"w": jnp.array([[1.0, 1.2], [-1.0, 0.9]]), "bias": jnp.ones(2)}
+    target = jnp.array([[2.0, 0.2], [0.1, -2.0]])
+    grads = lambda fast: {"w": 2 * (fast["w"] - target), "bias": jnp.ones(2)}
+    both = optax.LookaheadParams.init_synced(params)
+    schedule = jaxprune.linear_schedule(0.5, 2, 22, every=4)  # most fires are between syncs
+    prune = jaxprune.prune(schedule, **TWO_COPIES[form])
+    tx = optax.chain(optax.lookahead(optax.sgd(0.1), 5, 0.5), prune)
+    state = tx.init(both)
+    for _ in range(60):
+        extra = {"grads": jax.tree.map(jnp.zeros_like, both)}
+        updates, state = tx.update(grads(both.fast), state, both, **extra)
+        both = optax.apply_updates(both, updates)
+        masks = jaxprune.get_masks(state)
+        chex.assert_trees_all_equal(masks.fast, masks.slow)
+    jaxprune.check(both, state, done=True)
+    assert n_dropped(masks.fast) == {"w": 2, "bias": 0}
+    if form == "plain":  # the fast weights of the last fire decide, and then both copies learn
+        np.testing.assert_allclose(both.slow["w"], [[2, 0], [0, -2]], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "rules, parts",
+    (
+        ({"exclude": "fast/w"}, ("fast/w, slow/w", "'(fast|slow)/w'")),
+        ({"include": "slow/w"}, ("fast/w, slow/w", "'(fast|slow)/w'")),
+        ({"overrides": {"slow/.*": 0.25}}, ("fast/w, slow/w", "'(fast|slow)/w'")),
+        ({"structure": {"fast/w": jaxprune.Channel()}}, ("fast/w, slow/w", "'(fast|slow)/w'")),
+        ({"distribution": jaxprune.global_pool}, ("distribution", "lookahead", "jaxprune.erk")),
+    ),
+    ids=("exclude", "include", "overrides", "structure", "pool"),
+)
+def test_copies_of_lookahead_that_would_be_pruned_apart_are_an_error(rules, parts):
+    both = optax.LookaheadParams.init_synced({"w": jnp.ones((2, 2)), "bias": jnp.ones(2)})
+    prune = jaxprune.prune(jaxprune.one_shot_schedule(0.5), **rules)
+    tx = optax.chain(optax.lookahead(optax.sgd(0.1), 5, 0.5), prune)
+    for call in (tx.init, lambda params: jaxprune.plan(params, tx)):
+        with pytest.raises(ValueError, match=says(*parts)):
+            call(both)
+
+
+def test_lookahead_of_params_that_are_one_array():
+    both = optax.LookaheadParams.init_synced(jnp.arange(1.0, 9.0).reshape(2, 4))
+    tx = optax.chain(
+        optax.lookahead(optax.sgd(0.1), 5, 0.5), jaxprune.prune(jaxprune.one_shot_schedule(0.5))
+    )
+    _, state = tx.update(jnp.ones((2, 4)), tx.init(both), both)
+    assert n_dropped(jaxprune.get_masks(state)) == {"fast": 4, "slow": 4}
+
+
 def test_lookahead_inside_prune_is_refused_with_what_works():
     """Its params are two copies, its gradients those of one."""
     start = optax.LookaheadParams.init_synced(make_params())

@@ -1,0 +1,41 @@
+"""Functions of the user that JAX traces."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxprune._base.arguments import shown
+
+
+def check_traceable(where: str, function: Callable[..., Any]) -> None:
+    """Raises a TypeError for a function that JAX can't trace.
+
+    JAX keeps weak references to what it traces. It can't make them to functions of NumPy, nor to
+    instances of classes with `__slots__`, and ends in obscure ways.
+
+    Args:
+      where: the name of the user's argument, for the error.
+      function: what the user passed.
+
+    Example:
+      >>> class Slotted:
+      ...     __slots__ = ()
+      ...
+      ...     def __call__(self, x):
+      ...         return x
+      >>> check_traceable("score", jnp.abs)
+      >>> check_traceable("score", Slotted())
+      Traceback (most recent call last):
+      TypeError: score: JAX can't trace a value of type Slotted. Pass a function of Python ...
+    """
+    try:
+        weakref.ref(function)
+    except TypeError:
+        name = getattr(function, "__name__", "")
+        of_jax = f"jax.numpy.{name}, or " if hasattr(jnp, name) else ""
+        raise TypeError(
+            f"{where}: JAX can't trace {shown(function)}. Pass {of_jax}a function of Python that "
+            "calls it."
+        ) from None
