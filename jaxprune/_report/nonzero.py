@@ -31,10 +31,21 @@ class Nonzero(NamedTuple):
 
 
 def nonzero_of(path: str, leaf: Any, mask: Any) -> Nonzero | None:
-    """The dropped weights of a leaf that are not zero; None if there are none."""
-    if mask is None or spec_of(leaf) is None or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    """The dropped weights of a leaf that are not zero; None if there are none.
+
+    Raises:
+      TypeError: the mask drops weights, but the leaf is not of floating point or complex numbers.
+    """
+    if mask is None or spec_of(leaf) is None:
         return None
     dropped = ~mask.astype(bool)
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        if total(dropped):
+            raise TypeError(
+                f"{shown_path(path)}: dropped weights must be floating point or complex numbers, "
+                f"got dtype {leaf.dtype}. Pass the params, not masks or quantised weights."
+            )
+        return None
     n_moved = int(total(dropped & is_nonzero(leaf)))
     n_not_finite = int(total(dropped & ~jnp.isfinite(leaf)))
     return Nonzero(path, n_moved, int(total(dropped)), n_not_finite) if n_moved else None

@@ -41,6 +41,7 @@ from jaxprune._report.unfinished import (
 )
 from jaxprune._state.prune_state import (
     PruneState,
+    check_params,
     find_states,
     get_masks,
     masks_by_path,
@@ -185,6 +186,7 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
             "check: got the optimizer state in the place of the params. Pass them in this order: "
             "check(params, opt_state)."
         )
+    check_params("check: params", params)
     states = states or require_states(opt_state)  # raises
     check_whole(states)
     if len({tuple(paths_of(state.masks)) for state in states}) == 1:

@@ -218,8 +218,10 @@ def mask_without_param(path: str, paths: Sequence[str], fix: str) -> str:
       paths: of the params.
       fix: what to pass, unless the params are one part of the tree that was passed.
     """
-    longer = next((p for p in paths if p.endswith(f"/{path}")), "")
-    if part := longer.removesuffix(f"/{path}"):
+    # The masks of an optimizer state have the paths of the params, too.
+    ends = f"/{path}", f"masks/{path}"
+    longer = next((p for p in paths if p.endswith(ends[0]) and not p.endswith(ends[1])), "")
+    if part := longer.removesuffix(ends[0]):
         fix = (
             f"The path {longer} of a param ends with it: pass only the part {part!r} of this tree."
         )

@@ -108,6 +108,21 @@ def find_states(opt_state: Any) -> list[PruneState]:
     return [s for state in states for s in (state, *find_states(state.inner_state))]
 
 
+def check_params(where: str, params: Any) -> None:
+    """Raises a TypeError where params are the state of an optimizer, or hold one.
+
+    Args:
+      where: the name of the user's argument, for the error.
+      params: what the user passed.
+    """
+    if find_states(params):
+        raise TypeError(
+            f"{where} must be a tree of weights, got one that holds the state of an optimizer. "
+            "Pass the params alone: state.params of a TrainState, nnx.state(model, nnx.Param) of "
+            "an NNX model."
+        )
+
+
 def get_state(opt_state: Any) -> PruneState:
     """The prune state inside an optimizer state, however deeply it is wrapped.
 
@@ -152,6 +167,7 @@ def get_masks(opt_state: Any, params: Any = None) -> ArrayTree:
       state, its mask keeps all weights; without `params`, the placeholder is returned in its place.
 
     Raises:
+      TypeError: `params` holds the state of an optimizer.
       ValueError: no prune state; without `params`, prune states of different trees, or bit masks
         inside `jit`; with them, masks that do not fit.
 
@@ -165,6 +181,7 @@ def get_masks(opt_state: Any, params: Any = None) -> ArrayTree:
     check_arrays("get_masks: opt_state", states)
     if params is None:
         return merged([_enforced_masks(state) for state in states])
+    check_params("get_masks: params", params)
     paths, leaves, treedef = leaves_with_paths(params)
     pairs = zip(masks_by_path(opt_state, paths, leaves), leaves, strict=True)
     masks = [jnp.ones(shape_of(p), bool) if m is None else m.astype(bool) for m, p in pairs]
@@ -242,6 +259,7 @@ def apply_masks(params: ArrayTree, masks_or_opt_state: Any) -> ArrayTree:
     """
     check_arrays("apply_masks: params", params)
     check_arrays("apply_masks: masks_or_opt_state", masks_or_opt_state)
+    check_params("apply_masks: params", params)
     paths, leaves, treedef = leaves_with_paths(params)
     masks = masks_by_path(masks_or_opt_state, paths, leaves)
     rows = zip(paths, leaves, masks, strict=True)

@@ -21,6 +21,15 @@ def rigl(**options):
     return jaxprune.rigl(0.5, 4, inner=ADAM, **options)
 
 
+class Slotted:
+    """A score of which JAX can't keep a weak reference, like the functions of NumPy."""
+
+    __slots__ = ()
+
+    def __call__(self, *args):
+        raise AssertionError("must not be called")
+
+
 def by_groups(**options):
     groups = jaxprune.channel_groups(mlp, LAYERS, ones(2, 4))
     return init(LAYERS, structure=groups, include=tuple(groups), **options)
@@ -29,6 +38,17 @@ def by_groups(**options):
 VALUES = [
     case("nm_keeps_more", lambda: jaxprune.NM(5, 4), ValueError, ("NM: n", "5 of m=4", "NM(2, 4)")),
     case("nm_keeps_none", lambda: jaxprune.NM(0, 4), ValueError, ("NM: n", "0 of m=4", "NM(2, 4)")),
+    *(
+        case(name, call, TypeError, ("score:", "Slotted", "a function of Python"))
+        for name, call in (
+            ("slotted_score", lambda: jaxprune.prune(HALF, score=Slotted())),
+            (
+                "slotted_sum",
+                lambda: jaxprune.prune(HALF, score=jaxprune.Accumulated("s", Slotted())),
+            ),
+            ("slotted_top", lambda: jaxprune.topk_mask(ones(4), 2, score=Slotted())),
+        )
+    ),
     case("no_block", lambda: jaxprune.Block(()), TypeError, ("Block: shape", "()", "(4, 4)")),
     case("block_number", lambda: jaxprune.Block(4), TypeError, ("Block: shape", "4", "(4, 4)")),
     case(

@@ -87,12 +87,6 @@ STATES = [
         ("done", "1", "True or False"),
     ),
     case(
-        "check_a_train_state",
-        lambda: jaxprune.check(train_state(), train_state()),
-        ValueError,
-        ("b:", "params/b", ("'params' of this tree", "state.params")),
-    ),
-    case(
         "apply_masks_to_a_part_of_a_tree",
         lambda: jaxprune.apply_masks({"model": {"net": params()}}, {"w": ones(2, 4) > 0}),
         ValueError,
@@ -312,6 +306,36 @@ STATES = [
         lambda: jaxprune.summarize({"w": jax.ShapeDtypeStruct((2,), jnp.float32)}),
         TypeError,
         ("summarize: w:", "ShapeDtypeStruct(shape=(2,), dtype=float32)", "jaxprune.plan"),
+    ),
+    *(
+        case(
+            f"{name}_{what}_as_params",
+            call,
+            TypeError,
+            (
+                f"{name}: params",
+                "the state of an optimizer",
+                ("state.params of a TrainState", "nnx.state(model, nnx.Param)"),
+            ),
+        )
+        for what, value in (("state", start), ("train_state", train_state), ("nnx", nnx_optimizer))
+        for name, call in (
+            ("check", lambda value=value: jaxprune.check(value(), value(), done=True)),
+            ("apply_masks", lambda value=value: jaxprune.apply_masks(value(), value())),
+            ("get_masks", lambda value=value: jaxprune.get_masks(value(), value())),
+        )
+    ),
+    case(
+        "masks_of_a_dense_tree",  # passing them made `check` pass
+        lambda: jaxprune.check(half_pruned()[1].masks, half_pruned()[1]),
+        TypeError,
+        ("w:", "uint8", "Pass the params"),
+    ),
+    case(
+        "masks_of_a_restored_state",
+        lambda: jaxprune.apply_masks({"masks": params(), "n": ones(2)}, params()),
+        ValueError,
+        (("b:", "masks/b"), "no param with this path", "Pass masks like the params"),
     ),
     case(
         "per_leaf",
