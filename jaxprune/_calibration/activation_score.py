@@ -73,9 +73,10 @@ def activation_score(groups: Any, params: Any, inputs: LayerInputs) -> ChannelSc
     is the sum of x**2, times the sum of the squares of the weights that x is multiplied with. The
     score of a channel is the root of this number, summed over all weights that read the channel, in
     all layers. This is the Euclidean norm of their scores in Wanda (Sun et al. 2023,
-    arXiv:2306.11695); An et al. 2024 (arXiv:2312.11983) call this form Wanda-sp. The norm of the
-    weights that compute a channel, the score by `magnitude`, depends neither on the data nor on
-    what reads the channel.
+    arXiv:2306.11695). Wanda-sp, to which An et al. 2024 (arXiv:2312.11983) compare their method, is
+    similar; their code takes the mean of these scores in place of the norm. The norm of the weights
+    that compute a channel, the score by `magnitude`, depends neither on the data nor on what reads
+    the channel.
 
     The scores stay as they are computed here. In gradual pruning, compute them again from time to
     time: `prune` with new scores continues from the old optimizer state.

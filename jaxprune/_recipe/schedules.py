@@ -311,8 +311,10 @@ def acdc_schedule(
 ) -> SparsitySchedule:
     """Alternating sparse and dense phases: AC/DC (Peste et al. 2021, arXiv:2106.12379).
 
-    The first phase is sparse. Each phase lasts `every` steps. From `end_step` on, the network is
-    sparse. Pass this schedule to `prune` with `regrow="zero"`.
+    The first phase is sparse. Each phase lasts `every` steps, but for one that `end_step` ends
+    early: from `end_step` on, the network is sparse. Pass this schedule to `prune` with
+    `regrow="zero"`. Unlike the authors' code, this does not reset the moments of the optimizer when
+    a dense phase begins.
 
     Args:
       final_sparsity: fraction of zeros in the sparse phases, in [0, 1).

@@ -288,7 +288,7 @@ def sparsities_for(sensitivity: Sensitivity, target: float) -> dict[str, float]:
 
     References:
       Han et al., `Learning both Weights and Connections for Efficient Neural Networks
-      <https://arxiv.org/abs/1506.02626>`_, 2015, section 4.2.
+      <https://arxiv.org/abs/1506.02626>`_, 2015, section 5.
 
     Example:
       >>> import jax.numpy as jnp

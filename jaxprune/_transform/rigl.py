@@ -45,7 +45,9 @@ def rigl(
     keeps its value. The fraction of kept weights that is dropped in a swap decreases to zero at
     `end_step`; at step t it is `drop_fraction / 2 * (1 + cos(pi * t / end_step))`.
 
-    The number of kept weights never changes. A weight that was zero before and grows starts at
+    The number of kept weights of each leaf never changes. After `set_masks` with masks of your own,
+    updates drop or grow weights until every leaf keeps as many as its sparsity says; `overrides`
+    gives a leaf the sparsity of its mask. A weight that was zero before and grows starts at
     zero, with zero moments in the optimizer, and is trained from the next step on.
 
     Mask the params once before training, so that the first gradient is that of the sparse network:

@@ -208,3 +208,25 @@ def test_bools_of_numpy_are_bools():
 
     assert regrow(np.False_) == regrow(False) == "never"
     assert regrow(np.True_) == regrow(True) == "hold"
+
+
+def test_rigl_from_masks_of_ones_own_keeps_the_count_of_every_leaf():
+    """With the sparsities of these masks; without them each leaf goes to that of `erk`."""
+    params = {name: jax.random.normal(jax.random.key(i), (16, 8)) for i, name in enumerate("ab")}
+    params["b"] = params["b"] / 4
+    params["bias"] = jnp.ones(8)
+    start, masks = jaxprune.prune_params(params, 0.75, distribution=jaxprune.global_pool)
+    n_zero = {leaf.path: leaf.n_zero for leaf in jaxprune.summarize(start).leaves}
+    assert n_zero["a"] < n_zero["b"]
+    own = {leaf.path: leaf.sparsity for leaf in jaxprune.summarize(start).leaves if leaf.n_zero}
+    for rules, is_kept in (({"overrides": own}, True), ({}, False)):
+        tx = jaxprune.rigl(0.75, 20, inner=optax.sgd(0.1), every=2, **rules)
+        state, new = jaxprune.set_masks(tx.init(start), masks), start
+        for t in range(30):
+            grads = jax.tree.map(lambda x, t=t: jax.random.normal(jax.random.key(t), x.shape), new)
+            updates, state = tx.update(grads, state, new)
+            new = optax.apply_updates(new, updates)
+            counts = {k: int(jnp.sum(~m)) for k, m in jaxprune.get_masks(state).items()}
+            assert not is_kept or counts == n_zero
+        assert is_kept == (counts == n_zero)
+        jaxprune.check(new, state, done=True)
