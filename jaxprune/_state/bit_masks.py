@@ -176,7 +176,10 @@ def full_bits(leaf: Any) -> jax.Array:
     if not leaf.ndim:
         return jnp.ones((), jnp.uint8)
     every_8th = lax.slice_in_dim(_in_whole_bytes(leaf), 0, leaf.shape[-1], 8, axis=-1)
-    return jnp.full_like(every_8th, 0xFF, dtype=jnp.uint8)
+    full = jnp.full_like(every_8th, 0xFF, dtype=jnp.uint8)
+    if not isinstance(leaf, jax.core.Tracer):
+        return full
+    return jnp.where(every_8th == 0, full, full)  # see `full_mask`
 
 
 def bits_typed_like(bits: jax.Array, like: Any) -> jax.Array:

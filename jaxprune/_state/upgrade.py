@@ -148,8 +148,10 @@ def _fitted_prune_state(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> P
     for i, name in enumerate(PruneState._fields[:-1]):
         fresh_field, key = getattr(fresh, name), jax.tree_util.GetAttrKey(name)
         old_field = _child(old, key, i)
-        if old_field is _MISSING and jax.tree.leaves(fresh_field):
-            raise ValueError(_misfit((*path, key), fresh_field, old))
+        if old_field is _MISSING:
+            if jax.tree.leaves(fresh_field):
+                raise ValueError(_misfit((*path, key), fresh_field, old))
+            old_field = None  # `nnx.state` leaves out what is None
         if name == "score_state" and not (
             jax.tree.leaves(old_field) and jax.tree.leaves(fresh_field)
         ):

@@ -154,4 +154,4 @@ def counted(
         by_account = placed(none, chosen, new) if is_account else none.at[account_of].add(new)
         known = jnp.asarray(accounts.unit_size > 0)
         most = jnp.maximum(jnp.where(known, by_account, 0).astype(asked.dtype), asked)
-        return progress._replace(zeros=zeros, reached=reached.at[...].set(most))
+        return progress._replace(zeros=zeros, reached=jnp.broadcast_to(most, reached.shape))

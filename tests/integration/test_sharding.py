@@ -116,6 +116,22 @@ def test_init_under_jit_and_set_mesh_works(axis_type):
     assert np.sum(np.asarray(params["w"]) == 0) == 64 * 32 // 2
 
 
+@pytest.mark.parametrize("axis_type", (AxisType.Auto, AxisType.Explicit), ids=lambda t: t.name)
+@pytest.mark.parametrize("layout", SPECS)
+def test_bit_masks_of_init_under_jit_lie_where_those_of_init_lie(layout, axis_type):
+    """They were constants, which XLA puts on one device."""
+    mesh = make_mesh((4, 2), axis_type)
+    specs = {k: NamedSharding(mesh, spec) for k, spec in SPECS[layout].items()}
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), packed=True)
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(jax.device_put, make_params(), specs)
+        eager, jitted = tx.init(params), jax.jit(tx.init)(params)
+        text = jax.jit(tx.init).lower(params).compile().as_text()
+    for one, other in zip(*map(jax.tree.leaves, (eager.masks, jitted.masks)), strict=True):
+        assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
+    assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
+
+
 def test_global_pool_selects_across_shardings():
     mesh = make_mesh((4, 2), AxisType.Auto)
     rng = np.random.default_rng(0)

@@ -120,6 +120,21 @@ def test_an_nnx_optimizer_continues_from_an_upgraded_state():
     assert unboxed(jaxprune.get_state(optimizer).prune_step) == 2
 
 
+@pytest.mark.parametrize("form", ("chain", "inner", "bit masks", "rigl"))
+def test_an_nnx_state_without_its_structure_becomes_the_state_that_was_saved(form):
+    """`nnx.state` leaves out the fields that are None, such as `widths`."""
+    model = nnx.Linear(8, 12, rngs=nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    optimizer = nnx.Optimizer(model, FORMS[form], wrt=nnx.Param)
+    for _ in range(3):
+        optimizer.update(model, jax.tree.map(jnp.ones_like, params))
+    expected = jax.tree.leaves(optimizer.opt_state)
+    state = nnx.state(optimizer)
+    for saved in (state, state["opt_state"], nnx.to_pure_dict(state), nnx.split(optimizer)[1]):
+        upgraded = jaxprune.upgrade_state(FORMS[form], params, saved)
+        chex.assert_trees_all_equal(jax.tree.leaves(upgraded), expected)
+
+
 @pytest.mark.parametrize(
     "change",
     (

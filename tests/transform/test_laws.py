@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from hypothesis import given, settings, strategies as st
+from jax.experimental import checkify
 
 import jaxprune
 from helpers import bits, random_params, says, stepper
@@ -242,6 +243,19 @@ def test_complex_weights_are_ranked_by_modulus():
     updates, state = tx.update(zeros, tx.init(params), params)
     assert optax.apply_updates(params, updates)["kernel"].tolist() == [[3 + 4j, 0, -2, 0]]
     jaxprune.check(optax.apply_updates(params, updates), state)
+
+
+@pytest.mark.skip_in("disable_jit", reason="checkify of every operation")
+@pytest.mark.parametrize("form", ("plain", "pool", "packed"))
+def test_an_update_passes_the_checks_of_checkify(form):
+    options = {"pool": {"distribution": jaxprune.global_pool}, "packed": {"packed": True}}
+    schedule = jaxprune.cubic_schedule(0.5, 0, 3, 1)
+    tx = jaxprune.prune(schedule, inner=optax.sgd(0.1), **options.get(form, {}))
+    params = {"a": jnp.arange(1.0, 17.0).reshape(4, 4), "bias": jnp.ones(4)}
+    checked = checkify.checkify(tx.update, errors=checkify.all_checks)
+    error, found = jax.jit(checked)(params, tx.init(params), params)
+    error.throw()
+    chex.assert_trees_all_equal(found, jax.jit(tx.update)(params, tx.init(params), params))
 
 
 @pytest.mark.skip_in("debug_nans", reason="the updates are NaN")
