@@ -1,15 +1,61 @@
 """Wrong arguments of the functions that read and write files."""
 
+import os
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
 
 import jaxprune
 from bad_input import assert_error, case, params
+from helpers import ones
 
+
+def model():
+    return eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0))
+
+
+def load_like_a_model():
+    jaxprune.save("a.zst", eqx.filter(model(), eqx.is_array))
+    try:
+        jaxprune.load("a.zst", like=model())
+    finally:
+        os.remove("a.zst")
+
+
+OF_MODEL = ("Equinox model", "eqx.filter(model, eqx.is_array)")
 SHAPE = jax.ShapeDtypeStruct((2, 2), jnp.float32)
 
 FILES = [
+    case(
+        "save_a_model",
+        lambda: jaxprune.save("a.zst", model()),
+        TypeError,
+        ("activation:", "is not an array", OF_MODEL),
+    ),
+    case(
+        "to_csr_of_a_model",
+        lambda: jaxprune.to_csr(model()),
+        TypeError,
+        ("activation:", "is not an array", OF_MODEL),
+    ),
+    case(
+        "load_like_a_model",
+        load_like_a_model,
+        TypeError,
+        (
+            "like: activation, final_activation:",
+            "a.zst does not have",
+            ("eqx.partition(model, eqx.is_array)", "like=arrays", "eqx.combine"),
+        ),
+    ),
+    case(
+        "to_bcoo_under_jit",
+        lambda: jax.eval_shape(jaxprune.to_bcoo, {"w": ones(2, 2)}),
+        TypeError,
+        ("w:", "no values to read", "outside jit"),
+    ),
     case(
         "save_swapped",
         lambda: jaxprune.save(params(), "a.zst"),
