@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune._base.paths import listed
+from jaxprune._base.same_values import same_values
 from jaxprune._calibration.moments import Moments
 from jaxprune._recipe.roles import AxisRoles
 
@@ -78,6 +79,24 @@ class LayerInputs(Mapping[str, Moments]):
     def __radd__(self, other: Any) -> LayerInputs:
         """Lets `sum` start with 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __eq__(self, other: object) -> bool:
+        """Whether others hold the same numbers; traced ones are only equal to themselves."""
+        if not isinstance(other, LayerInputs):
+            return NotImplemented
+        return (
+            self.keys() == other.keys()
+            and self.roles == other.roles
+            and self.without == other.without
+            and all(
+                same_values(a, b)
+                for path in self
+                for a, b in zip(self[path], other[path], strict=True)
+            )
+        )
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self), self.roles))
 
     def __repr__(self) -> str:
         rows = [f"{path}: {tuple(m.gram.shape)}" for path, m in self.items()]
