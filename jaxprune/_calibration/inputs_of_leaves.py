@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune._base.arguments import shown
 from jaxprune._base.paths import listed
 from jaxprune._base.same_values import same_values
 from jaxprune._calibration.moments import Moments
@@ -41,6 +42,7 @@ class LayerInputs(Mapping[str, Moments]):
         roles: AxisRoles,
         without: Mapping[str, str] | None = None,
     ):
+        _check_parts(moments, roles, without)
         self._moments = dict(moments)
         self._roles = roles
         self._without = dict(without or {})
@@ -103,6 +105,31 @@ class LayerInputs(Mapping[str, Moments]):
         return f"LayerInputs({', '.join(rows)})"
 
 
+def _check_parts(moments: Any, roles: Any, without: Any) -> None:
+    """Raises a TypeError unless these are what `LayerInputs` holds."""
+    if not isinstance(moments, Mapping) or not all(isinstance(path, str) for path in moments):
+        raise TypeError(
+            f"LayerInputs: moments must map paths to Moments, got {shown(moments)}. Pass "
+            '{"fc/kernel": jaxprune.moments(x)}.'
+        )
+    for path, value in moments.items():
+        if not isinstance(value, Moments):
+            raise TypeError(
+                f"LayerInputs: moments[{path!r}] must be Moments, got {shown(value)}. Pass "
+                "jaxprune.moments(x) of the inputs x of the leaf, (rows, in)."
+            )
+    if not isinstance(roles, AxisRoles):
+        raise TypeError(
+            f"LayerInputs: roles must be AxisRoles, got {shown(roles)}. Pass "
+            'jaxprune.AxisRoles({"fc/kernel": ("in", "out")}).'
+        )
+    if without is not None and not isinstance(without, Mapping):
+        raise TypeError(
+            f"LayerInputs: without must map paths to reasons, got {shown(without)}. Pass a dict, "
+            "or leave it out."
+        )
+
+
 def counts_nothing(inputs: LayerInputs) -> bool:
     """Whether no leaf got any input. Counts that can't be read here are taken as not 0."""
     return not any(_may_be_positive(count) for count, _ in inputs.values())
@@ -131,7 +158,9 @@ def _flatten_with_keys(inputs: LayerInputs) -> tuple[Any, Any]:
 
 def _unflatten(static: Any, values: Any) -> LayerInputs:
     paths, roles, without = static
-    return LayerInputs(dict(zip(paths, values, strict=True)), roles, dict(without))
+    inputs = LayerInputs({}, roles, dict(without))
+    inputs._moments = dict(zip(paths, values, strict=True))  # of any kind: placeholders, axes
+    return inputs
 
 
 jax.tree_util.register_pytree_with_keys(LayerInputs, _flatten_with_keys, _unflatten, _flatten)

@@ -224,6 +224,42 @@ CALIBRATION = [
         ("prune_sequentially: method", "prune_params", "prune_sequentially(wanda, model.apply,"),
     ),
     case(
+        "pattern_of_a_structure",
+        lambda: jaxprune.wanda(PARAMS, {"w": X}, nm=jaxprune.NM(2, 4)),
+        TypeError,
+        ("nm must be two ints", "NM(n=2, m=4, axis=None)", "Write (2, 4)."),
+    ),
+    case(
+        "override_of_a_structure",
+        lambda: jaxprune.wanda(PARAMS, {"w": X}, 0.5, overrides={"w": jaxprune.NM(1, 4)}),
+        TypeError,
+        ("overrides['w']", "NM(n=1, m=4, axis=None)", "Write (1, 4)."),
+    ),
+    case(
+        "layer_inputs_of_arrays",
+        lambda: jaxprune.LayerInputs({"w": X}, jaxprune.AxisRoles({})),
+        TypeError,
+        ("LayerInputs: moments['w']", "float32 of shape (2, 4)", "jaxprune.moments(x)"),
+    ),
+    case(
+        "layer_inputs_of_one_array",
+        lambda: jaxprune.LayerInputs(X, jaxprune.AxisRoles({})),
+        TypeError,
+        ("LayerInputs: moments", "float32 of shape (2, 4)", "jaxprune.moments(x)"),
+    ),
+    case(
+        "layer_inputs_with_a_dict_of_roles",
+        lambda: jaxprune.LayerInputs({}, {"w": ("in", "out")}),
+        TypeError,
+        ("LayerInputs: roles", "{'w': ('in', 'out')}", "jaxprune.AxisRoles({"),
+    ),
+    case(
+        "layer_inputs_without_a_list",
+        lambda: jaxprune.LayerInputs({}, jaxprune.AxisRoles({}), ["w"]),
+        TypeError,
+        ("LayerInputs: without", "['w']", "Pass a dict"),
+    ),
+    case(
         "method_after_the_model",
         lambda: sequentially(dense, jaxprune.wanda),
         TypeError,

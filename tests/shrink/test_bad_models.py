@@ -5,6 +5,7 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import linen, nnx
 
@@ -203,6 +204,24 @@ MODELS = [
         lambda: jaxprune.shrink_nnx(LAYERS, X),
         TypeError,
         ("shrink_nnx: model", "dict", "shrink(apply_fn, variables, x)"),
+    ),
+    case(
+        "shrink_along_an_optimizer",
+        lambda: jaxprune.shrink(two_layers, LAYERS, X, along=optax.adam(0.1)),
+        TypeError,
+        ("shrink: along", "GradientTransformationExtraArgs", "along=opt_state"),
+    ),
+    case(
+        "shrink_along_text",
+        lambda: jaxprune.shrink(two_layers, LAYERS, X, along="a"),
+        TypeError,
+        ("shrink: along", "'a'", "along=opt_state"),
+    ),
+    case(
+        "shrink_along_functions",
+        lambda: jaxprune.shrink(two_layers, LAYERS, X, along={"w": two_layers}),
+        TypeError,
+        ("shrink: along", "w", "along=opt_state"),
     ),
     case(
         "shrink_nnx_along_a_tree",
