@@ -17,7 +17,13 @@ import jax.core
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.flax_import import import_flax
-from jaxprune._base.paths import check_not_donated, flattened, spec_of
+from jaxprune._base.paths import (
+    check_array_library,
+    check_not_donated,
+    flattened,
+    paths_of,
+    spec_of,
+)
 from jaxprune._shrink.allow import allowed
 from jaxprune._shrink.along import Carrier, without_progress
 from jaxprune._shrink.balance import balance
@@ -231,13 +237,15 @@ def _check_arguments(model: Model, rtol: float | None) -> None:
 
 
 def _check_along(along: Any) -> None:
-    """Raises a TypeError where `along` has leaves, but no array among them, or holds a function."""
+    """Raises a TypeError where `along` is an optimizer, or has leaves but no array among them."""
     if callable(getattr(along, "init", None)) and callable(getattr(along, "update", None)):
         raise TypeError(
             f"shrink: along must be a tree of arrays, got an optimizer, {shown(along)}. Pass its "
             "state: along=opt_state."
         )
     leaves = flattened(along)[0]
+    for path, leaf in zip(paths_of(along), leaves, strict=True):
+        check_array_library(path, leaf)
     is_array = lambda x: spec_of(x) is not None or isinstance(x, (jax.core.Tracer, numbers.Number))
     if leaves and not any(map(is_array, leaves)):
         raise TypeError(
