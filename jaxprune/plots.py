@@ -11,12 +11,13 @@ colour-blind can tell them apart.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxprune._base.arguments import shown
+from jaxprune._base.arguments import kind_of, shown
 from jaxprune._base.paths import shown_path
 from jaxprune._base.public_help import with_readable_help
 from jaxprune._base.trees import ArrayTree
@@ -80,7 +81,7 @@ def schedule_curve(schedule: SparsitySchedule, ax: Any = None, *, label: str | N
             f"schedule_curve: schedule must be a SparsitySchedule, got {shown(schedule)}. Pass "
             "one, such as jaxprune.cubic_schedule(0.9, begin_step=0, end_step=1_000)."
         )
-    ax = _axes((6, 3.5)) if ax is None else ax
+    ax = _axes("schedule_curve", ax, (6, 3.5))
     fires, targets = schedule.fire_steps, list(map(float, schedule.targets))
     steps = [0, *fires, fires[-1] + max(fires[-1] // 10, 1)]
     sparsity = [0.0, *targets, targets[-1]]
@@ -130,7 +131,7 @@ def sparsity_curve(history: History, ax: Any = None, *, per_leaf: bool = False) 
     pruned, everything = (logged(history, f"prune/{x}") for x in ("sparsity", "sparsity_all"))
     target = logged(history, "prune/target")[order[-1]]
     leaves = logged_leaves(history) if per_leaf else {}
-    ax = _axes((6, 3.5)) if ax is None else ax
+    ax = _axes("sparsity_curve", ax, (6, 3.5))
     style: dict[str, Any] = {"drawstyle": "steps-post"}
     for path, values in leaves.items():  # a label that starts with _ is not in the legend
         line = dict(color=_GREY, linewidth=0.8, label=f"_{path}")
@@ -175,7 +176,7 @@ def leaf_bars(report: Report | Mapping[str, Report], ax: Any = None) -> Any:
     reports = {name: leaf_sparsities(each) for name, each in named_reports(report).items()}
     paths = drawn_leaves(reports.values())
     n = max(len(reports), 1)
-    ax = _axes((6.5, 1 + len(paths) * (0.15 + 0.15 * n))) if ax is None else ax
+    ax = _axes("leaf_bars", ax, (6.5, 1 + len(paths) * (0.15 + 0.15 * n)))
     for k, (name, leaves) in enumerate(reports.items()):
         bars = [(i, *leaves[path]) for i, path in enumerate(paths) if path in leaves]
         _bars(ax, bars, 0.8 * ((k + 0.5) / n - 0.5), 0.8 / n, _COLOURS[k % len(_COLOURS)], name)
@@ -224,7 +225,7 @@ def weight_histogram(
     flat = {name: np.concatenate(list(leaves.values())) for name, leaves in weights.items()}
     nonzero = {name: values[values != 0] for name, values in flat.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(nonzero.values())), bins)
-    ax = _axes((6, 3.5)) if ax is None else ax
+    ax = _axes("weight_histogram", ax, (6, 3.5))
     styles = ({"fill": True, "alpha": 0.6}, {"linewidth": 1.8})
     for (name, values), colour, style in zip(nonzero.items(), _COLOURS, styles, strict=False):
         n_zero = flat[name].size - values.size
@@ -262,7 +263,7 @@ def mask_image(mask: Any, ax: Any = None) -> Any:
     """
     kept = as_mask(mask)
     n_kept = int(kept.sum())
-    ax = _axes((4.5, 4)) if ax is None else ax
+    ax = _axes("mask_image", ax, (4.5, 4))
     colours = import_extra("matplotlib.colors", "plots").ListedColormap(["#E8E8E8", _COLOURS[0]])
     matrix = kept.reshape(-1, kept.shape[-1]) if kept.ndim else kept.reshape(1, 1)
     crisp = "nearest" if max(matrix.shape) <= 512 else "auto"  # larger ones have to be averaged
@@ -305,7 +306,7 @@ def sensitivity_map(sensitivity: Sensitivity, ax: Any = None) -> Any:
         )
     change = sensitivity.losses - sensitivity.dense_loss
     n_rows, n_columns = change.shape
-    ax = _axes((2.5 + 0.6 * n_columns, 1.2 + 0.28 * n_rows)) if ax is None else ax
+    ax = _axes("sensitivity_map", ax, (2.5 + 0.6 * n_columns, 1.2 + 0.28 * n_rows))
     finite = np.abs(change[np.isfinite(change)])
     limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     ax.set_facecolor("0.8")
@@ -319,8 +320,16 @@ def sensitivity_map(sensitivity: Sensitivity, ax: Any = None) -> Any:
     return ax
 
 
-def _axes(size: tuple[float, float]) -> Any:
-    """The axes of a new figure of pyplot, which a notebook shows by itself."""
+def _axes(function: str, ax: Any, size: tuple[float, float]) -> Any:
+    """The axes of a user, or those of a new figure of pyplot, which a notebook shows by itself."""
+    if ax is not None:
+        if isinstance(ax, import_extra("matplotlib.axes", "plots").Axes):
+            return ax
+        fix = "Pass axes, such as figure.subplots(), or leave ax out for a new figure."
+        if isinstance(ax, np.ndarray):
+            fix = "Pass one of them, such as axes[0]."
+        got = f"the module {ax.__name__}" if inspect.ismodule(ax) else kind_of(ax)
+        raise TypeError(f"{function}: ax must be axes of matplotlib, got {got}. {fix}")
     pyplot = import_extra("matplotlib.pyplot", "plots")
     return pyplot.subplots(figsize=size, layout="constrained")[1]
 

@@ -156,7 +156,12 @@ def as_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def as_file_path(function: str, value: Any, argument: str = "path") -> Path:
+def as_file_path(
+    function: str,
+    value: Any,
+    argument: str = "path",
+    example: str = "model.safetensors.zst",
+) -> Path:
     """The name of a file or folder as a `Path`.
 
     Raises:
@@ -169,7 +174,7 @@ def as_file_path(function: str, value: Any, argument: str = "path") -> Path:
     if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
         raise TypeError(
             f"{function}: {argument} must be a string or a pathlib.Path, got {shown(value)}. Pass "
-            "it first, such as 'model.safetensors.zst'."
+            f"it first, such as {example!r}."
         )
     return Path(value)
 

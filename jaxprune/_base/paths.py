@@ -342,14 +342,16 @@ def matches(rule: Rule, path: str, spec: jax.ShapeDtypeStruct) -> bool:
             f"and dtype, here {spec}, not its values."
         )
         raise
-    try:
+    if isinstance(result, (bool, np.bool_)):
         return bool(result)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{shown_path(path)}: the rule {rule_name(rule)} must return True or False, got "
-            f"{shown(result)}. Write a condition on the path and the shape, such as "
-            "lambda path, leaf: path.endswith('kernel')."
-        ) from None
+    is_array = isinstance(result, (np.ndarray, jax.Array)) and not isinstance(result, Tracer)
+    if is_array and result.shape == () and result.dtype == bool:
+        return bool(result)
+    raise TypeError(
+        f"{shown_path(path)}: the rule {rule_name(rule)} must return True or False, got "
+        f"{shown(result)}. Write a condition on the path and the shape, such as "
+        "lambda path, leaf: path.endswith('kernel')."
+    )
 
 
 def rule_name(rule: Rule) -> str:

@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 
 from jaxprune._base.arguments import as_array, is_int, shown
 from jaxprune._base.paths import check_not_donated
+from jaxprune._base.same_values import same_values
 
 # Measured on CPUs: for a batch of one row, values with the output axis last are twice as fast when
 # they come from memory, and 1.2 times slower when they come from cache. For larger batches, values
@@ -46,7 +47,7 @@ _LOOP_FROM = 2**18
     data_fields=("indices", "values"),
     meta_fields=("shape", "block", "rows_first"),
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PackedMatrix:
     """The kept blocks of a matrix; a pytree with two arrays as leaves.
 
@@ -71,6 +72,23 @@ class PackedMatrix:
     shape: tuple[int, int]
     block: tuple[int, int]
     rows_first: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another holds the same arrays; traced ones are only equal to themselves."""
+        if not isinstance(other, PackedMatrix):
+            return NotImplemented
+        return (
+            self._static == other._static
+            and same_values(self.indices, other.indices)
+            and same_values(self.values, other.values)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._static)
+
+    @property
+    def _static(self) -> tuple[Any, ...]:
+        return self.shape, self.block, self.rows_first
 
     @property
     def nbytes(self) -> int:

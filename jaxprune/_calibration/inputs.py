@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +19,7 @@ from jax.core import Tracer
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.flax_import import import_flax
-from jaxprune._base.paths import flattened
+from jaxprune._base.paths import flattened, spec_of
 from jaxprune._calibration.moments import as_rows
 
 
@@ -134,11 +136,15 @@ def linen_inputs(model: Any, variables: Any, *args: Any, **kwargs: Any) -> dict[
             f"linen_inputs: variables must be a dict with the key 'params', got {shown(variables)}."
             " Pass what model.init returned, or {'params': params}."
         )
+    if "method" not in kwargs:
+        _check_batch("linen_inputs(model, variables", model, args, kwargs)
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if not isinstance(module, nn.Dense) or context.method_name != "__call__":
             return call(*args, **kwargs)
+        if not args and "inputs" not in kwargs:
+            return call(*args, **kwargs)  # which raises the error of flax
         x, *more = args if args else (kwargs.pop("inputs"),)
         with recorder.call("/".join((*module.path, "kernel")), x) as x:
             return call(x, *more, **kwargs)
@@ -178,6 +184,7 @@ def nnx_inputs(model: Any, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
             f"nnx_inputs: model must be an nnx.Module, got {shown(model)}. Pass the model first: "
             "nnx_inputs(model, x); for a linen model, call linen_inputs(model, variables, x)."
         )
+    _check_batch("nnx_inputs(model", model, args, kwargs)
     recorder = _Recorder("nnx_inputs", (nnx.state(model), args, kwargs))
     copy = nnx.clone(model)
     nodes = list(nnx.iter_graph(copy))
@@ -189,6 +196,36 @@ def nnx_inputs(model: Any, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
     with jax.disable_jit():
         jax.block_until_ready(copy(*args, **kwargs))
     return recorder.recorded()
+
+
+def _check_batch(call: str, model: Any, args: Any, kwargs: Any) -> None:
+    """Raises a TypeError where a model that takes arguments gets no array and no number.
+
+    Args:
+      call: of the public function, up to the batch.
+      model: the model.
+      args: all arguments of the call of the model.
+      kwargs: its keyword arguments.
+    """
+    leaves = flattened((args, kwargs))[0]
+    if any(spec_of(x) is not None or _is_number(x) for x in leaves) or not _takes_any(model):
+        return
+    got = shown(args[0]) if args else "none"
+    raise TypeError(
+        f"{call.partition('(')[0]}: needs the inputs of the model, got {got}. Pass one batch, an "
+        f"array: {call}, x)."
+    )
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, numbers.Number) and not isinstance(x, bool)
+
+
+def _takes_any(model: Any) -> bool:
+    """Whether the call of a model has an argument that must be given."""
+    parameters = list(inspect.signature(type(model).__call__).parameters.values())[1:]
+    named = [x for x in parameters if x.kind not in (x.VAR_POSITIONAL, x.VAR_KEYWORD)]
+    return any(x.default is x.empty for x in named) or len(named) < len(parameters)
 
 
 def _watch(layer: Any, path: str, recorder: _Recorder) -> None:

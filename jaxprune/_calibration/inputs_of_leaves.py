@@ -9,7 +9,9 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune._base.arguments import shown
 from jaxprune._base.paths import listed
+from jaxprune._base.same_values import same_values
 from jaxprune._calibration.moments import Moments
 from jaxprune._recipe.roles import AxisRoles
 
@@ -40,6 +42,7 @@ class LayerInputs(Mapping[str, Moments]):
         roles: AxisRoles,
         without: Mapping[str, str] | None = None,
     ):
+        _check_parts(moments, roles, without)
         self._moments = dict(moments)
         self._roles = roles
         self._without = dict(without or {})
@@ -79,9 +82,52 @@ class LayerInputs(Mapping[str, Moments]):
         """Lets `sum` start with 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
+    def __eq__(self, other: object) -> bool:
+        """Whether others hold the same numbers; traced ones are only equal to themselves."""
+        if not isinstance(other, LayerInputs):
+            return NotImplemented
+        return (
+            self.keys() == other.keys()
+            and self.roles == other.roles
+            and self.without == other.without
+            and all(
+                same_values(a, b)
+                for path in self
+                for a, b in zip(self[path], other[path], strict=True)
+            )
+        )
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self), self.roles))
+
     def __repr__(self) -> str:
         rows = [f"{path}: {tuple(m.gram.shape)}" for path, m in self.items()]
         return f"LayerInputs({', '.join(rows)})"
+
+
+def _check_parts(moments: Any, roles: Any, without: Any) -> None:
+    """Raises a TypeError unless these are what `LayerInputs` holds."""
+    if not isinstance(moments, Mapping) or not all(isinstance(path, str) for path in moments):
+        raise TypeError(
+            f"LayerInputs: moments must map paths to Moments, got {shown(moments)}. Pass "
+            '{"fc/kernel": jaxprune.moments(x)}.'
+        )
+    for path, value in moments.items():
+        if not isinstance(value, Moments):
+            raise TypeError(
+                f"LayerInputs: moments[{path!r}] must be Moments, got {shown(value)}. Pass "
+                "jaxprune.moments(x) of the inputs x of the leaf, (rows, in)."
+            )
+    if not isinstance(roles, AxisRoles):
+        raise TypeError(
+            f"LayerInputs: roles must be AxisRoles, got {shown(roles)}. Pass "
+            'jaxprune.AxisRoles({"fc/kernel": ("in", "out")}).'
+        )
+    if without is not None and not isinstance(without, Mapping):
+        raise TypeError(
+            f"LayerInputs: without must map paths to reasons, got {shown(without)}. Pass a dict, "
+            "or leave it out."
+        )
 
 
 def counts_nothing(inputs: LayerInputs) -> bool:
@@ -112,7 +158,9 @@ def _flatten_with_keys(inputs: LayerInputs) -> tuple[Any, Any]:
 
 def _unflatten(static: Any, values: Any) -> LayerInputs:
     paths, roles, without = static
-    return LayerInputs(dict(zip(paths, values, strict=True)), roles, dict(without))
+    inputs = LayerInputs({}, roles, dict(without))
+    inputs._moments = dict(zip(paths, values, strict=True))  # of any kind: placeholders, axes
+    return inputs
 
 
 jax.tree_util.register_pytree_with_keys(LayerInputs, _flatten_with_keys, _unflatten, _flatten)

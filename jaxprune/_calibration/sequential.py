@@ -47,7 +47,7 @@ from jaxprune._calibration.targets import Target, as_targets
 from jaxprune._recipe.roles import AxisRoles
 from jaxprune._recipe.spelling import is_matched, spelled_rules
 from jaxprune._state.masks import full_mask
-from jaxprune._trace.model_arguments import check_function
+from jaxprune._trace.model_arguments import check_function, is_function
 
 
 def prune_sequentially(
@@ -166,23 +166,18 @@ def _block_rules(function: str, blocks: Any, paths: Sequence[str]) -> tuple[Rule
 def _check_functions(function: str, method: Any, apply_fn: Any) -> None:
     """Raises a TypeError unless both are functions."""
     call = f"{function}(wanda, model.apply, variables, x)"
-    try:
-        check_function(function, method)
-    except TypeError:
+    if not is_function(method):
         raise TypeError(
             f"{function}: method must be jaxprune.wanda or jaxprune.sparsegpt, got "
             f"{shown(method)}. Pass it first: {call}."
-        ) from None
+        )
     problem = (
         f"{function}: apply_fn must be a function (variables, *batch) -> outputs, got "
         f"{shown(apply_fn)}. Pass it second: {call}."
     )
-    if apply_fn is wanda or apply_fn is sparsegpt:
+    if apply_fn is wanda or apply_fn is sparsegpt or not is_function(apply_fn):
         raise TypeError(problem)
-    try:
-        check_function(function, apply_fn)
-    except TypeError:
-        raise TypeError(problem) from None
+    check_function(function, apply_fn)
 
 
 def _check_options(function: str, method: Any, options: Mapping[str, Any]) -> None:

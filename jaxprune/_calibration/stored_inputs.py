@@ -15,6 +15,7 @@ from jaxprune._base.arguments import as_file_path, shown
 from jaxprune._calibration.inputs_of_leaves import LayerInputs
 from jaxprune._calibration.moments import Moments
 from jaxprune._files.atomic import atomic_file
+from jaxprune._files.other_formats import check_inputs_name
 from jaxprune._recipe.roles import AxisRoles
 
 _ABOUT = "layer_inputs"  # the array with the JSON text
@@ -48,6 +49,8 @@ def save_inputs(path: str | os.PathLike[str], inputs: LayerInputs) -> None:
         )
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(inputs)):
         raise TypeError("save_inputs: inputs are traced values. Call it outside jit.")
+    path = as_file_path("save_inputs", path, example="inputs.npz")
+    check_inputs_name("save_inputs", path)
     about = {
         "roles": dict(inputs.roles),
         "without_roles": inputs.roles.without,
@@ -59,7 +62,7 @@ def save_inputs(path: str | os.PathLike[str], inputs: LayerInputs) -> None:
         arrays[f"count/{name}"] = np.asarray(moments.count)
         arrays[f"gram/{name}"] = np.asarray(moments.gram)
     with (
-        atomic_file(as_file_path("save_inputs", path)) as file,
+        atomic_file(path) as file,
         zipfile.ZipFile(file, "w") as archive,
     ):
         for name, array in arrays.items():
@@ -93,7 +96,12 @@ def load_inputs(path: str | os.PathLike[str]) -> LayerInputs:
       ...     load_inputs(f"{folder}/inputs.npz").roles["w"]
       ('in', 'out')
     """
-    path = as_file_path("load_inputs", path)
+    path = as_file_path("load_inputs", path, example="inputs.npz")
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{path}: is a folder. Give the file that save_inputs wrote, such as "
+            f"{path / 'inputs.npz'}."
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file. Check the path.")
     try:

@@ -8,6 +8,7 @@ from jaxprune._base.arguments import as_sparsity, is_int, shown
 from jaxprune._base.paths import Rule, as_rules, matches
 from jaxprune._calibration.kernel_view import KernelView
 from jaxprune._recipe.distributions import round_half_up
+from jaxprune._recipe.nm import NM
 
 
 class Target(NamedTuple):
@@ -35,6 +36,8 @@ def as_target(sparsity: float | None, nm: Any, name: str = "nm") -> Target:
         )
     if nm is None:
         return Target(as_sparsity(sparsity, "sparsity"), None)
+    if isinstance(nm, NM):
+        raise TypeError(f"{name} must be two ints, got {nm!r}. Write ({nm.n}, {nm.m}).")
     if not (isinstance(nm, (tuple, list)) and len(nm) == 2 and all(map(is_int, nm))):
         raise TypeError(
             f"{name} must be two ints, such as (2, 4) for 2 of every 4, got {shown(nm)}."
@@ -91,6 +94,6 @@ def as_targets(sparsity: Any, nm: Any, overrides: Any) -> Targets:
 
 def _override(name: str, value: Any) -> Target:
     """The target of a rule: a sparsity, or (n, m)."""
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, (tuple, list, NM)):
         return as_target(None, value, name)
     return Target(as_sparsity(value, name), None)

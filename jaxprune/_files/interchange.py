@@ -23,6 +23,7 @@ from jaxprune._files.atomic import atomic_file, atomic_folder
 from jaxprune._files.extras import import_extra
 from jaxprune._files.leaf_files import checked_metadata
 from jaxprune._files.leaves import Leaf
+from jaxprune._files.other_formats import check_plain_name
 from jaxprune._files.safetensors import Tensor
 from jaxprune._files.save_load import as_host, in_order
 
@@ -61,7 +62,8 @@ def save_safetensors(
       {'w': array([1., 1.])}
       {'by': 'me'}
     """
-    path = as_file_path("save_safetensors", path)
+    path = as_file_path("save_safetensors", path, example="model.safetensors")
+    check_plain_name("save_safetensors", path)
     paths, leaves, _ = leaves_with_paths(params)
     check_not_donated("save_safetensors: params", params)
     arrays = [as_host(name, leaf) for name, leaf in zip(paths, leaves, strict=True)]
@@ -255,7 +257,7 @@ def save_csr(folder: str | os.PathLike[str], params: ArrayTree) -> list[Path]:
       ...     [file.name for file in save_csr(folder, {"w": np.eye(3), "b": np.ones(3)})]
       ['w.npz']
     """
-    folder = as_file_path("save_csr", folder, "folder")
+    folder = as_file_path("save_csr", folder, "folder", example="csr")
     check_not_donated("save_csr: params", params)
     paths, leaves, _ = leaves_with_paths(params)
     matrices = {name: x for name, x in zip(paths, leaves, strict=True) if np.ndim(x) == 2}

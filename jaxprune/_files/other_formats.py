@@ -42,6 +42,7 @@ _BY_SUFFIX = {
     ".hdf5": _HDF5,
     ".tflite": _TFLITE,
 }
+_OF_NUMPY = (".npz", ".npy")
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")  # the second of an archive without files
 
 
@@ -124,12 +125,61 @@ def check_own_name(path: Path, level: int | None) -> None:
             "Name it .safetensors.zst, pass level=None, or use jaxprune.save_safetensors for a "
             "file that other libraries load"
         )
-    elif suffix in _BY_SUFFIX or suffix in (".npz", ".npy"):
+    elif suffix in _BY_SUFFIX or suffix in _OF_NUMPY:
         fix = f"Name it {path.with_suffix('.safetensors.zst').name}"
     else:
         return
     written = "safetensors" if level is None else "safetensors with zstd"
-    raise ValueError(f"save: {path}: writes {written}, but the name ends in {suffix}. {fix}.")
+    raise _misnamed("save", path, written, fix)
+
+
+def check_plain_name(function: str, path: Path) -> None:
+    """Raises where a plain safetensors file would get the name of another format.
+
+    Example:
+      >>> check_plain_name("save_safetensors", Path("model.safetensors"))
+      >>> check_plain_name("save_safetensors", Path("model.safetensors.zst"))
+      Traceback (most recent call last):
+      ...
+      ValueError: save_safetensors: model.safetensors.zst: writes safetensors without zstd, but ...
+    """
+    suffix = path.suffix.lower()
+    name = _named_anew(path, ".safetensors")
+    if suffix == ".zst":
+        fix = f"Name it {name}, or use jaxprune.save for a compact file"
+        raise _misnamed(function, path, "safetensors without zstd", fix)
+    if suffix in _BY_SUFFIX or suffix in _OF_NUMPY:
+        raise _misnamed(function, path, "safetensors", f"Name it {name}")
+
+
+def check_inputs_name(function: str, path: Path) -> None:
+    """Raises where an archive of NumPy, which `save_inputs` writes, would get another name.
+
+    Example:
+      >>> check_inputs_name("save_inputs", Path("inputs.npz"))
+      >>> check_inputs_name("save_inputs", Path("inputs.safetensors"))
+      Traceback (most recent call last):
+      ...
+      ValueError: save_inputs: inputs.safetensors: writes an archive of NumPy, but the name ends ...
+    """
+    suffix = path.suffix.lower()
+    if suffix in _BY_SUFFIX or suffix in (".npy", ".safetensors", ".zst"):
+        fix = f"Name it {_named_anew(path, '.npz')}"
+        raise _misnamed(function, path, "an archive of NumPy", fix)
+
+
+def _named_anew(path: Path, suffix: str) -> str:
+    """The name of a file with this suffix, in place of all that say what a file is."""
+    while path.suffix.lower() in (".zst", ".safetensors", *_OF_NUMPY, *_BY_SUFFIX):
+        path = path.with_suffix("")
+    return f"{path.name}{suffix}"
+
+
+def _misnamed(function: str, path: Path, written: str, fix: str) -> ValueError:
+    suffix = path.suffix.lower()
+    return ValueError(
+        f"{function}: {path}: writes {written}, but the name ends in {suffix}. {fix}."
+    )
 
 
 def folder_hint(path: Path) -> str:

@@ -238,10 +238,10 @@ def as_host(path: str, leaf: Any) -> np.ndarray:
     """
     spec = spec_of(leaf)
     if spec is None:
-        raise TypeError(
-            f"{shown_path(path)}: {shown(leaf)} is not an array. Make it one with numpy.asarray, "
-            "or leave it out of the params."
-        )
+        fix = "Make it one with numpy.asarray, or leave it out of the params."
+        if callable(leaf):
+            fix = "Pass the arrays alone: of an Equinox model, eqx.filter(model, eqx.is_array)."
+        raise TypeError(f"{shown_path(path)}: {shown(leaf)} is not an array. {fix}")
     if jnp.issubdtype(spec.dtype, jax.dtypes.prng_key):
         raise TypeError(
             f"{shown_path(path)}: a file can't hold random keys ({spec.dtype}). Leave "
@@ -250,8 +250,7 @@ def as_host(path: str, leaf: Any) -> np.ndarray:
         )
     if isinstance(leaf, (jax.ShapeDtypeStruct, jax.core.Tracer)):
         raise TypeError(
-            f"{shown_path(path)}: {shown(leaf)} has no values that could be written. Pass arrays, "
-            "outside jit."
+            f"{shown_path(path)}: {shown(leaf)} has no values to read. Pass arrays, outside jit."
         )
     array = np.asarray(leaf)
     if dtype_of(array.dtype.name) is None:
@@ -333,6 +332,14 @@ def _check_like(
     """Raises unless the file has exactly these paths, with the shapes and dtypes of `like`."""
     in_file = {leaf.path: leaf for leaf in leaves}
     if missing := [path for path in paths if path not in in_file]:
+        leaf_of = dict(zip(paths, like_leaves, strict=True))
+        if all(spec_of(leaf_of[path]) is None for path in missing):
+            raise TypeError(
+                f"like: {listed(missing)}: no arrays, which {file} does not have. Pass arrays or "
+                "jax.ShapeDtypeStructs alone. Of an Equinox model: arrays, static = "
+                "eqx.partition(model, eqx.is_array), then eqx.combine(jaxprune.load(path, "
+                "like=arrays), static)."
+            )
         raise ValueError(
             f"{file}: does not have {listed(missing)}, which `like` has; it has "
             f"{listed(list(in_file))}. {_OF_LIKE}"

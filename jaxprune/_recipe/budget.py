@@ -19,6 +19,7 @@ from jaxprune._base.paths import Rule, as_rules, spec_of
 from jaxprune._recipe import errors
 from jaxprune._recipe.choice import Choice, LeafRules, RuleUse
 from jaxprune._recipe.default_choice import Specs
+from jaxprune._recipe.distribution_checks import assigned
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.leaf import Leaf, leaves_of
 from jaxprune._recipe.parts import Part, PartRules, joined
@@ -323,7 +324,7 @@ def _budget(recipe: Recipe, paths: tuple[str, ...], specs: Specs, n_parts: int) 
         pools = with_equal_counts(pools, leaves)
     unlimited = pools
     if recipe.distribution.floor:
-        unlimited = recipe.distribution.assign(entries, Fraction(0))
+        unlimited = assigned(recipe.distribution, entries, Fraction(0))
     return Budget(
         choices=choices,
         chosen=chosen,
@@ -360,7 +361,7 @@ def _rules(pairs: Sequence[tuple[Rule, Any]]) -> tuple[Rule, ...]:
 
 def _pools(distribution: Distribution, entries: Sequence[LeafShape]) -> Pools:
     """The pools, none of which drops everything; the budgets are read-only."""
-    pools = distribution.assign(entries, distribution.floor)
+    pools = assigned(distribution, entries, distribution.floor)
     most = pools.n_drop.max(0, initial=0)  # not at the last fire, if the schedule falls
     misfits = {
         entry.path: errors.all_dropped(entry, pools.n_units[pool])

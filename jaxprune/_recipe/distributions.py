@@ -18,6 +18,7 @@ import numpy as np
 from jaxprune._base.arguments import as_int, as_sparsity, shown
 from jaxprune._base.paths import Rule, as_rules, shown_path
 from jaxprune._recipe.densities import Densities
+from jaxprune._recipe.distribution_checks import checked_floor
 from jaxprune._recipe.pools import LeafShape, Pools, largest_remainder, round_half_up
 
 
@@ -56,6 +57,9 @@ class Distribution:
     stacked: tuple[tuple[Rule, int], ...] = ()
     pooled: bool = False
     needs_whole_leaves: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "floor", checked_floor(self))
 
     def __repr__(self) -> str:
         return self.name

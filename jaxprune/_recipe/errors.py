@@ -1,7 +1,6 @@
 """Checks of arguments and leaves: why they cannot be pruned as asked, and what to type instead."""
 
 import difflib
-import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import BadValue, shown
-from jaxprune._base.caching import bounded_cache
 from jaxprune._base.float_bits import can_compute, has_zero
 from jaxprune._base.functions import check_traceable
-from jaxprune._base.paths import is_hashable, is_model, listed, rule_for, shown_path, spec_of
+from jaxprune._base.paths import is_hashable, is_model, listed, rule_for, shown_path
 from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.leaf_axes import AxesOf
 from jaxprune._recipe.pools import LeafShape
-from jaxprune._recipe.scores import accumulates, leaf_arguments, movement
+from jaxprune._recipe.scores import accumulates, movement
 from jaxprune._recipe.traits import Structure, traits_of
 
 # What users name in strings, as other libraries do.
@@ -45,13 +43,16 @@ def check_score_type(score: Any) -> None:
     name = getattr(score, "__name__", "")
     if name in _METHODS and score.__module__.startswith("jaxprune."):
         raise TypeError(f"score: jaxprune.{name} is not a score. {_method_named(name)}")
-    if not is_function and not accumulates(score):
+    if isinstance(score, type) or not (is_function or accumulates(score)):
         needed = "a function such as jaxprune.magnitude, jaxprune.saliency or jaxprune.movement"
         raise _wrong_type("score", score, needed)
     if not is_hashable(score):
+        wrapped = "lambda params, grads, key: score(params, grads, key)"
+        if accumulates(score):
+            wrapped = "Accumulated(name, lambda params, grads: score.increment(params, grads))"
         raise TypeError(
             f"score: {shown(score)} cannot be hashed, so its compiled programs cannot be cached. "
-            "Wrap it: lambda params, grads, key: score(params, grads, key)."
+            f"Wrap it: {wrapped}."
         )
     check_traceable("score", score.increment if accumulates(score) else score)
 
@@ -233,39 +234,6 @@ def check_leaf(path: str, spec: jax.ShapeDtypeStruct) -> None:
             "Leave the leaf out with {exclude}.",
             exclude=rule_for(path),
         )
-
-
-def check_score(
-    path: str, spec: jax.ShapeDtypeStruct, score: Any, roles: tuple[str, ...] | None
-) -> None:
-    """Raises where a score function does not return one score for each weight of a leaf."""
-    if accumulates(score):
-        return
-    about_leaf = leaf_arguments(score, path, roles)
-    try:
-        out = _scores(score, spec, tuple(about_leaf.items()))
-    except TypeError as error:
-        raise TypeError(
-            f"score: {getattr(score, '__name__', score)!r} fails on (params, grads, key) of "
-            f"{shown_path(path)}: {str(error).rstrip('.')}. A score takes all three; wrap one that "
-            "does not: lambda params, grads, key: jnp.abs(params)."
-        ) from error
-    got = spec_of(out)
-    if got is None or got.shape != spec.shape or not jnp.issubdtype(got.dtype, jnp.floating):
-        returned = type(out).__name__ if got is None else f"{got.dtype} of shape {got.shape}"
-        raise ValueError(
-            f"{shown_path(path)}: score returned {returned} for {spec.dtype} of shape "
-            f"{spec.shape}; it must return one real floating point score per weight, as "
-            "jaxprune.magnitude does."
-        )
-
-
-@bounded_cache(maxsize=256)
-def _scores(score: Any, spec: jax.ShapeDtypeStruct, about_leaf: tuple[tuple[str, Any], ...]) -> Any:
-    """The shape and dtype of the scores of a leaf; many leaves of a model are alike."""
-    if about_leaf:
-        score = functools.partial(score, **dict(about_leaf))
-    return jax.eval_shape(score, spec, spec, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def fitted(structure: Any, leaf: AxesOf) -> Structure:

@@ -18,6 +18,7 @@ from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.leaf_axes import AxesOf, places
 from jaxprune._recipe.pools import LeafShape
 from jaxprune._recipe.roles import RoleRules
+from jaxprune._recipe.score_checks import check_score
 from jaxprune._recipe.structural import Existing, with_existing
 from jaxprune._recipe.traits import Structure, traits_of
 
@@ -77,7 +78,7 @@ class PartRules(NamedTuple):
         """
         errors.check_leaf(path, spec)
         roles = None if self.roles is None else self.roles.of(path, spec.shape)
-        errors.check_score(path, spec, self.score, roles)
+        check_score(path, spec, self.score, roles)
         structure = self._structure(path, spec, use)
         axes = self._sliced(path, spec, structure, roles, use)
         shape = _without(spec.shape, axes)

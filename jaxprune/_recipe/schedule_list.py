@@ -6,6 +6,7 @@ methods of a `SparsitySchedule` that an update calls.
 """
 
 import dataclasses
+import inspect
 from fractions import Fraction
 from typing import Any
 
@@ -151,6 +152,12 @@ def check_schedule(schedule: Any, also: str = "") -> None:
     elif is_own and name.endswith("_schedule"):
         first = "fn" if name == "from_optax_schedule" else "0.9"
         fix = f"Call it: jaxprune.{name}({first}, ...)."
+    elif also and is_own and name in _OPTIMIZERS:
+        fix = f"Call it: plan(params, jaxprune.{name}(...))."
+    elif factory := _factory_named(schedule):
+        fix = f"Call it: plan(params, {factory}(...))."
+        if not also:
+            fix = f"Call it, and pass it by name: prune(schedule, inner={factory}(...))."
     elif callable(schedule) and not is_own:
         fix = "Wrap it: jaxprune.from_optax_schedule(fn, begin_step=..., end_step=...)."
     else:
@@ -158,3 +165,27 @@ def check_schedule(schedule: Any, also: str = "") -> None:
     raise TypeError(
         f"schedule must be a jaxprune.SparsitySchedule{also}, got {shown(schedule)}. {fix}"
     )
+
+
+def _factory_named(value: Any) -> str:
+    """The name of a function that makes an optimizer; empty for anything else.
+
+    Functions of optax make one, unless they make a schedule, or are one: a function inside another.
+    So may a function without arguments, which is no schedule.
+    """
+    if not inspect.isroutine(value) or value.__name__ == "<lambda>":
+        return ""
+    name, package = value.__name__, value.__module__.partition(".")[0]
+    if package == "optax":
+        is_schedule = "<locals>" in value.__qualname__ or "schedule" in value.__module__
+        return "" if is_schedule else f"optax.{name}"
+    try:
+        inspect.signature(value).bind(0)
+    except TypeError:
+        return "" if package == "jaxprune" else name
+    except ValueError:  # built-in functions have no signature
+        pass
+    return ""
+
+
+_OPTIMIZERS = ("prune", "rigl", "set_", "static_sparse", "keep_zeros")

@@ -102,7 +102,7 @@ class SparsitySchedule:
     def index(self, step: Any) -> Any:
         """Which fire is the latest at a step, counted from 0; -1 before the first. Int or array."""
         last = len(self.targets) - 1
-        if isinstance(step, numbers.Integral):
+        if is_int(step):
             step = int(step)
             if step < self.begin_step:
                 return -1
@@ -120,7 +120,7 @@ class SparsitySchedule:
         Returns:
           A float for an int; a float32 array otherwise. 0 before the first fire.
         """
-        if isinstance(step, numbers.Integral):
+        if is_int(step):
             index = self.index(step)
             return float(self.targets[index]) if index >= 0 else 0.0
         step = _checked_step("sparsity", step)

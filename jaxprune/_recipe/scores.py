@@ -194,6 +194,11 @@ class Accumulated:
     increment: Callable[[jax.Array, jax.Array], jax.Array]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(
+                f"Accumulated: name must be a string, got {shown(self.name)}. Pass it first: "
+                'Accumulated("taylor", lambda params, grads: (params * grads)**2).'
+            )
         if not callable(self.increment):
             raise TypeError(
                 f"Accumulated: increment must be a function, got {shown(self.increment)}. Pass "

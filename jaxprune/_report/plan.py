@@ -11,7 +11,7 @@ from typing import Any
 
 import optax
 
-from jaxprune._base.arguments import as_sparsity
+from jaxprune._base.arguments import as_sparsity, shown
 from jaxprune._base.paths import leaves_with_paths, listed, rule_name
 from jaxprune._base.trees import ArrayTree
 from jaxprune._recipe.budget import Budget, Recipe
@@ -130,6 +130,12 @@ def plan(
     arguments |= dict(overrides=overrides, distribution=distribution, structure=structure)
     arguments |= dict(roles=roles, score=score, packed=packed, regrow=regrow, ties=ties, seed=seed)
     arguments |= dict(axis_name=axis_name, structural=structural)
+    if is_transformation(params) or isinstance(params, SparsitySchedule):
+        raise TypeError(
+            f"plan: params must be a tree of arrays, got {shown(params)}, and as schedule "
+            f"{shown(schedule)}. Swap the arguments: plan(params, tx), or plan(params, schedule) "
+            "with one such as jaxprune.cubic_schedule(0.9, begin_step=..., end_step=...)."
+        )
     tx = getattr(schedule, "tx", schedule)
     if not is_transformation(tx):
         return _planned_by(params, prune(_as_schedule(tx), **arguments))

@@ -116,6 +116,11 @@ def named_reports(report: Any) -> dict[str, Report]:
                 f"leaf_bars: {where} must be what jaxprune.plan or jaxprune.summarize returned, "
                 f"got {shown(value)}."
             )
+    if not any(value.leaves for value in reports.values()):
+        raise ValueError(
+            "leaf_bars: report must have leaves to draw, got none. Pass a report of params, such "
+            "as jaxprune.summarize(params)."
+        )
     return reports
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 import warnings
 from collections.abc import Sequence
@@ -109,9 +108,11 @@ def _check_arrays(paths: list[str], leaves: list[Any]) -> None:
             f"summarize: params must be a tree of arrays, got {shown(leaves[0])}. For a file, call "
             "jaxprune.summarize(jaxprune.load(path)), or `jaxprune inspect PATH` in a shell."
         )
-    if paths == [""] and spec_of(leaves[0]) is None and not isinstance(leaves[0], numbers.Number):
+    if leaves and all(spec_of(leaf) is None for leaf in leaves):
+        where = f" at {paths[0]}" if paths[0] else ""
         raise TypeError(
-            f"summarize: params must be a tree of arrays, got {shown(leaves[0])}. {PASS_PARAMS}"
+            f"summarize: params must be a tree of arrays, got {shown(leaves[0])}{where}. "
+            f"{PASS_PARAMS}"
         )
 
 

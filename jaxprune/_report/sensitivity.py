@@ -39,7 +39,7 @@ from jaxprune._recipe.spelling import is_matched, spelled, spelled_roles
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import traits_of
 from jaxprune._report.sensitivity_table import Sensitivity
-from jaxprune._transform.oneshot import grads_by_path, prune_params
+from jaxprune._transform.oneshot import check_once, grads_by_path, prune_params
 
 
 def sensitivity(
@@ -104,6 +104,7 @@ def sensitivity(
     check_arrays("sensitivity: params", params)
     check_arrays("sensitivity: grads", grads)
     largest = (as_sparsity(tried[-1], "sparsities"),)
+    check_once("sensitivity(loss, params, sparsities, ", score, grads)
     recipe = Recipe.of(largest, include, exclude, structure=structure, score=score, roles=roles)
     chosen = [paths[i] for i in recipe.checked_budget(params, paths, leaves).chosen]
     members = _members(groups, chosen, paths)

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxprune._base.same_values import same_values
 from jaxprune._base.text_table import Table
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sensitivity:
     """The loss with each group of leaves pruned alone; `print` shows it as a table.
 
@@ -43,6 +44,16 @@ class Sensitivity:
     n_zero: np.ndarray
     grouped: bool = False
     fixed: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another table has the same values; a loss that is NaN is equal to another."""
+        if not isinstance(other, Sensitivity):
+            return NotImplemented
+        pairs = zip(vars(self).items(), vars(other).values(), strict=True)
+        return all(same_values(x, y) if name in _NUMBERS else x == y for (name, x), y in pairs)
+
+    def __hash__(self) -> int:
+        return hash((self.rules, self.sparsities, self.grouped, self.fixed))
 
     def __repr__(self) -> str:
         return self._table().text()
@@ -83,6 +94,9 @@ class Sensitivity:
             for k, sparsity in enumerate(self.sparsities)
         ]
         return {"dense_loss": _finite(self.dense_loss), "rows": rows}
+
+
+_NUMBERS = ("losses", "dense_loss", "sizes", "n_zero")
 
 
 def _finite(loss: Any) -> float | None:

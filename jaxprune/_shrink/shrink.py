@@ -17,7 +17,13 @@ import jax.core
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.flax_import import import_flax
-from jaxprune._base.paths import check_not_donated, flattened
+from jaxprune._base.paths import (
+    check_array_library,
+    check_not_donated,
+    flattened,
+    paths_of,
+    spec_of,
+)
 from jaxprune._shrink.allow import allowed
 from jaxprune._shrink.along import Carrier, without_progress
 from jaxprune._shrink.balance import balance
@@ -125,6 +131,7 @@ def shrink(
       {'b': (2,), 'v': (2, 2), 'w': (1, 2)}
     """
     model = function_model("shrink", apply_fn, variables, example_inputs)
+    _check_along(along)
     _check_values("along", along)
     check_not_donated("shrink: along", along)
     small, report, carrier = _shrink(model, rtol, allow)
@@ -227,6 +234,24 @@ def _check_arguments(model: Model, rtol: float | None) -> None:
     _check_values("variables and inputs", (model.variables, model.inputs))
     check_not_donated("shrink: variables", model.variables)
     check_not_donated("shrink: example_inputs", model.inputs)
+
+
+def _check_along(along: Any) -> None:
+    """Raises a TypeError where `along` is an optimizer, or has leaves but no array among them."""
+    if callable(getattr(along, "init", None)) and callable(getattr(along, "update", None)):
+        raise TypeError(
+            f"shrink: along must be a tree of arrays, got an optimizer, {shown(along)}. Pass its "
+            "state: along=opt_state."
+        )
+    leaves = flattened(along)[0]
+    for path, leaf in zip(paths_of(along), leaves, strict=True):
+        check_array_library(path, leaf)
+    is_array = lambda x: spec_of(x) is not None or isinstance(x, (jax.core.Tracer, numbers.Number))
+    if leaves and not any(map(is_array, leaves)):
+        raise TypeError(
+            f"shrink: along must be a tree of arrays, got {shown(along)}. Pass the state of the "
+            "optimizer, along=opt_state, or an average of the params."
+        )
 
 
 def _check_values(arguments: str, tree: Any) -> None:

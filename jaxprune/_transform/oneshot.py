@@ -23,6 +23,7 @@ from jaxprune._base.paths import (
 from jaxprune._base.trees import ArrayTree
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
+from jaxprune._recipe.score_checks import check_without_grads
 from jaxprune._recipe.scores import accumulates, magnitude, reads_grads
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._state.masks import full_mask, keep
@@ -81,7 +82,7 @@ def prune_params(
       >>> params["kernel"].tolist(), masks["bias"].tolist()
       ([[3.0, 0.0], [0.0, -2.0]], [True, True])
     """
-    _check_score(score, grads)
+    check_once("prune_params(params, sparsity, ", score, grads)
     targets = (as_sparsity(sparsity, "sparsity"),)
     recipe = Recipe.of(
         targets,
@@ -111,16 +112,23 @@ def prune_params(
     return treedef.unflatten(leaves), treedef.unflatten(masks)
 
 
-def _check_score(score: Any, grads: Any) -> None:
-    """Raises for a score that cannot be computed once, or that lacks its gradients."""
+def check_once(call: str, score: Any, grads: Any) -> None:
+    """Raises for a score that cannot be computed once, or that lacks its gradients.
+
+    Args:
+      call: the call of the public function, up to its keyword arguments.
+      score: the score.
+      grads: the gradients, or None.
+    """
+    function = call.partition("(")[0]
     if grads is None and getattr(score, "reads_grads", False) is True:
         raise ValueError(
-            f"prune_params: score={score.__name__} needs gradients, got grads=None. Pass them: "
-            "prune_params(params, sparsity, score=score, grads=jax.grad(loss)(params))."
+            f"{function}: score={getattr(score, '__name__', shown(score))} needs gradients, got "
+            f"grads=None. Pass them: {call}score=score, grads=jax.grad(loss)(params))."
         )
     if accumulates(score):
         raise ValueError(
-            f"prune_params: score {score} adds up over training steps, but there are none here. "
+            f"{function}: score {score} adds up over training steps, but there are none here. "
             "Use jaxprune.prune, or another score."
         )
 
@@ -131,6 +139,8 @@ def _operands(tree: Tree, budget: Budget, score: Any, grads: Any, key: jax.Array
     if grads is not None:
         by_leaf = _grads_of(grads, tree)
         check_updates(budget.chosen, tree, by_leaf, "gradient in `grads`")
+    elif reads_grads(score):
+        check_without_grads(budget.leaves, [tree.leaves[i] for i in budget.chosen], score)
     return [
         Operand(
             jnp.asarray(tree.leaves[i]),

@@ -20,6 +20,7 @@ from jaxprune._base.sharding import typed_like
 from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.errors import check_shuffled
 from jaxprune._recipe.schedule_list import ScheduleList
+from jaxprune._recipe.score_checks import check_without_grads
 from jaxprune._recipe.scores import accumulates, reads_grads, required_grads
 from jaxprune._state.bit_masks import (
     bits_typed_like,
@@ -286,6 +287,8 @@ def _inputs(
     follows = state.progress if isinstance(transform.settings.schedule, ScheduleList) else None
     inputs = Inputs(params, None, grads, transform.key, state.prune_step, follows)
     if not accumulates(score):
+        if grads is None and reads_grads(score):
+            check_without_grads(budget.leaves, params, score)
         return inputs, state.score_state
     sums = parallel(tree, state.score_state, "score_state in the state")
     summed = _summed(score, _chosen(sums, budget), params, grads)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import linen
+from flax import linen, nnx
 
 import jaxprune
 from bad_input import assert_error, case
@@ -13,6 +13,7 @@ X_SHAPE = jax.ShapeDtypeStruct((5, 4), jnp.float32)
 
 X = ones(2, 4)
 MODEL = linen.Dense(4)
+VARIABLES = {"params": {"kernel": ones(4, 4), "bias": ones(4)}}
 PARAMS = {"w": ones(4, 4), "b": ones(4)}
 INDEXED = {"w": ones(4, 4), "v": ones(4, 4)}
 EXPERTS = {"experts": ones(3, 4, 2), "b": ones(2)}
@@ -67,6 +68,36 @@ CALIBRATION = [
         lambda: jaxprune.layer_inputs(lambda v, x: x @ v["w"], {"w": X_SHAPE}, ones(3, 5)),
         TypeError,
         ("layer_inputs: variables: w", "ShapeDtypeStruct", "Pass arrays"),
+    ),
+    case(
+        "linen_inputs_without_a_batch",
+        lambda: jaxprune.linen_inputs(MODEL, VARIABLES),
+        TypeError,
+        ("linen_inputs:", ("needs the inputs", "none"), "linen_inputs(model, variables, x)"),
+    ),
+    case(
+        "linen_inputs_of_text",
+        lambda: jaxprune.linen_inputs(MODEL, VARIABLES, "x"),
+        TypeError,
+        ("linen_inputs:", ("needs the inputs", "'x'"), "linen_inputs(model, variables, x)"),
+    ),
+    case(
+        "nnx_inputs_without_a_batch",
+        lambda: jaxprune.nnx_inputs(nnx.Linear(4, 4, rngs=nnx.Rngs(0))),
+        TypeError,
+        ("nnx_inputs:", ("needs the inputs", "none"), "nnx_inputs(model, x)"),
+    ),
+    case(
+        "nnx_inputs_of_a_sequence_without_a_batch",
+        lambda: jaxprune.nnx_inputs(nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)))),
+        TypeError,
+        ("nnx_inputs:", ("needs the inputs", "none"), "nnx_inputs(model, x)"),
+    ),
+    case(
+        "nnx_inputs_of_a_flag",
+        lambda: jaxprune.nnx_inputs(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), True),
+        TypeError,
+        ("nnx_inputs:", ("needs the inputs", "True"), "nnx_inputs(model, x)"),
     ),
     case(
         "nnx_inputs_of_params",
@@ -191,6 +222,42 @@ CALIBRATION = [
         lambda: sequentially(jaxprune.prune_params),
         TypeError,
         ("prune_sequentially: method", "prune_params", "prune_sequentially(wanda, model.apply,"),
+    ),
+    case(
+        "pattern_of_a_structure",
+        lambda: jaxprune.wanda(PARAMS, {"w": X}, nm=jaxprune.NM(2, 4)),
+        TypeError,
+        ("nm must be two ints", "NM(n=2, m=4, axis=None)", "Write (2, 4)."),
+    ),
+    case(
+        "override_of_a_structure",
+        lambda: jaxprune.wanda(PARAMS, {"w": X}, 0.5, overrides={"w": jaxprune.NM(1, 4)}),
+        TypeError,
+        ("overrides['w']", "NM(n=1, m=4, axis=None)", "Write (1, 4)."),
+    ),
+    case(
+        "layer_inputs_of_arrays",
+        lambda: jaxprune.LayerInputs({"w": X}, jaxprune.AxisRoles({})),
+        TypeError,
+        ("LayerInputs: moments['w']", "float32 of shape (2, 4)", "jaxprune.moments(x)"),
+    ),
+    case(
+        "layer_inputs_of_one_array",
+        lambda: jaxprune.LayerInputs(X, jaxprune.AxisRoles({})),
+        TypeError,
+        ("LayerInputs: moments", "float32 of shape (2, 4)", "jaxprune.moments(x)"),
+    ),
+    case(
+        "layer_inputs_with_a_dict_of_roles",
+        lambda: jaxprune.LayerInputs({}, {"w": ("in", "out")}),
+        TypeError,
+        ("LayerInputs: roles", "{'w': ('in', 'out')}", "jaxprune.AxisRoles({"),
+    ),
+    case(
+        "layer_inputs_without_a_list",
+        lambda: jaxprune.LayerInputs({}, jaxprune.AxisRoles({}), ["w"]),
+        TypeError,
+        ("LayerInputs: without", "['w']", "Pass a dict"),
     ),
     case(
         "method_after_the_model",

@@ -358,6 +358,19 @@ def linen_case():
 
 
 @functools.cache
+class FromConstants(nn.Module):
+    """A model without inputs."""
+
+    @nn.compact
+    def __call__(self):
+        return nn.Dense(2)(inputs=jnp.ones((3, 4)))
+
+
+def test_a_model_without_inputs_needs_no_batch():
+    variables = {"params": {"Dense_0": {"kernel": ones(4, 2), "bias": ones(2)}}}
+    assert linen_inputs(FromConstants(), variables)["Dense_0/kernel"].shape == (3, 4)
+
+
 def collected_linen_inputs(train):
     return linen_inputs(*linen_case(), train=train, mutable=["batch_stats"])
 

@@ -5,6 +5,8 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 import jaxprune
 from bad_input import assert_error, case
@@ -12,7 +14,53 @@ from jaxprune import plots
 
 METRICS = {"prune/step": 1, "prune/sparsity": 0.5, "prune/sparsity_all": 0.4, "prune/target": 0.9}
 KERNEL = np.ones((2, 3), np.float32)
+REPORT = jaxprune.summarize({"fc": KERNEL})
+ON_AXES = {
+    "schedule_curve": lambda ax: plots.schedule_curve(jaxprune.one_shot_schedule(0.5), ax),
+    "sparsity_curve": lambda ax: plots.sparsity_curve([METRICS], ax),
+    "leaf_bars": lambda ax: plots.leaf_bars(REPORT, ax),
+    "weight_histogram": lambda ax: plots.weight_histogram({"a": KERNEL}, {"a": KERNEL}, ax),
+    "mask_image": lambda ax: plots.mask_image(KERNEL != 0, ax),
+    "sensitivity_map": lambda ax: plots.sensitivity_map(
+        jaxprune.sensitivity(lambda p: jnp.sum(p["a"]), {"a": jnp.ones((2, 2))}, (0.5,)), ax
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ON_AXES)
+@pytest.mark.parametrize(
+    "ax, got, fix",
+    (
+        (pyplot, "the module matplotlib.pyplot", "figure.subplots()"),
+        (Figure(), "type Figure", "figure.subplots()"),
+        (Figure().subplots(1, 2), "type ndarray", "axes[0]"),
+        ("ax", "type str", "leave ax out"),
+    ),
+    ids=("pyplot", "figure", "array", "text"),
+)
+def test_axes_that_are_none_are_refused(name, ax, got, fix):
+    assert_error(lambda: ON_AXES[name](ax), TypeError, (f"{name}: ax", got, fix))
+
+
+@pytest.mark.parametrize("name", ON_AXES)
+def test_axes_are_drawn_on(name):
+    ax = Figure().subplots()
+    assert ON_AXES[name](ax) is ax
+
+
 CASES = [
+    case(
+        "no_reports",
+        lambda: plots.leaf_bars({}),
+        ValueError,
+        ("leaf_bars: report", "got none", "jaxprune.summarize(params)"),
+    ),
+    case(
+        "report_without_leaves",
+        lambda: plots.leaf_bars({"before": jaxprune.summarize({})}),
+        ValueError,
+        ("leaf_bars: report", "got none", "jaxprune.summarize(params)"),
+    ),
     case(
         "schedule_is_a_number",
         lambda: plots.schedule_curve(0.9),

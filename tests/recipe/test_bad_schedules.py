@@ -243,6 +243,15 @@ SCHEDULES = [
         TypeError,
         ("fires: step", "2.5", "prune_step"),
     ),
+    *(
+        case(
+            f"{method}_at_true",
+            lambda method=method: getattr(HALF, method)(True),
+            TypeError,
+            (f"{method}: step", "True", "prune_step"),
+        )
+        for method in ("fires", "index", "sparsity")
+    ),
     case(
         "fires_at_a_float",
         lambda: HALF.fires(2.0),

@@ -853,6 +853,12 @@ def test_summarize_of_something_else_than_params_raises(wrong):
         jaxprune.summarize(wrong)
 
 
+@pytest.mark.parametrize("wrong", ({"kernel": "a"}, 3, [0.5], {"f": len}), ids=repr)
+def test_a_tree_without_arrays_has_no_weights_to_summarize(wrong):
+    with pytest.raises(TypeError, match=says("params must be a tree of arrays", "got")):
+        jaxprune.summarize(wrong)
+
+
 # Several networks
 
 

@@ -1,8 +1,11 @@
 """Wrong arguments of `shrink`, `channel_groups` and their variants."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import linen, nnx
 
@@ -26,6 +29,58 @@ def linear():
 def dropout(params, x):
     keep = jax.random.bernoulli(jax.random.key(0), 0.5, (2, 4))
     return jnp.where(keep, jax.nn.relu(x @ params["w"]), 0) @ params["v"]
+
+
+def whole():
+    return eqx.nn.MLP(4, 4, 8, 1, key=jax.random.key(0))
+
+
+SPLIT = ("eqx.partition(model, eqx.is_inexact_array)", "eqx.combine(params, static)(x)")
+# Each is called with an Equinox model in place of `apply_fn`.
+OF_FUNCTIONS = {
+    "axis_roles": lambda model: jaxprune.axis_roles(model, ones(4)),
+    "shrink": lambda model: jaxprune.shrink(model, ones(4)),
+    "channel_groups": lambda model: jaxprune.channel_groups(model, ones(4)),
+    "layer_inputs": lambda model: jaxprune.layer_inputs(model, whole(), ones(4)),
+    "shrunk_apply": lambda model: jaxprune.shrunk_apply(model, ones(4)),
+    "prune_sequentially": lambda model: jaxprune.prune_sequentially(
+        jaxprune.wanda, model, whole(), ones(4), sparsity=0.5
+    ),
+}
+# Other functions that have the params of a model inside.
+WRAPPED = {
+    "model": lambda model: model,
+    "method": lambda model: model.__call__,
+    "vmap": jax.vmap,
+    "jit": lambda model: jax.jit(jax.vmap(model)),
+    "filter_jit": eqx.filter_jit,
+    "partial": lambda model: functools.partial(model, key=None),
+}
+
+
+@pytest.mark.parametrize("function", OF_FUNCTIONS)
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_a_model_with_params_inside_is_no_function_of_params(function, wrapped):
+    call = lambda: OF_FUNCTIONS[function](WRAPPED[wrapped](whole()))
+    assert_error(
+        call, TypeError, (f"{function}: apply_fn", "layers/0/weight, layers/0/bias", SPLIT)
+    )
+
+
+def test_the_call_of_an_nnx_model_is_no_function_of_params():
+    call = lambda: jaxprune.axis_roles(linear().__call__, X)
+    assert_error(call, TypeError, ("axis_roles: apply_fn", "kernel", "use axis_roles_nnx"))
+
+
+def test_what_the_message_about_an_equinox_model_says_works():
+    params, static = eqx.partition(whole(), eqx.is_inexact_array)
+    roles = jaxprune.axis_roles(lambda p, x: eqx.combine(p, static)(x), params, ones(4))
+    assert roles["layers/0/weight"] == ("out", "in")
+
+
+def test_a_module_without_params_may_be_the_function():
+    jitted = eqx.filter_jit(two_layers)
+    assert jaxprune.axis_roles(jitted, LAYERS, X)["w"] == ("in", "out")
 
 
 IN_EVALUATION = ("draws random numbers", "model.eval() in NNX", "deterministic=True in linen")
@@ -149,6 +204,24 @@ MODELS = [
         lambda: jaxprune.shrink_nnx(LAYERS, X),
         TypeError,
         ("shrink_nnx: model", "dict", "shrink(apply_fn, variables, x)"),
+    ),
+    case(
+        "shrink_along_an_optimizer",
+        lambda: jaxprune.shrink(two_layers, LAYERS, X, along=optax.adam(0.1)),
+        TypeError,
+        ("shrink: along", "GradientTransformationExtraArgs", "along=opt_state"),
+    ),
+    case(
+        "shrink_along_text",
+        lambda: jaxprune.shrink(two_layers, LAYERS, X, along="a"),
+        TypeError,
+        ("shrink: along", "'a'", "along=opt_state"),
+    ),
+    case(
+        "shrink_along_functions",
+        lambda: jaxprune.shrink(two_layers, LAYERS, X, along={"w": two_layers}),
+        TypeError,
+        ("shrink: along", "w", "along=opt_state"),
     ),
     case(
         "shrink_nnx_along_a_tree",

@@ -10,7 +10,18 @@ import optax
 import pytest
 
 import jaxprune
-from bad_input import ADAM, HALF, OPTAX_SCHEDULE, assert_error, case, cubic, params, traced, update
+from bad_input import (
+    ADAM,
+    HALF,
+    OPTAX_SCHEDULE,
+    assert_error,
+    case,
+    cubic,
+    init,
+    params,
+    traced,
+    update,
+)
 from helpers import ones, says
 
 SHAPE = jax.ShapeDtypeStruct((2, 2), jnp.float32)
@@ -24,6 +35,10 @@ class Unhashable:
 
     def __call__(self, *arguments):
         return True
+
+
+def make_optimizer():
+    return jaxprune.prune(HALF)
 
 
 def injected(factory, argument):
@@ -279,6 +294,60 @@ ARGUMENTS = [
         ("schedule", "the function schedule", "jaxprune.from_optax_schedule("),
     ),
     case(
+        "plan_of_an_optimizer_in_place_of_params",
+        lambda: jaxprune.plan(jaxprune.prune(HALF), params()),
+        TypeError,
+        ("plan: params", ("GradientTransformationExtraArgs", "dict"), ("Swap", "plan(params, tx)")),
+    ),
+    case(
+        "plan_uncalled_optimizer",
+        lambda: jaxprune.plan(params(), optax.adam),
+        TypeError,
+        ("schedule", "the function adam", "Call it: plan(params, optax.adam(...))"),
+    ),
+    case(
+        "plan_uncalled_rigl",
+        lambda: jaxprune.plan(params(), jaxprune.rigl),
+        TypeError,
+        ("schedule", "the function rigl", "Call it: plan(params, jaxprune.rigl(...))"),
+    ),
+    case(
+        "plan_uncalled_function_of_the_user",
+        lambda: jaxprune.plan(params(), make_optimizer),
+        TypeError,
+        ("schedule", "the function make_optimizer", "Call it: plan(params, make_optimizer(...))"),
+    ),
+    case(
+        "prune_uncalled_optimizer",
+        lambda: jaxprune.prune(optax.adam),
+        TypeError,
+        ("schedule", "the function adam", ("Call it", "inner=optax.adam(...)")),
+    ),
+    case(
+        "plan_swapped_with_a_schedule",
+        lambda: jaxprune.plan(HALF, params()),
+        TypeError,
+        ("plan: params", "dict", ("Swap the arguments", "plan(params, schedule)")),
+    ),
+    case(
+        "rule_that_returns_text",
+        lambda: init(params(), include=lambda path, leaf: "no"),
+        TypeError,
+        ("b:", ("must return True or False", "'no'"), "path.endswith('kernel')"),
+    ),
+    case(
+        "rule_that_returns_a_match",
+        lambda: init(params(), include=lambda path, leaf: re.search("w", path)),
+        TypeError,
+        ("b:", ("must return True or False", "None"), "path.endswith('kernel')"),
+    ),
+    case(
+        "rule_that_returns_one",
+        lambda: init(params(), exclude=lambda path, leaf: 1),
+        TypeError,
+        ("b:", ("must return True or False", "1"), "path.endswith('kernel')"),
+    ),
+    case(
         "plan_swapped",
         lambda: jaxprune.plan(HALF, params()),
         TypeError,
@@ -527,6 +596,13 @@ ARGUMENTS = [
         ("Block: pooling", "'sum'", '"mean" or "max"'),
     ),
 ]
+
+
+@pytest.mark.parametrize("true", (True, np.True_, np.array(True), jnp.array(True)))
+def test_a_rule_may_return_any_kind_of_bool(true):
+    rule = lambda path, leaf: true if path == "w" else ~np.bool_(true)
+    report = jaxprune.plan(params(), 0.5, include="w|b", exclude=rule)
+    assert {leaf.path: leaf.n_zero for leaf in report.leaves} == {"b": 2, "n": 0, "w": 0}
 
 
 @pytest.mark.parametrize("call, kind, parts", ARGUMENTS)
