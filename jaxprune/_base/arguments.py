@@ -8,7 +8,7 @@ import inspect
 import math
 import numbers
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -253,6 +253,24 @@ def as_part(name: str, value: Any) -> float:
 
 def _is_real(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a tuple, a list, or a list of a configuration; no string.
+
+    Example:
+      >>> is_list([1, 2]), is_list((1, 2)), is_list("12"), is_list(b"12"), is_list({1, 2})
+      (True, True, False, False, False)
+    """
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def dict_hint(value: Any) -> str:
+    """What to add to an error about a value that must be a mapping, if a dict can be made of it.
+
+    The dictionaries of some libraries for configurations are no mappings.
+    """
+    return f" Pass dict(...) of this {type(value).__name__}." if hasattr(value, "items") else ""
 
 
 # Integers

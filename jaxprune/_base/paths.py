@@ -342,7 +342,7 @@ def matches(rule: Rule, path: str, spec: jax.ShapeDtypeStruct) -> bool:
             f"and dtype, here {spec}, not its values."
         )
         raise
-    if isinstance(result, (bool, np.bool_)):
+    if result is None or isinstance(result, (bool, np.bool_, re.Match)):  # as of re.search
         return bool(result)
     is_array = isinstance(result, (np.ndarray, jax.Array)) and not isinstance(result, Tracer)
     if is_array and result.shape == () and result.dtype == bool:

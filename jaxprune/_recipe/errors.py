@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.arguments import BadValue, shown
+from jaxprune._base.arguments import BadValue, dict_hint, shown
 from jaxprune._base.float_bits import can_compute, has_zero
 from jaxprune._base.functions import check_traceable
 from jaxprune._base.paths import is_hashable, is_model, listed, rule_for, shown_path
 from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.leaf_axes import AxesOf
 from jaxprune._recipe.pools import LeafShape
-from jaxprune._recipe.scores import accumulates, movement
+from jaxprune._recipe.scores import Accumulated, accumulates, movement
 from jaxprune._recipe.traits import Structure, traits_of
 
 # What users name in strings, as other libraries do.
@@ -54,7 +54,7 @@ def check_score_type(score: Any) -> None:
             f"score: {shown(score)} cannot be hashed, so its compiled programs cannot be cached. "
             f"Wrap it: {wrapped}."
         )
-    check_traceable("score", score.increment if accumulates(score) else score)
+    check_traceable("score", score.increment if isinstance(score, Accumulated) else score)
 
 
 def check_sign(score: Any, structure: Structure) -> None:
@@ -91,7 +91,7 @@ def check_overrides(overrides: Any, finals: Sequence[Fraction]) -> None:
     if not isinstance(overrides, Mapping):
         raise TypeError(
             f'overrides must map regexes to sparsities, like {{".*head/kernel": 0.5}}, got '
-            f"{shown(overrides)}."
+            f"{shown(overrides)}.{dict_hint(overrides)}"
         )
     if overrides and 0 in finals:
         which = "this schedule" if len(finals) == 1 else f"schedules[{finals.index(Fraction(0))}]"
@@ -115,7 +115,7 @@ def _wrong_type(argument: str, value: Any, needed: str) -> TypeError:
     is_list = isinstance(value, (tuple, list))
     if is_list and argument.startswith("structure") and list(map(type, value)) == [int, int]:
         hint = " Pass jaxprune.NM({}, {}).".format(*value)
-    return TypeError(f"{argument} must be {needed}, got {shown(value)}.{hint}")
+    return TypeError(f"{argument} must be {needed}, got {shown(value)}.{hint or dict_hint(value)}")
 
 
 def _object_named(text: str) -> str:

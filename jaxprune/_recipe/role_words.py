@@ -3,7 +3,7 @@
 import difflib
 from typing import Any
 
-from jaxprune._base.arguments import shown
+from jaxprune._base.arguments import is_list, shown
 
 ROLES = ("in", "window", "out", "stack")
 # What users may call the roles.
@@ -38,7 +38,7 @@ def as_role_tuple(where: str, key: str, value: Any) -> tuple[str, ...]:
       >>> as_role_tuple("roles", ".*kernel", ["in", "out"])
       ('in', 'out')
     """
-    if isinstance(value, str) or not isinstance(value, (tuple, list)):
+    if not is_list(value):
         fix = f"Write ({value!r},)." if value in ROLES else 'Write ("in", "out"), for example.'
         raise TypeError(
             f"{where}[{key!r}] must be a tuple with a role for each axis, got {shown(value)}. {fix}"

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxprune._base.arguments import BadValue, shown
+from jaxprune._base.arguments import BadValue, dict_hint, is_list, shown
 from jaxprune._base.paths import as_rules, rule_for, shown_path
 from jaxprune._recipe.role_table import AxisRoles
 from jaxprune._recipe.role_words import ROLES, as_role_tuple
@@ -321,12 +321,13 @@ def _not_a_mapping(roles: Any) -> TypeError:
         fix = f"For all leaves with {len(roles)} axes, write {{'.*': {tuple(roles)!r}}}."
     elif callable(roles):
         fix = "Call axis_roles(apply_fn, variables, *inputs), and pass its result."
+    fix += dict_hint(roles)
     return TypeError(f"roles must map regexes to tuples of roles, got {shown(roles)}. {fix}")
 
 
 def _choices(rule: str, value: Any) -> tuple[tuple[str, ...], ...]:
     """The tuples of roles of a rule, each for another number of axes."""
-    is_many = isinstance(value, (tuple, list)) and any(isinstance(x, (tuple, list)) for x in value)
+    is_many = is_list(value) and any(map(is_list, value))
     choices = tuple(as_role_tuple("roles", rule, v) for v in (value if is_many else (value,)))
     if () in choices:
         raise ValueError(

@@ -16,7 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.arguments import as_flag, as_sparsity, check_step, check_steps, is_int, shown
+from jaxprune._base.arguments import (
+    as_flag,
+    as_sparsity,
+    check_step,
+    check_steps,
+    is_int,
+    is_list,
+    shown,
+)
 from jaxprune._recipe.fire_steps import fire_grid, fires_at, latest_fire
 
 _LARGEST_EXACT_POWER = 100
@@ -62,7 +70,7 @@ class SparsitySchedule:
 
     def __post_init__(self) -> None:
         steps = check_steps(self.begin_step, self.end_step, self.every)
-        if not isinstance(self.targets, (tuple, list)):
+        if not is_list(self.targets):
             raise TypeError(f"targets must be a tuple of sparsities, got {shown(self.targets)}.")
         targets = tuple(as_sparsity(t, f"targets[{i}]") for i, t in enumerate(self.targets))
         fire_steps = fire_grid(*steps)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.arguments import as_flag, as_int, is_int, shown
+from jaxprune._base.arguments import as_flag, as_int, is_int, is_list, shown
 from jaxprune._base.sharding import on_gpu
 from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
 from jaxprune._recipe.matrix_view import MatrixView, Outputs, norm_over
@@ -89,7 +89,7 @@ class Block:
     balanced: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shape, (tuple, list)) or not self.shape:
+        if not is_list(self.shape) or not self.shape:
             raise TypeError(
                 f"Block: shape must be a tuple such as (4, 4), got {shown(self.shape)}."
             )

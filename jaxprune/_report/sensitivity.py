@@ -18,7 +18,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.arguments import as_sparsity, shown
+from jaxprune._base.arguments import as_sparsity, is_list, shown
 from jaxprune._base.paths import (
     as_rules,
     check_arrays,
@@ -164,7 +164,7 @@ def _everything(path: str, leaf: Any) -> bool:
 
 def _sparsities(sparsities: Any) -> tuple[float, ...]:
     """The sparsities as floats, rising."""
-    if not isinstance(sparsities, (tuple, list, np.ndarray)) or not len(sparsities):
+    if not (is_list(sparsities) or isinstance(sparsities, np.ndarray)) or not len(sparsities):
         raise TypeError(
             "sensitivity: sparsities must be a sequence such as (0.5, 0.8, 0.9), got "
             f"{shown(sparsities)}."

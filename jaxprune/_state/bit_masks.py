@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune._base.paths import shape_of, shown_path
@@ -177,7 +178,7 @@ def full_bits(leaf: Any) -> jax.Array:
         return jnp.ones((), jnp.uint8)
     every_8th = lax.slice_in_dim(_in_whole_bytes(leaf), 0, leaf.shape[-1], 8, axis=-1)
     full = jnp.full_like(every_8th, 0xFF, dtype=jnp.uint8)
-    if not isinstance(leaf, jax.core.Tracer):
+    if not isinstance(leaf, Tracer):
         return full
     return jnp.where(every_8th == 0, full, full)  # see `full_mask`
 

@@ -1,5 +1,7 @@
 """What is pruned by default, and the reason that `plan` gives for every other leaf."""
 
+import re
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -425,3 +427,9 @@ def test_plan_marks_tokens_and_tables_of_positions_which_are_pruned():
         path: note for note, paths in NAMES.items() for path in paths
     }
     assert all(leaf.n_zero for leaf in report.leaves)
+
+
+def test_a_rule_may_return_what_re_search_returns():
+    tree = {"fc": {"kernel": F32, "bias": F32}, "head": F32}
+    found = jaxprune.plan(tree, 0.5, include=lambda path, leaf: re.search("kernel|head", path))
+    assert {leaf.path for leaf in found.leaves if leaf.n_zero} == {"fc/kernel", "head"}

@@ -336,12 +336,6 @@ ARGUMENTS = [
         ("b:", ("must return True or False", "'no'"), "path.endswith('kernel')"),
     ),
     case(
-        "rule_that_returns_a_match",
-        lambda: init(params(), include=lambda path, leaf: re.search("w", path)),
-        TypeError,
-        ("b:", ("must return True or False", "None"), "path.endswith('kernel')"),
-    ),
-    case(
         "rule_that_returns_one",
         lambda: init(params(), exclude=lambda path, leaf: 1),
         TypeError,
