@@ -18,7 +18,7 @@ from jaxprune._base.paths import is_hashable, is_model, listed, rule_for, shown_
 from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.leaf_axes import AxesOf
 from jaxprune._recipe.pools import LeafShape
-from jaxprune._recipe.scores import Accumulated, accumulates, movement
+from jaxprune._recipe.scores import accumulates, movement
 from jaxprune._recipe.traits import Structure, traits_of
 
 # What users name in strings, as other libraries do.
@@ -54,7 +54,7 @@ def check_score_type(score: Any) -> None:
             f"score: {shown(score)} cannot be hashed, so its compiled programs cannot be cached. "
             f"Wrap it: {wrapped}."
         )
-    check_traceable("score", score.increment if isinstance(score, Accumulated) else score)
+    check_traceable("score", getattr(score, "increment", score))
 
 
 def check_sign(score: Any, structure: Structure) -> None:

@@ -233,6 +233,9 @@ def _literal(value: Any) -> Any:
 
 def _fixed(rule: str, paths: Sequence[str]) -> str | None:
     """A regex that is close to the rule and matches a path; None where none is close."""
+    parts = [part.strip() for part in rule.split(",")]  # as in a list of a command line
+    if len(parts) > 1 and all(_matching(part, paths) for part in parts):
+        return "|".join(parts)
     group = f"({rule})" if "|" in rule else rule
     candidates = [re.sub(r"(?<![.\])])\*", ".*", rule), f"{group}/.*"]
     if len(rule) > 2:

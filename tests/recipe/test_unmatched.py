@@ -50,6 +50,10 @@ RULES = {
     "upper case": (dict(exclude="HEAD/.*"), ("exclude='(?i)HEAD/.*'",)),
     "a glob": (dict(exclude="head/*"), ("exclude='head/.*'",)),
     "a collection": (dict(exclude="params/head/.*"), ("exclude='head/.*'",)),
+    "a list in one string": (
+        dict(exclude="head/.*, body/attn/.*"),
+        ("head/bias", "exclude='head/.*|body/attn/.*'"),
+    ),
     "alternatives": (dict(exclude="head|body"), ("exclude='(head|body)/.*'",)),
     "one of two": (dict(exclude=("head/.*", "body")), ("exclude=('head/.*', 'body/.*')",)),
     "one of two, and a function": (
