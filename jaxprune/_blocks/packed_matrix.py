@@ -64,8 +64,6 @@ class PackedMatrix:
       ((4, 4), (1, 2), (2, 2, 2))
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     indices: Any
     values: Any
     shape: tuple[int, int]
@@ -326,5 +324,7 @@ def _check_arguments(w: np.ndarray, kept: np.ndarray, block: Any, batch: Any) ->
         )
 
 
-# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+PackedMatrix.__module__ = "jaxprune"
 __test__ = {"PackedMatrix": PackedMatrix}

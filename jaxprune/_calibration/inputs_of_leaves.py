@@ -32,8 +32,6 @@ class LayerInputs(Mapping[str, Moments]):
       (4.0, [[2.0, 0.0], [0.0, 2.0]])
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     def __init__(
         self,
         moments: Mapping[str, Moments],
@@ -117,5 +115,7 @@ def _unflatten(static: Any, values: Any) -> LayerInputs:
 
 jax.tree_util.register_pytree_with_keys(LayerInputs, _flatten_with_keys, _unflatten, _flatten)
 
-# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+LayerInputs.__module__ = "jaxprune"
 __test__ = {"LayerInputs": LayerInputs}

@@ -42,8 +42,6 @@ class Moments(NamedTuple):
       (2,)
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     count: Any
     gram: Any
 
@@ -174,5 +172,7 @@ def as_rows(x: jax.Array) -> jax.Array:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+Moments.__module__ = "jaxprune"
 __test__ = {"Moments": Moments}

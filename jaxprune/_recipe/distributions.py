@@ -47,8 +47,6 @@ class Distribution:
       dense_first
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     name: str
     assign: Callable[[Sequence[LeafShape], Fraction], Pools]
     normalized: bool | str = False
@@ -347,5 +345,7 @@ def _check_distribution(function: str, distribution: Any) -> None:
         )
 
 
-# Their examples run, although by `__module__` they belong to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+Distribution.__module__ = "jaxprune"
 __test__ = {"Distribution": Distribution}

@@ -64,8 +64,6 @@ class NM(SingleWeights):
       [False, True, True, False]
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     n: int
     m: int
     axis: int | None = None
@@ -221,5 +219,7 @@ def _ranks_in_groups(groups: jax.Array, axis: int) -> list[jax.Array]:
     return [rank]
 
 
-# Its example runs, although by `__module__` it belongs to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+NM.__module__ = "jaxprune"
 __test__ = {"NM": NM}

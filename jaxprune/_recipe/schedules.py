@@ -52,8 +52,6 @@ class SparsitySchedule:
       [0.0, 0.0, 0.8666666666666667, 0.8666666666666667, 0.9, 0.9]
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     begin_step: int
     end_step: int
     every: int
@@ -338,5 +336,7 @@ def acdc_schedule(
     return SparsitySchedule(begin_step, end_step, every, tuple(targets), may_fall=True)
 
 
-# Their examples run, although by `__module__` they belong to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+SparsitySchedule.__module__ = "jaxprune"
 __test__ = {"SparsitySchedule": SparsitySchedule}

@@ -35,8 +35,6 @@ class Unstructured(SingleWeights):
       12
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     @property
     def is_elementwise(self) -> bool:
         """True: each weight is decided without looking at its neighbours."""
@@ -81,8 +79,6 @@ class Block:
       >>> masks["w"].astype(int).tolist()
       [[0, 0, 1, 1], [1, 1, 0, 0]]
     """
-
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     shape: tuple[int, ...]
     pooling: str = "mean"
@@ -216,8 +212,6 @@ class Channel:
       [[1, 0, 1], [1, 0, 1]]
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     axis: int | None = None
     norm: int = 2
 
@@ -290,5 +284,7 @@ def _wide(x: jax.Array) -> Any:
     return x.dtype if x.dtype == jnp.float64 else jnp.float32
 
 
-# Their examples run, although by `__module__` they belong to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# these classes belong to `jaxprune`.
+Unstructured.__module__ = Block.__module__ = Channel.__module__ = "jaxprune"
 __test__ = {"Unstructured": Unstructured, "Block": Block, "Channel": Channel}

@@ -48,8 +48,6 @@ class ChannelGroups(dict[str, Coupled]):
       ()
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     def __init__(
         self,
         structures: Mapping[str, Coupled],
@@ -335,5 +333,7 @@ def _without_collection(path: str) -> str:
     return path.removeprefix("params/")
 
 
-# Its example runs, although by `__module__` it belongs to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+ChannelGroups.__module__ = "jaxprune"
 __test__ = {"ChannelGroups": ChannelGroups}

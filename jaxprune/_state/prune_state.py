@@ -68,8 +68,6 @@ class PruneState(NamedTuple):
       (0, [[1, 1]], 0)
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     prune_step: jax.Array
     masks: Any
     thresholds: jax.Array
@@ -374,5 +372,7 @@ def _path_of_raw_state(tree: Any) -> str:
     return next((shown_path(path_str(path)) for path, node in nodes if is_raw(node)), "")
 
 
-# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+PruneState.__module__ = "jaxprune"
 __test__ = {"PruneState": PruneState}

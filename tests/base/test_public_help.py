@@ -2,11 +2,13 @@
 
 import ast
 import copy
+import dataclasses
 import doctest
 import inspect
 import pickle
 import pydoc
 import textwrap
+import typing
 
 import pytest
 
@@ -58,6 +60,20 @@ def test_signatures_in_help_fit_80_columns(value):
     assert all(indent + len(line) <= 80 for lines in forms for line in lines)
     for noise in (" at 0x", "ForwardRef", "[collections.abc", "jax.jaxlib", ": '", "-> '"):
         assert noise not in text.split("Example:")[0], noise
+
+
+@pytest.mark.parametrize("value", FUNCTIONS + CLASSES, ids=named)
+def test_type_hints_can_be_evaluated(value):
+    parts = [value]
+    if inspect.isclass(value):
+        attributes = vars(value).values()
+        parts += [getattr(x, "fget", None) or getattr(x, "__func__", x) for x in attributes]
+        if dataclasses.is_dataclass(value):
+            types = {field.name: field.type for field in dataclasses.fields(value)}
+            assert types.items() <= typing.get_type_hints(value).items()
+    for part in parts:
+        if part is value or inspect.isfunction(part):
+            typing.get_type_hints(part)  # raises a NameError for a name that it can't find
 
 
 def test_kinds_of_arguments_keep_their_separators():
