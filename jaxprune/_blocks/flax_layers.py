@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.argument_types import Selection
 from jaxprune._base.arguments import as_file_path, is_int, shown
 from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import as_rules, is_model, leaves_with_paths, listed, matches, spec_of
@@ -28,7 +29,7 @@ from jaxprune._recipe.spelling import spelled_rules
 
 def pack_kernels(
     params: Any,
-    include: Any = ".*kernel",
+    include: Selection = ".*kernel",
     *,
     block: tuple[int, int] = (1, 16),
     batch: int = 1,
@@ -106,7 +107,7 @@ def _no_match(include: Any, paths: Sequence[str]) -> str:
 
 def load_packed(
     path: str | os.PathLike[str],
-    include: Any = ".*kernel",
+    include: Selection = ".*kernel",
     *,
     block: tuple[int, int] = (1, 16),
     batch: int = 1,

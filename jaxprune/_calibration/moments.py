@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from jaxprune._base.paths import flattened
 from jaxprune._calibration.checks import (
@@ -43,10 +44,10 @@ class Moments(NamedTuple):
     """
 
     count: Any
-    gram: Any
+    gram: jax.Array
 
 
-def moments(inputs: jax.Array) -> Moments:
+def moments(inputs: ArrayLike) -> Moments:
     """The moments of a batch. Merge those of two batches with `jax.tree.map(jnp.add, a, b)`.
 
     Args:

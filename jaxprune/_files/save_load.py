@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.core
@@ -23,7 +23,7 @@ from jaxprune._base.paths import (
     shown_path,
     spec_of,
 )
-from jaxprune._base.trees import ArrayTree
+from jaxprune._base.trees import ArrayTree, Params
 from jaxprune._files.dtypes import dtype_of
 from jaxprune._files.leaf_files import memory_bytes, save_leaves
 from jaxprune._files.leaves import Leaf, is_stored
@@ -166,6 +166,25 @@ def load_metadata(path: str | os.PathLike[str]) -> FileMetadata:
     """
     with open_params(as_file_path("load_metadata", path)) as reader:
         return FileMetadata(dict(reader.metadata), tuple(leaf.path for leaf in reader.leaves))
+
+
+@overload  # arrays, where `like` has shapes
+def load(
+    path: str | os.PathLike[str],
+    *,
+    like: Mapping[str, jax.ShapeDtypeStruct],
+    max_bytes: int | None = None,
+) -> Any: ...
+
+
+@overload
+def load(path: str | os.PathLike[str], *, like: Params, max_bytes: int | None = None) -> Params: ...
+
+
+@overload
+def load(
+    path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | None = None
+) -> Any: ...
 
 
 def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | None = None) -> Any:

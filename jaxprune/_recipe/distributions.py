@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxprune._base.argument_types import Sparsity
 from jaxprune._base.arguments import as_int, as_sparsity, shown
 from jaxprune._base.paths import Rule, as_rules, shown_path
 from jaxprune._recipe.densities import Densities
@@ -261,7 +262,7 @@ Example:
 # Variants of a distribution
 
 
-def min_density(density: float, distribution: Distribution = uniform) -> Distribution:
+def min_density(density: Sparsity, distribution: Distribution = uniform) -> Distribution:
     """A distribution in which every leaf keeps at least a given density.
 
     Args:

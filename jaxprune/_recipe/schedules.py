@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.argument_types import Sparsity
 from jaxprune._base.arguments import as_flag, as_sparsity, check_step, check_steps, is_int, shown
 from jaxprune._recipe.fire_steps import fire_grid, fires_at, latest_fire
 
@@ -58,6 +60,17 @@ class SparsitySchedule:
     targets: tuple[Fraction, ...]
     may_fall: bool = False
 
+    if TYPE_CHECKING:  # `targets` becomes a tuple of fractions
+
+        def __init__(
+            self,
+            begin_step: int,
+            end_step: int,
+            every: int,
+            targets: Sequence[Sparsity],
+            may_fall: bool = False,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         steps = check_steps(self.begin_step, self.end_step, self.every)
         if not isinstance(self.targets, (tuple, list)):
@@ -92,10 +105,24 @@ class SparsitySchedule:
         """The last target."""
         return self.targets[-1]
 
+    @overload
+    def fires(self, step: int) -> bool: ...
+    @overload
+    def fires(self, step: jax.Array) -> jax.Array: ...
+    @overload
+    def fires(self, step: Any) -> Any: ...
+
     def fires(self, step: Any) -> Any:
         """Whether the schedule fires at `step`: a bool for an int, else a bool array."""
         step = _checked_step("fires", step)
         return fires_at(step, self.begin_step, self.end_step, self.every)
+
+    @overload
+    def index(self, step: int) -> int: ...
+    @overload
+    def index(self, step: jax.Array) -> jax.Array: ...
+    @overload
+    def index(self, step: Any) -> Any: ...
 
     def index(self, step: Any) -> Any:
         """Which fire is the latest at a step, counted from 0; -1 before the first. Int or array."""
@@ -108,6 +135,13 @@ class SparsitySchedule:
         step = jnp.asarray(_checked_step("index", step))
         fired = latest_fire(step, self.begin_step, self.end_step, self.every, last)
         return jnp.where(step < self.begin_step, -1, fired)
+
+    @overload
+    def sparsity(self, step: int) -> float: ...
+    @overload
+    def sparsity(self, step: jax.Array) -> jax.Array: ...
+    @overload
+    def sparsity(self, step: Any) -> Any: ...
 
     def sparsity(self, step: Any) -> Any:
         """The target sparsity after update `step`; it stays the same from one fire to the next.
@@ -152,11 +186,11 @@ def _as_int32(step: Any) -> Any:
 
 
 def polynomial_schedule(
-    final_sparsity: float,
+    final_sparsity: Sparsity,
     begin_step: int,
     end_step: int,
     every: int = 100,
-    initial_sparsity: float = 0.0,
+    initial_sparsity: Sparsity = 0.0,
     power: float = 3,
 ) -> SparsitySchedule:
     """Gradual pruning along a polynomial: fast at first, while many weights are redundant.
@@ -219,11 +253,11 @@ def polynomial_schedule(
 
 
 def cubic_schedule(
-    final_sparsity: float,
+    final_sparsity: Sparsity,
     begin_step: int,
     end_step: int,
     every: int = 100,
-    initial_sparsity: float = 0.0,
+    initial_sparsity: Sparsity = 0.0,
 ) -> SparsitySchedule:
     """The gradual schedule of Zhu & Gupta (2017), equation 1: `polynomial_schedule` with power 3.
 
@@ -253,11 +287,11 @@ def cubic_schedule(
 
 
 def linear_schedule(
-    final_sparsity: float,
+    final_sparsity: Sparsity,
     begin_step: int,
     end_step: int,
     every: int = 100,
-    initial_sparsity: float = 0.0,
+    initial_sparsity: Sparsity = 0.0,
 ) -> SparsitySchedule:
     """A schedule that rises in proportion to the step: `polynomial_schedule` with power 1.
 
@@ -283,7 +317,7 @@ def linear_schedule(
     )
 
 
-def one_shot_schedule(final_sparsity: float, step: int = 0) -> SparsitySchedule:
+def one_shot_schedule(final_sparsity: Sparsity, step: int = 0) -> SparsitySchedule:
     """A schedule that reaches its final sparsity in one step; leaves are dense before it.
 
     Args:
@@ -305,7 +339,7 @@ def one_shot_schedule(final_sparsity: float, step: int = 0) -> SparsitySchedule:
 
 
 def acdc_schedule(
-    final_sparsity: float, begin_step: int, end_step: int, every: int = 1000
+    final_sparsity: Sparsity, begin_step: int, end_step: int, every: int = 1000
 ) -> SparsitySchedule:
     """Alternating sparse and dense phases: AC/DC (Peste et al. 2021, arXiv:2106.12379).
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ class Block:
     """
 
     shape: tuple[int, ...]
-    pooling: str = "mean"
+    pooling: Literal["mean", "max"] = "mean"
     balanced: bool = False
 
     def __post_init__(self) -> None:
@@ -213,7 +213,7 @@ class Channel:
     """
 
     axis: int | None = None
-    norm: int = 2
+    norm: Literal[1, 2] = 2
 
     def __post_init__(self) -> None:
         if self.axis is not None:

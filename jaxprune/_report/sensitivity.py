@@ -18,6 +18,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.argument_types import Selection, Sparsity
 from jaxprune._base.arguments import as_sparsity, shown
 from jaxprune._base.paths import (
     as_rules,
@@ -45,11 +46,11 @@ from jaxprune._transform.oneshot import grads_by_path, prune_params
 def sensitivity(
     loss_fn: Callable[[Any], Any],
     params: ArrayTree,
-    sparsities: Sequence[float],
+    sparsities: Sequence[Sparsity] | np.ndarray,
     *,
     groups: Sequence[str] | None = None,
-    include: Any = None,
-    exclude: Any = (),
+    include: Selection | None = None,
+    exclude: Selection | None = (),
     structure: Any = Unstructured(),
     score: Any = magnitude,
     roles: Any = None,
@@ -265,7 +266,7 @@ class _Choice(NamedTuple):
     n_zero: int
 
 
-def sparsities_for(sensitivity: Sensitivity, target: float) -> dict[str, float]:
+def sparsities_for(sensitivity: Sensitivity, target: Sparsity) -> dict[str, float]:
     """Sparsities by leaf that reach a total, at the least loss as far as the table shows.
 
     It is greedy: it starts with nothing pruned and, again and again, prunes the group whose loss

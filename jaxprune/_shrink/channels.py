@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.argument_types import Changes
 from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import leaves_with_paths, rule_for, spec_of
 from jaxprune._recipe.coupled import Coupled
@@ -96,7 +97,7 @@ def channel_groups(
     apply_fn: Callable[..., Any],
     variables: Any,
     *example_inputs: Any,
-    allow: Sequence[str] = (),
+    allow: Sequence[Changes] = (),
 ) -> ChannelGroups:
     """A structure that prunes whole channels, so that `shrink` can remove them.
 
@@ -148,7 +149,7 @@ def channel_groups(
 
 
 def channel_groups_nnx(
-    model: Any, *example_inputs: Any, allow: Sequence[str] = ()
+    model: Any, *example_inputs: Any, allow: Sequence[Changes] = ()
 ) -> ChannelGroups:
     """`channel_groups` for an NNX model, with the paths that `nnx.Optimizer` uses.
 

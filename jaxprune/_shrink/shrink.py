@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, overload
 import jax
 import jax.core
 
+from jaxprune._base.argument_types import Changes
 from jaxprune._base.arguments import shown
 from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import check_not_donated, flattened
@@ -40,7 +41,8 @@ def shrink(
     variables: Any,
     *example_inputs: Any,
     rtol: float | None = None,
-    allow: Sequence[str] = (),
+    along: None = None,
+    allow: Sequence[Changes] = (),
 ) -> tuple[Any, ShrinkReport]: ...
 
 
@@ -51,7 +53,7 @@ def shrink(
     *example_inputs: Any,
     rtol: float | None = None,
     along: Any,
-    allow: Sequence[str] = (),
+    allow: Sequence[Changes] = (),
 ) -> tuple[Any, ShrinkReport, Any]: ...
 
 
@@ -61,7 +63,7 @@ def shrink(
     *example_inputs: Any,
     rtol: float | None = None,
     along: Any = None,
-    allow: Sequence[str] = (),
+    allow: Sequence[Changes] = (),
 ) -> Any:
     """Removes zero units from all params, and checks that the outputs stay the same.
 
@@ -136,7 +138,7 @@ def shrink_nnx(
     *example_inputs: Any,
     rtol: float | None = None,
     along: Sequence[Any] = (),
-    allow: Sequence[str] = (),
+    allow: Sequence[Changes] = (),
 ) -> ShrinkReport:
     """`shrink` for an NNX model, in place.
 

@@ -90,7 +90,7 @@ class Progress(NamedTuple):
     target: Any
     lands: Any
     exact: Any
-    choices: Choices | None = None
+    choices: Choices | Any = None
     absent: Any = None
     sizes: Any = None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import optax
 
+from jaxprune._base.argument_types import Overrides, Selection, Sparsity
 from jaxprune._base.arguments import as_int, as_part, as_sparsity, check_key, check_step
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, erk
@@ -21,16 +22,16 @@ from jaxprune._transform.update import transformation
 
 
 def rigl(
-    final_sparsity: float,
+    final_sparsity: Sparsity,
     end_step: int,
     *,
     inner: optax.GradientTransformation,
     every: int = 100,
     drop_fraction: float = 0.3,
     key: Any = None,
-    include: Any = None,
-    exclude: Any = (),
-    overrides: Any = None,
+    include: Selection | None = None,
+    exclude: Selection | None = (),
+    overrides: Overrides | None = None,
     distribution: Distribution = erk,
     structure: Any = Unstructured(),
     roles: Any = None,
@@ -110,16 +111,16 @@ def rigl(
 
 
 def set_(
-    final_sparsity: float,
+    final_sparsity: Sparsity,
     end_step: int,
     *,
     inner: optax.GradientTransformation,
     every: int = 100,
     drop_fraction: float = 0.3,
     key: Any = None,
-    include: Any = None,
-    exclude: Any = (),
-    overrides: Any = None,
+    include: Selection | None = None,
+    exclude: Selection | None = (),
+    overrides: Overrides | None = None,
     distribution: Distribution = erk,
     structure: Any = Unstructured(),
     roles: Any = None,
@@ -157,13 +158,13 @@ def set_(
 
 
 def static_sparse(
-    sparsity: float,
+    sparsity: Sparsity,
     *,
     inner: optax.GradientTransformation,
     key: Any = None,
-    include: Any = None,
-    exclude: Any = (),
-    overrides: Any = None,
+    include: Selection | None = None,
+    exclude: Selection | None = (),
+    overrides: Overrides | None = None,
     distribution: Distribution = erk,
     structure: Any = Unstructured(),
     roles: Any = None,
@@ -255,7 +256,7 @@ def _sparse_training(
     return transformation(settings, inner, key)
 
 
-def _swap_schedule(final_sparsity: float, end_step: int, every: Any) -> SparsitySchedule:
+def _swap_schedule(final_sparsity: Sparsity, end_step: int, every: Any) -> SparsitySchedule:
     """Constant sparsity; fires at the multiples of `every` up to `end_step`, and there."""
     every = as_int("every", every)
     schedule = one_shot_schedule(final_sparsity, min(every, end_step))
