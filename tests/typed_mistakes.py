@@ -41,6 +41,6 @@ jaxprune.channel_groups(jax.numpy.sin, {}, 1.0, allow=["norm"])  # pyright: igno
 
 
 # Results
-def smaller(params: dict[str, jax.Array]) -> int:
+def smaller(params: dict[str, jax.Array]) -> None:
     results = jaxprune.shrink(jax.numpy.sin, params, 1.0, along=None)
-    return len(results[2])  # pyright: ignore[reportGeneralTypeIssues]
+    print(results[2])  # pyright: ignore[reportGeneralTypeIssues]

@@ -52,6 +52,7 @@ def pack_kernels(
       TypeError: `include` is neither a regex nor a function, nor a list of those.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> params = {"fc": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}}
       >>> list(pack_kernels(params, block=(1, 2)))
       ['fc/kernel']
@@ -133,7 +134,7 @@ def load_packed(
       FileNotFoundError, IsADirectoryError, ImportError: as for `load`.
 
     Example:
-      >>> import jaxprune, tempfile
+      >>> import jaxprune, numpy as np, tempfile
       >>> w = np.zeros((6, 32), np.float32)
       >>> w[2, :16] = 1
       >>> with tempfile.TemporaryDirectory() as folder:
@@ -193,10 +194,11 @@ def packed_apply(
         its own `dot_general`, `dot_general_cls` or `promote_dtype`.
 
     Example:
+      >>> import jax.numpy as jnp, jaxprune
       >>> from flax import linen as nn
       >>> model, x = nn.Dense(4), jnp.ones((1, 4))
       >>> variables = {"params": {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}}
-      >>> packed = pack_kernels(variables["params"], block=(1, 2))
+      >>> packed = jaxprune.pack_kernels(variables["params"], block=(1, 2))
       >>> packed_apply(model.apply, packed, variables, x).tolist()
       [[1.0, 1.0, 1.0, 1.0]]
     """

@@ -59,7 +59,8 @@ class PackedMatrix:
       rows_first: the layout of `values`.
 
     Example:
-      >>> packed = pack_matrix(jnp.eye(4), block=(1, 2))
+      >>> import jax.numpy as jnp, jaxprune
+      >>> packed = jaxprune.pack_matrix(jnp.eye(4), block=(1, 2))
       >>> packed.shape, packed.block, packed.values.shape
       ((4, 4), (1, 2), (2, 2, 2))
     """
@@ -101,6 +102,7 @@ def pack_matrix(
       ValueError: the shapes do not match, or `block` or `batch` is invalid.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> w = jnp.zeros((6, 32)).at[2, :16].set(1.0).at[4, 16:].set(2.0)
       >>> packed = pack_matrix(w)
       >>> packed.indices.tolist(), packed.values.shape
@@ -156,8 +158,9 @@ def packed_matmul(packed: PackedMatrix, x: ArrayLike) -> jax.Array:
       ValueError: the last axis of `x` does not have length `in`.
 
     Example:
+      >>> import jax.numpy as jnp, jaxprune
       >>> w = jnp.zeros((6, 32)).at[2, :16].set(1.0).at[4, 16:].set(2.0)
-      >>> packed_matmul(pack_matrix(w), jnp.arange(6.0))[::8].tolist()
+      >>> packed_matmul(jaxprune.pack_matrix(w), jnp.arange(6.0))[::8].tolist()
       [2.0, 2.0, 8.0, 8.0]
     """
     _check_packed("packed_matmul", packed)
@@ -255,8 +258,9 @@ def unpack_matrix(packed: PackedMatrix) -> jax.Array:
       TypeError: `packed` is not a `PackedMatrix`.
 
     Example:
+      >>> import jax.numpy as jnp, jaxprune
       >>> w = jnp.eye(4)
-      >>> bool(jnp.all(unpack_matrix(pack_matrix(w, block=(1, 2))) == w))
+      >>> bool(jnp.all(unpack_matrix(jaxprune.pack_matrix(w, block=(1, 2))) == w))
       True
     """
     _check_packed("unpack_matrix", packed)

@@ -25,8 +25,9 @@ class LayerInputs(Mapping[str, Moments]):
       without: path of a leaf -> why its inputs could not be collected.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> inputs = LayerInputs({"w": Moments(2.0, jnp.eye(2))}, AxisRoles({"w": ("in", "out")}))
+      >>> import jax.numpy as jnp, jaxprune
+      >>> roles = jaxprune.AxisRoles({"w": ("in", "out")})
+      >>> inputs = LayerInputs({"w": jaxprune.Moments(2.0, jnp.eye(2))}, roles)
       >>> both = inputs + inputs
       >>> both["w"].count, both["w"].gram.tolist()
       (4.0, [[2.0, 0.0], [0.0, 2.0]])

@@ -43,7 +43,9 @@ class Distribution:
         so that `axis_name`, which shows only parts of leaves, is not possible.
 
     Example:
-      >>> dense_first = Distribution("dense_first", uniform.assign, floor=Fraction(1, 10))
+      >>> import fractions, jaxprune
+      >>> tenth = fractions.Fraction(1, 10)
+      >>> dense_first = Distribution("dense_first", jaxprune.uniform.assign, floor=tenth)
       >>> dense_first
       dense_first
     """
@@ -278,7 +280,8 @@ def min_density(density: Sparsity, distribution: Distribution = uniform) -> Dist
       ValueError: a density outside [0, 1).
 
     Example:
-      >>> min_density(0.05, erk)
+      >>> import jaxprune
+      >>> min_density(0.05, jaxprune.erk)
       min_density(0.05, erk)
     """
     if isinstance(density, Distribution):

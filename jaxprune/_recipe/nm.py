@@ -57,7 +57,7 @@ class NM(SingleWeights):
       <https://arxiv.org/abs/2102.04010>`_, 2021.
 
     Example:
-      >>> import jaxprune
+      >>> import jax.numpy as jnp, jaxprune
       >>> w = jnp.array([[1.0], [-4.0], [3.0], [2.0]])
       >>> masks = jaxprune.prune_params({"w": w}, 0.5, structure=NM(2, 4))[1]
       >>> masks["w"][:, 0].tolist()

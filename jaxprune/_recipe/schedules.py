@@ -47,7 +47,8 @@ class SparsitySchedule:
         target per fire, or targets that fall without `may_fall`.
 
     Example:
-      >>> schedule = cubic_schedule(0.9, begin_step=10, end_step=25, every=10)
+      >>> import jaxprune
+      >>> schedule = jaxprune.cubic_schedule(0.9, begin_step=10, end_step=25, every=10)
       >>> schedule.fire_steps
       (10, 20, 25)
       >>> [schedule.sparsity(step) for step in (9, 10, 20, 24, 25, 1000)]

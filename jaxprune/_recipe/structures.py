@@ -73,7 +73,7 @@ class Block:
       ValueError: an empty length, or another `pooling`.
 
     Example:
-      >>> import jaxprune
+      >>> import jax.numpy as jnp, jaxprune
       >>> w = jnp.array([[1.0, 1.0, 5.0, 0.0], [3.0, 3.0, 0.0, 0.0]])
       >>> masks = jaxprune.prune_params({"w": w}, 0.5, structure=Block((1, 2)))[1]
       >>> masks["w"].astype(int).tolist()
@@ -205,7 +205,7 @@ class Channel:
       ValueError: `norm` is neither 1 nor 2.
 
     Example:
-      >>> import jaxprune
+      >>> import jax.numpy as jnp, jaxprune
       >>> w = jnp.array([[3.0, 1.0, -2.0], [0.0, 1.5, -2.0]])
       >>> masks = jaxprune.prune_params({"w": w}, 1 / 3, structure=Channel())[1]
       >>> masks["w"].astype(int).tolist()

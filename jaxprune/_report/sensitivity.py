@@ -83,7 +83,7 @@ def sensitivity(
       TypeError, ValueError: as in `prune_params`; no sparsities, or a loss that is not a scalar.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax.numpy as jnp, jaxprune
       >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0, 9.0]]), "c": jnp.ones(1)}
       >>> total = lambda params: -sum(jnp.sum(leaf) for leaf in params.values())
       >>> table = sensitivity(total, params, (0.0, 0.5))
@@ -92,7 +92,7 @@ def sensitivity(
       leaf  weights  0.0%  50.0%
       a           2   -16    -15
       b           2   -16    -13
-      >>> sparsities_for(table, 0.25)
+      >>> jaxprune.sparsities_for(table, 0.25)
       {'a': 0.5, 'b': 0.0}
     """
     _check_loss_fn(loss_fn)
@@ -292,10 +292,10 @@ def sparsities_for(sensitivity: Sensitivity, target: Sparsity) -> dict[str, floa
       <https://arxiv.org/abs/1506.02626>`_, 2015, section 4.2.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax.numpy as jnp, jaxprune
       >>> params = {"robust": jnp.full((8, 8), 0.1), "fragile": jnp.ones((8, 8))}
       >>> loss = lambda p: jnp.sum(p["robust"] ** 2) - 9 * jnp.sum(p["fragile"])
-      >>> table = sensitivity(loss, params, (0.25, 0.5, 0.75))
+      >>> table = jaxprune.sensitivity(loss, params, (0.25, 0.5, 0.75))
       >>> sparsities_for(table, 0.25)
       {'fragile': 0.0, 'robust': 0.5}
     """

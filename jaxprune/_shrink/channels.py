@@ -39,6 +39,11 @@ _SINGLE = "it has only one unit, which stays"
 class ChannelGroups(dict[str, Coupled]):
     """Regex of a leaf -> its structure, with the groups that can't be pruned; prints as a table.
 
+    Args:
+      structures: what the dict holds.
+      groups: as below.
+      readers: as below.
+
     Attributes:
       groups: all groups of axes, refused ones included. `kept` is the number of units.
       readers: (path, structure) for every axis along which a leaf only reads channels, such as the
@@ -128,7 +133,9 @@ def channel_groups(
       all groups.
 
     Raises:
-      ValueError: no channels can be pruned; it lists all groups and why they are refused.
+      TypeError: `apply_fn` is not a function, or the other arguments are not what it takes.
+      ValueError: no channels can be pruned; it lists all groups and why they are refused. Or
+        `allow` is not a tuple of known names.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune
@@ -162,7 +169,9 @@ def channel_groups_nnx(
       As `channel_groups`.
 
     Raises:
-      ValueError: no channels can be pruned.
+      TypeError: `model` is not an `nnx.Module`, or the other arguments are not what it takes.
+      ValueError: as `channel_groups`.
+      ModuleNotFoundError: flax is not installed.
 
     Example:
       >>> from flax import nnx

@@ -114,6 +114,8 @@ def shrink(
       `apply_fn(variables, *inputs)` works too. With `along`, also its smaller tree.
 
     Raises:
+      TypeError: `apply_fn` is not a function, the other arguments are not what it takes, or they
+        have no values, as inside `jit`.
       ValueError: all groups are refused; or the outputs of the two models differ or contain NaN; or
         it is unclear what to remove from a leaf of `along`.
 
@@ -155,7 +157,10 @@ def shrink_nnx(
       The report. The model now has smaller params, and its layers remember the smaller sizes.
 
     Raises:
+      TypeError: `model` is not an `nnx.Module`, the inputs are not what it takes, or `along` is not
+        a list of NNX modules and optimizers.
       ValueError: as `shrink`; the model is then unchanged.
+      ModuleNotFoundError: flax is not installed.
 
     Example:
       >>> from flax import nnx

@@ -129,8 +129,28 @@ def set_(
     """Sparse evolutionary training: `rigl` with random growth.
 
     Mocanu et al. 2018 (arXiv:1707.04780) swap a constant fraction after every epoch; here the
-    fraction decreases, as in the comparison of Evci et al. 2020. Arguments are those of `rigl`,
-    which has `grow` in addition.
+    fraction decreases, as in the comparison of Evci et al. 2020.
+
+    Args:
+      final_sparsity: fraction of zeros, from the first step on, in [0, 1).
+      end_step: the step from which masks no longer change.
+      inner: the optimizer.
+      every: steps between swaps.
+      drop_fraction: the largest fraction of the kept weights that a swap drops, in [0, 1].
+      key: PRNG key of the first masks and of random growth; `jax.random.key(0)` by default.
+      include: which leaves to prune, as in `prune`; so are the next six arguments.
+      exclude: which leaves to leave out.
+      overrides: maps regexes to sparsities.
+      distribution: how sparsity is spread over leaves, as in `rigl`.
+      structure: what is dropped and grown together.
+      roles: what each axis does in the products of the model.
+      structural: which weights exist; the others are neither drawn nor grown.
+
+    Returns:
+      A transformation whose state is a `PruneState`, as that of `rigl`.
+
+    Raises:
+      TypeError, ValueError: as in `rigl`.
 
     Example:
       >>> import jax.numpy as jnp, optax
