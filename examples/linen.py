@@ -38,7 +38,7 @@ x_train, x_test, y_train, y_test = train_test_split(
 model = Mlp()
 params = model.init(jax.random.key(0), x_train[:1])["params"]
 schedule = jaxprune.cubic_schedule(FINAL_SPARSITY, BEGIN, END, every=EVERY)
-rules = {"exclude": "head/.*"}
+rules: dict = {"exclude": "head/.*"}
 tx = optax.chain(optax.adamw(2e-3), jaxprune.prune(schedule, **rules))  # prune goes last
 state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
 print(jaxprune.plan(params, schedule, **rules), "\n")

@@ -34,7 +34,7 @@ x_train, x_test, y_train, y_test = train_test_split(
     digits.data.astype("float32") / 16, digits.target, test_size=0.5, random_state=0
 )
 model = Mlp()
-rules = {"exclude": ".*head/.*"}
+rules: dict = {"exclude": ".*head/.*"}
 # The schedule itself drops nothing: `set_masks` sets the masks.
 tx = jaxprune.prune(jaxprune.one_shot_schedule(0.0), inner=optax.adamw(2e-3), **rules)
 

@@ -22,7 +22,7 @@ TARGETS = {"50 %": {"sparsity": 0.5}, "60 %": {"sparsity": 0.6}, "70 %": {"spars
 TARGETS |= {"2:4": {"nm": (2, 4)}}  # the pattern of sparse tensor cores
 # Both papers keep the last layer dense. If it is pruned too, Wanda at 70 % has accuracy 0.81, less
 # than magnitude.
-RULES = {"exclude": "head/.*"}
+RULES: dict = {"exclude": "head/.*"}
 
 
 class Mlp(nn.Module):

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
+    from jaxprune import plots as plots
     from jaxprune._base.agreement import check_agreement as check_agreement
     from jaxprune._blocks.flax_layers import (
         load_packed as load_packed,
@@ -329,14 +330,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first used, so that `import jaxprune` does not import JAX."""
-    if name == "plots":  # the only public module
-        return importlib.import_module("jaxprune.plots")
-    if name not in _MODULE_OF:
-        this = sys.modules[__name__]  # Python then adds: Did you mean: 'prune'?
-        raise AttributeError(f"module 'jaxprune' has no attribute {name!r}", name=name, obj=this)
-    return _loaded(name)
+if not TYPE_CHECKING:  # for type checkers, it would make an attribute of every misspelled name
+
+    def __getattr__(name: str) -> Any:
+        """Loads a public name when it is first used: `import jaxprune` does not import JAX."""
+        if name == "plots":  # the only public module
+            return importlib.import_module("jaxprune.plots")
+        if name not in _MODULE_OF:
+            this = sys.modules[__name__]  # Python then adds: Did you mean: 'prune'?
+            raise AttributeError(
+                f"module 'jaxprune' has no attribute {name!r}", name=name, obj=this
+            )
+        return _loaded(name)
 
 
 @functools.cache  # not in the globals, where doctest would take the examples of classes for its own
@@ -348,4 +353,4 @@ def _loaded(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*__all__, "__version__", "plots"])

@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from jaxprune._base.arguments import shown
 
-Rule = str | Callable[[str, Any], bool]
+Rule = str | Callable[[str, Any], Any]
 
 
 def path_str(path: tuple[Any, ...]) -> str:

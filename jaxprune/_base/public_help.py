@@ -1,18 +1,23 @@
-"""What `help()` shows of a public name: signatures that fit a terminal, and docstrings of values.
+"""What `help()` and tools see of a public name: signatures, docstrings of values, and type hints.
 
 Python prints a signature in one line, with annotations in quotes and a function that is a default
 as `<function magnitude at 0x7f3519d39580>`. Here it gets one line for each argument, written as in
 the source. Only the display changes: parameters and their defaults stay the objects that they are,
 so `Signature.bind`, which `optax.inject_hyperparams` uses, works as before.
+
+The annotations of a public class are evaluated. They are strings, and `typing.get_type_hints` would
+look for the names in them in `jaxprune`, by the `__module__` of the class.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import itertools
 import sys
 import textwrap
+import typing
 from collections.abc import Iterator
 from typing import Any, ForwardRef
 
@@ -92,7 +97,7 @@ def _indented(text: str) -> str:
 
 
 def with_readable_help(value: Any, module: str, name: str) -> Any:
-    """A public value, after its display in `help()` was improved.
+    """A public value, after its display in `help()` was improved, and its annotations evaluated.
 
     Args:
       value: a function, a class, or an instance of one, such as `erk`.
@@ -109,6 +114,7 @@ def with_readable_help(value: Any, module: str, name: str) -> Any:
             function = getattr(method, "__func__", method)  # `__new__` is a static method
             if inspect.isfunction(function):
                 _set_signature(function)
+        _evaluate_annotations(value, module)
     elif hasattr(value, "__dict__"):
         _set_docstring(value, module, name)
     return value
@@ -123,6 +129,20 @@ def _set_signature(function: Any) -> None:
     function.__signature__ = ReadableSignature(
         parameters, return_annotation=signature.return_annotation
     )
+
+
+def _evaluate_annotations(cls: Any, module: str) -> None:
+    """Replaces the annotations of a class, which are strings, by what they say in its module."""
+    own = inspect.get_annotations(cls)
+    hints = typing.get_type_hints(cls, vars(sys.modules[module]))
+    hints = {name: hints[name] for name in own}
+    if hints:
+        cls.__annotations__ = hints
+    if hasattr(cls, "_fields"):  # a NamedTuple, whose arguments are those of `__new__`
+        cls.__new__.__annotations__ = hints
+    if dataclasses.is_dataclass(cls):
+        for field in dataclasses.fields(cls):
+            field.type = hints[field.name]
 
 
 def _set_docstring(value: Any, module: str, name: str) -> None:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.argument_types import Selection
 from jaxprune._base.arguments import as_file_path, is_int, shown
 from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import as_rules, is_model, leaves_with_paths, listed, matches, spec_of
@@ -28,7 +29,7 @@ from jaxprune._recipe.spelling import spelled_rules
 
 def pack_kernels(
     params: Any,
-    include: Any = ".*kernel",
+    include: Selection = ".*kernel",
     *,
     block: tuple[int, int] = (1, 16),
     batch: int = 1,
@@ -51,6 +52,7 @@ def pack_kernels(
       TypeError: `include` is neither a regex nor a function, nor a list of those.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> params = {"fc": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}}
       >>> list(pack_kernels(params, block=(1, 2)))
       ['fc/kernel']
@@ -106,7 +108,7 @@ def _no_match(include: Any, paths: Sequence[str]) -> str:
 
 def load_packed(
     path: str | os.PathLike[str],
-    include: Any = ".*kernel",
+    include: Selection = ".*kernel",
     *,
     block: tuple[int, int] = (1, 16),
     batch: int = 1,
@@ -132,7 +134,7 @@ def load_packed(
       FileNotFoundError, IsADirectoryError, ImportError: as for `load`.
 
     Example:
-      >>> import jaxprune, tempfile
+      >>> import jaxprune, numpy as np, tempfile
       >>> w = np.zeros((6, 32), np.float32)
       >>> w[2, :16] = 1
       >>> with tempfile.TemporaryDirectory() as folder:
@@ -192,10 +194,11 @@ def packed_apply(
         its own `dot_general`, `dot_general_cls` or `promote_dtype`.
 
     Example:
+      >>> import jax.numpy as jnp, jaxprune
       >>> from flax import linen as nn
       >>> model, x = nn.Dense(4), jnp.ones((1, 4))
       >>> variables = {"params": {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}}
-      >>> packed = pack_kernels(variables["params"], block=(1, 2))
+      >>> packed = jaxprune.pack_kernels(variables["params"], block=(1, 2))
       >>> packed_apply(model.apply, packed, variables, x).tolist()
       [[1.0, 1.0, 1.0, 1.0]]
     """

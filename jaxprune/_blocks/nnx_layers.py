@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from jaxprune._base.argument_types import Selection
 from jaxprune._base.arguments import shown
 from jaxprune._base.flax_import import import_flax
 from jaxprune._blocks.flax_layers import check_options, is_chosen, linear, rules_of, warn_of_kept
@@ -21,7 +22,7 @@ from jaxprune._recipe.spelling import spelled_rules
 
 def pack_linear(
     model: Any,
-    include: Any = ".*kernel",
+    include: Selection = ".*kernel",
     *,
     block: tuple[int, int] = (1, 16),
     batch: int = 1,

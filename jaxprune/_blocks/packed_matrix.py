@@ -60,12 +60,11 @@ class PackedMatrix:
       rows_first: the layout of `values`.
 
     Example:
-      >>> packed = pack_matrix(jnp.eye(4), block=(1, 2))
+      >>> import jax.numpy as jnp, jaxprune
+      >>> packed = jaxprune.pack_matrix(jnp.eye(4), block=(1, 2))
       >>> packed.shape, packed.block, packed.values.shape
       ((4, 4), (1, 2), (2, 2, 2))
     """
-
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     indices: Any
     values: Any
@@ -121,6 +120,7 @@ def pack_matrix(
       ValueError: the shapes do not match, or `block` or `batch` is invalid.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> w = jnp.zeros((6, 32)).at[2, :16].set(1.0).at[4, 16:].set(2.0)
       >>> packed = pack_matrix(w)
       >>> packed.indices.tolist(), packed.values.shape
@@ -176,8 +176,9 @@ def packed_matmul(packed: PackedMatrix, x: ArrayLike) -> jax.Array:
       ValueError: the last axis of `x` does not have length `in`.
 
     Example:
+      >>> import jax.numpy as jnp, jaxprune
       >>> w = jnp.zeros((6, 32)).at[2, :16].set(1.0).at[4, 16:].set(2.0)
-      >>> packed_matmul(pack_matrix(w), jnp.arange(6.0))[::8].tolist()
+      >>> packed_matmul(jaxprune.pack_matrix(w), jnp.arange(6.0))[::8].tolist()
       [2.0, 2.0, 8.0, 8.0]
     """
     _check_packed("packed_matmul", packed)
@@ -275,8 +276,9 @@ def unpack_matrix(packed: PackedMatrix) -> jax.Array:
       TypeError: `packed` is not a `PackedMatrix`.
 
     Example:
+      >>> import jax.numpy as jnp, jaxprune
       >>> w = jnp.eye(4)
-      >>> bool(jnp.all(unpack_matrix(pack_matrix(w, block=(1, 2))) == w))
+      >>> bool(jnp.all(unpack_matrix(jaxprune.pack_matrix(w, block=(1, 2))) == w))
       True
     """
     _check_packed("unpack_matrix", packed)
@@ -344,5 +346,7 @@ def _check_arguments(w: np.ndarray, kept: np.ndarray, block: Any, batch: Any) ->
         )
 
 
-# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+PackedMatrix.__module__ = "jaxprune"
 __test__ = {"PackedMatrix": PackedMatrix}

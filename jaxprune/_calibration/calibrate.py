@@ -13,16 +13,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.typing import ArrayLike
 
+from jaxprune._base.argument_types import Selection, Sparsity
 from jaxprune._base.trees import ArrayTree
 from jaxprune._calibration.layers import SparseGpt, Wanda, prune_kernel, prune_tree
 from jaxprune._calibration.targets import as_target, as_targets
 
 
 def wanda_kernel(
-    kernel: jax.Array,
+    kernel: ArrayLike,
     inputs: Any,
-    sparsity: float | None = None,
+    sparsity: Sparsity | None = None,
     nm: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Drops, for each output, the weights with the smallest |w| times the L2 norm of their input.
@@ -54,9 +56,9 @@ def wanda_kernel(
 
 
 def sparsegpt_kernel(
-    kernel: jax.Array,
+    kernel: ArrayLike,
     inputs: Any,
-    sparsity: float | None = None,
+    sparsity: Sparsity | None = None,
     nm: tuple[int, int] | None = None,
     *,
     block_size: int = 128,
@@ -103,10 +105,10 @@ def sparsegpt_kernel(
 def wanda(
     params: ArrayTree,
     inputs: Mapping[str, Any],
-    sparsity: float | None = None,
+    sparsity: Sparsity | None = None,
     *,
-    include: Any = None,
-    exclude: Any = (),
+    include: Selection | None = None,
+    exclude: Selection | None = (),
     overrides: Mapping[Any, Any] | None = None,
     nm: tuple[int, int] | None = None,
     roles: Any = None,
@@ -159,10 +161,10 @@ def wanda(
 def sparsegpt(
     params: ArrayTree,
     inputs: Mapping[str, Any],
-    sparsity: float | None = None,
+    sparsity: Sparsity | None = None,
     *,
-    include: Any = None,
-    exclude: Any = (),
+    include: Selection | None = None,
+    exclude: Selection | None = (),
     overrides: Mapping[Any, Any] | None = None,
     nm: tuple[int, int] | None = None,
     roles: Any = None,

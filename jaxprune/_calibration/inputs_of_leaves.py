@@ -27,14 +27,13 @@ class LayerInputs(Mapping[str, Moments]):
       without: path of a leaf -> why its inputs could not be collected.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> inputs = LayerInputs({"w": Moments(2.0, jnp.eye(2))}, AxisRoles({"w": ("in", "out")}))
+      >>> import jax.numpy as jnp, jaxprune
+      >>> roles = jaxprune.AxisRoles({"w": ("in", "out")})
+      >>> inputs = LayerInputs({"w": jaxprune.Moments(2.0, jnp.eye(2))}, roles)
       >>> both = inputs + inputs
       >>> both["w"].count, both["w"].gram.tolist()
       (4.0, [[2.0, 0.0], [0.0, 2.0]])
     """
-
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     def __init__(
         self,
@@ -165,5 +164,7 @@ def _unflatten(static: Any, values: Any) -> LayerInputs:
 
 jax.tree_util.register_pytree_with_keys(LayerInputs, _flatten_with_keys, _unflatten, _flatten)
 
-# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+LayerInputs.__module__ = "jaxprune"
 __test__ = {"LayerInputs": LayerInputs}

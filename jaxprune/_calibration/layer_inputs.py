@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from jaxprune._base.argument_types import Selection
 from jaxprune._base.arguments import as_flag
 from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import as_rules, leaves_with_paths, listed
@@ -27,8 +28,8 @@ def layer_inputs(
     variables: Any,
     *batch: Any,
     batches: Iterable[Any] | None = None,
-    include: Any = None,
-    exclude: Any = (),
+    include: Selection | None = None,
+    exclude: Selection | None = (),
     diagonal: bool = False,
     progress: bool | None = None,
 ) -> LayerInputs:
@@ -94,8 +95,8 @@ def layer_inputs_nnx(
     model: Any,
     *batch: Any,
     batches: Iterable[Any] | None = None,
-    include: Any = None,
-    exclude: Any = (),
+    include: Selection | None = None,
+    exclude: Selection | None = (),
     diagonal: bool = False,
     progress: bool | None = None,
 ) -> LayerInputs:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from jaxprune._base.paths import flattened
 from jaxprune._calibration.checks import (
@@ -42,13 +43,11 @@ class Moments(NamedTuple):
       (2,)
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     count: Any
-    gram: Any
+    gram: jax.Array
 
 
-def moments(inputs: jax.Array) -> Moments:
+def moments(inputs: ArrayLike) -> Moments:
     """The moments of a batch. Merge those of two batches with `jax.tree.map(jnp.add, a, b)`.
 
     Args:
@@ -174,5 +173,7 @@ def as_rows(x: jax.Array) -> jax.Array:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+Moments.__module__ = "jaxprune"
 __test__ = {"Moments": Moments}

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.argument_types import Selection, Sparsity
 from jaxprune._base.arguments import shown
 from jaxprune._base.paths import (
     Rule,
@@ -56,10 +57,10 @@ def prune_sequentially(
     variables: Any,
     *batch: Any,
     batches: Iterable[Any] | None = None,
-    sparsity: float | None = None,
+    sparsity: Sparsity | None = None,
     nm: tuple[int, int] | None = None,
-    include: Any = None,
-    exclude: Any = (),
+    include: Selection | None = None,
+    exclude: Selection | None = (),
     overrides: Mapping[Any, Any] | None = None,
     blocks: Sequence[Any] | None = None,
     progress: bool | None = None,

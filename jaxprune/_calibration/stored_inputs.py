@@ -33,13 +33,12 @@ def save_inputs(path: str | os.PathLike[str], inputs: LayerInputs) -> None:
       OSError: the file can't be written.
 
     Example:
-      >>> import jax.numpy as jnp, tempfile
-      >>> import jaxprune
+      >>> import jax.numpy as jnp, jaxprune, tempfile
       >>> params = {"fc": {"kernel": jnp.ones((3, 2))}}
       >>> inputs = jaxprune.layer_inputs(lambda p, x: x @ p["fc"]["kernel"], params, jnp.eye(3))
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     save_inputs(f"{folder}/inputs.npz", inputs)
-      ...     load_inputs(f"{folder}/inputs.npz")["fc/kernel"].gram.shape
+      ...     jaxprune.load_inputs(f"{folder}/inputs.npz")["fc/kernel"].gram.shape
       (3, 3)
     """
     if not isinstance(inputs, LayerInputs):
@@ -86,13 +85,12 @@ def load_inputs(path: str | os.PathLike[str]) -> LayerInputs:
       OSError: the file can't be read.
 
     Example:
-      >>> import jax.numpy as jnp, tempfile
-      >>> import jaxprune
+      >>> import jax.numpy as jnp, jaxprune, tempfile
       >>> inputs = jaxprune.layer_inputs(
       ...     lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.eye(3)
       ... )
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     save_inputs(f"{folder}/inputs.npz", inputs)
+      ...     jaxprune.save_inputs(f"{folder}/inputs.npz", inputs)
       ...     load_inputs(f"{folder}/inputs.npz").roles["w"]
       ('in', 'out')
     """

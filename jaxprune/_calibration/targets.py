@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from jaxprune._base.argument_types import Sparsity
 from jaxprune._base.arguments import as_sparsity, is_int, shown
 from jaxprune._base.paths import Rule, as_rules, matches
 from jaxprune._calibration.kernel_view import KernelView
@@ -27,7 +28,7 @@ class Target(NamedTuple):
         return n - round_half_up(self.sparsity * n)
 
 
-def as_target(sparsity: float | None, nm: Any, name: str = "nm") -> Target:
+def as_target(sparsity: Sparsity | None, nm: Any, name: str = "nm") -> Target:
     """The target that a user gives by exactly one of two arguments; `name` is that of `nm`."""
     if (sparsity is None) == (nm is None):
         raise ValueError(

@@ -52,9 +52,11 @@ def save_safetensors(
         metadata value is not a string.
       ValueError: `order` does not hold exactly the paths of the leaves, or the entries of a leaf
         take less than a byte each and do not fill whole bytes.
+      FileNotFoundError: the folder of the file does not exist.
+      IsADirectoryError: `path` is a folder.
 
     Example:
-      >>> import jaxprune, tempfile
+      >>> import jaxprune, numpy as np, tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     save_safetensors(f"{folder}/a.safetensors", {"w": np.ones(2)}, metadata={"by": "me"})
       ...     jaxprune.load(f"{folder}/a.safetensors")
@@ -139,6 +141,7 @@ def to_csr(params: ArrayTree) -> ArrayTree:
       ImportError: SciPy is not installed.
 
     Example:
+      >>> import numpy as np
       >>> to_csr({"w": np.eye(3, dtype=np.float32), "b": np.ones(3)})["w"].nnz
       3
     """
@@ -167,7 +170,11 @@ def to_bcoo(params: ArrayTree) -> ArrayTree:
     Returns:
       A tree like `params`. A leaf with two axes is a matrix.
 
+    Raises:
+      TypeError: a leaf is not an array of numbers or bools; with the path.
+
     Example:
+      >>> import jax.numpy as jnp
       >>> to_bcoo({"w": jnp.eye(3), "b": jnp.ones(3)})["w"].nse
       3
     """
@@ -194,7 +201,11 @@ def to_bcsr(params: ArrayTree) -> ArrayTree:
     Returns:
       A tree like `params`. A leaf with two axes is a matrix.
 
+    Raises:
+      TypeError: a leaf is not an array of numbers or bools; with the path.
+
     Example:
+      >>> import jax.numpy as jnp
       >>> to_bcsr({"w": jnp.eye(3), "b": jnp.ones(3)})["w"].nse
       3
     """
@@ -252,7 +263,7 @@ def save_csr(folder: str | os.PathLike[str], params: ArrayTree) -> list[Path]:
       OSError: a file can't be written; then none is.
 
     Example:
-      >>> import tempfile
+      >>> import numpy as np, tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     [file.name for file in save_csr(folder, {"w": np.eye(3), "b": np.ones(3)})]
       ['w.npz']

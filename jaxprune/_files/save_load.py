@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.core
@@ -23,7 +23,7 @@ from jaxprune._base.paths import (
     shown_path,
     spec_of,
 )
-from jaxprune._base.trees import ArrayTree
+from jaxprune._base.trees import ArrayTree, Params
 from jaxprune._files.dtypes import dtype_of
 from jaxprune._files.leaf_files import memory_bytes, save_leaves
 from jaxprune._files.leaves import Leaf, is_stored
@@ -62,13 +62,15 @@ def save(
       ValueError: the masks do not fit the params, or a dropped weight is not zero; with the path.
         Or `order` does not hold exactly the paths of the leaves, the level is out of range, the
         metadata have the name `jaxprune`, or the name of the file is one of another format.
+      FileNotFoundError: the folder of the file does not exist.
+      IsADirectoryError: `path` is a folder.
       ImportError: `zstandard` is not installed.
 
     Example:
-      >>> import tempfile, jax.numpy as jnp
+      >>> import jax.numpy as jnp, jaxprune, tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     save(f"{folder}/model.safetensors.zst", {"fc": {"kernel": jnp.eye(8)}})
-      ...     load(f"{folder}/model.safetensors.zst")["fc"]["kernel"][:2, :3].tolist()
+      ...     jaxprune.load(f"{folder}/model.safetensors.zst")["fc"]["kernel"][:2, :3].tolist()
       [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     path = as_file_path("save", path)
@@ -156,16 +158,36 @@ def load_metadata(path: str | os.PathLike[str]) -> FileMetadata:
       ImportError: `zstandard` is not installed.
 
     Example:
-      >>> import tempfile
+      >>> import jaxprune, numpy as np, tempfile
+      >>> params = {"a": np.ones(2), "b": np.zeros(2)}
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     save(f"{folder}/a.zst", {"a": np.ones(2), "b": np.zeros(2)}, metadata={"by": "me"})
-      ...     about, params = load_metadata(f"{folder}/a.zst"), load(f"{folder}/a.zst")
-      ...     save(f"{folder}/b.zst", params, metadata=about.metadata, order=about.order)
+      ...     jaxprune.save(f"{folder}/a.zst", params, metadata={"by": "me"})
+      ...     about, params = load_metadata(f"{folder}/a.zst"), jaxprune.load(f"{folder}/a.zst")
+      ...     jaxprune.save(f"{folder}/b.zst", params, metadata=about.metadata, order=about.order)
       >>> about
       FileMetadata(metadata={'by': 'me'}, order=('a', 'b'))
     """
     with open_params(as_file_path("load_metadata", path)) as reader:
         return FileMetadata(dict(reader.metadata), tuple(leaf.path for leaf in reader.leaves))
+
+
+@overload  # arrays, where `like` has shapes
+def load(
+    path: str | os.PathLike[str],
+    *,
+    like: Mapping[str, jax.ShapeDtypeStruct],
+    max_bytes: int | None = None,
+) -> Any: ...
+
+
+@overload
+def load(path: str | os.PathLike[str], *, like: Params, max_bytes: int | None = None) -> Params: ...
+
+
+@overload
+def load(
+    path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | None = None
+) -> Any: ...
 
 
 def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | None = None) -> Any:
@@ -196,9 +218,9 @@ def load(path: str | os.PathLike[str], *, like: Any = None, max_bytes: int | Non
       ImportError: `zstandard` is not installed.
 
     Example:
-      >>> import tempfile
+      >>> import jaxprune, numpy as np, tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     save(f"{folder}/model.safetensors.zst", [np.zeros(3), np.ones(1)])
+      ...     jaxprune.save(f"{folder}/model.safetensors.zst", [np.zeros(3), np.ones(1)])
       ...     load(f"{folder}/model.safetensors.zst")
       ...     load(f"{folder}/model.safetensors.zst", like=[np.ones(3), np.zeros(1)])
       {'0': array([0., 0., 0.]), '1': array([1.])}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxprune._base.argument_types import Sparsity
 from jaxprune._base.arguments import as_int, as_sparsity, shown
 from jaxprune._base.paths import Rule, as_rules, shown_path
 from jaxprune._recipe.densities import Densities
@@ -43,12 +44,12 @@ class Distribution:
         so that `axis_name`, which shows only parts of leaves, is not possible.
 
     Example:
-      >>> dense_first = Distribution("dense_first", uniform.assign, floor=Fraction(1, 10))
+      >>> import fractions, jaxprune
+      >>> tenth = fractions.Fraction(1, 10)
+      >>> dense_first = Distribution("dense_first", jaxprune.uniform.assign, floor=tenth)
       >>> dense_first
       dense_first
     """
-
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     name: str
     assign: Callable[[Sequence[LeafShape], Fraction], Pools]
@@ -267,7 +268,7 @@ Example:
 # Variants of a distribution
 
 
-def min_density(density: float, distribution: Distribution = uniform) -> Distribution:
+def min_density(density: Sparsity, distribution: Distribution = uniform) -> Distribution:
     """A distribution in which every leaf keeps at least a given density.
 
     Args:
@@ -283,7 +284,8 @@ def min_density(density: float, distribution: Distribution = uniform) -> Distrib
       ValueError: a density outside [0, 1).
 
     Example:
-      >>> min_density(0.05, erk)
+      >>> import jaxprune
+      >>> min_density(0.05, jaxprune.erk)
       min_density(0.05, erk)
     """
     if isinstance(density, Distribution):
@@ -351,5 +353,7 @@ def _check_distribution(function: str, distribution: Any) -> None:
         )
 
 
-# Their examples run, although by `__module__` they belong to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+Distribution.__module__ = "jaxprune"
 __test__ = {"Distribution": Distribution}

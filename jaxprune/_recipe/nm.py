@@ -57,14 +57,12 @@ class NM(SingleWeights):
       <https://arxiv.org/abs/2102.04010>`_, 2021.
 
     Example:
-      >>> import jaxprune
+      >>> import jax.numpy as jnp, jaxprune
       >>> w = jnp.array([[1.0], [-4.0], [3.0], [2.0]])
       >>> masks = jaxprune.prune_params({"w": w}, 0.5, structure=NM(2, 4))[1]
       >>> masks["w"][:, 0].tolist()
       [False, True, True, False]
     """
-
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     n: int
     m: int
@@ -221,5 +219,7 @@ def _ranks_in_groups(groups: jax.Array, axis: int) -> list[jax.Array]:
     return [rank]
 
 
-# Its example runs, although by `__module__` it belongs to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+NM.__module__ = "jaxprune"
 __test__ = {"NM": NM}

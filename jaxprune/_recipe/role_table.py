@@ -38,8 +38,6 @@ class AxisRoles(Mapping[str, tuple[str, ...]]):
       ('in', 'out')
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     def __init__(
         self,
         roles: Mapping[str, Sequence[str]],
@@ -160,5 +158,7 @@ def _checked_shapes(shapes: Any) -> dict[str, tuple[int, ...]]:
     return {path: tuple(map(int, shape)) for path, shape in shapes.items()}
 
 
-# Its example runs, although by `__module__` it belongs to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+AxisRoles.__module__ = "jaxprune"
 __test__ = {"AxisRoles": AxisRoles}

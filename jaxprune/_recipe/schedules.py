@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.argument_types import Sparsity
 from jaxprune._base.arguments import (
     as_flag,
     as_sparsity,
@@ -53,20 +55,30 @@ class SparsitySchedule:
         target per fire, or targets that fall without `may_fall`.
 
     Example:
-      >>> schedule = cubic_schedule(0.9, begin_step=10, end_step=25, every=10)
+      >>> import jaxprune
+      >>> schedule = jaxprune.cubic_schedule(0.9, begin_step=10, end_step=25, every=10)
       >>> schedule.fire_steps
       (10, 20, 25)
       >>> [schedule.sparsity(step) for step in (9, 10, 20, 24, 25, 1000)]
       [0.0, 0.0, 0.8666666666666667, 0.8666666666666667, 0.9, 0.9]
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     begin_step: int
     end_step: int
     every: int
     targets: tuple[Fraction, ...]
     may_fall: bool = False
+
+    if TYPE_CHECKING:  # `targets` becomes a tuple of fractions
+
+        def __init__(
+            self,
+            begin_step: int,
+            end_step: int,
+            every: int,
+            targets: Sequence[Sparsity],
+            may_fall: bool = False,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         steps = check_steps(self.begin_step, self.end_step, self.every)
@@ -102,10 +114,24 @@ class SparsitySchedule:
         """The last target."""
         return self.targets[-1]
 
+    @overload
+    def fires(self, step: int) -> bool: ...
+    @overload
+    def fires(self, step: jax.Array) -> jax.Array: ...
+    @overload
+    def fires(self, step: Any) -> Any: ...
+
     def fires(self, step: Any) -> Any:
         """Whether the schedule fires at `step`: a bool for an int, else a bool array."""
         step = _checked_step("fires", step)
         return fires_at(step, self.begin_step, self.end_step, self.every)
+
+    @overload
+    def index(self, step: int) -> int: ...
+    @overload
+    def index(self, step: jax.Array) -> jax.Array: ...
+    @overload
+    def index(self, step: Any) -> Any: ...
 
     def index(self, step: Any) -> Any:
         """Which fire is the latest at a step, counted from 0; -1 before the first. Int or array."""
@@ -118,6 +144,13 @@ class SparsitySchedule:
         step = jnp.asarray(_checked_step("index", step))
         fired = latest_fire(step, self.begin_step, self.end_step, self.every, last)
         return jnp.where(step < self.begin_step, -1, fired)
+
+    @overload
+    def sparsity(self, step: int) -> float: ...
+    @overload
+    def sparsity(self, step: jax.Array) -> jax.Array: ...
+    @overload
+    def sparsity(self, step: Any) -> Any: ...
 
     def sparsity(self, step: Any) -> Any:
         """The target sparsity after update `step`; it stays the same from one fire to the next.
@@ -162,11 +195,11 @@ def _as_int32(step: Any) -> Any:
 
 
 def polynomial_schedule(
-    final_sparsity: float,
+    final_sparsity: Sparsity,
     begin_step: int,
     end_step: int,
     every: int = 100,
-    initial_sparsity: float = 0.0,
+    initial_sparsity: Sparsity = 0.0,
     power: float = 3,
 ) -> SparsitySchedule:
     """Gradual pruning along a polynomial: fast at first, while many weights are redundant.
@@ -229,11 +262,11 @@ def polynomial_schedule(
 
 
 def cubic_schedule(
-    final_sparsity: float,
+    final_sparsity: Sparsity,
     begin_step: int,
     end_step: int,
     every: int = 100,
-    initial_sparsity: float = 0.0,
+    initial_sparsity: Sparsity = 0.0,
 ) -> SparsitySchedule:
     """The gradual schedule of Zhu & Gupta (2017), equation 1: `polynomial_schedule` with power 3.
 
@@ -263,11 +296,11 @@ def cubic_schedule(
 
 
 def linear_schedule(
-    final_sparsity: float,
+    final_sparsity: Sparsity,
     begin_step: int,
     end_step: int,
     every: int = 100,
-    initial_sparsity: float = 0.0,
+    initial_sparsity: Sparsity = 0.0,
 ) -> SparsitySchedule:
     """A schedule that rises in proportion to the step: `polynomial_schedule` with power 1.
 
@@ -293,7 +326,7 @@ def linear_schedule(
     )
 
 
-def one_shot_schedule(final_sparsity: float, step: int = 0) -> SparsitySchedule:
+def one_shot_schedule(final_sparsity: Sparsity, step: int = 0) -> SparsitySchedule:
     """A schedule that reaches its final sparsity in one step; leaves are dense before it.
 
     Args:
@@ -315,7 +348,7 @@ def one_shot_schedule(final_sparsity: float, step: int = 0) -> SparsitySchedule:
 
 
 def acdc_schedule(
-    final_sparsity: float, begin_step: int, end_step: int, every: int = 1000
+    final_sparsity: Sparsity, begin_step: int, end_step: int, every: int = 1000
 ) -> SparsitySchedule:
     """Alternating sparse and dense phases: AC/DC (Peste et al. 2021, arXiv:2106.12379).
 
@@ -348,5 +381,7 @@ def acdc_schedule(
     return SparsitySchedule(begin_step, end_step, every, tuple(targets), may_fall=True)
 
 
-# Their examples run, although by `__module__` they belong to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+SparsitySchedule.__module__ = "jaxprune"
 __test__ = {"SparsitySchedule": SparsitySchedule}

@@ -188,8 +188,6 @@ class Accumulated:
       36.0
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     name: str
     increment: Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -336,5 +334,7 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32) if narrow else x
 
 
-# Their examples run, although by `__module__` they belong to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+Accumulated.__module__ = "jaxprune"
 __test__ = {"Accumulated": Accumulated}

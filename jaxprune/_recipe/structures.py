@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,6 @@ class Unstructured(SingleWeights):
       >>> Unstructured().n_units((3, 4))
       12
     """
-
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     @property
     def is_elementwise(self) -> bool:
@@ -75,17 +73,15 @@ class Block:
       ValueError: an empty length, or another `pooling`.
 
     Example:
-      >>> import jaxprune
+      >>> import jax.numpy as jnp, jaxprune
       >>> w = jnp.array([[1.0, 1.0, 5.0, 0.0], [3.0, 3.0, 0.0, 0.0]])
       >>> masks = jaxprune.prune_params({"w": w}, 0.5, structure=Block((1, 2)))[1]
       >>> masks["w"].astype(int).tolist()
       [[0, 0, 1, 1], [1, 1, 0, 0]]
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     shape: tuple[int, ...]
-    pooling: str = "mean"
+    pooling: Literal["mean", "max"] = "mean"
     balanced: bool = False
 
     def __post_init__(self) -> None:
@@ -209,17 +205,15 @@ class Channel:
       ValueError: `norm` is neither 1 nor 2.
 
     Example:
-      >>> import jaxprune
+      >>> import jax.numpy as jnp, jaxprune
       >>> w = jnp.array([[3.0, 1.0, -2.0], [0.0, 1.5, -2.0]])
       >>> masks = jaxprune.prune_params({"w": w}, 1 / 3, structure=Channel())[1]
       >>> masks["w"].astype(int).tolist()
       [[1, 0, 1], [1, 0, 1]]
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     axis: int | None = None
-    norm: int = 2
+    norm: Literal[1, 2] = 2
 
     def __post_init__(self) -> None:
         if self.axis is not None:
@@ -290,5 +284,7 @@ def _wide(x: jax.Array) -> Any:
     return x.dtype if x.dtype == jnp.float64 else jnp.float32
 
 
-# Their examples run, although by `__module__` they belong to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# these classes belong to `jaxprune`.
+Unstructured.__module__ = Block.__module__ = Channel.__module__ = "jaxprune"
 __test__ = {"Unstructured": Unstructured, "Block": Block, "Channel": Channel}

@@ -11,6 +11,7 @@ from typing import Any
 
 import optax
 
+from jaxprune._base.argument_types import Overrides, Regrow, Selection, Sparsity, Ties
 from jaxprune._base.arguments import as_sparsity, shown
 from jaxprune._base.paths import leaves_with_paths, listed, rule_name
 from jaxprune._base.trees import ArrayTree
@@ -54,22 +55,25 @@ from jaxprune._transform.update import checked_budget
 
 def plan(
     params: ArrayTree,
-    schedule: SparsitySchedule | Sequence[SparsitySchedule] | float | optax.GradientTransformation,
+    schedule: SparsitySchedule
+    | Sequence[SparsitySchedule]
+    | Sparsity
+    | optax.GradientTransformation,
     *,
     inner: optax.GradientTransformation | None = None,
-    include: Any = None,
-    exclude: Any = (),
-    overrides: Any = None,
+    include: Selection | None = None,
+    exclude: Selection | None = (),
+    overrides: Overrides | None = None,
     distribution: Distribution = uniform,
     structure: Any = Unstructured(),
     roles: Any = None,
     structural: Any = None,
     score: Any = magnitude,
     packed: bool = False,
-    regrow: bool | str = False,
-    ties: str = "index",
+    regrow: Regrow = False,
+    ties: Ties = "index",
     seed: int | None = None,
-    axis_name: Any = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Report:
     """Shows what a transformation will prune, before training: exact counts for every leaf.
 

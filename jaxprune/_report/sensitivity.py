@@ -18,6 +18,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.argument_types import Selection, Sparsity
 from jaxprune._base.arguments import as_sparsity, is_list, shown
 from jaxprune._base.paths import (
     as_rules,
@@ -45,11 +46,11 @@ from jaxprune._transform.oneshot import check_once, grads_by_path, prune_params
 def sensitivity(
     loss_fn: Callable[[Any], Any],
     params: ArrayTree,
-    sparsities: Sequence[float],
+    sparsities: Sequence[Sparsity] | np.ndarray,
     *,
     groups: Sequence[str] | None = None,
-    include: Any = None,
-    exclude: Any = (),
+    include: Selection | None = None,
+    exclude: Selection | None = (),
     structure: Any = Unstructured(),
     score: Any = magnitude,
     roles: Any = None,
@@ -82,7 +83,7 @@ def sensitivity(
       TypeError, ValueError: as in `prune_params`; no sparsities, or a loss that is not a scalar.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax.numpy as jnp, jaxprune
       >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0, 9.0]]), "c": jnp.ones(1)}
       >>> total = lambda params: -sum(jnp.sum(leaf) for leaf in params.values())
       >>> table = sensitivity(total, params, (0.0, 0.5))
@@ -91,7 +92,7 @@ def sensitivity(
       leaf  weights  0.0%  50.0%
       a           2   -16    -15
       b           2   -16    -13
-      >>> sparsities_for(table, 0.25)
+      >>> jaxprune.sparsities_for(table, 0.25)
       {'a': 0.5, 'b': 0.0}
     """
     _check_loss_fn(loss_fn)
@@ -266,7 +267,7 @@ class _Choice(NamedTuple):
     n_zero: int
 
 
-def sparsities_for(sensitivity: Sensitivity, target: float) -> dict[str, float]:
+def sparsities_for(sensitivity: Sensitivity, target: Sparsity) -> dict[str, float]:
     """Sparsities by leaf that reach a total, at the least loss as far as the table shows.
 
     It is greedy: it starts with nothing pruned and, again and again, prunes the group whose loss
@@ -292,10 +293,10 @@ def sparsities_for(sensitivity: Sensitivity, target: float) -> dict[str, float]:
       <https://arxiv.org/abs/1506.02626>`_, 2015, section 5.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax.numpy as jnp, jaxprune
       >>> params = {"robust": jnp.full((8, 8), 0.1), "fragile": jnp.ones((8, 8))}
       >>> loss = lambda p: jnp.sum(p["robust"] ** 2) - 9 * jnp.sum(p["fragile"])
-      >>> table = sensitivity(loss, params, (0.25, 0.5, 0.75))
+      >>> table = jaxprune.sensitivity(loss, params, (0.25, 0.5, 0.75))
       >>> sparsities_for(table, 0.25)
       {'fragile': 0.0, 'robust': 0.5}
     """

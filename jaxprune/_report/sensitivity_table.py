@@ -34,8 +34,6 @@ class Sensitivity:
       ([[3.0, 2.0]], 4.0, [[1, 2]])
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     rules: tuple[str, ...]
     sparsities: tuple[float, ...]
     losses: np.ndarray
@@ -104,5 +102,7 @@ def _finite(loss: Any) -> float | None:
     return float(loss) if math.isfinite(loss) else None
 
 
-# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+Sensitivity.__module__ = "jaxprune"
 __test__ = {"Sensitivity": Sensitivity}

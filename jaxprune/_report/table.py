@@ -33,8 +33,6 @@ class LeafReport:
       0.9
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     path: str
     shape: tuple[int, ...]
     dtype: str
@@ -87,8 +85,6 @@ class PoolReport:
       (PoolReport(paths=('a', 'b'), size=32, n_zero=24, is_exact=True),)
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     paths: tuple[str, ...]
     size: int
     n_zero: int
@@ -115,8 +111,6 @@ class Report:
       >>> {leaf.path: leaf.sparsity for leaf in report.leaves}, report.n_zero
       ({'bias': 0.0, 'kernel': 0.75}, 24)
     """
-
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     title: str
     leaves: tuple[LeafReport, ...]
@@ -256,5 +250,7 @@ def leaf_report(
     return LeafReport(path, spec.shape, spec.dtype.name, size, n_zero, note, roles, is_exact)
 
 
-# Their examples run, although by `__module__` they belong to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# these classes belong to `jaxprune`.
+LeafReport.__module__ = PoolReport.__module__ = Report.__module__ = "jaxprune"
 __test__ = {"LeafReport": LeafReport, "PoolReport": PoolReport, "Report": Report}

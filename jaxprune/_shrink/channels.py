@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.argument_types import Changes
 from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import leaves_with_paths, rule_for, spec_of
 from jaxprune._recipe.coupled import Coupled
@@ -38,6 +39,11 @@ _SINGLE = "it has only one unit, which stays"
 class ChannelGroups(dict[str, Coupled]):
     """Regex of a leaf -> its structure, with the groups that can't be pruned; prints as a table.
 
+    Args:
+      structures: what the dict holds.
+      groups: as below.
+      readers: as below.
+
     Attributes:
       groups: all groups of axes, refused ones included. `kept` is the number of units.
       readers: (path, structure) for every axis along which a leaf only reads channels, such as the
@@ -47,8 +53,6 @@ class ChannelGroups(dict[str, Coupled]):
       >>> ChannelGroups({}, ()).refused
       ()
     """
-
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     def __init__(
         self,
@@ -98,7 +102,7 @@ def channel_groups(
     apply_fn: Callable[..., Any],
     variables: Any,
     *example_inputs: Any,
-    allow: Sequence[str] = (),
+    allow: Sequence[Changes] = (),
 ) -> ChannelGroups:
     """A structure that prunes whole channels, so that `shrink` can remove them.
 
@@ -129,7 +133,9 @@ def channel_groups(
       all groups.
 
     Raises:
-      ValueError: no channels can be pruned; it lists all groups and why they are refused.
+      TypeError: `apply_fn` is not a function, or the other arguments are not what it takes.
+      ValueError: no channels can be pruned; it lists all groups and why they are refused. Or
+        `allow` is not a tuple of known names.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune
@@ -150,7 +156,7 @@ def channel_groups(
 
 
 def channel_groups_nnx(
-    model: Any, *example_inputs: Any, allow: Sequence[str] = ()
+    model: Any, *example_inputs: Any, allow: Sequence[Changes] = ()
 ) -> ChannelGroups:
     """`channel_groups` for an NNX model, with the paths that `nnx.Optimizer` uses.
 
@@ -163,7 +169,9 @@ def channel_groups_nnx(
       As `channel_groups`.
 
     Raises:
-      ValueError: no channels can be pruned.
+      TypeError: `model` is not an `nnx.Module`, or the other arguments are not what it takes.
+      ValueError: as `channel_groups`.
+      ModuleNotFoundError: flax is not installed.
 
     Example:
       >>> from flax import nnx
@@ -335,5 +343,7 @@ def _without_collection(path: str) -> str:
     return path.removeprefix("params/")
 
 
-# Its example runs, although by `__module__` it belongs to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+ChannelGroups.__module__ = "jaxprune"
 __test__ = {"ChannelGroups": ChannelGroups}

@@ -40,8 +40,6 @@ class AxisGroup:
       fc/kernel[1]: it is an axis of the output
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     members: tuple[tuple[str, int], ...]
     size: int
     kept: int
@@ -98,8 +96,6 @@ class ShrinkReport:
       >>> report.refused
       ()
     """
-
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
 
     groups: tuple[AxisGroup, ...]
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -304,5 +300,7 @@ def report_of(
     return ShrinkReport(shown, shapes, before, now, difference, tuple(layers), constant)
 
 
-# Their examples run, although by `__module__` they belong to `jaxprune`.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# these classes belong to `jaxprune`.
+AxisGroup.__module__ = ShrinkReport.__module__ = "jaxprune"
 __test__ = {"AxisGroup": AxisGroup, "ShrinkReport": ShrinkReport}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, overload
 import jax
 import jax.core
 
+from jaxprune._base.argument_types import Changes
 from jaxprune._base.arguments import shown
 from jaxprune._base.flax_import import import_flax
 from jaxprune._base.paths import (
@@ -46,7 +47,8 @@ def shrink(
     variables: Any,
     *example_inputs: Any,
     rtol: float | None = None,
-    allow: Sequence[str] = (),
+    along: None = None,
+    allow: Sequence[Changes] = (),
 ) -> tuple[Any, ShrinkReport]: ...
 
 
@@ -57,7 +59,7 @@ def shrink(
     *example_inputs: Any,
     rtol: float | None = None,
     along: Any,
-    allow: Sequence[str] = (),
+    allow: Sequence[Changes] = (),
 ) -> tuple[Any, ShrinkReport, Any]: ...
 
 
@@ -67,7 +69,7 @@ def shrink(
     *example_inputs: Any,
     rtol: float | None = None,
     along: Any = None,
-    allow: Sequence[str] = (),
+    allow: Sequence[Changes] = (),
 ) -> Any:
     """Removes zero units from all params, and checks that the outputs stay the same.
 
@@ -118,6 +120,8 @@ def shrink(
       `apply_fn(variables, *inputs)` works too. With `along`, also its smaller tree.
 
     Raises:
+      TypeError: `apply_fn` is not a function, the other arguments are not what it takes, or they
+        have no values, as inside `jit`.
       ValueError: all groups are refused; or the outputs of the two models differ or contain NaN; or
         it is unclear what to remove from a leaf of `along`.
 
@@ -143,7 +147,7 @@ def shrink_nnx(
     *example_inputs: Any,
     rtol: float | None = None,
     along: Sequence[Any] = (),
-    allow: Sequence[str] = (),
+    allow: Sequence[Changes] = (),
 ) -> ShrinkReport:
     """`shrink` for an NNX model, in place.
 
@@ -160,7 +164,10 @@ def shrink_nnx(
       The report. The model now has smaller params, and its layers remember the smaller sizes.
 
     Raises:
+      TypeError: `model` is not an `nnx.Module`, the inputs are not what it takes, or `along` is not
+        a list of NNX modules and optimizers.
       ValueError: as `shrink`; the model is then unchanged.
+      ModuleNotFoundError: flax is not installed.
 
     Example:
       >>> from flax import nnx

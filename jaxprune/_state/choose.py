@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.core
@@ -12,9 +12,18 @@ import numpy as np
 from jaxprune._base.arguments import shown
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.paths import check_not_donated
+from jaxprune._base.trees import State
 from jaxprune._state.convert import with_changed_states
 from jaxprune._state.progress import Choices, Progress
 from jaxprune._state.prune_state import PruneState, batch_shape_of, require_states, unboxed
+
+
+@overload
+def choose_schedule(opt_state: State, index: Any) -> State: ...
+
+
+@overload
+def choose_schedule(opt_state: Any, index: Any) -> Any: ...
 
 
 def choose_schedule(opt_state: Any, index: Any) -> Any:

@@ -6,7 +6,7 @@ Everything here runs on the host, outside `jit`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.core
@@ -23,7 +23,7 @@ from jaxprune._base.paths import (
     rule_for,
     shown_path,
 )
-from jaxprune._base.trees import ArrayTree
+from jaxprune._base.trees import ArrayTree, State
 from jaxprune._state.bit_masks import to_bits, widths_of
 from jaxprune._state.masks import check_mask_dtype, wrong_shape
 from jaxprune._state.prune_state import (
@@ -36,6 +36,14 @@ from jaxprune._state.prune_state import (
     unboxed,
 )
 from jaxprune._state.recount import false_in, with_new_masks
+
+
+@overload
+def pack_masks(opt_state: State) -> State: ...
+
+
+@overload
+def pack_masks(opt_state: Any) -> Any: ...
 
 
 def pack_masks(opt_state: Any) -> Any:
@@ -71,6 +79,14 @@ def pack_masks(opt_state: Any) -> Any:
     return _convert("pack_masks", with_bit_masks, opt_state)
 
 
+@overload
+def unpack_masks(opt_state: State) -> State: ...
+
+
+@overload
+def unpack_masks(opt_state: Any) -> Any: ...
+
+
 def unpack_masks(opt_state: Any) -> Any:
     """The optimizer state with one byte per mask entry, for `prune` without `packed=True`.
 
@@ -100,6 +116,14 @@ def unpack_masks(opt_state: Any) -> Any:
         return state._replace(masks=masks, widths=None)
 
     return _convert("unpack_masks", with_byte_masks, opt_state)
+
+
+@overload
+def set_masks(opt_state: State, masks: ArrayTree) -> State: ...
+
+
+@overload
+def set_masks(opt_state: Any, masks: ArrayTree) -> Any: ...
 
 
 def set_masks(opt_state: Any, masks: ArrayTree) -> Any:

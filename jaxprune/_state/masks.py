@@ -8,7 +8,7 @@ is -0.0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.core
@@ -28,7 +28,7 @@ from jaxprune._base.paths import (
     spec_of,
 )
 from jaxprune._base.sharding import on_one_device, summed_in_shards, typed_like
-from jaxprune._base.trees import ArrayTree
+from jaxprune._base.trees import ArrayTree, Params
 from jaxprune._state.bit_masks import bit_mask_shape
 
 
@@ -136,6 +136,14 @@ def _straight_through(param: jax.Array, mask: jax.Array) -> jax.Array:
 @_straight_through.defjvp
 def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
     return _straight_through(*primals), tangents[0]
+
+
+@overload
+def straight_through(params: Params, masks: ArrayTree) -> Params: ...
+
+
+@overload
+def straight_through(params: ArrayTree, masks: ArrayTree) -> ArrayTree: ...
 
 
 def straight_through(params: ArrayTree, masks: ArrayTree) -> ArrayTree:

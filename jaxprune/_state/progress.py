@@ -80,8 +80,6 @@ class Progress(NamedTuple):
       ([1], [0], 1)
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     pool_of: Any
     zeros: Any
     due: Any
@@ -92,7 +90,7 @@ class Progress(NamedTuple):
     target: Any
     lands: Any
     exact: Any
-    choices: Choices | None = None
+    choices: Choices | Any = None
     absent: Any = None
     sizes: Any = None
 
@@ -120,5 +118,7 @@ def zeros_of(masks: Sequence[jax.Array]) -> jax.Array:
         return summed_in_shards(add_up, kept)
 
 
-# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+Progress.__module__ = "jaxprune"
 __test__ = {"Progress": Progress}

@@ -8,7 +8,7 @@ and optimizer states in boxes of different types.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.core
@@ -27,7 +27,7 @@ from jaxprune._base.paths import (
     shown_path,
     spec_of,
 )
-from jaxprune._base.trees import ArrayTree
+from jaxprune._base.trees import ArrayTree, Params
 from jaxprune._state.bit_masks import (
     are_parts,
     bit_mask_shape,
@@ -37,6 +37,7 @@ from jaxprune._state.bit_masks import (
 )
 from jaxprune._state.masks import check_mask_dtype, keep, mask_without_param, wrong_shape
 from jaxprune._state.merged import kept_by_all, kept_unless, merged
+from jaxprune._state.progress import Progress
 
 
 class PruneState(NamedTuple):
@@ -68,8 +69,6 @@ class PruneState(NamedTuple):
       (0, [[1, 1]], 0)
     """
 
-    __module__ = "jaxprune"  # for pickles, wherever this file lives
-
     prune_step: jax.Array
     masks: Any
     thresholds: jax.Array
@@ -77,7 +76,7 @@ class PruneState(NamedTuple):
     inner_state: Any
     widths: Any = None
     score_state: Any = None
-    progress: Any = None
+    progress: Progress | Any = None  # `Any`: a checker need not see that it is not None
 
 
 def unboxed(field: Any) -> jax.Array:
@@ -230,6 +229,14 @@ def batch_shape_of(state: PruneState) -> tuple[int, ...]:
 def n_batch_axes_of(state: PruneState) -> int:
     """How many leading axes of each array in a state are those of `vmap` or `pmap`."""
     return len(batch_shape_of(state))
+
+
+@overload
+def apply_masks(params: Params, masks_or_opt_state: Any) -> Params: ...
+
+
+@overload
+def apply_masks(params: ArrayTree, masks_or_opt_state: Any) -> ArrayTree: ...
 
 
 def apply_masks(params: ArrayTree, masks_or_opt_state: Any) -> ArrayTree:
@@ -392,5 +399,7 @@ def _path_of_raw_state(tree: Any) -> str:
     return next((shown_path(path_str(path)) for path, node in nodes if is_raw(node)), "")
 
 
-# doctest looks for examples by `__module__`, which is `jaxprune` for public classes.
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+PruneState.__module__ = "jaxprune"
 __test__ = {"PruneState": PruneState}

@@ -15,12 +15,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
+from jaxprune._base.argument_types import Ties
 from jaxprune._base.arguments import as_array, is_int, kind_of, shown
 from jaxprune._base.caching import jitted_unless_traced
 from jaxprune._base.counting import as_counts, counting
@@ -40,11 +42,11 @@ Score = Callable[[jax.Array], jax.Array]
 
 
 def topk_mask(
-    scores: jax.Array,
+    scores: ArrayLike,
     n_keep: int | jax.Array,
     *,
     score: Score | None = None,
-    ties: str = "index",
+    ties: Ties = "index",
 ) -> jax.Array:
     """Marks the `n_keep` largest scores; True means kept.
 
@@ -86,12 +88,12 @@ def topk_mask(
 
 
 def topk_masks(
-    scores: Sequence[jax.Array],
+    scores: Sequence[ArrayLike],
     n_keep: Sequence[int | jax.Array] | int | jax.Array,
-    pool: str = "leaf",
+    pool: Literal["leaf", "global"] = "leaf",
     *,
     score: Score | None = None,
-    ties: str = "index",
+    ties: Ties = "index",
 ) -> list[jax.Array]:
     """Marks the largest scores of each array, or of all arrays together; True means kept.
 

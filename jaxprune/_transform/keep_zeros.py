@@ -11,6 +11,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
+from jaxprune._base.argument_types import Selection
 from jaxprune._base.arguments import shown
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import check_arrays, listed
@@ -29,7 +30,10 @@ from jaxprune._transform.update import transformation
 
 
 def keep_zeros(
-    inner: optax.GradientTransformation, *, include: Any = None, exclude: Any = ()
+    inner: optax.GradientTransformation,
+    *,
+    include: Selection | None = None,
+    exclude: Selection | None = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Fine-tunes sparse params: weights that are zero when `init` is called stay zero.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.core
 import jax.numpy as jnp
 
+from jaxprune._base.argument_types import Overrides, Selection, Sparsity, Ties
 from jaxprune._base.arguments import as_seed, as_sparsity, shown
 from jaxprune._base.counting import as_counts
 from jaxprune._base.paths import (
@@ -20,7 +21,7 @@ from jaxprune._base.paths import (
     shown_path,
     spec_of,
 )
-from jaxprune._base.trees import ArrayTree
+from jaxprune._base.trees import ArrayTree, Params
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.score_checks import check_without_grads
@@ -35,20 +36,58 @@ from jaxprune._transform.keep_zeros import masks_of_zeros
 from jaxprune._transform.operand import Operand, Rules
 
 
+@overload
 def prune_params(
-    params: ArrayTree,
-    sparsity: float,
+    params: Params,
+    sparsity: Sparsity,
     *,
-    include: Any = None,
-    exclude: Any = (),
-    overrides: Any = None,
+    include: Selection | None = None,
+    exclude: Selection | None = (),
+    overrides: Overrides | None = None,
     distribution: Distribution = uniform,
     structure: Any = Unstructured(),
     roles: Any = None,
     structural: Any = None,
     score: Any = magnitude,
     grads: Any = None,
-    ties: str = "index",
+    ties: Ties = "index",
+    seed: int | None = None,
+) -> tuple[Params, Params]: ...
+
+
+@overload
+def prune_params(
+    params: ArrayTree,
+    sparsity: Sparsity,
+    *,
+    include: Selection | None = None,
+    exclude: Selection | None = (),
+    overrides: Overrides | None = None,
+    distribution: Distribution = uniform,
+    structure: Any = Unstructured(),
+    roles: Any = None,
+    structural: Any = None,
+    score: Any = magnitude,
+    grads: Any = None,
+    ties: Ties = "index",
+    seed: int | None = None,
+) -> tuple[ArrayTree, ArrayTree]: ...
+
+
+def prune_params(
+    params: ArrayTree,
+    sparsity: Sparsity,
+    *,
+    include: Selection | None = None,
+    exclude: Selection | None = (),
+    overrides: Overrides | None = None,
+    distribution: Distribution = uniform,
+    structure: Any = Unstructured(),
+    roles: Any = None,
+    structural: Any = None,
+    score: Any = magnitude,
+    grads: Any = None,
+    ties: Ties = "index",
     seed: int | None = None,
 ) -> tuple[ArrayTree, ArrayTree]:
     """Prunes once, without an optimizer; works under `jit`.
@@ -173,7 +212,21 @@ def _warn_emptied(
         )
 
 
-def masks_from_params(params: ArrayTree, *, include: Any = None, exclude: Any = ()) -> ArrayTree:
+@overload
+def masks_from_params(
+    params: Params, *, include: Selection | None = None, exclude: Selection | None = ()
+) -> Params: ...
+
+
+@overload
+def masks_from_params(
+    params: ArrayTree, *, include: Selection | None = None, exclude: Selection | None = ()
+) -> ArrayTree: ...
+
+
+def masks_from_params(
+    params: ArrayTree, *, include: Selection | None = None, exclude: Selection | None = ()
+) -> ArrayTree:
     """Masks that drop the weights which are zero, to continue from sparse params without a state.
 
     To fine-tune sparse params, `keep_zeros` does all of it in one call, and also masks biases and

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import optax
 
+from jaxprune._base.argument_types import Overrides, Regrow, Selection, Ties
 from jaxprune._base.arguments import as_flag, as_seed, shown
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
@@ -49,19 +50,19 @@ def prune(
     schedule: SparsitySchedule | Sequence[SparsitySchedule],
     *,
     inner: optax.GradientTransformation | None = None,
-    include: Any = None,
-    exclude: Any = (),
-    overrides: Any = None,
+    include: Selection | None = None,
+    exclude: Selection | None = (),
+    overrides: Overrides | None = None,
     distribution: Distribution = uniform,
     structure: Any = Unstructured(),
     roles: Any = None,
     structural: Any = None,
     score: Any = magnitude,
     packed: bool = False,
-    regrow: bool | str = False,
-    ties: str = "index",
+    regrow: Regrow = False,
+    ties: Ties = "index",
     seed: int | None = None,
-    axis_name: Any = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes weights during training: sets the smallest to exactly zero, at every update.
 
@@ -170,7 +171,7 @@ def prune(
       [[2.5, 0.0], [0.0, -2.5]]
     """
     checked = as_schedule(schedule)
-    regrow = _checked_regrow(regrow, checked)
+    checked_regrow = _checked_regrow(regrow, checked)
     packed = as_flag("packed", packed)
     recipe = Recipe.of(
         checked.targets,
@@ -192,7 +193,7 @@ def prune(
         recipe,
         TIGHTEN,
         bit_masks=packed,
-        regrow=regrow,
+        regrow=checked_regrow,
         ties=check_ties(ties),
         seed=0 if seed is None else as_seed("seed", seed),
         axis_name=axis_name,

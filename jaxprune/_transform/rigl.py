@@ -8,6 +8,7 @@ from typing import Any
 
 import optax
 
+from jaxprune._base.argument_types import Overrides, Selection, Sparsity
 from jaxprune._base.arguments import as_int, as_part, as_sparsity, check_key, check_step
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, erk
@@ -21,16 +22,16 @@ from jaxprune._transform.update import transformation
 
 
 def rigl(
-    final_sparsity: float,
+    final_sparsity: Sparsity,
     end_step: int,
     *,
     inner: optax.GradientTransformation,
     every: int = 100,
     drop_fraction: float = 0.3,
     key: Any = None,
-    include: Any = None,
-    exclude: Any = (),
-    overrides: Any = None,
+    include: Selection | None = None,
+    exclude: Selection | None = (),
+    overrides: Overrides | None = None,
     distribution: Distribution = erk,
     structure: Any = Unstructured(),
     roles: Any = None,
@@ -112,16 +113,16 @@ def rigl(
 
 
 def set_(
-    final_sparsity: float,
+    final_sparsity: Sparsity,
     end_step: int,
     *,
     inner: optax.GradientTransformation,
     every: int = 100,
     drop_fraction: float = 0.3,
     key: Any = None,
-    include: Any = None,
-    exclude: Any = (),
-    overrides: Any = None,
+    include: Selection | None = None,
+    exclude: Selection | None = (),
+    overrides: Overrides | None = None,
     distribution: Distribution = erk,
     structure: Any = Unstructured(),
     roles: Any = None,
@@ -130,8 +131,28 @@ def set_(
     """Sparse evolutionary training: `rigl` with random growth.
 
     Mocanu et al. 2018 (arXiv:1707.04780) swap a constant fraction after every epoch; here the
-    fraction decreases, as in the comparison of Evci et al. 2020. Arguments are those of `rigl`,
-    which has `grow` in addition.
+    fraction decreases, as in the comparison of Evci et al. 2020.
+
+    Args:
+      final_sparsity: fraction of zeros, from the first step on, in [0, 1).
+      end_step: the step from which masks no longer change.
+      inner: the optimizer.
+      every: steps between swaps.
+      drop_fraction: the largest fraction of the kept weights that a swap drops, in [0, 1].
+      key: PRNG key of the first masks and of random growth; `jax.random.key(0)` by default.
+      include: which leaves to prune, as in `prune`; so are the next six arguments.
+      exclude: which leaves to leave out.
+      overrides: maps regexes to sparsities.
+      distribution: how sparsity is spread over leaves, as in `rigl`.
+      structure: what is dropped and grown together.
+      roles: what each axis does in the products of the model.
+      structural: which weights exist; the others are neither drawn nor grown.
+
+    Returns:
+      A transformation whose state is a `PruneState`, as that of `rigl`.
+
+    Raises:
+      TypeError, ValueError: as in `rigl`.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -159,13 +180,13 @@ def set_(
 
 
 def static_sparse(
-    sparsity: float,
+    sparsity: Sparsity,
     *,
     inner: optax.GradientTransformation,
     key: Any = None,
-    include: Any = None,
-    exclude: Any = (),
-    overrides: Any = None,
+    include: Selection | None = None,
+    exclude: Selection | None = (),
+    overrides: Overrides | None = None,
     distribution: Distribution = erk,
     structure: Any = Unstructured(),
     roles: Any = None,
@@ -257,7 +278,7 @@ def _sparse_training(
     return transformation(settings, inner, key)
 
 
-def _swap_schedule(final_sparsity: float, end_step: int, every: Any) -> SparsitySchedule:
+def _swap_schedule(final_sparsity: Sparsity, end_step: int, every: Any) -> SparsitySchedule:
     """Constant sparsity; fires at the multiples of `every` up to `end_step`, and there."""
     every = as_int("every", every)
     schedule = one_shot_schedule(final_sparsity, min(every, end_step))

@@ -2,20 +2,29 @@
 
 import ast
 import copy
+import dataclasses
 import doctest
 import inspect
+import pathlib
 import pickle
 import pydoc
 import textwrap
+import typing
 
+import numpy as np
 import pytest
 
 import jaxprune
 import jaxprune.plots
 from jaxprune._base.public_help import with_readable_help
 
-PUBLIC = [getattr(jaxprune, name) for name in jaxprune.__all__]
-PUBLIC += [getattr(jaxprune.plots, name) for name in jaxprune.plots.__all__]
+NAMES = {name: getattr(jaxprune, name) for name in jaxprune.__all__}
+NAMES |= {name: getattr(jaxprune.plots, name) for name in jaxprune.plots.__all__}
+# The file of each name.
+PAGES = {name: f"{jaxprune._MODULE_OF.get(name, 'plots').split('.')[-1]}.py" for name in NAMES}
+PAGES = {name: pathlib.Path(file) for name, file in PAGES.items()}
+PUBLIC = list(NAMES.values())
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE  # those in pyproject.toml
 FUNCTIONS = [value for value in PUBLIC if inspect.isfunction(value)]
 CLASSES = [value for value in PUBLIC if inspect.isclass(value)]
 VALUES = [name for name in jaxprune.__all__ if hasattr(getattr(jaxprune, name), "assign")]
@@ -58,6 +67,68 @@ def test_signatures_in_help_fit_80_columns(value):
     assert all(indent + len(line) <= 80 for lines in forms for line in lines)
     for noise in (" at 0x", "ForwardRef", "[collections.abc", "jax.jaxlib", ": '", "-> '"):
         assert noise not in text.split("Example:")[0], noise
+
+
+@pytest.mark.parametrize("value", FUNCTIONS + CLASSES, ids=named)
+def test_type_hints_can_be_evaluated(value):
+    parts = [value]
+    if inspect.isclass(value):
+        attributes = vars(value).values()
+        parts += [getattr(x, "fget", None) or getattr(x, "__func__", x) for x in attributes]
+        if dataclasses.is_dataclass(value):
+            types = {field.name: field.type for field in dataclasses.fields(value)}
+            assert types.items() <= typing.get_type_hints(value).items()
+    for part in parts:
+        if part is value or inspect.isfunction(part):
+            typing.get_type_hints(part)  # raises a NameError for a name that it can't find
+
+
+def docstrings_of(value):
+    """The docstring of a public value, and those of the public methods of a class, by name."""
+    attributes = vars(value) if inspect.isclass(value) else {}
+    methods = {
+        name: getattr(x, "fget", None) or getattr(x, "__func__", x)
+        for name, x in attributes.items()
+        if not name.startswith("_")
+    }
+    texts = {name: getattr(method, "__doc__", None) for name, method in methods.items()}
+    return {"": value.__doc__} | {name: text for name, text in texts.items() if text}
+
+
+@pytest.mark.parametrize("name, page", PAGES.items(), ids=PAGES)  # conftest.py knows the pages
+def test_examples_need_nothing_but_jaxprune_and_the_name_that_they_explain(name, page):
+    del page
+    for method, text in docstrings_of(NAMES[name]).items():
+        names = {name: NAMES[name], "jaxprune": jaxprune}
+        test = doctest.DocTestParser().get_doctest(text, names, f"{name}.{method}", name, 0)
+        doctest.DebugRunner(verbose=False, optionflags=FLAGS).run(test)
+
+
+def test_functions_explain_their_arguments():
+    assert [function.__name__ for function in FUNCTIONS if "Args:\n" not in function.__doc__] == []
+
+
+PARAMS = {"w": np.ones((2, 2))}
+BAD_CALLS = {
+    "save to no folder": lambda: jaxprune.save("no/such/folder", PARAMS),
+    "save to a folder": lambda: jaxprune.save("/", PARAMS),
+    "save_safetensors to no folder": lambda: jaxprune.save_safetensors("no/such/folder", PARAMS),
+    "save_safetensors to a folder": lambda: jaxprune.save_safetensors("/", PARAMS),
+    "shrink without a function": lambda: jaxprune.shrink(PARAMS, PARAMS),
+    "channel_groups without a function": lambda: jaxprune.channel_groups(PARAMS, PARAMS),
+    "shrink_nnx without a model": lambda: jaxprune.shrink_nnx(PARAMS),
+    "channel_groups_nnx without a model": lambda: jaxprune.channel_groups_nnx(PARAMS),
+    "to_bcoo of words": lambda: jaxprune.to_bcoo({"w": "words"}),
+    "to_bcsr of words": lambda: jaxprune.to_bcsr({"w": "words"}),
+}
+
+
+@pytest.mark.parametrize("call", BAD_CALLS)
+def test_errors_are_announced(call):
+    with pytest.raises((TypeError, OSError)) as caught:
+        BAD_CALLS[call]()
+    announced = getattr(jaxprune, call.split()[0]).__doc__.partition("Raises:")[2]
+    assert f" {caught.type.__name__}" in announced
 
 
 def test_kinds_of_arguments_keep_their_separators():

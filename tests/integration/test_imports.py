@@ -30,9 +30,9 @@ MAY_IMPORT = {
     "_shrink": ("_base", "_recipe", "_state", "_trace"),
     "_blocks": ("_base", "_recipe", "_files"),
     "_cli": ("_base", "_recipe", "_state", "_transform", "_report", "_files"),
-    "__init__": ("_base", "_topk", "_recipe", "_state", "_transform", "_report", "_trace")
-    + ("_calibration", "_shrink", "_files", "_blocks"),
     "plots": ("_base", "_recipe", "_files", "_report"),
+    "__init__": ("_base", "_topk", "_recipe", "_state", "_transform", "_report", "_trace")
+    + ("_calibration", "_shrink", "_files", "_blocks", "plots"),
     "demo": ("__init__", "_files"),
     "__main__": ("__init__", "_cli", "demo"),
 }
@@ -78,7 +78,7 @@ def nodes_at_import(node):
     for child in ast.iter_child_nodes(node):
         is_lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         if not is_lazy and not (
-            isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
         ):
             yield child
             yield from nodes_at_import(child)
@@ -208,13 +208,19 @@ def test_type_checkers_see_the_names_that_are_loaded_lazily():
     [guarded] = [
         node
         for node in tree_of("__init__").body
-        if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING"
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     ]
     seen = {alias.asname: node.module for node in guarded.body for alias in node.names}
     assert all(alias.name == alias.asname for node in guarded.body for alias in node.names)
     loaded = {name: f"jaxprune.{module}" for name, module in jaxprune._MODULE_OF.items()}
-    assert seen == loaded
+    assert seen == loaded | {"plots": "jaxprune"}
     assert sorted(PUBLIC) == sorted(loaded)
+
+
+def test_type_checkers_do_not_see_a_function_that_has_every_name():
+    defined = [node.name for node in tree_of("__init__").body if hasattr(node, "name")]
+    assert "__getattr__" not in defined
+    assert callable(jaxprune.__getattr__)
 
 
 def test_public_names_are_loaded_from_the_modules_that_define_them():
@@ -224,12 +230,12 @@ def test_public_names_are_loaded_from_the_modules_that_define_them():
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 defined.add(node.name)
             elif isinstance(node, ast.Assign):
-                defined |= {target.id for target in node.targets}
+                defined |= set(map(ast.unparse, node.targets))
         assert name in defined, f"{name} is not defined in {module}"
 
 
 def test_only_public_names_show():
-    assert dir(jaxprune) == sorted(PUBLIC)
+    assert dir(jaxprune) == sorted([*PUBLIC, "__version__", "plots"])
     with pytest.raises(AttributeError, match="no attribute 'pruned'"):
         jaxprune.pruned  # noqa: B018
 
@@ -242,6 +248,14 @@ def test_public_classes_are_pickled_by_their_public_name(name):
         assert pickle.loads(pickle.dumps(thing)) is thing
 
 
+def test_named_tuples_assign_nothing_in_their_bodies():
+    """Mypy counts `__module__ = ...` as a field, and then refuses `count, gram = moments(x)`."""
+    for module in MODULES:
+        for node in tree_of(module).body:
+            if isinstance(node, ast.ClassDef) and "NamedTuple" in map(ast.unparse, node.bases):
+                assert not [line for line in node.body if isinstance(line, ast.Assign)], node.name
+
+
 @pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_everything_public_has_a_docstring_with_an_example_that_runs(name):
     thing = getattr(jaxprune, name)
@@ -250,7 +264,7 @@ def test_everything_public_has_a_docstring_with_an_example_that_runs(name):
         after = [
             following
             for node, following in zip(source.body, source.body[1:], strict=False)
-            if isinstance(node, ast.Assign) and node.targets[0].id == name
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
         ]
         assert isinstance(after[0].value.value, str), "a string below the value says what it is"
         return
