@@ -331,8 +331,8 @@ MUTANTS = (
     Mutant(
         "a-key-for-all-leaves",
         "_transform/algorithms.py",
-        "keys = [jax.random.fold_in(key, i) for i in chosen]",
-        "keys = [key for i in chosen]",
+        "keys = [jax.random.fold_in(key, i) for i in budget.chosen]",
+        "keys = [key for i in budget.chosen]",
         ("transform/test_algorithms.py::test_random_scores_differ_by_leaf_step_and_seed",),
     ),
     Mutant(
