@@ -142,11 +142,13 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         unpack_masks as unpack_masks,
     )
     from jaxprune._state.masks import straight_through as straight_through
+    from jaxprune._state.masks_of_states import (
+        apply_masks as apply_masks,
+        get_masks as get_masks,
+    )
     from jaxprune._state.progress import Progress as Progress
     from jaxprune._state.prune_state import (
         PruneState as PruneState,
-        apply_masks as apply_masks,
-        get_masks as get_masks,
         get_state as get_state,
     )
     from jaxprune._state.splice import splice as splice
@@ -210,7 +212,8 @@ _PUBLIC = {
     "_state.convert": ("pack_masks", "set_masks", "unpack_masks"),
     "_state.masks": ("straight_through",),
     "_state.progress": ("Progress",),
-    "_state.prune_state": ("PruneState", "apply_masks", "get_masks", "get_state"),
+    "_state.masks_of_states": ("apply_masks", "get_masks"),
+    "_state.prune_state": ("PruneState", "get_state"),
     "_state.splice": ("splice",),
     "_state.upgrade": ("upgrade_state",),
     "_topk.topk": ("topk_mask", "topk_masks"),

@@ -29,7 +29,7 @@ from jaxprune._files.leaf_files import memory_bytes, save_leaves
 from jaxprune._files.leaves import Leaf, is_stored
 from jaxprune._files.other_formats import check_own_name
 from jaxprune._files.shard_reader import open_params
-from jaxprune._state.prune_state import masks_by_path
+from jaxprune._state.masks_of_states import masks_by_path
 
 
 def save(

@@ -38,12 +38,11 @@ from jaxprune._report.unfinished import (
     require_progress,
     unfinished,
 )
+from jaxprune._state.masks_of_states import get_masks, masks_by_path
 from jaxprune._state.prune_state import (
     PruneState,
     check_params,
     find_states,
-    get_masks,
-    masks_by_path,
     require_states,
     unboxed,
 )

@@ -13,7 +13,8 @@ import numpy as np
 from jaxprune._base.paths import flattened, paths_of, shown_path
 from jaxprune._shrink.removal import RemovedIndices, smaller_leaf
 from jaxprune._state.bit_masks import to_bits, widths_of
-from jaxprune._state.prune_state import PruneState, batch_shape_of, masks_of
+from jaxprune._state.masks_of_states import masks_of
+from jaxprune._state.prune_state import PruneState, batch_shape_of
 from jaxprune._trace.program import Program
 
 

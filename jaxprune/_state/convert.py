@@ -26,11 +26,11 @@ from jaxprune._base.paths import (
 from jaxprune._base.trees import ArrayTree, State
 from jaxprune._state.bit_masks import to_bits, widths_of
 from jaxprune._state.masks import check_mask_dtype, wrong_shape
+from jaxprune._state.masks_of_states import masks_of
 from jaxprune._state.prune_state import (
     PruneState,
     batch_shape_of,
     find_states,
-    masks_of,
     n_batch_axes_of,
     require_states,
     unboxed,

@@ -39,8 +39,8 @@ def recorded_pruned(paths: Sequence[str], n_later: int = 0) -> frozenset[str]:
     Example:
       >>> record_pruned(first := object(), ["bias", "kernel"], [0])
       >>> record_pruned(second := object(), ["bias", "kernel"], [1])
-      >>> sorted(recorded_pruned(["bias", "kernel"])), sorted(recorded_pruned(["a", "b"]))
-      (['kernel'], ['a', 'b'])
+      >>> sorted(recorded_pruned(["bias", "kernel"])), sorted(recorded_pruned(["of", "no tree"]))
+      (['kernel'], ['no tree', 'of'])
       >>> sorted(recorded_pruned(["bias", "kernel"], n_later=1))
       ['bias']
     """

@@ -13,12 +13,12 @@ import numpy as np
 from jaxprune._base.counting import counting, is_wide
 from jaxprune._base.paths import leaves_with_paths
 from jaxprune._state.bit_masks import width_of_each
+from jaxprune._state.masks_of_states import masks_of
 from jaxprune._state.progress import LANDS, UNKNOWN, WILL_LAND, Progress, count_dtype
 from jaxprune._state.prune_state import (
     PruneState,
     batch_shape_of,
     find_states,
-    masks_of,
     n_batch_axes_of,
     unboxed,
 )

@@ -24,11 +24,12 @@ from jaxprune._base.paths import (
     paths_of,
     shown_path,
 )
+from jaxprune._base.trees import ArrayTree
 from jaxprune._state.new_state import new_state
 from jaxprune._state.prune_state import PruneState, find_states
 
 
-def splice(tx: optax.GradientTransformation, params: optax.Params, dense_opt_state: Any) -> Any:
+def splice(tx: optax.GradientTransformation, params: ArrayTree, dense_opt_state: Any) -> Any:
     """The state with which `tx`, an optimizer that prunes, continues a dense run of that optimizer.
 
     Moments, counters and all other arrays of the dense state are kept unchanged. The new masks keep

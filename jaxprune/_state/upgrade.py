@@ -27,6 +27,7 @@ from jaxprune._base.paths import (
     shown_path,
 )
 from jaxprune._base.sharding import placed_like
+from jaxprune._base.trees import ArrayTree
 from jaxprune._state.bit_masks import are_parts, split_bits, width_of_each
 from jaxprune._state.choose import following
 from jaxprune._state.new_state import batch_of, new_state
@@ -38,7 +39,7 @@ from jaxprune._state.splice import check_transformation
 _MISSING = object()
 
 
-def upgrade_state(tx: optax.GradientTransformation, params: optax.Params, old_state: Any) -> Any:
+def upgrade_state(tx: optax.GradientTransformation, params: ArrayTree, old_state: Any) -> Any:
     """A saved optimizer state in the form of this release, to continue training with `tx`.
 
     Every array of the saved state is kept. What older releases did not save (`progress`) is derived
