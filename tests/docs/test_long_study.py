@@ -19,10 +19,10 @@ SHORT = story.load(ROOT / "benchmarks/results")["lstm"]
 INPUTS = (jax.ShapeDtypeStruct((1, 2), jnp.int32),)
 
 
-def cost_in_percent(results):
-    """How much worse the network with 90 % zeros is than the dense one."""
+def cost_in_percent(results, name="sparse-0.9"):
+    """How much worse a pruned network is than the dense one."""
     means = {row["name"]: row["mean"] for row in results["summary"]}
-    return 100 * (means["sparse-0.9"] / means["dense"] - 1)
+    return 100 * (means[name] / means["dense"] - 1)
 
 
 def test_the_setting_is_that_of_the_code(monkeypatch):
@@ -78,20 +78,37 @@ def test_the_order_of_the_runs_begins_with_90_percent():
 
 def test_what_is_said_of_the_results_is_in_them():
     runs = {(run["network"], run["seed"]) for run in RESULTS["runs"]}
-    names = ("dense", "sparse-0.9", "small-dense-0.9", "shallow-dense-0.9")
+    kinds = ("sparse", "erk", "small-dense", "shallow-dense")
+    names = ("dense", *(f"{kind}-{level}" for kind in kinds for level in (0.9, 0.95)))
     assert runs == {(name, seed) for name in names for seed in range(3)}
-    narrower = paired.difference(RESULTS, "sparse-0.9", "small-dense-0.9")
-    better = paired.against_small(RESULTS, "sparse", 0.9)
-    assert better == paired.difference(RESULTS, "sparse-0.9", "shallow-dense-0.9")
-    assert not better.is_tie
-    text = "better by {:.2f} ± {:.2f} bits than the narrower network, and by {:.2f} ± {:.2f} than"
-    numbers = (-narrower.mean, narrower.error, -better.mean, better.error)
-    assert text.format(*numbers) in WORDS
-    cost = paired.difference(RESULTS, "sparse-0.9", "dense").mean
-    assert f"90 % costs {cost:.2f} bits, {cost_in_percent(RESULTS):.0f} % of the dense" in WORDS
-    assert f"In the smaller network above it costs {cost_in_percent(SHORT):.0f} %" in WORDS
-    assert 2 < cost_in_percent(RESULTS) < cost_in_percent(SHORT)
-    gain = -paired.gain(RESULTS, "dense")
-    assert f"still gain {gain:.2f} bits over the last third of their steps" in WORDS
+    page = (ROOT / "docs/paper.md").read_text(encoding="utf-8").splitlines()
+    assert all(line in page for line in paired.markdown(RESULTS))
+
+    def gain(first, second):
+        found = paired.difference(RESULTS, first, second)
+        return f"{-found.mean:.2f} ± {found.error:.2f}"
+
+    for level in (0.9, 0.95):
+        assert paired.small_network(RESULTS, level)["name"] == f"shallow-dense-{level}"
+        assert not paired.against_small(RESULTS, "ERK", level).is_tie
+    assert not paired.against_small(RESULTS, "sparse", 0.9).is_tie
+    assert paired.against_small(RESULTS, "sparse", 0.95).is_tie
+    erk = [gain(f"erk-{level}", f"shallow-dense-{level}") for level in (0.9, 0.95)]
+    assert "small dense network**, by {} bits at 90 % and by {} at 95 %.".format(*erk) in WORDS
+    uniform = gain("sparse-0.9", "shallow-dense-0.9")
+    assert f"sparsity it is better by {uniform} at 90 %, and ties at 95 %." in WORDS
+    narrower = [gain(f"sparse-{level}", f"small-dense-{level}") for level in (0.9, 0.95)]
+    assert "uniform sparsity is better by {} and {}.".format(*narrower) in WORDS
+    means = {row["name"]: row["mean"] for row in RESULTS["summary"]}
+    twice = f"({means['erk-0.95']:.2f} and {means['shallow-dense-0.9']:.2f})"
+    assert f"as good as the better small dense one of twice its size {twice}." in WORDS
+    assert means["erk-0.95"] < means["shallow-dense-0.9"]
+    costs = [cost_in_percent(RESULTS, name) for name in ("sparse-0.9", "erk-0.9")]
+    bits = [means[name] - means["dense"] for name in ("sparse-0.9", "erk-0.9")]
+    text = "90 % costs {:.2f} bits, {:.0f} % of the dense network's, and with ERK {:.2f} bits, {:.0f} %"
+    assert text.format(bits[0], costs[0], bits[1], costs[1]) in WORDS
+    assert f"uniform sparsity costs {cost_in_percent(SHORT):.0f} %" in WORDS
+    assert 2 < costs[1] < costs[0] < cost_in_percent(SHORT)
+    assert f"still gain {-paired.gain(RESULTS, 'dense'):.2f} bits over the last third of" in WORDS
     dense = [run["bits_per_byte"] for run in RESULTS["runs"] if run["network"] == "dense"]
     assert max(dense) < 1.8
