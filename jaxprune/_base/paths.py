@@ -342,7 +342,8 @@ def matches(rule: Rule, path: str, spec: jax.ShapeDtypeStruct) -> bool:
             f"and dtype, here {spec}, not its values."
         )
         raise
-    if result is None or isinstance(result, (bool, np.bool_, re.Match)):  # as of re.search
+    is_match = type(result).__name__ == "Match"  # as of re.search
+    if result is None or is_match or isinstance(result, (bool, np.bool_)):
         return bool(result)
     is_array = isinstance(result, (np.ndarray, jax.Array)) and not isinstance(result, Tracer)
     if is_array and result.shape == () and result.dtype == bool:

@@ -12,7 +12,8 @@ from jaxprune._base.paths import spec_of
 def same_values(a: Any, b: Any) -> bool:
     """Whether two arrays have the same shape, dtype and values; NaN is the same as NaN.
 
-    A value that can't be read here (traced, donated, or on other hosts) is only the same as itself.
+    An array that can't be read here (traced, donated, or on other hosts) is only the same as
+    itself. What is no array, as in a tree of shapes, is compared by `==`.
 
     Example:
       >>> same_values(np.array([1.0, np.nan]), np.array([1.0, np.nan]))
@@ -22,7 +23,12 @@ def same_values(a: Any, b: Any) -> bool:
     """
     if a is b:
         return True
-    if not (_can_be_read(a) and _can_be_read(b)) or spec_of(a) != spec_of(b):
+    if isinstance(a, jax.Array) or isinstance(b, jax.Array):
+        if not (_can_be_read(a) and _can_be_read(b)):
+            return False
+    elif not (_can_be_read(a) and _can_be_read(b)):
+        return type(a) is type(b) and bool(a == b)
+    if spec_of(a) != spec_of(b):
         return False
     x, y = np.asarray(a), np.asarray(b)
     return x.shape == y.shape and bool(np.all((x == y) | ((x != x) & (y != y))))

@@ -79,7 +79,7 @@ def layer_inputs(
       >>> inputs.roles["v"]  # so that wanda(params, inputs, 0.5) needs no roles
       ('out', 'in')
     """
-    check_function("layer_inputs", apply_fn)
+    check_function("layer_inputs", apply_fn, variables)
     rules = LeafRules(as_include(include), as_rules(() if exclude is None else exclude, "exclude"))
     return collect(
         "layer_inputs",

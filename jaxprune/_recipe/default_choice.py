@@ -40,6 +40,9 @@ def default_reasons(paths: Sequence[str], specs: Specs) -> list[str]:
         if spec is not None:
             *parent, name = parts_of(path)
             neighbours.setdefault(tuple(parent), _Neighbours()).add(name, spec)
+            if (*parent[-1:], name) == ("layer", "weight"):  # in a WeightNorm of Equinox
+                outer = neighbours.setdefault(tuple(parent[:-1]), _Neighbours())
+                outer.shapes.setdefault("v", tuple(spec.shape))
     return [
         _default_reason(path, spec, neighbours) for path, spec in zip(paths, specs, strict=True)
     ]

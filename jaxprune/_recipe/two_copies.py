@@ -20,6 +20,12 @@ def fast_places(leaves: Sequence[Leaf]) -> list[int]:
     return [place_of[_names(leaf.path)[0]] for leaf in leaves]
 
 
+def scored_as_fast(leaves: Sequence[Leaf]) -> list[Leaf]:
+    """The leaves, as scores see them: the slow ones with the paths and roles of the fast ones."""
+    fast = [leaves[i] for i in fast_places(leaves)]
+    return [x._replace(path=y.path, roles=y.roles) for x, y in zip(leaves, fast, strict=True)]
+
+
 def with_equal_counts(pools: Pools, leaves: Sequence[Leaf]) -> Pools:
     """The pools, those of slow leaves with the budgets of the fast ones.
 

@@ -50,7 +50,7 @@ def function_model(
       TypeError: arguments of the public `function` that are not a function, a tree of arrays, and
         arrays.
     """
-    check_function(function, apply_fn)
+    check_function(function, apply_fn, variables, len(inputs))
     check_arrays(f"{function}: variables", variables)
     check_arrays(f"{function}: example_inputs", inputs)
 
@@ -115,7 +115,7 @@ def shrunk_apply(apply_fn: Callable[..., Any], variables: Any, *args: Any, **kwa
       >>> shrunk_apply(model.apply, variables, jnp.ones((1, 3))).tolist()
       [[3.0, 3.0]]
     """
-    check_function("shrunk_apply", apply_fn)
+    check_function("shrunk_apply", apply_fn, variables, len(args))
     with linen_sizes_from_params(), haiku_sizes_from_params():
         return apply_fn(variables, *args, **kwargs)
 

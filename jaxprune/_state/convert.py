@@ -118,6 +118,26 @@ def unpack_masks(opt_state: Any) -> Any:
     return _convert("unpack_masks", with_byte_masks, opt_state)
 
 
+def _check_copies(masks: Any) -> None:
+    """Raises a ValueError where masks of the two copies that lookahead has of the params differ."""
+    if type(masks).__name__ != "LookaheadParams":
+        return
+    paths, fast, _ = leaves_with_paths(masks.fast)
+    slow = leaves_with_paths(masks.slow)[1]
+    is_known = lambda x: not isinstance(x, jax.core.Tracer)
+    differ = [
+        path
+        for path, a, b in zip(paths, fast, slow, strict=False)
+        if is_known(a) and is_known(b)
+        if not np.array_equal(np.asarray(a) != 0, np.asarray(b) != 0)
+    ]
+    if differ:
+        raise ValueError(
+            f"set_masks: the masks of fast and slow differ at {listed(differ)}. Lookahead averages "
+            "the two, so pass the same for both: masks._replace(slow=masks.fast)."
+        )
+
+
 @overload
 def set_masks(opt_state: State, masks: ArrayTree) -> State: ...
 
@@ -165,6 +185,7 @@ def set_masks(opt_state: Any, masks: ArrayTree) -> Any:
       [[False, True]]
     """
     check_arrays("set_masks: masks", masks)
+    _check_copies(masks)
     new_paths, new_masks, _ = leaves_with_paths(masks)
     states = require_states(opt_state)
     known = {path for state in states for path in paths_of(state.masks)}

@@ -72,7 +72,7 @@ def axis_roles(apply_fn: Callable[..., Any], variables: Any, *inputs: Any) -> Ax
       v     2x8    out, in
       w     3x8    in, out
     """
-    check_function("axis_roles", apply_fn)
+    check_function("axis_roles", apply_fn, variables, len(inputs))
     check_arrays("axis_roles: inputs", inputs)
     program = array_program(apply_fn, variables, inputs)
     return roles_of(program, trace_products(program))

@@ -1,6 +1,7 @@
 """Checks of the arguments of functions that trace a model: a function, variables and inputs."""
 
 import functools
+import inspect
 import sys
 import types
 from typing import Any
@@ -25,10 +26,17 @@ def _flax_modules() -> tuple[type, ...]:
     return tuple(sys.modules[name].Module for name in names if name in sys.modules)
 
 
-def check_function(function: str, apply_fn: Any) -> None:
+def check_function(function: str, apply_fn: Any, variables: Any = None, n_inputs: int = 1) -> None:
     """Raises a TypeError unless the first argument of a public function is a function.
 
-    A model of Equinox can be called, too, but has its params inside.
+    A model of Equinox can be called, too, but has its params inside. If it takes variables besides,
+    it may be a function with constants of its own.
+
+    Args:
+      function: the public function.
+      apply_fn: its first argument.
+      variables: its second argument.
+      n_inputs: how many inputs of the model it got, or the least number.
     """
     if not is_function(apply_fn):
         raise TypeError(
@@ -37,7 +45,7 @@ def check_function(function: str, apply_fn: Any) -> None:
             f"model, {_for_nnx(function)}."
         )
     model = _model_inside(apply_fn)
-    if model is None:
+    if model is None or (spec_of(variables) is None and _takes_variables(apply_fn, n_inputs)):
         return
     fix = (
         "Split an Equinox model: params, static = eqx.partition(model, eqx.is_inexact_array). Pass "
@@ -50,6 +58,17 @@ def check_function(function: str, apply_fn: Any) -> None:
         f"{function}: apply_fn has params of its own, {paths}, so those in variables would be "
         f"ignored. {fix}"
     )
+
+
+def _takes_variables(apply_fn: Any, n_inputs: int) -> bool:
+    """Whether a function can be called with variables and this number of inputs."""
+    try:
+        inspect.signature(apply_fn).bind(*[None] * (1 + n_inputs))
+    except TypeError:
+        return False
+    except ValueError:  # built-in functions have no signature
+        return True
+    return n_inputs > 0
 
 
 def _model_inside(function: Any) -> Any:

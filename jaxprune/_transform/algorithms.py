@@ -19,10 +19,11 @@ from jaxprune._base.paths import check_values
 from jaxprune._base.places import picked
 from jaxprune._base.sharding import on_gpu, placed_like
 from jaxprune._recipe.budget import Budget
+from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.pools import round_half_up
 from jaxprune._recipe.schedules import SparsitySchedule
 from jaxprune._recipe.scores import accumulates, itself, needs_key, random_score
-from jaxprune._recipe.two_copies import fast_places
+from jaxprune._recipe.two_copies import fast_places, scored_as_fast
 from jaxprune._state.bit_masks import from_bits, to_bits_like
 from jaxprune._state.masks import full_mask
 from jaxprune._topk.bit_flags import BitFlags
@@ -113,10 +114,14 @@ def _tighten(
     index = _index(settings, inputs.step)
     operands = _operands(settings, score, inputs, budget)
     n_keep = _row(budget.n_keep(), index)
+    leaves: Sequence[Leaf] = budget.leaves
+    if recipe.has_two_copies:  # the slow one may have masks that a user has set
+        leaves = scored_as_fast(leaves)
+        masks = [masks[i] for i in fast_places(budget.leaves)]
     allowed = masks if settings.regrow == NEVER else None
     allowed = among_existing(budget.leaves, inputs.params, allowed)
     start = picked(thresholds, budget.chosen)
-    return tighten(operands, allowed, n_keep, budget.leaves, rules, start)
+    return tighten(operands, allowed, n_keep, leaves, rules, start)
 
 
 def _all_kept(masks: list[Any], schedule: SparsitySchedule, step: Any) -> list[Any]:

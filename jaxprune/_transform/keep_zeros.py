@@ -23,6 +23,7 @@ from jaxprune._recipe.default_choice import (
     may_keep_zeros,
 )
 from jaxprune._recipe.schedules import one_shot_schedule
+from jaxprune._recipe.two_copies import fast_places
 from jaxprune._state.masks import full_mask
 from jaxprune._transform.algorithms import TIGHTEN
 from jaxprune._transform.settings import Settings
@@ -131,6 +132,10 @@ def _first_masks(
     del key
     check_arrays("keep_zeros: params", {budget.paths[i]: leaves[i] for i in budget.chosen})
     masks = masks_of_zeros("keep_zeros", settings.recipe, budget, leaves, stacklevel=5)
+    if settings.recipe.has_two_copies:  # what one of them has is no zero of the model
+        for i, place in zip(budget.chosen, fast_places(budget.leaves), strict=True):
+            fast = budget.chosen[place]
+            masks[i] = masks[fast] = masks[i] | masks[fast]
     no_zeros = [jnp.all(masks[i]) for i in budget.chosen]
     if no_zeros and not any(isinstance(x, jax.core.Tracer) for x in no_zeros) and all(no_zeros):
         names = [budget.paths[i] for i in budget.chosen]

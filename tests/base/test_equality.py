@@ -113,3 +113,16 @@ def test_arrays_that_cannot_be_read_are_only_the_same_as_themselves():
     y.delete()
     assert same_values(y, y)
     assert not same_values(x, y)
+
+
+def test_trees_that_hold_no_arrays_are_compared_leaf_by_leaf():
+    """A packed matrix is a pytree, so shapes and shardings may be in the place of its arrays."""
+    packed = jaxprune.pack_matrix(jnp.eye(4), block=(1, 2))
+    other = jaxprune.pack_matrix(jnp.ones((4, 4)), block=(1, 2))
+    shapes = lambda x: jax.eval_shape(lambda: x)
+    assert shapes(packed) == shapes(packed)
+    assert shapes(packed) != shapes(other)
+    assert shapes(packed) != packed
+    name = lambda x: jax.tree.map(lambda leaf: str(leaf.shape), x)
+    assert name(packed) == name(packed)
+    assert name(packed) != name(other)

@@ -387,6 +387,15 @@ def test_stacked_layers_of_haiku_and_equinox_keep_their_biases_and_scales():
     }
 
 
+def test_the_scale_of_a_weight_norm_of_equinox_is_left_out():
+    layer = eqx.nn.Linear(4, 8, key=jax.random.key(0))
+    notes = reasons(eqx.filter(eqx.nn.WeightNorm(layer), eqx.is_inexact_array))
+    assert notes == {"layer/weight": "", "layer/bias": "1-D", "g": "scale"}
+    conv = eqx.nn.WeightNorm(eqx.nn.Conv2d(3, 8, 3, key=jax.random.key(0)))
+    notes = reasons({"conv": eqx.filter(conv, eqx.is_inexact_array)})
+    assert {path for path in notes if not notes[path]} == {"conv/layer/weight"}
+
+
 def test_nnx_lora_factors_are_left_out():
     model = nnx.LoRALinear(4, 6, lora_rank=2, rngs=nnx.Rngs(0))
     notes = reasons(nnx.state(model, nnx.Any(nnx.Param, nnx.LoRAParam)))

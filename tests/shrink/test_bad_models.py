@@ -271,3 +271,25 @@ MODELS = [
 @pytest.mark.parametrize("call, kind, parts", MODELS)
 def test_an_error_about_models_says_where_and_what_to_type_instead(call, kind, parts):
     assert_error(call, kind, parts)
+
+
+class Centred(eqx.Module):
+    """A function of variables, with a constant of its own."""
+
+    mean: jax.Array
+
+    def __call__(self, params, x):
+        return (x - self.mean) @ params["w"]
+
+    def apply(self, params, x):
+        return self(params, x)
+
+
+CALLS = {"model": lambda f: f, "method": lambda f: f.apply}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_functions_with_constants_of_their_own_are_functions(call):
+    function = call(Centred(jnp.zeros(4)))
+    roles = jaxprune.axis_roles(function, {"w": ones(4, 3)}, ones(2, 4))
+    assert roles["w"] == ("in", "out")

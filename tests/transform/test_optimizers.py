@@ -594,6 +594,15 @@ TWO_COPIES = {
     "channels": {"structure": jaxprune.Channel()},
     "groups": {"structure": {"(fast|slow)/w": jaxprune.NM(1, 2, axis=0)}},
     "returning": {"regrow": "zero"},
+    "by path": {
+        "score": lambda params, grads, key, path: jnp.abs(params) * (-1) ** path.startswith("slow"),
+        "regrow": "zero",
+    },
+    "by roles": {
+        "score": lambda params, grads, key, roles: jnp.abs(params) * (-1) ** (roles[0] == "in"),
+        "roles": {"fast/w": ("in", "out"), "slow/w": ("out", "in")},
+        "regrow": "zero",
+    },
 }
 
 
@@ -638,6 +647,35 @@ def test_copies_of_lookahead_that_would_be_pruned_apart_are_an_error(rules, part
     for call in (tx.init, lambda params: jaxprune.plan(params, tx)):
         with pytest.raises(ValueError, match=says(*parts)):
             call(both)
+
+
+def test_masks_of_two_copies_that_differ_are_refused_and_become_equal():
+    params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4), "bias": jnp.ones(4)}
+    both = optax.LookaheadParams.init_synced(params)
+    prune = jaxprune.prune(jaxprune.linear_schedule(0.5, 1, 3, every=1))
+    tx = optax.chain(optax.lookahead(optax.sgd(0.1), 5, 0.5), prune)
+    masks = {"w": jnp.ones((2, 4), bool).at[0, 0].set(False), "bias": jnp.ones(4, bool)}
+    other = masks | {"w": jnp.ones((2, 4), bool).at[1, 1].set(False)}
+    apart = optax.LookaheadParams(fast=masks, slow=other)
+    with pytest.raises(ValueError, match=says("set_masks", "w", "masks._replace(slow=masks.fast)")):
+        jaxprune.set_masks(tx.init(both), apart)
+    state = jaxprune.set_masks(tx.init(both), apart._replace(slow=masks))
+    saved = optax.tree.set(state, masks=jax.tree.map(lambda m: m.astype(jnp.uint8), apart))
+    for _ in range(5):
+        _, saved = tx.update(jax.tree.map(jnp.zeros_like, params), saved, both)
+        both = jaxprune.apply_masks(both, saved)
+    chex.assert_trees_all_equal(*jaxprune.get_masks(saved))
+    assert n_dropped(jaxprune.get_masks(saved).fast) == {"w": 4, "bias": 0}
+
+
+def test_keep_zeros_keeps_what_is_zero_in_both_copies():
+    zeros = lambda *at: {"w": jnp.ones((2, 2)).at[at].set(0), "bias": jnp.ones(2)}
+    fast = zeros([0, 0], [0, 1])
+    both = optax.LookaheadParams(fast=fast, slow=zeros([0, 1], [0, 1]))
+    state = jaxprune.keep_zeros(optax.identity()).init(both)
+    masks = jaxprune.get_masks(state)
+    chex.assert_trees_all_equal(masks.fast, masks.slow)
+    assert masks.fast["w"].tolist() == [[False, True], [True, True]]
 
 
 def test_lookahead_of_params_that_are_one_array():
