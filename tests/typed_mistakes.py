@@ -11,36 +11,34 @@ import optax
 
 import jaxprune
 
-schedule = jaxprune.one_shot_schedule(0.5)
 
-# Names
-jaxprune.cubic_schedul(0.9, 1, 2)  # pyright: ignore[reportAttributeAccessIssue]
-jaxprune.plots.schedule_curv(schedule)  # pyright: ignore[reportAttributeAccessIssue]
+def misspelled_names(schedule: jaxprune.SparsitySchedule) -> None:
+    jaxprune.cubic_schedul(0.9, 1, 2)  # pyright: ignore[reportAttributeAccessIssue]
+    jaxprune.plots.schedule_curv(schedule)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def fires_left(state: optax.OptState) -> int:
     return jaxprune.get_state(state).progress.fires_lft  # pyright: ignore[reportAttributeAccessIssue]
 
 
-# Arguments
-jaxprune.prune(schedule, regrow="holdd")  # pyright: ignore[reportArgumentType]
-jaxprune.prune(schedule, ties="idx")  # pyright: ignore[reportArgumentType]
-jaxprune.prune(schedule, include=3)  # pyright: ignore[reportArgumentType]
-jaxprune.prune(schedule, exclude=[3])  # pyright: ignore[reportArgumentType]
-jaxprune.prune(schedule, overrides=["a"])  # pyright: ignore[reportArgumentType]
-jaxprune.prune(schedule, overrides={"a": "0.5"})  # pyright: ignore[reportArgumentType]
-jaxprune.prune(schedule, axis_name=3.5)  # pyright: ignore[reportArgumentType]
-jaxprune.plan({}, schedule, ties="idx")  # pyright: ignore[reportArgumentType]
-jaxprune.static_sparse("0.5", inner=optax.sgd(0.1))  # pyright: ignore[reportArgumentType]
-jaxprune.one_shot_schedule("0.5")  # pyright: ignore[reportArgumentType]
-jaxprune.SparsitySchedule(0, 10, 5, ("0.5",))  # pyright: ignore[reportArgumentType]
-jaxprune.Block((1, 16), pooling="sum")  # pyright: ignore[reportArgumentType]
-jaxprune.Channel(norm=3)  # pyright: ignore[reportArgumentType]
-jaxprune.topk_masks([], 3, pool="foo")  # pyright: ignore[reportArgumentType]
-jaxprune.channel_groups(jax.numpy.sin, {}, 1.0, allow=["norm"])  # pyright: ignore[reportArgumentType]
+def wrong_arguments(schedule: jaxprune.SparsitySchedule) -> None:
+    jaxprune.prune(schedule, regrow="holdd")  # pyright: ignore[reportArgumentType]
+    jaxprune.prune(schedule, ties="idx")  # pyright: ignore[reportArgumentType]
+    jaxprune.prune(schedule, include=3)  # pyright: ignore[reportArgumentType]
+    jaxprune.prune(schedule, exclude=[3])  # pyright: ignore[reportArgumentType]
+    jaxprune.prune(schedule, overrides=["a"])  # pyright: ignore[reportArgumentType]
+    jaxprune.prune(schedule, overrides={"a": "0.5"})  # pyright: ignore[reportArgumentType]
+    jaxprune.prune(schedule, axis_name=3.5)  # pyright: ignore[reportArgumentType]
+    jaxprune.plan({}, schedule, ties="idx")  # pyright: ignore[reportArgumentType]
+    jaxprune.static_sparse("0.5", inner=optax.sgd(0.1))  # pyright: ignore[reportArgumentType]
+    jaxprune.one_shot_schedule("0.5")  # pyright: ignore[reportArgumentType]
+    jaxprune.SparsitySchedule(0, 10, 5, ("0.5",))  # pyright: ignore[reportArgumentType]
+    jaxprune.Block((1, 16), pooling="sum")  # pyright: ignore[reportArgumentType]
+    jaxprune.Channel(norm=3)  # pyright: ignore[reportArgumentType]
+    jaxprune.topk_masks([], 3, pool="foo")  # pyright: ignore[reportArgumentType]
+    jaxprune.channel_groups(jax.numpy.sin, {}, 1.0, allow=["norm"])  # pyright: ignore[reportArgumentType]
 
 
-# Results
 def smaller(params: dict[str, jax.Array]) -> None:
     results = jaxprune.shrink(jax.numpy.sin, params, 1.0, along=None)
     print(results[2])  # pyright: ignore[reportGeneralTypeIssues]

@@ -28,7 +28,7 @@ def check_traceable(where: str, function: Callable[..., Any]) -> None:
       >>> check_traceable("score", jnp.abs)
       >>> check_traceable("score", Slotted())
       Traceback (most recent call last):
-      TypeError: score: JAX can't trace a value of type Slotted. Pass a function of Python ...
+      TypeError: score: JAX can't trace <...>. Pass a function of Python that calls it.
     """
     try:
         weakref.ref(function)
