@@ -1,5 +1,6 @@
-"""Functions of the user that JAX traces."""
+"""Functions of the user: which arguments they take, and whether JAX can trace them."""
 
+import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,22 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxprune._base.arguments import shown
+
+
+def takes_arguments(function: Callable[..., Any], n: int) -> bool:
+    """Whether a function may be called with `n` arguments, as far as its signature shows.
+
+    Example:
+      >>> takes_arguments(lambda path, leaf: True, 2), takes_arguments(lambda path: True, 2)
+      (True, False)
+    """
+    try:
+        inspect.signature(function).bind(*[None] * n)
+    except ValueError:  # built-in functions have no signature
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 def check_traceable(where: str, function: Callable[..., Any]) -> None:

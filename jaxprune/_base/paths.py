@@ -6,7 +6,6 @@ does linen `Partitioned`). A regex must match the whole path.
 """
 
 import functools
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune._base.arguments import shown
+from jaxprune._base.functions import takes_arguments
 
 Rule = str | Callable[[str, Any], Any]
 
@@ -298,7 +298,7 @@ def _check_rule(rule: Any, argument: str) -> None:
             f"{argument}: {shown(rule)} cannot be hashed, so its choices cannot be cached. Wrap "
             "it: lambda path, leaf: rule(path, leaf)."
         )
-    elif not _takes_two_arguments(rule):
+    elif not takes_arguments(rule, 2):
         raise TypeError(
             f"{argument}: a function gets the path and the leaf, but {_name(rule)} can't be called "
             "with two arguments. Write lambda path, leaf: path.endswith('kernel')."
@@ -308,17 +308,6 @@ def _check_rule(rule: Any, argument: str) -> None:
 def is_model(x: Any) -> bool:
     """Whether a value is a module of flax, Equinox or torch, which can be called too."""
     return any(kind.__name__ == "Module" for kind in type(x).__mro__)
-
-
-def _takes_two_arguments(function: Any) -> bool:
-    """Whether a function may be called with two arguments, as far as its signature shows."""
-    try:
-        inspect.signature(function).bind("", None)
-    except ValueError:  # built-in functions have no signature
-        return True
-    except TypeError:
-        return False
-    return True
 
 
 def is_hashable(x: Any) -> bool:

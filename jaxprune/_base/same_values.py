@@ -23,18 +23,17 @@ def same_values(a: Any, b: Any) -> bool:
     """
     if a is b:
         return True
-    if isinstance(a, jax.Array) or isinstance(b, jax.Array):
-        if not (_can_be_read(a) and _can_be_read(b)):
-            return False
-    elif not (_can_be_read(a) and _can_be_read(b)):
-        return type(a) is type(b) and bool(a == b)
+    if not (can_be_read(a) and can_be_read(b)):
+        has_array = isinstance(a, jax.Array) or isinstance(b, jax.Array)
+        return not has_array and type(a) is type(b) and bool(a == b)
     if spec_of(a) != spec_of(b):
         return False
     x, y = np.asarray(a), np.asarray(b)
     return x.shape == y.shape and bool(np.all((x == y) | ((x != x) & (y != y))))
 
 
-def _can_be_read(x: Any) -> bool:
+def can_be_read(x: Any) -> bool:
+    """Whether a value is an array, or a number, whose values are here and known."""
     if isinstance(x, jax.Array):
         return not isinstance(x, Tracer) and not x.is_deleted() and x.is_fully_addressable
     return isinstance(x, (np.ndarray, np.generic, int, float, complex))

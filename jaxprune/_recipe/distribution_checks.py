@@ -1,6 +1,5 @@
 """Checks of the distributions of users: their fields, and the pools that they return."""
 
-import inspect
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune._base.arguments import as_flag, as_int, as_sparsity, is_int, shown
+from jaxprune._base.functions import takes_arguments
 from jaxprune._base.paths import as_rules, is_hashable, shown_path
 from jaxprune._recipe.pools import LeafShape, Pools
 
@@ -26,7 +26,7 @@ def checked_floor(distribution: Any) -> Fraction:
             "assign)."
         )
     where = f"Distribution {name}:"
-    if not callable(assign) or isinstance(assign, type) or not _takes_two_arguments(assign):
+    if not callable(assign) or isinstance(assign, type) or not takes_arguments(assign, 2):
         raise TypeError(
             f"{where} assign must be a function (leaves, floor) -> Pools, got {shown(assign)}. "
             "Write one, or pass that of another distribution, such as jaxprune.uniform.assign."
@@ -50,16 +50,6 @@ def checked_floor(distribution: Any) -> Fraction:
 
 def _is(value: Any, text: str) -> bool:
     return isinstance(value, str) and value == text
-
-
-def _takes_two_arguments(function: Any) -> bool:
-    try:
-        inspect.signature(function).bind((), Fraction(0))
-    except ValueError:  # built-in functions have no signature
-        return True
-    except TypeError:
-        return False
-    return True
 
 
 def _check_stacked(where: str, stacked: Any) -> None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import shown
+from jaxprune._base.functions import takes_arguments
 from jaxprune._recipe.fire_steps import fires_at, latest_fire
 from jaxprune._recipe.schedules import SparsitySchedule
 
@@ -179,13 +180,7 @@ def _factory_named(value: Any) -> str:
     if package == "optax":
         is_schedule = "<locals>" in value.__qualname__ or "schedule" in value.__module__
         return "" if is_schedule else f"optax.{name}"
-    try:
-        inspect.signature(value).bind(0)
-    except TypeError:
-        return "" if package == "jaxprune" else name
-    except ValueError:  # built-in functions have no signature
-        pass
-    return ""
+    return "" if package == "jaxprune" or takes_arguments(value, 1) else name
 
 
 _OPTIMIZERS = ("prune", "rigl", "set_", "static_sparse", "keep_zeros")

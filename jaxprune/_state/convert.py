@@ -23,6 +23,7 @@ from jaxprune._base.paths import (
     rule_for,
     shown_path,
 )
+from jaxprune._base.same_values import can_be_read
 from jaxprune._base.trees import ArrayTree, State
 from jaxprune._state.bit_masks import to_bits, widths_of
 from jaxprune._state.masks import check_mask_dtype, wrong_shape
@@ -124,13 +125,10 @@ def _check_copies(masks: Any) -> None:
         return
     paths, fast, _ = leaves_with_paths(masks.fast)
     slow = leaves_with_paths(masks.slow)[1]
-    is_known = lambda x: (
-        not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
-    )
     differ = [
         path
         for path, a, b in zip(paths, fast, slow, strict=False)
-        if is_known(a) and is_known(b)
+        if can_be_read(a) and can_be_read(b)
         if not np.array_equal(np.asarray(a) != 0, np.asarray(b) != 0)
     ]
     if differ:

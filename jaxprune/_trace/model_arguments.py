@@ -1,7 +1,6 @@
 """Checks of the arguments of functions that trace a model: a function, variables and inputs."""
 
 import functools
-import inspect
 import sys
 import types
 from typing import Any
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxprune._base.arguments import shown
 from jaxprune._base.flax_import import import_flax
+from jaxprune._base.functions import takes_arguments
 from jaxprune._base.paths import is_model, leaves_with_paths, listed, shown_path, spec_of
 
 _WITH_TWIN = ("axis_roles", "layer_inputs", "shrink", "channel_groups")
@@ -45,7 +45,10 @@ def check_function(function: str, apply_fn: Any, variables: Any = None, n_inputs
             f"model, {_for_nnx(function)}."
         )
     model = _model_inside(apply_fn)
-    if model is None or (spec_of(variables) is None and _takes_variables(apply_fn, n_inputs)):
+    if model is None:
+        return
+    takes_variables = n_inputs > 0 and takes_arguments(apply_fn, 1 + n_inputs)
+    if takes_variables and spec_of(variables) is None:
         return
     fix = (
         "Split an Equinox model: params, static = eqx.partition(model, eqx.is_inexact_array). Pass "
@@ -58,17 +61,6 @@ def check_function(function: str, apply_fn: Any, variables: Any = None, n_inputs
         f"{function}: apply_fn has params of its own, {paths}, so those in variables would be "
         f"ignored. {fix}"
     )
-
-
-def _takes_variables(apply_fn: Any, n_inputs: int) -> bool:
-    """Whether a function can be called with variables and this number of inputs."""
-    try:
-        inspect.signature(apply_fn).bind(*[None] * (1 + n_inputs))
-    except TypeError:
-        return False
-    except ValueError:  # built-in functions have no signature
-        return True
-    return n_inputs > 0
 
 
 def _model_inside(function: Any) -> Any:
