@@ -70,6 +70,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         to_csr as to_csr,
     )
     from jaxprune._files.save_load import (
+        FileMetadata as FileMetadata,
         load as load,
         load_metadata as load_metadata,
         save as save,
@@ -87,6 +88,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
     )
     from jaxprune._recipe.nm import NM as NM
     from jaxprune._recipe.optax_schedules import from_optax_schedule as from_optax_schedule
+    from jaxprune._recipe.pools import LeafShape as LeafShape, Pools as Pools
     from jaxprune._recipe.role_table import AxisRoles as AxisRoles
     from jaxprune._recipe.roles import equinox_roles as equinox_roles, torch_roles as torch_roles
     from jaxprune._recipe.schedules import (
@@ -110,6 +112,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         Channel as Channel,
         Unstructured as Unstructured,
     )
+    from jaxprune._recipe.traits import Structure as Structure
     from jaxprune._report.metrics import metrics as metrics
     from jaxprune._report.plan import plan as plan
     from jaxprune._report.report import check as check, summarize as summarize
@@ -185,11 +188,12 @@ _PUBLIC = {
     "_calibration.stored_inputs": ("load_inputs", "save_inputs"),
     "_calibration.moments": ("Moments", "moments"),
     "_files.interchange": ("save_csr", "save_safetensors", "to_bcoo", "to_bcsr", "to_csr"),
-    "_files.save_load": ("load", "load_metadata", "save"),
+    "_files.save_load": ("FileMetadata", "load", "load_metadata", "save"),
     "_recipe.distributions": ("Distribution", "er", "erk", "global_pool", "l2_pool")
     + ("min_density", "normalized_pool", "per_slice", "uniform"),
     "_recipe.nm": ("NM",),
     "_recipe.optax_schedules": ("from_optax_schedule",),
+    "_recipe.pools": ("LeafShape", "Pools"),
     "_recipe.role_table": ("AxisRoles",),
     "_recipe.roles": ("equinox_roles", "torch_roles"),
     "_recipe.schedules": ("SparsitySchedule", "acdc_schedule", "cubic_schedule")
@@ -197,6 +201,7 @@ _PUBLIC = {
     "_recipe.scores": ("Accumulated", "gradient_magnitude", "magnitude", "movement")
     + ("random_score", "saliency"),
     "_recipe.structures": ("Block", "Channel", "Unstructured"),
+    "_recipe.traits": ("Structure",),
     "_report.metrics": ("metrics",),
     "_report.plan": ("plan",),
     "_report.report": ("check", "summarize"),
@@ -234,17 +239,21 @@ __all__ = [
     "Channel",
     "ChannelGroups",
     "Distribution",
+    "FileMetadata",
     "LayerInputs",
     "LeafReport",
+    "LeafShape",
     "Moments",
     "PackedMatrix",
     "PoolReport",
+    "Pools",
     "Progress",
     "PruneState",
     "Report",
     "Sensitivity",
     "ShrinkReport",
     "SparsitySchedule",
+    "Structure",
     "Unstructured",
     "acdc_schedule",
     "activation_score",

@@ -132,6 +132,11 @@ class FileMetadata(NamedTuple):
     Attributes:
       metadata: strings by name; of a file of `save`, those that the user gave.
       order: the paths of the leaves in the order of the file.
+
+    Example:
+      >>> about = FileMetadata({"by": "me"}, order=("a", "b"))
+      >>> about.metadata["by"], about.order
+      ('me', ('a', 'b'))
     """
 
     metadata: dict[str, str]
@@ -387,3 +392,9 @@ def _is_shorter(shape: Sequence[int], like: Sequence[int]) -> bool:
     """Whether an array may be what `shrink` has left of another."""
     is_of_rank = len(shape) == len(like) and tuple(shape) != tuple(like)
     return is_of_rank and all(n <= m for n, m in zip(shape, like, strict=True))
+
+
+# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
+# this class belongs to `jaxprune`.
+FileMetadata.__module__ = "jaxprune"
+__test__ = {"FileMetadata": FileMetadata}

@@ -80,8 +80,7 @@ def assigned(distribution: Any, leaves: Sequence[LeafShape], floor: Fraction) ->
     where = f"distribution {distribution.name}: assign returned"
     if not isinstance(pools, Pools):
         raise TypeError(
-            f"{where} {shown(pools)}, not Pools. Return jaxprune._recipe.pools.Pools(pool_of, "
-            "n_units, n_drop)."
+            f"{where} {shown(pools)}, not Pools. Return jaxprune.Pools(pool_of, n_units, n_drop)."
         )
     if leaves:
         _check_pool_of(where, pools, leaves)

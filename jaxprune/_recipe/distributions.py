@@ -34,7 +34,7 @@ class Distribution:
       name: its name in reports and errors.
       assign: `(leaves, floor) -> Pools`. `leaves` is a list of `LeafShape`, with the attributes
         `path`, `shape`, `n_units`, `targets`, `fixed`, `n_groups` and `roles`. `floor` is the
-        minimum density, a fraction. Both classes are in `jaxprune._recipe.pools`.
+        minimum density, a fraction.
       normalized: what scores are divided by before leaves compete: False for nothing, True for the
         root mean square of their leaf, `"l2"` for its Euclidean norm.
       floor: the minimum density of every leaf.

@@ -22,6 +22,12 @@ class LeafShape(NamedTuple):
       fixed: whether an override sets its sparsity, so that it does not share with other leaves.
       n_groups: the groups of equal budget that its structure splits it into.
       roles: the role of each axis of `shape`; None where they are not known.
+
+    Example:
+      >>> from fractions import Fraction
+      >>> leaf = LeafShape("w", (20, 20), 400, targets=(Fraction(1, 2),))
+      >>> [int(target * leaf.n_units) for target in leaf.targets]
+      [200]
     """
 
     path: str
@@ -51,12 +57,18 @@ class LeafShape(NamedTuple):
 
 
 class Pools(NamedTuple):
-    """Pools with integer budgets.
+    """What the `assign` of a `Distribution` returns: pools with integer budgets.
 
     Attributes:
       pool_of: the pool of each leaf, or of each slice of a stacked leaf.
       n_units: how many units each pool has.
       n_drop: int64[n_fires, n_pools], how many units of each pool are zero from each fire on.
+
+    Example:
+      >>> import numpy as np
+      >>> one_pool = Pools(pool_of=(0, 0), n_units=(100 + 200,), n_drop=np.array([[150], [270]]))
+      >>> one_pool.n_drop.shape  # two fires
+      (2, 1)
     """
 
     pool_of: tuple[int, ...]
@@ -128,3 +140,9 @@ def _by_remainder(parts: Sequence[Fraction], number: np.ndarray, counts: np.ndar
     rank_of = {x: rank for rank, x in enumerate(sorted(set(excess)))}
     ranks = np.array([rank_of[x] for x in excess], np.int64)
     return np.argsort(ranks[pair_of.reshape(-1)], kind="stable")
+
+
+# Pickles have the public names, wherever this file lives. doctest needs the list: by `__module__`,
+# these classes belong to `jaxprune`.
+LeafShape.__module__ = Pools.__module__ = "jaxprune"
+__test__ = {"LeafShape": LeafShape, "Pools": Pools}

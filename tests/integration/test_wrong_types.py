@@ -389,6 +389,7 @@ NOT_CALLED = {"AxisGroup", "ChannelGroups", "Distribution", "Moments", "PackedMa
 NOT_CALLED |= {"LeafReport", "PoolReport", "PruneState", "Report", "Sensitivity", "ShrinkReport"}
 NOT_CALLED |= {"Unstructured", "er", "erk", "global_pool", "movement", "normalized_pool", "uniform"}
 NOT_CALLED |= {"LayerInputs", "equinox_roles", "l2_pool", "torch_roles"}
+NOT_CALLED |= {"FileMetadata", "LeafShape", "Pools", "Structure"}
 
 
 def test_every_public_function_takes_part():

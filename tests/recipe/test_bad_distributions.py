@@ -10,7 +10,7 @@ import pytest
 import jaxprune
 from bad_input import assert_error, case, params
 from helpers import assert_says
-from jaxprune._recipe.pools import Pools
+from jaxprune import Pools
 
 assign_uniform = jaxprune.uniform.assign
 
