@@ -19,6 +19,7 @@ from jaxprune._base.argument_types import Selection, Sparsity
 from jaxprune._base.trees import ArrayTree
 from jaxprune._calibration.layers import SparseGpt, Wanda, prune_kernel, prune_tree
 from jaxprune._calibration.targets import as_target, as_targets
+from jaxprune._recipe.argument_types import Roles
 
 
 def wanda_kernel(
@@ -111,7 +112,7 @@ def wanda(
     exclude: Selection | None = (),
     overrides: Mapping[Any, Any] | None = None,
     nm: tuple[int, int] | None = None,
-    roles: Any = None,
+    roles: Roles | None = None,
 ) -> tuple[ArrayTree, ArrayTree]:
     """Prunes every kernel of a model with `wanda_kernel`.
 
@@ -167,7 +168,7 @@ def sparsegpt(
     exclude: Selection | None = (),
     overrides: Mapping[Any, Any] | None = None,
     nm: tuple[int, int] | None = None,
-    roles: Any = None,
+    roles: Roles | None = None,
     block_size: int = 128,
     damping: float = 0.01,
 ) -> tuple[ArrayTree, ArrayTree]:

@@ -15,13 +15,14 @@ from jaxprune._base.argument_types import Overrides, Regrow, Selection, Sparsity
 from jaxprune._base.arguments import as_sparsity, shown
 from jaxprune._base.paths import leaves_with_paths, listed, rule_name
 from jaxprune._base.trees import ArrayTree
+from jaxprune._recipe.argument_types import Roles, ScoreFunction, Structural, Structures
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.leaf_axes import note_of_name
 from jaxprune._recipe.schedule_list import ScheduleList, check_schedule
 from jaxprune._recipe.schedules import SparsitySchedule
-from jaxprune._recipe.scores import magnitude
+from jaxprune._recipe.scores import Accumulated, magnitude
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.tree_errors import NO_LEAVES
 from jaxprune._report.combined_plans import combined, plan_of_zeros, with_leaves
@@ -65,10 +66,10 @@ def plan(
     exclude: Selection | None = (),
     overrides: Overrides | None = None,
     distribution: Distribution = uniform,
-    structure: Any = Unstructured(),
-    roles: Any = None,
-    structural: Any = None,
-    score: Any = magnitude,
+    structure: Structures = Unstructured(),
+    roles: Roles | None = None,
+    structural: Structural | None = None,
+    score: ScoreFunction | Accumulated = magnitude,
     packed: bool = False,
     regrow: Regrow = False,
     ties: Ties = "index",

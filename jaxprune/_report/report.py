@@ -27,6 +27,7 @@ from jaxprune._base.paths import (
     spec_of,
 )
 from jaxprune._base.trees import ArrayTree
+from jaxprune._recipe.argument_types import Structural
 from jaxprune._recipe.structural_rules import existing_of
 from jaxprune._recipe.tree_errors import NO_LEAVES, PASS_PARAMS, check_no_optimizer_state
 from jaxprune._report.nonzero import nonzero_of, of_several_networks
@@ -50,7 +51,9 @@ from jaxprune._state.recount import absent_by_path
 from jaxprune._transform.placement import instead_of, mixing_wrapper
 
 
-def summarize(params: ArrayTree, masks: Any = None, *, structural: Any = None) -> Report:
+def summarize(
+    params: ArrayTree, masks: Any = None, *, structural: Structural | None = None
+) -> Report:
     """Counts the zeros of every leaf.
 
     Args:

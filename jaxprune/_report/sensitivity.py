@@ -32,6 +32,7 @@ from jaxprune._base.paths import (
     spec_of,
 )
 from jaxprune._base.trees import ArrayTree
+from jaxprune._recipe.argument_types import Roles, ScoreFunction, Structures
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import round_half_up
 from jaxprune._recipe.roles import AxisRoles, RoleRules
@@ -51,9 +52,9 @@ def sensitivity(
     groups: Sequence[str] | None = None,
     include: Selection | None = None,
     exclude: Selection | None = (),
-    structure: Any = Unstructured(),
-    score: Any = magnitude,
-    roles: Any = None,
+    structure: Structures = Unstructured(),
+    score: ScoreFunction = magnitude,
+    roles: Roles | None = None,
     grads: Any = None,
 ) -> Sensitivity:
     """The loss with each leaf pruned alone, at each of several sparsities.
@@ -112,9 +113,9 @@ def sensitivity(
     loss = _Loss(loss_fn, params)
     by_path = dict(zip(paths, leaves, strict=True))
     grads_of = None if grads is None else grads_by_path("sensitivity", grads, paths, leaves)
-    roles = spelled_roles(recipe.roles, paths)
+    rules = spelled_roles(recipe.roles, paths)
     prune = functools.partial(
-        _prune_group, rules=roles, structure=_lenient(structure, paths), score=score
+        _prune_group, rules=rules, structure=_lenient(structure, paths), score=score
     )
     losses = np.zeros((len(members), len(tried)))
     n_zero = np.zeros((len(members), len(tried)), np.int64)

@@ -22,6 +22,7 @@ from jaxprune._base.paths import (
     spec_of,
 )
 from jaxprune._base.trees import ArrayTree, Params
+from jaxprune._recipe.argument_types import Roles, ScoreFunction, Structural, Structures
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.score_checks import check_without_grads
@@ -45,10 +46,10 @@ def prune_params(
     exclude: Selection | None = (),
     overrides: Overrides | None = None,
     distribution: Distribution = uniform,
-    structure: Any = Unstructured(),
-    roles: Any = None,
-    structural: Any = None,
-    score: Any = magnitude,
+    structure: Structures = Unstructured(),
+    roles: Roles | None = None,
+    structural: Structural | None = None,
+    score: ScoreFunction = magnitude,
     grads: Any = None,
     ties: Ties = "index",
     seed: int | None = None,
@@ -64,10 +65,10 @@ def prune_params(
     exclude: Selection | None = (),
     overrides: Overrides | None = None,
     distribution: Distribution = uniform,
-    structure: Any = Unstructured(),
-    roles: Any = None,
-    structural: Any = None,
-    score: Any = magnitude,
+    structure: Structures = Unstructured(),
+    roles: Roles | None = None,
+    structural: Structural | None = None,
+    score: ScoreFunction = magnitude,
     grads: Any = None,
     ties: Ties = "index",
     seed: int | None = None,
@@ -82,10 +83,10 @@ def prune_params(
     exclude: Selection | None = (),
     overrides: Overrides | None = None,
     distribution: Distribution = uniform,
-    structure: Any = Unstructured(),
-    roles: Any = None,
-    structural: Any = None,
-    score: Any = magnitude,
+    structure: Structures = Unstructured(),
+    roles: Roles | None = None,
+    structural: Structural | None = None,
+    score: ScoreFunction = magnitude,
     grads: Any = None,
     ties: Ties = "index",
     seed: int | None = None,

@@ -11,11 +11,12 @@ import optax
 
 from jaxprune._base.argument_types import Overrides, Regrow, Selection, Ties
 from jaxprune._base.arguments import as_flag, as_seed, shown
+from jaxprune._recipe.argument_types import Roles, ScoreFunction, Structural, Structures
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, uniform
 from jaxprune._recipe.schedule_list import ScheduleList, as_schedule
 from jaxprune._recipe.schedules import SparsitySchedule
-from jaxprune._recipe.scores import magnitude
+from jaxprune._recipe.scores import Accumulated, magnitude
 from jaxprune._recipe.structures import Unstructured
 from jaxprune._recipe.traits import traits_of
 from jaxprune._topk.topk import check_ties
@@ -54,10 +55,10 @@ def prune(
     exclude: Selection | None = (),
     overrides: Overrides | None = None,
     distribution: Distribution = uniform,
-    structure: Any = Unstructured(),
-    roles: Any = None,
-    structural: Any = None,
-    score: Any = magnitude,
+    structure: Structures = Unstructured(),
+    roles: Roles | None = None,
+    structural: Structural | None = None,
+    score: ScoreFunction | Accumulated = magnitude,
     packed: bool = False,
     regrow: Regrow = False,
     ties: Ties = "index",

@@ -10,6 +10,7 @@ import optax
 
 from jaxprune._base.argument_types import Overrides, Selection, Sparsity
 from jaxprune._base.arguments import as_int, as_part, as_sparsity, check_key, check_step
+from jaxprune._recipe.argument_types import Roles, ScoreFunction, Structural, Structures
 from jaxprune._recipe.budget import Recipe
 from jaxprune._recipe.distributions import Distribution, erk
 from jaxprune._recipe.schedules import SparsitySchedule, cubic_schedule, one_shot_schedule
@@ -33,10 +34,10 @@ def rigl(
     exclude: Selection | None = (),
     overrides: Overrides | None = None,
     distribution: Distribution = erk,
-    structure: Any = Unstructured(),
-    roles: Any = None,
-    structural: Any = None,
-    grow: Any = gradient_magnitude,
+    structure: Structures = Unstructured(),
+    roles: Roles | None = None,
+    structural: Structural | None = None,
+    grow: ScoreFunction = gradient_magnitude,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains sparse from the start, and regularly swaps small weights for more useful ones.
 
@@ -124,9 +125,9 @@ def set_(
     exclude: Selection | None = (),
     overrides: Overrides | None = None,
     distribution: Distribution = erk,
-    structure: Any = Unstructured(),
-    roles: Any = None,
-    structural: Any = None,
+    structure: Structures = Unstructured(),
+    roles: Roles | None = None,
+    structural: Structural | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Sparse evolutionary training: `rigl` with random growth.
 
@@ -188,9 +189,9 @@ def static_sparse(
     exclude: Selection | None = (),
     overrides: Overrides | None = None,
     distribution: Distribution = erk,
-    structure: Any = Unstructured(),
-    roles: Any = None,
-    structural: Any = None,
+    structure: Structures = Unstructured(),
+    roles: Roles | None = None,
+    structural: Structural | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Random masks that never change: the baseline of sparse training.
 
