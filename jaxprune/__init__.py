@@ -62,6 +62,10 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         load_inputs as load_inputs,
         save_inputs as save_inputs,
     )
+    from jaxprune._files.file_metadata import (
+        FileMetadata as FileMetadata,
+        load_metadata as load_metadata,
+    )
     from jaxprune._files.interchange import (
         save_csr as save_csr,
         save_safetensors as save_safetensors,
@@ -69,12 +73,7 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         to_bcsr as to_bcsr,
         to_csr as to_csr,
     )
-    from jaxprune._files.save_load import (
-        FileMetadata as FileMetadata,
-        load as load,
-        load_metadata as load_metadata,
-        save as save,
-    )
+    from jaxprune._files.save_load import load as load, save as save
     from jaxprune._recipe.distributions import (
         Distribution as Distribution,
         er as er,
@@ -187,8 +186,9 @@ _PUBLIC = {
     "_calibration.sequential": ("prune_sequentially",),
     "_calibration.stored_inputs": ("load_inputs", "save_inputs"),
     "_calibration.moments": ("Moments", "moments"),
+    "_files.file_metadata": ("FileMetadata", "load_metadata"),
     "_files.interchange": ("save_csr", "save_safetensors", "to_bcoo", "to_bcsr", "to_csr"),
-    "_files.save_load": ("FileMetadata", "load", "load_metadata", "save"),
+    "_files.save_load": ("load", "save"),
     "_recipe.distributions": ("Distribution", "er", "erk", "global_pool", "l2_pool")
     + ("min_density", "normalized_pool", "per_slice", "uniform"),
     "_recipe.nm": ("NM",),

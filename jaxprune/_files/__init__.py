@@ -1,6 +1,8 @@
 """Every file that jaxprune writes or reads.
 
     save_load.py    `save` and `load`: params to one compact file and back; `load` reads shards, too
+    file_metadata.py   `load_metadata`: what a file holds beside the values
+    host_arrays.py  params as NumPy arrays that a file can hold, in the order of the user
     leaf_files.py   that file, written and read one leaf at a time
     leaves.py       one leaf as tensors: dense, or the values that are not zero and their positions
     safetensors.py  the safetensors format: a header and the tensors that it describes

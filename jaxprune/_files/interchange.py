@@ -21,11 +21,11 @@ from jaxprune._base.trees import ArrayTree
 from jaxprune._files import dtypes, safetensors
 from jaxprune._files.atomic import atomic_file, atomic_folder
 from jaxprune._files.extras import import_extra
+from jaxprune._files.host_arrays import as_host, in_order
 from jaxprune._files.leaf_files import checked_metadata
 from jaxprune._files.leaves import Leaf
 from jaxprune._files.other_formats import check_plain_name
 from jaxprune._files.safetensors import Tensor
-from jaxprune._files.save_load import as_host, in_order
 
 # Plain safetensors
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import jax
 import jax.core
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import as_file_path, is_int, shown
@@ -24,9 +23,9 @@ from jaxprune._base.paths import (
     spec_of,
 )
 from jaxprune._base.trees import ArrayTree, Params
-from jaxprune._files.dtypes import dtype_of
+from jaxprune._files.host_arrays import as_host, in_order, zero_dropped
 from jaxprune._files.leaf_files import memory_bytes, save_leaves
-from jaxprune._files.leaves import Leaf, is_stored
+from jaxprune._files.leaves import Leaf
 from jaxprune._files.other_formats import check_own_name
 from jaxprune._files.shard_reader import open_params
 from jaxprune._state.masks_of_states import masks_by_path
@@ -89,91 +88,6 @@ def save(
             yield name, array if mask is None else zero_dropped(name, array, np.asarray(mask) != 0)
 
     save_leaves(path, arrays(), structure=structure, metadata=metadata, level=level)
-
-
-def in_order(function: str, paths: Sequence[str], order: Sequence[str] | None) -> Sequence[int]:
-    """The positions of the paths in `order`; as they are without an order.
-
-    Raises:
-      TypeError: `order` is not a sequence of strings.
-      ValueError: it does not hold exactly these paths.
-
-    Example:
-      >>> in_order("save", ["a", "b", "c"], ("c", "a", "b"))
-      [2, 0, 1]
-    """
-    if order is None:
-        return range(len(paths))
-    is_list = isinstance(order, Sequence) and not isinstance(order, str)
-    if not is_list or not all(isinstance(path, str) for path in order):
-        raise TypeError(
-            f"{function}: order must be a list of paths, got {shown(order)}. Pass "
-            "jaxprune.load_metadata(file).order."
-        )
-    if missing := sorted(set(paths) - set(order)):
-        raise ValueError(
-            f"{function}: order does not have {listed(missing)}, which the params have. List the "
-            "paths of all leaves, or leave `order` out."
-        )
-    if len(order) > len(paths):
-        unknown = sorted(set(order) - set(paths))
-        extra = unknown or [path for path in paths if order.count(path) > 1]
-        problem = "which the params do not have" if unknown else "more than once"
-        raise ValueError(
-            f"{function}: order has {listed(extra)}, {problem}. List the path of each leaf once."
-        )
-    position_of = {path: i for i, path in enumerate(paths)}
-    return [position_of[path] for path in order]
-
-
-class FileMetadata(NamedTuple):
-    """What a file of params holds beside the values.
-
-    Attributes:
-      metadata: strings by name; of a file of `save`, those that the user gave.
-      order: the paths of the leaves in the order of the file.
-
-    Example:
-      >>> about = FileMetadata({"by": "me"}, order=("a", "b"))
-      >>> about.metadata["by"], about.order
-      ('me', ('a', 'b'))
-    """
-
-    metadata: dict[str, str]
-    order: tuple[str, ...]
-
-
-def load_metadata(path: str | os.PathLike[str]) -> FileMetadata:
-    """Reads the metadata and the order of the leaves of a file that `load` can read.
-
-    Pass both to `save` or `save_safetensors` to keep them: other programs may need the metadata,
-    and a tree of dicts has an order of its own.
-
-    Args:
-      path: of the file, of the index of shards, or of its folder. Only headers are read.
-
-    Returns:
-      A named tuple: `metadata`, a dict of strings, and `order`, a tuple of paths. Of shards, the
-      leaves of one follow those of another, and the first one wins where their metadata differ.
-
-    Raises:
-      ValueError: the file is damaged.
-      FileNotFoundError: the file or a shard does not exist.
-      IsADirectoryError: it is a folder without an index of shards.
-      ImportError: `zstandard` is not installed.
-
-    Example:
-      >>> import jaxprune, numpy as np, tempfile
-      >>> params = {"a": np.ones(2), "b": np.zeros(2)}
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     jaxprune.save(f"{folder}/a.zst", params, metadata={"by": "me"})
-      ...     about, params = load_metadata(f"{folder}/a.zst"), jaxprune.load(f"{folder}/a.zst")
-      ...     jaxprune.save(f"{folder}/b.zst", params, metadata=about.metadata, order=about.order)
-      >>> about
-      FileMetadata(metadata={'by': 'me'}, order=('a', 'b'))
-    """
-    with open_params(as_file_path("load_metadata", path)) as reader:
-        return FileMetadata(dict(reader.metadata), tuple(leaf.path for leaf in reader.leaves))
 
 
 @overload  # arrays, where `like` has shapes
@@ -251,67 +165,6 @@ def _placed(array: np.ndarray, like: Any) -> Any:
     if not isinstance(like, jax.Array) and sharding is None:
         return array
     return jax.device_put(array, sharding)
-
-
-def as_host(path: str, leaf: Any) -> np.ndarray:
-    """A leaf as a NumPy array that a file can hold, with the byte order of this machine.
-
-    Raises:
-      TypeError: the leaf is not an array, or has a dtype that a file can't hold; with the path.
-
-    Example:
-      >>> as_host("b", np.ones(2, ">f4")).dtype.byteorder
-      '='
-    """
-    spec = spec_of(leaf)
-    if spec is None:
-        fix = "Make it one with numpy.asarray, or leave it out of the params."
-        if callable(leaf):
-            fix = "Pass the arrays alone: of an Equinox model, eqx.filter(model, eqx.is_array)."
-        raise TypeError(f"{shown_path(path)}: {shown(leaf)} is not an array. {fix}")
-    if jnp.issubdtype(spec.dtype, jax.dtypes.prng_key):
-        raise TypeError(
-            f"{shown_path(path)}: a file can't hold random keys ({spec.dtype}). Leave "
-            "them out, as nnx.state(model, nnx.Not(nnx.RngState)) does, or save "
-            "jax.random.key_data(key)."
-        )
-    if isinstance(leaf, (jax.ShapeDtypeStruct, jax.core.Tracer)):
-        raise TypeError(
-            f"{shown_path(path)}: {shown(leaf)} has no values to read. Pass arrays, outside jit."
-        )
-    array = np.asarray(leaf)
-    if dtype_of(array.dtype.name) is None:
-        raise TypeError(
-            f"{shown_path(path)}: a file can't hold dtype {array.dtype}. Cast it to numbers or "
-            "bools."
-        )
-    return array.astype(array.dtype.newbyteorder("=")) if array.dtype.byteorder == ">" else array
-
-
-def zero_dropped(path: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The array with +0.0 at every dropped weight, where it must have +0.0 or -0.0 already.
-
-    Raises:
-      ValueError: a dropped weight is not zero, with the path.
-
-    Example:
-      >>> zero_dropped("w", np.array([-0.0, 2.0]), np.array([False, True])).tolist()
-      [0.0, 2.0]
-    """
-    dropped = ~mask
-    n_wrong = int(np.count_nonzero(dropped & (array != 0)))
-    if n_wrong:
-        verb = "is" if n_wrong == 1 else "are"
-        raise ValueError(
-            f"{shown_path(path)}: {n_wrong} of {int(dropped.sum())} dropped weights {verb} not "
-            "zero. Save jaxprune.apply_masks(params, masks), or find out what changes them with "
-            "jaxprune.check(params, opt_state)."
-        )
-    if not np.any(dropped & is_stored(array)):
-        return array
-    array = array.copy()
-    array[dropped] = 0
-    return array
 
 
 def nested(leaves: Iterable[tuple[str, Any]]) -> Any:
@@ -392,9 +245,3 @@ def _is_shorter(shape: Sequence[int], like: Sequence[int]) -> bool:
     """Whether an array may be what `shrink` has left of another."""
     is_of_rank = len(shape) == len(like) and tuple(shape) != tuple(like)
     return is_of_rank and all(n <= m for n, m in zip(shape, like, strict=True))
-
-
-# Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
-# this class belongs to `jaxprune`.
-FileMetadata.__module__ = "jaxprune"
-__test__ = {"FileMetadata": FileMetadata}

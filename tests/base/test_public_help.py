@@ -151,7 +151,9 @@ def test_defaults_stay_the_objects_that_they_are():
     bound = inspect.signature(jaxprune.prune).bind(None, seed=3)
     bound.apply_defaults()
     assert bound.arguments["score"] is jaxprune.magnitude
-    assert str(parameters["score"]) == "score: ScoreFunction | Accumulated = magnitude"  # notebooks print each parameter
+    assert (
+        str(parameters["score"]) == "score: ScoreFunction | Accumulated = magnitude"
+    )  # notebooks print each parameter
 
 
 @pytest.mark.parametrize("name", VALUES)
