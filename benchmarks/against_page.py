@@ -36,11 +36,11 @@ _FIRST = "### Against an earlier version"
 _SECTION = """\
 ### Against an earlier version
 
-How many times as fast selection has become: the time of an earlier commit ({commit}) divided by
-that of this version. Each case was run with 10 % and with 20 % of the weights kept, and the table
-has the smaller ratio. `python -m benchmarks against` runs both versions alternately, each in its
-own process, and compares their masks. The last line is the time of `np.partition`, from scores to
-mask, divided by that of this version. On the Intel Xeon
+The tables below show how many times faster selection is than in an earlier commit ({commit}): its
+time divided by the time of this version. Each case was run with 10 % and with 20 % of the weights
+kept, and the tables show the smaller ratio. `python -m benchmarks against` runs both versions
+alternately, each in its own process, and compares their masks. The last line is the time of
+`np.partition`, from scores to mask, divided by that of this version. On the Intel Xeon
 ([against-cpu.json](../benchmarks/results/against-cpu.json)):
 
 {intel}
@@ -49,9 +49,9 @@ On the AMD EPYC ([against-amd-cpu.json](../benchmarks/results/against-amd-cpu.js
 
 {amd}
 
-The same on the Xeon, for the kinds of pruning above; as *other weights*, for that of five special
-inputs (90 % zeros, ties, constants, bfloat16, float16) that gained least; and for the CPU time to
-trace and compile an update of `adamw` with `prune`, for 4 and 24 layers:
+On the Xeon, the kinds of pruning above gained as follows. *Other weights* is the smallest gain
+among five special inputs (90 % zeros, ties, constants, bfloat16, float16). The last two columns are
+CPU times to trace and compile an update of `adamw` with `prune`, for 4 and 24 layers:
 
 {kinds}
 

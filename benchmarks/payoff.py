@@ -6,6 +6,7 @@ the page names the command that measures them instead. A test checks that the pa
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable
@@ -233,6 +234,8 @@ def page(text: str) -> str:
 
 def main() -> None:
     """Rewrites docs/payoff.md."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.payoff", description=main.__doc__)
+    parser.parse_args()
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"wrote {PAGE}")
 

@@ -93,8 +93,8 @@ def demo(
 ) -> None:
     """Trains dense, sparse and small dense networks to read handwritten numbers, and compares them.
 
-    Takes about four minutes on two idle cores. Ctrl-C saves a checkpoint; --resume continues from
-    it.
+    Takes a bit over three minutes on two idle cores. Ctrl-C saves a checkpoint; --resume continues
+    from it.
     """
     try:
         from jaxprune.demo import cli

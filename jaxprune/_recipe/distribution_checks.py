@@ -144,9 +144,26 @@ def _check_n_drop(where: str, pools: Pools, leaves: Sequence[LeafShape]) -> None
             f"{where} n_drop[{fire}, {pool}]={n_drop[fire, pool]} for a pool of "
             f"{pools.n_units[pool]} units. Return a number from 0 to {pools.n_units[pool]}."
         )
+    _check_totals(where, pools, leaves)
     for pool, leaf in zip(pools.pool_of, leaves, strict=True):
         if leaf.n_groups > 1 and np.any(n_drop[:, pool] % leaf.n_groups):
             raise ValueError(
                 f"{shown_path(leaf.path)}: {where} n_drop that {leaf.n_groups} groups of equal "
                 "counts can't share. Return multiples of leaf.n_groups."
+            )
+
+
+def _check_totals(where: str, pools: Pools, leaves: Sequence[LeafShape]) -> None:
+    """Raises where a pool has fewer zeros than one fire before, though no target falls.
+
+    Somebody returned what each fire adds. Masks only shrink, so the run would end too dense.
+    """
+    n_drop = pools.n_drop
+    for fire, pool in (np.argwhere(n_drop[1:] < n_drop[:-1]) + [1, 0]).tolist():
+        members = [leaf for p, leaf in zip(pools.pool_of, leaves, strict=True) if p == pool]
+        if not any(leaf.targets[fire] < leaf.targets[fire - 1] for leaf in members):
+            raise ValueError(
+                f"{where} n_drop[{fire}, {pool}]={n_drop[fire, pool]} after "
+                f"n_drop[{fire - 1}, {pool}]={n_drop[fire - 1, pool]}, but no target falls there. "
+                "Return how many units are zero from each fire on, those of earlier fires included."
             )

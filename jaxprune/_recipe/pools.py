@@ -40,7 +40,7 @@ class LeafShape(NamedTuple):
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """The lengths (*window, in, out): axes of one role are one, those of stacks left out.
+        """The lengths (*window, in, out): axes of one role are multiplied, stack axes left out.
 
         Without roles it is the shape.
 

@@ -14,13 +14,13 @@ import numpy as np
 
 
 class Structure(Protocol):
-    """What every structure has, for annotations; one of your own need not inherit from it.
+    """The type of structures, for annotations: the methods that each has.
 
-    A structure must be hashable: make it a frozen dataclass. It may also have a method
-    `unit_sizes(shape) -> dict` that tells how many units have how many weights, as pairs of
-    `{weights: units}`. Without it, all units of a leaf are taken to have the same size. A method
-    `for_leaf(leaf) -> structure` returns the structure that decides a leaf, of which it gets the
-    `path`, the `shape` and the `roles`.
+    A structure of your own need not inherit from it. It must be hashable: make it a frozen
+    dataclass. It may have two more methods. `unit_sizes(shape)` returns a dict, {number of weights:
+    number of units with so many}; without it, all units of a leaf are taken to have the same size.
+    `for_leaf(leaf)` returns the structure that decides a leaf, of which it gets the `path`, the
+    `shape` and the `roles`.
 
     Example:
       >>> from jaxprune import Block

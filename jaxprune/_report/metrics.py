@@ -57,9 +57,10 @@ def metrics(
       - `prune/sparsity_all`: the same, of all leaves that the states see. Those that
         `optax.masked` or `optax.partition` hides from every state are left out.
       - `prune/target`: the sparsity when the schedule is done. A leaf that several states prune
-        counts once, with the largest target that one of them has for it. Where that is not known in
-        advance, it is an average: of the pool, for leaves that share one; and for blocks, channels,
-        N:M groups and slices, of all such leaves of the state.
+        counts once, with the largest target that one of them has for it. If the target of a single
+        leaf is not known in advance, an average stands for it: that of the pool, for leaves that
+        share one; that of all such leaves of the state, for blocks, channels, N:M groups and
+        slices.
       - `prune/n_zero`: how many weights are dropped (float32).
       - `prune/fires_left`: how many fires of the schedule are still to come.
       - `prune/emptied_leaves`: how many leaves have lost all of their weights.

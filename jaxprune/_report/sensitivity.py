@@ -70,7 +70,7 @@ def sensitivity(
       groups: regexes of whole paths. The pruned leaves that match one are pruned together, each to
         the same sparsity; a leaf belongs to the first group that matches it, and leaves in no group
         stay dense. By default, every pruned leaf is a group.
-      include: which leaves to prune, as in `prune`; so are the next four arguments.
+      include: which leaves to prune. This and the next four arguments are those of `prune`.
       exclude: which leaves to leave out.
       structure: what is kept or dropped together.
       score: how important each weight is.

@@ -96,7 +96,7 @@ def prune_params(
     Args:
       params: any tree.
       sparsity: fraction of zeros, in [0, 1).
-      include: which leaves to prune, as in `prune`; so are the next seven arguments.
+      include: which leaves to prune. This and the next seven arguments are those of `prune`.
       exclude: which leaves to leave out.
       overrides: maps regexes to sparsities.
       distribution: how sparsity is spread over leaves.

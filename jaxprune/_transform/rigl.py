@@ -64,7 +64,7 @@ def rigl(
       drop_fraction: the largest fraction of the kept weights that a swap drops, in [0, 1]. The
         formula above has this value at step 0.
       key: PRNG key of the first masks and of random growth; `jax.random.key(0)` by default.
-      include: which leaves to prune, as in `prune`; so are the next six arguments.
+      include: which leaves to prune. This and the next six arguments are those of `prune`.
       exclude: which leaves to leave out.
       overrides: maps regexes to sparsities.
       distribution: how sparsity is spread over leaves, such as `erk` or `uniform`. Leaves do not
@@ -141,7 +141,7 @@ def set_(
       every: steps between swaps.
       drop_fraction: the largest fraction of the kept weights that a swap drops, in [0, 1].
       key: PRNG key of the first masks and of random growth; `jax.random.key(0)` by default.
-      include: which leaves to prune, as in `prune`; so are the next six arguments.
+      include: which leaves to prune. This and the next six arguments are those of `prune`.
       exclude: which leaves to leave out.
       overrides: maps regexes to sparsities.
       distribution: how sparsity is spread over leaves, as in `rigl`.
@@ -201,7 +201,7 @@ def static_sparse(
       sparsity: fraction of zeros, from the first step on, in [0, 1).
       inner: the optimizer.
       key: PRNG key of the masks; `jax.random.key(0)` by default.
-      include: which leaves to prune, as in `prune`; so are the next six arguments.
+      include: which leaves to prune. This and the next six arguments are those of `prune`.
       exclude: which leaves to leave out.
       overrides: maps regexes to sparsities.
       distribution: how sparsity is spread over leaves. Distributions in which leaves share a pool,

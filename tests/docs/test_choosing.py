@@ -81,7 +81,8 @@ def test_what_is_said_of_small_dense_networks(page):
         ]
         assert min(better) == first
         assert set(better) == {level for level in verdicts if level >= first}
-    assert "at every size, and in translation from 80 or 75 % on." in page
+    said = "in translation from 80 % (English to German) or 75 % (German to English) on."
+    assert said in page
     one_layer = results("paper-lstm-one-layer")
     levels = (0.75, 0.9, 0.95)
     gains = [-paired.against_small(one_layer, "ERK", level).mean for level in levels]
@@ -90,7 +91,10 @@ def test_what_is_said_of_small_dense_networks(page):
     accuracy = {row["name"]: row["accuracy_mean"] for row in demo}
     for level in (0.75, 0.9, 0.95, 0.975):
         assert accuracy[f"shallower-dense-{level}"] > accuracy[f"narrower-dense-{level}"]
-    assert "was a better small network than a narrower one: in the LSTM, the demo and" in page
+    assert (
+        "better than a narrower one: at every size in the LSTM, the demo and [Fashion-MNIST]"
+        in page
+    )
 
 
 def test_the_row_and_the_advice_of_real_images(page):
@@ -172,10 +176,18 @@ def test_figures_of_the_algorithms(page):
     by_row = {
         (r["kind"], r["sparsity"]): r["mean"] for r in results("paper-quality-cnn")["summary"]
     }
-    units, weights = by_row["units", 0.95], by_row["unstructured", 0.95]
-    assert (
-        f"{units:.1f} against {weights:.1f} % on digits (dense {by_row['dense', 0.0]:.1f} %" in page
-    )
+    n_nonzero = {
+        (r["kind"], r["sparsity"]): r["n_nonzero"] for r in results("paper-quality-cnn")["summary"]
+    }
+    fewer = n_nonzero["units", 0.9] / n_nonzero["unstructured", 0.9]
+    more = n_nonzero["units", 0.95] / n_nonzero["unstructured", 0.95]
+    assert round(1 / (1 - fewer)) == 8
+    assert round(1 / (more - 1)) == 6
+    for level, difference in ((0.9, "an eighth fewer"), (0.95, "a sixth more")):
+        units, weights = by_row["units", level], by_row["unstructured", level]
+        said = f"{difference} nonzeros than single weights, which have {weights:.1f} %"
+        assert f"{units:.1f} %" in page[page.index(said) - 50 : page.index(said)]
+    assert f"(dense {by_row['dense', 0.0]:.1f} %), whole channels have" in page
 
 
 def test_the_table_of_structures():

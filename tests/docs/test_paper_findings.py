@@ -150,10 +150,16 @@ def test_what_is_said_of_the_digits():
         for row in ("sparse-0.9", "small-dense-0.9")
         for name in ("cnn-plain", "cnn-separable")
     ]
-    text = "at 90 % the sparse networks lose {:.1f} and {:.1f} points, the small ones {:.1f} and"
-    assert text.format(*lost_at_90[:3]) + f" {lost_at_90[3]:.1f}." in WORDS
+    of_plain, of_separable = (
+        "At 90 %, the plain network loses {:.1f} points if it is pruned and {:.1f} if it is made "
+        "small,",
+        "and the separable one {:.1f} and {:.1f}.",
+    )
+    plain, separable = lost_at_90[::2], lost_at_90[1::2]
+    assert f"{of_plain.format(*plain)} {of_separable.format(*separable)}" in WORDS
     plain, separable = (-differences(name)[97.5][0] for name in ("cnn-plain", "cnn-separable"))
-    assert f"small-dense is better by {plain:.0f} and by {separable:.0f} points." in WORDS
+    said = f"is better, by {plain:.0f} points (plain) and {separable:.0f} points (separable)."
+    assert said in WORDS
     sparse = rows_of("cnn-separable")["sparse-0.975"]
     n_pruned = round((sparse["n_params"] - sparse["n_nonzero"]) / 0.975)
     never_pruned = sparse["n_params"] - n_pruned

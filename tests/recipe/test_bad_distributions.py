@@ -31,6 +31,13 @@ def returning(pool_of=(0,), n_units=(8,), n_drop=((4,),)):
     return lambda leaves, floor: Pools(pool_of, n_units, n_drop)
 
 
+def planned_at(targets, assign, **arguments):
+    """The plan of a schedule with one of these sparsities at each step."""
+    schedule = jaxprune.SparsitySchedule(0, len(targets) - 1, 1, targets, **arguments)
+    regrow = "zero" if arguments else False
+    return jaxprune.plan(params(), schedule, regrow=regrow, distribution=mine(assign=assign))
+
+
 def wrong(name, assign, kind, *parts):
     """A case of a plan by a distribution that assigns so."""
     return case(name, lambda: planned(assign), kind, ("distribution mine: assign", *parts))
@@ -123,6 +130,12 @@ DISTRIBUTIONS = [
     wrong("drop_more", returning(n_drop=((9,),)), ValueError, "n_drop[0, 0]=9", "from 0 to 8"),
     wrong("drop_less", returning(n_drop=((-1,),)), ValueError, "n_drop[0, 0]=-1", "from 0 to 8"),
     case(
+        "drop_of_each_fire_alone",
+        lambda: planned_at((0.5, 0.75), returning(n_drop=((4,), (2,)))),
+        ValueError,
+        ("distribution mine: assign", "n_drop[1, 0]=2 after n_drop[0, 0]=4", "earlier fires"),
+    ),
+    case(
         "drop_in_unequal_groups",
         lambda: planned(returning(n_drop=((3,),)), structure=jaxprune.NM(1, 2)),
         ValueError,
@@ -145,6 +158,11 @@ def test_an_error_about_a_distribution_names_it_and_says_what_to_write(call, kin
 
 def test_the_right_pools_are_accepted():
     assert {leaf.path: leaf.n_zero for leaf in planned(returning()).leaves}["w"] == 4
+
+
+def test_a_pool_may_have_fewer_zeros_where_a_target_falls():
+    report = planned_at((0.75, 0.5), returning(n_drop=((6,), (4,))), may_fall=True)
+    assert {leaf.path: leaf.n_zero for leaf in report.leaves}["w"] == 4
 
 
 def test_a_floor_is_exact_whatever_number_it_was():
