@@ -6,6 +6,7 @@ It knows how many weights of each leaf are zero, and nothing else about pruning.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Any
 
 from jaxprune._base.paths import shown_path, spec_of
@@ -239,13 +240,17 @@ def leaf_report(
 ) -> LeafReport:
     """The row of a leaf, which need not be an array; `n_absent` of its weights do not exist.
 
+    A number counts as a weight; anything else that is not an array, such as a function, does not.
+
     Example:
-      >>> leaf_report("lr", 0.1, 0, "not an array").dtype
-      'float'
+      >>> row = leaf_report("lr", 0.1, 0, "not an array")
+      >>> row.dtype, row.size, leaf_report("activation", abs, 0, "not an array").size
+      ('float', 1, 0)
     """
     spec = spec_of(leaf)
     if spec is None:
-        return LeafReport(path, (), type(leaf).__name__, 1, n_zero, note)
+        size = int(isinstance(leaf, numbers.Number))
+        return LeafReport(path, (), type(leaf).__name__, size, n_zero, note)
     size = spec.size - n_absent
     return LeafReport(path, spec.shape, spec.dtype.name, size, n_zero, note, roles, is_exact)
 

@@ -218,18 +218,20 @@ def check_mask_dtype(path: str, mask: Any) -> None:
     )
 
 
-def mask_without_param(path: str, paths: Sequence[str], fix: str) -> str:
+def mask_without_param(path: str, paths: Sequence[str], masks: Sequence[str], fix: str) -> str:
     """The message for a mask whose path no param has.
 
     Args:
       path: of the mask.
       paths: of the params.
+      masks: the paths of all masks.
       fix: what to pass, unless the params are one part of the tree that was passed.
     """
     # The masks of an optimizer state have the paths of the params, too.
     ends = f"/{path}", f"masks/{path}"
     longer = next((p for p in paths if p.endswith(ends[0]) and not p.endswith(ends[1])), "")
-    if part := longer.removesuffix(ends[0]):
+    part = longer.removesuffix(ends[0])
+    if part and {f"{part}/{mask}" for mask in masks} <= set(paths):
         fix = (
             f"The path {longer} of a param ends with it: pass only the part {part!r} of this tree."
         )

@@ -185,7 +185,11 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
     if states:
         fix = "Pass the params that the optimizer was initialised with."
         if len(states) > 1:
-            fix = f"There are {len(states)} prune states: pass the params of all, or one state."
+            fix = (
+                f"There are {len(states)} prune states: pass the params of all of them; or, if "
+                "they belong to different networks, the params and the state of one at a time, "
+                "such as agent.actor.params and agent.actor.opt_state."
+            )
         trees = [(s.masks, _bits_of(s), _is_pruned(s)) for s in states]
     else:
         fix = "Pass masks like the params, or an optimizer state with jaxprune.prune in it."
@@ -194,11 +198,12 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
             raise ValueError(f"no mask in {kind_of(masks_or_opt_state)}. {fix}")
     leaf_at = dict(zip(paths, leaves, strict=True))
     masks_at: dict[str, list[Any]] = {path: [] for path in paths}
-    for tree, bits, is_pruned in trees:
-        mask_paths, masks, _ = leaves_with_paths(tree)
+    flat = [leaves_with_paths(tree)[:2] for tree, _, _ in trees]
+    all_paths = [path for mask_paths, _ in flat for path in mask_paths]
+    for (mask_paths, masks), (_, bits, is_pruned) in zip(flat, trees, strict=True):
         for i, (path, mask) in enumerate(zip(mask_paths, masks, strict=True)):
             if path not in leaf_at:
-                raise ValueError(mask_without_param(path, paths, fix))
+                raise ValueError(mask_without_param(path, paths, all_paths, fix))
             leaf = leaf_at[path]
             bits_of_leaf = None if bits is None else bits[i]
             fitting = _fitting_mask(path, mask, leaf, bits_of_leaf, is_of_state=bool(states))

@@ -11,7 +11,7 @@ from jaxprune._base.paths import leaves_with_paths, spec_of
 from jaxprune._trace.axis_rules import RULES
 from jaxprune._trace.products import products_of
 from jaxprune._trace.records import FIXED_BY_OUTPUT, KnownValues
-from jaxprune._trace.traced_arrays import fixed_array, slice_values
+from jaxprune._trace.traced_arrays import fixed_array, known_numbers, slice_values
 from jaxprune._trace.tracer import Tracer
 from jaxprune._trace.view_tracer import ViewTracer
 
@@ -156,7 +156,8 @@ def known_values(program: Program) -> KnownValues:
         x = numbers[leaf]
         if x is None:
             return None
-        return x.astype(np.float64).reshape(1) if axis < 0 else slice_values(x, axis)
+        x = known_numbers(x) if axis < 0 or np.iscomplexobj(x) else x
+        return x.reshape(1) if axis < 0 else slice_values(x, axis)
 
     return known
 
@@ -167,4 +168,4 @@ def to_numpy(leaf: Any) -> np.ndarray | None:
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return None
     x = np.asarray(leaf)
-    return x if x.dtype.kind in "biuf" else x.astype(np.float32)
+    return x if x.dtype.kind in "biufc" else x.astype(np.float32)

@@ -96,11 +96,23 @@ def fixed_array(shape: Sequence[int]) -> TracedArray:
 def constant_array(x: Any) -> TracedArray:
     """An array that is part of the program: its shape can't change, its values are known."""
     try:
-        x = np.asarray(x, np.float64)
+        x = known_numbers(np.asarray(x))
     except (TypeError, ValueError):  # a PRNG key
         return fixed_array(np.shape(x))
     axes = [Axis(size, None, slice_values(x, k)) for k, size in enumerate(x.shape)]
     return TracedArray(tuple(axes), float(x) if x.ndim == 0 else np.nan)
+
+
+def known_numbers(x: np.ndarray) -> np.ndarray:
+    """Numbers as float64: complex ones that are not real are NaN, which stands for unknown.
+
+    Example:
+      >>> known_numbers(np.array([0, 2, 1j]))
+      array([ 0.,  2., nan])
+    """
+    if np.iscomplexobj(x):
+        return np.where(np.imag(x) == 0, np.real(x), np.nan).astype(np.float64)
+    return x.astype(np.float64)
 
 
 def slice_values(x: np.ndarray, axis: int) -> np.ndarray | None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune._base.arguments import shown
-from jaxprune._base.paths import paths_of
+from jaxprune._base.paths import leaves_with_paths, listed, paths_of
 from jaxprune._recipe.budget import Budget
 
 AFTER_LOOKAHEAD = (
@@ -54,7 +54,17 @@ def first_state(optimizer: optax.GradientTransformationExtraArgs, params: Any) -
       ValueError: it is `optax.lookahead`, or has it inside, which can't be wrapped: its params are
         two copies, but its gradients are those of one.
     """
-    state = optimizer.init(params)
+    try:
+        state = optimizer.init(params)
+    except Exception as error:  # whatever the optimizer raises
+        paths, leaves, _ = leaves_with_paths(params)
+        functions = [p for p, x in zip(paths, leaves, strict=True) if callable(x)]
+        if functions:
+            error.add_note(
+                f"{listed(functions)}: the params hold functions. Pass the arrays alone: of an "
+                "Equinox model, eqx.filter(model, eqx.is_inexact_array)."
+            )
+        raise
     is_lookahead = lambda x: isinstance(x, optax.LookaheadState)
     if any(map(is_lookahead, jax.tree.leaves(state, is_leaf=is_lookahead))):
         raise ValueError(

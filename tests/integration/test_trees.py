@@ -97,6 +97,29 @@ def test_an_update_takes_a_whole_equinox_model_as_params(name):
     assert jaxprune.apply_masks(model, state).activation is model.activation
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda inner: jaxprune.prune(HALF, inner=inner),
+        lambda inner: jaxprune.rigl(0.5, 10, inner=inner),
+        jaxprune.keep_zeros,
+    ],
+)
+def test_an_optimizer_that_cannot_take_functions_says_what_to_pass(make):
+    sparse, _ = jaxprune.prune_params(eqx.nn.MLP(4, 4, 4, 1, key=jax.random.key(0)), 0.5)
+    with pytest.raises(TypeError) as caught:
+        make(optax.adam(1e-2)).init(sparse)
+    notes = " ".join(caught.value.__notes__)
+    assert "activation" in notes
+    assert "eqx.filter(model, eqx.is_inexact_array)" in notes
+
+
+def test_functions_are_no_weights():
+    model = eqx.nn.MLP(4, 4, 4, 1, key=jax.random.key(0))
+    for report in (jaxprune.summarize(model), jaxprune.plan(model, HALF)):
+        assert report.size == jaxprune.summarize(arrays(model)).size == 40
+
+
 def test_an_equinox_model_can_be_pruned_and_masked_as_it_is():
     model = eqx.nn.MLP(4, 4, 4, 1, key=jax.random.key(0))
     sparse, masks = jaxprune.prune_params(model, 0.5)

@@ -128,8 +128,8 @@ def test_plan_prints_as_a_table():
         "leaf       shape  dtype    weights  nonzero  sparsity  note",
         "fc/bias    50     float32       50       50     0.00%  1-D",
         "fc/kernel  60x50  float32    3,000      300    90.00%  override 'fc/kernel'",
-        "name              str            1        1     0.00%  not an array",
-        "total                        3,051      351    88.50%",
+        "name              str            0        0     0.00%  not an array",
+        "total                        3,050      350    88.52%",
         "unused: exclude: no_leaf matches no leaf",
     ]
 
@@ -300,7 +300,7 @@ def test_summarize_takes_whatever_a_tree_may_hold():
         "float": ((), "float", 1, 0),
         "key": ((), "key<fry>", 1, 0),
         "keys": ((2,), "key<fry>", 2, 0),
-        "name": ((), "str", 1, 0),
+        "name": ((), "str", 0, 0),
         "scalar": ((), "float16", 1, 1),
         "tiny": ((1, 2), "float32", 2, 1),
     }

@@ -574,6 +574,34 @@ def test_bfloat16_params_and_mixed_precision():
     assert small["w"].dtype == jnp.bfloat16
 
 
+@pytest.mark.filterwarnings("error")
+def test_complex_numbers_that_are_not_zero_are_not_taken_for_zero():
+    parts = np.random.default_rng(0).normal(size=(2, 16, 20)).astype(np.float32)
+    numbers = jnp.asarray(parts[0] + 1j * parts[1])
+    params = {"up": numbers[:8, :16].at[:, :8].set(0), "down": numbers[:, 16:]}
+    x = numbers[8:11, :8]
+    factors = np.array(1j * np.arange(1, 9), np.complex64)  # their real parts are zero
+
+    def apply_fn(params, x):
+        return ((x * factors) @ params["up"] * 1j) @ params["down"]
+
+    small, report = jaxprune.shrink(apply_fn, params, x)
+    assert small["up"].shape == (8, 8)
+    assert {g.kept for g in report.groups if ("up", 1) in g.members} == {8}
+
+
+def test_a_complex_constant_that_depends_on_a_length_refuses_the_axis():
+    params = {"up": jnp.ones((8, 16), complex).at[:, :8].set(0), "down": jnp.ones((16, 4), complex)}
+
+    def apply_fn(params, x):
+        length = params["up"].shape[1]
+        return ((x @ params["up"]) * np.array([1j * length])) @ params["down"]
+
+    small, report = jaxprune.shrink(apply_fn, params, jnp.ones((5, 8), complex))
+    assert small["up"].shape == (8, 16)
+    assert "a constant array in the model changes" in reason_for(report, "up", 1)
+
+
 # Refusals
 
 

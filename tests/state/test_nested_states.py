@@ -159,6 +159,25 @@ def test_every_state_of_an_agent_counts_not_only_opt_state():
         jaxprune.check({"actor": done.params["actor"]}, done)
 
 
+def test_the_params_of_several_networks_need_their_own_states():
+    params = {"actor": {"w": ones(4, 8), "b": ones(8)}, "critic": {"net": {"w": ones(4, 8)}}}
+    states = {}
+    for name, tree in params.items():
+        tx = jaxprune.prune(HALF)
+        updates, states[name] = tx.update(tree, tx.init(tree), tree)
+        params[name] = optax.apply_updates(tree, updates)
+        jaxprune.check(params[name], states[name], done=True)
+    for tree in (params, params["actor"], params["critic"]):
+        with pytest.raises(ValueError, match="2 prune states") as caught:
+            jaxprune.check(tree, states)
+        assert "the params and the state of one at a time" in str(caught.value)
+        assert "only the part" not in str(caught.value)
+    whole = {"params": params["actor"], "batch_stats": {"m": ones(3)}}
+    both = (states["actor"], states["actor"])
+    with pytest.raises(ValueError, match="pass only the part 'params' of this tree"):
+        jaxprune.check(whole, both)
+
+
 def test_states_of_disjoint_params_are_checked_together():
     tx = jaxprune.prune(HALF, inner=optax.sgd(0.1))
     done, half = (agent_of(tx, update_critic=update) for update in (True, False))
