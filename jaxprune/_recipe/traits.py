@@ -4,7 +4,9 @@ The rest of the package asks for these traits, and never for the class of a stru
 user-defined structures are treated like the built-in ones.
 """
 
+import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
@@ -109,6 +111,23 @@ def traits_of(structure: Structure) -> Traits:
     """
     defined = {name: getattr(structure, name, None) for name in Traits._fields}
     return Traits(**{name: value for name, value in defined.items() if value is not None})
+
+
+def text_of_units(structure: Any) -> str:
+    """A structure as a text, which is the same in every process: what its units are.
+
+    Example:
+      >>> from jaxprune import NM
+      >>> text_of_units(NM(2, 4))
+      'NM(n=2, m=4, axis=None)'
+    """
+    if dataclasses.is_dataclass(structure):
+        names = [field.name for field in dataclasses.fields(structure)]
+        values = (f"{name}={text_of_units(getattr(structure, name))}" for name in names)
+        return f"{type(structure).__qualname__}({', '.join(values)})"
+    if isinstance(structure, np.ndarray):
+        return f"{structure.dtype}{structure.shape}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(structure))
 
 
 def unit_sizes_of(structure: Structure, shape: tuple[int, ...]) -> dict[Fraction, int]:

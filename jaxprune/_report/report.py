@@ -326,7 +326,9 @@ _MISPLACED = (
 _REPLACED = (
     " If you replaced weights, such as those of a layer that you reset, mask them before the next "
     "update, params = jaxprune.apply_masks(params, opt_state), and now set the count to 0: "
-    "opt_state = optax.tree.set(opt_state, violations=jnp.int32(0))."
+    "opt_state = optax.tree.set(opt_state, violations=jnp.int32(0)). If a leaf was left out of "
+    "pruning for a while and then pruned again, its old mask came back: call "
+    "jaxprune.upgrade_state(tx, params, opt_state) whenever the rules change."
 )
 _DENSE = (
     'With regrow="hold" and "train" the params stay dense. Check what the model uses, '

@@ -212,7 +212,7 @@ def _masks_lack(name: str, member: _Member, account: int) -> list[str]:
     progress, due = member.progress, int(member.progress.due[account])
     of_account = progress.pool_of == account
     n, unit = int(member.masked[of_account].sum()), "weights"
-    if not progress.unit_size[account]:
+    if progress.unit_size[account] <= 0:
         fired = int(progress.zeros[of_account].sum())
         if n < fired or (n > fired and progress.exact):
             return [f"{name}: the masks drop {n:,} weights, but {fired:,} at the last fire"]
@@ -229,7 +229,7 @@ def _params_lack(name: str, member: _Member, account: int) -> list[str]:
     progress = member.progress
     of_account = progress.pool_of == account
     n, due = int(member.zero[of_account].sum()), int(progress.due[account])
-    if not progress.unit_size[account]:
+    if progress.unit_size[account] <= 0:
         due = int(member.masked[of_account].sum())
     return [] if n >= due else [f"{name}: {n:,} weights are zero, but {due:,} are due"]
 

@@ -59,7 +59,8 @@ class Progress(NamedTuple):
       reached: int[n_leaves], how many units each account drops now; -1 where the next update has
         to find out.
       unit_size: int32[n_leaves], 1 for an account whose units are weights of one pool, so that its
-        zeros say what is reached; 0 for every other.
+        zeros say what is reached. For every other, a negative number that stands for the structure:
+        where it changes, `reached` counted other units.
       schedule: int32[3], the first fire, the last fire, and the steps between fires.
       fires_left: int32 scalar, the fires of the schedule that are still to come.
       target: float32 scalar, the sparsity of the pruned leaves when the schedule is done.

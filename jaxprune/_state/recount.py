@@ -56,11 +56,11 @@ def with_saved_counts(
       saved: the arrays of a saved progress by name; may be empty.
       names: which of them to take.
     """
-    same = [
-        np.array_equal(unboxed(getattr(progress, name)), saved[name])
-        for name in ("pool_of", "unit_size", "zeros")
-        if name in saved
-    ]
+    own = {name: np.asarray(unboxed(getattr(progress, name))) for name in ("pool_of", "zeros")}
+    same = [np.array_equal(own[name], saved[name]) for name in own if name in saved]
+    if "unit_size" in saved:  # where units are not weights, older releases have a 0
+        own_units, units = np.asarray(unboxed(progress.unit_size)), np.asarray(saved["unit_size"])
+        same.append(bool(np.all((own_units == units) | ((own_units < 0) & (units == 0)))))
     if not same or not all(same):
         return progress
     return with_counts(progress, **{name: np.asarray(saved[name]) for name in names})

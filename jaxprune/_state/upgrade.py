@@ -167,10 +167,27 @@ def _fitted_prune_state(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> P
     state = fresh._replace(**fields)
     if fresh.progress is None:  # this JAX can't pass on its counts
         return state
-    state = state._replace(progress=recounted(fresh.progress, state))
     old_progress = _child(old, jax.tree_util.GetAttrKey("progress"), len(fields))
     old_progress = None if old_progress is _MISSING else old_progress
+    state = _without_stale_masks(state, fresh, old_progress)
+    state = state._replace(progress=recounted(fresh.progress, state))
     return _with_saved_progress(state, fresh.progress, old_progress)
+
+
+def _without_stale_masks(state: PruneState, fresh: PruneState, old: Any) -> PruneState:
+    """The state with new masks for leaves that are not pruned now, or were not when it was saved.
+
+    A leaf that was left out for a while still has its mask of the time before.
+    """
+    saved = _saved_arrays(fresh.progress, old)
+    are_stale = np.asarray(unboxed(fresh.progress.pool_of)) < 0
+    if "pool_of" in saved:
+        are_stale = are_stale | (np.asarray(saved["pool_of"]) < 0)
+    are_stale = np.all(are_stale.reshape(-1, are_stale.shape[-1]), 0).tolist()
+    masks, treedef = jax.tree.flatten(state.masks)
+    new = jax.tree.leaves(fresh.masks)
+    masks = [n if stale else m for n, m, stale in zip(new, masks, are_stale, strict=True)]
+    return state._replace(masks=treedef.unflatten(masks))
 
 
 def _with_saved_progress(state: PruneState, fresh: Progress, old: Any) -> PruneState:

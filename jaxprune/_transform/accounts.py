@@ -6,6 +6,7 @@ neither.
 """
 
 import math
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jaxprune._base.counting import counting, is_wide
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.schedule_list import ChosenSchedule, ScheduleList
+from jaxprune._recipe.traits import text_of_units
 from jaxprune._state.progress import Choices, Progress, count_dtype
 from jaxprune._transform.settings import Settings
 
@@ -75,6 +77,7 @@ def _accounts_of(is_exact: bool, budget: Budget) -> Accounts:
     asked = np.zeros((n_fires + 1, n_leaves), np.int64)
     n_units = [0]
     account_of: dict[tuple[int, ...], int] = {}  # by its pools
+    units_of: dict[int, list[str]] = {}  # of each account
     for i, leaf, shape in zip(budget.chosen, budget.leaves, shapes, strict=True):
         account = account_of.setdefault(leaf.pools, i)
         pool_of[i] = account
@@ -86,6 +89,10 @@ def _accounts_of(is_exact: bool, budget: Budget) -> Accounts:
             unit_size[i] = is_counted
         elif not is_counted:
             unit_size[account] = 0
+        units_of.setdefault(account, []).append(f"{text_of_units(leaf.structure)} {leaf.axes}")
+    for account, units in units_of.items():
+        if not unit_size[account]:
+            unit_size[account] = -1 - zlib.crc32("; ".join(units).encode()) % (2**31 - 1)
     if is_exact:
         asked[0] = asked[1]
     largest = max(map(math.prod, shapes), default=0) * n_parts, max(n_units)

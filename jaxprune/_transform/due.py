@@ -46,11 +46,15 @@ def with_known_counts(settings: Settings, accounts: Accounts, progress: Progress
     if progress.sizes is not None:
         progress = _over_all_parts(settings, accounts, progress)
     with counting(is_wide(progress.reached)):
-        same = all_of(
-            (progress.pool_of == accounts.pool_of) & (progress.unit_size == accounts.unit_size)
-        )
+        same = all_of((progress.pool_of == accounts.pool_of) & _has_units_of(accounts, progress))
         unknown = jnp.full_like(progress.reached, UNKNOWN)
         return progress._replace(reached=jnp.where(same, progress.reached, unknown))
+
+
+def _has_units_of(accounts: Accounts, progress: Progress) -> Any:
+    """Whether each count is of the units of these accounts; states of older releases may say 0."""
+    is_old = (progress.unit_size == 0) & (accounts.unit_size < 0)
+    return (progress.unit_size == accounts.unit_size) | is_old
 
 
 def _over_all_parts(settings: Settings, accounts: Accounts, progress: Progress) -> Progress:
@@ -73,6 +77,18 @@ def _over_all_parts(settings: Settings, accounts: Accounts, progress: Progress) 
             zeros=jnp.where(are_of_parts, zeros, progress.zeros),
             reached=jnp.where(are_of_parts, reached, progress.reached),
         )
+
+
+def dropped_by_stale_masks(accounts: Accounts, progress: Progress) -> jax.Array:
+    """How many weights the masks drop of leaves that the last update did not prune.
+
+    Such a mask is of a time before the leaf was left out. Nothing has applied it since, so its
+    weights have trained, and this update sets them to zero. `upgrade_state` prevents it.
+    """
+    are_new = jnp.asarray(accounts.pool_of >= 0) & (progress.pool_of < 0)
+    with counting(is_wide(progress.zeros)):
+        n = jnp.sum(jnp.where(are_new, progress.zeros, jnp.zeros_like(progress.zeros)))
+        return jnp.minimum(n, np.iinfo(np.int32).max)
 
 
 def with_own_choices(settings: Settings, accounts: Accounts, choices: Any) -> Any:

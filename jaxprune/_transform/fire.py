@@ -29,6 +29,7 @@ from jaxprune._transform.accounts import accounts_of, next_progress
 from jaxprune._transform.algorithms import Inputs
 from jaxprune._transform.due import (
     counted,
+    dropped_by_stale_masks,
     has_work,
     in_dtypes,
     is_behind,
@@ -97,6 +98,9 @@ def fire(
 
     def trip(carry: Carry) -> Carry:
         old = carry.fired
+        if settings.lands and settings.algorithm.changes:
+            stale = dropped_by_stale_masks(accounts, old.progress).astype(old.violations.dtype)
+            old = old._replace(violations=jnp.maximum(old.violations, stale))
         known = with_known_counts(settings, accounts, old.progress)
         fired = with_new_masks(old._replace(progress=known))
         progress = next_progress(settings, accounts, step, fired.progress)

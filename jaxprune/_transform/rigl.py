@@ -47,10 +47,11 @@ def rigl(
     keeps its value. The fraction of kept weights that is dropped in a swap decreases to zero at
     `end_step`; at step t it is `drop_fraction / 2 * (1 + cos(pi * t / end_step))`.
 
-    The number of kept weights of each leaf never changes. After `set_masks` with masks of your own,
-    updates drop or grow weights until every leaf keeps as many as its sparsity says; `overrides`
-    gives a leaf the sparsity of its mask. A weight that was zero before and grows starts at
-    zero, with zero moments in the optimizer, and is trained from the next step on.
+    The number of kept weights of each leaf never changes. After `set_masks` with masks of your own
+    that keep more than the sparsity says, the next update drops the smallest; masks that keep fewer
+    grow at the swaps, by at most the number that is dropped there, so they may never have as many.
+    `overrides` gives a leaf the sparsity of its mask. A weight that was zero before and grows
+    starts at zero, with zero moments in the optimizer, and is trained from the next step on.
 
     Mask the params once before training, so that the first gradient is that of the sparse network:
     `params = jaxprune.apply_masks(params, opt_state)`. Without this, the first update sets dropped

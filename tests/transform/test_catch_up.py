@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 import jaxprune
 import jaxprune._state.progress
 from helpers import grads_at, random_params
+from jaxprune._recipe.coupled import Coupled
 
 SHAPES = {"a": (8, 12), "b": {"kernel": (12, 5), "bias": (5,)}}
 SIZES = {"a": 96, "b": 60}
@@ -278,3 +279,102 @@ def test_what_a_pool_has_reached_is_not_what_one_of_its_leaves_has():
     apart = jaxprune.prune(schedule, overrides={"b": 0.0})
     _, state = apart.update(params, state, params)
     assert state.masks["a"][:, 0].tolist() == [0, 0, 1, 1]
+
+
+def zeros_of(leaf):
+    return int((leaf == 0).sum())
+
+
+def trained_on(tx, params, state, n_steps):
+    for _ in range(n_steps):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+UNITS = [
+    jaxprune.NM(2, 4, axis=-2),
+    jaxprune.NM(2, 4, axis=-1),
+    jaxprune.Block((1, 2)),
+    jaxprune.Block((4, 4)),
+    jaxprune.Channel(),
+    jaxprune.Channel(axis=0),
+    {"w": jaxprune.Block((2, 1))},
+]
+
+
+@pytest.mark.parametrize("upgraded", (False, True))
+@pytest.mark.parametrize("second", UNITS, ids=repr)
+@pytest.mark.parametrize("first", UNITS, ids=repr)
+def test_another_structure_is_decided_anew(first, second, upgraded):
+    """Units of one structure were taken for those of another, so that nothing was due."""
+    params = {"w": jax.random.normal(jax.random.key(0), (16, 16)), "b": jnp.ones(16)}
+    half, optimizer = jaxprune.one_shot_schedule(0.5), optax.sgd(0.01)
+    tx = jaxprune.prune(half, inner=optimizer, structure=first)
+    params, state = trained_on(tx, params, tx.init(params), 3)
+    before = jaxprune.get_masks(state)
+    tx = jaxprune.prune(half, inner=optimizer, structure=second)
+    if upgraded:
+        state = jaxprune.upgrade_state(tx, params, state)
+    params, state = trained_on(tx, params, state, 2)
+    jaxprune.check(params, state, done=True)
+    masks = jaxprune.get_masks(state)
+    assert zeros_of(params["w"]) == zeros_of(masks["w"])
+    assert not (masks["w"] & ~before["w"]).any()
+    _, at_once = jaxprune.prune_params({"w": params["w"]}, 0.5, structure=second)
+    assert not (masks["w"] & ~at_once["w"]).any()  # nothing is left to drop
+    if first == second:
+        assert (masks["w"] == before["w"]).all()
+
+
+def test_the_text_of_units_tells_structures_apart_in_every_process():
+    class Own:
+        """A structure of a user that prints with its address."""
+
+        def __init__(self, n):
+            self.n = n
+
+    from jaxprune._recipe.traits import text_of_units
+
+    texts = [text_of_units(structure) for structure in UNITS[:-1]]
+    assert len(set(texts)) == len(texts)
+    assert "0x" not in text_of_units(Own(1))
+    groups = [Coupled("fc", 1, unit_of, 2) for unit_of in ((0, 1), (1, 0))]
+    assert len({text_of_units(group) for group in groups}) == 2
+
+
+def left_out_for_a_while(packed):
+    """A run that leaves a leaf out after it was pruned, and a transform that prunes it again."""
+    params = {"a": jax.random.normal(jax.random.key(0), (8, 8)), "b": jnp.ones(8)}
+    params["c"] = jax.random.normal(jax.random.key(1), (8, 8))
+    half, options = jaxprune.one_shot_schedule(0.5), dict(inner=optax.sgd(0.01), packed=packed)
+    tx = jaxprune.prune(half, **options)
+    params, state = trained_on(tx, params, tx.init(params), 2)
+    params, state = trained_on(jaxprune.prune(half, exclude="c", **options), params, state, 3)
+    assert zeros_of(params["c"]) == zeros_of(jaxprune.get_masks(state)["c"]) == 0
+    again = lambda step: jaxprune.prune(jaxprune.one_shot_schedule(0.75, step), **options)
+    return params, state, again
+
+
+@pytest.mark.parametrize("packed", (False, True))
+@pytest.mark.parametrize("step", (5, 7))
+def test_an_upgraded_state_has_no_masks_of_leaves_that_were_left_out(packed, step):
+    params, state, again = left_out_for_a_while(packed)
+    tx = again(step)
+    state = jaxprune.upgrade_state(tx, params, state)
+    assert zeros_of(jaxprune.get_masks(state)["c"]) == 0
+    params, state = trained_on(tx, params, state, step - 5)
+    assert zeros_of(params["c"]) == 0
+    params, state = trained_on(tx, params, state, 2)
+    jaxprune.check(params, state, done=True)
+    assert (zeros_of(params["a"]), zeros_of(params["b"]), zeros_of(params["c"])) == (48, 0, 48)
+    assert int(state.violations) == 0
+
+
+@pytest.mark.parametrize("step", (5, 7))
+def test_an_old_mask_that_comes_back_is_reported(step):
+    params, state, again = left_out_for_a_while(packed=False)
+    params, state = trained_on(again(step), params, state, 4)
+    assert int(state.violations) == 32
+    with pytest.raises(ValueError, match="its old mask came back: call"):
+        jaxprune.check(params, state)

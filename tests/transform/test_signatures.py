@@ -22,7 +22,7 @@ def parameters(name):
 # default or annotation differs on purpose.
 TABLE = {
     "plan": ("prune", ("params",), ("schedule",)),
-    "prune_params": ("prune", ("params", "sparsity", "grads"), ()),
+    "prune_params": ("prune", ("params", "sparsity", "grads"), ("score",)),
     "rigl": (
         "prune",
         ("final_sparsity", "end_step", "every", "drop_fraction", "key", "grow"),
@@ -55,6 +55,7 @@ def test_shared_arguments_agree(name):
 def test_signatures_differ_only_where_it_is_on_purpose():
     prune, rigl = parameters("prune"), parameters("rigl")
     assert prune["inner"].default is None
+    assert parameters("prune_params")["score"].default is prune["score"].default  # no sums there
     assert rigl["inner"].default is EMPTY  # whose moments would be reset?
     assert prune["distribution"].default is jaxprune.uniform
     assert rigl["distribution"].default is jaxprune.erk
