@@ -24,6 +24,7 @@ from jaxprune._base.paths import (
     shown_path,
 )
 from jaxprune._base.same_values import can_be_read
+from jaxprune._base.sharding import placed_like
 from jaxprune._base.trees import ArrayTree, State
 from jaxprune._state.bit_masks import to_bits, widths_of
 from jaxprune._state.masks import check_mask_dtype, wrong_shape
@@ -158,6 +159,9 @@ def set_masks(opt_state: Any, masks: ArrayTree) -> Any:
     the old masks don't tell which of several mapped axes holds the parts, they are those of each
     part until the next update.
 
+    With several processes, call it in all of them: it waits for the others. Only print under
+    `if jax.process_index() == 0`.
+
     Args:
       opt_state: an optax state with prune states inside, or a TrainState or `nnx.Optimizer` that
         holds one. With several, each takes the masks of its own leaves.
@@ -168,7 +172,8 @@ def set_masks(opt_state: Any, masks: ArrayTree) -> Any:
         the masks, such as `include=tuple(groups)`.
 
     Returns:
-      The same state with these masks. They are stored as bit masks if the old ones were.
+      The same state with these masks. They are stored as bit masks if the old ones were, and on
+      the devices of the old ones.
 
     Raises:
       TypeError: masks of floating point numbers, or shapes in place of arrays; names the path.
@@ -279,7 +284,18 @@ def _with_masks(state: PruneState, new: Mapping[str, Any]) -> PruneState:
     ]
     if state.widths is not None:
         stored = [to_bits(mask, n_batch_axes_of(state)) for mask in stored]
+    stored = list(map(_placed_like, stored, jax.tree.leaves(state.masks)))
     return with_new_masks(state, treedef.unflatten(stored))
+
+
+def _placed_like(mask: jax.Array, old: Any) -> jax.Array:
+    """A mask on the devices of the old one, which are those of its param.
+
+    An old mask that JAX may still place anywhere, as before the params are sharded, tells nothing.
+    """
+    is_known = isinstance(old, jax.Array) and not isinstance(old, jax.core.Tracer)
+    is_placed = is_known and old.committed
+    return placed_like(mask, old) if is_placed else mask
 
 
 def _check_widths(function: str, state: PruneState) -> None:

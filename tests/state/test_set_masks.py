@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from helpers import ones
+from helpers import assert_placed_like, make_mesh, ones, place, stepper
 
 ONCE = jaxprune.one_shot_schedule(0.0)
 PARAMS = {"a": jnp.array([[0.0, 1.0], [2.0, 0.0]]), "b": {"kernel": jnp.array([[0.0, 3.0]])}}
@@ -321,3 +322,36 @@ def test_each_state_keeps_the_masks_of_its_own_leaves_only():
     assert own.sum() == 10
     for masks in (jaxprune.get_masks(state), jaxprune.get_masks(state, params)):
         np.testing.assert_array_equal(masks["a"], own)
+
+
+@pytest.mark.parametrize("axis_type", (AxisType.Auto, AxisType.Explicit))
+@pytest.mark.parametrize("packed", (False, True))
+@pytest.mark.parametrize("jit", (False, True))
+def test_masks_from_the_host_get_the_sharding_of_the_old_ones(axis_type, packed, jit):
+    mesh = make_mesh((4, 2), axis_type)
+    w = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    leaves = {"w": w, "rows": w, "bias": np.ones(4, np.float32)}
+    masks = {"w": w > 0, "rows": w < 0, "bias": np.ones(4, bool)}
+    with jax.set_mesh(mesh):
+        params = place(leaves, mesh, {"w": P("data", "model"), "rows": P("data"), "bias": P()})
+        tx = prune(packed=packed)
+        old = (jax.jit(tx.init) if jit else tx.init)(params)
+        state = jaxprune.set_masks(old, masks)
+        assert_placed_like(state.masks, old.masks)
+        if not packed:
+            assert_placed_like(state.masks, params)
+        jax.tree.map(np.testing.assert_array_equal, jaxprune.get_masks(state), masks)
+        params = jaxprune.apply_masks(params, state)
+        _, state, params = stepper(tx)(params, state, params)
+        assert_placed_like(state.masks, old.masks)
+        jaxprune.check(params, state)
+
+
+def test_sharded_masks_stay_so_where_the_old_ones_may_lie_anywhere():
+    mesh = make_mesh((4, 2), AxisType.Auto)
+    params = {"w": ones(8, 2)}
+    state = prune().init(params)  # before the params are sharded
+    sharded = place(params, mesh, {"w": P("data")})
+    state = jaxprune.set_masks(state, jaxprune.masks_from_params(sharded))
+    assert state.masks["w"].sharding.is_equivalent_to(NamedSharding(mesh, P("data")), 2)
+    stepper(prune())(sharded, state, sharded)
