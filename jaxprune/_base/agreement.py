@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,15 +25,19 @@ import numpy as np
 
 from jaxprune._base.paths import shown_path
 
-# The digests of what this process prunes each tree with, by the paths of the tree. With one process
-# it stays empty.
+# The digests of what this process has traced for each tree since the last comparison, by the paths
+# of the tree; and the trees whose digests differed then. With one process both stay empty.
 _recorded: dict[tuple[str, ...], set[bytes]] = {}
+_refused: set[tuple[str, ...]] = set()
 
 
 def check_agreement(*configured: Any, what: str = "the pruning configuration") -> None:
     """Raises an error in every process unless all processes pass equal values.
 
     Functions are compared by their modules and names. With one process it returns immediately.
+
+    With several processes, call it in all of them: it waits for the others. Only print under
+    `if jax.process_index() == 0`.
 
     Args:
       configured: what to compare: NumPy arrays, or host values whose `repr` shows every difference,
@@ -59,43 +64,79 @@ def check_agreement(*configured: Any, what: str = "the pruning configuration") -
 
 def remember(paths: Sequence[str], *configured: Any) -> None:
     """Records what the tree of these paths is pruned with; with one process, nothing."""
-    if jax.process_count() > 1:
-        _recorded.setdefault(tuple(paths), set()).add(digest(*configured))
+    if jax.process_count() == 1:
+        return
+    tree = tuple(paths)
+    if tree in _refused:  # the user has built the transformation anew
+        _refused.remove(tree)
+        _recorded.pop(tree, None)
+    _recorded.setdefault(tree, set()).add(digest(*configured))
 
 
 def check_remembered(trees: Iterable[Sequence[str]]) -> None:
     """Raises an error in every process if they have pruned one of these trees in different ways.
 
-    All processes must call this at the same place. A process that has not pruned a tree yet, for
-    instance because it has restored it, agrees with all others.
+    All processes must call this at the same place. A process may have traced other transformations
+    of the same tree, only to look at them; so the processes agree if they have as many digests in
+    common as the tree has states. One that has traced none since the last comparison, for instance
+    because it has restored the state, agrees with all others.
 
     Args:
-      trees: the paths of each tree.
+      trees: the paths of the tree of each prune state.
 
     Raises:
       ValueError: naming the processes that differ.
     """
     if jax.process_count() == 1:
         return
-    for paths in trees:
-        recorded = sorted(_recorded.get(tuple(paths), ()))
-        if different := _processes_that_differ(digest(recorded) if recorded else None):
+    for tree, n_states in Counter(map(tuple, trees)).items():
+        traced = {i: own for i, own in enumerate(_all_recorded(tree)) if own}
+        if not traced:
+            continue
+        first = next(iter(traced.values()))
+        common = first.intersection(*traced.values())
+        if len(common) < min([n_states, *map(len, traced.values())]):
+            _refused.add(tree)
+            different = [i for i, own in traced.items() if own != first]
             raise ValueError(
                 "prune was given different arguments in different processes: "
                 f"{_listed(different)} from the first. Build the same transformation in all of "
                 "them; jaxprune.check_agreement(schedule, ...) shows where they differ."
             )
+        if len(traced) == jax.process_count():
+            _recorded.pop(tree)
 
 
-def _processes_that_differ(own_digest: bytes | None) -> list[int]:
-    """The processes whose digest is not equal to the first; a process may have none."""
+def _all_recorded(tree: tuple[str, ...]) -> list[set[bytes]]:
+    """The digests that each process has recorded for a tree."""
+    own = sorted(_recorded.get(tree, ()))
+    n_most = max(1, int(_of_all_processes("check", np.array(len(own))).max()))
+    rows = np.zeros((n_most, hashlib.sha256().digest_size), np.uint8)  # no digest is all zeros
+    for row, its_digest in zip(rows, own, strict=False):
+        row[:] = np.frombuffer(its_digest, np.uint8)
+    gathered = _of_all_processes("check", rows)
+    return [{row.tobytes() for row in of_process if row.any()} for of_process in gathered]
+
+
+def _processes_that_differ(own_digest: bytes) -> list[int]:
+    """The processes whose digest is not equal to the first."""
+    rows = _of_all_processes("check_agreement", np.frombuffer(own_digest, np.uint8))
+    return [i for i, row in enumerate(rows) if not np.array_equal(row, rows[0])]
+
+
+def _of_all_processes(function: str, x: np.ndarray) -> np.ndarray:
+    """An array of every process, stacked; `function` is the public one that the user called."""
     from jax.experimental import multihost_utils
 
-    row = np.frombuffer(own_digest or bytes(hashlib.sha256().digest_size), np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(row))
-    digests = {i: row.tobytes() for i, row in enumerate(rows) if row.any()}
-    first = next(iter(digests.values()), None)
-    return [i for i, its_digest in digests.items() if its_digest != first]
+    try:
+        return np.asarray(multihost_utils.process_allgather(x))
+    except Exception as error:
+        error.add_note(
+            f"jaxprune.{function}: all {jax.process_count()} processes exchange digests here, so "
+            f"call it in every process, and only print under `if jax.process_index() == 0`. If "
+            "they all do, look for one that has stopped with another error."
+        )
+        raise
 
 
 def digest(*configured: Any) -> bytes:
@@ -179,9 +220,7 @@ def _digests(arrays: Sequence[jax.Array]) -> np.ndarray:
         for shard in x.addressable_shards:
             row[place[shard.device.id]] = np.frombuffer(_digest_of_part(shard.data), np.uint8)
     if not all(x.is_fully_addressable for x in arrays):
-        from jax.experimental import multihost_utils
-
-        digests = np.asarray(multihost_utils.process_allgather(digests)).max(0)
+        digests = _of_all_processes("check", digests).max(0)
     return digests
 
 

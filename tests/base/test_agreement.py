@@ -11,8 +11,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from helpers import make_mesh, stepper
-from jaxprune._base.agreement import digest, diverged
+from helpers import assert_says, make_mesh, stepper
+from jaxprune._base import agreement
+from jaxprune._base.agreement import check_remembered, digest, diverged, remember
+
+TREE = ("fc/kernel",)
 
 
 def spread(x, spec, odd=()):
@@ -94,3 +97,79 @@ def test_the_digest_does_not_depend_on_the_order_of_names_or_on_addresses():
     swapped = functools.partial(scaled, **{"high": 2, "low": 1})
     assert digest(first) == digest(second) == digest(swapped)
     assert digest(object()) == digest(object())
+
+
+@pytest.fixture
+def of_peer(monkeypatch):
+    """This process is the first of two: a list of the digests that the second one has recorded."""
+    own, peer = {}, []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(agreement, "_recorded", own)
+    monkeypatch.setattr(agreement, "_refused", set())
+    both = lambda tree: [set(own.get(tree, ())), set(map(digest, peer))]
+    monkeypatch.setattr(agreement, "_all_recorded", both)
+    return peer
+
+
+def agree(own, peer, of_peer, n_states=1):
+    """Whether two processes agree after they have traced these settings."""
+    for settings in own:
+        remember(TREE, settings)
+    of_peer[:] = peer
+    try:
+        check_remembered([TREE] * n_states)
+    except ValueError as error:
+        assert_says(str(error), "prune was given different arguments", "process 1 of 2 differs")
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("own", "peer", "n_states", "expected"),
+    [
+        ("", "", 1, True),
+        ("a", "a", 1, True),
+        ("a", "b", 1, False),
+        ("", "a", 1, True),  # this process has restored the state
+        ("ab", "a", 1, True),  # it has also looked at another candidate
+        ("ab", "ac", 1, True),
+        ("ab", "cd", 1, False),
+        ("ab", "ba", 2, True),
+        ("ab", "ac", 2, False),  # the second transformation of a chain differs
+        ("abx", "aby", 2, True),
+        ("a", "a", 2, True),  # one transformation, for two networks
+    ],
+)
+def test_processes_agree_with_as_many_settings_in_common_as_there_are_states(
+    own, peer, n_states, expected, of_peer
+):
+    assert agree(own, peer, of_peer, n_states) == expected
+
+
+def test_only_what_was_traced_since_the_last_comparison_is_compared(of_peer):
+    assert agree("a", "a", of_peer)
+    assert agree("", "", of_peer)
+    assert agree("x", "", of_peer), "only looked at"
+    assert agree("b", "b", of_peer), "the next run"
+    assert not agree("b", "c", of_peer), "a mistake in a later run"
+    assert not agree("", "c", of_peer), "nothing has changed"
+    assert agree("d", "d", of_peer), "built anew in all processes, as the error says"
+
+
+@pytest.mark.parametrize("function", ("check", "check_agreement"))
+def test_where_the_exchange_fails_a_note_names_the_function_that_all_must_call(
+    function, monkeypatch
+):
+    def fail(x):
+        raise RuntimeError("another task died")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", fail)
+    calls = {
+        "check": lambda: check_remembered([TREE]),
+        "check_agreement": lambda: jaxprune.check_agreement(0.5),
+    }
+    with pytest.raises(RuntimeError, match="another task died") as error:
+        calls[function]()
+    [note] = error.value.__notes__
+    assert_says(note, f"jaxprune.{function}", "all 2 processes", "jax.process_index() == 0")
