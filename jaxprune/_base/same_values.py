@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune._base.on_host import is_here
 from jaxprune._base.paths import spec_of
 
 
@@ -35,5 +36,5 @@ def same_values(a: Any, b: Any) -> bool:
 def can_be_read(x: Any) -> bool:
     """Whether a value is an array, or a number, whose values are here and known."""
     if isinstance(x, jax.Array):
-        return not isinstance(x, Tracer) and not x.is_deleted() and x.is_fully_addressable
+        return not isinstance(x, Tracer) and not x.is_deleted() and is_here(x)
     return isinstance(x, (np.ndarray, np.generic, int, float, complex))

@@ -20,7 +20,16 @@ import numpy as np
 from jaxprune._base.argument_types import Selection
 from jaxprune._base.arguments import as_file_path, is_int, shown
 from jaxprune._base.flax_import import import_flax
-from jaxprune._base.paths import as_rules, is_model, leaves_with_paths, listed, matches, spec_of
+from jaxprune._base.on_host import check_here
+from jaxprune._base.paths import (
+    as_rules,
+    is_model,
+    leaves_with_paths,
+    listed,
+    matches,
+    shown_path,
+    spec_of,
+)
 from jaxprune._blocks.packed_matrix import PackedMatrix, pack_matrix, packed_matmul
 from jaxprune._files.save_load import nested
 from jaxprune._files.shard_reader import open_params
@@ -63,6 +72,7 @@ def pack_kernels(
     for path, leaf in zip(paths, leaves, strict=True):
         spec = spec_of(leaf)
         if spec is not None and is_chosen(rules, path, spec):
+            check_here(f"pack_kernels: {shown_path(path)}", leaf)
             packed[path] = pack_matrix(leaf, block=block, batch=batch)
     if not packed:
         raise ValueError(f"nothing to pack: {_no_match(include, paths)}")

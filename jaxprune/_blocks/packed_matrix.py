@@ -25,6 +25,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxprune._base.arguments import as_array, is_int, shown
+from jaxprune._base.on_host import check_here
 from jaxprune._base.paths import check_not_donated
 from jaxprune._base.same_values import same_values
 
@@ -311,6 +312,7 @@ def _as_host(name: str, value: Any) -> np.ndarray:
             "function."
         )
     check_not_donated("pack_matrix", {name: value})
+    check_here(f"pack_matrix: {name}", value, name)
     is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     try:
         array = np.asarray(None if is_key else value)

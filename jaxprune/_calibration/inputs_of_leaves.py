@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune._base.arguments import shown
+from jaxprune._base.on_host import is_here
 from jaxprune._base.paths import listed
 from jaxprune._base.same_values import same_values
 from jaxprune._calibration.moments import Moments
@@ -139,8 +140,7 @@ def _may_be_positive(count: Any) -> bool:
     if isinstance(count, Tracer):
         return True
     if isinstance(count, jax.Array):
-        can_be_read = count.is_fully_addressable or count.is_fully_replicated
-        return not can_be_read or bool(np.asarray(count).any())
+        return not is_here(count) or bool(np.asarray(count).any())
     return bool(np.any(count))
 
 

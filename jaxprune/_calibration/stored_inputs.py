@@ -12,6 +12,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune._base.arguments import as_file_path, shown
+from jaxprune._base.on_host import to_host
+from jaxprune._base.paths import shown_path
 from jaxprune._calibration.inputs_of_leaves import LayerInputs
 from jaxprune._calibration.moments import Moments
 from jaxprune._files.atomic import atomic_file
@@ -58,8 +60,9 @@ def save_inputs(path: str | os.PathLike[str], inputs: LayerInputs) -> None:
     }
     arrays = {_ABOUT: np.array(json.dumps(about))}
     for name, moments in inputs.items():
-        arrays[f"count/{name}"] = np.asarray(moments.count)
-        arrays[f"gram/{name}"] = np.asarray(moments.gram)
+        where = f"save_inputs: {shown_path(name)}"
+        arrays[f"count/{name}"] = to_host(where, moments.count, "inputs")
+        arrays[f"gram/{name}"] = to_host(where, moments.gram, "inputs")
     with (
         atomic_file(path) as file,
         zipfile.ZipFile(file, "w") as archive,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import shown
+from jaxprune._base.on_host import to_host
 from jaxprune._base.paths import listed, shown_path, spec_of
 from jaxprune._files.dtypes import dtype_of
 from jaxprune._files.leaves import is_stored
@@ -21,6 +22,7 @@ def as_host(path: str, leaf: Any) -> np.ndarray:
 
     Raises:
       TypeError: the leaf is not an array, or has a dtype that a file can't hold; with the path.
+      ValueError: other processes hold parts of it; with the path.
 
     Example:
       >>> as_host("b", np.ones(2, ">f4")).dtype.byteorder
@@ -42,7 +44,7 @@ def as_host(path: str, leaf: Any) -> np.ndarray:
         raise TypeError(
             f"{shown_path(path)}: {shown(leaf)} has no values to read. Pass arrays, outside jit."
         )
-    array = np.asarray(leaf)
+    array = to_host(shown_path(path), leaf)
     if dtype_of(array.dtype.name) is None:
         raise TypeError(
             f"{shown_path(path)}: a file can't hold dtype {array.dtype}. Cast it to numbers or "

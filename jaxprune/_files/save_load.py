@@ -15,6 +15,7 @@ import jax.core
 import numpy as np
 
 from jaxprune._base.arguments import as_file_path, is_int, shown
+from jaxprune._base.on_host import to_host
 from jaxprune._base.paths import (
     check_not_donated,
     leaves_with_paths,
@@ -59,6 +60,7 @@ def save(
     Raises:
       TypeError: a leaf is not an array of numbers or bools, or a metadata value is not a string.
       ValueError: the masks do not fit the params, or a dropped weight is not zero; with the path.
+        Or other processes hold parts of an array.
         Or `order` does not hold exactly the paths of the leaves, the level is out of range, the
         metadata have the name `jaxprune`, or the name of the file is one of another format.
       FileNotFoundError: the folder of the file does not exist.
@@ -85,7 +87,11 @@ def save(
         for i in positions:
             name, mask = paths[i], all_masks[i]
             array = as_host(name, leaves[i])
-            yield name, array if mask is None else zero_dropped(name, array, np.asarray(mask) != 0)
+            if mask is not None:
+                where = f"save: masks: {shown_path(name)}"
+                kept = to_host(where, mask, "jaxprune.get_masks(opt_state)") != 0
+                array = zero_dropped(name, array, kept)
+            yield name, array
 
     save_leaves(path, arrays(), structure=structure, metadata=metadata, level=level)
 

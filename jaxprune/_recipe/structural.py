@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import BadValue, shown
+from jaxprune._base.on_host import to_host
 from jaxprune._base.paths import Rule, as_rules, rule_for, shown_path
 from jaxprune._recipe.traits import SingleWeights, Structure, traits_of
 
@@ -114,7 +115,8 @@ def _existing(name: str, mask: Any) -> Existing:
             f"{name} must be a NumPy or JAX array with known values, got a traced value. Make the "
             "mask outside jit."
         )
-    dtype = np.asarray(mask).dtype
+    mask = to_host(name, mask, "mask")
+    dtype = mask.dtype
     if not (jnp.issubdtype(dtype, jnp.bool_) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(
             f"{name} must be bool or integer (nonzero = the weight exists), got {shown(mask)}. "

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.arguments import is_int, kind_of, shown
+from jaxprune._base.on_host import to_host
 from jaxprune._base.paths import check_not_donated, leaves_with_paths, shown_path
 from jaxprune._base.trees import ArrayTree
 from jaxprune._report.table import Report
@@ -163,7 +164,8 @@ def weights_by_path(argument: str, tree: ArrayTree) -> dict[str, np.ndarray]:
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             continue
-        values = np.asarray(leaf).astype(np.promote_types(np.float32, _numpy_float(dtype))).ravel()
+        host = to_host(f"weight_histogram: {argument}: {shown_path(path)}", leaf)
+        values = host.astype(np.promote_types(np.float32, _numpy_float(dtype))).ravel()
         n_wild = int(np.sum(~np.isfinite(values)))
         if n_wild:
             raise ValueError(
@@ -207,7 +209,7 @@ def as_mask(mask: Any) -> np.ndarray:
             "one leaf of jaxprune.get_masks(opt_state), or weights != 0."
         )
     check_not_donated("mask_image", {"mask": mask})
-    values = np.asarray(mask)
+    values = to_host("mask_image: mask", mask, "mask")
     if not values.size:
         raise ValueError(
             f"mask_image: mask must have entries, got shape {values.shape}. Pass a mask of a leaf "

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.on_host import to_host
 from jaxprune._shrink.flax_sizes import Model
 
 
@@ -30,7 +31,8 @@ def _difference(before: jax.Array, after: jax.Array, rtol: float | None) -> floa
     if jnp.issubdtype(dtype, jnp.inexact):
         limit = float(jnp.finfo(dtype).eps) ** 0.5 if rtol is None else rtol
     wide = complex if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64
-    x, y = np.asarray(before).astype(wide), np.asarray(after).astype(wide)
+    where = "shrink: the outputs of the model"
+    x, y = (to_host(where, out, "example_inputs").astype(wide) for out in (before, after))
     if np.isnan(x).any():
         raise ValueError(
             "shrink: the outputs contain NaN, so the smaller model can't be checked against them. "

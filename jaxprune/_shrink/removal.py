@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxprune._base.on_host import to_host
 from jaxprune._base.sharding import placed_like
 from jaxprune._shrink.groups import Group
 from jaxprune._trace.program import Program
@@ -59,7 +60,7 @@ def smaller_leaf(x: Any, removed: RemovedIndices) -> Any:
         for axis, indices in removed.items():
             x = jnp.delete(x, np.array(indices), axis)
         return x
-    smaller = np.asarray(x)
+    smaller = to_host("shrink: a leaf of variables or along", x, "(variables, opt_state)")
     for axis, indices in removed.items():
         smaller = np.delete(smaller, indices, axis)
     if not isinstance(x, jax.Array):

@@ -112,7 +112,8 @@ def _failure(error: Exception) -> Difference:
 def _same_constants(before: Sequence[Any], after: Sequence[Any]) -> bool:
     if [np.shape(x) for x in before] != [np.shape(x) for x in after]:
         return False
-    pairs = [(to_numpy(x), to_numpy(y)) for x, y in zip(before, after, strict=True)]
+    where = "a constant array in the model"
+    pairs = [(to_numpy(where, x), to_numpy(where, y)) for x, y in zip(before, after, strict=True)]
     return all(x is None or y is None or np.array_equal(x, y, equal_nan=True) for x, y in pairs)
 
 

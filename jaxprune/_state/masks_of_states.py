@@ -166,7 +166,7 @@ def _masked(path: str, param: Any, mask: Any, masks_or_opt_state: Any) -> Any:
         return keep(jnp.asarray(param), mask)
     # No zero can be written here. `prune` refuses such leaves, so its masks keep all of them.
     is_known = not isinstance(mask, jax.core.Tracer)
-    if find_states(masks_or_opt_state) or (is_known and np.asarray(mask).astype(bool).all()):
+    if find_states(masks_or_opt_state) or (is_known and bool(jnp.asarray(mask).astype(bool).all())):
         return param
     raise TypeError(
         f"{shown_path(path)}: dtype {spec.dtype}: it has no zero, so a weight cannot be dropped. "

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.paths import leaves_with_paths, spec_of
+from jaxprune._base.on_host import to_host
+from jaxprune._base.paths import leaves_with_paths, shown_path, spec_of
 from jaxprune._trace.axis_rules import RULES
 from jaxprune._trace.products import products_of
 from jaxprune._trace.records import FIXED_BY_OUTPUT, KnownValues
@@ -149,8 +150,11 @@ def trace_products(program: Program) -> ViewTracer:
 
 
 def known_values(program: Program) -> KnownValues:
-    """The values that the params of a program hold."""
-    numbers = [to_numpy(leaf) for leaf in program.leaves]
+    """The values that the params of a program hold; raises where other processes hold some."""
+    numbers = [
+        to_numpy(shown_path(path), leaf)
+        for path, leaf in zip(program.paths, program.leaves, strict=True)
+    ]
 
     def known(leaf: int, axis: int) -> np.ndarray | None:
         x = numbers[leaf]
@@ -162,10 +166,10 @@ def known_values(program: Program) -> KnownValues:
     return known
 
 
-def to_numpy(leaf: Any) -> np.ndarray | None:
+def to_numpy(where: str, leaf: Any) -> np.ndarray | None:
     """A leaf as an array of a dtype that NumPy computes with; None for PRNG keys."""
     dtype = getattr(leaf, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return None
-    x = np.asarray(leaf)
+    x = to_host(where, leaf)
     return x if x.dtype.kind in "biufc" else x.astype(np.float32)
