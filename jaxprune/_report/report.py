@@ -10,13 +10,16 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.agreement import check_remembered, diverged
 from jaxprune._base.arguments import as_flag, shown
+from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
+from jaxprune._base.on_host import is_here, to_host
 from jaxprune._base.paths import (
     check_not_donated,
     flattened,
@@ -56,8 +59,12 @@ def summarize(
 ) -> Report:
     """Counts the zeros of every leaf.
 
+    With several processes, call it in all of them: it waits for the others. Only print under
+    `if jax.process_index() == 0`.
+
     Args:
-      params: a tree of arrays. They are copied to the host.
+      params: a tree of arrays. Those of this process are copied to the host; those that span
+        several are counted on their devices.
       masks: masks, or an optimizer state that holds them. With masks, dropped weights are counted;
         without, zeros.
       structural: which weights exist, as in `prune`; the table counts these only. An optimizer
@@ -121,22 +128,30 @@ def _check_arrays(paths: list[str], leaves: list[Any]) -> None:
 def _row(path: str, leaf: Any, mask: Any, exists: Any, n_absent: int) -> LeafReport:
     """The row of a leaf; `n_absent` of its weights do not exist, but no user said which."""
     spec = spec_of(leaf)
-    nonzero = np.ones(() if spec is None else spec.shape, bool)
+    nonzero: Any = np.ones(() if spec is None else spec.shape, bool)
     if spec is not None and (jnp.issubdtype(spec.dtype, jnp.number) or spec.dtype == bool):
-        nonzero = np.asarray(is_nonzero(jnp.asarray(leaf)))
-    kept = nonzero if mask is None else np.asarray(mask) != 0
+        nonzero = _flags(is_nonzero(jnp.asarray(leaf)))
+    kept = nonzero if mask is None else _flags(mask)
     if exists is not None:
-        kept, nonzero, n_absent = kept[exists], nonzero[exists], 0
-    n_moved, n_idle = int(np.sum(nonzero & ~kept)), int(np.sum(~nonzero & kept))
+        nonzero, kept = nonzero & exists, kept & exists
+        n_absent = exists.size - int(exists.sum())
+    n_moved, n_idle = _n_true(nonzero & ~kept), _n_true(~nonzero & kept)
     notes = []
     if n_moved:
         notes.append(f"{n_moved:,} dropped but nonzero")
     if n_idle:
         notes.append(f"{n_idle:,} kept but zero")
-    n_zero = max(int(np.sum(~kept)) - n_absent, 0)
-    if exists is not None:
-        n_absent = exists.size - kept.size
+    n_zero = max(kept.size - _n_true(kept) - n_absent, 0)
     return leaf_report(path, leaf, n_zero, "; ".join(notes), n_absent=n_absent)
+
+
+def _flags(x: Any) -> Any:
+    """Which entries are not 0: on the host, or on the devices where other processes hold parts."""
+    return np.asarray(x) != 0 if is_here(x) else x.astype(bool)
+
+
+def _n_true(flags: Any) -> int:
+    return int(total(flags) if isinstance(flags, jax.Array) else np.sum(flags))
 
 
 def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
@@ -145,6 +160,9 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
     Call it outside `jit`, where you save or evaluate. With `done=True` it also verifies that
     pruning is finished: use that form for the params that you keep. With `regrow="hold"` and
     `"train"` the params stay dense: without `done`, pass `apply_masks(params, opt_state)`.
+
+    With several processes, call it in all of them: it waits for the others. Only print under
+    `if jax.process_index() == 0`.
 
     Args:
       params: the params that the optimizer trains.
@@ -205,7 +223,10 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
         )
     if done and not paths:
         raise ValueError(f"check: {NO_LEAVES}.")
-    violations = max(int(np.max(unboxed(s.violations))) for s in states)
+    violations = max(
+        int(to_host("check: violations", unboxed(s.violations), "(params, opt_state)").max())
+        for s in states
+    )
     lacking: tuple[str, ...] = ()
     if done:
         lacking = _check_done(paths, leaves, states)

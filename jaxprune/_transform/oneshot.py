@@ -93,6 +93,9 @@ def prune_params(
 ) -> tuple[ArrayTree, ArrayTree]:
     """Prunes once, without an optimizer; works under `jit`.
 
+    With several processes, call it in all of them: it waits for the others. Only print under
+    `if jax.process_index() == 0`.
+
     Args:
       params: any tree.
       sparsity: fraction of zeros, in [0, 1).

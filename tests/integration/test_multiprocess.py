@@ -165,6 +165,52 @@ np.savez(f"{folder}/{count}-{rank}.npz", **saved)
 """
 
 
+ARRAYS = """
+from jax.experimental import multihost_utils
+
+params, state = start()
+params, state = step(params, state, tree(1))
+gathered = multihost_utils.process_allgather(params, tiled=True)
+masks = whole(jaxprune.get_masks(state))
+as_set = jaxprune.set_masks(start()[1], masks)
+same_masks = whole(jaxprune.get_masks(as_set))
+
+def error_of(call):
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+def checked(sparsity):
+    run = jaxprune.prune(jaxprune.cubic_schedule(sparsity, 100, 200, 10))
+    _, new = jax.jit(run.update)(params, jax.jit(run.init)(params), params)
+    return error_of(lambda: jaxprune.check(params, new))
+
+checks = [error_of(lambda: jaxprune.check(params, state))]
+if rank == 0:  # looks at another transformation, and runs none
+    jax.eval_shape(lambda p: jaxprune.prune(jaxprune.one_shot_schedule(0.9)).update(
+        p, jaxprune.prune(jaxprune.one_shot_schedule(0.9)).init(p), p), params)
+checks.append(error_of(lambda: jaxprune.check(params, state)))
+checks += [checked(s) for s in (0.5, 0.5 if rank else 0.6, 0.5)]
+found = {
+    "summary": str(jaxprune.summarize(params)),
+    "of gathered": str(jaxprune.summarize(gathered)),
+    "with masks": str(jaxprune.summarize(params, state)),
+    "host masks": str(jaxprune.summarize(params, masks)),
+    "gathered, with masks": str(jaxprune.summarize(gathered, state)),
+    "same masks": all(np.array_equal(masks[k], same_masks[k]) for k in masks),
+    "placed": [m.sharding == start()[1].masks[k].sharding for k, m in as_set.masks.items()],
+    "save": error_of(lambda: jaxprune.save(f"{folder}/{rank}.st", params, level=None)),
+    "pack_matrix": error_of(lambda: jaxprune.pack_matrix(params["w"])),
+    "checks": checks,
+}
+jaxprune.save(f"{folder}/gathered-{rank}.safetensors", gathered, masks, level=None)
+with open(f"{folder}/{rank}.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
 FEW = [("unstructured", "global"), ("2:4", "uniform"), ("block max", "global min density")]
 
 
@@ -257,6 +303,25 @@ def test_every_process_raises_where_one_differs(tmp_path):
         assert unlike.startswith("w: ")
         assert_says(unlike, "another copy on device", "prune state 0/masks/w:")
         assert_says(schedule, "process 1 of 2", "process 0", f"in process {rank}")
+
+
+@pytest.mark.slow
+def test_arrays_of_several_processes_are_counted_where_they_lie_or_need_a_gather(tmp_path):
+    launch(ARRAYS, 2, tmp_path)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["summary"] == found["of gathered"]
+        assert found["with masks"] == found["host masks"] == found["gathered, with masks"]
+        assert found["same masks"]
+        assert found["placed"] == [True] * 3
+        for name, where in (("save", "v"), ("pack_matrix", "pack_matrix: w")):
+            assert found[name].startswith(f"{where}: "), found[name]
+            assert_says(found[name], f"process {rank} can't read", "process_allgather(", "host")
+        right, looked, first, wrong, again = found["checks"]
+        assert (right, looked, first, again) == ("no error",) * 4
+        assert_says(wrong, "prune was given different arguments", "process 1 of 2")
+        assert not (tmp_path / f"{rank}.st").exists()
+        assert (tmp_path / f"gathered-{rank}.safetensors").exists()
 
 
 @pytest.mark.slow
