@@ -100,28 +100,37 @@ def test_the_digest_does_not_depend_on_the_order_of_names_or_on_addresses():
 
 
 @pytest.fixture
-def of_peer(monkeypatch):
-    """This process is the first of two: a list of the digests that the second one has recorded."""
-    own, peer = {}, []
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(agreement, "_recorded", own)
-    monkeypatch.setattr(agreement, "_refused", set())
-    both = lambda tree: [set(own.get(tree, ())), set(map(digest, peer))]
-    monkeypatch.setattr(agreement, "_all_recorded", both)
-    return peer
-
-
-def agree(own, peer, of_peer, n_states=1):
+def agree(monkeypatch):
     """Whether two processes agree after they have traced these settings."""
-    for settings in own:
-        remember(TREE, settings)
-    of_peer[:] = peer
-    try:
-        check_remembered([TREE] * n_states)
-    except ValueError as error:
-        assert_says(str(error), "prune was given different arguments", "process 1 of 2 differs")
-        return False
-    return True
+    records = [({}, set()), ({}, set())]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def become(process):
+        for name, value in zip(("_recorded", "_refused"), records[process], strict=True):
+            monkeypatch.setattr(agreement, name, value)
+
+    def error_in(process, n_states):
+        become(process)
+        try:
+            check_remembered([TREE] * n_states)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def do_agree(first, second, n_states=1):
+        for process, traced in enumerate((first, second)):
+            become(process)
+            for settings in traced:
+                remember(TREE, settings)
+        gathered = [set(recorded.get(TREE, ())) for recorded, _ in records]
+        monkeypatch.setattr(agreement, "_all_recorded", lambda tree: gathered)
+        error, other = (error_in(process, n_states) for process in range(2))
+        assert error == other
+        if error:
+            assert_says(error, "prune was given different arguments", "process 1 of 2 differs")
+        return not error
+
+    return do_agree
 
 
 @pytest.mark.parametrize(
@@ -141,19 +150,26 @@ def agree(own, peer, of_peer, n_states=1):
     ],
 )
 def test_processes_agree_with_as_many_settings_in_common_as_there_are_states(
-    own, peer, n_states, expected, of_peer
+    own, peer, n_states, expected, agree
 ):
-    assert agree(own, peer, of_peer, n_states) == expected
+    assert agree(own, peer, n_states) == expected
 
 
-def test_only_what_was_traced_since_the_last_comparison_is_compared(of_peer):
-    assert agree("a", "a", of_peer)
-    assert agree("", "", of_peer)
-    assert agree("x", "", of_peer), "only looked at"
-    assert agree("b", "b", of_peer), "the next run"
-    assert not agree("b", "c", of_peer), "a mistake in a later run"
-    assert not agree("", "c", of_peer), "nothing has changed"
-    assert agree("d", "d", of_peer), "built anew in all processes, as the error says"
+def test_only_what_was_traced_since_the_last_comparison_is_compared(agree):
+    assert agree("a", "a")
+    assert agree("", "")
+    assert agree("x", ""), "only looked at"
+    assert agree("b", "b"), "the next run"
+    assert not agree("b", "c"), "a mistake in a later run"
+    assert not agree("", ""), "nothing has changed"
+    assert agree("", "b"), "built anew in the process that the error names"
+    assert agree("d", "d")
+
+
+def test_settings_that_differed_are_forgotten_once_both_have_built_others(agree):
+    assert not agree("ab", "cd", 2)
+    assert not agree("ae", "af", 2)
+    assert agree("eg", "eg", 2)
 
 
 @pytest.mark.parametrize("function", ("check", "check_agreement"))
