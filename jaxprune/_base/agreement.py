@@ -25,10 +25,9 @@ import numpy as np
 
 from jaxprune._base.paths import shown_path
 
-# The digests of what this process has traced for each tree since the last comparison, by the paths
-# of the tree; and the trees whose digests differed then. With one process both stay empty.
+# The digests of what this process has traced for each tree since all agreed, by the paths
+# of the tree. With one process it stays empty.
 _recorded: dict[tuple[str, ...], set[bytes]] = {}
-_refused: set[tuple[str, ...]] = set()
 
 
 def check_agreement(*configured: Any, what: str = "the pruning configuration") -> None:
@@ -64,13 +63,8 @@ def check_agreement(*configured: Any, what: str = "the pruning configuration") -
 
 def remember(paths: Sequence[str], *configured: Any) -> None:
     """Records what the tree of these paths is pruned with; with one process, nothing."""
-    if jax.process_count() == 1:
-        return
-    tree = tuple(paths)
-    if tree in _refused:  # the user has built the transformation anew
-        _refused.remove(tree)
-        _recorded.pop(tree, None)
-    _recorded.setdefault(tree, set()).add(digest(*configured))
+    if jax.process_count() > 1:
+        _recorded.setdefault(tuple(paths), set()).add(digest(*configured))
 
 
 def check_remembered(trees: Iterable[Sequence[str]]) -> None:
@@ -78,7 +72,7 @@ def check_remembered(trees: Iterable[Sequence[str]]) -> None:
 
     All processes must call this at the same place. A process may have traced other transformations
     of the same tree, only to look at them; so the processes agree if they have as many digests in
-    common as the tree has states. One that has traced none since the last comparison, for instance
+    common as the tree has states. One that has traced none since all agreed, for instance
     because it has restored the state, agrees with all others.
 
     Args:
@@ -96,7 +90,6 @@ def check_remembered(trees: Iterable[Sequence[str]]) -> None:
         first = next(iter(traced.values()))
         common = first.intersection(*traced.values())
         if len(common) < min([n_states, *map(len, traced.values())]):
-            _refused.add(tree)
             different = [i for i, own in traced.items() if own != first]
             raise ValueError(
                 "prune was given different arguments in different processes: "

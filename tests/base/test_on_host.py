@@ -118,3 +118,17 @@ def test_counts_on_devices_are_those_on_the_host(with_masks, structural, monkeyp
     is_of_several(monkeypatch, report)
     assert jaxprune.summarize(TREES, masks, structural=structural) == on_this_host
     assert with_masks == any("dropped but nonzero" in x.note for x in on_this_host.leaves)
+
+
+@pytest.mark.parametrize("here", (True, False))
+def test_weights_that_do_not_exist_are_not_counted_whatever_they_hold(here, monkeypatch):
+    if not here:
+        is_of_several(monkeypatch, report)
+    params = {"w": jnp.array([[1.0, 2.0], [0.0, 3.0]])}
+    exists = {"w": np.array([[1, 0], [1, 1]])}
+    [leaf] = jaxprune.summarize(params, structural=exists).leaves
+    assert (leaf.size, leaf.n_zero) == (3, 1)
+    masks = {"w": np.array([[0, 0], [1, 1]])}
+    [leaf] = jaxprune.summarize(params, masks, structural=exists).leaves
+    assert (leaf.size, leaf.n_zero) == (3, 1)
+    assert leaf.note == "1 dropped but nonzero; 1 kept but zero"
