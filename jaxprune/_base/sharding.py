@@ -22,6 +22,16 @@ def explicit_sharding(x: Any) -> Any:
     return named if is_explicit else None
 
 
+def sharding_to_make(like: Any) -> Any:
+    """The `explicit_sharding` of `like`, if its mesh is set: what `out_sharding` of a maker takes.
+
+    JAX makes an array from no other on a mesh, such as random numbers, under `jax.set_mesh` only.
+    """
+    named = explicit_sharding(like)
+    is_set = named is not None and named.mesh == jax.sharding.get_abstract_mesh()
+    return named if is_set else None
+
+
 def sharding_in(mesh: Any, x: Any) -> NamedSharding:
     """The sharding in the type of `x` if on this mesh; else that of a copy on every device."""
     named = getattr(jax.typeof(x), "sharding", None)

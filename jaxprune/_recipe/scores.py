@@ -25,7 +25,7 @@ from jax import lax
 from jaxprune._base.arguments import check_key, shown
 from jaxprune._base.caching import bounded_cache
 from jaxprune._base.elementwise import is_elementwise_program
-from jaxprune._base.sharding import on_gpu
+from jaxprune._base.sharding import on_gpu, sharding_to_make
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -150,7 +150,7 @@ def random_score(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
     """Uniform random numbers in [0, 1): the baseline that any other score must beat.
 
     Args:
-      params: one leaf; only its shape is used.
+      params: one leaf; only its shape and its sharding are used.
       grads: unused.
       key: PRNG key.
 
@@ -169,7 +169,8 @@ def random_score(params: Any, grads: Any = None, key: Any = None) -> jax.Array:
     if key is None:
         raise ValueError("random_score needs a PRNG key, got key=None. Pass jax.random.key(0).")
     check_key("random_score: key", key)
-    return jax.random.uniform(key, jnp.shape(params), jnp.float32)
+    named = sharding_to_make(params)  # without it, every device draws the numbers of all
+    return jax.random.uniform(key, jnp.shape(params), jnp.float32, out_sharding=named)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -185,7 +185,7 @@ def ties_reaching(
             integers, order = gathered[i].integers, gathered[i].ranks()
         else:
             integers = problem.integers(stack, problem.read(stack, source), exact=True)
-            order = tie_order(integers.shape, members, problem.ties)
+            order = tie_order(integers, members, problem.ties)
         tied = per_member(stack.form.cuts(stack.of_members(tied_key)), integers.ndim)
         orders.append(jnp.where(integers == tied, order, lowest_order(members, problem.ties)))
         cuts = stack.of_members(cuts_in(table))
@@ -231,7 +231,7 @@ def ties_reaching_on_gpu(
             integers, order = gathered[i].integers, gathered[i].ranks().astype(ranks[i].first.dtype)
         else:
             integers = problem.integers(stack, problem.read(stack, source), exact=True)
-            order = order_in_pool(ranks[i], integers.shape, problem.ties, stack.n_padding)
+            order = order_in_pool(ranks[i], integers, problem.ties, stack.n_padding)
         tied = per_member(stack.form.cuts(stack.of_members(tied_key)), integers.ndim)
         orders.append(jnp.where(integers == tied, order, order.dtype.type(0)))
         member_cuts.append(stack.of_members(cuts_in(table)))

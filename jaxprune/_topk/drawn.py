@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p
 
-from jaxprune._base.sharding import typed_like
+from jaxprune._base.sharding import explicit_sharding
 
 _THREEFRY = "threefry2x32"
 # From this size on, an index needs more than 31 bits.
@@ -76,7 +76,7 @@ def drawn(param: jax.Array, key: jax.Array) -> Drawn:
     # The barrier ties the index to the key. XLA would else compute it before the loop of a fire.
     data, steps = lax.optimization_barrier((data, index_steps(param.shape)))
     first, second = (data[i].reshape([1] * param.ndim) for i in range(2))
-    return Drawn(param, typed_like(_index(steps, param.shape), param), (first, second))
+    return Drawn(param, _index(steps, param), (first, second))
 
 
 def index_steps(shape: Sequence[int]) -> list[jax.Array]:
@@ -95,16 +95,18 @@ def in_loop(operand: Drawn, steps: list[jax.Array]) -> DrawnSource:
 
 def read(source: DrawnSource, operand: Drawn, n_padding: int) -> Drawn:
     """The operand, given its source within a loop; the index of padding is 0."""
-    shape = operand.flat_index.shape
-    index = _index(source.steps, shape)
+    index = _index(source.steps, operand.flat_index)
     if n_padding:
-        size = np.uint32(math.prod(shape[1:]) - n_padding)
+        size = np.uint32(math.prod(index.shape[1:]) - n_padding)
         index = jnp.where(index < size, index, jnp.uint32(0))
-    return Drawn(source.param, typed_like(index, operand.param), source.words)
+    return Drawn(source.param, index, source.words)
 
 
-def _index(steps: list[jax.Array], shape: Sequence[int]) -> jax.Array:
-    """The sum of the steps along the last axes."""
-    first = len(shape) - len(steps)
-    arrays = [lax.broadcast_in_dim(x, shape, (first + i,)) for i, x in enumerate(steps)]
+def _index(steps: list[jax.Array], like: jax.Array) -> jax.Array:
+    """The sum of the steps along the last axes of an array of this shape and sharding."""
+    named, first = explicit_sharding(like), like.ndim - len(steps)
+    arrays = [
+        lax.broadcast_in_dim(x, like.shape, (first + i,), out_sharding=named)
+        for i, x in enumerate(steps)
+    ]
     return functools.reduce(operator.add, arrays)

@@ -180,7 +180,7 @@ def _mask(stack: Stack, x: Any, cuts: Cuts, members: Members, problem: Problem) 
     """Marks the entries of each member that its cuts keep, [n_members, ...]."""
     entry = problem.integers(stack, x, exact=True)
     cut_key, cut_tie = (per_member(cut, entry.ndim) for cut in cuts)
-    order = tie_order(entry.shape, members, problem.ties)
+    order = tie_order(entry, members, problem.ties)
     # Where a tie is lost, the entry must be above the cut. No cut is the largest integer.
     return _among(entry >= cut_key + (order <= cut_tie).astype(entry.dtype), stack, x)
 

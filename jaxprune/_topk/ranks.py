@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune._base.counting import per_member
+from jaxprune._base.sharding import explicit_sharding
 from jaxprune._topk.problem import Problem
 from jaxprune._topk.stacks import Pools, Stack
 
@@ -76,35 +77,37 @@ def member_bases(stack: Stack, first_ranks: jax.Array) -> jax.Array:
     return stack.of_members(first_ranks) - jnp.asarray(end, first_ranks.dtype)
 
 
-def ranks_in_member(shape: tuple[int, ...], size: jax.Array) -> jax.Array:
+def ranks_in_member(entries: jax.Array, size: jax.Array) -> jax.Array:
     """The rank of each entry in its member: `size` for the first, in row-major order one less each.
 
     Args:
-      shape: [n_members, ...].
+      entries: [n_members, ...]; only their shape and their sharding count. On Explicit axes, every
+        device would else compute the ranks of all of them.
       size: [n_members], the number of entries. The ranks of padding are 0 and less.
     """
-    rank = jnp.broadcast_to(per_member(size, len(shape)), shape)
+    shape, named = entries.shape, explicit_sharding(entries)
+    rank = jnp.broadcast_to(per_member(size, len(shape)), shape, out_sharding=named)
     stride = 1
     for axis in range(len(shape) - 1, 0, -1):
         if shape[axis] > 1:
-            index = lax.broadcasted_iota(size.dtype, shape, axis)
+            index = lax.broadcasted_iota(size.dtype, shape, axis, out_sharding=named)
             rank = rank - index * jnp.asarray(stride, size.dtype)
         stride *= shape[axis]
     return rank
 
 
-def tie_order(shape: tuple[int, ...], members: Members, ties: str) -> jax.Array:
+def tie_order(entries: jax.Array, members: Members, ties: str) -> jax.Array:
     """The signed numbers that tied entries are compared by; the higher one is kept.
 
     Args:
-      shape: [n_members, ...].
+      entries: [n_members, ...]; only their shape and their sharding count.
       members: where the entries of each member rank.
       ties: `"index"` compares ranks, `"hashed"` compares shuffled ones.
     """
-    rank = ranks_in_member(shape, members.size)
+    rank = ranks_in_member(entries, members.size)
     if ties == "index":
         return rank
-    in_pool = rank.astype(jnp.uint32) + per_member(members.base, len(shape)).astype(jnp.uint32)
+    in_pool = rank.astype(jnp.uint32) + per_member(members.base, rank.ndim).astype(jnp.uint32)
     return jnp.where(rank > 0, _signed(_shuffled(in_pool)), lowest_order(members, ties))
 
 
@@ -136,18 +139,22 @@ class PoolRanks(NamedTuple):
         return PoolRanks(first[:1] if are_alike(stack, pools) else first, steps)
 
 
-def order_in_pool(ranks: PoolRanks, shape: tuple[int, ...], ties: str, n_padding: int) -> jax.Array:
+def order_in_pool(ranks: PoolRanks, entries: jax.Array, ties: str, n_padding: int) -> jax.Array:
     """The tie order of each entry in its pool as a GPU compares it: unsigned, 0 for padding.
 
     An entry reaches a cut through the order of its pool if its number is at least as high.
 
     Args:
       ranks: of the entries.
-      shape: of the entries, [n_members, ...].
+      entries: [n_members, ...]; only their shape and their sharding count.
       ties: which of equal scores are kept.
       n_padding: how many entries at the end of each member are padding.
     """
-    steps = [lax.broadcast_in_dim(x, shape, (axis,)) for axis, x in enumerate(ranks.steps, 1)]
+    shape, named = entries.shape, explicit_sharding(entries)
+    steps = [
+        lax.broadcast_in_dim(x, shape, (axis,), out_sharding=named)
+        for axis, x in enumerate(ranks.steps, 1)
+    ]
     n_before = functools.reduce(operator.add, steps) if steps else jnp.zeros(shape, jnp.int32)
     rank = per_member(ranks.first, len(shape)) - n_before.astype(ranks.first.dtype)
     order = _shuffled(rank.astype(jnp.uint32)) if ties == "hashed" else rank

@@ -1,6 +1,7 @@
 """Sharded params: the masks of one device, on every mesh, with the shardings of the params."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -12,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxprune
-from helpers import assert_placed_like, make_mesh, stepper
+from helpers import assert_placed_like, make_mesh, place, stepper
 
 SPECS = {
     "rows": {"w": P("data"), "v": P("data"), "bias": P()},
@@ -102,6 +103,65 @@ def test_only_counts_cross_devices(axis_type, layout):
     text = compiled.as_text()
     assert [line for line in text.splitlines() if any(f" {op}(" in line for op in gathers)] == []
     assert " all-reduce(" in text
+
+
+SCORES = {
+    "magnitude": jaxprune.magnitude,
+    "saliency": jaxprune.saliency,
+    "random": jaxprune.random_score,
+    "movement": jaxprune.movement,
+}
+POOLS = {"leaf": jaxprune.uniform, "global": jaxprune.global_pool}
+# Each score once; the others are slow.
+COVER = [
+    ("magnitude", "index", "leaf"),
+    ("saliency", "hashed", "global"),
+    ("random", "index", "global"),
+    ("movement", "hashed", "leaf"),
+]
+
+
+def temporary_bytes(tx, n_devices, n):
+    """What a fire on a mesh of Explicit axes needs beside its inputs and results, on a device."""
+    mesh = make_mesh((n_devices,), AxisType.Explicit, ("data",))
+    with jax.set_mesh(mesh):
+        specs = {"rows": P("data"), "columns": P(None, "data")}
+        params = place({k: np.ones((n, n), np.float32) for k in specs}, mesh, specs)
+        compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@NEEDS_JIT
+@pytest.mark.parametrize(
+    "score, ties, pool",
+    [
+        pytest.param(*case, marks=[] if case in COVER else pytest.mark.slow)
+        for case in itertools.product(SCORES, ("index", "hashed"), POOLS)
+    ],
+)
+def test_on_explicit_axes_no_device_holds_an_array_of_the_whole_leaf(score, ties, pool):
+    """Every device made the ranks of all weights, and all random scores."""
+    n = 512
+    options = {"score": SCORES[score], "distribution": POOLS[pool], "ties": ties}
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.9), inner=optax.sgd(0.1), **options)
+    of_leaf = 4 * n * n
+    # Random scores, and what they are drawn from, are stored for the weights of the device.
+    n_parts = 1 if score == "random" else 8
+    assert temporary_bytes(tx, 8, n) < of_leaf // n_parts
+
+
+@NEEDS_JIT
+@pytest.mark.parametrize("spec", [P("data"), P(None, "model"), P("data", "model"), P()])
+def test_random_scores_lie_where_their_leaf_does_and_are_those_of_one_device(spec):
+    mesh, key = make_mesh((4, 2), AxisType.Explicit), jax.random.key(3)
+    w = jax.device_put(np.ones((16, 8), np.float32), NamedSharding(mesh, spec))
+    want = jaxprune.random_score(jnp.ones((16, 8)), None, key)
+    with jax.set_mesh(mesh):
+        for function in (jaxprune.random_score, jax.jit(jaxprune.random_score)):
+            scores = function(w, None, key)
+            np.testing.assert_array_equal(scores, want)
+            assert scores.sharding.is_equivalent_to(w.sharding, 2)
+    np.testing.assert_array_equal(jaxprune.random_score(w, None, key), want)  # JAX makes no others
 
 
 @pytest.mark.parametrize("axis_type", (AxisType.Auto, AxisType.Explicit), ids=lambda t: t.name)
