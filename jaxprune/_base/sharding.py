@@ -246,6 +246,23 @@ def merge_axis(x: jax.Array, like: jax.Array) -> jax.Array:
     return lax.reshape(x, like.shape, out_sharding=explicit_sharding(like))
 
 
+def in_default_memory(tree: Any) -> Any:
+    """The tree with arrays that lie in another memory, such as `pinned_host`, copied to the usual.
+
+    JAX computes with no others there. While tracing, the user's `jit` decides where arrays lie.
+    """
+    return jax.tree.map(_in_default_memory, tree)
+
+
+def _in_default_memory(x: Any) -> Any:
+    if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array) or x.is_deleted():
+        return x
+    usual = next(iter(x.sharding.device_set)).default_memory().kind
+    if x.sharding.memory_kind in (None, usual):
+        return x
+    return jax.device_put(x, x.sharding.with_memory_kind(usual))
+
+
 def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """`x` with the sharding of `like`; while tracing on Auto axes the compiler chooses it."""
     if not isinstance(x, jax.core.Tracer) and not isinstance(like, jax.core.Tracer):

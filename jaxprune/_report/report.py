@@ -29,6 +29,7 @@ from jaxprune._base.paths import (
     shown_path,
     spec_of,
 )
+from jaxprune._base.sharding import in_default_memory
 from jaxprune._base.trees import ArrayTree
 from jaxprune._recipe.argument_types import Structural
 from jaxprune._recipe.structural_rules import existing_of
@@ -214,6 +215,7 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
         get_masks(opt_state)  # raises where these are masks of several networks
     paths, leaves, _ = leaves_with_paths(params)
     _check_copies(params, opt_state)  # first: the checks below may differ between processes
+    leaves = in_default_memory(leaves)
     masks = masks_by_path(opt_state, paths, leaves)
     if paths and all(mask is None for mask in masks):
         raise ValueError(

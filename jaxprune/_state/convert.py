@@ -24,7 +24,7 @@ from jaxprune._base.paths import (
     shown_path,
 )
 from jaxprune._base.same_values import can_be_read
-from jaxprune._base.sharding import placed_like
+from jaxprune._base.sharding import in_default_memory, placed_like
 from jaxprune._base.trees import ArrayTree, State
 from jaxprune._state.bit_masks import to_bits, widths_of
 from jaxprune._state.masks import check_mask_dtype, wrong_shape
@@ -32,6 +32,7 @@ from jaxprune._state.masks_of_states import masks_of
 from jaxprune._state.prune_state import (
     PruneState,
     batch_shape_of,
+    computable,
     find_states,
     n_batch_axes_of,
     require_states,
@@ -199,7 +200,7 @@ def set_masks(opt_state: Any, masks: ArrayTree) -> Any:
     lacking = sorted(known - set(new_paths))
     if unknown or lacking:
         raise ValueError(_other_leaves(unknown, lacking))
-    new = dict(zip(new_paths, new_masks, strict=True))
+    new = dict(zip(new_paths, in_default_memory(new_masks), strict=True))
     changed = _convert("set_masks", lambda state: _with_masks(state, new), opt_state)
     if unenforced := _unenforced(states, new):
         raise ValueError(_not_enforced(unenforced, new))
@@ -314,12 +315,15 @@ def _convert(function: str, change: Callable[[PruneState], PruneState], opt_stat
 
 
 def with_changed_states(change: Callable[[PruneState], PruneState], opt_state: Any) -> Any:
-    """The optimizer state with `change` applied to every prune state in it."""
+    """The optimizer state with `change` applied to every prune state in it.
+
+    What lay in another memory than the usual one, such as `pinned_host`, lies in the usual one.
+    """
 
     def changed(x: Any) -> Any:
         if not isinstance(x, PruneState):
             return x
-        state = change(x)
+        state = change(computable(x))
         if not find_states(x.inner_state):
             return state
         return state._replace(inner_state=with_changed_states(change, x.inner_state))

@@ -25,6 +25,7 @@ from jaxprune._base.paths import (
     shown_path,
     spec_of,
 )
+from jaxprune._base.sharding import in_default_memory
 from jaxprune._base.trees import ArrayTree, Params
 from jaxprune._state.bit_masks import (
     are_parts,
@@ -152,6 +153,7 @@ def apply_masks(params: ArrayTree, masks_or_opt_state: Any) -> ArrayTree:
     check_arrays("apply_masks: masks_or_opt_state", masks_or_opt_state)
     check_params("apply_masks: params", params)
     paths, leaves, treedef = leaves_with_paths(params)
+    leaves = in_default_memory(leaves)
     masks = masks_by_path(masks_or_opt_state, paths, leaves)
     rows = zip(paths, leaves, masks, strict=True)
     return treedef.unflatten([_masked(*row, masks_or_opt_state) for row in rows])
@@ -193,7 +195,7 @@ def masks_by_path(masks_or_opt_state: Any, paths: list[str], leaves: list[Any]) 
         trees = [(s.masks, _bits_of(s), _is_pruned(s)) for s in states]
     else:
         fix = "Pass masks like the params, or an optimizer state with jaxprune.prune in it."
-        trees = [(masks_or_opt_state, None, None)]
+        trees = [(in_default_memory(masks_or_opt_state), None, None)]
         if paths and not jax.tree.leaves(masks_or_opt_state):
             raise ValueError(f"no mask in {kind_of(masks_or_opt_state)}. {fix}")
     leaf_at = dict(zip(paths, leaves, strict=True))

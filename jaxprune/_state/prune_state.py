@@ -15,6 +15,7 @@ from jaxprune._base.paths import (
     path_str,
     shown_path,
 )
+from jaxprune._base.sharding import in_default_memory
 from jaxprune._state.progress import Progress
 
 
@@ -76,13 +77,20 @@ def unboxed(field: Any) -> jax.Array:
 def find_states(opt_state: Any) -> list[PruneState]:
     """All prune states inside an optimizer state, a TrainState or an NNX optimizer, in order.
 
-    Those of an agent with other optimizer states beside its `opt_state` are all found.
+    Those of an agent with other optimizer states beside its `opt_state` are all found. Their own
+    arrays, but not those of their inner states, come in the default memory of their devices.
     """
     nodes, _ = flattened(opt_state, lambda x: isinstance(x, PruneState))
     states = [node for node in nodes if isinstance(node, PruneState)]
     if not states and hasattr(opt_state, "opt_state"):  # it need not be a pytree
         return find_states(opt_state.opt_state)
-    return [s for state in states for s in (state, *find_states(state.inner_state))]
+    return [s for state in states for s in (computable(state), *find_states(state.inner_state))]
+
+
+def computable(state: PruneState) -> PruneState:
+    """The state with its own arrays, not those of the inner one, in the usual memory."""
+    own = in_default_memory(state._replace(inner_state=None))
+    return own._replace(inner_state=state.inner_state)
 
 
 def check_params(where: str, params: Any) -> None:

@@ -32,7 +32,7 @@ from jaxprune._state.bit_masks import are_parts, split_bits, width_of_each
 from jaxprune._state.choose import following
 from jaxprune._state.new_state import batch_of, new_state
 from jaxprune._state.progress import LANDS, WILL_LAND, Choices, Progress
-from jaxprune._state.prune_state import PruneState, unboxed
+from jaxprune._state.prune_state import PruneState, computable, unboxed
 from jaxprune._state.recount import recounted, with_counts, with_saved_counts
 from jaxprune._state.splice import check_transformation
 
@@ -170,7 +170,7 @@ def _fitted_prune_state(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> P
     old_progress = _child(old, jax.tree_util.GetAttrKey("progress"), len(fields))
     old_progress = None if old_progress is _MISSING else old_progress
     state = _without_stale_masks(state, fresh, old_progress)
-    state = state._replace(progress=recounted(fresh.progress, state))
+    state = state._replace(progress=recounted(fresh.progress, computable(state)))
     return _with_saved_progress(state, fresh.progress, old_progress)
 
 

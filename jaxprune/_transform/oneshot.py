@@ -21,6 +21,7 @@ from jaxprune._base.paths import (
     shown_path,
     spec_of,
 )
+from jaxprune._base.sharding import in_default_memory
 from jaxprune._base.trees import ArrayTree, Params
 from jaxprune._recipe.argument_types import Roles, ScoreFunction, Structural, Structures
 from jaxprune._recipe.budget import Budget, Recipe
@@ -186,7 +187,7 @@ def _operands(tree: Tree, budget: Budget, score: Any, grads: Any, key: jax.Array
         check_without_grads(budget.leaves, [tree.leaves[i] for i in budget.chosen], score)
     return [
         Operand(
-            jnp.asarray(tree.leaves[i]),
+            jnp.asarray(in_default_memory(tree.leaves[i])),
             by_leaf[i] if reads_grads(score) else None,
             jax.random.fold_in(key, i),
         )

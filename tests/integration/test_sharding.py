@@ -304,3 +304,37 @@ def test_a_checkpoint_resumes_bit_for_bit_on_another_mesh(tmp_path):
     assert int(np.sum(np.asarray(params["w"]) == 0)) == 64 * 32 * 3 // 4
     for name, mask in jaxprune.get_state(state).masks.items():
         assert mask.sharding.is_equivalent_to(target[0][name].sharding, mask.ndim), name
+
+
+@pytest.mark.parametrize("axis_type", (AxisType.Auto, AxisType.Explicit), ids=lambda t: t.name)
+@pytest.mark.parametrize("packed", (False, True))
+def test_a_state_and_params_in_host_memory_give_what_those_on_the_device_do(packed, axis_type):
+    mesh = make_mesh((4, 2), axis_type)
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.adam(0.1), packed=packed)
+    repack = jaxprune.unpack_masks if packed else jaxprune.pack_masks
+    with jax.set_mesh(mesh):
+        params = place(make_params(), mesh, SPECS["both"])
+        _, state, params = stepper(tx)(params, jax.jit(tx.init)(params), params)
+        host_state, host_params = map(in_host_memory, (state, params))
+        jaxprune.check(host_params, host_state, done=True)
+        masks = jaxprune.get_masks(state)
+        for function in (
+            lambda state, params, masks: jaxprune.get_masks(state),
+            lambda state, params, masks: jaxprune.get_masks(state, params),
+            lambda state, params, masks: jaxprune.metrics(state),
+            lambda state, params, masks: jaxprune.apply_masks(params, state),
+            lambda state, params, masks: jaxprune.apply_masks(params, masks),
+            lambda state, params, masks: jaxprune.set_masks(state, masks),
+            lambda state, params, masks: repack(state),
+            lambda state, params, masks: jaxprune.prune_params(params, 0.9),
+        ):
+            want = jax.device_get(function(state, params, masks))
+            got = jax.device_get(function(host_state, host_params, in_host_memory(masks)))
+            chex.assert_trees_all_equal(got, want)
+        summaries = [str(jaxprune.summarize(params, s)) for s in (state, host_state)]
+    assert summaries[0] == summaries[1]
+
+
+def in_host_memory(tree):
+    kind = "pinned_host"
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind(kind)), tree)
