@@ -88,9 +88,15 @@ def find_states(opt_state: Any) -> list[PruneState]:
 
 
 def computable(state: PruneState) -> PruneState:
-    """The state with its own arrays, not those of the inner one, in the usual memory."""
-    own = in_default_memory(state._replace(inner_state=None))
-    return own._replace(inner_state=state.inner_state)
+    """The state with its own arrays, not those of the inner one, in the usual memory.
+
+    The same object if they lie there.
+    """
+    own = state._replace(inner_state=None)
+    moved = in_default_memory(own)
+    pairs = zip(jax.tree.leaves(own), jax.tree.leaves(moved), strict=True)
+    is_same = all(one is other for one, other in pairs)
+    return state if is_same else moved._replace(inner_state=state.inner_state)
 
 
 def check_params(where: str, params: Any) -> None:

@@ -157,8 +157,8 @@ MUTANTS = (
     Mutant(
         "states-in-a-wrapped-optimizer-are-not-seen",
         "_state/prune_state.py",
-        "(state, *find_states(state.inner_state))",
-        "(state,)",
+        "(computable(state), *find_states(state.inner_state))",
+        "(computable(state),)",
         ("state/test_nested_states.py",),
     ),
     Mutant(
