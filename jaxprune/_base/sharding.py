@@ -257,10 +257,11 @@ def in_default_memory(tree: Any) -> Any:
 def _in_default_memory(x: Any) -> Any:
     if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array) or x.is_deleted():
         return x
-    usual = next(iter(x.sharding.device_set)).default_memory().kind
-    if x.sharding.memory_kind in (None, usual):
+    kind, devices = x.sharding.memory_kind, x.sharding.addressable_devices
+    if kind in (None, "device") or not devices:
         return x
-    return jax.device_put(x, x.sharding.with_memory_kind(usual))
+    usual = next(iter(devices)).default_memory().kind
+    return x if kind == usual else jax.device_put(x, x.sharding.with_memory_kind(usual))
 
 
 def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
