@@ -40,8 +40,8 @@ def to_host(where: str, x: Any, gather: str = "params") -> np.ndarray:
     """An array as a NumPy array; raises as `check_here` does.
 
     Example:
-      >>> to_host("w", jax.numpy.arange(3))
-      array([0, 1, 2], dtype=int32)
+      >>> to_host("w", jax.numpy.arange(3)).tolist()
+      [0, 1, 2]
     """
     check_here(where, x, gather)
     return np.asarray(x)
