@@ -59,10 +59,10 @@ def save(
 
     Raises:
       TypeError: a leaf is not an array of numbers or bools, or a metadata value is not a string.
-      ValueError: the masks do not fit the params, or a dropped weight is not zero; with the path.
-        Or other processes hold parts of an array.
-        Or `order` does not hold exactly the paths of the leaves, the level is out of range, the
-        metadata have the name `jaxprune`, or the name of the file is one of another format.
+      ValueError: the masks do not fit the params, a dropped weight is not zero, or other processes
+        hold parts of an array; with the path. Or `order` does not hold exactly the paths of the
+        leaves, the level is out of range, the metadata have the name `jaxprune`, or the name of the
+        file is one of another format.
       FileNotFoundError: the folder of the file does not exist.
       IsADirectoryError: `path` is a folder.
       ImportError: `zstandard` is not installed.

@@ -169,35 +169,38 @@ def _fitted_prune_state(fresh: PruneState, old: Any, path: tuple[Any, ...]) -> P
         return state
     old_progress = _child(old, jax.tree_util.GetAttrKey("progress"), len(fields))
     old_progress = None if old_progress is _MISSING else old_progress
-    state = _without_stale_masks(state, fresh, old_progress)
+    saved = _saved_arrays(fresh.progress, old_progress)
+    state = _without_stale_masks(state, fresh, saved)
     state = state._replace(progress=recounted(fresh.progress, computable(state)))
-    return _with_saved_progress(state, fresh.progress, old_progress)
+    if fresh.progress.choices is not None:
+        state = following(state, _chosen(fresh.progress.choices, old_progress))
+    return _with_saved_progress(state, fresh.progress, saved)
 
 
-def _without_stale_masks(state: PruneState, fresh: PruneState, old: Any) -> PruneState:
+def _without_stale_masks(
+    state: PruneState, fresh: PruneState, saved: Mapping[str, Any]
+) -> PruneState:
     """The state with new masks for leaves that are not pruned now, or were not when it was saved.
 
     A leaf that was left out for a while still has its mask of the time before.
     """
-    saved = _saved_arrays(fresh.progress, old)
     are_stale = np.asarray(unboxed(fresh.progress.pool_of)) < 0
     if "pool_of" in saved:
         are_stale = are_stale | (np.asarray(saved["pool_of"]) < 0)
-    are_stale = np.all(are_stale.reshape(-1, are_stale.shape[-1]), 0).tolist()
+    of_all_members = np.all(are_stale, tuple(range(are_stale.ndim - 1))).tolist()
     masks, treedef = jax.tree.flatten(state.masks)
     new = jax.tree.leaves(fresh.masks)
-    masks = [n if stale else m for n, m, stale in zip(new, masks, are_stale, strict=True)]
+    masks = [n if stale else m for n, m, stale in zip(new, masks, of_all_members, strict=True)]
     return state._replace(masks=treedef.unflatten(masks))
 
 
-def _with_saved_progress(state: PruneState, fresh: Progress, old: Any) -> PruneState:
-    """The state with what its masks don't tell: the chosen schedule, and the units they drop."""
-    if fresh.choices is not None:
-        state = following(state, _chosen(fresh.choices, old))
+def _with_saved_progress(
+    state: PruneState, fresh: Progress, saved: Mapping[str, Any]
+) -> PruneState:
+    """The state with what its masks don't tell: the units they drop, and if they are applied."""
     names = ["reached"]
     if not np.any(unboxed(fresh.fires_left)):  # `keep_zeros`: what it dropped first is due
         names += ["due", "target"]
-    saved = _saved_arrays(fresh, old)
     progress = with_saved_counts(state.progress, saved, names)
     if "lands" in saved:
         lands, saved_lands = np.asarray(unboxed(fresh.lands)), np.asarray(saved["lands"])

@@ -407,3 +407,12 @@ def test_dropped_weights_of_a_run_that_kept_them_are_no_violations():
         params = optax.apply_updates(params, updates)
     assert state.violations == 0
     jaxprune.check(params, state, done=True)
+
+
+def test_the_state_of_a_tree_without_leaves_is_upgraded():
+    """As one whose params `optax.partition` gives to another optimizer."""
+    for options in ({}, {"packed": True}):
+        tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), **options)
+        state = tx.init({})
+        upgraded = jaxprune.upgrade_state(tx, {}, state)
+        chex.assert_trees_all_equal(upgraded, state)
