@@ -112,14 +112,15 @@ if TYPE_CHECKING:  # the same names that `__getattr__` loads on first use
         Unstructured as Unstructured,
     )
     from jaxprune._recipe.traits import Structure as Structure
+    from jaxprune._report.check import check as check
     from jaxprune._report.metrics import metrics as metrics
     from jaxprune._report.plan import plan as plan
-    from jaxprune._report.report import check as check, summarize as summarize
     from jaxprune._report.sensitivity import (
         sensitivity as sensitivity,
         sparsities_for as sparsities_for,
     )
     from jaxprune._report.sensitivity_table import Sensitivity as Sensitivity
+    from jaxprune._report.summary import summarize as summarize
     from jaxprune._report.table import (
         LeafReport as LeafReport,
         PoolReport as PoolReport,
@@ -202,11 +203,12 @@ _PUBLIC = {
     + ("random_score", "saliency"),
     "_recipe.structures": ("Block", "Channel", "Unstructured"),
     "_recipe.traits": ("Structure",),
+    "_report.check": ("check",),
     "_report.metrics": ("metrics",),
     "_report.plan": ("plan",),
-    "_report.report": ("check", "summarize"),
     "_report.sensitivity": ("sensitivity", "sparsities_for"),
     "_report.sensitivity_table": ("Sensitivity",),
+    "_report.summary": ("summarize",),
     "_report.table": ("LeafReport", "PoolReport", "Report"),
     "_shrink.channels": ("ChannelGroups", "channel_groups", "channel_groups_nnx"),
     "_shrink.flax_sizes": ("resize_nnx", "shrunk_apply"),
