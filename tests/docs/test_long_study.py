@@ -112,3 +112,12 @@ def test_what_is_said_of_the_results_is_in_them():
     assert f"still gain {-paired.gain(RESULTS, 'dense'):.2f} bits over the last third of" in WORDS
     dense = [run["bits_per_byte"] for run in RESULTS["runs"] if run["network"] == "dense"]
     assert max(dense) < 1.8
+
+
+def test_the_readme_has_the_numbers_of_the_results():
+    mean = {row["name"]: f"{row['mean']:.2f}" for row in RESULTS["summary"]}
+    small = min((mean[f"{kind}-dense-0.9"] for kind in ("small", "shallow")), key=float)
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    task = "LSTM language model, a million weights: bits per byte (lower is better)"
+    assert f"| {task} | {mean['dense']} | {mean['erk-0.9']} | {small} |" in readme
+    assert round(n_params_of(text.long_study("cpu"), 272, INPUTS), -5) == 1_000_000

@@ -189,7 +189,7 @@ def test_the_readme_has_the_numbers_of_the_results():
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     names = ("erk-0.9", "dense", "shallow-0.9")
     sparse, dense, small = (f"{mean[name]:.1f}" for name in names)
-    assert "here the CNNs are pruned with `distribution=jaxprune.erk`:" in readme
+    assert "The LSTM and the CNNs are pruned with `distribution=jaxprune.erk`:" in readme
     assert f"| Fashion-MNIST, CNN: accuracy, % | {dense} | {sparse} | {small} |" in readme
 
 
