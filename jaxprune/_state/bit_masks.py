@@ -157,18 +157,21 @@ def from_bits(bits: jax.Array, like: Any, n_batch_axes: int = 0) -> jax.Array:
     if not bits.size:
         return jnp.ones(like.shape, bool)
     whole = _in_whole_bytes(bits, entries_per_byte=1)
-    flags = _unpacked(whole).astype(bool)
+    flags = _unpacked(whole, like.dtype).astype(bool)
     flags = lax.slice_in_dim(flags, 0, like.shape[-1], axis=-1)
     return typed_like(flags, like)
 
 
-def _unpacked(bits: jax.Array) -> jax.Array:
-    """The entries of bit masks, 0 or 1: uint8, eight times as long along the last axis."""
-    if not on_gpu([bits]):
+def _unpacked(bits: jax.Array, dtype: Any) -> jax.Array:
+    """The entries, 0 or 1, of the bit mask of a leaf with this dtype."""
+    if dtype == jnp.float16 and not on_gpu([bits]):
+        # XLA for CPUs can't compile some programs that read single bits of bytes beside float16.
+        bits = bits.astype(jnp.int32)
+    elif not on_gpu([bits]):
         return jnp.unpackbits(bits, axis=-1, bitorder="little")
     # `unpackbits` compares with the eight powers of 2, for which an A100 starts a kernel.
-    places = jnp.arange(8, dtype=jnp.uint8).reshape((1,) * bits.ndim + (8,))
-    flags = (jnp.expand_dims(bits, -1) >> places) & np.uint8(1)
+    places = jnp.arange(8, dtype=bits.dtype).reshape((1,) * bits.ndim + (8,))
+    flags = (jnp.expand_dims(bits, -1) >> places) & bits.dtype.type(1)
     return flags.reshape((*bits.shape[:-1], -1))
 
 

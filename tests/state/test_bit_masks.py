@@ -56,7 +56,8 @@ def test_packing_is_undone_by_unpacking(shape, seed):
     bits = to_bits(jnp.asarray(mask))
     assert bits.dtype == jnp.uint8
     assert bits.shape == bit_mask_shape(mask.shape) == full_bits(jnp.asarray(mask)).shape
-    np.testing.assert_array_equal(from_bits(bits, mask), mask)
+    for dtype in (bool, np.float16, np.float32):  # float16 is unpacked in a way of its own
+        np.testing.assert_array_equal(from_bits(bits, mask.astype(dtype)), mask)
     assert from_bits(full_bits(jnp.asarray(mask)), mask).all()
     if mask.ndim and mask.size:  # the bits that fill up the last byte are set
         fill = np.unpackbits(np.asarray(bits), axis=-1, bitorder="little")[..., mask.shape[-1] :]
@@ -76,6 +77,7 @@ def test_a_gpu_packs_the_same_bits(shape, monkeypatch):
     [
         ("chain", jnp.float32),
         ("inner", jnp.bfloat16),
+        ("chain", jnp.float16),
         pytest.param("chain", jnp.bfloat16, marks=pytest.mark.slow),
         pytest.param("inner", jnp.float32, marks=pytest.mark.slow),
     ],
