@@ -142,12 +142,12 @@ def _over_steps(results: dict[str, Any], path: Path) -> Any:
     import matplotlib
 
     figure, (left, right) = panels(2, 2, 4.0, results["title"])
-    networks = [n for n in results["networks"] if n["kind"] in ("dense", "sparse")]
+    trained = {run["network"] for run in results["runs"]}
+    kinds = ("dense", "sparse")
+    networks = [n for n in results["networks"] if n["kind"] in kinds and n["name"] in trained]
     colours = matplotlib.colormaps["viridis_r"]
     for i, network in enumerate(networks):
         runs = [r for r in results["runs"] if r["network"] == network["name"]]
-        if not runs:
-            continue
         is_dense = network["kind"] == "dense"
         style = (
             {"color": "black"} if is_dense else {"color": colours(0.2 + 0.8 * i / len(networks))}

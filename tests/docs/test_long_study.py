@@ -78,8 +78,8 @@ def test_the_order_of_the_runs_begins_with_90_percent():
 
 def test_what_is_said_of_the_results_is_in_them():
     runs = {(run["network"], run["seed"]) for run in RESULTS["runs"]}
-    kinds = ("sparse", "erk", "small-dense", "shallow-dense")
-    names = ("dense", *(f"{kind}-{level}" for kind in kinds for level in (0.9, 0.95)))
+    kinds, levels = ("sparse", "erk", "small-dense", "shallow-dense"), (0.5, 0.9, 0.95)
+    names = ("dense", *(f"{kind}-{level}" for kind in kinds for level in levels))
     assert runs == {(name, seed) for name in names for seed in range(3)}
     page = (ROOT / "docs/paper.md").read_text(encoding="utf-8").splitlines()
     assert all(line in page for line in paired.markdown(RESULTS))
@@ -88,24 +88,33 @@ def test_what_is_said_of_the_results_is_in_them():
         found = paired.difference(RESULTS, first, second)
         return f"{-found.mean:.2f} ± {found.error:.2f}"
 
-    for level in (0.9, 0.95):
+    for level in levels:
         assert paired.small_network(RESULTS, level)["name"] == f"shallow-dense-{level}"
-        assert not paired.against_small(RESULTS, "ERK", level).is_tie
+        assert paired.against_small(RESULTS, "ERK", level).is_tie == (level == 0.5)
+    assert "at 90 %, and ties at 95 %. At 50 % both tie." in WORDS
+    assert paired.against_small(RESULTS, "sparse", 0.5).is_tie
     assert not paired.against_small(RESULTS, "sparse", 0.9).is_tie
     assert paired.against_small(RESULTS, "sparse", 0.95).is_tie
     erk = [gain(f"erk-{level}", f"shallow-dense-{level}") for level in (0.9, 0.95)]
     assert "small dense network**, by {} bits at 90 % and by {} at 95 %.".format(*erk) in WORDS
     uniform = gain("sparse-0.9", "shallow-dense-0.9")
     assert f"sparsity it is better by {uniform} at 90 %, and ties at 95 %." in WORDS
-    narrower = [gain(f"sparse-{level}", f"small-dense-{level}") for level in (0.9, 0.95)]
-    assert "uniform sparsity is better by {} and {}.".format(*narrower) in WORDS
+    narrower = [gain(f"sparse-{level}", f"small-dense-{level}") for level in levels]
+    assert "uniform sparsity is better by {}, {} and {}.".format(*narrower) in WORDS
     means = {row["name"]: row["mean"] for row in RESULTS["summary"]}
     twice = f"({means['erk-0.95']:.2f} and {means['shallow-dense-0.9']:.2f})"
     assert f"as good as the better small dense one of twice its size {twice}." in WORDS
     assert means["erk-0.95"] < means["shallow-dense-0.9"]
+    little = [cost_in_percent(RESULTS, name) for name in ("sparse-0.5", "erk-0.5")]
+    assert f"costs {means['sparse-0.5'] - means['dense']:.2f} bits, {little[0]:.1f} % of" in WORDS
+    assert f"the dense network's, and {little[1]:.1f} % with ERK. It does not hold at 90 %" in WORDS
+    assert max(little) < 2
     costs = [cost_in_percent(RESULTS, name) for name in ("sparse-0.9", "erk-0.9")]
     bits = [means[name] - means["dense"] for name in ("sparse-0.9", "erk-0.9")]
-    assert f"90 % costs {bits[0]:.2f} bits, {costs[0]:.0f} % of the dense network's, and" in WORDS
+    assert (
+        f"90 %, which costs {bits[0]:.2f} bits, {costs[0]:.0f} % of the dense network's, and"
+        in WORDS
+    )
     assert f"and with ERK {bits[1]:.2f} bits, {costs[1]:.0f} %." in WORDS
     assert f"uniform sparsity costs {cost_in_percent(SHORT):.0f} %" in WORDS
     assert 2 < costs[1] < costs[0] < cost_in_percent(SHORT)
