@@ -162,7 +162,8 @@ def to_csr(params: ArrayTree) -> ArrayTree:
 def to_bcoo(params: ArrayTree) -> ArrayTree:
     """Params with every matrix as a `jax.experimental.sparse.BCOO`; other leaves are unchanged.
 
-    For interchange only: on a CPU its products are slower than dense ones.
+    For interchange only: on a CPU its products are slower than dense ones, and JAX adds those of
+    bfloat16 and float16 in that dtype, which loses digits in long rows.
 
     Args:
       params: any tree of arrays.
@@ -193,7 +194,8 @@ def to_bcoo(params: ArrayTree) -> ArrayTree:
 def to_bcsr(params: ArrayTree) -> ArrayTree:
     """Params with every matrix as a `jax.experimental.sparse.BCSR`; other leaves are unchanged.
 
-    For interchange only: on a CPU its products are slower than dense ones.
+    For interchange only: on a CPU its products are slower than dense ones, and JAX adds those of
+    bfloat16 and float16 in that dtype, which loses digits in long rows.
 
     Args:
       params: any tree of arrays.
