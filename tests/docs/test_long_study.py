@@ -78,7 +78,7 @@ def test_the_order_of_the_runs_begins_with_90_percent():
 
 def test_what_is_said_of_the_results_is_in_them():
     runs = {(run["network"], run["seed"]) for run in RESULTS["runs"]}
-    kinds, levels = ("sparse", "erk", "small-dense", "shallow-dense"), (0.5, 0.9, 0.95)
+    kinds, levels = ("sparse", "erk", "small-dense", "shallow-dense"), (0.5, 0.9, 0.95, 0.975)
     names = ("dense", *(f"{kind}-{level}" for kind in kinds for level in levels))
     assert runs == {(name, seed) for name in names for seed in range(3)}
     page = (ROOT / "docs/paper.md").read_text(encoding="utf-8").splitlines()
@@ -91,16 +91,21 @@ def test_what_is_said_of_the_results_is_in_them():
     for level in levels:
         assert paired.small_network(RESULTS, level)["name"] == f"shallow-dense-{level}"
         assert paired.against_small(RESULTS, "ERK", level).is_tie == (level == 0.5)
-    assert "at 90 %, and ties at 95 %. At 50 % both tie." in WORDS
-    assert paired.against_small(RESULTS, "sparse", 0.5).is_tie
-    assert not paired.against_small(RESULTS, "sparse", 0.9).is_tie
-    assert paired.against_small(RESULTS, "sparse", 0.95).is_tie
-    erk = [gain(f"erk-{level}", f"shallow-dense-{level}") for level in (0.9, 0.95)]
-    assert "small dense network**, by {} bits at 90 % and by {} at 95 %.".format(*erk) in WORDS
+    ties = [paired.against_small(RESULTS, "sparse", level).is_tie for level in levels]
+    assert ties == [True, False, True, False]
+    assert "At 50 % both tie." in WORDS
+    erk = [gain(f"erk-{level}", f"shallow-dense-{level}") for level in levels[1:]]
+    assert "from 90 % on: by {} bits at 90 %, {} at 95 % and {} at 97.5 %.".format(*erk) in WORDS
     uniform = gain("sparse-0.9", "shallow-dense-0.9")
-    assert f"sparsity it is better by {uniform} at 90 %, and ties at 95 %." in WORDS
-    narrower = [gain(f"sparse-{level}", f"small-dense-{level}") for level in levels]
-    assert "uniform sparsity is better by {}, {} and {}.".format(*narrower) in WORDS
+    worse = gain("shallow-dense-0.975", "sparse-0.975")
+    said = f"better by {uniform} at 90 %, ties at 95 %, and is worse by {worse} at 97.5 %."
+    assert f"With uniform sparsity it is {said}" in WORDS
+    narrower = [gain(f"erk-{level}", f"small-dense-{level}") for level in levels]
+    assert "ERK is better at every size, by {}, {}, {} and {},".format(*narrower) in WORDS
+    narrower = [gain(f"sparse-{level}", f"small-dense-{level}") for level in levels[:3]]
+    worse = gain("small-dense-0.975", "sparse-0.975")
+    said = "uniform sparsity by {}, {} and {} up to 95 %; at 97.5 % it is worse by {}."
+    assert said.format(*narrower, worse) in WORDS
     means = {row["name"]: row["mean"] for row in RESULTS["summary"]}
     twice = f"({means['erk-0.95']:.2f} and {means['shallow-dense-0.9']:.2f})"
     assert f"as good as the better small dense one of twice its size {twice}." in WORDS
