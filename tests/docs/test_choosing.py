@@ -87,6 +87,13 @@ def test_what_is_said_of_small_dense_networks(page):
     levels = (0.75, 0.9, 0.95)
     gains = [-paired.against_small(one_layer, "ERK", level).mean for level in levels]
     assert f"75, 90 and 95 %, by {min(gains):.2f} to {max(gains):.2f} bits." in page
+    larger = results("paper-lstm-long")
+    levels = (0.9, 0.95, 0.975)
+    gains = [paired.against_small(larger, "ERK", level) for level in levels]
+    assert not any(gain.is_tie for gain in gains)
+    assert paired.against_small(larger, "ERK", 0.5).is_tie
+    least, most = sorted(-gain.mean for gain in gains)[:: len(gains) - 1]
+    assert f"at 90, 95 and 97.5 %, by {least:.2f} to {most:.2f} bits, and tied at 50 %." in page
     demo = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["summary"]
     accuracy = {row["name"]: row["accuracy_mean"] for row in demo}
     for level in (0.75, 0.9, 0.95, 0.975):
@@ -97,13 +104,24 @@ def test_what_is_said_of_small_dense_networks(page):
     )
 
 
-def test_the_row_and_the_advice_of_real_images(page):
-    summary = {r["name"]: r["mean"] for r in results("paper-fashion-plain")["summary"]}
-    row = next(line for line in lines() if line.startswith("| CNN, 583,594 parameters, with"))
+@pytest.mark.parametrize(
+    "study, network, digits",
+    (
+        ("paper-lstm-long", "LSTM, 1,037,335 parameters, with `erk`", 2),
+        ("paper-fashion-plain", "CNN, 583,594 parameters, with `erk`", 1),
+    ),
+)
+def test_quality_with_erk(study, network, digits):
+    summary = {r["name"]: r["mean"] for r in results(study)["summary"]}
+    row = next(line for line in lines() if line.startswith(f"| {network} |"))
     sparsities = (0.5, 0.75, 0.8, 0.85, 0.875, 0.9, 0.95)
     pruned = [summary.get(f"erk-{s:g}") for s in sparsities]
-    cells = [f"{mean:.1f}" if mean else "" for mean in (summary["dense"], *pruned)]
+    cells = [f"{mean:.{digits}f}" if mean else "" for mean in (summary["dense"], *pruned)]
     assert [cell.strip() for cell in row.split("|")[3:-1]] == cells
+
+
+def test_the_advice_of_real_images(page):
+    summary = {r["name"]: r["mean"] for r in results("paper-fashion-plain")["summary"]}
     levels = (0.8, 0.875, 0.9, 0.95, 0.975)
     gains = [summary[f"erk-{s:g}"] - summary[f"shallow-{s:g}"] for s in levels]
     assert f"from 80 to 97.5 %, by {min(gains):.1f} to {max(gains):.1f} points;" in page
