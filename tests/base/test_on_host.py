@@ -13,7 +13,7 @@ import jaxprune
 from helpers import assert_says
 from jaxprune import plots
 from jaxprune._base import on_host
-from jaxprune._report import report
+from jaxprune._report import summary
 
 W = jnp.array([[0.0, 1.0, -2.0], [3.0, 0.0, 0.0]])
 PARAMS = {"fc": {"w": W}}
@@ -115,7 +115,7 @@ def test_counts_on_devices_are_those_on_the_host(with_masks, structural, monkeyp
         rng = np.random.default_rng(0)
         masks = {k: jnp.asarray(rng.integers(0, 3, x.shape)) for k, x in TREES.items()}
     on_this_host = jaxprune.summarize(TREES, masks, structural=structural)
-    is_of_several(monkeypatch, report)
+    is_of_several(monkeypatch, summary)
     assert jaxprune.summarize(TREES, masks, structural=structural) == on_this_host
     assert with_masks == any("dropped but nonzero" in x.note for x in on_this_host.leaves)
 
@@ -123,7 +123,7 @@ def test_counts_on_devices_are_those_on_the_host(with_masks, structural, monkeyp
 @pytest.mark.parametrize("here", (True, False))
 def test_weights_that_do_not_exist_are_not_counted_whatever_they_hold(here, monkeypatch):
     if not here:
-        is_of_several(monkeypatch, report)
+        is_of_several(monkeypatch, summary)
     params = {"w": jnp.array([[1.0, 2.0], [0.0, 3.0]])}
     exists = {"w": np.array([[1, 0], [1, 1]])}
     [leaf] = jaxprune.summarize(params, structural=exists).leaves
