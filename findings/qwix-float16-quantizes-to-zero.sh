@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# qwix quantises the weights of a float16 model to zero, all of them, unless the largest of a channel
-# is near 1. In quantised training, the gradients are zero, too.
+# qwix quantises the weights of a float16 model to zero, all of them, unless the largest of a
+# channel is near 1. In quantised training, the gradients are zero, too.
 #
-# Versions: qwix 0.1.8, flax 0.12.8, jax and jaxlib 0.10.2, NumPy 2.4.6, Python 3.11, Linux x86-64,
-# CPU.
+# Versions: qwix 0.1.8, flax 0.12.8, jax and jaxlib 0.10.2, NumPy 2.4.6, Python 3.11, Linux
+# x86-64, CPU.
 #
 # Expected: int8 weights of a float16 model differ from its weights by 1 % or less, as those of a
 # float32 and a bfloat16 model do. float16 is one of the four dtypes that qwix accepts; it refuses
 # others.
-# Seen: the scale of a channel, its largest weight by 127.5, is replaced by 1 where it is less than
-# the root of the smallest normal number of its dtype. This is meant for channels of zeros. It is
-# 1e-19 in float32 and bfloat16, but 0.0078 in float16, so that a channel needs a weight of 0.996 to
-# be quantised in int8. (In int4, a channel needs 0.059; with less, each weight is zero, too.) The
-# largest weight of an initialised layer of 256 inputs is 0.14. All codes are 0, the output of the
-# model is its last bias, and `QtProvider` trains it with gradients of zero. Nothing is reported, and
-# the weights look as sparse as can be.
+# Seen: the scale of a channel, its largest weight by 127.5, is replaced by 1 where it is less
+# than the root of the smallest normal number of its dtype. This is meant for channels of zeros.
+# It is 1e-19 in float32 and bfloat16, but 0.0078 in float16, so that a channel needs a weight of
+# 0.996 to be quantised in int8. (In int4, a channel needs 0.059; with less, each weight is zero,
+# too.) The largest weight of an initialised layer of 256 inputs is 0.14. All codes are 0, the
+# output of the model is its last bias, and `QtProvider` trains it with gradients of zero. Nothing
+# is reported, and the weights look as sparse as can be.
 #
 # What helps: quantise in float32 and give `scale_dtype`, or use a model in bfloat16.
 #

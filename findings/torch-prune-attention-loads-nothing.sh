@@ -4,24 +4,25 @@
 #
 # Versions: torch 2.13.0 (CPU), NumPy 2.4.6, Python 3.11, Linux x86-64.
 #
-# Expected: the pruning tutorial of PyTorch says that a pruned model is saved like any other, by its
-# `state_dict`, which has the masks and the original weights. A model that was built and pruned in the
-# same way (`prune.identity` is enough, as the masks are loaded) gives the same outputs after
-# `load_state_dict`, as a Linear does.
-# Seen: with `nn.MultiheadAttention`, and so with `nn.TransformerEncoderLayer` and `nn.Transformer`,
-# it does not. `torch.nn.utils.prune` recomputes `weight` from `weight_orig` and `weight_mask` in a
-# hook before the forward pass of the layer it belongs to. Attention never calls its `out_proj`; it
-# reads the attribute `weight`, which is what it was when `prune` was called. `load_state_dict`
-# changes `weight_orig` and the mask, and `<All keys matched successfully>` is true, but `weight`
-# keeps the random values, in eval and in train mode, after any number of forward passes. So do
-# weights that are set with `weight_orig.copy_`. (`in_proj_weight` belongs to the attention itself,
-# whose hook runs.)
+# Expected: the pruning tutorial of PyTorch says that a pruned model is saved like any other, by
+# its `state_dict`, which has the masks and the original weights. A model that was built and
+# pruned in the same way (`prune.identity` is enough, as the masks are loaded) gives the same
+# outputs after `load_state_dict`, as a Linear does.
+# Seen: with `nn.MultiheadAttention`, and so with `nn.TransformerEncoderLayer` and
+# `nn.Transformer`, it does not. `torch.nn.utils.prune` recomputes `weight` from `weight_orig` and
+# `weight_mask` in a hook before the forward pass of the layer it belongs to. Attention never
+# calls its `out_proj`; it reads the attribute `weight`, which is what it was when `prune` was
+# called. `load_state_dict` changes `weight_orig` and the mask, and `<All keys matched
+# successfully>` is true, but `weight` keeps the random values, in eval and in train mode, after
+# any number of forward passes. So do weights that are set with `weight_orig.copy_`.
+# (`in_proj_weight` belongs to the attention itself, whose hook runs.)
 #
 # What helps: after loading, `prune.remove(attention.out_proj, "weight")`, or save after it.
 #
-# Known in part: https://github.com/pytorch/pytorch/issues/69353, open, says that the second backward
-# pass of such a model raises; the cause is the same. https://github.com/pytorch/pytorch/issues/78109
-# says that hooks of `out_proj` don't run. We found no word on checkpoints, where nothing raises.
+# Known in part: https://github.com/pytorch/pytorch/issues/69353, open, says that the second
+# backward pass of such a model raises; the cause is the same.
+# https://github.com/pytorch/pytorch/issues/78109 says that hooks of `out_proj` don't run. We
+# found no word on checkpoints, where nothing raises.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

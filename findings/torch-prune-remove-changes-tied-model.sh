@@ -3,15 +3,15 @@
 #
 # Versions: torch 2.13.0 (CPU), NumPy 2.4.6, Python 3.11, Linux x86-64.
 #
-# Expected: `torch.nn.utils.prune.remove` makes a pruning permanent. The tutorial and the docstring
-# say that the parameter stays pruned and that the pruning is not undone; the outputs of the model are
-# the same before and after it, so that what was evaluated is what is exported.
-# Seen: if the weight is shared, as that of an embedding and of the output layer of a language model,
-# pruning one of the two layers masks the weight in this layer only. They share the original values
-# still, and the embedding stays dense. `remove` writes the masked values into the shared tensor: now
-# the embedding is pruned as well, and the perplexity that was measured before is that of another
-# model. With two masks, one for each layer, the layers get the product of both masks: two times 50 %
-# at random become 75 % in both. No call warns.
+# Expected: `torch.nn.utils.prune.remove` makes a pruning permanent. The tutorial and the
+# docstring say that the parameter stays pruned and that the pruning is not undone; the outputs of
+# the model are the same before and after it, so that what was evaluated is what is exported.
+# Seen: if the weight is shared, as that of an embedding and of the output layer of a language
+# model, pruning one of the two layers masks the weight in this layer only. They share the
+# original values still, and the embedding stays dense. `remove` writes the masked values into the
+# shared tensor: now the embedding is pruned as well, and the perplexity that was measured before
+# is that of another model. With two masks, one for each layer, the layers get the product of both
+# masks: two times 50 % at random become 75 % in both. No call warns.
 #
 # What helps: before pruning, untie the layers, or prune in both with one mask
 # (`prune.custom_from_mask`).
@@ -34,7 +34,10 @@ class Model(nn.Module):
         self.embed = nn.Embedding(1000, 64)
         self.norm = nn.LayerNorm(64)
         self.head = nn.Linear(64, 1000, bias=False)
-        self.head.weight = self.embed.weight if tied else nn.Parameter(self.embed.weight.detach().clone())
+        if tied:
+            self.head.weight = self.embed.weight
+        else:
+            self.head.weight = nn.Parameter(self.embed.weight.detach().clone())
 
     def forward(self, tokens):
         return self.head(self.norm(self.embed(tokens)))
@@ -49,7 +52,8 @@ def report(when, model, outputs):
     with torch.no_grad():
         outputs.append(model(tokens))
     same = bool(torch.allclose(outputs[0], outputs[-1], atol=1e-4))
-    print(f"  {when}: embed {zeros(model.embed)} zeros, head {zeros(model.head)}; same outputs: {same}")
+    shares = f"embed {zeros(model.embed)} zeros, head {zeros(model.head)}"
+    print(f"  {when}: {shares}; same outputs: {same}")
 
 
 for tied in (False, True):
