@@ -62,7 +62,9 @@ def test_the_three_figures_of_the_readme_are_what_the_benchmarks_wrote():
         for kind in ("small", "shallow")
     ]
     assert verdicts == ["better", "tie"]
-    assert f"units, {payoff.read('paper-quality-wide')['config']['steps']} steps |" in readme
+    config = payoff.read("paper-quality-wide")["config"]
+    assert config["seeds"] == 3
+    assert f"units, {config['steps']} steps, three seeds |" in readme
     units = next(line for line in payoff.wide() if "| units |" in line)
     assert f"runs {units.split('|')[-2].split('/')[0].strip()} times faster on one core" in readme
 
