@@ -142,12 +142,14 @@ def _over_steps(results: dict[str, Any], path: Path) -> Any:
     import matplotlib
 
     figure, (left, right) = panels(2, 2, 4.0, results["title"])
-    trained = {run["network"] for run in results["runs"]}
+    runs_of: dict[str, list[dict[str, Any]]] = {}
+    for run in results["runs"]:
+        runs_of.setdefault(run["network"], []).append(run)
     kinds = ("dense", "sparse")
-    networks = [n for n in results["networks"] if n["kind"] in kinds and n["name"] in trained]
+    networks = [n for n in results["networks"] if n["kind"] in kinds and n["name"] in runs_of]
     colours = matplotlib.colormaps["viridis_r"]
     for i, network in enumerate(networks):
-        runs = [r for r in results["runs"] if r["network"] == network["name"]]
+        runs = runs_of[network["name"]]
         is_dense = network["kind"] == "dense"
         style = (
             {"color": "black"} if is_dense else {"color": colours(0.2 + 0.8 * i / len(networks))}

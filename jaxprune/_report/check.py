@@ -89,7 +89,7 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
     if len({tuple(paths_of(state.masks)) for state in states}) == 1:
         get_masks(opt_state)  # raises where these are masks of several networks
     paths, leaves, _ = leaves_with_paths(params)
-    _check_copies(params, opt_state)  # first: the checks below may differ between processes
+    _check_copies(paths, leaves, states)  # first: the checks below may differ between processes
     leaves = in_default_memory(leaves)
     masks = masks_by_path(opt_state, paths, leaves)
     if paths and all(mask is None for mask in masks):
@@ -98,10 +98,10 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
             "optimizer was made for an empty tree, so nothing is pruned: pass the params to "
             "tx.init, or wrt=nnx.Param to nnx.Optimizer."
         )
-    if done and not paths:
-        raise ValueError(f"check: {NO_LEAVES}.")
     lacking: tuple[str, ...] = ()
     if done:
+        if not paths:
+            raise ValueError(f"check: {NO_LEAVES}.")
         lacking = _check_done(paths, leaves, states)
         landing = [state for state in states if does_land(state)]
         masks = masks_by_path(landing, paths, leaves) if landing else [None] * len(leaves)
@@ -210,13 +210,12 @@ def _some(lines: Sequence[str]) -> str:
     return "; ".join(lines[:8]) + more
 
 
-def _check_copies(params: Any, opt_state: Any) -> None:
+def _check_copies(paths: list[str], leaves: list[Any], states: Sequence[PruneState]) -> None:
     """Raises where processes prune differently, or devices hold different copies of an array."""
-    states = [state._replace(inner_state=None) for state in find_states(opt_state)]
-    param_paths, param_leaves, _ = leaves_with_paths(params)
-    state_paths, state_leaves, _ = leaves_with_paths(states)
-    paths = [*param_paths, *(f"prune state {path}" for path in state_paths)]
-    leaves = [*param_leaves, *state_leaves]
+    own = [state._replace(inner_state=None) for state in states]
+    state_paths, state_leaves, _ = leaves_with_paths(own)
+    paths = [*paths, *(f"prune state {path}" for path in state_paths)]
+    leaves = [*leaves, *state_leaves]
     if not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
         check_remembered([leaves_with_paths(state.masks)[0] for state in states])
     if lines := diverged(paths, leaves):

@@ -164,11 +164,11 @@ def from_bits(bits: jax.Array, like: Any, n_batch_axes: int = 0) -> jax.Array:
 
 def _unpacked(bits: jax.Array, dtype: Any) -> jax.Array:
     """The entries, 0 or 1, of the bit mask of a leaf with this dtype."""
-    if dtype == jnp.float16 and not on_gpu([bits]):
+    if not on_gpu([bits]):
+        if dtype != jnp.float16:
+            return jnp.unpackbits(bits, axis=-1, bitorder="little")
         # XLA for CPUs can't compile some programs that read single bits of bytes beside float16.
         bits = bits.astype(jnp.int32)
-    elif not on_gpu([bits]):
-        return jnp.unpackbits(bits, axis=-1, bitorder="little")
     # `unpackbits` compares with the eight powers of 2, for which an A100 starts a kernel.
     places = jnp.arange(8, dtype=bits.dtype).reshape((1,) * bits.ndim + (8,))
     flags = (jnp.expand_dims(bits, -1) >> places) & bits.dtype.type(1)
