@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from jaxprune._cli.interrupts import exit_at_ctrl_c, ignore_ctrl_c_if_program
+from jaxprune._cli.interrupts import exit_at_signals, ignore_signals_if_program
+from jaxprune._cli.streams import open_streams
 
 # Before the slow imports, and not where a program or a test only imports `app`.
 if __name__ == "__main__" or Path((sys.argv or [""])[0]).stem == "jaxprune":
-    exit_at_ctrl_c()
+    exit_at_signals()
+    open_streams()
 
 _DEMO_PACKAGES = ("typer", "rich", "tqdm", "flax", "orbax", "matplotlib", "sklearn")
 
@@ -68,7 +70,8 @@ def main(
 ) -> None:
     """Pruning for JAX: inspects, prunes and converts files of params.
 
-    Exit codes: 0 success, 1 an error, 2 a wrong option, 3 a failed check, 130 Ctrl-C.
+    Exit codes: 0 success, 1 an error, 2 a wrong option, 3 a failed check, 130 Ctrl-C,
+    143 SIGTERM, 129 SIGHUP.
     """
 
 
@@ -110,7 +113,7 @@ def demo(
         code = cli.main(
             out, resume=resume, small=quick, options=options, stop=stop, as_json=as_json
         )
-    ignore_ctrl_c_if_program()
+    ignore_signals_if_program()
     raise typer.Exit(code)
 
 

@@ -73,6 +73,13 @@ def total(x: jax.Array) -> jax.Array:
         return jnp.sum(x, dtype=jnp.int64 if wide else jnp.int32)
 
 
+def sum_of_counts(counts: jax.Array, most: int) -> jax.Array:
+    """The sum of counts that is at most `most`: an int32, or an int64 if they or it need that."""
+    wide = is_wide(counts) or most >= WIDE
+    with counting(wide):
+        return jnp.sum(counts, dtype=jnp.int64 if wide else jnp.int32)
+
+
 def per_member(x: jax.Array, ndim: int) -> jax.Array:
     """Appends axes to `x`, [n_members], so that it broadcasts against [n_members, ...]."""
     return jnp.expand_dims(x, tuple(range(1, ndim)))

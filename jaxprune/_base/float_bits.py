@@ -82,6 +82,27 @@ def key_value(key: jax.Array, dtype: Any) -> jax.Array:
     return lax.bitcast_convert_type(bits, dtype)
 
 
+def power_of_two(x: jax.Array) -> jax.Array:
+    """The largest power of two that is no larger than a float, which is at least 0.
+
+    It is clipped so that it and its reciprocal are normal numbers: XLA takes subnormal ones for
+    zero, and may multiply by the reciprocal where a program divides. Those of inf and NaN are the
+    largest.
+
+    Args:
+      x: of 32 or 64 bits.
+
+    Example:
+      >>> x = jnp.array([5.0, 0.75, 0.0], jnp.float32)
+      >>> power_of_two(x).tolist() == [4.0, 0.5, 2.0**-126]
+      True
+    """
+    unsigned, _, infinity = bits_of(x.dtype)
+    exponent = lax.bitcast_convert_type(x, unsigned) & unsigned(infinity)
+    least = float(jnp.finfo(x.dtype).tiny)
+    return jnp.clip(lax.bitcast_convert_type(exponent, x.dtype), least, 1 / least)
+
+
 def is_nonzero(x: jax.Array) -> jax.Array:
     """Whether each entry of an array of any numeric dtype differs from zero; subnormals do."""
     if jnp.iscomplexobj(x):

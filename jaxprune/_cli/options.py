@@ -1,7 +1,8 @@
 """The commands `inspect`, `plan`, `prune` and `export`: their options, and their exit codes.
 
 `commands.py` does the work and is imported when a command runs, so that `--help` does not load JAX.
-Exit codes: 1 for an error, 2 for a wrong option, 3 for a failed check, 130 for Ctrl-C.
+Exit codes: 1 for an error, 2 for a wrong option, 3 for a failed check, 130 for Ctrl-C, and likewise
+128 plus the number of another signal that stops a command.
 """
 
 import contextlib
@@ -12,7 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxprune._cli.interrupts import STOPPED, exit_if_program, ignore_ctrl_c_if_program
+from jaxprune._cli.interrupts import (
+    STOPPED,
+    exit_if_program,
+    ignore_signals_if_program,
+    number_of,
+)
 from jaxprune._cli.words import (
     DISTRIBUTIONS,
     LAYOUTS,
@@ -250,25 +256,25 @@ def _exit_codes() -> Iterator[None]:
     """Prints an error as one line on standard error, and raises `typer.Exit` with its exit code."""
     import typer
 
-    is_stopped = False
+    stopped_by = 0
     try:
         yield
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        is_stopped = True
+    except KeyboardInterrupt as interrupt:
+        stopped_by = number_of(interrupt)
     except BrokenPipeError:  # `jaxprune inspect FILE | head`
         _discard_output()
         raise typer.Exit(1) from None
     except (ValueError, TypeError, OSError, ImportError, WrongOption, FailedCheck) as error:
-        ignore_ctrl_c_if_program()
+        ignore_signals_if_program()
         typer.echo(f"jaxprune: {_told(error)}", err=True)
         code = {WrongOption: 2, FailedCheck: 3}.get(type(error), 1)
         raise typer.Exit(code) from None
-    if is_stopped:  # by now the interrupt is freed, and so are the objects that it kept alive
-        exit_if_program()
+    if stopped_by:  # by now the interrupt is freed, and so are the objects that it kept alive
+        exit_if_program(stopped_by)
         typer.echo(STOPPED, err=True)
-        raise typer.Exit(130)
-    ignore_ctrl_c_if_program()
+        raise typer.Exit(128 + stopped_by)
+    ignore_signals_if_program()
 
 
 def _told(error: Exception) -> str:

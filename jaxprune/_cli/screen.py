@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune._base.paths import listed, shown_path
-from jaxprune._cli.interrupts import ctrl_c_raises
+from jaxprune._cli.interrupts import Stopped, signals_raise
 from jaxprune._cli.writing import Written
 from jaxprune._files.any_kind import Source
 from jaxprune._files.extras import import_extra
@@ -32,12 +32,12 @@ def console(*, err: bool = False) -> Any:
 def progress(source: Source, name: str) -> Iterator[Iterator[tuple[str, Any]]]:
     """The paths and arrays of a source, with a bar on a terminal: bytes, and time left.
 
-    Ctrl-C raises after the current leaf at the latest.
+    Ctrl-C and the like raise after the current leaf at the latest.
     """
     sizes = {leaf.path: leaf.n_bytes for leaf in source.leaves}
     screen = console(err=True)
     with contextlib.ExitStack() as stack:
-        interrupts = stack.enter_context(ctrl_c_raises())
+        interrupts = stack.enter_context(signals_raise())
         advance: Callable[[str], Any] = lambda path: None
         if screen.is_terminal:
             rich = import_extra("rich.progress", "cli")
@@ -56,7 +56,7 @@ def progress(source: Source, name: str) -> Iterator[Iterator[tuple[str, Any]]]:
             for path, array in source.arrays():
                 yield path, array
                 if interrupts:
-                    raise KeyboardInterrupt
+                    raise Stopped(interrupts[0])
                 advance(path)
 
         yield arrays()
@@ -116,11 +116,16 @@ def _leaf_rows(report: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _widest_table(screen: Any, title: Any, rows: Sequence[Mapping[str, str]]) -> Any:
     """The table with as many columns as fit on the screen."""
-    unlimited = screen.options.update(width=10_000)
-    tables = [_table(title, rows, _OPTIONAL[:n]) for n in range(len(_OPTIONAL) + 1)]
-    widths = [screen.measure(table, options=unlimited).maximum for table in tables]
-    fit = [table for table, width in zip(tables, widths, strict=True) if width <= screen.width]
-    return [*fit, tables[-1]][0]
+    from rich.cells import cell_len
+
+    width_of = {name: max(cell_len(row[name]) for row in [{name: name}, *rows]) for name in rows[0]}
+    without: list[str] = []
+    for name in _OPTIONAL:
+        if sum(width_of.values()) + 3 * len(width_of) + 1 <= screen.width:  # with lines and spaces
+            break
+        del width_of[name]
+        without.append(name)
+    return _table(title, rows, without)
 
 
 def _table(title: Any, rows: Sequence[Mapping[str, str]], without: Sequence[str]) -> Any:

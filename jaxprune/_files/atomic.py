@@ -10,10 +10,14 @@ import io
 import os
 import secrets
 import shutil
+import stat
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+# How many bytes of the name of a file its temporary file has.
+_LONGEST_NAME = 200
 
 
 @contextlib.contextmanager
@@ -21,11 +25,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path`, which replaces `path` when the block succeeds.
 
     If the block raises, the temporary file is deleted and an existing file at `path` is unchanged.
-    A new file has the permissions of the one that it replaces.
+    A new file has the permissions of the one that it replaces. A symbolic link is replaced, and
+    what it points to stays as it is.
 
     Raises:
       FileNotFoundError: the folder of `path` does not exist.
       IsADirectoryError: `path` is a folder.
+      FileExistsError: `path` is a device or a pipe, which a file can't replace.
       OSError: the file can't be written, for example because the disk is full; its `filename` is
         `path`.
 
@@ -112,8 +118,12 @@ def _temporary_file(path: Path) -> Iterator[tuple[io.BufferedRandom, Path]]:
         )
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder. Give the name of a file.")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(
+            f"{path}: is a device or a pipe, which a file would replace. Give another name."
+        )
     temporary = _hidden_name(path)
-    with _cleaned_by(lambda: temporary.unlink(missing_ok=True)):
+    with _cleaned_by(lambda: _delete(temporary)):
         raw = _File(temporary, path)
         _copy_mode(path, temporary)
         try:
@@ -128,8 +138,20 @@ def _copy_mode(path: Path, new: Path) -> None:
         shutil.copymode(path, new)
 
 
+def _delete(temporary: Path) -> None:
+    """Deletes a temporary file, if there is one. A read-only file system has none."""
+    with contextlib.suppress(OSError):
+        try:
+            temporary.unlink(missing_ok=True)
+        except PermissionError:  # Windows deletes no file that has the mode of a read-only one
+            temporary.chmod(stat.S_IWRITE)
+            temporary.unlink()
+
+
 def _hidden_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    """A new name beside a path. Most file systems allow 255 bytes."""
+    name = path.name.encode(errors="ignore")[:_LONGEST_NAME].decode(errors="ignore")
+    return path.with_name(f".{name}.{secrets.token_hex(4)}.part")
 
 
 @contextlib.contextmanager

@@ -364,5 +364,10 @@ def write_csr(folder: Path, path: str, matrix: Any, *, shown: Path) -> None:
     sparse = import_extra("scipy.sparse")
     [csr] = jax.tree.leaves(to_csr({path: matrix}), is_leaf=sparse.issparse)
     file_path.parent.mkdir(parents=True, exist_ok=True)
+    if file_path.exists():
+        raise ValueError(
+            f"{path}: another matrix has a file of this name in {shown}, where upper and lower "
+            "case are the same. Rename the leaf."
+        )
     with atomic_file(file_path) as file:
         sparse.save_npz(file, csr)

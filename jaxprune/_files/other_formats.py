@@ -63,6 +63,11 @@ def check_format(path: Path) -> None:
       ...
       ValueError: .../model: is a GGUF file, whose weights are quantised. ...
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"{path}: is a device or a pipe, but reading starts at several places. Copy what comes "
+            "out of it to a file first."
+        )
     with path.open("rb") as file:
         head = file.read(64)
     if head.startswith(ZSTD_MAGIC) or head[8:9] == b"{":  # a header of safetensors is JSON

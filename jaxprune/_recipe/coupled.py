@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.float_bits import power_of_two
+from jaxprune._recipe.norms import largest, widened
 from jaxprune._recipe.pooling import any_of
 
 
@@ -75,12 +76,15 @@ class Coupled:
 
     def unit_scores(self, scores: jax.Array) -> jax.Array:
         """The Euclidean norm of this leaf's weights in each channel, float32 or wider."""
-        wide = scores if scores.dtype == jnp.float64 else scores.astype(jnp.float32)
+        scores = widened(scores)
         other_axes = tuple(i for i in range(scores.ndim) if i != self.axis)
-        squares = jnp.sum(wide * wide, other_axes)
         droppable, unit_of = self._droppable()
-        zeros = jnp.zeros(self.n, squares.dtype)
-        return jnp.sqrt(zeros.at[unit_of].add(squares[droppable]))
+        zeros = jnp.zeros(self.n, scores.dtype)
+        unit = power_of_two(zeros.at[unit_of].max(largest(scores, other_axes)[droppable]))
+        along = jnp.ones(len(self.unit_of), scores.dtype).at[droppable].set(unit[unit_of])
+        parts = scores / jnp.expand_dims(along, other_axes)
+        squares = jnp.sum(parts * parts, other_axes)
+        return jnp.sqrt(zeros.at[unit_of].add(squares[droppable])) * unit
 
     def unit_mask(self, mask: jax.Array) -> jax.Array:
         """Whether any weight of each channel is kept."""
@@ -99,13 +103,3 @@ class Coupled:
         unit_of = np.array(self.unit_of)
         indices = np.flatnonzero(unit_of >= 0)
         return indices, unit_of[indices]
-
-
-def combined(scores: Sequence[jax.Array]) -> jax.Array:
-    """The Euclidean norm of each channel over all leaves, from its norm in each leaf."""
-    if len(scores) == 1:
-        return scores[0]
-    total = scores[0] * scores[0]
-    for score in scores[1:]:
-        total = total + score.astype(total.dtype) ** 2
-    return jnp.sqrt(total)

@@ -62,10 +62,10 @@ def check_sign(score: Any, structure: Structure) -> None:
     is_squared = (
         traits_of(structure).coupled_group is not None or getattr(structure, "norm", 0) == 2
     )
-    if score is movement and is_squared:
+    if is_squared and getattr(score, "increment", None) is movement.increment:
         raise ValueError(
-            f"score: movement is negative for weights that move towards zero, and {structure!r} "
-            "would square it. Write structure=jaxprune.Channel(norm=1), which adds the scores of a "
+            f"score: {shown(score)} is negative for weights that move towards zero, and "
+            f"{structure!r} would square it. Write structure=jaxprune.Channel(norm=1), which adds the scores of a "
             "channel up, or score=jaxprune.saliency."
         )
 

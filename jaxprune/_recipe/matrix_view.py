@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune._recipe.norms import norm_over
 from jaxprune._recipe.pooling import any_of
 from jaxprune._recipe.traits import Structure, traits_of, unit_sizes_of
 
@@ -148,16 +149,3 @@ class Outputs:
 
     def _summed(self, n_axes: int) -> tuple[int, ...]:
         return tuple(axis for axis in range(n_axes) if axis not in self.axes)
-
-
-def norm_over(scores: jax.Array, axes: tuple[int, ...], norm: int) -> jax.Array:
-    """The sum (norm 1) or the Euclidean norm (norm 2) of scores over axes, float32 or wider.
-
-    Example:
-      >>> norm_over(jnp.array([[3.0, 1.0], [4.0, 0.0]]), (0,), 2).tolist()
-      [5.0, 1.0]
-    """
-    wide = scores if scores.dtype == jnp.float64 else scores.astype(jnp.float32)
-    if norm == 1:
-        return jnp.sum(wide, axes)
-    return jnp.sqrt(jnp.sum(wide * wide, axes))

@@ -5,6 +5,7 @@ names, or those whose role is `"stack"`. A slice is told to the distribution lik
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -86,8 +87,10 @@ class PartRules(NamedTuple):
         reason = "" if self.roles is None else self.roles.reason(path)
         structure = errors.fitted(structure, AxesOf(path, shape, rest, reason))
         n_units, n_groups = errors.checked_units(path, structure, shape)
+        if not math.prod(spec.shape[axis] for axis in axes):
+            n_units = 0
         entry = LeafShape(path, shape, n_units, (), n_groups=max(n_groups, 1), roles=rest)
-        lengths = [max(spec.shape[axis], 1) for axis in axes]
+        lengths = [max(spec.shape[axis], 1) for axis in axes]  # no slice counts as an empty one
         overrides = (override,)
         if axes:
             overrides = self._overrides_of_slices(path, spec, lengths, override, use)

@@ -21,7 +21,8 @@ from jax import lax
 from jaxprune._base.arguments import as_flag, as_int, is_int, is_list, shown
 from jaxprune._base.sharding import on_gpu
 from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
-from jaxprune._recipe.matrix_view import MatrixView, Outputs, norm_over
+from jaxprune._recipe.matrix_view import MatrixView, Outputs
+from jaxprune._recipe.norms import norm_over
 from jaxprune._recipe.pooling import any_of, any_of_neighbours, pooled
 from jaxprune._recipe.traits import SingleWeights, Structure
 

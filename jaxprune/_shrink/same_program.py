@@ -135,7 +135,7 @@ class _Comparison(NamedTuple):
         new_var = dict(zip(old.constvars, new.constvars, strict=False))
         new_var |= zip(old.invars, new.invars, strict=True)
         misshapen: set[Any] = set()  # variables whose shape is not the expected one
-        sums: dict[Any, Any] = {}  # variable -> the equation that makes it by a sum
+        means = _Means.of(old.eqns)
         for number, (old_eqn, new_eqn) in enumerate(zip(old.eqns, new.eqns, strict=False)):
             path = (*outer_path, number)
             if old_eqn.primitive.name != new_eqn.primitive.name:
@@ -144,7 +144,7 @@ class _Comparison(NamedTuple):
                 return
             # An equation is compared if its operands have the expected shapes.
             if not any(not is_literal(x) and x in misshapen for x in old_eqn.invars):
-                if _is_mean(old_eqn, new_eqn, sums):
+                if means.has(old_eqn, new_eqn):
                     place = place_of(old_eqn)
                     self.differences.append(Difference(MEAN, place, path, is_mean=True))
                 else:
@@ -152,7 +152,6 @@ class _Comparison(NamedTuple):
             if self._wrong_shape(new_eqn, path):
                 misshapen.update(old_eqn.outvars)
             new_var |= zip(old_eqn.outvars, new_eqn.outvars, strict=False)
-            _follow_sum(old_eqn, sums)
         if complete and len(old.eqns) != len(new.eqns):
             self.differences.append(Difference(_CHANGES, "", outer_path))
 
@@ -215,34 +214,70 @@ class _Comparison(NamedTuple):
         )
 
 
-def _follow_sum(eqn: Any, sums: dict[Any, Any]) -> None:
-    """Adds the result of an equation to `sums` if it is a sum, or a sum in another shape."""
-    operand = eqn.invars[0] if eqn.invars else None
-    if eqn.primitive.name == "reduce_sum":
-        sums[eqn.outvars[0]] = eqn
-    elif eqn.primitive.name in _SAME_VALUES and not is_literal(operand) and operand in sums:
-        sums[eqn.outvars[0]] = sums[operand]
+class _Means(NamedTuple):
+    """Where a program divides a sum by the number of its entries, as means and variances do.
+
+    Attributes:
+      sums: variable -> the equation that makes it by a sum, perhaps in another shape.
+      divisors: numbers of entries, less the degrees of freedom of a variance, as `jnp.var` computes
+        them in the program: `sub n ddof`.
+    """
+
+    sums: dict[Any, Any]
+    divisors: frozenset[Any]
+
+    @staticmethod
+    def of(eqns: Sequence[Any]) -> "_Means":
+        """Those of a program, without the programs in it."""
+        sums: dict[Any, Any] = {}
+        differences: dict[Any, Any] = {}
+        divisors = set()
+        for eqn in eqns:
+            name, operand = eqn.primitive.name, eqn.invars[0] if eqn.invars else None
+            if name == "reduce_sum":
+                sums[eqn.outvars[0]] = eqn
+            elif name == "sub" and is_literal(operand):
+                differences[eqn.outvars[0]] = eqn
+            elif name in _SAME_VALUES and not is_literal(operand):
+                for found in (sums, differences):
+                    if operand in found:
+                        found[eqn.outvars[0]] = found[operand]
+            elif name == "div" and not any(map(is_literal, eqn.invars)):
+                of_sum, difference = sums.get(operand), differences.get(eqn.invars[1])
+                if of_sum and difference and _n_entries(of_sum) == _number_in(difference.invars[0]):
+                    divisors.add(difference.outvars[0])
+        return _Means(sums, frozenset(divisors))
+
+    def has(self, old: Any, new: Any) -> bool:
+        """Whether two equations differ only by the number of entries of a mean.
+
+        Args:
+          old: equation of the larger program.
+          new: equation of the smaller program, with the same primitive.
+        """
+        if old.outvars and old.outvars[0] in self.divisors:
+            is_number = is_literal(new.invars[0])
+            return is_number and _number_in(old.invars[0]) != _number_in(new.invars[0])
+        if old.primitive.name != "div" or is_literal(old.invars[0]):
+            return False
+        of_sum, divisor = self.sums.get(old.invars[0]), old.invars[1]
+        if of_sum is None or not (is_literal(divisor) and is_literal(new.invars[1])):
+            return False
+        n_entries = _number_in(divisor)
+        return n_entries == _n_entries(of_sum) and n_entries != _number_in(new.invars[1])
 
 
 _SAME_VALUES = ("broadcast_in_dim", "reshape", "squeeze", "convert_element_type")
 
 
-def _is_mean(old: Any, new: Any, sums: dict[Any, Any]) -> bool:
-    """Whether two equations divide the same sum by its number of entries, which differs.
-
-    Args:
-      old: equation of the larger program.
-      new: equation of the smaller program, with the same primitive.
-      sums: variable of the larger program -> the equation that makes it by a sum.
-    """
-    if old.primitive.name != "div" or is_literal(old.invars[0]) or not is_literal(old.invars[1]):
-        return False
-    of_sum = sums.get(old.invars[0])
-    if of_sum is None or not is_literal(new.invars[1]):
-        return False
+def _n_entries(of_sum: Any) -> int:
+    """How many entries an equation adds up for each sum."""
     shape = of_sum.invars[0].aval.shape
-    n_entries = math.prod(shape[k] for k in of_sum.params["axes"])
-    return float(old.invars[1].val) == n_entries != float(new.invars[1].val)
+    return math.prod(shape[k] for k in of_sum.params["axes"])
+
+
+def _number_in(literal: Any) -> float:
+    return float(literal.val) if np.ndim(literal.val) == 0 else math.nan
 
 
 def _operands_differ(old: Any, new: Any, new_var: dict[Any, Any]) -> str:

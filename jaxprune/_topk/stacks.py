@@ -5,7 +5,7 @@ On one device the remaining axes are merged into rows, which costs nothing there
 devices an axis may be sharded, so every leaf is a stack of its own and keeps its axes.
 
 Ranks within a member have 32 bits. A leaf too long for that becomes a stack of its own slices along
-the first axis; if a slice is still too long, ranks have 64.
+the first axis; if a slice is still too long, or there would be too many of them, ranks have 64.
 """
 
 import functools
@@ -31,6 +31,8 @@ from jaxprune._topk.signs import ScoreSpec
 _STACKED = 2**20
 # How many leaves are taken out of a stack by one kernel.
 _AT_ONCE = 12
+# A leaf is split into at most this many slices: tracing takes 160 bytes of the host for each.
+_MOST_SLICES = 2**20
 # From this size on, the ranks within a member would need more than 31 bits.
 LONG = 2**31 - 1
 
@@ -95,7 +97,7 @@ class Pools(NamedTuple):
         score_dtypes = [common or dtypes[pool_of.index(pool)] for pool in range(len(sizes))]
         is_double = any(dtype.itemsize == 8 for dtype in score_dtypes)
         is_wide = is_double or max(sizes) * n_parts >= counting.WIDE
-        n_slices = [s.shape[0] if n >= LONG else 1 for n, s in zip(leaf_sizes, specs, strict=True)]
+        n_slices = [_n_slices(s.shape) for s in specs]
         longest = max(n // k for n, k in zip(leaf_sizes, n_slices, strict=True))
         return Pools(
             pool_of=pool_of,
@@ -108,6 +110,12 @@ class Pools(NamedTuple):
             pool_dtype=jnp.uint64 if is_wide else jnp.uint32,
             rank_dtype=jnp.int64 if is_wide and longest >= LONG else jnp.int32,
         )
+
+
+def _n_slices(shape: tuple[int, ...]) -> int:
+    """How many members a leaf is split into."""
+    is_split = math.prod(shape) >= LONG and shape[0] <= _MOST_SLICES
+    return shape[0] if is_split else 1
 
 
 class Stack(NamedTuple):

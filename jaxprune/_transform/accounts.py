@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.caching import bounded_cache
-from jaxprune._base.counting import counting, is_wide
+from jaxprune._base.counting import counting, is_wide, sum_of_counts
 from jaxprune._recipe.budget import Budget, Recipe
 from jaxprune._recipe.leaf import Leaf
 from jaxprune._recipe.schedule_list import ChosenSchedule, ScheduleList
@@ -193,10 +193,11 @@ def progress_of_masks(settings: Settings, accounts: Accounts, zeros: jax.Array) 
     """
     schedule: Any = settings.schedule
     progress = progress_at(settings, accounts, schedule.end_step, Counts(zeros, zeros))
+    n_zero = sum_of_counts(zeros, accounts.size).astype(jnp.float32)
     with counting(is_wide(zeros)):
-        n_zero = jnp.sum(zeros).astype(jnp.float32)
         due, reached = jnp.copy(zeros), jnp.copy(zeros)  # a buffer can be donated only once
-    return progress._replace(due=due, reached=reached, target=n_zero / max(accounts.size, 1))
+    size = float(max(accounts.size, 1))  # an integer might not fit into an int32
+    return progress._replace(due=due, reached=reached, target=n_zero / size)
 
 
 def progress_at(settings: Settings, accounts: Accounts, step: Any, counts: Counts) -> Progress:

@@ -21,6 +21,8 @@ from jaxprune._transform.operand import Operand, Rules, Scored, has_elementwise_
 def decided_apart(case: Case, n_keep: jax.Array, rules: Rules) -> tuple[jax.Array, jax.Array]:
     """Mask and threshold of a leaf that is several pools."""
     axes, shape = case.leaf.axes, case.operand.param.shape
+    if not case.operand.param.size:  # there may be no slice to map over
+        return jnp.ones_like(case.operand.param, bool), jnp.zeros((), jnp.float32)
     n_of_slice = take(n_keep, np.array(case.leaf.pools) if axes else case.leaf.pools[0])
     if len(axes) > 1:
         with counting(is_wide(n_of_slice)):

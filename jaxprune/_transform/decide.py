@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune._base.counting import counting, is_wide, take
 from jaxprune._base.sharding import explicit_mesh, is_sharded_along, on_gpu, sharding_in
-from jaxprune._recipe.coupled import combined
 from jaxprune._recipe.leaf import Leaf
+from jaxprune._recipe.norms import norm_of_norms
 from jaxprune._topk.bit_flags import BitFlags
 from jaxprune._topk.drawn import drawn
 from jaxprune._topk.topk import select
@@ -231,7 +231,7 @@ def _units(members: Sequence[Case], rules: Rules) -> Any:
         return _with_scale(lead, rules)
     if lead.leaf.traits.is_elementwise and is_drawn(lead.operand, rules):
         return drawn(lead.operand.param, lead.operand.key)
-    return combined([_unit_scores(case, rules) for case in members])
+    return norm_of_norms([_unit_scores(case, rules) for case in members])
 
 
 def _unit_scores(case: Case, rules: Rules) -> jax.Array:

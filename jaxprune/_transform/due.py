@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune._base.counting import all_of, any_of, counting, is_wide
+from jaxprune._base.counting import all_of, any_of, counting, is_wide, sum_of_counts
 from jaxprune._base.places import placed
 from jaxprune._state.progress import UNKNOWN, Progress, count_dtype
 from jaxprune._transform.accounts import Accounts, as_ints, choices_of, next_progress
@@ -87,7 +87,9 @@ def dropped_by_stale_masks(accounts: Accounts, progress: Progress) -> jax.Array:
     """
     are_new = jnp.asarray(accounts.pool_of >= 0) & (progress.pool_of < 0)
     with counting(is_wide(progress.zeros)):
-        n = jnp.sum(jnp.where(are_new, progress.zeros, jnp.zeros_like(progress.zeros)))
+        zeros = jnp.where(are_new, progress.zeros, jnp.zeros_like(progress.zeros))
+    n = sum_of_counts(zeros, int(accounts.sizes.sum()))
+    with counting(is_wide(n)):
         return jnp.minimum(n, np.iinfo(np.int32).max)
 
 

@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from jaxprune._base.float_bits import power_of_two
 from jaxprune._base.sharding import typed_like
 from jaxprune._recipe.traits import Traits
 
@@ -33,20 +33,8 @@ def scale_of(scores: jax.Array, by: bool | str, traits: Traits) -> jax.Array:
     counts = jnp.isfinite(scores)
     if traits.exists is not None:
         counts &= typed_like(jnp.asarray(traits.exists), scores)
-    unit = _power_of_two(jnp.max(jnp.abs(scores), initial=0.0, where=counts))
+    unit = power_of_two(jnp.max(jnp.abs(scores), initial=0.0, where=counts))
     parts = jnp.where(counts, scores, jnp.zeros_like(scores)) / unit
     n = 1 if by == "l2" else max(scores.size - traits.n_absent, 1)
-    root = jnp.sqrt(jnp.sum(parts * parts) / n)
+    root = jnp.sqrt(jnp.sum(parts * parts) / float(n))  # an integer might not fit into an int32
     return jnp.clip(root * unit, _LEAST, _MOST)
-
-
-def _power_of_two(x: jax.Array) -> jax.Array:
-    """The largest power of two that is no larger than a float32, within the range of scales.
-
-    Example:
-      >>> x = jnp.array([5.0, 0.75, 0.0], jnp.float32)
-      >>> _power_of_two(x).tolist() == [4.0, 0.5, 2.0**-126]
-      True
-    """
-    exponent = lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
-    return jnp.clip(lax.bitcast_convert_type(exponent, jnp.float32), _LEAST, _MOST)

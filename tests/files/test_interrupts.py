@@ -341,3 +341,28 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch, name, k
 
 
 OUT = ("out", "out/fc", "out/fc/kernel.npz", "out/head.npz")
+
+
+@pytest.mark.parametrize("name", ("a" * 255, "ж" * 127))
+def test_names_of_any_length_that_a_file_system_allows(name, tmp_path):
+    save_safetensors(tmp_path / name, tree(0))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_system_that_deletes_nothing_names_the_path_of_the_user(tmp_path, monkeypatch):
+    def refuse(path, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(pathlib.Path, "unlink", refuse)
+    monkeypatch.setattr(pathlib.Path, "replace", lambda path, _: refuse(path))
+    with pytest.raises(OSError, match=says("Read-only file system")) as error:
+        save_safetensors(tmp_path / "out", tree(0))
+    assert error.value.filename == str(tmp_path / "out")
+
+
+def test_matrices_whose_names_differ_in_case_where_a_file_system_does_not(tmp_path, monkeypatch):
+    name = interchange._csr_name
+    monkeypatch.setattr(interchange, "_csr_name", lambda path: name(path.lower()))
+    with pytest.raises(ValueError, match=says("w: another matrix has a file of this name")):
+        save_csr(tmp_path / "out", {"W": np.eye(4), "w": np.eye(3), "b": np.ones(3)})
+    assert list(tmp_path.iterdir()) == []

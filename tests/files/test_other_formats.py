@@ -1,5 +1,7 @@
 """Files and folders of kinds that are not supported: what they are, and what to do instead."""
 
+import functools
+import os
 import zipfile
 
 import numpy as np
@@ -101,3 +103,25 @@ def test_a_folder_of_another_kind_is_refused_with_what_to_do(tmp_path, name, sai
     assert_says(error, f"{folder}:", "folder")
     assert all(part in error for part in said)
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_pipes_are_neither_read_nor_replaced(tmp_path):
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=says(f"{pipe}: is a device or a pipe", "Copy")):
+        jaxprune.load(pipe)
+    for save in (functools.partial(jaxprune.save, level=None), save_safetensors):
+        with pytest.raises(FileExistsError, match=says(f"{pipe}: is a device or a pipe")):
+            save(pipe, {"w": np.ones((2, 3)), "b": np.ones(3)})
+    assert pipe.is_fifo()
+
+
+def test_a_link_is_replaced_and_its_target_stays(tmp_path):
+    (tmp_path / "target").write_bytes(b"old")
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(tmp_path / "target")
+    save_safetensors(link, {"w": np.ones((2, 3)), "b": np.ones(3)})
+    assert (tmp_path / "target").read_bytes() == b"old"
+    assert not link.is_symlink()
+    assert jaxprune.load(link)["w"].shape == (2, 3)

@@ -7,7 +7,7 @@ import pytest
 
 import jaxprune
 from bad_input import ADAM, HALF, assert_error, case, init, params, update
-from helpers import assert_says
+from helpers import assert_says, says
 
 
 def summing(increment):
@@ -201,3 +201,14 @@ def test_gradients_from_elsewhere_are_enough_for_a_score_that_returns_them():
     tree = params()
     _, state = tx.update(tree, tx.init(tree), tree, grads=tree)
     assert jaxprune.get_masks(state)["w"].astype(int).tolist() == [[0] * 4, [1] * 4]
+
+
+def test_another_name_for_movement_is_refused_where_it_would_be_squared():
+    score = jaxprune.Accumulated("mine", jaxprune.movement.increment)
+    with pytest.raises(ValueError, match=says("score: mine is negative", "Channel(norm=1)")):
+        jaxprune.plan(
+            {"fc": jnp.ones((4, 6)), "bias": jnp.ones(6)},
+            jaxprune.prune(
+                jaxprune.one_shot_schedule(0.5), structure=jaxprune.Channel(), score=score
+            ),
+        )

@@ -289,3 +289,28 @@ BAD = [
 @pytest.mark.parametrize("call, kind, parts", BAD)
 def test_errors_about_slices_say_what_to_write(call, kind, parts):
     assert_error(call, kind, parts)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"distribution": jaxprune.per_slice("empty|w")},
+        {"roles": {"empty": ("stack", "in", "out"), "w": ("stack", "in", "out")}},
+        {"distribution": jaxprune.per_slice("empty|w"), "structure": jaxprune.Channel(-1)},
+    ],
+    ids=("per_slice", "roles", "channels"),
+)
+def test_a_leaf_without_slices_is_left_as_it_is(options):
+    params = {"empty": jnp.zeros((0, 4, 6)), "w": jnp.arange(48.0).reshape(2, 4, 6)}
+    params |= {"bias": jnp.ones(6)}
+    tx = jaxprune.prune(jaxprune.one_shot_schedule(0.5), inner=optax.sgd(0.0), **options)
+    state = tx.init(params)
+    updates, state = jax.jit(tx.update)(params, state, params)
+    params = optax.apply_updates(params, updates)
+    jaxprune.check(params, state, done=True)
+    masks = jaxprune.get_masks(state)
+    assert masks["empty"].shape == (0, 4, 6)
+    assert masks["w"].sum((1, 2)).tolist() == [12, 12]
+    pruned, _ = jaxprune.prune_params(params, 0.5, **options)
+    assert pruned["empty"].shape == (0, 4, 6)
+    assert int(jaxprune.get_state(state).progress.due[1]) == 0  # of "empty", after "bias"

@@ -134,8 +134,11 @@ def shapes_of(n_leaves, *shape):
         (shapes_of(1, 3, 2**16, 2**15), {}, 3 * 2**30),
         (shapes_of(5, 2**15, 2**15), {"distribution": jaxprune.global_pool}, 5 * 2**29),
         (shapes_of(1, 2**17, 2**15), {"structure": jaxprune.NM(2, 4)}, 2**31),
+        (shapes_of(1, 2**17, 2**15), {"distribution": jaxprune.normalized_pool}, 2**31),
+        # Too many slices along the first axis to list each of them.
+        (shapes_of(1, 2**26, 64), {}, 2**31),
     ],
-    ids=("leaf", "pool", "groups"),
+    ids=("leaf", "pool", "groups", "normalized", "rows"),
 )
 def test_large_leaves_are_lowered_with_their_exact_budgets(params, options, n_keep):
     tx = jaxprune.prune(HALF, **options)
@@ -164,3 +167,20 @@ def test_violations_of_several_leaves_saturate_together(monkeypatch):
     monkeypatch.setattr(state_masks, "count_arrays", most)
     params = [jnp.ones(3)] * 2
     assert int(state_masks.count_violations(params, [jnp.zeros(3, bool)] * 2)) == 2**31 - 1
+
+
+def test_zeros_of_large_trees_are_kept_and_counted_in_64_bits():
+    params = shapes_of(5, 2**15, 2**14)  # each leaf is counted in 32 bits
+    state = jax.eval_shape(jaxprune.keep_zeros(optax.sgd(0.1)).init, params)
+    assert jax.tree.map(jnp.shape, state.masks) == jax.tree.map(jnp.shape, params)
+    counts = jnp.array([2**30, 2**30 + 5, 3], jnp.int32)
+    with counting.enable_x64(True):
+        assert int(counting.sum_of_counts(counts, 2**31 + 9)) == 2**31 + 8
+    assert counting.sum_of_counts(counts[2:], 9).dtype == jnp.int32
+
+
+def test_a_leaf_with_too_many_slices_is_not_sliced(monkeypatch):
+    narrow = run(CASES["one pool"])
+    monkeypatch.setattr(stacks, "_MOST_SLICES", 8)  # "deep" has 8, "w" has 16
+    with low_limits(monkeypatch, **FORMS["cpu"]):
+        jax.tree.map(np.testing.assert_array_equal, run(CASES["one pool"]), narrow)

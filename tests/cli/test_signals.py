@@ -1,4 +1,4 @@
-"""Ctrl-C and a full disk on the command line: one line, the right exit code, and no traces."""
+"""Signals such as Ctrl-C, and full disks: one line, the right exit code, and no traces."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ import pytest
 
 import jaxprune
 from jaxprune._cli import interrupts
-from jaxprune._cli.interrupts import STOPPED, ctrl_c_raises, exit_at_ctrl_c
+from jaxprune._cli.interrupts import STOPPED, exit_at_signals, signals_raise
 from jaxprune._files import atomic
 from jaxprune._files.interchange import save_safetensors
 
@@ -50,13 +50,13 @@ def folder(tmp_path):
 # Presses Ctrl-C when a module is about to be imported.
 CHILD = """
 import importlib.abc, runpy, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have turned it off
+signal.signal({number}, {usual})  # a shell may have turned it off
 
 class Presses(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == {module!r}:
             try:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal({number})
             except BaseException:
                 pass  # as a module may do
 
@@ -66,21 +66,31 @@ runpy.run_module("jaxprune", run_name="__main__")
 """
 
 
+MODULES = ("typer", "jaxprune._cli.options", "jaxprune._cli.commands", "jax", "jax.numpy")
+INT = int(signal.SIGINT)
+
+
+def child(module, number=INT):
+    usual = "signal.default_int_handler" if number == INT else "signal.SIG_DFL"
+    return CHILD.format(module=module, number=number, usual=usual)
+
+
 @posix
 @pytest.mark.parametrize(
-    "module", ("typer", "jaxprune._cli.options", "jaxprune._cli.commands", "jax", "jax.numpy")
+    "module, number",
+    [*((module, INT) for module in MODULES), *(("jax.numpy", int(n)) for n in interrupts._USUAL)],
 )
-def test_ctrl_c_while_modules_are_imported(folder, module):
+def test_a_signal_while_modules_are_imported(folder, module, number):
     words = ["prune", "in.safetensors", "-o", "out", "--format", "npz", "-s", "0.5", "--force"]
     done = subprocess.run(
-        [sys.executable, "-c", CHILD.format(module=module), *words],
+        [sys.executable, "-c", child(module, number), *words],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(pathlib.Path(jaxprune.__file__).parents[1])},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{STOPPED}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"{STOPPED}\n")
     assert (folder / "out").read_text() == "old"
     assert len(list(folder.iterdir())) == 2
 
@@ -89,7 +99,7 @@ def test_ctrl_c_while_modules_are_imported(folder, module):
 @pytest.mark.parametrize("module", ("jaxprune.demo.cli", "jaxprune.demo.pictures"))
 def test_ctrl_c_while_the_demo_is_imported(tmp_path, module):
     done = subprocess.run(
-        [sys.executable, "-c", CHILD.format(module=module), "demo", "--out", "out"],
+        [sys.executable, "-c", child(module), "demo", "--out", "out"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(pathlib.Path(jaxprune.__file__).parents[1])},
         capture_output=True,
@@ -102,24 +112,26 @@ def test_ctrl_c_while_the_demo_is_imported(tmp_path, module):
 
 @contextlib.contextmanager
 def handled_by(handler):
-    before = signal.signal(signal.SIGINT, handler)
+    handlers = interrupts._USUAL | {signal.SIGINT: handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_importing_the_app_handles_no_signals():
     with handled_by(signal.default_int_handler):
-        exit_at_ctrl_c()
+        exit_at_signals()
         assert signal.getsignal(signal.SIGINT) is interrupts._exit
-        with pytest.raises(KeyboardInterrupt), ctrl_c_raises():
+        with pytest.raises(KeyboardInterrupt), signals_raise():
             signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is interrupts._exit
     for handler in (signal.SIG_IGN, lambda *_: None):
         with handled_by(handler):
-            exit_at_ctrl_c()
-            with ctrl_c_raises():
+            exit_at_signals()
+            with signals_raise():
                 signal.raise_signal(signal.SIGINT)
             assert signal.getsignal(signal.SIGINT) is handler
     with handled_by(signal.default_int_handler):
@@ -130,7 +142,7 @@ def test_importing_the_app_handles_no_signals():
 
 def test_ctrl_c_after_the_work_changes_nothing(folder):
     with handled_by(signal.default_int_handler):
-        exit_at_ctrl_c()
+        exit_at_signals()
         code, out, _ = run("inspect", folder / "in.safetensors", "--quick")
         signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -141,9 +153,37 @@ def test_ctrl_c_after_the_work_changes_nothing(folder):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("number", interrupts._USUAL)
+def test_any_of_the_signals_raises_while_a_file_is_written(folder, monkeypatch, number):
+    before, written = sorted(folder.iterdir()), atomic._File.write
+
+    def write(file, data):
+        signal.raise_signal(number)
+        return written(file, data)
+
+    monkeypatch.setattr(atomic._File, "write", write)
+    monkeypatch.setattr(os, "_exit", lambda code: None)  # which would end the tests
+    words = ("export", folder / "in.safetensors", "-o", folder / "out", "--format", "npz")
+    with handled_by(signal.default_int_handler):
+        exit_at_signals()
+        code, out, _ = run(*words, "--force")
+    assert (code, out) == (128 + number, "")
+    assert (folder / "out").read_text() == "old"
+    assert sorted(folder.iterdir()) == before
+
+
+def test_signals_that_are_ignored_stay_ignored():
+    with handled_by(signal.default_int_handler):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as `nohup` does with SIGHUP
+        exit_at_signals()
+        with signals_raise():
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
 def test_a_ctrl_c_that_became_another_error_is_one_again():
     def importing():
-        with ctrl_c_raises():
+        with signals_raise():
             try:
                 signal.raise_signal(signal.SIGINT)
             except KeyboardInterrupt:
@@ -152,7 +192,7 @@ def test_a_ctrl_c_that_became_another_error_is_one_again():
     with handled_by(signal.default_int_handler):
         with pytest.raises(KeyboardInterrupt):
             importing()
-        with pytest.raises(ImportError, match="really"), ctrl_c_raises():
+        with pytest.raises(ImportError, match="really"), signals_raise():
             raise ImportError("really missing")
 
 
@@ -209,3 +249,34 @@ def test_output_that_can_not_be_printed(folder, more):
             app(["inspect", str(folder / "in.safetensors"), *more], prog_name="jaxprune")
     assert end.value.code == 1
     assert error.getvalue() == "jaxprune: standard output: No space left on device.\n"
+
+
+@posix
+@pytest.mark.parametrize("closed", ("stdout", "stderr"))
+def test_a_closed_stream_does_not_stop_a_command(folder, closed):
+    number = {"stdout": 1, "stderr": 2}[closed]
+    words = ["prune", "in.safetensors", "-o", "out", "--format", "npz", "-s", "0.5", "--force"]
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {number}>&-', "sh", sys.executable, "-m", "jaxprune", *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(jaxprune.__file__).parents[1])},
+        check=False,
+    )
+    assert done.returncode == 0
+    assert np.load(folder / "out")["v"].shape == (5,)
+
+
+def test_a_name_that_the_output_has_no_characters_for(tmp_path):
+    save_safetensors(tmp_path / "in.safetensors", {"вес": np.eye(4), "b": np.ones(3)})
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxprune", "inspect", "in.safetensors", "--quick"],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PYTHONPATH": str(pathlib.Path(jaxprune.__file__).parents[1])}
+        | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\u0432\u0435\u0441" in done.stdout
