@@ -65,8 +65,8 @@ def check_sign(score: Any, structure: Structure) -> None:
     if is_squared and getattr(score, "increment", None) is movement.increment:
         raise ValueError(
             f"score: {shown(score)} is negative for weights that move towards zero, and "
-            f"{structure!r} would square it. Write structure=jaxprune.Channel(norm=1), which adds the scores of a "
-            "channel up, or score=jaxprune.saliency."
+            f"{structure!r} would square it. Write structure=jaxprune.Channel(norm=1), which adds "
+            "the scores of a channel up, or score=jaxprune.saliency."
         )
 
 
