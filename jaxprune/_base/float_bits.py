@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune._base.counting import counting, is_wide
+
 
 class FloatBits(NamedTuple):
     """The bit layout of a float type of 16, 32 or 64 bits."""
@@ -112,4 +114,5 @@ def is_nonzero(x: jax.Array) -> jax.Array:
     if x.dtype.itemsize == 1:
         x = x.astype(jnp.float32)
     unsigned, sign, _ = bits_of(x.dtype)
-    return (lax.bitcast_convert_type(x, unsigned) & unsigned(sign - 1)) != 0
+    with counting(is_wide(x)):  # which an array may be although 64-bit types are off
+        return (lax.bitcast_convert_type(x, unsigned) & unsigned(sign - 1)) != 0

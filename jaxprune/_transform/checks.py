@@ -224,6 +224,22 @@ def _n_schedules(n: int | None) -> str:
     return f"a list of {n} schedule{'' if n == 1 else 's'}"
 
 
+def check_width(chosen: Sequence[int], paths: Sequence[str], leaves: Sequence[Any]) -> None:
+    """Raises where a pruned leaf has a dtype of 64 bits, and JAX computes in 32 bits."""
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    for i in chosen:
+        leaf = leaves[i]
+        if isinstance(leaf, jax.Array) and leaf.dtype in (jnp.float64, jnp.complex128):
+            narrow = "complex64" if jnp.iscomplexobj(leaf) else "float32"
+            raise ValueError(
+                f"{shown_path(paths[i])}: has dtype {leaf.dtype}, but 64-bit types are off, so JAX "
+                "would compute in 32 bits. Turn them on with "
+                'jax.config.update("jax_enable_x64", True), or convert the params: '
+                f'jax.tree.map(lambda x: x.astype("{narrow}"), params).'
+            )
+
+
 def check_updates(chosen: Sequence[int], tree: Tree, updates: list[Any], name: str) -> None:
     """Raises where a pruned leaf has no update, or one of another shape."""
     for i in chosen:

@@ -49,6 +49,7 @@ from jaxprune._transform.checks import (
     check_state,
     check_sums,
     check_updates,
+    check_width,
     checked,
     parallel,
     visible,
@@ -186,6 +187,7 @@ def checked_budget(
     if isinstance(params, optax.LookaheadParams):
         settings = _of_two_copies(settings)
     budget = settings.recipe.checked_budget(params, paths, leaves)
+    check_width(budget.chosen, paths, leaves)
     if settings.ties == "hashed":
         check_shuffled(paths, budget)
     return budget
@@ -206,6 +208,7 @@ def _update(
     check_sums(settings.recipe.score, state.score_state)
     budget = settings.recipe.budget(tree.paths, tree.leaves, _n_parts(settings))
     record_pruned(transform, tree.paths, budget.chosen)
+    check_width(budget.chosen, tree.paths, tree.leaves)
     check_updates(budget.chosen, tree, u_leaves, "update")
     if is_asked():  # by `plan`: what becomes of updates that set weights to zero, nothing else
         if optimizer is not None and asks_inner(state.inner_state):

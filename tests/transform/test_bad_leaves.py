@@ -22,7 +22,8 @@ from bad_input import (
     init,
     params,
 )
-from helpers import assert_same, assert_says, ones
+from helpers import assert_same, assert_says, ones, says
+from jaxprune._base import counting
 
 
 def keys():
@@ -374,3 +375,21 @@ def test_float8_without_a_zero_beside_masks_that_keep_it():
     for masks in ({"w": dropped, "s": None}, {"w": dropped, "s": ones(2, dtype=bool)}, state):
         assert_same(jaxprune.apply_masks(params, masks), expected)
     assert_same(jax.jit(jaxprune.apply_masks)(params, state), expected)
+
+
+@pytest.mark.skipif(jax.config.jax_enable_x64, reason="for 32-bit types")
+def test_params_of_64_bits_where_these_are_off():
+    with counting.enable_x64(True):
+        wide = {"fc": jnp.ones((4, 4), jnp.float64), "bias": jnp.ones(4, jnp.float64)}
+    tx = jaxprune.prune(HALF, inner=optax.sgd(0.1))
+    narrow = jax.tree.map(lambda x: x.astype("float32"), wide)
+    for function in (
+        lambda: tx.init(wide),
+        lambda: tx.update(wide, tx.init(narrow), wide),
+        lambda: jax.jit(tx.update)(wide, tx.init(narrow), wide),
+    ):
+        with pytest.raises(ValueError, match=says("fc: has dtype float64", "jax_enable_x64")):
+            function()
+    with counting.enable_x64(True):
+        sparse = wide | {"fc": wide["fc"].at[0].set(0).at[1].set(5e-324)}
+    assert jaxprune.summarize(sparse).leaves[-1].n_zero == 4
