@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from jaxprune._shrink.places import equation_at, place_of
+from jaxprune._shrink.places import equation_at, place_at
 from jaxprune._shrink.units import LeafAxis, Unit
 from jaxprune._trace.program import Program
 from jaxprune._trace.random_numbers import reads_random
@@ -83,7 +83,7 @@ def _reason_and_place(jaxpr: Any, reasons: Collection[Frozen]) -> tuple[str, str
     fixed = [x.path for x in reasons if x.path and x.reason.startswith(FIXED_BY_INPUT)]
     if any(reads_random(jaxpr, equation_at(jaxpr, path)) for path in fixed):
         reason += READS_RANDOM
-    return reason, place_of(equation_at(jaxpr, paths[0])) if paths else ""
+    return reason, place_at(jaxpr, paths[0]) if paths else ""
 
 
 def is_removable(unit: Unit) -> bool:

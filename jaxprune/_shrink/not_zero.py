@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune._shrink.balance import tie
 from jaxprune._shrink.cut import units_of_labels
 from jaxprune._shrink.groups import Group
-from jaxprune._shrink.places import equation_at, place_of
+from jaxprune._shrink.places import equation_at, place_at
 from jaxprune._shrink.units import LeafAxis, units_of
 from jaxprune._trace.program import Program, trace
 from jaxprune._trace.records import EquationPath, KnownValues, Tiling
@@ -117,7 +117,7 @@ def _refuse(program: Program, group: Group, loss: _Loss | None) -> None:
         made = f"{name} makes {value} of zero"
         if np.isinf(loss.value):
             made = f"{name} makes a value that is not finite, such as 0 / 0"
-        group.refuse(f"{NOT_ZERO}: {made}", place_of(eqn))
+        group.refuse(f"{NOT_ZERO}: {made}", place_at(program.jaxpr.jaxpr, loss.path))
 
 
 def _losses(tracer: Tracer, groups: Iterable[Group]) -> dict[int, _Loss]:

@@ -30,21 +30,33 @@ class Line(NamedTuple):
 
 def equation_at(jaxpr: Any, path: EquationPath) -> Any:
     """The equation at a path of `Tracer.equations`."""
-    first, *rest = path
-    eqn = jaxpr.eqns[int(first)]
-    for key, number, index in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
-        inner = eqn.params[str(key)]
-        inner = inner[int(number)] if isinstance(inner, tuple) else inner
-        eqn = getattr(inner, "jaxpr", inner).eqns[int(index)]
-    return eqn
+    return _equations_to(jaxpr, path)[-1]
 
 
-def place_of(eqn: Any) -> str:
-    """An equation for users: `div in Encoder/attention, model.py:33`."""
-    module = str(eqn.source_info.name_stack)
-    line = model_line(lines_of(eqn))
-    place = f"{eqn.primitive.name} in {module}" if module else eqn.primitive.name
+def place_at(jaxpr: Any, path: EquationPath) -> str:
+    """An equation for users: `div in Encoder/attention, model.py:33`.
+
+    The equations of functions that JAX compiles, such as `jnp.var`, have no line, since every
+    caller gets the same ones: then the line, and the module, are those of the call.
+    """
+    inner_first = list(reversed(_equations_to(jaxpr, path)))
+    name = inner_first[0].primitive.name
+    modules = (str(eqn.source_info.name_stack) for eqn in inner_first)
+    module = next(filter(None, modules), "")
+    line = next(filter(None, (model_line(lines_of(eqn)) for eqn in inner_first)), None)
+    place = f"{name} in {module}" if module else name
     return f"{place}, {line}" if line else place
+
+
+def _equations_to(jaxpr: Any, path: EquationPath) -> list[Any]:
+    """The equation at a path, after those whose inner programs it is in, the outer ones first."""
+    first, *rest = path
+    eqns = [jaxpr.eqns[int(first)]]
+    for key, number, index in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+        inner = eqns[-1].params[str(key)]
+        inner = inner[int(number)] if isinstance(inner, tuple) else inner
+        eqns.append(getattr(inner, "jaxpr", inner).eqns[int(index)])
+    return eqns
 
 
 def lines_of(eqn: Any) -> list[Line]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxprune._shrink.cut import Cut
 from jaxprune._shrink.flax_sizes import Model
-from jaxprune._shrink.places import lines_of_error, model_line, place_of
+from jaxprune._shrink.places import lines_of_error, model_line, place_at
 from jaxprune._trace.program import Program, jaxpr_of, to_numpy
 from jaxprune._trace.records import EquationPath
 from jaxprune._trace.traced_arrays import TracedArray
@@ -81,7 +81,7 @@ def differences(
 
     small_jaxpr = jaxpr_of(run_until_it_fails, small, *model.inputs)
     jaxpr = program.jaxpr
-    comparison = _Comparison(tracer, cut, [])
+    comparison = _Comparison(jaxpr.jaxpr, tracer, cut, [])
     comparison.compare(jaxpr.jaxpr, small_jaxpr.jaxpr, (), complete=not failures)
     if failures:
         n = len(small_jaxpr.jaxpr.eqns)
@@ -121,11 +121,13 @@ class _Comparison(NamedTuple):
     """Compares a traced program with the program of the smaller model.
 
     Attributes:
-      tracer: that traced the larger program.
+      jaxpr: the larger program.
+      tracer: that traced it.
       cut: the labels that the smaller one lacks.
       differences: collected so far.
     """
 
+    jaxpr: Any
     tracer: Tracer
     cut: Cut
     differences: list[Difference]
@@ -140,12 +142,12 @@ class _Comparison(NamedTuple):
             path = (*outer_path, number)
             if old_eqn.primitive.name != new_eqn.primitive.name:
                 change = f"{old_eqn.primitive.name} becomes {new_eqn.primitive.name}"
-                self._add(f"{_CHANGES}: {change}", old_eqn, path)
+                self._add(f"{_CHANGES}: {change}", path)
                 return
             # An equation is compared if its operands have the expected shapes.
             if not any(not is_literal(x) and x in misshapen for x in old_eqn.invars):
                 if means.has(old_eqn, new_eqn):
-                    place = place_of(old_eqn)
+                    place = place_at(self.jaxpr, path)
                     self.differences.append(Difference(MEAN, place, path, is_mean=True))
                 else:
                     self._compare_equations(old_eqn, new_eqn, new_var, path)
@@ -155,16 +157,16 @@ class _Comparison(NamedTuple):
         if complete and len(old.eqns) != len(new.eqns):
             self.differences.append(Difference(_CHANGES, "", outer_path))
 
-    def _add(self, reason: str, eqn: Any, path: EquationPath, is_fixed: bool = False) -> None:
+    def _add(self, reason: str, path: EquationPath, is_fixed: bool = False) -> None:
         if reason:
-            place = place_of(eqn)
+            place = place_at(self.jaxpr, path)
             self.differences.append(Difference(reason, place, path, is_fixed=is_fixed))
 
     def _compare_equations(
         self, old: Any, new: Any, new_var: dict[Any, Any], path: EquationPath
     ) -> None:
         n_before = len(self.differences)
-        self._add(_operands_differ(old, new, new_var), old, path)
+        self._add(_operands_differ(old, new, new_var), path)
         if n_before == len(self.differences):
             for (key, number, inner), (_, _, new_inner) in zip(
                 _inner_programs(old.params), _inner_programs(new.params), strict=True
@@ -172,7 +174,7 @@ class _Comparison(NamedTuple):
                 self.compare(inner, new_inner, (*path, key, number))
         if n_before == len(self.differences):
             reason = self._shapes_differ(old, new, path)
-            self._add(reason, old, path, self._keeps_shape(old, new, path))
+            self._add(reason, path, self._keeps_shape(old, new, path))
 
     def _shapes_differ(self, old: Any, new: Any, path: EquationPath) -> str:
         """How the results of an equation differ in shape from what should remain of them."""

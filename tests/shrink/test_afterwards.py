@@ -334,24 +334,33 @@ class Normalised(eqx.Module):
         return self.layers[2](jax.nn.relu(self.layers[1](x)))
 
 
-@pytest.mark.parametrize(
-    "norm, reason",
-    (
-        (eqx.nn.LayerNorm(8), "must satisfy the invariant"),
-        (eqx.nn.GroupNorm(4, 8), "cannot reshape"),
-    ),
-    ids=("layer_norm", "group_norm"),
-)
-def test_equinox_layers_that_read_their_own_sizes_are_refused(norm, reason):
+def normalised(norm):
     arrays, static = eqx.partition(Normalised(norm), eqx.is_array)
+    return arrays, lambda arrays, x: jax.vmap(eqx.combine(arrays, static))(x)
 
-    def apply_fn(arrays, x):
-        return jax.vmap(eqx.combine(arrays, static))(x)
 
+def test_an_equinox_layer_that_reads_its_own_size_is_refused():
+    arrays, apply_fn = normalised(eqx.nn.LayerNorm(8))
     groups = jaxprune.channel_groups(apply_fn, arrays, X, allow=("layer_norm",))
     assert sorted(groups) == [f"(params/)?layers/1/{name}" for name in ("bias", "weight")]
     (group,) = [g for g in groups.refused if ("layers/0/weight", 0) in g.members]
-    assert reason in group.reason
+    assert "must satisfy the invariant" in group.reason
+
+
+def test_an_equinox_group_norm_loses_as_many_channels_in_each_group_if_allowed():
+    """Its number of groups is fixed; the number of channels in a group follows from the input."""
+    arrays, apply_fn = normalised(eqx.nn.GroupNorm(4, 8))
+    refused = jaxprune.channel_groups(apply_fn, arrays, X)
+    assert sorted(refused) == [f"(params/)?layers/1/{name}" for name in ("bias", "weight")]
+    groups = jaxprune.channel_groups(apply_fn, arrays, X, allow=("layer_norm",))
+    assert "(params/)?layers/0/weight" in groups
+    sparse, _ = jaxprune.prune_params(arrays, 0.5, structure=groups, include=tuple(groups))
+    small, report = jaxprune.shrink(apply_fn, sparse, X, allow=("layer_norm",))
+    assert (small.layers[0].weight.shape, small.norm.weight.shape) == ((4, 3), (4,))
+    before, now = apply_fn(sparse, X), apply_fn(small, X)
+    difference = np.abs(before - now).max() / np.abs(before).max()
+    assert report.difference == pytest.approx(float(difference), abs=1e-6)
+    assert report.difference > 0.01
 
 
 @pytest.mark.parametrize(
