@@ -1,6 +1,6 @@
 """Norms of scores that neither overflow nor lose small scores.
 
-Squares leave the range of float32 where scores are below 1e-22 or above 1e19: all norms would be 0
+Squares leave the range of float32 where scores are below 1e-19 or above 1e19: all norms would be 0
 or inf, and units be dropped by their index. So scores are divided by a power of two before they are
 squared. This rounds nothing: ordinary scores have the same norm as without it, bit for bit.
 """
