@@ -122,7 +122,7 @@ def replaced(text):
 WRONG = {
     "a missing shard": (
         lambda model: (model / SECOND).unlink(),
-        (f"{INDEX}:", f"1 of 2 shards are missing: {SECOND}", "Download"),
+        (f"{INDEX}:", f"1 of 2 shards is missing: {SECOND}", "Download"),
     ),
     "a folder instead of a shard": (
         lambda model: ((model / SECOND).unlink(), (model / SECOND).mkdir()),

@@ -81,7 +81,7 @@ def _counts_of_alike(
     if len(parts) > 1 and not on_tpu(arrays):
         # The counts of rows are joined: their sums are one kernel, too.
         rows = [count_in_rows([as_rows(members[i]) for i in part]) for part in parts]
-        joined = jnp.concatenate([row for some in rows for row in some])
+        joined = jnp.concatenate([row for rows_of_part in rows for row in rows_of_part])
         return sum_along(joined.astype(dtype), 1)
     # XLA for GPUs stores a flag that two counts are computed from.
     if len(members) > 1 or on_gpu(arrays):

@@ -21,9 +21,9 @@ Rule = str | Callable[[str, Any], Any]
 
 
 def path_str(path: tuple[Any, ...]) -> str:
-    """A key path joined by `/`, and so are keys that are tuples of strings.
+    """A key path as a string, its keys joined by `/`.
 
-    The keys of `flax.traverse_util.flatten_dict` are such tuples.
+    A key that is a tuple of strings, as those of `flax.traverse_util.flatten_dict`, is joined, too.
 
     Example:
       >>> import jax
@@ -38,7 +38,7 @@ def path_str(path: tuple[Any, ...]) -> str:
 
 
 def _keys_in(key: Any) -> tuple[Any, ...]:
-    """The keys in a key that is a tuple of strings; the key itself if it is none."""
+    """One key for each string of a key that is a tuple of strings; else the key itself."""
     name = getattr(key, "key", None)
     if type(name) is tuple and all(isinstance(each, str) for each in name):
         return tuple(map(jax.tree_util.DictKey, name))
@@ -200,7 +200,7 @@ def listed(paths: Sequence[str]) -> str:
 
 
 def shape_of(leaf: Any) -> tuple[int, ...]:
-    """The shape of a leaf; that of a scalar for anything that is not an array, as for a number."""
+    """The shape of a leaf; () for anything that is not an array, such as a number."""
     spec = spec_of(leaf)
     return () if spec is None else tuple(spec.shape)
 

@@ -101,14 +101,14 @@ def pack_matrix(
 ) -> PackedMatrix:
     """Packs the kept blocks of a matrix; runs on the host, not under `jit`.
 
-    A dense product is the better choice if few blocks are dropped. On CPUs, that means less than
-    about half of them, or less than about 70 % for batches of several rows. It is also the better
-    choice for matrices smaller than about 256 x 1024: their product takes no longer than the call.
+    A dense product is faster if few blocks are dropped: on CPUs, less than about half of them, or
+    less than about 70 % for batches of several rows. It is also faster for matrices smaller than
+    about 256 x 1024, whose dense product takes no longer than the overhead of a call.
 
     Args:
       w: [in, out], the layout of kernels in Flax.
       mask: nonzero where a weight is kept; by default where `w` is not zero. A block is kept if any
-        of its weights is; the dropped weights in it become zero.
+        of its weights is kept; the other weights of the block are set to zero.
       block: shape of a block. It need not divide the shape of `w`.
       batch: how many rows `x` will have. It only decides the layout of the values, not the result;
         the wrong layout can halve the speed.

@@ -53,13 +53,13 @@ class ChannelScore:
         if structure is None:
             raise ValueError(
                 f"{shown_path(path)}: activation_score has scores of channels only, and this leaf "
-                "is in none of the groups. Prune the leaves of the groups, "
+                "is in none of the groups of channels. Prune the leaves of these groups, "
                 "include=tuple(groups), with structure=groups."
             )
         if reason := self._without.get(structure.group):
             raise BadValue(
                 f"{shown_path(path)}: activation_score has no scores for its channels: {reason}.",
-                "Exclude this group with {exclude}, or collect the missing inputs.",
+                "Exclude this group of channels with {exclude}, or collect the missing inputs.",
                 exclude=rule_for(path),
             )
         along = _by_index(structure, self._weights[structure.group])

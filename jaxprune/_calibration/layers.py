@@ -56,7 +56,16 @@ class Solver(Protocol):
         view: KernelView,
         targets: Sequence[Target],
     ) -> Pruned:
-        """Prunes a leaf; `targets`, one for each index of its stack axes, have one pattern."""
+        """Prunes a leaf.
+
+        Args:
+          path: of the leaf, for errors.
+          kernel: the leaf.
+          inputs: what the solver needs to know about the inputs of the layer.
+          view: how the leaf is reshaped to matrices.
+          targets: one for each index of the stack axes of the leaf; all with the same N:M pattern,
+            or all without.
+        """
         ...
 
 

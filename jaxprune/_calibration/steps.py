@@ -77,15 +77,15 @@ def steps_of(trace: ModelTrace, paths: Sequence[str], blocks: Sequence[Rule] = (
 
 def looked_up_in_loops(trace: ModelTrace, paths: Sequence[str]) -> list[str]:
     """The leaves whose layers a loop looks up by an index; each of them is a single part."""
-    found = []
+    paths_in_loops = []
     for path in paths:
         leaf = trace.leaves[path]
         where = min(leaf.plans)
         *outer, _ = equations_to(trace.program.jaxpr.jaxpr, where)
         is_in_loop = any(around.primitive.name in ("scan", "while") for around in outer)
         if is_in_loop and leaf.view.stack and any(plan.lookups for plan in leaf.plans[where]):
-            found.append(path)
-    return found
+            paths_in_loops.append(path)
+    return paths_in_loops
 
 
 def _units(jaxpr: Any, path: str, leaf: LeafPlans) -> list[_Unit]:

@@ -49,8 +49,8 @@ def prune_by_wanda(
     if nm is not None or matrices.shape[2] <= n_columns or not on_one_device(kernel):
         mask = decide(matrices, squares, n_keep)
     else:
-        some = lambda columns: decide(columns, squares, n_keep)
-        mask = _in_parts(some, matrices, n_columns)
+        decide_columns = lambda columns: decide(columns, squares, n_keep)
+        mask = _in_parts(decide_columns, matrices, n_columns)
     mask = view.leaf(mask)
     return keep(kernel, mask), mask
 

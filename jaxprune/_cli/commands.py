@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base.paths import listed, shown_path
+from jaxprune._base.plurals import counted, is_or_are
 from jaxprune._cli import screen
 from jaxprune._cli.planned import Part, Plan, Rules, planned, with_zeros_written
 from jaxprune._cli.pruning import decision_rules, pruned_leaf, with_shares
@@ -137,8 +138,9 @@ def inspect(
     else:
         screen.print_inspection(report, left_out)
     if check and leaks:
-        leaky = "1 leaf has" if len(leaks) == 1 else f"{len(leaks)} leaves have"
-        raise FailedCheck(f"{file}: {leaky} dropped weights that are not zero.")
+        n_leaves = counted(len(leaks), "leaf", "leaves")
+        verb = "has" if len(leaks) == 1 else "have"
+        raise FailedCheck(f"{file}: {n_leaves} {verb} dropped weights that are not zero.")
 
 
 def _inspection(
@@ -213,12 +215,15 @@ def _problems(path: str, array: np.ndarray) -> list[str]:
     """What is wrong with the values of a leaf, one line for each problem."""
     lines = []
     if n_minus := _n_minus_zero(array):
+        compresses, them = ("compresses", "it") if n_minus == 1 else ("compress", "them")
         lines.append(
-            f"{path}: {n_minus:,} zeros are -0.0, which compress badly. "
-            "jaxprune.apply_masks(params, jaxprune.masks_from_params(params)) makes them +0.0."
+            f"{path}: {counted(n_minus, 'zero')} {is_or_are(n_minus)} -0.0, which {compresses} "
+            "badly. jaxprune.apply_masks(params, jaxprune.masks_from_params(params)) makes "
+            f"{them} +0.0."
         )
     if n_not_finite := _n_not_finite(array):
-        lines.append(f"{path}: {n_not_finite:,} entries are NaN or infinite.")
+        n_entries = counted(n_not_finite, "entry", "entries")
+        lines.append(f"{path}: {n_entries} {is_or_are(n_not_finite)} NaN or infinite.")
     return lines
 
 
@@ -227,9 +232,10 @@ def _leaks(path: str, array: np.ndarray, mask: np.ndarray) -> list[str]:
     n_wrong = int(np.count_nonzero(_nonzero(array) & ~mask))
     if not n_wrong:
         return []
+    n_dropped = counted(int(np.sum(~mask)), "weight")
     return [
-        f"{path}: {n_wrong:,} of {int(np.sum(~mask)):,} weights that the masks in the file drop "
-        "are not zero. Make jaxprune.prune the last link of the chain."
+        f"{path}: {n_wrong:,} of {n_dropped} that the masks in the file drop {is_or_are(n_wrong)} "
+        "not zero. Make jaxprune.prune the last link of the chain."
     ]
 
 

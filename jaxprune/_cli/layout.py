@@ -47,13 +47,13 @@ def with_layout(
     Raises:
       WrongOption: the layout is needed, but it is unclear.
     """
-    what = _what_needs_it(rules, chosen)
-    if asked == "auto" and what is None:
+    option = _option_that_needs_it(rules, chosen)
+    if asked == "auto" and option is None:
         return dict(rules), []
     layout = _layout_of(source, chosen)
     if asked == "auto" and layout.name == "unclear":
         raise WrongOption(
-            f"{what} depends on whether weights are (in, out) or (out, in), which is unclear: "
+            f"{option} depends on whether weights are (in, out) or (out, in), which is unclear: "
             f"{layout.reason}. Type --layout jax for (in, out), or --layout torch for (out, in)."
         )
     name = layout.name if asked == "auto" else asked
@@ -65,7 +65,7 @@ def with_layout(
     return {**rules, "roles": _roles(name, asked == "auto", chosen)}, [line]
 
 
-def _what_needs_it(rules: Mapping[str, Any], chosen: Sequence[Leaf]) -> str | None:
+def _option_that_needs_it(rules: Mapping[str, Any], chosen: Sequence[Leaf]) -> str | None:
     """The option that depends on the layout; None where there is none."""
     structure, distribution = rules["structure"], str(rules["distribution"])
     if traits_of(structure).follows_roles:

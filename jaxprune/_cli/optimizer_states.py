@@ -104,8 +104,8 @@ def find_optimizer_states(shapes: _Shapes, params: Collection[Keys] = ()) -> Opt
 
     Example:
       >>> state = {("1", "0", key, "w"): (8,) for key in ("mu", "nu")} | {("1", "0", "count"): ()}
-      >>> found = find_optimizer_states({("0", "w"): (8,), **state})
-      >>> found.nodes, found.params
+      >>> states = find_optimizer_states({("0", "w"): (8,), **state})
+      >>> states.nodes, states.params
       ({('1',)}, {('0',)})
     """
     names = _names(shapes)
@@ -120,7 +120,7 @@ def find_optimizer_states(shapes: _Shapes, params: Collection[Keys] = ()) -> Opt
     if given:
         others = {k: shape for k, shape in others.items() if not given.isdisjoint(parents(k))}
     trees = _Trees(others)
-    found = OptimizerStates(set(named), set(), {}, [])
+    states = OptimizerStates(set(named), set(), {}, [])
     for node in sorted(sure | weak):
         for name, ends in sorted(below[node].items()):
             if () in ends and name not in _MOMENTS:
@@ -131,28 +131,28 @@ def find_optimizer_states(shapes: _Shapes, params: Collection[Keys] = ()) -> Opt
                 likes = [tree for tree in likes if weak.isdisjoint(parents(tree))]
                 likes = [x for x in likes if _is_chain(node, x) and trees.is_all(x, ends)]
             if likes:
-                _add(found, (*node, name), ends, _ranked(node, likes))
+                _add(states, (*node, name), ends, _ranked(node, likes))
     # A state whose params are in another file has moments that are like each other.
     for node in sure:
         first, second = (below[node].get(name, {}).keys() for name in _TWINS)
-        if first and first == second and found.nodes.isdisjoint(parents(node)):
-            found.nodes.add(node)
-    return found
+        if first and first == second and states.nodes.isdisjoint(parents(node)):
+            states.nodes.add(node)
+    return states
 
 
 def _add(
-    found: OptimizerStates, moments: Keys, ends: Iterable[Keys], trees: Sequence[Keys]
+    states: OptimizerStates, moments: Keys, ends: Iterable[Keys], trees: Sequence[Keys]
 ) -> None:
     """Adds the state that some moments or masks are in, and the first of the trees for it."""
     tree, n_common = trees[0], _n_common(moments, trees[0])
-    if found.nodes.isdisjoint(parents(moments)):
-        found.nodes.add(_whole_state(moments[:-1], n_common + 1))
-    found.params.add(tree[: n_common + 1])
+    if states.nodes.isdisjoint(parents(moments)):
+        states.nodes.add(_whole_state(moments[:-1], n_common + 1))
+    states.params.add(tree[: n_common + 1])
     if moments[-1] == "masks":
-        found.param_of.update({(*moments, *end): (*tree, *end) for end in ends})
+        states.param_of.update({(*moments, *end): (*tree, *end) for end in ends})
     roots = list(dict.fromkeys(like[: n_common + 1] for like in trees))
-    if len(roots) > 1 and roots not in found.unclear:
-        found.unclear.append(roots)
+    if len(roots) > 1 and roots not in states.unclear:
+        states.unclear.append(roots)
 
 
 def _whole_state(node: Keys, least: int) -> Keys:
@@ -175,15 +175,15 @@ def _names(shapes: _Shapes) -> dict[Keys, set[str]]:
 
 def _named(names: Mapping[Keys, set[str]]) -> set[Keys]:
     """The optimizer states that are called so; the outermost ones."""
-    found: set[Keys] = set()
+    outermost: set[Keys] = set()
     for node in sorted(names, key=len):
-        if not found.isdisjoint(parents(node)):
+        if not outermost.isdisjoint(parents(node)):
             continue
         key = node[-1]
         is_named = key in _ENDS or key.endswith(_ENDS_OF_NAMES)
         if is_named or (key in _NAMES and _is_optimizer(node, names)):
-            found.add(node)
-    return found
+            outermost.add(node)
+    return outermost
 
 
 def _is_optimizer(node: Keys, names: Mapping[Keys, set[str]]) -> bool:
@@ -265,11 +265,11 @@ def _ranked(node: Keys, trees: Sequence[Keys]) -> list[Keys]:
 
     def rank(tree: Keys) -> tuple[bool, int, bool, bool]:
         n = _n_common(node, tree)
-        here, there = node[n:], tree[n:]
-        is_alike = bool(there) and _stem(here[0]) == _stem(there[0]) != ""
-        is_at_same_key = len(there) > 1 and there[1:2] == here[1:2]
-        is_copy = any(_COPY.fullmatch(key) for key in there)
-        is_params = bool(there) and (there[0] in PARAMS_KEYS or there[-1] in PARAMS_KEYS)
+        node_end, tree_end = node[n:], tree[n:]
+        is_alike = bool(tree_end) and _stem(node_end[0]) == _stem(tree_end[0]) != ""
+        is_at_same_key = len(tree_end) > 1 and tree_end[1:2] == node_end[1:2]
+        is_copy = any(_COPY.fullmatch(key) for key in tree_end)
+        is_params = bool(tree_end) and (tree_end[0] in PARAMS_KEYS or tree_end[-1] in PARAMS_KEYS)
         return is_copy, -n, not (is_alike or is_at_same_key), not is_params
 
     shared = [_n_common(node, tree) for tree in trees]

@@ -13,6 +13,7 @@ import optax
 
 from jaxprune._base.arguments import as_sparsity
 from jaxprune._base.paths import as_rules, leaves_with_paths, listed
+from jaxprune._base.plurals import counted, is_or_are
 from jaxprune._cli.layout import with_layout
 from jaxprune._cli.quantised import (
     default_for_quantised_weights,
@@ -102,7 +103,9 @@ def planned(
         notes.append(line)
     if outside:
         notes = [re.sub(r"(?<=matches no leaf)$", " of the params", note) for note in notes]
-        notes.append(f"outside the params: {_counted(len(outside))} not pruned, but in the total")
+        n_leaves = counted(len(outside), "leaf", "leaves")
+        verb = is_or_are(len(outside))
+        notes.append(f"outside the params: {n_leaves} {verb} not pruned, but in the total")
     row_of |= {path: leaf_report(path, specs[path], 0, note) for path, note in outside.items()}
     rows = tuple(row_of[leaf.path] for leaf in source.leaves)
     title = f"plan: sparsity {sparsity:.4g}"  # a file has no steps
@@ -171,10 +174,6 @@ def _complete(rules: Rules, leaves: Sequence[Leaf]) -> Rules:
     return {**rules, "exclude": (*rules.get("exclude", ()), *defaults)}
 
 
-def _counted(n: int) -> str:
-    return "1 leaf is" if n == 1 else f"{n:,} leaves are"
-
-
 def _row(row: LeafReport, rules: Rules) -> LeafReport:
     """A row of the plan in the words of the command line."""
     note = in_options(row.note, rules) if row.note else ""
@@ -194,20 +193,21 @@ def with_zeros_written(report: Report, n_zero: Mapping[str, int]) -> Report:
       report: of the plan.
       n_zero: how many weights of each chosen leaf are zero in the file that was written.
     """
-    counted = tuple(
+    with_counts = tuple(
         row if row.is_exact else dataclasses.replace(row, n_zero=n_zero[row.path], is_exact=True)
         for row in report.leaves
     )
     notes = tuple(note for note in report.notes if not note.startswith("units:"))
-    report = dataclasses.replace(report, leaves=counted, notes=notes)
+    report = dataclasses.replace(report, leaves=with_counts, notes=notes)
     rows = [row for row in report.leaves if n_zero.get(row.path, 0) > (row.n_zero or 0)]
     if not rows:
         return report
     n_planned = sum(row.n_zero or 0 for row in rows)
     total = sum(n_zero[row.path] for row in rows)
+    weights = counted(sum(row.size for row in rows), "weight")
     note = (
         f"zeros: {listed([row.path for row in rows])}: had zeros before, which stay: {total:,} of "
-        f"{sum(row.size for row in rows):,} weights are zero, more than the {n_planned:,} planned"
+        f"{weights} {is_or_are(total)} zero, more than the {n_planned:,} planned"
     )
     return dataclasses.replace(report, notes=(*report.notes, note))
 

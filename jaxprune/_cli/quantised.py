@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxprune._base.paths import parts_of
+from jaxprune._base.plurals import counted, is_or_are
 from jaxprune._files.leaves import Leaf
 from jaxprune._recipe.default_choice import is_quantisation_scale
 
@@ -70,12 +71,11 @@ def quantised_line(leaves: Sequence[Leaf]) -> str | None:
         return None
     kinds = ", ".join(sorted({leaf.dtype.name for leaf in weights}))
     n = len(weights)
-    counted = f"{n:,} {'weight' if n == 1 else 'weights'} ({kinds})"
+    counts = f"{counted(n, 'weight')} ({kinds})"
     if n_scales:
-        noun = "scale or zero point" if n_scales == 1 else "scales or zero points"
-        counted += f" and {n_scales:,} {noun}"
+        counts += f" and {counted(n_scales, 'scale or zero point', 'scales or zero points')}"
     return (
-        f"quantised: {counted} {'is' if n + n_scales == 1 else 'are'} not pruned, because the "
+        f"quantised: {counts} {is_or_are(n + n_scales)} not pruned, because the "
         "scales decide how large the weights are. Prune the model before it is quantised."
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune._base.paths import listed, shown_path
+from jaxprune._base.plurals import counted
 from jaxprune._cli.interrupts import Stopped, signals_raise
 from jaxprune._cli.writing import Written
 from jaxprune._files.any_kind import Source
@@ -84,8 +85,12 @@ def print_inspection(report: Mapping[str, Any], left_out: Mapping[str, str]) -> 
         sizes.add_row(_FORMAT_LABELS.get(name, name), f"{n_bytes:,}", f"{ratio:.2f}x")
     screen.print(_widest_table(screen, title, _leaf_rows(report)))
     for name, group in others.items():
-        counts = f"{group['leaves']:,} leaves, {group['weights']:,} entries"
-        line = f"{name}: {counts}, {group['dense_bytes']:,} bytes; not in the total"
+        counts = (
+            counted(group["leaves"], "leaf", "leaves"),
+            counted(group["weights"], "entry", "entries"),
+            counted(group["dense_bytes"], "byte"),
+        )
+        line = f"{name}: {', '.join(counts)}; not in the total"
         screen.print(Text(line), soft_wrap=True)
     screen.print(sizes)
     print_left_out(left_out)

@@ -31,7 +31,8 @@ class TrainingState(NamedTuple):
     """What the leaves of a file are.
 
     Attributes:
-      groups: the group of each leaf, by path: params, masks, optimizer state, or other.
+      groups: the part of the file that each leaf belongs to, by path: params, masks, optimizer
+        state, or other.
       param_of: the path of the param of each mask of a prune state.
       unclear: trees of which only one may be the params of an optimizer state.
     """
@@ -66,19 +67,19 @@ def training_state_of(source: Source, params: Sequence[str] | None = None) -> Tr
     path_of = {keys: path for path, keys in keys_of.items()}
     given = _given(params or (), keys_of)
     shapes = {keys_of[leaf.path]: leaf.shape for leaf in source.leaves}
-    found = find_optimizer_states(shapes, given)
-    groups = _known_groups(source.leaves, keys_of, found.nodes)
+    states = find_optimizer_states(shapes, given)
+    groups = _known_groups(source.leaves, keys_of, states.nodes)
     is_of_training = bool(groups)
     groups = {p: group for p, group in groups.items() if given.isdisjoint(parents(keys_of[p]))}
     others = {path: keys for path, keys in keys_of.items() if path not in groups}
-    roots = given or _roots(others.values(), found, is_of_training)
+    roots = given or _roots(others.values(), states, is_of_training)
     for path, keys in others.items():
         is_param = not roots or () in roots or not roots.isdisjoint(parents(keys))
         groups[path] = PARAMS if is_param else OTHER
     return TrainingState(
         {path: groups[path] for path in keys_of},
-        {path_of[mask]: path_of[param] for mask, param in found.param_of.items()},
-        [] if given else ["/".join(root) for roots in found.unclear[:1] for root in roots],
+        {path_of[mask]: path_of[param] for mask, param in states.param_of.items()},
+        [] if given else ["/".join(root) for roots in states.unclear[:1] for root in roots],
     )
 
 
@@ -104,21 +105,21 @@ def _given(params: Sequence[str], keys_of: Mapping[str, Keys]) -> set[Keys]:
     return {by_path[path] for path in params}
 
 
-def _roots(others: Collection[Keys], found: OptimizerStates, is_of_training: bool) -> set[Keys]:
+def _roots(others: Collection[Keys], states: OptimizerStates, is_of_training: bool) -> set[Keys]:
     """The trees of params; empty where all leaves are params."""
     is_nested = is_of_training or any(keys[1:2] == ("batch_stats",) for keys in others)
     words = PARAMS_KEYS if is_of_training else PARAMS_KEYS[:2]
     nodes = {node for keys in others for node in parents(keys[:-1])}
     if is_of_training:
         nodes |= {keys for keys in others if len(keys) == 1}
-    roots = found.params or _by_words(nodes, words, 2 if is_nested else 1)
+    roots = states.params or _by_words(nodes, words, 2 if is_nested else 1)
     return {(*root, "params") if (*root, "params") in nodes else root for root in roots}
 
 
 def _known_groups(
     leaves: Sequence[Leaf], keys_of: Mapping[str, Keys], optimizers: set[Keys]
 ) -> dict[str, str]:
-    """The groups of masks and optimizer states, by path."""
+    """The masks and the leaves of optimizer states, each with the part of the file, by path."""
     shapes: dict[Keys, set[tuple[int, ...]]] = {}  # of all but masks, by every end of a path
     for leaf in leaves:
         keys = () if is_mask(leaf) else keys_of[leaf.path]

@@ -10,10 +10,10 @@ from jaxprune._files.shard_reader import open_params
 
 
 class FileMetadata(NamedTuple):
-    """What a file of params holds beside the values.
+    """The metadata of a file of params, and the order of its leaves.
 
     Attributes:
-      metadata: strings by name; of a file of `save`, those that the user gave.
+      metadata: strings by name; for a file that `save` wrote, those that the user gave.
       order: the paths of the leaves in the order of the file.
 
     Example:
@@ -36,8 +36,9 @@ def load_metadata(path: str | os.PathLike[str]) -> FileMetadata:
       path: of the file, of the index of shards, or of its folder. Only headers are read.
 
     Returns:
-      A named tuple: `metadata`, a dict of strings, and `order`, a tuple of paths. Of shards, the
-      leaves of one follow those of another, and the first one wins where their metadata differ.
+      A named tuple: `metadata`, a dict of strings, and `order`, a tuple of paths. For a model in
+      several shards, `order` has the leaves of one shard after those of the other; where their
+      metadata differ, the first shard wins.
 
     Raises:
       ValueError: the file is damaged.

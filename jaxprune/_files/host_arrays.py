@@ -13,6 +13,7 @@ import numpy as np
 from jaxprune._base.arguments import shown
 from jaxprune._base.on_host import to_host
 from jaxprune._base.paths import listed, shown_path, spec_of
+from jaxprune._base.plurals import counted, is_or_are
 from jaxprune._files.dtypes import dtype_of
 from jaxprune._files.leaves import is_stored
 
@@ -66,9 +67,9 @@ def zero_dropped(path: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
     dropped = ~mask
     n_wrong = int(np.count_nonzero(dropped & (array != 0)))
     if n_wrong:
-        verb = "is" if n_wrong == 1 else "are"
+        n_dropped = counted(int(dropped.sum()), "dropped weight")
         raise ValueError(
-            f"{shown_path(path)}: {n_wrong} of {int(dropped.sum())} dropped weights {verb} not "
+            f"{shown_path(path)}: {n_wrong:,} of {n_dropped} {is_or_are(n_wrong)} not "
             "zero. Save jaxprune.apply_masks(params, masks), or find out what changes them with "
             "jaxprune.check(params, opt_state)."
         )

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxprune._base.arguments import is_int, shown
 from jaxprune._base.paths import listed, shown_path
+from jaxprune._base.plurals import counted, is_or_are
 from jaxprune._files import dtypes, safetensors
 from jaxprune._files.leaves import (
     BITS,
@@ -337,8 +338,10 @@ def _check_bits(where: str, bits: np.ndarray, leaf: Leaf) -> None:
     n_set = int(np.bitwise_count(bits).sum(dtype=np.int64))
     tail = leaf.size % 8
     if n_set != leaf.n_stored or (tail and int(bits[-1]) >> tail):
+        values = "value" if leaf.n_stored == 1 else "values"
         raise ValueError(
-            f"{where}: {n_set} bits are set for {leaf.n_stored} values; the file is damaged."
+            f"{where}: {counted(n_set, 'bit')} {is_or_are(n_set)} set for {leaf.n_stored} "
+            f"{values}; the file is damaged."
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxprune._base.plurals import counted
 from jaxprune._files import safetensors
 from jaxprune._files.atomic import atomic_file
 from jaxprune._files.dtypes import dtype_of
@@ -118,8 +119,8 @@ class NpzReader:
         is_valid = safetensors.is_shape(list(leaf.shape)) and leaf.n_bytes <= memory_bytes()
         if not is_valid or leaf.n_bytes != n_data_bytes or info.file_size > max_bytes:
             raise ValueError(
-                f"{where}: has {n_data_bytes} bytes for {dtype} of shape {leaf.shape}; the file is "
-                "damaged."
+                f"{where}: has {counted(n_data_bytes, 'byte')} for {dtype} of shape {leaf.shape}; "
+                "the file is damaged."
             )
         return leaf
 

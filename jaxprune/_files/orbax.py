@@ -1,4 +1,4 @@
-"""Orbax checkpoints, read one group of leaves at a time; only what is asked for is read.
+"""Orbax checkpoints, read a few leaves at a time; only what is asked for is read.
 
 A step of a trainer may hold several items, such as params and optimizer state, as a tree each.
 """

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
+from jaxprune._base.plurals import counted
 from jaxprune._files.atomic import atomic_file
 from jaxprune._files.dtypes import CODES, code_in_saved, n_bytes_in_file
 from jaxprune._files.extras import import_extra
@@ -175,8 +176,8 @@ def _read_json(stream: Stream) -> tuple[int, dict[str, Any]]:
     path = stream.path
     if stream.n_bytes is not None and stream.n_bytes < 8:
         raise ValueError(
-            f"{path}: is no safetensors file, as it has only {stream.n_bytes} bytes. Copy or save "
-            "it again."
+            f"{path}: is no safetensors file, as it has only "
+            f"{counted(stream.n_bytes, 'byte')}. Copy or save it again."
         )
     length = int.from_bytes(stream.read(8).tobytes(), "little")
     limit = min(_MAX_HEADER, max(2**20, _MAX_RATIO * stream.n_file_bytes))

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from jaxprune._base.paths import listed
+from jaxprune._base.plurals import counted, is_or_are
 from jaxprune._files import safetensors
 from jaxprune._files.leaf_files import open_leaves
 from jaxprune._files.leaves import Leaf
@@ -132,7 +133,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: there is no such file. Check the path.")
     n_bytes = path.stat().st_size
     if n_bytes > _MAX_BYTES or not path.is_file():
-        raise ValueError(f"{path}: is no index of shards: it has {n_bytes:,} bytes.")
+        raise ValueError(f"{path}: is no index of shards: it has {counted(n_bytes, 'byte')}.")
     try:
         entries = json.loads(path.read_bytes().decode(), object_pairs_hook=safetensors.unique_names)
         if not isinstance(entries, dict):
@@ -171,8 +172,9 @@ def _check_files(path: Path, names_of: Mapping[str, set[str]]) -> None:
     folder = path.parent
     if missing := sorted(file for file in names_of if not (folder / file).is_file()):
         raise FileNotFoundError(
-            f"{path}: {len(missing)} of {len(names_of)} shards are missing: {listed(missing)}. "
-            "Download or copy them into the folder."
+            f"{path}: {len(missing):,} of {counted(len(names_of), 'shard')} "
+            f"{is_or_are(len(missing))} missing: {listed(missing)}. Download or copy "
+            f"{'it' if len(missing) == 1 else 'them'} into the folder."
         )
     series = {match[1] for file in names_of if (match := _SERIES.fullmatch(file))}
     foreign = sorted(

@@ -64,7 +64,7 @@ def write_shards(out: Path, index: Index, arrays: Iterable[tuple[str, np.ndarray
 
     Args:
       out: the folder, created if it does not exist.
-      index: what was read.
+      index: the index of the model that was read, which names the shards to write.
       arrays: the paths and arrays of all leaves, in the order of `index.leaves`.
 
     Returns:
@@ -90,7 +90,7 @@ def write_shards(out: Path, index: Index, arrays: Iterable[tuple[str, np.ndarray
 
 
 def _index_text(index: Index) -> str:
-    """The index of the new folder."""
+    """The text of the index in the new folder."""
     file_of = {leaf.path: shard.name for shard in index.shards for leaf in shard.leaves}
     entries: dict[str, object] = {}
     if index.about is not None:
@@ -107,22 +107,22 @@ def _holds_weights(name: str) -> bool:
 
 
 def _other_files(index: Index, out: Path) -> tuple[list[str], list[str]]:
-    """The files beside the shards: which are copied, and which hold other weights.
+    """The files beside the shards: those to copy, and those that hold other weights.
 
-    Hidden files and folders, such as `.git`, are neither, nor is the new folder.
+    Hidden files and folders, such as `.git`, are skipped, and so is the new folder.
     """
     copied, left_out = [], []
     own = {shard.name for shard in index.shards} | {index.path.name}
     for above, folders, files in os.walk(index.folder):
-        here = Path(above)
+        folder = Path(above)
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and (here / name).resolve() != out.resolve()
+            if not name.startswith(".") and (folder / name).resolve() != out.resolve()
         )
         for file in sorted(files):
-            name = (here / file).relative_to(index.folder).as_posix()
-            if file.startswith(".") or name in own or not (here / file).is_file():
+            name = (folder / file).relative_to(index.folder).as_posix()
+            if file.startswith(".") or name in own or not (folder / file).is_file():
                 continue
             (left_out if _holds_weights(file) else copied).append(name)
     return copied, left_out

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxprune._base.plurals import counted
 from jaxprune._files.atomic import errors_of
 from jaxprune._files.extras import import_extra
 
@@ -87,7 +88,8 @@ class Stream:
         if rest != (_WithSentinel.content if self._is_zstd else b""):
             raise ValueError(f"{self.path}: does not end where it should, {DAMAGED}")
         if self._is_zstd and (n_more := self.n_file_bytes - self._end_of_frame()):
-            raise ValueError(f"{self.path}: has {n_more:,} bytes behind its zstd frame, {DAMAGED}")
+            size = counted(n_more, "byte")
+            raise ValueError(f"{self.path}: has {size} behind its zstd frame, {DAMAGED}")
 
     def _end_of_frame(self) -> int:
         """Where the first zstd frame ends in the file, by walking over its blocks.

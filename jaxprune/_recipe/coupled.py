@@ -1,7 +1,7 @@
 """A structure over several leaves: channels that are kept or dropped together in all of them.
 
-`jaxprune._shrink.channels` finds which channels are coupled; this module says what that means for
-one leaf. Leaves of one group are decided by one selection and share one budget.
+`jaxprune._shrink.channels` finds which channels are coupled; this module applies the result to one
+leaf. The leaves of one group of coupled channels share one selection and one budget.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from jaxprune._recipe.pooling import any_of
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Coupled:
-    """The part of one leaf in a group of coupled channels.
+    """The part that one leaf has in a group of coupled channels.
 
     Attributes:
-      group: the name of the group, the same for all of its leaves.
+      group: the name of the group of coupled channels, the same for all of its leaves.
       axis: the axis of this leaf along which the channels lie.
       unit_of: the channel that each index of the axis belongs to; -1 for one that is always kept.
       n: how many channels the group has.
@@ -44,7 +44,7 @@ class Coupled:
 
     @property
     def coupled_group(self) -> str:
-        """The name of the group: its leaves have the same units and share one budget."""
+        """The name of the group of coupled channels, as in `Traits`."""
         return self.group
 
     def n_units(self, shape: tuple[int, ...]) -> int:
@@ -61,7 +61,7 @@ class Coupled:
         return self.n if math.prod(shape) else 0
 
     def unit_sizes(self, shape: tuple[int, ...]) -> dict[int, int]:
-        """How many channels have how many weights of this leaf: {weights: channels}."""
+        """The number of channels of each size: {weights of this leaf in a channel: channels}."""
         if not self.n_units(shape):
             return {}
         n_other = math.prod(shape) // shape[self.axis]
@@ -99,7 +99,7 @@ class Coupled:
         return jax.lax.broadcast_in_dim(along, shape, (self.axis,))
 
     def _droppable(self) -> tuple[np.ndarray, np.ndarray]:
-        """The indices along the axis that belong to a channel of the group, and these channels."""
+        """The indices along the axis that belong to a channel, and the channel of each."""
         unit_of = np.array(self.unit_of)
         indices = np.flatnonzero(unit_of >= 0)
         return indices, unit_of[indices]

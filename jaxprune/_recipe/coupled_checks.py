@@ -14,17 +14,17 @@ from jaxprune._recipe.user_rules import UserRules
 def check_groups(
     rules: UserRules, paths: Sequence[str], specs: Specs, is_hidden: Callable[[str], bool]
 ) -> None:
-    """Raises where the leaves that are pruned are not those of the groups of channels.
+    """Raises where the pruned leaves are not those of the groups of coupled channels.
 
     Args:
       rules: what the user gave.
-      paths: of all leaves.
+      paths: the paths of all leaves.
       specs: the shapes of all leaves; None for what is not an array.
       is_hidden: whether a regex may match a leaf that a placeholder hides.
 
     Raises:
-      ValueError: leaves that a group needs are left out or not there, or others are pruned weight
-        by weight.
+      ValueError: a leaf of a group of channels is left out or missing, or leaves in no group are
+        pruned weight by weight.
     """
     if not rules.coupled():
         return
@@ -40,11 +40,11 @@ def _check_nothing_is_absent(
     choices: Sequence[Choice],
     is_hidden: Callable[[str], bool],
 ) -> None:
-    """Raises where leaves of a group would be pruned, but others of the group are not there.
+    """Raises where some leaves of a group of channels would be pruned, but others are missing.
 
-    `optax.masked`, `partition` and `multi_transform` hide leaves from what they wrap. A hidden bias
-    keeps its channel alive, and a hidden kernel keeps half of it. Leaves that the user's own rules
-    leave out may be absent, and so may a whole group.
+    `optax.masked`, `partition` and `multi_transform` hide leaves from what they wrap. A channel
+    whose bias is hidden still has an output, and a hidden kernel keeps half of the channel's
+    weights. Leaves that the user's own rules leave out may be missing, and so may a whole group.
     """
     absent = _absent_members(rules, paths, is_hidden)
     for group, indices in _members(rules, paths).items():
@@ -57,9 +57,9 @@ def _check_nothing_is_absent(
 def _absent_members(
     rules: UserRules, paths: Sequence[str], is_hidden: Callable[[str], bool]
 ) -> dict[str, dict[str, bool]]:
-    """The leaves of each group that are not in the tree, and whether a placeholder hides them.
+    """For each group of channels, its missing leaves, and whether a placeholder hides them.
 
-    A user may write a group by hand. A regex in it for several leaves may match none.
+    Users may write groups by hand, with regexes for several leaves. Such a regex may match none.
     """
     known = dict.fromkeys(paths)
     absent: dict[str, dict[str, bool]] = {}
@@ -74,7 +74,7 @@ def _absent_members(
 
 
 def _is_left_out(rules: UserRules, name: str) -> bool:
-    """Whether the user's regexes leave out a leaf that is not there. Functions do not tell."""
+    """Whether the user's regexes leave out a missing leaf; what functions would do is unknown."""
 
     def any_matches(chosen: Sequence[Rule]) -> bool:
         names = (name, f"params/{name}")
@@ -87,7 +87,7 @@ def _is_left_out(rules: UserRules, name: str) -> bool:
 
 
 def _absent_error(names: dict[str, bool], pruned: Sequence[str]) -> BadValue:
-    """The error about members of a group that are not there, of which some may be hidden."""
+    """The error about missing leaves of a group of channels, some of which may be hidden."""
     hidden = [name for name, is_hidden in names.items() if is_hidden]
     missing = [name for name, is_hidden in names.items() if not is_hidden]
     parts = []
@@ -112,10 +112,10 @@ def _absent_error(names: dict[str, bool], pruned: Sequence[str]) -> BadValue:
 def _check_leaves_by_default(
     rules: UserRules, paths: Sequence[str], choices: Sequence[Choice]
 ) -> None:
-    """Raises where all structures are coupled channels, but the leaves are not those of the groups.
+    """Raises where all structures are coupled channels, but default leaves would be pruned.
 
-    By default, biases are not pruned, which a group needs, and leaves in no group are pruned weight
-    by weight. Both are rarely meant, and `shrink` could remove nothing.
+    The default leaves out biases, which belong to the groups of channels, and prunes leaves that
+    are in no group weight by weight. Neither is usually meant, and `shrink` could remove nothing.
     """
     coupled = rules.coupled()
     given = {rule for rule, _ in rules.assigned["structure"]}

@@ -9,6 +9,7 @@ import numpy as np
 from jaxprune._base.arguments import as_flag, as_int, as_sparsity, is_int, shown
 from jaxprune._base.functions import takes_arguments
 from jaxprune._base.paths import as_rules, is_hashable, shown_path
+from jaxprune._base.plurals import counted
 from jaxprune._recipe.pools import LeafShape, Pools
 
 
@@ -65,17 +66,18 @@ def _check_stacked(where: str, stacked: Any) -> None:
 
 
 def assigned(distribution: Any, leaves: Sequence[LeafShape], floor: Fraction) -> Pools:
-    """What a distribution assigns to these leaves.
+    """The pools that a distribution assigns to these leaves, after a check.
 
     Raises:
-      TypeError, ValueError: naming the distribution, which returned no pools for these leaves. Any
-        error of its function has a note that does.
+      TypeError, ValueError: the distribution did not return valid pools for these leaves; the error
+        names it. If its function raises an error, a note on the error names the distribution.
     """
     try:
         pools = distribution.assign(leaves, floor)
     except Exception as error:  # whatever a function of the user raises
         if not distribution.assign.__module__.startswith("jaxprune."):
-            error.add_note(f"distribution {distribution.name}: its assign got {_counted(leaves)}.")
+            n_leaves = counted(len(leaves), "leaf", "leaves")
+            error.add_note(f"distribution {distribution.name}: its assign got {n_leaves}.")
         raise
     where = f"distribution {distribution.name}: assign returned"
     if not isinstance(pools, Pools):
@@ -88,12 +90,8 @@ def assigned(distribution: Any, leaves: Sequence[LeafShape], floor: Fraction) ->
     return pools
 
 
-def _counted(leaves: Sequence[LeafShape]) -> str:
-    return "1 leaf" if len(leaves) == 1 else f"{len(leaves)} leaves"
-
-
 def _check_pool_of(where: str, pools: Pools, leaves: Sequence[LeafShape]) -> None:
-    """Raises unless each leaf has a pool, and each pool the units of its leaves."""
+    """Raises unless each leaf has a pool, and each pool has as many units as its leaves."""
     for name in ("pool_of", "n_units"):
         numbers = getattr(pools, name)
         if not isinstance(numbers, (tuple, list)) or not all(map(is_int, numbers)):
@@ -104,8 +102,8 @@ def _check_pool_of(where: str, pools: Pools, leaves: Sequence[LeafShape]) -> Non
     n_pools = len(pools.n_units)
     if len(pools.pool_of) != len(leaves):
         raise ValueError(
-            f"{where} {len(pools.pool_of)} numbers in pool_of for {_counted(leaves)}. Return the "
-            "pool of each leaf."
+            f"{where} {counted(len(pools.pool_of), 'number')} in pool_of for "
+            f"{counted(len(leaves), 'leaf', 'leaves')}. Return the pool of each leaf."
         )
     if not all(0 <= pool < n_pools for pool in pools.pool_of):
         raise ValueError(
@@ -124,7 +122,7 @@ def _check_pool_of(where: str, pools: Pools, leaves: Sequence[LeafShape]) -> Non
 
 
 def _check_n_drop(where: str, pools: Pools, leaves: Sequence[LeafShape]) -> None:
-    """Raises unless each pool has, at each fire, a number of units to drop that is possible."""
+    """Raises unless `n_drop` has a possible number of units for each fire and each pool."""
     shape = (len(leaves[0].targets), len(pools.n_units))
     n_drop = pools.n_drop
     if not isinstance(n_drop, np.ndarray) or n_drop.dtype.kind not in "iu":
@@ -148,15 +146,16 @@ def _check_n_drop(where: str, pools: Pools, leaves: Sequence[LeafShape]) -> None
     for pool, leaf in zip(pools.pool_of, leaves, strict=True):
         if leaf.n_groups > 1 and np.any(n_drop[:, pool] % leaf.n_groups):
             raise ValueError(
-                f"{shown_path(leaf.path)}: {where} n_drop that {leaf.n_groups} groups of equal "
-                "counts can't share. Return multiples of leaf.n_groups."
+                f"{shown_path(leaf.path)}: {where} n_drop that can't be shared equally by the "
+                f"{leaf.n_groups} groups of this leaf. Return multiples of leaf.n_groups."
             )
 
 
 def _check_totals(where: str, pools: Pools, leaves: Sequence[LeafShape]) -> None:
-    """Raises where a pool has fewer zeros than one fire before, though no target falls.
+    """Raises where a pool has fewer zeros than at the fire before, although no target falls.
 
-    Somebody returned what each fire adds. Masks only shrink, so the run would end too dense.
+    Then `n_drop` probably holds the units that each fire adds, not the total. As masks only shrink,
+    the run would end too dense.
     """
     n_drop = pools.n_drop
     for fire, pool in (np.argwhere(n_drop[1:] < n_drop[:-1]) + [1, 0]).tolist():

@@ -70,7 +70,10 @@ class Distribution:
 
 
 def _own_budget(leaf: LeafShape, floor: Fraction) -> list[int]:
-    """How many units a leaf drops at each fire to reach its own target, equal in all its groups."""
+    """How many units a leaf drops at each fire to reach its own target.
+
+    All groups of its structure, such as those of `NM`, drop the same number.
+    """
     n = leaf.n_units // leaf.n_groups
     most = math.floor(n * (1 - floor))
     return [leaf.n_groups * min(round_half_up(target * n), most) for target in leaf.targets]
@@ -132,9 +135,9 @@ def _by_weight(
     for i in sharing:
         if leaves[i].n_groups > 1:
             raise ValueError(
-                f"{shown_path(leaves[i].path)}: {name} distributes an exact total, which groups of "
-                "equal counts (NM, balanced blocks) cannot follow. Use distribution=uniform, or "
-                "give the leaf its own sparsity with overrides."
+                f"{shown_path(leaves[i].path)}: {name} distributes an exact total, which "
+                "structures with groups of equal counts (NM, balanced blocks) can't follow. Use "
+                "distribution=uniform, or give the leaf its own sparsity with overrides."
             )
     columns: list[Any] = [None] * len(leaves)
     if sharing:
@@ -213,9 +216,9 @@ def _global(leaves: Sequence[LeafShape], floor: Fraction) -> Pools:
     for leaf in sharing:
         if leaf.n_groups > 1:
             raise ValueError(
-                f"{shown_path(leaf.path)}: groups of equal counts (NM, balanced blocks) cannot "
-                "compete in a global pool. Use distribution=uniform, or give the leaf its own "
-                "sparsity with overrides."
+                f"{shown_path(leaf.path)}: structures with groups of equal counts (NM, "
+                "balanced blocks) can't compete in a global pool. Use distribution=uniform, or "
+                "give the leaf its own sparsity with overrides."
             )
     if sharing:
         total = sum(leaf.n_units for leaf in sharing)

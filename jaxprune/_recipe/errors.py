@@ -250,7 +250,7 @@ def fitted(structure: Any, leaf: AxesOf) -> Structure:
 
 
 def checked_units(path: str, structure: Structure, shape: tuple[int, ...]) -> tuple[int, int]:
-    """The numbers of units and of groups in a leaf; raises where the structure does not fit it."""
+    """The `n_units` and `n_groups` of a structure for a leaf; raises where it does not fit it."""
     try:
         return structure.n_units(shape), structure.n_groups(shape)
     except ValueError as error:
@@ -260,8 +260,8 @@ def checked_units(path: str, structure: Structure, shape: tuple[int, ...]) -> tu
 
 
 _OTHER_SIZES = (
-    "These groups are of a model with other sizes: call jaxprune.channel_groups for this one. "
-    "After jaxprune.shrink, train on with the optimizer that prune wraps; its state is "
+    "These groups of channels are of a model with other sizes: call jaxprune.channel_groups for "
+    "this one. After jaxprune.shrink, train on with the optimizer that prune wraps; its state is "
     "jaxprune.get_state(opt_state).inner_state."
 )
 
@@ -320,11 +320,11 @@ def check_scaled(path: str, targets: Sequence[Fraction], schedule: Sequence[Frac
 
 
 def other_override(leaf: LeafShape, other: LeafShape) -> ValueError:
-    """The error about two leaves of a coupled group with different overrides."""
+    """The error about two leaves of a group of coupled channels with different overrides."""
     finals = [f"{shown_path(x.path)} ({float(x.targets[-1]):g})" for x in (leaf, other)]
     return ValueError(
         f"overrides: {' and '.join(finals)} are pruned together, but have different sparsities. "
-        "Give one of them an override, which is that of the whole group."
+        "Give only one of them an override, which then holds for their whole group of channels."
     )
 
 

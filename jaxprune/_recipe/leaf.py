@@ -1,4 +1,4 @@
-"""How one pruned leaf is decided, once its pools are known."""
+"""What is needed to choose the masks of one pruned leaf, once its pools are known."""
 
 import math
 from collections.abc import Sequence
@@ -13,16 +13,17 @@ from jaxprune._recipe.traits import Structure, Traits, n_weights_in, traits_of, 
 
 
 class Leaf(NamedTuple):
-    """How one pruned leaf is decided.
+    """How the mask of one pruned leaf is chosen.
 
     Attributes:
-      structure: what a unit is.
+      structure: what the units of the leaf are.
       axes: the axes whose slices are pools of their own; none for a leaf in one pool.
       pools: the pool of the leaf, or of each slice in row-major order.
-      floor: how many units the leaf keeps at least, whatever the budget of its pool is.
-      path: of the leaf.
-      roles: the role of each of its axes; None where they are not known.
-      overrides: the index of the override of the leaf, or of each slice; None where it has none.
+      floor: the smallest number of units that the leaf keeps, whatever the budget of its pool is.
+      path: the path of the leaf.
+      roles: the role of each axis of the leaf; None where they are not known.
+      overrides: the index of the override that sets the sparsity of the leaf, or of each slice;
+        None where no override does.
     """
 
     structure: Structure = Unstructured()
@@ -35,19 +36,23 @@ class Leaf(NamedTuple):
 
     @property
     def traits(self) -> Traits:
-        """What the structure of the leaf can do."""
+        """The traits of the structure of the leaf."""
         return traits_of(self.structure)
 
     def decided_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape that the structure decides: that of a slice, or that of the leaf, `shape`."""
+        """The shape that the structure is applied to: of one slice, or else of the whole leaf.
+
+        Args:
+          shape: of the leaf.
+        """
         return tuple(n for axis, n in enumerate(shape) if axis not in self.axes)
 
     def n_weights(self, shape: Sequence[int]) -> int:
-        """The number of weights that exist in the leaf, which has this shape."""
+        """The number of weights that exist in the leaf, if it has this shape."""
         return math.prod(shape) - self.traits.n_absent
 
     def unit_sizes(self, shape: Sequence[int]) -> dict[Fraction, int]:
-        """How many units of the leaf, in all of its slices, have how many weights."""
+        """The number of units of each size, over all slices: {weights in a unit: units}."""
         if self.traits.is_elementwise:
             return {Fraction(1): self.n_weights(shape)}
         n_slices = math.prod(shape[axis] for axis in self.axes)
@@ -55,7 +60,7 @@ class Leaf(NamedTuple):
         return {size: n * n_slices for size, n in sizes.items() if n * n_slices}
 
     def n_in_units(self, shape: Sequence[int]) -> int:
-        """The number of weights that belong to a unit, so that they can be dropped."""
+        """The number of weights that can be dropped, because they belong to a unit."""
         return n_weights_in(self.unit_sizes(shape))
 
 
@@ -66,14 +71,14 @@ def leaves_of(
     entries_of: Sequence[range],
     pools: Pools,
 ) -> tuple[Leaf, ...]:
-    """How each chosen leaf is decided.
+    """The `Leaf` of each chosen leaf.
 
     Args:
-      distribution: that made the pools.
-      paths: of the chosen leaves.
-      parts: of these leaves.
-      entries_of: the places of the entries of each leaf in `pools.pool_of`.
-      pools: of all entries.
+      distribution: the distribution that made the pools.
+      paths: the paths of the chosen leaves.
+      parts: the parts of these leaves, in the same order.
+      entries_of: for each leaf, the indices of its entries in `pools.pool_of`.
+      pools: the pools of all entries.
     """
     is_shared = len(set(pools.pool_of)) < len(pools.pool_of)
     least = distribution.floor if is_shared else Fraction(0)

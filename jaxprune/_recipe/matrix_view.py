@@ -1,7 +1,8 @@
-"""Structures over several axes at once: a leaf as a matrix, and the outputs of a leaf.
+"""Structures for leaves that have several axes of one role.
 
-A structure of the user becomes one of these where the roles of a leaf are not one axis each. The
-rest of the package sees a structure like any other.
+`MatrixView` applies a structure to a leaf that is reshaped to a matrix, and `Outputs` drops outputs
+that lie on several axes. `Block`, `NM` and `Channel` return one of these from `for_leaf` where they
+need it. The rest of the package treats them like any other structure.
 """
 
 import dataclasses
@@ -21,15 +22,15 @@ from jaxprune._recipe.traits import Structure, traits_of, unit_sizes_of
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MatrixView:
-    """Applies a structure to a leaf seen as an array (*lead, rows, cols).
+    """Applies a structure to a leaf that is reshaped to (*lead, rows, cols).
 
-    The rows are some axes of the leaf, flattened in their order, and so are the columns.
+    Some axes of the leaf, flattened in the given order, are the rows; others are the columns.
 
     Attributes:
-      structure: of the matrix; it uses the last two axes only.
-      lead: the axes that stay as they are.
-      rows: the axes that form the rows.
-      cols: the axes that form the columns.
+      structure: the structure of the matrix, which only uses the last two axes.
+      lead: the axes of the leaf that stay separate.
+      rows: the axes of the leaf that form the rows.
+      cols: the axes of the leaf that form the columns.
 
     Example:
       >>> from jaxprune import NM
@@ -48,12 +49,12 @@ class MatrixView:
 
     @property
     def decides_in_groups(self) -> bool:
-        """Whether the structure of the matrix does."""
+        """Whether the structure of the matrix decides in groups, as in `Traits`."""
         return traits_of(self.structure).decides_in_groups
 
     @property
     def final_sparsity(self) -> Fraction | None:
-        """That of the structure of the matrix."""
+        """The only sparsity that the structure of the matrix can end at; None for any."""
         return traits_of(self.structure).final_sparsity
 
     def n_units(self, shape: tuple[int, ...]) -> int:
@@ -61,11 +62,11 @@ class MatrixView:
         return self.structure.n_units(self._matrix_shape(shape))
 
     def unit_sizes(self, shape: tuple[int, ...]) -> dict[Fraction, int]:
-        """How many units of the matrix have how many weights."""
+        """The number of units of each size: {weights in a unit: units}."""
         return unit_sizes_of(self.structure, self._matrix_shape(shape))
 
     def n_groups(self, shape: tuple[int, ...]) -> int:
-        """The number of groups in the matrix.
+        """The number of groups of equal budget that the structure splits the matrix into.
 
         Raises:
           ValueError: the structure does not fit the matrix.
@@ -114,7 +115,8 @@ class Outputs:
     """Keeps or drops single outputs of a leaf whose outputs lie on several axes.
 
     Attributes:
-      axes: whose indices together name an output, in ascending order.
+      axes: the axes of the outputs, in ascending order. Each combination of their indices is one
+        output.
       norm: how the score of an output is computed from those of its weights, as in `Channel`.
 
     Example:

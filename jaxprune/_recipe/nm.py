@@ -164,7 +164,7 @@ class NM(SingleWeights):
             # An entry of the mask must not be read for its neighbours: then XLA for GPUs writes the
             # new mask into the memory of the old one.
             may_stay = split_axis(allowed.astype(bool), axis, self.m)
-            best = [some < n_keep for some in ranks]
+            best = [of_members < n_keep for of_members in ranks]
             return merge_axis(_by_bits(best, may_stay, axis + 1), scores)
         mask = merge_axis(jnp.concatenate(ranks, axis + 1) < n_keep, scores)
         return mask & allowed.astype(bool)
@@ -174,7 +174,7 @@ def _by_bits(best: Sequence[jax.Array], may_stay: jax.Array, axis: int) -> jax.A
     """The mask of all groups, read from a stored number for each group, in which it is bits.
 
     Args:
-      best: flags of the members of the groups along an axis, in some parts of it.
+      best: flags of the members of the groups along an axis, in several parts.
       may_stay: flags of all members; others are not kept.
       axis: of the members.
     """
@@ -186,9 +186,9 @@ def _by_bits(best: Sequence[jax.Array], may_stay: jax.Array, axis: int) -> jax.A
     end = 0
     for flags in best:
         first, end = end, end + flags.shape[axis]
-        some = lax.slice_in_dim(bits, first, end, axis=axis)
+        part = lax.slice_in_dim(bits, first, end, axis=axis)
         numbers += jnp.sum(
-            jnp.where(flags, some, jnp.zeros_like(some)), axis, dtype=dtype, keepdims=True
+            jnp.where(flags, part, jnp.zeros_like(part)), axis, dtype=dtype, keepdims=True
         )
     numbers = lax.optimization_barrier(numbers)
     return ((numbers >> place) & jnp.ones_like(place)).astype(bool)

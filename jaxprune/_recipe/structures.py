@@ -2,9 +2,9 @@
 
 A structure turns the scores of a leaf into one score per unit, and a mask of units into a mask of
 weights. It does not know budgets or other leaves. A structure may split the units of a leaf into
-groups of equal budget, which are pools of their own: the groups of `NM`, the block columns of a
-balanced `Block`. `jaxprune._recipe.traits` describes what every structure has. `NM` has a file of
-its own.
+groups with equal budgets, each of which is a pool of its own: the groups of `NM`, or the block
+columns of a balanced `Block`. `jaxprune._recipe.traits` describes the methods and attributes of
+structures. `NM` has a file of its own.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Block:
     """Keeps or drops blocks of weights as a whole.
 
     Blocks tile the last `len(shape)` axes of a leaf, starting at index 0. Blocks at the edge may be
-    smaller; their score is that of the weights that they have. Earlier axes are not tiled.
+    smaller; they are scored by the weights that they contain. Earlier axes are not tiled.
 
     Where the roles of a leaf are known, blocks of one or two axes tile the matrix whose rows are
     the axes with the roles `"window"` and `"in"`, flattened, and whose columns are those with the
@@ -92,7 +92,10 @@ class Block:
             )
         shape = tuple(as_int("Block: shape", n) for n in self.shape)
         if min(shape) < 1:
-            raise ValueError(f"Block: shape must hold lengths of at least 1, got {shape}.")
+            raise ValueError(
+                f"Block: shape must hold lengths of at least 1, got {shape}. Pass a shape such as "
+                f"{tuple(max(n, 1) for n in shape)}."
+            )
         if not isinstance(self.pooling, str) or self.pooling not in ("mean", "max"):
             raise ValueError(f'Block: pooling must be "mean" or "max", got {shown(self.pooling)}.')
         object.__setattr__(self, "balanced", as_flag("Block: balanced", self.balanced))
@@ -100,7 +103,7 @@ class Block:
 
     @property
     def follows_roles(self) -> bool:
-        """Whether blocks tile a matrix."""
+        """Whether the roles of a leaf decide how it is tiled: with blocks of one or two axes."""
         return len(self.shape) <= 2
 
     def for_leaf(self, leaf: AxesOf) -> Structure:
@@ -126,7 +129,10 @@ class Block:
         return max(self._grid(shape)[-1], 1) if self.balanced else 1
 
     def unit_sizes(self, shape: tuple[int, ...]) -> dict[int, int]:
-        """How many blocks have how many weights: {weights: blocks}; those at edges have fewer."""
+        """The number of blocks of each size: {weights in a block: blocks}.
+
+        Blocks at the edges may be smaller.
+        """
         lengths = dict(self._lengths(shape))
         sizes = {1: 1}
         for axis, n in enumerate(shape):
@@ -224,14 +230,14 @@ class Channel:
 
     @property
     def follows_roles(self) -> bool:
-        """Whether no axis is given."""
+        """Whether the roles of a leaf decide which axes are channels: without `axis`."""
         return self.axis is None
 
     def for_leaf(self, leaf: AxesOf) -> Structure:
-        """The structure for a leaf whose axes are known: with an axis, or of several axes.
+        """The structure for a leaf: channels along one axis, or along several that are outputs.
 
         Raises:
-          ValueError: which axes are outputs is not known, or none is.
+          ValueError: it is not known which axes are outputs, or none of them is.
         """
         if self.axis is not None:
             return self
@@ -273,7 +279,12 @@ class Channel:
 
 
 def _multiplied(sizes: dict[int, int], of_axis: dict[int, int]) -> dict[int, int]:
-    """The sizes of blocks, and how many have them, with one more axis."""
+    """The number of blocks of each size, after one more axis is tiled.
+
+    Args:
+      sizes: {weights in a block: blocks}, from the axes before.
+      of_axis: {length of a block along the new axis: such lengths}.
+    """
     product: dict[int, int] = {}
     for size, n in sizes.items():
         for length, m in of_axis.items():

@@ -1,7 +1,7 @@
-"""What a structure is: the methods that each has, and what some of them can do.
+"""What a structure is: the methods that all of them have, and the optional traits.
 
-The rest of the package asks for these traits, and never for the class of a structure, so that
-user-defined structures are treated like the built-in ones.
+The rest of the package asks for traits and never for the class of a structure, so that user-defined
+structures are treated like the built-in ones.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ import numpy as np
 
 
 class Structure(Protocol):
-    """The type of structures, for annotations: the methods that each has.
+    """The type of structures, for annotations: the methods that every structure has.
 
     A structure of your own need not inherit from it. It must be hashable: make it a frozen
-    dataclass. It may have two more methods. `unit_sizes(shape)` returns a dict, {number of weights:
-    number of units with so many}; without it, all units of a leaf are taken to have the same size.
-    `for_leaf(leaf)` returns the structure that decides a leaf, of which it gets the `path`, the
-    `shape` and the `roles`.
+    dataclass. It may have two more methods. `unit_sizes(shape)` returns the number of units of each
+    size, as a dict {weights in a unit: units}; without it, all units of a leaf are taken to have
+    the same size. `for_leaf(leaf)` returns the structure to use for one leaf; `leaf` has the
+    attributes `path`, `shape` and `roles`.
 
     Example:
       >>> from jaxprune import Block
@@ -38,7 +38,7 @@ class Structure(Protocol):
         ...
 
     def n_groups(self, shape: tuple[int, ...], /) -> int:
-        """The number of groups of equal size and budget that the units are split into."""
+        """The number of groups, of equal size and with equal budgets, that the units form."""
         ...
 
     def unit_scores(self, scores: jax.Array, /) -> jax.Array:
@@ -46,7 +46,7 @@ class Structure(Protocol):
         ...
 
     def unit_mask(self, mask: jax.Array, /) -> jax.Array:
-        """Which units have a weight that is kept, from a mask of weights."""
+        """Which units have a kept weight, from a mask of weights."""
         ...
 
     def expand(self, unit_mask: jax.Array, shape: tuple[int, ...], /) -> jax.Array:
@@ -77,14 +77,14 @@ class Traits(NamedTuple):
     Attributes:
       is_elementwise: every weight is a unit of one pool, so that `unit_scores`, `unit_mask` and
         `expand` return their first argument.
-      follows_roles: for a leaf with roles, the method `for_leaf` decides by them alone, so that a
-        slice along an axis of role `"stack"` may be decided like a leaf.
-      decides_in_groups: the structure chooses within its groups itself, by a method
+      follows_roles: for a leaf with roles, the method `for_leaf` depends on them alone, so that a
+        slice along an axis of role `"stack"` may be treated like a leaf.
+      decides_in_groups: the structure itself chooses what each of its groups keeps, with a method
         `keep_best(scores, allowed, n_keep)` like that of `NM`. Its units are weights.
       final_sparsity: the only sparsity that the structure can end at; None for any.
-      coupled_group: the name of the group of coupled channels that the leaf belongs to. Leaves of
-        one group have the same units, which share one budget; the score of a unit is the Euclidean
-        norm of its scores in all of these leaves. None for a leaf that is decided alone.
+      coupled_group: the name of the group of coupled channels that the leaf belongs to. All leaves
+        of such a group have the same units, which share one budget; the score of a unit is the
+        Euclidean norm of its scores in these leaves. None for a leaf that is decided alone.
       exists: bool, in the shape of the leaf: which weights exist; None where all do. The others are
         dropped in every mask, and count neither as weights nor as zeros.
       n_absent: how many weights do not exist.
@@ -114,7 +114,7 @@ def traits_of(structure: Structure) -> Traits:
 
 
 def text_of_units(structure: Any) -> str:
-    """A structure as a text, which is the same in every process: what its units are.
+    """A text that describes the units of a structure, and is the same in every process.
 
     Example:
       >>> from jaxprune import NM
@@ -131,9 +131,9 @@ def text_of_units(structure: Any) -> str:
 
 
 def unit_sizes_of(structure: Structure, shape: tuple[int, ...]) -> dict[Fraction, int]:
-    """How many units of a leaf have how many weights: {weights: units}.
+    """The number of units of each size in a leaf: {weights in a unit: units}.
 
-    Weights that no unit has, because they are never dropped, do not count.
+    Weights that belong to no unit, because they are never dropped, do not count.
 
     Example:
       >>> from jaxprune import Block, Channel
@@ -150,7 +150,7 @@ def unit_sizes_of(structure: Structure, shape: tuple[int, ...]) -> dict[Fraction
 
 
 def n_weights_in(unit_sizes: Mapping[Fraction, int]) -> int:
-    """The number of weights in units of these sizes, as `unit_sizes_of` returns them.
+    """The total number of weights, from the result of `unit_sizes_of`.
 
     Example:
       >>> n_weights_in({Fraction(4): 2, Fraction(2): 2})

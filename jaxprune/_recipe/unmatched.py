@@ -25,9 +25,10 @@ def check_rules(rules: UserRules, params: Any, paths: Sequence[str], leaves: Seq
     """Raises where a regex matches no leaf, or assigns a value only to leaves that are not pruned.
 
     Allowed are rules whose leaves are taken by earlier rules or left out by the user's own rules.
-    The rules of coupled channels are checked as a whole: one of them must match, and with it all of
-    its group. Of roles that `axis_roles` or the layout of another library give, one must match. A
-    rule of `roles` must also have roles for the number of axes of a leaf that it matches.
+    The rules of coupled channels are checked as a whole: at least one of them must match, and with
+    it all rules of the same group of channels. Of roles that `axis_roles` or the layout of another
+    library gives, at least one must match. A rule of `roles` must also have roles for the number of
+    axes of a leaf that it matches.
 
     Args:
       rules: what the user gave.

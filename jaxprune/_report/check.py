@@ -80,7 +80,7 @@ def check(params: ArrayTree, opt_state: Any, *, done: bool = False) -> None:
       >>> check(optax.apply_updates(params, updates), state)
       Traceback (most recent call last):
       ...
-      ValueError: kernel: 1 of 1 dropped weights is not zero. Something changes the updates after
+      ValueError: kernel: 1 of 1 dropped weight is not zero. Something changes the updates after
         prune: ...
     """
     done = as_flag("check: done", done)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxprune._base.arguments import shown
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import check_not_donated, leaves_with_paths, listed
+from jaxprune._base.plurals import counted, is_or_are
 from jaxprune._report.table import LeafReport, PoolReport, Report, leaf_report
 from jaxprune._state.progress import zeros_of
 from jaxprune._transform.keep_zeros import masks_of_zeros
@@ -64,8 +65,9 @@ def combined(params: Any, plans: Sequence[Report]) -> Report:
     if not repeated:
         return report
     bound = (
-        f"total: at least {'' if report.is_exact else '~'}{report.n_zero:,} of {report.size:,} "
-        f"weights are zero, because several transformations prune {listed(repeated)}"
+        f"total: at least {'' if report.is_exact else '~'}{report.n_zero:,} of "
+        f"{counted(report.size, 'weight')} {is_or_are(report.n_zero)} zero, because several "
+        f"transformations prune {listed(repeated)}"
     )
     return dataclasses.replace(report, notes=(*report.notes, bound))
 

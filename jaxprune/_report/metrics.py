@@ -50,7 +50,7 @@ def metrics(
     Returns:
       float32 and int32 scalars by name. They cover the leaves that are pruned, unless stated
       otherwise; with `structural`, only the weights that exist are counted. With `axis_name`, all
-      parts of a pruned leaf are counted, and of a leaf that is not pruned the part that is there.
+      parts of a pruned leaf are counted, but only the local part of a leaf that is not pruned.
 
       - `prune/step`: the number of updates so far.
       - `prune/sparsity`: the fraction of weights that are dropped.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxprune._base.counting import total
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import listed, shown_path, spec_of
+from jaxprune._base.plurals import is_or_are
 from jaxprune._state.convert import pruned_paths
 from jaxprune._state.prune_state import PruneState
 
@@ -22,11 +23,14 @@ class Nonzero(NamedTuple):
     n_not_finite: int
 
     def __str__(self) -> str:
-        verb = "is" if self.n_moved == 1 else "are"
+        weights = "weight" if self.n_dropped == 1 else "weights"
+        verb = is_or_are(self.n_moved)
         more = f", {self.n_not_finite} of them not finite" if self.n_not_finite else ""
+        if self.n_moved == self.n_not_finite == 1:
+            more = ", nor finite"
         return (
-            f"{shown_path(self.path)}: {self.n_moved} of {self.n_dropped} dropped weights {verb} "
-            f"not zero{more}"
+            f"{shown_path(self.path)}: {self.n_moved} of {self.n_dropped} dropped {weights} "
+            f"{verb} not zero{more}"
         )
 
 

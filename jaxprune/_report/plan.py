@@ -14,6 +14,7 @@ import optax
 from jaxprune._base.argument_types import Overrides, Regrow, Selection, Sparsity, Ties
 from jaxprune._base.arguments import as_sparsity, shown
 from jaxprune._base.paths import leaves_with_paths, listed, rule_name
+from jaxprune._base.plurals import counted, is_or_are
 from jaxprune._base.trees import ArrayTree
 from jaxprune._recipe.argument_types import Roles, ScoreFunction, Structural, Structures
 from jaxprune._recipe.budget import Budget, Recipe
@@ -230,7 +231,8 @@ def _planned(params: ArrayTree, settings: Any) -> Report:
     ]
     totals = [
         f"schedule {i}: {plan.title.removeprefix('plan: ')}: {'' if plan.is_exact else '~'}"
-        f"{plan.n_zero:,} of {plan.size:,} weights are zero ({plan.sparsity:.2%})"
+        f"{plan.n_zero:,} of {counted(plan.size, 'weight')} {is_or_are(plan.n_zero)} zero "
+        f"({plan.sparsity:.2%})"
         for i, plan in enumerate(plans)
     ]
     first = plans[0]
@@ -307,8 +309,8 @@ def _when(settings: Settings, budget: Budget, expected: Forecast) -> str:
         final += f" (the density floor {kept if has_overrides else allowed})"
     if not settings.swap_fractions:
         n_fires = len(schedule.targets)
-        fires = "1 fire" if n_fires == 1 else f"{n_fires} fires"
-        return f"{final} at {_steps(schedule.begin_step, schedule.end_step)}, {fires}"
+        steps = _steps(schedule.begin_step, schedule.end_step)
+        return f"{final} at {steps}, {counted(n_fires, 'fire')}"
     n_swaps = swap_counts(settings, budget).sum(1)
     steps = [step for step, n in zip(schedule.fire_steps, n_swaps, strict=True) if n]
     if not steps:

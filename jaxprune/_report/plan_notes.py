@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxprune._base.paths import listed
+from jaxprune._base.plurals import counted, is_or_are
 from jaxprune._recipe.budget import Budget
 from jaxprune._recipe.distributions import Distribution
 from jaxprune._recipe.leaf_axes import is_table
@@ -25,13 +26,13 @@ def size_notes(budget: Budget, expected: Forecast) -> list[str]:
 
 def pool_note(distribution: Distribution, shared: Shared, pool: PoolReport) -> str:
     """What leaves of one pool lose together: weights, or units where these differ in size."""
-    n_dropped, size, things = pool.n_zero, pool.size, "weights"
+    n_dropped, size, noun = pool.n_zero, pool.size, "weight"
     if not shared.is_exact:
-        n_dropped, size, things = shared.n_dropped, shared.n_units, "units"
+        n_dropped, size, noun = shared.n_dropped, shared.n_units, "unit"
     note = (
         f"pool: {len(pool.paths)} leaves compete in {distribution}: {n_dropped:,} of their "
-        f"{size:,} {things} are dropped in total ({n_dropped / size:.2%}); the share of each leaf "
-        "is not known in advance"
+        f"{counted(size, noun)} {is_or_are(n_dropped)} dropped in total ({n_dropped / size:.2%}); "
+        "the share of each leaf is not known in advance"
     )
     if shared.is_exact:
         return note
@@ -91,5 +92,4 @@ def axis_notes(budget: Budget) -> list[str]:
 
 def units_spared(expected: Forecast) -> str:
     """How many units a density floor keeps beyond what the schedule asks for, in words."""
-    n_spared = expected.n_spared
-    return "1 unit" if n_spared == 1 else f"{n_spared:,} units"
+    return counted(expected.n_spared, "unit")

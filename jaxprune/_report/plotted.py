@@ -12,6 +12,7 @@ import numpy as np
 from jaxprune._base.arguments import is_int, kind_of, shown
 from jaxprune._base.on_host import to_host
 from jaxprune._base.paths import check_not_donated, leaves_with_paths, shown_path
+from jaxprune._base.plurals import counted, is_or_are
 from jaxprune._base.trees import ArrayTree
 from jaxprune._report.table import Report
 
@@ -169,8 +170,9 @@ def weights_by_path(argument: str, tree: ArrayTree) -> dict[str, np.ndarray]:
         n_wild = int(np.sum(~np.isfinite(values)))
         if n_wild:
             raise ValueError(
-                f"weight_histogram: {argument}: {shown_path(path)}: {n_wild:,} of {values.size:,} "
-                "weights are not finite. Leave the leaf out, or replace these weights with zeros: "
+                f"weight_histogram: {argument}: {shown_path(path)}: {n_wild:,} of "
+                f"{counted(values.size, 'weight')} {is_or_are(n_wild)} not finite. Leave the leaf "
+                "out, or replace these weights with zeros: "
                 "jnp.nan_to_num(w, posinf=0, neginf=0)."
             )
         weights[path] = values
@@ -192,7 +194,7 @@ def check_same_leaves(before: Mapping[str, np.ndarray], after: Mapping[str, np.n
     for path in dict.fromkeys((*before, *after)):
         sizes = [tree[path].size if path in tree else None for tree in (before, after)]
         if sizes[0] != sizes[1]:
-            had, has = ("no such leaf" if n is None else f"{n:,} weights" for n in sizes)
+            had, has = ("no such leaf" if n is None else counted(n, "weight") for n in sizes)
             raise ValueError(
                 f"weight_histogram: {shown_path(path)}: before has {had}, after has {has}. Pass "
                 "the params of the same model before and after pruning."

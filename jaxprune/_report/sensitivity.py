@@ -31,6 +31,7 @@ from jaxprune._base.paths import (
     rule_for,
     spec_of,
 )
+from jaxprune._base.plurals import counted
 from jaxprune._base.trees import ArrayTree
 from jaxprune._recipe.argument_types import Roles, ScoreFunction, Structures
 from jaxprune._recipe.budget import Recipe
@@ -318,9 +319,9 @@ def sparsities_for(sensitivity: Sensitivity, target: Sparsity) -> dict[str, floa
     most = int(sensitivity.n_zero[:, -1].sum())
     if missing > most:
         raise ValueError(
-            f"sparsities_for: target {float(exact):g} needs {missing:,} zeros, but the largest "
-            f"sparsity in the table, {sensitivity.sparsities[-1]:g}, makes only {most:,} of "
-            f"{total:,} weights zero. Add larger sparsities to the table."
+            f"sparsities_for: target {float(exact):g} needs {counted(missing, 'zero')}, but the "
+            f"largest sparsity in the table, {sensitivity.sparsities[-1]:g}, makes only {most:,} "
+            f"of {counted(total, 'weight')} zero. Add larger sparsities to the table."
         )
     n_zero = [0] * len(sensitivity.rules)
     loss = [sensitivity.dense_loss] * len(sensitivity.rules)

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxprune._base.float_bits import is_nonzero
 from jaxprune._base.paths import leaves_with_paths, shown_path
+from jaxprune._base.plurals import counted, is_or_are
 from jaxprune._state.progress import Progress
 from jaxprune._state.prune_state import PruneState, batch_shape_of, unboxed
 from jaxprune._state.recount import (
@@ -70,9 +71,10 @@ def check_whole(states: Sequence[PruneState]) -> None:
         n_leaves = jnp.shape(unboxed(state.thresholds))[-1]
         if n_masks != n_leaves:
             raise ValueError(
-                f"the prune state has {n_masks} masks, but thresholds of {n_leaves} leaves, so it "
-                "mixes the states of two models, as nnx.update does with a checkpoint of another "
-                "model. Restore the params alone, make a new optimizer, and give it the masks: "
+                f"the prune state has {counted(n_masks, 'mask')}, but thresholds of "
+                f"{counted(n_leaves, 'leaf', 'leaves')}, so it mixes the states of two "
+                "models, as nnx.update does with a checkpoint of another model. Restore the params "
+                "alone, make a new optimizer, and give it the masks: "
                 "jaxprune.set_masks(opt_state, jaxprune.masks_from_params(params))."
             )
 
@@ -211,17 +213,22 @@ def _masks_lack(name: str, member: _Member, account: int) -> list[str]:
     """A line if the masks of an account do not drop what is due."""
     progress, due = member.progress, int(member.progress.due[account])
     of_account = progress.pool_of == account
-    n, unit = int(member.masked[of_account].sum()), "weights"
+    n, noun = int(member.masked[of_account].sum()), "weight"
     if progress.unit_size[account] <= 0:
         fired = int(progress.zeros[of_account].sum())
         if n < fired or (n > fired and progress.exact):
-            return [f"{name}: the masks drop {n:,} weights, but {fired:,} at the last fire"]
-        n, unit = int(progress.reached[account]), "units"
+            return [
+                f"{name}: the masks drop {counted(n, noun)}, but dropped {fired:,} at the last fire"
+            ]
+        n, noun = int(progress.reached[account]), "unit"
         if n < 0:
-            known = f"the masks were replaced and drop {int(member.masked[of_account].sum()):,}"
-            return [f"{name}: {known} weights; {due:,} units are due"] if due else []
+            n_masked = counted(int(member.masked[of_account].sum()), "weight")
+            units_due = f"{counted(due, 'unit')} {is_or_are(due)} due"
+            line = f"{name}: the masks were replaced and drop {n_masked}; {units_due}"
+            return [line] if due else []
     is_right = n == due if progress.exact else n >= due
-    return [] if is_right else [f"{name}: the masks drop {n:,} {unit}, but {due:,} are due"]
+    line = f"{name}: the masks drop {counted(n, noun)}, but {due:,} {is_or_are(due)} due"
+    return [] if is_right else [line]
 
 
 def _params_lack(name: str, member: _Member, account: int) -> list[str]:
@@ -231,7 +238,8 @@ def _params_lack(name: str, member: _Member, account: int) -> list[str]:
     n, due = int(member.zero[of_account].sum()), int(progress.due[account])
     if progress.unit_size[account] <= 0:
         due = int(member.masked[of_account].sum())
-    return [] if n >= due else [f"{name}: {n:,} weights are zero, but {due:,} are due"]
+    weights = f"{counted(n, 'weight')} {is_or_are(n)} zero"
+    return [] if n >= due else [f"{name}: {weights}, but {due:,} {is_or_are(due)} due"]
 
 
 def _name(paths: list[str], indices: np.ndarray) -> str:

@@ -37,12 +37,14 @@ _SINGLE = "it has only one unit, which stays"
 
 
 class ChannelGroups(dict[str, Coupled]):
-    """Regex of a leaf -> its structure, with the groups that can't be pruned; prints as a table.
+    """A dict from a regex for each leaf to its structure, as `channel_groups` returns it.
+
+    `print` shows all groups of coupled channels, with the reasons why some can't be pruned.
 
     Args:
-      structures: what the dict holds.
-      groups: as below.
-      readers: as below.
+      structures: the entries of the dict.
+      groups: see below.
+      readers: see below.
 
     Attributes:
       groups: all groups of axes, refused ones included. `kept` is the number of units.

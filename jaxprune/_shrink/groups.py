@@ -14,7 +14,7 @@ from jaxprune._shrink.places import equation_at, place_at
 from jaxprune._shrink.units import LeafAxis, Unit
 from jaxprune._trace.program import Program
 from jaxprune._trace.random_numbers import reads_random
-from jaxprune._trace.records import FIXED_BY_INPUT, SCANNED, WINDOW, Frozen
+from jaxprune._trace.records import FIXED_BY_INPUT, SCANNED, WINDOW, FrozenLabels
 
 NOT_CONTRACTED = "no product sums over it"
 READS_RANDOM = (
@@ -76,7 +76,7 @@ def group_units(program: Program, units: Iterable[Unit]) -> list[Group]:
     return groups
 
 
-def _reason_and_place(jaxpr: Any, reasons: Collection[Frozen]) -> tuple[str, str]:
+def _reason_and_place(jaxpr: Any, reasons: Collection[FrozenLabels]) -> tuple[str, str]:
     """Why no unit of a group can be removed, and where in the model that is."""
     reason = "; ".join(frozen.reason for frozen in reasons)
     paths = [frozen.path for frozen in reasons if frozen.path]

@@ -47,7 +47,7 @@ def _sizes_set(nn: Any, sizes_of: _SizesOf) -> Any:
             layer = module.cell  # its initialize_carry can't be intercepted
         inputs = args[0] if args else kwargs.get("inputs")
         for name, value in sizes_of(layer, inputs).items():
-            # Modules are frozen, but this one is a copy that lives for one call.
+            # Linen modules are immutable, but this one is a copy that lives for one call.
             object.__setattr__(layer, name, value)
         return call(*args, **kwargs)
 

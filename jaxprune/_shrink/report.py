@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune._base.paths import listed, shown_path
+from jaxprune._base.plurals import counted
 from jaxprune._base.text_table import Table, folded
 from jaxprune._shrink.constant_units import ConstantUnits, constant_units
 from jaxprune._shrink.costs import Cost, LayerCost, total
@@ -32,8 +33,8 @@ class AxisGroup:
       reason: why the group could not be removed; empty if there was no such reason.
       place: where in the model the reason is: the primitive, the module and the line; empty where
         that is unknown.
-      changes: how the function changes without the removed units, which only `allow` permits; empty
-        if it does not.
+      changes: what changes in the function without the removed units, which only `allow` permits;
+        empty if nothing does.
 
     Example:
       >>> print(AxisGroup((("fc/kernel", 1),), 4, 4, "it is an axis of the output"))
@@ -193,7 +194,7 @@ class ShrinkReport:
 def _constant_hint(constant: ConstantUnits) -> str:
     """Why constant units stay, and what to type so that they are zero."""
     n = constant.n_units
-    units = "1 unit has" if n == 1 else f"{n:,} units have"
+    units = f"{counted(n, 'unit')} {'has' if n == 1 else 'have'}"
     return (
         f"{units} kernels of zeros but stayed, because of nonzero values in "
         f"{listed(constant.paths)}. If you pruned these channels, fine-tuning changed these "

@@ -241,9 +241,9 @@ class _Means(NamedTuple):
             elif name == "sub" and is_literal(operand):
                 differences[eqn.outvars[0]] = eqn
             elif name in _SAME_VALUES and not is_literal(operand):
-                for found in (sums, differences):
-                    if operand in found:
-                        found[eqn.outvars[0]] = found[operand]
+                for eqn_of in (sums, differences):
+                    if operand in eqn_of:
+                        eqn_of[eqn.outvars[0]] = eqn_of[operand]
             elif name == "div" and not any(map(is_literal, eqn.invars)):
                 of_sum, difference = sums.get(operand), differences.get(eqn.invars[1])
                 if of_sum and difference and _n_entries(of_sum) == _number_in(difference.invars[0]):

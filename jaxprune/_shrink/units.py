@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxprune._shrink.cut import units_of_labels
-from jaxprune._trace.records import Frozen, LeafSlice
+from jaxprune._trace.records import FrozenLabels, LeafSlice
 from jaxprune._trace.tracer import Tracer
 
 
@@ -29,15 +29,16 @@ class Unit(NamedTuple):
       members: the slices.
       reasons: why it can't be removed; empty if it can.
       contracted: whether any product sums over it.
-      zero: whether in every such product one factor is known to be zero there.
-      consumers: the param axes that take it up: rows of the next kernel, not columns of its own.
-      family: for a unit of an axis that a reshape makes, such as a head, a number of that axis; -1
-        for any other.
+      zero: whether every product that sums over it has a factor that is known to be zero there.
+      consumers: the param axes that read the unit, such as the rows of the next kernel. The axes
+        that compute it, such as the columns of its own kernel, are not among them.
+      family: for a unit of an axis that a reshape makes, such as an attention head, the number of
+        that axis; -1 for any other unit.
     """
 
     label: int
     members: tuple[LeafSlice, ...]
-    reasons: tuple[Frozen, ...]
+    reasons: tuple[FrozenLabels, ...]
     contracted: bool
     zero: bool
     consumers: frozenset[LeafAxis]
@@ -54,7 +55,7 @@ class Unit(NamedTuple):
 
 
 def units_of(tracer: Tracer) -> list[Unit]:
-    """The units of a traced program that have slices of params, in the order of the leaves."""
+    """The units of a traced program that contain slices of params, in the order of the leaves."""
     table = units_of_labels(tracer)
     frozen, zero, consumers = _frozen(tracer, table), _zero(tracer, table), _consumers(tracer)
     members: dict[int, list[LeafSlice]] = {}
@@ -80,9 +81,9 @@ def units_of(tracer: Tracer) -> list[Unit]:
     ]
 
 
-def _frozen(tracer: Tracer, table: np.ndarray) -> dict[int, dict[str, Frozen]]:
-    """For each frozen unit, the first record of each of its reasons."""
-    frozen: dict[int, dict[str, Frozen]] = {}
+def _frozen(tracer: Tracer, table: np.ndarray) -> dict[int, dict[str, FrozenLabels]]:
+    """For each unit that can't be removed, its reasons, each with the first record of it."""
+    frozen: dict[int, dict[str, FrozenLabels]] = {}
     for record in tracer.frozen:
         for unit in np.unique(table[record.labels]).tolist():
             if unit >= 0:
@@ -91,8 +92,8 @@ def _frozen(tracer: Tracer, table: np.ndarray) -> dict[int, dict[str, Frozen]]:
 
 
 def _zero(tracer: Tracer, table: np.ndarray) -> dict[int, bool]:
-    """For each unit that a product sums over, whether each such product meets a zero there."""
-    # Index -1, for entries that belong to no unit, reads the last entry.
+    """For each unit that products sum over, whether all of them are known to be zero there."""
+    # Entries that belong to no unit have index -1, which writes to the additional last entry.
     is_contracted = np.zeros(len(table) + 1, bool)
     is_nonzero = np.zeros(len(table) + 1, bool)
     for contraction in tracer.contractions:
@@ -103,7 +104,11 @@ def _zero(tracer: Tracer, table: np.ndarray) -> dict[int, bool]:
 
 
 def _consumers(tracer: Tracer) -> list[bool]:
-    """Which of `Tracer.members` are read by a product with data, and make none of its results."""
+    """For each of `Tracer.members`, whether it consumes a unit and does not produce one.
+
+    A slice consumes a unit if a product of its leaf with data sums over the unit. It produces one
+    if the unit is an axis of the result of such a product.
+    """
     sets = tracer.weight_sets.roots(tracer.n_labels)
 
     def reached(arrays: Iterable[np.ndarray]) -> np.ndarray:

@@ -27,7 +27,7 @@ def choose_schedule(opt_state: Any, index: Any) -> Any: ...
 
 
 def choose_schedule(opt_state: Any, index: Any) -> Any:
-    """The optimizer state, following another schedule of `prune([schedule, ...])`.
+    """An optimizer state that follows another schedule of `prune([schedule, ...])`.
 
     Nothing is compiled again, and `index` may be traced, so that the members of a `vmap` follow
     different schedules:

@@ -50,8 +50,8 @@ def get_masks(opt_state: Any, params: Any = None) -> ArrayTree:
     """The masks inside an optimizer state, as bool (True = kept).
 
     Args:
-      opt_state: as for `get_state`. Of several prune states in it, a weight is kept if all keep it.
-        With several networks, pass the state of one, such as `states["q1"]`.
+      opt_state: as for `get_state`. If it contains several prune states, a weight is kept if all of
+        them keep it. With several networks, pass the state of one, such as `states["q1"]`.
       params: the params, or their shapes. Needed inside `jit` with bit masks (`packed=True`),
         because their shapes do not determine the length of the last axis, and for prune states of
         different parts of the params.

@@ -46,8 +46,8 @@ class Progress(NamedTuple):
 
     Counts are int32, or int64 where a leaf or a pool has 2**31 - 1 weights or more. A unit is what
     one decision covers: a weight, a block, a channel. An account is what has a budget of its own: a
-    pool of one or more leaves, or, for a leaf with several pools (slices, N:M groups), all of them
-    together. It has the index of its first leaf; at all other indices, `due`, `reached` and
+    pool of one or more leaves, or, for a leaf with several pools (slices, groups of `NM`), all of
+    them together. It has the index of its first leaf; at all other indices, `due`, `reached` and
     `unit_size` are 0.
 
     Attributes:
@@ -56,11 +56,11 @@ class Progress(NamedTuple):
       zeros: int[n_leaves], how many weights of each leaf the masks drop; with `structural`, of
         those that exist.
       due: int[n_leaves], how many units each account drops when the schedule is done.
-      reached: int[n_leaves], how many units each account drops now; -1 where the next update has
-        to find out.
+      reached: int[n_leaves], how many units each account drops now; -1 where this is unknown until
+        the next update.
       unit_size: int32[n_leaves], 1 for an account whose units are weights of one pool, so that its
-        zeros say what is reached. For every other, a negative number that stands for the structure:
-        where it changes, `reached` counted other units.
+        zeros say what is reached. For every other account, a negative number that identifies the
+        structure; if it changes, `reached` is a number of other units.
       schedule: int32[3], the first fire, the last fire, and the steps between fires.
       fires_left: int32 scalar, the fires of the schedule that are still to come.
       target: float32 scalar, the sparsity of the pruned leaves when the schedule is done.
@@ -70,8 +70,9 @@ class Progress(NamedTuple):
       exact: int32 scalar, 1 if masks drop exactly what is due at all times (`rigl`).
       choices: what `choose_schedule` chooses from; None where there is one schedule.
       absent: int[n_leaves], how many weights of each leaf do not exist; None without `structural`.
-      sizes: int[n_leaves], how many weights all parts of each leaf have together, which all other
-        counts are of; None without `axis_name`. The masks may be those of one part.
+      sizes: int[n_leaves], how many weights all parts of each leaf have together. All other counts
+        are of all parts, too, although the masks may be those of one part. None without
+        `axis_name`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune

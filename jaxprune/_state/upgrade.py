@@ -44,7 +44,7 @@ def upgrade_state(tx: optax.GradientTransformation, params: ArrayTree, old_state
 
     Every array of the saved state is kept. What older releases did not save (`progress`) is derived
     from its masks and its step. For `NM`, `Block`, `Channel` and slices, masks do not tell how many
-    units they drop; without a saved `progress`, the next update decides such masks anew. If the
+    units they drop; without a saved `progress`, the next update chooses such masks anew. If the
     saved run had another score, the sums of a score that adds up over steps (`movement`) begin at
     zero. It runs on the host, outside `jit` and `vmap`.
 

@@ -259,8 +259,8 @@ def unstacked(members: list[jax.Array]) -> list[jax.Array]:
         return members
     zero, parts = np.zeros((), np.dtype(members[0].dtype)), []
     for first in range(0, len(members), _AT_ONCE):
-        some = members[first : first + _AT_ONCE]
-        copies = [jnp.broadcast_to(member, (2, *member.shape)) for member in some]
+        batch = members[first : first + _AT_ONCE]
+        copies = [jnp.broadcast_to(member, (2, *member.shape)) for member in batch]
         parts += lax.reduce(tuple(copies), (zero,) * len(copies), _bitwise_or, (0,))
     return parts
 

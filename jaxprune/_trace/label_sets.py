@@ -39,7 +39,7 @@ class LabelSets:
         return parent
 
     def atoms_of_all(self, n_labels: int) -> np.ndarray:
-        """`atoms` of the labels 0 to `n_labels - 1`; rows with fewer than others end with -1."""
+        """`atoms` of the labels 0 to `n_labels - 1`, one row for each; short rows end with -1."""
         roots = self.roots(n_labels)
         atoms = {root: self.atoms(root) for root in self._factors if root < n_labels}
         table = np.full((n_labels, max(map(len, atoms.values()), default=1)), -1)
@@ -53,7 +53,10 @@ class LabelSets:
         return self._factors.get(self.find(label))
 
     def atoms(self, label: int) -> Factors:
-        """The atoms that a label goes with, in the order of its factors."""
+        """The atoms of a label, in the order of its factors: it goes when one of them goes.
+
+        An atom has itself as its only atom.
+        """
         root = self.find(label)
         if root not in self._factors:
             return (root,)
@@ -63,7 +66,8 @@ class LabelSets:
         """Merges the sets of `a[i]` and `b[i]`, for every i.
 
         Returns:
-          Labels that can't go: their factors do not correspond to each other.
+          Arrays of labels that can't be removed, because two merged labels have different numbers
+          of factors.
         """
         conflicts = []
         for i, j in zip(a.tolist(), b.tolist(), strict=True):
@@ -71,10 +75,13 @@ class LabelSets:
         return conflicts
 
     def set_factors(self, label: int, factors: Factors) -> list[np.ndarray]:
-        """Gives a label factors. If it has some already, each of them is joined with its own.
+        """Sets the factors of a label.
+
+        If the label has factors already, the sets of the old and the new factors are merged, the
+        first with the first and so on.
 
         Returns:
-          As `union`.
+          Labels that can't be removed, as `union` returns them.
         """
         root = self.find(label)
         old = self._factors.setdefault(root, factors)

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxprune._base.on_host import to_host
 from jaxprune._base.paths import leaves_with_paths, shown_path, spec_of
+from jaxprune._base.plurals import counted
 from jaxprune._trace.axis_rules import RULES
 from jaxprune._trace.products import products_of
 from jaxprune._trace.records import FIXED_BY_OUTPUT, KnownValues
@@ -79,7 +80,7 @@ _IN_TRAINING = ("InvalidRngError", "ModifyScopeVariableError")
 
 def _failure(call: str, inputs: Sequence[Any], error: Exception) -> str:
     """Which call fails, how, and what to type instead."""
-    n_inputs = "1 input" if len(inputs) == 1 else f"{len(inputs)} inputs"
+    n_inputs = counted(len(inputs), "input")
     called = "the model" if call == OF_NNX else "apply_fn"
     where = f"{called} fails on these variables and {n_inputs}"
     is_flag = isinstance(error, jax.errors.TracerBoolConversionError)

@@ -41,8 +41,11 @@ class EquationArrays(NamedTuple):
     results: list[TracedArray]
 
 
-class Frozen(NamedTuple):
-    """Labels that must stay, the reason, and the equation, if any, that says so."""
+class FrozenLabels(NamedTuple):
+    """Labels of units that can't be removed, the reason, and the equation, if any, that says so.
+
+    `tracer` explains frozen units. This has nothing to do with frozen params or a `FrozenDict`.
+    """
 
     labels: np.ndarray
     reason: str

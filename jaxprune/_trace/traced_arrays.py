@@ -30,11 +30,11 @@ class Axis:
     known: np.ndarray | None = None
 
     def known_values(self) -> np.ndarray:
-        """`known` as an array, also where it is None."""
+        """`known` as an array: all NaN if it is None."""
         return np.full(self.size, np.nan) if self.known is None else self.known
 
     def is_zero(self) -> np.ndarray:
-        """Which slices are known to be zero: bool[size]."""
+        """Whether each slice is known to be zero: bool[size]."""
         return self.known_values() == 0
 
     def take(self, index: Any) -> "Axis":
@@ -126,9 +126,9 @@ def slice_values(x: np.ndarray, axis: int) -> np.ndarray | None:
 
 
 def common_known(axes: Sequence[Axis]) -> np.ndarray:
-    """The known values on which axes of one length agree; NaN at every other index.
+    """The known values that several axes of one length have in common.
 
-    Infinite where any of them may not be finite.
+    NaN where they differ, and infinite where any of them may not be finite.
     """
     known = [axis.known_values() for axis in axes]
     agree = np.all([values == known[0] for values in known], axis=0)
@@ -137,6 +137,10 @@ def common_known(axes: Sequence[Axis]) -> np.ndarray:
 
 
 def zeros_of_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The known values of a product of two factors: zero where a factor is; infinite, or NaN."""
+    """The known values of an elementwise product, from those of its two factors.
+
+    Zero where a factor is zero, infinite where a factor may not be finite, and NaN (unknown)
+    elsewhere.
+    """
     zero = np.where((a == 0) | (b == 0), 0.0, np.nan)
     return np.where(np.isposinf(a) | np.isposinf(b), np.inf, zero)

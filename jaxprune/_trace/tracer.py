@@ -65,7 +65,7 @@ from jaxprune._trace.records import (
     Contraction,
     EquationArrays,
     EquationPath,
-    Frozen,
+    FrozenLabels,
     KnownValues,
     LeafSlice,
     Tiling,
@@ -107,7 +107,7 @@ class Tracer:
         self.members: list[LeafSlice] = []
         self.units = LabelSets()
         self.weight_sets = LabelSets()
-        self.frozen: list[Frozen] = []
+        self.frozen: list[FrozenLabels] = []
         self.contractions: list[Contraction] = []
         self.produced: list[np.ndarray] = []
         self.tilings: list[Tiling] = []
@@ -286,7 +286,7 @@ class Tracer:
     def freeze(self, labels: np.ndarray | None, reason: str) -> None:
         """Records that units must stay. Users read the reason after the axis, as in `w[0]: ...`."""
         if labels is not None:
-            self.frozen.append(Frozen(labels, reason, self._path))
+            self.frozen.append(FrozenLabels(labels, reason, self._path))
 
     def freeze_all(self, arrays: Iterable[TracedArray], reason: str) -> None:
         """Freezes all axes of these arrays."""

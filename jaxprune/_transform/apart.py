@@ -66,7 +66,7 @@ def _over_slices(
     for n_outer, axis in reversed(list(enumerate(axes))):
         inner = axis - n_outer  # the maps around this one remove `n_outer` axes
         in_axes, out_axes = (
-            tuple(inner * is_leaf for is_leaf in some) for some in (is_in_leaf, is_out_leaf)
+            tuple(inner * is_leaf for is_leaf in flags) for flags in (is_in_leaf, is_out_leaf)
         )
         function = jax.vmap(function, in_axes, out_axes)
     return function

@@ -52,8 +52,8 @@ def by_columns(rows_of: Callable[[Any, int], jax.Array], n: int) -> jax.Array:
       n: how many rows each part has, at least 1.
     """
     n_at_once = -(-n // _STEPS)
-    some = jax.eval_shape(lambda: rows_of(0, n_at_once))
-    n_parts, _, n_columns = some.shape
+    spec = jax.eval_shape(lambda: rows_of(0, n_at_once))
+    n_parts, _, n_columns = spec.shape
 
     def with_rows(i: Any, columns: jax.Array) -> jax.Array:
         # The last rows may begin among those before them, which are then computed twice.
@@ -61,6 +61,6 @@ def by_columns(rows_of: Callable[[Any, int], jax.Array], n: int) -> jax.Array:
         rows = rows_of(first, n_at_once).transpose(2, 0, 1)
         return lax.dynamic_update_slice_in_dim(columns, rows, first, 2)
 
-    columns = jnp.zeros((n_columns, n_parts, n), some.dtype)
+    columns = jnp.zeros((n_columns, n_parts, n), spec.dtype)
     columns = lax.fori_loop(0, -(-n // n_at_once), with_rows, columns)
     return columns.reshape(n_columns, n_parts * n)

@@ -40,19 +40,19 @@ def keep_zeros(
 
     `init` derives the masks from the params that it is given, and they never change. All leaves of
     floating point or complex numbers are masked, biases and normalisation parameters too: a dropped
-    channel whose bias learns is no longer zero. Logarithms such as `log_std` are not, because there
-    a zero means one.
+    channel whose bias learns is no longer zero. Logarithms such as `log_std` are not masked, because
+    there a zero means the value one.
 
-    A leaf that contains only zeros is not masked: LoRA factors and zero-initialised heads start at
-    zero and have to learn. So do biases, and one that is zero throughout brings dropped channels
-    back when it learns. `include` replaces this default: `include=".*"` masks all leaves. For
+    A leaf that contains only zeros is not masked, because LoRA factors and zero-initialised heads
+    start at zero and have to learn. A bias may start at zero, too, and if it learns, dropped
+    channels come back. `include` replaces this default: `include=".*"` masks all leaves. For
     channels of `channel_groups`, write `include=tuple(groups)`.
 
     Args:
       inner: the optimizer to wrap.
-      include: which leaves to mask; by default all that are not zero throughout. A leaf of zeros
-        only that `include` matches is masked, and can't learn.
-      exclude: which leaves not to mask, such as biases that only start at zero in part.
+      include: which leaves to mask; by default all that have a nonzero entry. A leaf that contains
+        only zeros is masked if `include` matches it, and then can't learn.
+      exclude: which leaves not to mask, such as biases of which only some entries start at zero.
 
     Returns:
       A transformation whose state is a `PruneState`. Its `update` needs `params`.

@@ -153,10 +153,10 @@ def mixing_wrapper(opt_state: Any) -> str | None:
     """
     is_mixing = lambda x: type(x).__name__ in _MIXING and type(x).__module__.startswith("optax")
     mixing = filter(is_mixing, jax.tree.leaves(opt_state, is_leaf=is_mixing))
-    found = next((_MIXING[type(x).__name__] for x in mixing if _prunes(x)), None)
-    if found is None and hasattr(opt_state, "opt_state"):
+    wrapper = next((_MIXING[type(x).__name__] for x in mixing if _prunes(x)), None)
+    if wrapper is None and hasattr(opt_state, "opt_state"):
         return mixing_wrapper(opt_state.opt_state)
-    return found
+    return wrapper
 
 
 def instead_of(wrapper: str) -> str:

@@ -35,11 +35,11 @@ def _all_but_the_schedule_by_name(function: Callable[P, T]) -> Callable[P, T]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
         if len(args) > 1:
             is_optimizer = hasattr(args[1], "init") and hasattr(args[1], "update")
-            what = "the optimizer" if is_optimizer else "every other argument"
+            misplaced = "the optimizer" if is_optimizer else "every other argument"
             example = "inner=optimizer" if is_optimizer else "exclude='head/.*'"
             raise TypeError(
                 f"prune takes one argument by position, the schedule, got {shown(args[1])} as "
-                f"another. Pass {what} by name: prune(schedule, {example})."
+                f"another. Pass {misplaced} by name: prune(schedule, {example})."
             )
         return function(*args, **kwargs)
 
@@ -111,10 +111,10 @@ def prune(
       roles: what each axis of the leaves does in the products of the model, `"in"`, `"window"`,
         `"out"` or `"stack"`: what `axis_roles` returns, or a mapping from regexes to tuples of
         roles, such as `{".*weight": ("out", "in")}` or `jaxprune.torch_roles`, which
-        docs/reference/what.md describes. A rule holds for leaves with as many axes. `NM`, `Channel`
-        and `Block` then group weights by what the axes mean, `erk` and `er` count inputs and
-        outputs, and slices along `"stack"` axes, such as layers or experts, are pools of their own,
-        unless all leaves are one pool.
+        docs/reference/what.md describes. A rule applies to leaves that have as many axes as it has
+        roles. `NM`, `Channel` and `Block` then form groups, channels and blocks by what the axes
+        mean, `erk` and `er` count inputs and outputs, and slices along `"stack"` axes, such as
+        layers or experts, are pools of their own, unless all leaves are one pool.
       structural: for models with weights that do not exist, such as masked autoregressive ones:
         maps regexes to bool or integer arrays, True (or 1) where a weight exists. Missing weights
         count neither as weights nor as zeros: sparsity is a fraction of the weights that exist.

@@ -48,10 +48,11 @@ def rigl(
     `end_step`; at step t it is `drop_fraction / 2 * (1 + cos(pi * t / end_step))`.
 
     The number of kept weights of each leaf never changes. After `set_masks` with masks of your own
-    that keep more than the sparsity says, the next update drops the smallest; masks that keep fewer
-    grow at the swaps, by at most the number that is dropped there, so they may never have as many.
-    `overrides` gives a leaf the sparsity of its mask. A weight that was zero before and grows
-    starts at zero, with zero moments in the optimizer, and is trained from the next step on.
+    that keep more than the sparsity says, the next update drops the smallest. Masks that keep fewer
+    grow only at swaps, each by at most the number of weights that it drops, so they may never reach
+    the sparsity. To keep the counts of your masks, give each leaf the sparsity of its mask with
+    `overrides`. A weight that was zero before and grows starts at zero, with zero moments in the
+    optimizer, and is trained from the next step on.
 
     Mask the params once before training, so that the first gradient is that of the sparse network:
     `params = jaxprune.apply_masks(params, opt_state)`. Without this, the first update sets dropped
@@ -300,7 +301,7 @@ def _swap_fractions(schedule: SparsitySchedule, first: float) -> tuple[float, ..
 
 
 def _check_leafwise(name: str, distribution: Any, structure: Any) -> None:
-    """Raises where leaves would exchange weights, or groups of m would have to be swapped."""
+    """Raises where leaves would exchange weights, or weights in groups of NM would be swapped."""
     if distribution.pooled:
         raise ValueError(
             f"{name}: leaves do not exchange weights, so {distribution} is not possible. Use "
@@ -309,6 +310,6 @@ def _check_leafwise(name: str, distribution: Any, structure: Any) -> None:
     structures = structure.values() if isinstance(structure, Mapping) else (structure,)
     if any(traits_of(s).decides_in_groups for s in structures):
         raise ValueError(
-            f"{name}: NM groups are not swapped. Use prune(..., structure=NM(n, m)), or another "
-            "structure."
+            f"{name}: can't swap weights in the groups of NM. Use prune(..., structure=NM(n, m)), "
+            "or another structure."
         )

@@ -236,6 +236,14 @@ def test_inspect_counts_and_warns(tmp_path):
     assert "gzip" not in text
 
 
+def test_inspect_warns_of_one_weight_in_the_singular(tmp_path):
+    save(tmp_path / "a.zst", {"w": np.array([[1.0, -0.0], [np.nan, 2.0]], np.float32)})
+    zero, nan = as_json("inspect", tmp_path / "a.zst")["warnings"]
+    assert zero.startswith("w: 1 zero is -0.0, which compresses badly. ")
+    assert zero.endswith(" makes it +0.0.")
+    assert nan == "w: 1 entry is NaN or infinite."
+
+
 @pytest.mark.parametrize("packed", (False, True))
 @pytest.mark.parametrize("managed", (False, True))
 def test_a_checkpoint_is_read_and_its_leaks_are_found(tmp_path, packed, managed):

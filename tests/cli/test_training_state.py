@@ -498,7 +498,7 @@ def test_moments_and_masks_in_a_file_are_kept_and_not_pruned(tmp_path):
         for path in before.keys() - {"params/fc/kernel"}:
             np.testing.assert_array_equal(after[path], before[path])
     text, _ = run("inspect", tmp_path / "a.npz", "--quick")
-    assert_says(text, "optimizer state: 1 leaves, 16 entries", "masks: 1 leaves")
+    assert_says(text, "optimizer state: 1 leaf, 16 entries", "masks: 1 leaf, ")
 
 
 def test_masks_of_other_dtypes_are_params():

@@ -92,7 +92,7 @@ def test_a_wrong_index_or_shard_is_refused(model, name):
 
 def test_a_missing_shard_is_a_missing_file(model):
     (model / SECOND).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"1 of 2 shards are missing: {SECOND}\. Download"):
+    with pytest.raises(FileNotFoundError, match=rf"1 of 2 shards is missing: {SECOND}\. Download"):
         jaxprune.load(model)
 
 

@@ -456,12 +456,12 @@ HOSTILE = {
     "too many bits": (
         (packed_header(ours({"w": leaf([8], True)})), b"\3" + b"0000"),
         None,
-        ("w:", "2 bits", "1 values"),
+        ("w:", "2 bits", "1 value"),
     ),
     "bits behind the end": (
         (packed_header(ours({"w": leaf([3], True)})), b"\x08" + b"0000"),
         None,
-        ("w:", "1 bits", "1 values"),
+        ("w:", "1 bit", "1 value"),
     ),
 }
 

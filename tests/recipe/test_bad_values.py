@@ -55,7 +55,7 @@ VALUES = [
         "empty_block",
         lambda: jaxprune.Block((0, 4)),
         ValueError,
-        ("Block: shape", "(0, 4)", "lengths of at least 1"),
+        ("Block: shape", "(0, 4)", ("lengths of at least 1", "Pass a shape such as (1, 4)")),
     ),
     case(
         "block_of_three_axes",
