@@ -152,8 +152,8 @@ def set_masks(opt_state: Any, masks: ArrayTree) -> Any:
     """The optimizer state with its masks replaced, to train a sparse model or use your own masks.
 
     Masks that drop as many weights as the schedule asks for by now stay until its next fire. If
-    they drop fewer, the next update prunes further, and with `regrow` chooses among all weights. For
-    `NM`, `Block`, `Channel` and slices, whose units the state can't count, "fewer" means fewer
+    they drop fewer, the next update prunes further, and with `regrow` chooses among all weights.
+    For `NM`, `Block`, `Channel` and slices, whose units the state can't count, "fewer" means fewer
     weights than the masks that they replace drop.
 
     In a state made under `vmap` or `pmap` with `axis_name`, counts are of all parts of a leaf. If

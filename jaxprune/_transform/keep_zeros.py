@@ -40,8 +40,8 @@ def keep_zeros(
 
     `init` derives the masks from the params that it is given, and they never change. All leaves of
     floating point or complex numbers are masked, biases and normalisation parameters too: a dropped
-    channel whose bias learns is no longer zero. Logarithms such as `log_std` are not masked, because
-    there a zero means the value one.
+    channel whose bias learns is no longer zero. Logarithms such as `log_std` are not masked,
+    because there a zero means the value one.
 
     A leaf that contains only zeros is not masked, because LoRA factors and zero-initialised heads
     start at zero and have to learn. A bias may start at zero, too, and if it learns, dropped

@@ -301,7 +301,7 @@ def _swap_fractions(schedule: SparsitySchedule, first: float) -> tuple[float, ..
 
 
 def _check_leafwise(name: str, distribution: Any, structure: Any) -> None:
-    """Raises where leaves would exchange weights, or weights in groups of NM would be swapped."""
+    """Raises where leaves would exchange weights, or masks would have groups of NM."""
     if distribution.pooled:
         raise ValueError(
             f"{name}: leaves do not exchange weights, so {distribution} is not possible. Use "
@@ -310,6 +310,6 @@ def _check_leafwise(name: str, distribution: Any, structure: Any) -> None:
     structures = structure.values() if isinstance(structure, Mapping) else (structure,)
     if any(traits_of(s).decides_in_groups for s in structures):
         raise ValueError(
-            f"{name}: can't swap weights in the groups of NM. Use prune(..., structure=NM(n, m)), "
+            f"{name}: masks with NM groups are not possible. Use prune(..., structure=NM(n, m)), "
             "or another structure."
         )
