@@ -136,7 +136,7 @@ def _by_weight(
         if leaves[i].n_groups > 1:
             raise ValueError(
                 f"{shown_path(leaves[i].path)}: {name} distributes an exact total, which "
-                "structures with groups of equal counts (NM, balanced blocks) can't follow. Use "
+                "structures with groups of equal counts (NM, balanced blocks) cannot follow. Use "
                 "distribution=uniform, or give the leaf its own sparsity with overrides."
             )
     columns: list[Any] = [None] * len(leaves)
@@ -217,7 +217,7 @@ def _global(leaves: Sequence[LeafShape], floor: Fraction) -> Pools:
         if leaf.n_groups > 1:
             raise ValueError(
                 f"{shown_path(leaf.path)}: structures with groups of equal counts (NM, "
-                "balanced blocks) can't compete in a global pool. Use distribution=uniform, or "
+                "balanced blocks) cannot compete in a global pool. Use distribution=uniform, or "
                 "give the leaf its own sparsity with overrides."
             )
     if sharing:

@@ -27,7 +27,7 @@ class Nonzero(NamedTuple):
         verb = is_or_are(self.n_moved)
         more = f", {self.n_not_finite} of them not finite" if self.n_not_finite else ""
         if self.n_moved == self.n_not_finite == 1:
-            more = ", nor finite"
+            more = ", and it is not finite"
         return (
             f"{shown_path(self.path)}: {self.n_moved} of {self.n_dropped} dropped {weights} "
             f"{verb} not zero{more}"
