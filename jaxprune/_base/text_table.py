@@ -133,9 +133,7 @@ class Table(NamedTuple):
             for k in range(max(map(len, cells))):
                 texts = [cell[k] if k < len(cell) else "" for cell in cells]
                 aligned = [
-                    text.rjust(widths[i])
-                    if self.header[i] in self.numbers
-                    else text.ljust(widths[i])
+                    self._aligned(i, text, widths[i])
                     for i, text in zip(columns, texts, strict=True)
                 ]
                 lines.append(_GAP.join(aligned).rstrip())
