@@ -95,6 +95,27 @@ MUTANTS = (
         equivalent="zipfile of new versions of Python finds this, too; it is for older ones",
     ),
     Mutant(
+        "pipes-are-replaced",
+        "_files/atomic.py",
+        "if path.exists() and not path.is_file():",
+        "if False:",
+        ("files/test_other_formats.py::test_pipes_are_neither_read_nor_replaced",),
+    ),
+    Mutant(
+        "names-of-temporary-files-are-too-long",
+        "_files/atomic.py",
+        "_LONGEST_NAME = 200",
+        "_LONGEST_NAME = 255",
+        ("files/test_interrupts.py::test_names_of_any_length_that_a_file_system_allows",),
+    ),
+    Mutant(
+        "only-ctrl-c-raises",
+        "_cli/interrupts.py",
+        "signal.SIGTERM: signal.SIG_DFL}",
+        "signal.SIGTERM: None}",
+        ("cli/test_signals.py::test_a_signal_while_modules_are_imported",),
+    ),
+    Mutant(
         "a-failed-move-is-not-undone",
         "_files/atomic.py",
         "        if self._is_moving:\n            self._undo()\n",

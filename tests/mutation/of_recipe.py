@@ -262,10 +262,31 @@ MUTANTS = (
     ),
     Mutant(
         "coupled-norms-are-not-added",
-        "_recipe/coupled.py",
-        "total = total + score.astype(total.dtype) ** 2",
-        "total = total + 0 * score",
+        "_recipe/norms.py",
+        "total = total + part * part",
+        "total = total + 0 * part",
         ("shrink/test_shrink.py::test_coupled_leaves_drop_the_channels_of_the_least_norm",),
+    ),
+    Mutant(
+        "norms-of-small-scores-underflow",
+        "_recipe/norms.py",
+        "parts = scores / unit",
+        "unit = jnp.ones_like(unit); parts = scores",
+        ("recipe/test_norms.py::test_a_power_of_two_scales_norms_exactly",),
+    ),
+    Mutant(
+        "coupled-norms-of-small-scores-underflow",
+        "_recipe/coupled.py",
+        "parts = scores / jnp.expand_dims(along, other_axes)",
+        "unit = jnp.ones_like(unit); parts = scores",
+        ("recipe/test_norms.py::test_a_power_of_two_scales_norms_exactly",),
+    ),
+    Mutant(
+        "a-leaf-without-slices-has-units",
+        "_recipe/parts.py",
+        "            n_units = 0\n",
+        "            pass\n",
+        ("recipe/test_slices.py::test_a_leaf_without_slices_is_left_as_it_is",),
     ),
     Mutant(
         "movement-without-its-sign",
@@ -287,7 +308,7 @@ MUTANTS = (
     Mutant(
         "the-movement-of-channels-is-squared",
         "_recipe/errors.py",
-        "if score is movement and is_squared:",
+        'if is_squared and getattr(score, "increment", None) is movement.increment:',
         "if False:",
         ("transform/test_algorithms.py::test_the_movement_of_channels_is_the_sum_of_their_scores",),
     ),

@@ -206,6 +206,13 @@ MUTANTS = (
     ),
     # _base
     Mutant(
+        "sums-of-counts-wrap",
+        "_base/counting.py",
+        "wide = is_wide(counts) or most >= WIDE",
+        "wide = is_wide(counts)",
+        ("topk/test_wide.py::test_zeros_of_large_trees_are_kept_and_counted_in_64_bits",),
+    ),
+    Mutant(
         "counts-of-the-largest-int32",
         "_base/counting.py",
         "int(table.max()) >= WIDE",
