@@ -22,7 +22,7 @@ from jaxprune._base.arguments import as_flag, as_int, is_int, is_list, shown
 from jaxprune._base.sharding import on_gpu
 from jaxprune._recipe.leaf_axes import AxesOf, axis_of, known_roles, places
 from jaxprune._recipe.matrix_view import MatrixView, Outputs
-from jaxprune._recipe.norms import norm_over
+from jaxprune._recipe.norms import norm_over, widened
 from jaxprune._recipe.pooling import any_of, any_of_neighbours, pooled
 from jaxprune._recipe.traits import SingleWeights, Structure
 
@@ -148,7 +148,7 @@ class Block:
 
     def unit_scores(self, scores: jax.Array) -> jax.Array:
         """The mean or the largest score of each block, float32 or wider."""
-        x = scores.astype(_wide(scores))
+        x = widened(scores)
         for axis, length in self._lengths(scores.shape):
             x = pooled(x, axis, length, self.pooling)
         if self.pooling == "mean":
@@ -290,10 +290,6 @@ def _multiplied(sizes: dict[int, int], of_axis: dict[int, int]) -> dict[int, int
         for length, m in of_axis.items():
             product[size * length] = product.get(size * length, 0) + n * m
     return {size: n for size, n in product.items() if n}
-
-
-def _wide(x: jax.Array) -> Any:
-    return x.dtype if x.dtype == jnp.float64 else jnp.float32
 
 
 # Pickles have the public name, wherever this file lives. doctest needs the list: by `__module__`,
